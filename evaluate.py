@@ -1,0 +1,4 @@
+from ldm.cli import evaluate
+
+if __name__ == "__main__":
+    evaluate()

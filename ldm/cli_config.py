@@ -1,0 +1,258 @@
+"""What Hydra composes, checked and made plain.
+
+The constructor's signature is the schema: a section with a `class:` is checked against its class, the Trainer's and the
+loggers' against Lightning's, and everything else against what the YAML of the chosen groups has.
+"""
+
+import importlib
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm import overrides, registry
+from ldm.errors import UserError, did_you_mean
+
+_PACKAGE = Path(__file__).parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+
+
+def group_names(words: Sequence[str] = ()) -> set[str]:
+    """The config groups: the folders of conf/ and of the folders given by --config-dir."""
+    given = [after for word, after in itertools.pairwise([*words, ""]) if word in ("--config-dir", "-cd")]
+    given += [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+    folders = [CONF, *(Path(folder) for folder in given if Path(folder).is_dir())]
+    return {entry.name for folder in folders for entry in folder.iterdir() if entry.is_dir()}
+
+
+# Composing -----------------------------------------------------------------------------------------------------------
+
+
+def compose(script: str, options: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config that `script` composes from these overrides, and the groups' choices."""
+    cfg = GlobalHydra.instance().config_loader().load_configuration(script, list(options), RunMode.RUN)
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]), dict(cfg.hydra.runtime.choices)
+
+
+def each_job(script: str, options: Sequence[str]) -> Iterator[tuple[str, DictConfig, dict[str, Any]]]:
+    """Name, config and group choices of every job of a sweep, where its values can be listed."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides(list(options))
+    if any(o.is_sweep_override() and not o.is_discrete_sweep() for o in parsed):
+        return
+    values = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed
+    ]
+    for combination in itertools.product(*values):
+        job = [str(word) for word in combination]
+        name = overrides.job_name(swept_values(options, job)) or "job"
+        yield name, *compose(script, job)
+
+
+def swept_values(options: Sequence[str], job: Sequence[str] | None = None) -> list[tuple[str, Any]]:
+    """Key and value of what differs between the jobs of a sweep: a job's overrides less those that all jobs share."""
+    parser = OverridesParser.create()
+    shared = {o.key_or_group for o in parser.parse_overrides(list(options)) if not o.is_sweep_override()}
+    job = HydraConfig.get().overrides.task if job is None else job
+    return [(o.key_or_group, o.value()) for o in parser.parse_overrides(list(job)) if o.key_or_group not in shared]
+
+
+def _reference(script: str, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the chosen groups alone, without experiment and overrides: which keys there are."""
+    primary = yaml.safe_load((CONF / f"{script}.yaml").read_text())
+    groups = [key for entry in primary.get("defaults", []) if isinstance(entry, dict) for key in entry]
+    options = [f"{group}={choices[group]}" for group in groups if group in choices and group != "experiment"]
+    return _plain(compose(script, options)[0], resolve=False)
+
+
+def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
+
+
+# Checking ------------------------------------------------------------------------------------------------------------
+
+
+def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as a plain dict, or a UserError that says what is missing or unknown in it."""
+    try:
+        _refuse_missing(cfg)
+        config = _plain(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    _import_modules(config.get("modules") or [])
+    _check_section(config, _reference(script, choices), "")
+    return config
+
+
+def _refuse_missing(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        meanings = _meanings()
+        listed = [
+            f"{key}= ({meanings[last]})" if (last := key.rsplit(".", 1)[-1]) in meanings else f"{key}="
+            for key in missing
+        ]
+        raise UserError(f"please give {', '.join(listed)}.")
+
+
+def _meanings() -> dict[str, str]:
+    """What the values that YAML leaves open mean: the comments beside their ???."""
+    found = (
+        re.finditer(r"^ *(\w+): \?\?\? *# *(.+)$", file.read_text(), re.MULTILINE) for file in CONF.rglob("*.yaml")
+    )
+    return {match[1]: match[2] for matches in found for match in matches}
+
+
+def _import_modules(names: str | Sequence[str]) -> None:
+    """The user's own modules, from the working folder too; importing registers their classes."""
+    sys.path.append("")
+    for name in [names] if isinstance(names, str) else names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"modules={name}: {error}.") from error
+
+
+def _check_section(section: Mapping[str, Any], reference: Mapping[str, Any], path: str) -> None:
+    known = set(reference) | _SIGNATURES.get(path, set)()
+    known |= {key for key in section if path == "conditioner" and _is_component(section[key])}  # any parts
+    for key in section:
+        if key not in known:
+            raise UserError(f"there is no option {path}{path and '.'}{key}.{did_you_mean(key, known)}")
+    for key, value in section.items():
+        where = f"{path}.{key}" if path else str(key)
+        if _is_component(value):
+            _load_classes()
+            registry.check(value, where)
+        elif isinstance(value, Mapping):
+            _check_section(value, _mapping(reference.get(key)), where)
+        else:
+            _check_kind(value, reference.get(key), where)
+
+
+def _check_kind(value: Any, reference: Any, where: str) -> None:
+    """A number or a switch in YAML is one on the command line too."""
+    if value is None or not isinstance(reference, (bool, int, float)):
+        return
+    if isinstance(reference, bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float)):
+        raise UserError(f"{where}={value}: give {'true or false' if isinstance(reference, bool) else 'a number'}.")
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, Mapping) and "class" in value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _load_classes() -> None:
+    """Makes our own classes known to the registry."""
+    for package in ("ldm.data", "ldm.networks", "ldm.conditioning", "ldm.diffusion"):
+        importlib.import_module(package)
+
+
+def _optional(function: Any) -> set[str]:
+    """Options that may be left out: what has no default is the program's to give."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.default is not p.empty}
+
+
+def _trainer() -> set[str]:
+    from lightning.pytorch import Trainer
+
+    return _optional(Trainer.__init__)
+
+
+def _denoiser() -> set[str]:
+    from ldm.diffusion import Denoiser
+
+    return _optional(Denoiser.__init__) | {"sampling"}
+
+
+def _sampling() -> set[str]:
+    from ldm.diffusion import SAMPLERS, guided
+
+    options = {option for function in [*SAMPLERS.values(), guided] for option in _optional(function)}
+    return options - {"noise", "on_step", "scale", "batched"} | {"sampler", "steps", "guidance", "spacing", "shift"}
+
+
+def _optimizer() -> set[str]:
+    from ldm.training.schedule import LearningRate
+
+    return _optional(LearningRate) - {"total_steps"}
+
+
+def _loader() -> set[str]:
+    from ldm.data.datamodule import BatchModule
+
+    return _optional(BatchModule.__init__)
+
+
+def _logger(name: str) -> Callable[[], set[str]]:
+    def options() -> set[str]:
+        from lightning.pytorch import loggers
+
+        return _optional(getattr(loggers, name).__init__) - {"save_dir", "version"}
+
+    return options
+
+
+_SIGNATURES: dict[str, Callable[[], set[str]]] = {
+    "trainer": _trainer,
+    "optimizer": _optimizer,
+    "loader": _loader,
+    "diffusion": _denoiser,
+    "diffusion.sampling": _sampling,
+    "logger": lambda: {"csv", "tensorboard", "wandb", "mlflow"},
+    "logger.tensorboard": _logger("TensorBoardLogger"),
+    "logger.wandb": _logger("WandbLogger"),
+    "logger.mlflow": _logger("MLFlowLogger"),
+}
+
+
+# Explaining ----------------------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception) -> str:
+    """Hydra's, OmegaConf's or YAML's complaint as one line with a next step."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    if isinstance(error, OverrideParseException):
+        word = str(error.override).lstrip("+")
+        key = word.partition("=")[0]
+        return (
+            f"{word} can't be read; text in it needs quotes of its own, as in \"{key}='a, b'\" or \"{key}=['a','b']\"."
+        )
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        return f"{group}={choice}: there is no such choice.{did_you_mean(choice, error.options or [])}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        tab = " YAML is indented with blanks, not tabs." if "'\\t'" in str(error.problem) else ""
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}.{tab}"
+    if match := re.match(r"Could not override '([^']+)'", text):
+        return f"this command has no group {match[1]}; --help lists what it has."
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, values = match[1].partition("=")
+        key = key.lstrip("+")
+        return f"{key} was given several values: for a sweep over them add -m, for a list write {key}=[{values}]."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {first}"
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return first
+    return f"the command line can't be read ({type(error).__name__}: {first})."

@@ -1,0 +1,55 @@
+"""The text of --help, made from conf/: usage, examples, groups with their choices, options with their comments."""
+
+import re
+from pathlib import Path
+
+EXAMPLES = {
+    "train_vae": [
+        "data=emoji",
+        "data=folder data.root=photos.zip name=photos trainer.max_steps=20000",
+        "experiment=mnist trainer.max_time=00:00:08:00",
+        "name=emoji resume=true",
+    ],
+    "train_ldm": [
+        "data=emoji",
+        "data=folder data.root=photos.zip first_stage=photos",
+        "-m network.channels=64,96 diffusion=eps,flow",
+        "data=torchvision data.dataset=MNIST first_stage=identity diffusion=ddpm",
+    ],
+    "sample": [
+        "run=emoji 'prompt=a cat above a rocket on a blue background' n=4 guidance=3 out=grid.png",
+        "run=emoji prompts_file=prompts.txt",
+        "run=digits 'labels=[3,7]' n=2",
+    ],
+    "evaluate": ["run=emoji", "run=emoji stage=vae"],
+}
+
+
+def help_text(script: str, conf: Path) -> str:
+    """What `script` does, how it is called, and what can be chosen."""
+    text = (conf / f"{script}.yaml").read_text()
+    defaults, options = _split(text)
+    about = re.match(r"# (.*)", text)
+    parts = [about[1] if about else "", "", f"usage: python {script}.py [-m] [KEY=VALUE ...]", ""]
+    parts += [f"  python {script}.py {example}" for example in EXAMPLES[script]]
+    groups = [_group(conf, name, default) for name, default in re.findall(r"^  - (\w+): (\w+)", defaults, re.MULTILINE)]
+    if groups:
+        parts += ["", "Groups, as GROUP=CHOICE (* is the default):", "", *groups]
+        parts += [
+            "",
+            "GROUP.OPTION=VALUE sets any option of the chosen class, trainer.X=VALUE any of Lightning's Trainer.",
+        ]
+    parts += ["", "Options:", "", options.strip(), ""]
+    parts += ["-m sweeps over values with commas; --cfg job shows the whole config and runs nothing."]
+    return "\n".join(parts)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The defaults list of a primary config, and its options."""
+    match = re.search(r"^defaults:\n((?:  .*\n)*)", text, re.MULTILINE)
+    return (match[1], text[match.end() :]) if match else ("", text.partition("\n")[2])
+
+
+def _group(conf: Path, name: str, default: str) -> str:
+    choices = sorted(file.stem for file in (conf / name).glob("*.yaml"))
+    return f"  {name:12} {' '.join(choice + '*' * (choice == default) for choice in choices)}"

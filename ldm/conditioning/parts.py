@@ -1,0 +1,133 @@
+"""One condition each: from a column of the batch to its role in `Cond`, and what stands for its absence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning import tokenizer
+from ldm.errors import UserError, did_you_mean
+from ldm.networks import Cond, TextTransformer
+from ldm.registry import register
+
+
+class Part(nn.Module):
+    """A condition. `column` is the batch key it reads; `token_dim` and `vector_dim` say what it gives the network.
+
+    `forward(values, drop)` encodes a batch, replacing the samples where `drop` (B,) is True by the null condition, which
+    classifier-free guidance needs (Ho and Salimans 2022).
+    """
+
+    column: str
+    token_dim: int | None = None
+    vector_dim: int | None = None
+    concat_channels: int = 0
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor arguments that are read off the training data; `options` are those that the user chose."""
+        return {}
+
+    def null_values(self, n: int) -> Any:
+        """`n` values of the column that mean "nothing said"."""
+        raise NotImplementedError
+
+    def parse(self, values: Any) -> Any:
+        """What a user passes, as the batch has it. Raises UserError naming what is possible."""
+        return values
+
+
+@register
+class ClassLabel(Part):
+    """A class as a vector for the time embedding and as one token for cross-attention. Index `classes` is the null class."""
+
+    column = "label"
+
+    def __init__(self, classes: int, names: list[str] | None = None, dim: int = 192, drop_prob: float = 0.1):
+        super().__init__(drop_prob)
+        self.classes, self.names = classes, list(names or [])
+        self.token_dim = self.vector_dim = dim
+        self.embedding = nn.Embedding(classes + 1, dim)
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        names = [str(name) for name in table.classes]
+        count = len(names) or int(table.columns["label"].max()) + 1
+        return {"classes": count, "names": names}
+
+    def null_values(self, n: int) -> Tensor:
+        return torch.full((n,), self.classes)
+
+    def parse(self, values: Any) -> Tensor:
+        """Class numbers or names -> (B,) int64."""
+        return torch.tensor([self._index(v) for v in values])
+
+    def _index(self, value: Any) -> int:
+        if isinstance(value, str) and value in self.names:
+            return self.names.index(value)
+        try:
+            index = int(value)
+        except ValueError:
+            raise UserError(f"no class is called '{value}'.{did_you_mean(value, self.names)}") from None
+        if not 0 <= index < self.classes:
+            raise UserError(f"label {index} is out of range: this model knows 0 to {self.classes - 1}.")
+        return index
+
+    def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
+        labels = values if drop is None else values.masked_fill(drop, self.classes)
+        vector = self.embedding(labels)  # (B, D)
+        return Cond(vector=vector, tokens=vector[:, None], mask=labels.new_ones(len(labels), 1, dtype=torch.bool))
+
+
+@register
+class Text(Part):
+    """A caption through a byte-level BPE and a small Transformer trained with the denoiser, one token each to attend to.
+
+    `pooled` also adds the mean over the tokens to the time embedding. The empty caption is the null condition.
+    """
+
+    column = "text"
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        length: int | None = None,
+        dim: int = 192,
+        depth: int = 2,
+        heads: int = 4,
+        pooled: bool = False,
+        drop_prob: float = 0.1,
+        vocab_size: int = 4096,
+    ):
+        super().__init__(drop_prob)
+        self.tokenizer = tokenizer.load(tokenizer_json)
+        self.length = length or 64
+        self.token_dim, self.vector_dim = dim, dim if pooled else None
+        self.encoder = TextTransformer(self.tokenizer.get_vocab_size(), self.length, dim, depth, heads)
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        captions = tokenizer.flatten(table.columns["text"])
+        json = tokenizer.train(captions, options.get("vocab_size", 4096))
+        return {"tokenizer_json": json, "length": options.get("length") or tokenizer.fitting_length(json, captions)}
+
+    def null_values(self, n: int) -> list[str]:
+        return [""] * n
+
+    def parse(self, values: Any) -> list[str]:
+        return [str(v) for v in values]
+
+    def forward(self, values: list[str], drop: Tensor | None = None) -> Cond:
+        if drop is not None:
+            values = ["" if d else v for v, d in zip(values, drop.tolist(), strict=True)]
+        device = self.encoder.position_embedding.device
+        ids, mask = tokenizer.encode(self.tokenizer, values, self.length)  # (B, L)
+        ids, mask = ids.to(device), mask.to(device)
+        states = self.encoder(ids, mask)  # (B, L, D)
+        vector = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) if self.vector_dim else None
+        return Cond(vector=vector, tokens=states, mask=mask)

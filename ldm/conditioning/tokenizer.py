@@ -1,0 +1,67 @@
+"""A byte-level BPE trained on the data's own captions, kept as JSON text in the model's config."""
+
+import logging
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+END = "<end>"
+log = logging.getLogger("ldm")
+
+
+def flatten(captions: Iterable[str | list[str]]) -> list[str]:
+    """Every caption; an image may have several."""
+    return [text for entry in captions for text in ([entry] if isinstance(entry, str) else entry)]
+
+
+def train(captions: list[str], vocab_size: int) -> str:
+    """The tokenizer as JSON text.
+
+    The whole byte alphabet is kept, seen or not: without it bytes that the captions lack are dropped in silence, and a
+    prompt in another language loses its letters. Every caption ends in END, so that the empty one has a token too.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(sorted(set(captions)), trainer)
+    bpe.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, bpe.token_to_id(END))])
+    return bpe.to_str()
+
+
+@lru_cache(maxsize=8)
+def load(json: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(json)
+
+
+def fitting_length(json: str, captions: list[str], most: int = 256) -> int:
+    """The longest caption in tokens, with a quarter of room, a multiple of 8, at most `most`."""
+    longest = max(len(e.ids) for e in load(json).encode_batch(captions))
+    return min(-(-int(1.25 * longest) // 8) * 8, most)
+
+
+def encode(bpe: Any, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) and mask (B, L), True on tokens; L is the longest of the batch. Longer ones are cut, and that's said."""
+    encodings = bpe.encode_batch(captions)
+    rows = [e.ids for e in encodings]
+    for caption, ids in zip(captions, rows, strict=True):
+        if len(ids) > length:
+            log.warning("caption cut from %d to %d tokens: %s", len(ids), length, caption[:80])
+    end = bpe.token_to_id(END)
+    rows = [ids if len(ids) <= length else [*ids[: length - 1], end] for ids in rows]
+    longest = max(map(len, rows))
+    ids = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
+    mask = torch.arange(longest) < torch.tensor([len(r) for r in rows])[:, None]  # (B, L)
+    return ids, mask

@@ -1,0 +1,94 @@
+"""Batches for Lightning. A whole batch is fetched at once: the sampler yields positions, the table gathers their rows."""
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.order import PositionSampler, index_of
+from ldm.randomness import uniform
+
+
+class Gathers(Protocol):
+    """What `Table` and `LatentTable` have in common."""
+
+    def __len__(self) -> int: ...
+    def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
+
+
+class TrainBatches(Dataset):
+    """Positions (B,) of the endless training order -> their batch, with `position` and `index` (B,) int64."""
+
+    def __init__(self, table: Gathers, keys: Collection[str], seed: int):
+        self.table, self.keys, self.seed = table, tuple(keys), seed
+
+    def __getitem__(self, position: np.ndarray) -> dict[str, Any]:
+        index = index_of(position, len(self.table), self.seed)
+        where = torch.from_numpy(position)
+        draw = uniform(self.seed, "caption", where).numpy() if "text" in self.keys else None
+        return self.table.batch(index, self.keys, draw) | {"position": where, "index": torch.from_numpy(index)}
+
+
+class Rows(Dataset):
+    """Consecutive batches of the first `most` rows, in order: for validation."""
+
+    def __init__(self, table: Gathers, keys: Collection[str], batch_size: int, most: int):
+        self.table, self.keys, self.batch_size = table, tuple(keys), batch_size
+        self.rows = min(most, len(table))
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if i >= len(self):
+            raise IndexError(i)
+        index = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, self.rows))
+        return self.table.batch(index, self.keys) | {"position": torch.from_numpy(index), "index": torch.from_numpy(index)}
+
+
+class BatchModule(pl.LightningDataModule):
+    """Training batches in the order that (seed, position) fixes, from `position` on; validation on the first rows.
+
+    `batch_size` counts the samples of one batch on all ranks together. Workers are off by default: a gather out of a
+    memory map costs less than handing its result from one process to another.
+    """
+
+    def __init__(
+        self,
+        train: Gathers,
+        val: Gathers,
+        keys: Collection[str],
+        batch_size: int,
+        seed: int,
+        *,
+        workers: int = 0,
+        pin_memory: bool | None = None,
+        val_samples: int = 512,
+    ):
+        super().__init__()
+        self.train, self.val, self.keys, self.batch_size, self.seed = train, val, keys, batch_size, seed
+        self.val_samples = val_samples
+        self.position = 0
+        self.options: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
+            "persistent_workers": workers > 0,
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = PositionSampler(self.batch_size, start=self.position, rank=rank, world=world)
+        return DataLoader(TrainBatches(self.train, self.keys, self.seed), sampler=sampler, **self.options)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(Rows(self.val, self.keys, self.batch_size, self.val_samples), **self.options)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = state_dict["position"]

@@ -1,0 +1,222 @@
+"""From listed samples to a table: decoding on threads, piece by piece, into memory-mapped arrays."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ldm.data.listing import Sample, Store
+from ldm.data.table import Column, Table, new_array
+from ldm.errors import UserError
+from ldm.images import BadImage, Preprocess, open_image, open_map, open_mask
+
+_CHUNK_BYTES = 2**25
+_BIG_FILE = 2**14  # bytes
+_SHOW_PROGRESS = 2000  # images
+_NAMED = 10  # bad images named one by one in the log; all are in skipped.json
+_log = logging.getLogger("ldm")
+Split = tuple[Store, list[Sample]]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Tally:
+    """Counts what can't be used, and stops the run when it is more than `max_share` of `total`."""
+
+    def __init__(self, total: int, max_share: float):
+        self.total, self.max_share = total, max_share
+        self.bad: dict[str, str] = {}
+
+    def add(self, path: str, reason: str) -> None:
+        """Notes one bad image."""
+        self.bad[path] = reason
+        if len(self.bad) <= _NAMED:
+            _log.warning("left out %s: %s", path, reason)
+        if len(self.bad) > max(_NAMED, self.max_share * self.total):
+            self.check()
+
+    def check(self) -> None:
+        """Raises UserError above the threshold."""
+        if len(self.bad) > self.max_share * self.total:
+            some = "; ".join(f"{path}: {reason}" for path, reason in list(self.bad.items())[:3])
+            raise UserError(
+                f"{len(self.bad)} of {self.total} images can't be used ({some}{' ...' if len(self.bad) > 3 else ''}). "
+                f"Mend them, or allow more than data.max_bad_share={self.max_share}."
+            )
+
+
+@dataclass
+class Decoder:
+    """What both splits share: the preprocessing, the files that belong to each image, and the classes."""
+
+    preprocess: Preprocess
+    control: Preprocess | None
+    has: tuple[str, ...]  # columns of the training split
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, train: Split, val: Split, preprocess: Preprocess) -> "Decoder":
+        """Reads off the training split which columns there are; the validation split has to fit."""
+        rows = train[1]
+        has = [key for key in ("label", "map", "mask", "control") if any(getattr(row, key) is not None for row in rows)]
+        if any(row.text is not None or row.caption is not None for row in rows):
+            has.append("text")
+        classes = _classes(rows, val[1]) if "label" in has else ()
+        control = _control(train, preprocess) if "control" in has else None
+        return cls(preprocess, control, tuple(has), classes)
+
+    def table(self, split: Split, folder: Path, key: str, tally: Tally) -> Table:
+        """Decodes a split into `folder`; bad images are left out and counted."""
+        store, rows = split
+        arrays = self._arrays(folder, len(rows))
+        kept: list[Sample] = []
+        for sample, decoded in self._decode(store, rows):
+            if isinstance(decoded, BadImage):
+                tally.add(sample.image, str(decoded))
+                continue
+            for name, value in decoded.items():
+                arrays[name][len(kept)] = value
+            kept.append(sample)
+        if not kept:
+            tally.check()
+            raise UserError(f"{store.where} holds no image that can be used.")
+        columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name != "images"}
+        if "label" in self.has:
+            columns["label"] = np.array([_label(sample, self.classes) for sample in kept], np.int64)
+        if "text" in self.has:
+            columns["text"] = _texts(store, kept)
+        images = arrays["images"][: len(kept)]
+        return Table(images, columns, self.preprocess, key, [sample.image for sample in kept], self.classes)
+
+    def _arrays(self, folder: Path, n: int) -> dict[str, np.memmap]:
+        channels, height, width = self.preprocess.shape
+        shapes: dict[str, tuple[Any, tuple[int, ...]]] = {"images": (self.preprocess.dtype, self.preprocess.shape)}
+        shapes |= {key: (np.uint8, (height, width)) for key in ("map", "mask") if key in self.has}
+        if self.control:
+            shapes["control"] = np.uint8, self.control.shape
+        return {key: new_array(folder / f"{key}.npy", dtype, (n, *shape)) for key, (dtype, shape) in shapes.items()}
+
+    def _decode(
+        self, store: Store, rows: Sequence[Sample]
+    ) -> Iterator[tuple[Sample, dict[str, np.ndarray] | BadImage]]:
+        """Each sample with its arrays or with what is wrong, in order."""
+        from tqdm import tqdm
+
+        chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
+        decoded = in_order(lambda sample: self._one(store, sample), rows, chunk, threads=big_files(store, rows))
+        bar = tqdm(decoded, desc="decoding", total=len(rows), disable=len(rows) < _SHOW_PROGRESS, mininterval=1)
+        return zip(rows, bar, strict=True)
+
+    def _one(self, store: Store, sample: Sample) -> dict[str, np.ndarray] | BadImage:
+        try:
+            picture = self.preprocess.open(_read(store, sample.image))
+            out = {"images": self.preprocess.array(picture)}
+            for key, opener in (("map", open_map), ("mask", open_mask)):
+                if key in self.has:
+                    values = opener(_read(store, _path(sample, key)))
+                    _check_aspect(picture, values, key)
+                    out[key] = self.preprocess.resize_map(values)
+            if self.control:
+                out["control"] = self.control.array(_read(store, _path(sample, "control")))
+            return out
+        except BadImage as error:
+            return error
+
+
+def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, threads: bool = True) -> Iterator[R]:
+    """`function` of each item, in order, on threads or not; no more than a chunk of results waits in memory."""
+    if not threads:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(items), chunk):
+            yield from pool.map(function, items[start : start + chunk])
+
+
+def big_files(store: Store, rows: Sequence[Sample]) -> bool:
+    """Whether threads pay: with files of a few kB they wait for Python's lock and are slower than none."""
+    sizes = [store.entries.get(sample.image, (0, 0))[0] for sample in rows]
+    return sum(sizes) > _BIG_FILE * len(sizes)
+
+
+def _check_aspect(picture: Any, values: np.ndarray, key: str) -> None:
+    """A map or mask may be larger or smaller than its image, but must show the same part of the world."""
+    if isinstance(picture, np.ndarray):
+        height, width = (
+            picture.shape[1:] if picture.ndim == 3 and picture.shape[0] < picture.shape[2] else picture.shape[:2]
+        )
+    else:
+        width, height = picture.size
+    h, w = values.shape
+    if abs(h * width - w * height) > 0.05 * h * width:
+        raise BadImage(f"is {height}x{width} but its {key} is {h}x{w}, of another shape")
+
+
+def _read(store: Store, path: str) -> bytes:
+    try:
+        return store.read(path)
+    except (KeyError, FileNotFoundError):
+        raise BadImage("isn't there") from None
+    except Exception as error:  # a zip's members fail in many ways
+        raise BadImage(f"can't be read ({error})") from None
+
+
+def _path(sample: Sample, key: str) -> str:
+    path = getattr(sample, key)
+    if path is None:
+        raise BadImage(f"has no {key}, unlike others")
+    return path
+
+
+def _control(split: Split, preprocess: Preprocess) -> Preprocess:
+    """Controls are 8-bit pictures of the images' size and crop, with the channels of the first."""
+    store, rows = split
+    first = next(row.control for row in rows if row.control is not None)
+    picture = open_image(_read(store, first))
+    grey = picture.ndim == 2 if isinstance(picture, np.ndarray) else picture.mode in ("1", "L", "I;16")
+    _, height, width = preprocess.shape
+    return Preprocess(1 if grey else 3, height, width, resize=preprocess.resize, background=[0])
+
+
+def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
+    """Class names: the sorted words, or the numbers up to the highest. Every sample needs a label of a known class."""
+    for sample in (*train, *val):
+        if sample.label is None:
+            raise UserError(f"{sample.image} has no label while others have; give it one, or take it out.")
+    labels = {sample.label for sample in train}
+    if all(isinstance(label, int) and label >= 0 for label in labels):
+        classes = tuple(str(i) for i in range(max(int(label) for label in labels if label is not None) + 1))
+    else:
+        classes = tuple(sorted(str(label) for label in labels))
+    for sample in val:
+        if str(sample.label) not in classes:
+            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have.")
+    return classes
+
+
+def _label(sample: Sample, classes: tuple[str, ...]) -> int:
+    return classes.index(str(sample.label))
+
+
+def _texts(store: Store, rows: Sequence[Sample]) -> list:
+    texts = [sample.text if sample.caption is None else _caption(store, sample.caption) for sample in rows]
+    missing = [sample.image for sample, text in zip(rows, texts, strict=True) if not text]
+    if missing:
+        _log.warning(
+            "%d of %d images in %s have no caption, %s the first; they get an empty one",
+            len(missing), len(rows), store.where, missing[0],
+        )  # fmt: skip
+    return [text or "" for text in texts]
+
+
+def _caption(store: Store, path: str) -> str | list[str]:
+    try:
+        text = store.read(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{store.where}/{path} isn't UTF-8; save it so.") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines if len(lines) > 1 else "".join(lines)

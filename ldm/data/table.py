@@ -1,0 +1,195 @@
+"""A split of a data set as arrays on disk: the one form that every source gives."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.images import Preprocess
+from ldm.registry import build, spec_of
+
+Column = np.ndarray | list
+BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
+
+
+@dataclass
+class Table:
+    """N samples: `images` (N, C, H, W) uint8 or uint16, a memory map mostly, and columns of the same length.
+
+    Columns with a meaning: `label` (N,) int64, `text` list of captions (or of lists of alternative captions), `map`
+    (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8. Others are kept as
+    they are. `key` names data and preprocessing: equal keys mean equal arrays.
+    """
+
+    images: np.ndarray
+    columns: dict[str, Column]
+    preprocess: Preprocess
+    key: str
+    names: Sequence[str] = ()
+    classes: tuple[str, ...] = ()
+    map_classes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if len(column) != len(self):
+                raise ValueError(f"column '{name}' has {len(column)} entries for {len(self)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """The samples `index` (B,) as the batch schema has them, restricted to `keys`.
+
+        `image` (B, C, H, W) in [-1, 1], `label` (B,) int64, `text` list of B, `map` (B, H, W) int64, `mask`
+        (B, 1, H, W) of 0 and 1, `control` (B, C', H, W) in [-1, 1]. `draw` (B,) in [0, 1) chooses among alternative
+        captions; without it the first is taken.
+        """
+        out: dict[str, Any] = {}
+        for key in keys:
+            if key == "image":
+                out[key] = self.preprocess.to_tensor(self.images[index])  # (B, C, H, W)
+            elif key not in self.columns:
+                known = ", ".join(["image", *self.columns])
+                raise UserError(f"the data has no '{key}' (it has {known}); choose another conditioner or other data.")
+            elif key == "text":
+                out[key] = _captions(self.columns[key], index, draw)
+            else:
+                out[key] = _tensor(key, np.asarray(self.columns[key]), index, self.preprocess)
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Writes the table into `folder`; `table.json` comes last and says that the rest is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = {}
+        for name, column in {"images": self.images, **self.columns}.items():
+            kinds[name] = "npy" if isinstance(column, np.ndarray) else "json"
+            _save_column(folder / f"{name}.{kinds[name]}", column)
+        _save_column(folder / "names.json", list(self.names))
+        about = {
+            "length": len(self),
+            "columns": {name: kind for name, kind in kinds.items() if name != "images"},
+            "preprocess": spec_of(self.preprocess),
+            "key": self.key,
+            "classes": self.classes,
+            "map_classes": self.map_classes,
+        }
+        _replace(folder / "table.json", json.dumps(about, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Table":
+        """The table saved in `folder`, its arrays memory-mapped."""
+        about = json.loads((folder / "table.json").read_text("utf-8"))
+        length = about["length"]
+        return cls(
+            images=np.load(folder / "images.npy", mmap_mode="r")[:length],
+            columns={name: _load_column(folder / f"{name}.{kind}", length) for name, kind in about["columns"].items()},
+            preprocess=build(about["preprocess"]),
+            key=about["key"],
+            names=json.loads((folder / "names.json").read_text("utf-8")),
+            classes=tuple(about["classes"]),
+            map_classes=tuple(about["map_classes"]),
+        )
+
+
+def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
+    """An array in a new .npy file, to be filled piece by piece; `Table.save` into its folder leaves it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+
+
+def hash_of(*parts: Any) -> str:
+    """Sixteen hex digits that name plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -> tuple[Table, Table]:
+    """Train and validation tables out of `cache/key`, made there by `make(folder)` if they aren't yet.
+
+    They are made in a folder of their own and renamed when whole, so processes that start together don't disturb each
+    other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays in the folders
+    `train` and `val` of what it is given.
+    """
+    home = cache / key
+    if not _whole(home):
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
+        try:
+            for name, table in zip(("train", "val"), make(work), strict=True):
+                table.save(work / name)
+            work.chmod(0o755)  # mkdtemp's own is private to the user
+            _move(work, home)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return Table.load(home / "train"), Table.load(home / "val")
+
+
+def _whole(home: Path) -> bool:
+    return all((home / name / "table.json").exists() for name in ("train", "val"))
+
+
+def _move(work: Path, home: Path) -> None:
+    if home.exists() and not _whole(home):
+        shutil.rmtree(home)
+    try:
+        os.rename(work, home)
+    except OSError:
+        if not _whole(home):  # otherwise another process was faster, with the same content
+            raise
+
+
+def _captions(column: Column, index: np.ndarray, draw: np.ndarray | None) -> list[str]:
+    rows = [column[i] for i in index.tolist()]
+    if all(isinstance(row, str) for row in rows):
+        return rows
+    at = np.zeros(len(rows)) if draw is None else np.asarray(draw)
+    return [row if isinstance(row, str) else row[int(at[i] * len(row))] for i, row in enumerate(rows)]
+
+
+def _tensor(key: str, column: np.ndarray, index: np.ndarray, preprocess: Preprocess) -> Tensor:
+    values = np.asarray(column[index])
+    if key == "control":
+        return preprocess.to_tensor(values)  # (B, C', H, W)
+    if key == "mask":
+        return torch.from_numpy((values > 127).astype(np.float32))[:, None]  # (B, 1, H, W)
+    if np.issubdtype(values.dtype, np.integer):
+        values = values.astype(np.int64)
+    return torch.from_numpy(values)
+
+
+def _save_column(path: Path, column: Column) -> None:
+    if isinstance(column, np.memmap) and Path(str(column.filename)).resolve() == path.resolve():
+        column.flush()  # made in place
+    elif isinstance(column, np.ndarray):
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, column)
+        part.replace(path)
+    else:
+        _replace(path, json.dumps(column, ensure_ascii=False).encode())
+
+
+def _load_column(path: Path, length: int) -> Column:
+    if path.suffix == ".json":
+        return json.loads(path.read_text("utf-8"))
+    return np.load(path, mmap_mode="r")[:length]  # a source that skips bad images leaves unused rows at the end
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def column_names(columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """Which keys of the batch schema a table with these columns can give."""
+    return tuple(key for key in BATCH_KEYS if key == "image" or key in columns)

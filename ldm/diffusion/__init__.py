@@ -1,0 +1,55 @@
+"""The diffusion core in sigma-space: x = x0 + sigma noise."""
+
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.guidance import autoguidance, guided
+from ldm.diffusion.noise import LogitNormal, LogNormal, TrainingNoise, UniformTimesteps, default_noise
+from ldm.diffusion.parameterization import EDM, X0, Coefficients, Eps, Flow, Parameterization, V, VariancePreserving
+from ldm.diffusion.samplers import (
+    SAMPLERS,
+    DenoiseFn,
+    calls,
+    ddim,
+    ddpm,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    euler,
+    euler_ancestral,
+    get_sampler,
+    heun,
+)
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.weighting import MinSNR, Uniform, Weighting
+
+__all__ = [
+    "EDM",
+    "SAMPLERS",
+    "X0",
+    "Coefficients",
+    "DenoiseFn",
+    "Denoiser",
+    "Eps",
+    "Flow",
+    "LogNormal",
+    "LogitNormal",
+    "MinSNR",
+    "Parameterization",
+    "Schedule",
+    "TrainingNoise",
+    "Uniform",
+    "UniformTimesteps",
+    "V",
+    "VariancePreserving",
+    "Weighting",
+    "autoguidance",
+    "calls",
+    "ddim",
+    "ddpm",
+    "default_noise",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "euler",
+    "euler_ancestral",
+    "get_sampler",
+    "guided",
+    "heun",
+]

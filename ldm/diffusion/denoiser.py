@@ -1,0 +1,71 @@
+"""A network made into a denoiser, and the loss that trains it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.diffusion.noise import TrainingNoise, default_noise
+from ldm.diffusion.parameterization import Coefficients, Parameterization, at_least_float32, broadcast
+from ldm.diffusion.weighting import Uniform, Weighting
+from ldm.errors import UserError, did_you_mean
+from ldm.registry import register
+
+
+@register
+class Denoiser(nn.Module):
+    """D(x, sigma) = c_skip x + c_out network(c_in x, c_noise, cond) (Karras et al. 2022, eq. 7).
+
+    `network(x (B, C, H, W), c_noise (B,), cond)` returns (B, C, H, W). What it is asked for is `parameterization`'s
+    affair, which noise it is trained on is `noise`'s (a map from uniform numbers to sigma), and how much each level
+    counts is `weighting`'s. x, sigma and the four numbers stay float32 (or float64 if they come so) under autocast,
+    whatever the network computes in: products and sums aren't among the operations that autocast casts.
+
+    `loss` is "mse", "l1" or "huber", which is the pseudo-Huber 2 c (sqrt(d^2 + c^2) - c) with c = `huber_c`: d^2 for
+    small errors, 2 c |d| for large ones.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parameterization: Parameterization,
+        *,
+        noise: TrainingNoise | None = None,
+        weighting: Weighting | None = None,
+        loss: str = "mse",
+        huber_c: float = 0.1,
+    ):
+        super().__init__()
+        if loss not in _PENALTIES:
+            raise UserError(f"loss '{loss}' is unknown.{did_you_mean(loss, _PENALTIES)}")
+        if not huber_c > 0:
+            raise UserError(f"huber_c={huber_c}: has to be above 0.")
+        self.network = network
+        self.parameterization = parameterization
+        self.noise = noise or default_noise(parameterization)
+        self.weighting = weighting or Uniform()
+        self.penalty, self.huber_c = _PENALTIES[loss], huber_c
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        """The denoised x0 (B, C, H, W) of `x` (B, C, H, W) at `sigma` (B,). One call of the network."""
+        x, sigma = at_least_float32(x), at_least_float32(sigma)
+        c = self.parameterization.coefficients(sigma)
+        return broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * self._raw(x, c, cond)
+
+    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        """The weighted loss of each sample, (B,): the mean over C, H, W between the raw output and its target."""
+        x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
+        c = self.parameterization.coefficients(sigma)
+        raw = self._raw(x0 + broadcast(sigma, x0) * noise, c, cond)
+        error = raw - self.parameterization.target(x0, noise, sigma)
+        return self.weighting.weight(sigma, c) * self.penalty(error, self.huber_c).flatten(1).mean(1)
+
+    def _raw(self, x: Tensor, c: Coefficients, cond: Any) -> Tensor:
+        return at_least_float32(self.network(broadcast(c.c_in, x) * x, c.c_noise, cond))
+
+
+_PENALTIES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "mse": lambda d, c: d.square(),
+    "l1": lambda d, c: d.abs(),
+    "huber": lambda d, c: 2 * c * d.square() / ((d.square() + c**2).sqrt() + c),  # the difference of roots would cancel
+}

@@ -1,0 +1,70 @@
+"""How noise levels are drawn in training: a uniform number u becomes sigma by the inverse of a distribution function.
+
+`u` (B,) lies in (0, 1); the result (B,) is clamped to the parameterization's [sigma_min, sigma_max].
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.parameterization import EDM, Parameterization
+from ldm.errors import UserError
+from ldm.registry import register
+
+
+class TrainingNoise:
+    """The base of a distribution of training noise."""
+
+    def sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
+        """The noise levels (B,) at the quantiles `u` (B,)."""
+        return self._sigma(u, parameterization).clamp(parameterization.sigma_min, parameterization.sigma_max)
+
+    def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
+        raise NotImplementedError
+
+
+@register
+class UniformTimesteps(TrainingNoise):
+    """Every timestep of the table equally likely (Ho et al. 2020, algorithm 1); for flow t uniform in (0, 1)."""
+
+    def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
+        return parameterization.uniform(u)
+
+
+@register
+class LogNormal(TrainingNoise):
+    """ln sigma ~ N(mean, std^2) (Karras et al. 2022, 2024).
+
+    The default is EDM2's N(-0.4, 1) for latents of standard deviation 0.5, moved by ln 2 to latents of 1. Pixels in
+    [-1, 1] take EDM's N(-1.2, 1.2^2) with sigma_data 0.5.
+    """
+
+    def __init__(self, mean: float = 0.29, std: float = 1.0):
+        if not std > 0:
+            raise UserError(f"std={std}: the spread of training noise has to be above 0.")
+        self.mean, self.std = mean, std
+
+    def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
+        return (self.mean + self.std * math.sqrt(2) * torch.erfinv(2 * u - 1)).exp()
+
+
+@register
+class LogitNormal(TrainingNoise):
+    """logit t ~ N(mean, std^2) for t = sigma / (1 + sigma), then t shifted as in sampling (Esser et al. 2024, SD3).
+
+    Since ln sigma = logit t, that is LogNormal(mean + ln shift, std).
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0):
+        if not shift > 0:
+            raise UserError(f"shift={shift}: has to be above 0.")
+        self._in_sigma = LogNormal(mean + math.log(shift), std)
+
+    def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
+        return self._in_sigma._sigma(u, parameterization)
+
+
+def default_noise(parameterization: Parameterization) -> TrainingNoise:
+    """What the parameterization's own paper trains with: LogNormal for EDM, uniform times for all others."""
+    return LogNormal() if isinstance(parameterization, EDM) else UniformTimesteps()

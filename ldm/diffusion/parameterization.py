@@ -1,0 +1,234 @@
+"""What the network is asked to predict: one function of sigma that gives four numbers.
+
+Every noisy image is x = x0 + sigma noise, and a network becomes a denoiser by
+
+    D(x, sigma) = c_skip x + c_out net(c_in x, c_noise, cond)
+
+so its raw target is (x0 - c_skip x) / c_out. Written so by Karras et al. 2022 (EDM, eq. 7); DDPM's eps, v (Salimans, Ho
+2022) and rectified flow (Liu et al. 2022) are other choices of the four numbers. Samplers know nothing but D.
+
+Variance-preserving models have x = x_t / sqrt(abar), rectified flow has x = z_t / (1 - t) with sigma = t / (1 - t).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+from ldm.errors import UserError, did_you_mean
+from ldm.registry import register
+
+
+class Coefficients(NamedTuple):
+    """The four numbers, each (B,) in sigma's dtype, float32 or wider."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or float64 where it is: sums of x0 and sigma noise in half precision lose the noise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def broadcast(c: Tensor, x: Tensor) -> Tensor:
+    """c (B,) shaped to be multiplied with x (B, C, H, W)."""
+    return c.view(-1, *[1] * (x.ndim - 1))
+
+
+class Parameterization:
+    """The base: what is trained and sampled lies within [`sigma_min`, `sigma_max`]."""
+
+    sigma_min: float
+    sigma_max: float
+    spacings: tuple[str, ...] = ("uniform", "karras")
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The four numbers at `sigma` (B,)."""
+        raise NotImplementedError
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should return, (x0 - c_skip x) / c_out, written without that difference's cancellation."""
+        raise NotImplementedError
+
+    def uniform(self, u: Tensor) -> Tensor:
+        """sigma at a time drawn uniformly, u (B,) in (0, 1)."""
+        raise UserError(f"{type(self).__name__} has no uniform timesteps: train with LogNormal or LogitNormal noise.")
+
+    def grid(self, steps: int, spacing: str | None = None, shift: float = 1.0) -> Tensor:
+        """Noise levels for a sampler: (steps + 1,) float64 on the CPU, from sigma_max strictly falling to 0.
+
+        `uniform`, the default, is the parameterization's own; `karras` is EDM's eq. 5 with rho = 7; variance-preserving
+        models also have `leading`, `linspace` (as diffusers names them) and `table`, all T steps of it.
+
+        `shift` k multiplies every sigma by k, which for flow is SD3's t' = k t / (1 + (k - 1) t); k = sqrt(m / n) moves
+        a model from n pixels to m (Esser et al. 2024, eq. 23). The grid starts at sigma_max whatever the shift.
+        """
+        spacing = spacing or "uniform"
+        if spacing not in self.spacings:
+            name = type(self).__name__
+            raise UserError(f"{name} has no spacing '{spacing}'.{did_you_mean(spacing, self.spacings)}")
+        if steps < 1 or not shift > 0:
+            raise UserError(f"steps={steps}, shift={shift}: sampling needs at least one step and a shift above 0.")
+        if shift != 1 and spacing in ("leading", "table"):
+            raise UserError(f"spacing '{spacing}' can't be shifted: use another spacing, or shift=1.")
+        sigmas = shift * getattr(self, f"_{spacing}")(steps, self.sigma_max / shift)  # (steps,)
+        if spacing != "leading":
+            sigmas[0] = self.sigma_max
+        sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])  # (steps + 1,)
+        if not (sigmas.diff() < 0).all():
+            raise UserError(f"{type(self).__name__} can't tell {steps} steps with shift={shift:g} apart: use fewer.")
+        return sigmas
+
+    # Each spacing gives sigmas (steps,) for a model whose noise ends at `top`; `grid` multiplies them by the shift.
+
+    def _uniform(self, steps: int, top: float) -> Tensor:
+        return self._karras(steps, top)
+
+    def _karras(self, steps: int, top: float, rho: float = 7.0) -> Tensor:
+        ends = top ** (1 / rho), self.sigma_min ** (1 / rho)
+        return torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** rho
+
+
+class VariancePreserving(Parameterization):
+    """Models with a table of timesteps. `schedule` defaults to Stable Diffusion's."""
+
+    spacings = ("uniform", "leading", "linspace", "karras", "table")
+
+    def __init__(self, schedule: Schedule | None = None):
+        self.schedule = schedule or Schedule()
+        self.sigma_min, self.sigma_max = self.schedule.sigmas[0].item(), self.schedule.sigmas[-1].item()
+
+    def uniform(self, u: Tensor) -> Tensor:
+        """sigma of a whole timestep of the table, each equally likely."""
+        return self.schedule.sigma((u * self.schedule.timesteps).floor())
+
+    def _uniform(self, steps: int, top: float) -> Tensor:
+        """From the last timestep down by T / steps ("trailing" in Lin et al. 2023, table 2), rounded to whole ones."""
+        n = self._timestep(top) + 1
+        return self._sigmas(n * (1 - torch.arange(steps, device="cpu").double() / steps) - 1)
+
+    def _leading(self, steps: int, top: float) -> Tensor:
+        """Multiples of T // steps: it never sees the noisiest steps, and is here for parity with older code."""
+        step = self.schedule.timesteps // steps
+        return self._sigmas(torch.arange(steps - 1, -1, -1, device="cpu").double() * step)
+
+    def _linspace(self, steps: int, top: float) -> Tensor:
+        return self._sigmas(torch.linspace(self._timestep(top), 0, steps, dtype=torch.float64, device="cpu"))
+
+    def _table(self, steps: int, top: float) -> Tensor:
+        if steps != self.schedule.timesteps:
+            raise UserError(
+                f"spacing 'table' takes all {self.schedule.timesteps} timesteps: set steps={self.schedule.timesteps}, "
+                "or use the spacing 'uniform'."
+            )
+        return self.schedule.sigmas.flip(0)
+
+    def _timestep(self, sigma: float) -> float:
+        return self.schedule.timestep(torch.tensor([sigma], dtype=torch.float64, device="cpu")).item()
+
+    def _sigmas(self, t: Tensor) -> Tensor:
+        return self.schedule.sigma(t.round())
+
+
+@register
+class Eps(VariancePreserving):
+    """The network predicts the noise (Ho et al. 2020; Stable Diffusion 1)."""
+
+    def __init__(self, schedule: Schedule | None = None):
+        super().__init__(schedule)
+        if self.schedule.zero_terminal_snr:
+            raise UserError("a zero-terminal-SNR schedule starts sampling at pure noise: use V or X0, not Eps.")
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_in = torch.rsqrt(1 + sigma**2)
+        return Coefficients(torch.ones_like(sigma), -sigma, c_in, self.schedule.timestep(sigma))
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise
+
+
+@register
+class X0(VariancePreserving):
+    """The network predicts the clean image."""
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        c_in = torch.rsqrt(1 + sigma**2)
+        return Coefficients(torch.zeros_like(sigma), torch.ones_like(sigma), c_in, self.schedule.timestep(sigma))
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return x0
+
+
+@register
+class V(VariancePreserving):
+    """The network predicts v = alpha noise - s x0, with alpha = 1 / sqrt(1 + sigma^2), s = sigma alpha.
+
+    Salimans, Ho 2022 (appendix D); Stable Diffusion 2.
+    """
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        alpha = torch.rsqrt(1 + sigma**2)
+        return Coefficients(1 / (1 + sigma**2), -sigma * alpha, alpha, self.schedule.timestep(sigma))
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        sigma = broadcast(sigma, x0)
+        return (noise - sigma * x0) * torch.rsqrt(1 + sigma**2)
+
+
+@register
+class Flow(Parameterization):
+    """Rectified flow: z_t = (1 - t) x0 + t noise, the network predicts noise - x0 (Liu et al. 2022; SD3).
+
+    t = 1 would be sigma = infinity: t is capped at `t_max`, by default 0.999, which is sigma 999.
+    """
+
+    def __init__(self, t_max: float = 0.999):
+        if not 0.5 < t_max < 1:
+            raise UserError(f"t_max={t_max}: has to lie between 0.5 and 1, such as 0.999.")
+        self.sigma_max = t_max / (1 - t_max)
+        self.sigma_min = 1 / self.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        # 1 - t would round: in float32 it costs a hundredfold of the target's precision at sigma 999.
+        c_skip, t = 1 / (1 + sigma), sigma / (1 + sigma)
+        return Coefficients(c_skip, -t, c_skip, 1000 * t)
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        return noise - x0
+
+    def uniform(self, u: Tensor) -> Tensor:
+        """sigma of t = u."""
+        return u / (1 - u)
+
+    def _uniform(self, steps: int, top: float) -> Tensor:
+        """t = 1, 1 - 1/steps, ..., 1/steps, the first one capped."""
+        t = 1 - torch.arange(steps, device="cpu").double() / steps
+        return (t / (1 - t)).clamp(max=top)
+
+
+@register
+class EDM(Parameterization):
+    """The preconditioning of Karras et al. 2022 (table 1): the network's input and target have unit variance.
+
+    `sigma_data` is the standard deviation of the data: 1 for whitened latents (0.5 in the paper, for pixels).
+    """
+
+    def __init__(self, sigma_data: float = 1.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
+        if not (sigma_data > 0 and 0 < sigma_min < sigma_max < math.inf):
+            values = f"sigma_data={sigma_data}, sigma_min={sigma_min}, sigma_max={sigma_max}"
+            raise UserError(f"EDM: {values}: sigma_data has to be above 0, and 0 < sigma_min < sigma_max.")
+        self.sigma_data, self.sigma_min, self.sigma_max = sigma_data, sigma_min, sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        d = self.sigma_data
+        c_in = torch.rsqrt(sigma**2 + d**2)
+        return Coefficients(d**2 / (sigma**2 + d**2), sigma * d * c_in, c_in, sigma.log() / 4)
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        sigma, d = broadcast(sigma, x0), self.sigma_data
+        return (sigma / d * x0 - d * noise) * torch.rsqrt(sigma**2 + d**2)

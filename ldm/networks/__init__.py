@@ -1,0 +1,8 @@
+"""Networks: tensors in, tensors out. They know torch and nothing else."""
+
+from ldm.networks.autoencoder import AutoencoderKL, Gaussian, Identity
+from ldm.networks.cond import Cond
+from ldm.networks.text import TextTransformer
+from ldm.networks.unet import UNet
+
+__all__ = ["AutoencoderKL", "Cond", "Gaussian", "Identity", "TextTransformer", "UNet"]

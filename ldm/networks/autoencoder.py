@@ -1,0 +1,208 @@
+"""The KL autoencoder of stage one, with the state-dict names of diffusers' AutoencoderKL."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of
+from ldm.registry import register
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal normal distribution over latents: the posterior q(z | x). `mean`, `std` (B, C, h, w)."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> "Gaussian":
+        """From mean and log-variance stacked over channels, (B, 2C, h, w)."""
+        mean, logvar = moments.float().chunk(2, 1)
+        return cls(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp())
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """mean + std * noise: the reparameterization trick (Kingma and Welling 2014, section 2.4)."""
+        return torch.addcmul(self.mean, self.std, torch.randn_like(self.mean) if noise is None else noise)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, I)) of each latent element in nats: (mean^2 + var - ln var - 1) / 2, (B, C, h, w)."""
+        variance = self.std.square()
+        return 0.5 * (self.mean.square() + variance - variance.log() - 1)
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, attention: bool, groups: int):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, groups=groups, eps=1e-6) for _ in range(2)])
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)]) if attention else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class PixelAttention(Attention):
+    """Self-attention with one head over the places of a feature map, normed before and added."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__(channels, heads=1, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, 1e-6)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
+        return x + super().forward(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
+
+
+class Stage(nn.Module):
+    """The residual blocks of one resolution and the step to the next."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, sampler: nn.Module | None):
+        super().__init__()
+        widths = [channels] + [out_channels] * blocks
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(a, b, groups=groups, eps=1e-6) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        )
+        self.downsamplers = nn.ModuleList([sampler]) if isinstance(sampler, Downsample) else None
+        self.upsamplers = nn.ModuleList([sampler]) if isinstance(sampler, Upsample) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        for sampler in self.downsamplers or self.upsamplers or ():
+            x = sampler(x)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            sampler = Downsample(width, asymmetric=True) if i < len(widths) - 1 else None
+            self.down_blocks.append(Stage(widths[max(i - 1, 0)], width, blocks, groups, sampler))
+        self.mid_block = MidBlock(widths[-1], attention, groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], 1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for stage in self.down_blocks:
+            h = stage(h)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int):
+        super().__init__()
+        rising = widths[::-1]
+        self.conv_in = nn.Conv2d(in_channels, rising[0], 3, padding=1)
+        self.mid_block = MidBlock(rising[0], attention, groups)
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(rising):
+            sampler = Upsample(width) if i < len(rising) - 1 else None
+            self.up_blocks.append(Stage(rising[max(i - 1, 0)], width, blocks, groups, sampler))
+        self.conv_norm_out = nn.GroupNorm(groups, rising[-1], 1e-6)
+        self.conv_out = nn.Conv2d(rising[-1], out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(z))
+        for stage in self.up_blocks:
+            h = stage(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+
+@register
+class AutoencoderKL(nn.Module):
+    """Images to the normal distribution of their latents, and latents back to images (Kingma and Welling 2014; LDM, sec. 3.1).
+
+    `channels` is the base width, times `multipliers` a level (or a width a level); each further level halves the size. A
+    `stem` of s moves s x s pixels into channels before the first convolution and back after the last one, without
+    arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels - 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 4,
+        *,
+        channels: int | Sequence[int] = 64,
+        multipliers: Sequence[float] = (1, 2),
+        blocks: int = 1,
+        stem: int = 1,
+        attention: bool = False,
+        groups: int | None = None,
+    ):
+        super().__init__()
+        widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
+        groups = groups or groups_of(widths[0])
+        if bad := [w for w in widths if w % groups]:
+            raise UserError(f"vae: widths {bad} can't be split into {groups} groups; choose other vae.channels.")
+        if stem < 1 or stem & (stem - 1):
+            raise UserError(f"vae.stem={stem} isn't a power of two.")
+        self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
+        self.factor = stem * 2 ** (len(widths) - 1)
+        pixels = in_channels * stem**2
+        self.encoder = Encoder(pixels, 2 * latent_channels, widths, blocks, attention, groups)
+        self.decoder = Decoder(latent_channels, pixels, widths, blocks + 1, attention, groups)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    def encode(self, images: Tensor) -> Gaussian:
+        """`images` (B, C, H, W) in [-1, 1], sides divisible by `factor` -> q(z | x) over (B, z, H/f, W/f)."""
+        check_size(images.shape[2], images.shape[3], self.factor)
+        x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return Gaussian.from_moments(self.quant_conv(self.encoder(x)))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`latents` (B, z, h, w) -> images (B, C, h f, w f), about in [-1, 1]."""
+        z = latents.contiguous(memory_format=torch.channels_last)
+        x = self.decoder(self.post_quant_conv(z))
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
+        """The reconstruction from one draw of the posterior, and the posterior."""
+        posterior = self.encode(images)
+        return self.decode(posterior.sample(noise)), posterior
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight at which an adversarial loss is balanced against the reconstruction."""
+        return self.decoder.conv_out.weight
+
+
+@register
+class Identity(nn.Module):
+    """No first stage: diffusion on the pixels themselves (`first_stage=identity`), which is DDPM."""
+
+    factor = 1
+
+    def __init__(self, in_channels: int = 3):
+        super().__init__()
+        self.in_channels = self.latent_channels = in_channels
+
+    def encode(self, images: Tensor) -> Gaussian:
+        return Gaussian(images, torch.zeros_like(images))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """Refuses sizes that the autoencoder can't halve evenly."""
+    if height % factor or width % factor:
+        fit = f"{-(-height // factor) * factor}x{-(-width // factor) * factor}"
+        raise UserError(f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}, say.")

@@ -1,0 +1,58 @@
+"""What a network is told beside the noisy latent. Roles are named; nothing is guessed from a tensor's rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cond:
+    """One batch of conditions; what is None isn't there.
+
+    `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where `mask`
+    (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic map, masked
+    image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W).
+    """
+
+    vector: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    concat: Tensor | None = None
+    control: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def cat(self, *others: "Cond") -> "Cond":
+        """The batches one after the other; shorter token sequences are padded, and the padding masked."""
+        parts = (self, *others)
+        length = max((p.tokens.shape[1] for p in parts if p.tokens is not None), default=0)
+        parts = tuple(_pad_tokens(p, length) for p in parts)
+        return Cond(
+            *(_cat([getattr(p, name) for p in parts], name) for name in ("vector", "tokens", "mask", "concat")),
+            control={name: torch.cat([p.control[name] for p in parts]) for name in self.control},
+        )
+
+    def map(self, function) -> "Cond":
+        """Every tensor passed through `function`: `cond.map(lambda t: t[:4])`, `cond.map(lambda t: t.to("cuda"))`."""
+        tensors = {
+            name: None if (t := getattr(self, name)) is None else function(t)
+            for name in ("vector", "tokens", "mask", "concat")
+        }
+        return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
+
+
+def _pad_tokens(cond: Cond, length: int) -> Cond:
+    if cond.tokens is None or (cond.tokens.shape[1] == length and cond.mask is not None):
+        return cond
+    b, n, _ = cond.tokens.shape
+    mask = cond.mask if cond.mask is not None else cond.tokens.new_ones(b, n, dtype=torch.bool)
+    tokens = F.pad(cond.tokens, (0, 0, 0, length - n))  # (B, length, D)
+    return replace(cond, tokens=tokens, mask=F.pad(mask, (0, length - n)))
+
+
+def _cat(tensors: list[Tensor | None], name: str) -> Tensor | None:
+    present = [t for t in tensors if t is not None]
+    if present and len(present) < len(tensors):
+        raise ValueError(f"conditions can't be joined: only some have '{name}'")
+    return torch.cat(present) if present else None

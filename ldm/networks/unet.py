@@ -1,0 +1,188 @@
+"""The cross-attention U-Net of latent diffusion (Rombach et al. 2022), with the state-dict names of diffusers."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.cond import Cond
+from ldm.networks.layers import (
+    Downsample,
+    ResnetBlock,
+    SpatialTransformer,
+    TimestepEmbedding,
+    Upsample,
+    groups_of,
+    timestep_embedding,
+    zero_,
+)
+from ldm.registry import register
+
+PerLevel = int | Sequence[int]
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by a transformer where the level attends."""
+
+    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: tuple[str, nn.Module] | None):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions) if attentions else None
+        self.downsamplers = nn.ModuleList([sampler[1]]) if sampler and sampler[0] == "down" else None
+        self.upsamplers = nn.ModuleList([sampler[1]]) if sampler and sampler[0] == "up" else None
+
+    def block(self, i: int, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        x = self.resnets[i](x, embedding)
+        return x if self.attentions is None else self.attentions[i](x, cond.tokens, cond.mask)
+
+
+class Middle(nn.Module):
+    def __init__(self, resnets: list[ResnetBlock], attention: SpatialTransformer):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList([attention])
+
+    def forward(self, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, embedding), cond.tokens, cond.mask)
+        return self.resnets[1](x, embedding)
+
+
+@register
+class UNet(nn.Module):
+    """Residual blocks at falling, then rising resolution, with skips between equals and attention where asked.
+
+    `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one more
+    on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the middle
+    always does). Every width must be a multiple of 2^0.. `groups` (by default 32 or what divides the base width).
+    Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        channels: PerLevel = 128,
+        multipliers: Sequence[float] = (1, 2),
+        blocks: int = 1,
+        attention: bool | Sequence[bool] = True,
+        depth: PerLevel = 1,
+        heads: PerLevel = 4,
+        context_dim: int | None = None,
+        vector_dim: int | None = None,
+        concat_channels: int = 0,
+        scale_shift: bool = True,
+        linear_projection: bool = True,
+        groups: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
+        levels = len(widths)
+        attends = _per_level(attention, levels, "attention")
+        depths, head_counts = _per_level(depth, levels, "depth"), _per_level(heads, levels, "heads")
+        groups = groups or groups_of(widths[0])
+        _check_widths(widths, groups, head_counts)
+        embed_dim = 4 * widths[0]
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.widths, self.concat_channels = widths, concat_channels
+        self.context_dim, self.vector_dim = context_dim, vector_dim
+
+        def resnet(a: int, b: int) -> ResnetBlock:
+            return ResnetBlock(a, b, embed_dim, groups=groups, eps=1e-5, dropout=dropout, scale_shift=scale_shift)
+
+        def transformer(i: int) -> SpatialTransformer:
+            return SpatialTransformer(
+                widths[i],
+                head_counts[i],
+                context_dim,
+                depth=depths[i],
+                groups=groups,
+                linear_projection=linear_projection,
+            )
+
+        self.conv_in = nn.Conv2d(in_channels + concat_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
+        self.class_embedding = nn.Linear(vector_dim, embed_dim) if vector_dim else None
+        self.down_blocks = nn.ModuleList()
+        skips = [widths[0]]
+        for i, width in enumerate(widths):
+            before = widths[max(i - 1, 0)]
+            resnets = [resnet(before if j == 0 else width, width) for j in range(blocks)]
+            last = i == levels - 1
+            sampler = None if last else ("down", Downsample(width))
+            self.down_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
+            skips += [width] * (blocks + (not last))
+        self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
+        self.up_blocks = nn.ModuleList()
+        width = widths[-1]
+        for i in reversed(range(levels)):
+            resnets = []
+            for _ in range(blocks + 1):
+                resnets.append(resnet(width + skips.pop(), widths[i]))
+                width = widths[i]
+            sampler = None if i == 0 else ("up", Upsample(width))
+            self.up_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
+        self.conv_norm_out = nn.GroupNorm(groups, widths[0], 1e-5)
+        self.conv_out = zero_(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w).
+
+        `residuals`, a ControlNet's, are added to the skips and, the last, to the middle.
+        """
+        cond = cond or Cond()
+        embedding = self.embed(c_noise, cond)
+        h, skips = self.encode(x, embedding, cond)
+        if residuals is not None:
+            skips = [s + r for s, r in zip(skips, residuals[:-1], strict=True)]
+            h = h + residuals[-1]
+        for level in self.up_blocks:
+            for i in range(len(level.resnets)):
+                h = level.block(i, torch.cat([h, skips.pop()], 1), embedding, cond)
+            if level.upsamplers is not None:
+                h = level.upsamplers[0](h, skips[-1].shape[2:])
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
+        """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
+        features = timestep_embedding(c_noise, self.widths[0]).to(self.conv_in.weight.dtype)
+        embedding = self.time_embedding(features)  # (B, E)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(cond.vector)
+        return F.silu(embedding)
+
+    def encode(self, x: Tensor, embedding: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
+        """The way down and the middle: its output, and the skips in the order they arose."""
+        if self.concat_channels:
+            x = torch.cat([x, cond.concat], 1)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                h = level.block(i, h, embedding, cond)
+                skips.append(h)
+            if level.downsamplers is not None:
+                h = level.downsamplers[0](h)
+                skips.append(h)
+        return self.mid_block(h, embedding, cond), skips
+
+
+def _per_level(value, levels: int, name: str) -> list:
+    values = [value] * levels if isinstance(value, (int, bool)) else list(value)
+    if len(values) != levels:
+        raise UserError(f"network.{name} has {len(values)} values for {levels} levels; give one, or one a level.")
+    return values
+
+
+def _check_widths(widths: list[int], groups: int, heads: list[int]) -> None:
+    for width, head_count in zip(widths, heads, strict=True):
+        if width % groups or width % head_count:
+            raise UserError(
+                f"network: a width of {width} channels can't be split into {groups} groups and {head_count} heads; "
+                "choose network.channels and network.heads that divide."
+            )

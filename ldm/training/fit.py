@@ -1,0 +1,121 @@
+"""What fitting has in common: the Trainer, its callbacks and loggers, and the way through one run."""
+
+import importlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+
+from ldm.data.datamodule import BatchModule, Gathers
+from ldm.errors import UserError
+from ldm.training.callbacks import Pictures, progress
+from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from ldm.training.loggers import loggers
+from ldm.training.run import RunFolder, open_run
+from ldm.training.schedule import LearningRate, TimeBudget, parse_time
+from ldm.training.task import Task
+
+
+def task_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of `Task` out of a run's config. The number of steps isn't known yet where time is the limit."""
+    optimizer = dict(config["optimizer"])
+    betas, weight_decay = tuple(optimizer.pop("betas")), optimizer.pop("weight_decay")
+    total = None if config["trainer"].get("max_time") else config["trainer"]["max_steps"]
+    return {
+        "learning_rate": LearningRate(**optimizer, total_steps=total),
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "ema_decay": config["ema"]["decay"],
+        "seed": config["seed"],
+        "log_every_n_steps": config["trainer"].get("log_every_n_steps") or 10,
+    }
+
+
+def batches(train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[str, Any]) -> BatchModule:
+    return BatchModule(train, val, keys, config["batch_size"], config["seed"], **config["loader"])
+
+
+def fit(
+    task: Task, data: BatchModule, folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float
+) -> pl.Trainer:
+    """Trains from the newest good checkpoint, if there is one, to the end, and validates once more."""
+    options = dict(config["trainer"])
+    limit = options.pop("max_time", None)
+    callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), pictures]
+    if limit:
+        options["max_steps"] = -1
+        callbacks.insert(0, TimeBudget(parse_time(limit), started))
+    quieten()
+    trainer = pl.Trainer(
+        **options,
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=loggers(config["logger"], folder),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder.path),
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    checkpoint = folder.newest_checkpoint()
+    if checkpoint:
+        trainer.print(f"resuming from {checkpoint}")
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
+    trainer.validate(task, datamodule=data, verbose=False)
+    return trainer
+
+
+def quieten() -> None:
+    """Silences what Lightning says at every start and no user needs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in ("Found .* in eval mode", ".*isinstance.treespec, LeafSpec", ".*does not have many workers"):
+        warnings.filterwarnings("ignore", words)
+
+
+def import_modules(config: Mapping[str, Any]) -> None:
+    """Imports the user's own modules, whose registered classes the config may name."""
+    for name in config.get("modules") or ():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"modules: {name} can't be imported ({error}); is it on PYTHONPATH?") from None
+
+
+def open_named(stage: str, default: str, config: Mapping[str, Any], job: str | None) -> RunFolder:
+    """The run's folder, by the config's name or the default one; a sweep's job has its own inside it."""
+    name = config["name"] or default
+    return open_run(
+        stage,
+        f"{name}/{job}" if job else name,
+        resume=config["resume"],
+        overwrite=config["overwrite"],
+        runs_dir=config["runs_dir"],
+    )
+
+
+def parameters_line(**modules: Any) -> str:
+    """'vae 1.6 M parameters, ...'"""
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    return ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in counts.items())
+
+
+class Clock:
+    """Wall clock since the run began, its start-up included."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{time.monotonic() - self.started:.0f} s"
+
+
+def cache_of(config: dict[str, Any]) -> Path:
+    return Path(os.path.expanduser(config["cache_dir"]))

@@ -1,0 +1,153 @@
+"""`train_ldm.py`: one run of stage two."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.conditioning import Conditioner
+from ldm.data.datamodule import Gathers
+from ldm.data.latents import cached_latents
+from ldm.data.table import Table
+from ldm.diffusion import Denoiser
+from ldm.errors import UserError
+from ldm.loading import load
+from ldm.networks import AutoencoderKL, Identity
+from ldm.registry import build, check, lookup
+from ldm.training.callbacks import Pictures
+from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
+from ldm.training.ldm_task import DiffusionTask
+from ldm.training.run import find_run
+from ldm.training.vae_run import check as check_images
+
+FirstStage = AutoencoderKL | Identity
+Tables = tuple[Table, Table]
+
+
+def main(config: dict[str, Any], job: str | None = None) -> None:
+    """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
+    clock = Clock()
+    import_modules(config)
+    source = build(config["data"], "data")
+    first_stage_path = precheck(config)
+    with open_named("ldm", source.name, config, job) as folder:
+        if folder.finished:
+            return
+        tables = source.tables(cache_of(config) / "data")
+        first_stage = open_first_stage(first_stage_path, tables[0])
+        torch.manual_seed(config["seed"])
+        conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0])
+        denoiser = build_denoiser(config, first_stage, conditioner)
+        folder.save_config(config)
+        train, val, whitening = latents(tables, first_stage, config)
+        about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
+        print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {about}", flush=True)
+        task = DiffusionTask(
+            first_stage,
+            denoiser,
+            conditioner,
+            tables[0].preprocess,
+            whitening or (torch.zeros(first_stage.latent_channels), torch.ones(first_stage.latent_channels)),
+            dict(config["diffusion"]["sampling"]),
+            **task_options(config),
+        )
+        needs = (*(() if whitening else ("image",)), *conditioner.needs)
+        shown = config["samples"]
+        pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
+        trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started)
+        if trainer.is_global_zero:
+            folder.finish()
+            loss = float(trainer.callback_metrics["val/loss"])
+            print(f"{folder.path}: {trainer.global_step} steps in {clock}, validation loss {loss:.4f}", flush=True)
+
+
+def precheck(config: Mapping[str, Any]) -> Path | None:
+    """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
+    wanted = config["first_stage"]
+    if wanted == "identity":
+        return None
+    import_modules(config)
+    name = wanted or build(config["data"], "data").name
+    try:
+        return find_run("vae", name, config["runs_dir"])
+    except UserError as error:
+        if wanted:
+            raise
+        raise UserError(f"{error} Or name one by first_stage=, or train on pixels by first_stage=identity.") from None
+
+
+def open_first_stage(path: Path | None, table: Table) -> FirstStage:
+    """The frozen first stage, checked against the data that it shall encode."""
+    channels = table.preprocess.channels
+    if path is None:
+        return Identity(channels)
+    vae = load(path)
+    if not isinstance(vae, AutoencoderKL):
+        raise UserError(f"first_stage={path} isn't an autoencoder; name a run of train_vae.py.")
+    if vae.in_channels != channels:
+        raise UserError(f"first_stage={path} takes {vae.in_channels} channels, the data has {channels}; train another one.")
+    check_images(vae, table)
+    return vae
+
+
+def build_conditioner(config: Mapping[str, Any], default: str | None, table: Table) -> Conditioner:
+    """The conditions that the config names, or with `auto` what the data has; what they need is read off the data."""
+    chosen = {name: spec for name, spec in config.items() if name != "auto"}
+    if config.get("auto") and default and not chosen:
+        chosen = {default: {"class": {"text": "Text", "label": "ClassLabel"}[default]}}
+    parts = {}
+    for name, spec in chosen.items():
+        where = f"conditioner.{name}"
+        check(spec, where)
+        part = lookup(spec["class"])
+        if part.column not in table.columns:
+            raise UserError(f"{where} reads '{part.column}', which the data doesn't have; it has {', '.join(table.columns)}.")
+        parts[name] = build(spec, where, **part.derive(table, spec))
+    return Conditioner(parts)
+
+
+def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:
+    """The network, sized by what it is to denoise and by its conditions, with its parameterization and loss."""
+    network = build(
+        config["network"],
+        "network",
+        in_channels=first_stage.latent_channels,
+        context_dim=conditioner.token_dim,
+        vector_dim=conditioner.vector_dim,
+        concat_channels=conditioner.concat_channels,
+    )
+    options = {key: value for key, value in config["diffusion"].items() if key != "sampling"}
+    built = {k: build(v, f"diffusion.{k}") if isinstance(v, Mapping) else v for k, v in options.items()}
+    return Denoiser(network, built.pop("parameterization"), **built)
+
+
+def latents(
+    tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
+) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
+    """Training and validation data as stage two reads them, and the latents' mean and std; on pixels the images, and None.
+
+    With latents=online the images too, and the cache serves the statistics alone.
+    """
+    if isinstance(first_stage, Identity):
+        return *tables, None
+    root = cache_of(config)
+    train, val = (cached_latents(table, first_stage, root) for table in tables)
+    whitening = (train.channel_mean, train.channel_std)
+    return (*tables, whitening) if config["latents"] == "online" else (train, val, whitening)
+
+
+def sampler(conditioner: Conditioner, val: Table, n: int, config: Mapping[str, Any]) -> Callable[[DiffusionTask], Tensor]:
+    """A function of the task that draws `n` pictures of the first validation conditions, always from the same noise."""
+    rows = np.arange(min(n, len(val)))
+    batch = val.batch(rows, conditioner.needs)
+    given = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
+    steps = min(config["diffusion"]["sampling"]["steps"], 50)  # the grid is a look, not a measurement
+
+    def draw(task: DiffusionTask) -> Tensor:
+        spacing = {"spacing": None} if steps < config["diffusion"]["sampling"]["steps"] else {}
+        return task.model().draw(given, 1 if given else n, seed=config["seed"], steps=steps, **spacing).cpu()
+
+    return draw

@@ -1,0 +1,63 @@
+"""Stage two: diffusion in the latent space."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm.conditioning import Conditioner
+from ldm.diffusion import Denoiser
+from ldm.images import Preprocess
+from ldm.networks import AutoencoderKL, Gaussian, Identity
+from ldm.pipeline import LatentDiffusion
+from ldm.randomness import low_discrepancy, normal
+from ldm.training.task import Task
+
+
+class DiffusionTask(Task):
+    """Trains denoiser and conditioner on whitened latents; the first stage is frozen and only kept for pictures.
+
+    Each visit of an image draws its latent anew from the cached posterior.
+    """
+
+    def __init__(
+        self,
+        first_stage: AutoencoderKL | Identity,
+        denoiser: Denoiser,
+        conditioner: Conditioner,
+        preprocess: Preprocess,
+        whitening: tuple[Tensor, Tensor],
+        sampling: dict[str, Any],
+        **options: Any,
+    ):
+        super().__init__(nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner}), **options)
+        self.first_stage = first_stage.eval().requires_grad_(False)
+        self.preprocess, self.sampling = preprocess, sampling
+        self.register_buffer("latent_mean", whitening[0])
+        self.register_buffer("latent_std", whitening[1])
+
+    def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        training = network is self.trained
+        denoiser, conditioner, position = network["denoiser"], network["conditioner"], batch["position"]
+        seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
+        x0 = self.latents(batch, seed)
+        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
+        sigma = denoiser.noise.sigma(low_discrepancy(seed, "sigma", position), denoiser.parameterization)
+        drop = conditioner.coins(seed, position) if training else None
+        loss = denoiser.loss(x0, noise, sigma, conditioner(batch, drop)).mean()
+        return loss, {"loss": loss}
+
+    def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
+        """A whitened draw of each sample's posterior, (B, C, h, w)."""
+        if "latent_mean" in batch:
+            posterior = Gaussian(batch["latent_mean"], batch["latent_std"])
+        else:  # latents=online
+            posterior = self.first_stage.encode(batch["image"])
+        draw = posterior.sample(normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:])))
+        return (draw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+
+    def assemble(self, trained: nn.Module) -> LatentDiffusion:
+        model = LatentDiffusion(
+            self.first_stage, trained["denoiser"], trained["conditioner"], self.preprocess, self.sampling
+        )
+        model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
+        return model.eval()

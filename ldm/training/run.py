@@ -1,0 +1,200 @@
+"""The run folder, `runs/STAGE/NAME/`: stable and named, so that a repeated or requeued command finds its work again.
+
+It holds config.yaml, metrics.csv, samples/, checkpoints/ and model/; a file DONE marks the run as finished. The folders
+of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs of their own.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ldm.errors import UserError, did_you_mean
+from ldm.files import atomic_write, sha256_of
+from ldm.training import lock
+
+log = logging.getLogger(__name__)
+DONE = "DONE"
+
+
+class RunFolder:
+    """The files of one run, held for this process from `open_run` to `close`, or to the end of a `with`."""
+
+    def __init__(self, path: Path, held: lock.Lock | None = None):
+        self.path, self._lock = path, held
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / DONE).exists()
+
+    def save_config(self, config: dict[str, Any]) -> None:
+        atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint whose bytes are those that were written, or None."""
+        return newest_checkpoint(self.checkpoints)
+
+    def finish(self) -> None:
+        """Marks the run as finished: from now on `resume=true` has nothing to do."""
+        atomic_write(self.path / DONE, time.strftime("%Y-%m-%d %H:%M:%S\n"))
+
+    def close(self) -> None:
+        """Gives the folder free for other processes."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_run(
+    stage: str, name: str, *, resume: bool = False, overwrite: bool = False, runs_dir: str | Path = "runs"
+) -> RunFolder:
+    """The folder of the run `name`, made and locked. A finished one comes back, unlocked, if it is to be resumed.
+
+    Raises UserError for a run that exists, unless `resume` or `overwrite` says what to do with it, and for one in use.
+    """
+    if resume and overwrite:
+        raise UserError("resume=true and overwrite=true contradict each other; give one.")
+    path = _path_of(stage, name, runs_dir)
+    folder = RunFolder(path)
+    if resume and folder.finished:
+        print(f"{path} is finished: nothing to do.", flush=True)
+        return folder
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path, lock.Lock(path))
+    try:
+        _take_over(folder, resume, overwrite)
+    except BaseException:
+        folder.close()
+        raise
+    return folder
+
+
+def find_run(stage: str, name_or_path: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """The folder of a run given by name, or anything there is at a path: a run, its model/, a checkpoint."""
+    named, given = Path(runs_dir) / stage / name_or_path, Path(name_or_path).expanduser()
+    for path in (named, given):
+        if is_run(path) or (path is given and _holds_model(path)):
+            return path
+    known = run_names(stage, runs_dir)
+    hint = did_you_mean(str(name_or_path), known) or f" There are none in {runs_dir} yet: run train_{stage}.py first."
+    raise UserError(f"there is no run '{name_or_path}' of train_{stage}.py.{hint}")
+
+
+def run_names(stage: str, runs_dir: str | Path = "runs") -> list[str]:
+    """The names of all runs of a stage, those of sweeps as SWEEP/JOB."""
+    root = Path(runs_dir) / stage
+    return sorted(
+        str(path.relative_to(root)) for pattern in ("*", "*/*") for path in root.glob(pattern) if is_run(path)
+    )
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file()
+
+
+def write_checkpoint(path: Path, content: Any) -> None:
+    """Writes bytes as a checkpoint, and beside it their size and SHA-256: what says that a checkpoint is whole."""
+    atomic_write(path, content)
+    atomic_write(_sidecar(path), json.dumps({"size": path.stat().st_size, "sha256": sha256_of(path)}))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint and what stands beside it."""
+    _sidecar(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder, by the step in its name. A damaged one is passed over, and said."""
+    for path in sorted(folder.glob("*.ckpt"), reverse=True):
+        if is_whole(path):
+            return path
+        log.warning("%s is damaged or was not written to its end; taking the one before.", path)
+    return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint's bytes are those that were written."""
+    try:
+        expected = json.loads(_sidecar(path).read_text())
+        return path.stat().st_size == expected["size"] and sha256_of(path) == expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _path_of(stage: str, name: str, runs_dir: str | Path) -> Path:
+    parts = Path(name).parts
+    if not name.strip() or Path(name).is_absolute() or ".." in parts or "\0" in name or parts[0].startswith("."):
+        raise UserError(f"name='{name}' can't be a folder in {Path(runs_dir) / stage}; take a plain name=.")
+    return Path(runs_dir).expanduser() / stage / name
+
+
+def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
+    """Makes a locked folder ready for a run, or refuses."""
+    old = list(_own_entries(folder.path))
+    if overwrite:
+        for entry in old:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    elif any(map(_is_worth_keeping, old)) and not resume:
+        state = "is finished" if folder.finished else "exists"
+        raise UserError(
+            f"the run {folder.path} {state}: take resume=true to go on with it, overwrite=true to start it again, "
+            "or another name=."
+        )
+    elif resume and folder.newest_checkpoint() is None:
+        print(f"{folder.path} has no good checkpoint: starting at step 0.", flush=True)
+    for part in (folder.samples, folder.checkpoints):
+        part.mkdir(exist_ok=True)
+    for part in (folder.path, folder.checkpoints, folder.model):
+        for staged in part.glob(".*.tmp"):  # of a process that was killed while it wrote
+            staged.unlink()
+
+
+def _own_entries(path: Path) -> Iterator[Path]:
+    """What belongs to the run itself: not its lock, and not the runs of a sweep of the same name."""
+    return (entry for entry in path.iterdir() if entry.name != lock.NAME and not is_run(entry))
+
+
+def _is_worth_keeping(entry: Path) -> bool:
+    """Whether an entry is more than what a run leaves that ended before its first step."""
+    return entry.name != "config.yaml" and not (entry.is_dir() and not any(entry.iterdir()))
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether a path that isn't a run of ours may be loaded: a file, a model folder, a diffusers folder."""
+    return path.is_file() or any((path / name).is_file() for name in ("config.json", "model_index.json"))

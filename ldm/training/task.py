@@ -1,0 +1,95 @@
+"""What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from ldm import artifact
+from ldm.training import ema
+from ldm.training.schedule import LearningRate
+
+
+class Task(pl.LightningModule):
+    """Trains `trained`, keeps its average in `average`, and knows how to assemble the model that users load.
+
+    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. `position` counts the samples
+    seen on all ranks together. All random numbers come from (seed, position); modules with dropout, which draw from torch's
+    generator, get it seeded by the step.
+    """
+
+    def __init__(
+        self,
+        trained: nn.Module,
+        *,
+        learning_rate: LearningRate,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.999,
+        seed: int = 0,
+        log_every_n_steps: int = 20,
+    ):
+        super().__init__()
+        self.trained = trained.to(memory_format=torch.channels_last)
+        self.average = ema.clone(self.trained)
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
+        self._steps_averaged = 0
+
+    def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise, and what to log."""
+        raise NotImplementedError
+
+    def assemble(self, trained: nn.Module) -> nn.Module:
+        """The model as users load it, around the given weights, without copying them."""
+        raise NotImplementedError
+
+    def model(self) -> nn.Module:
+        """The model with the average weights, ready to sample or save."""
+        return self.assemble(self.average)
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, int(batch["position"][0]))) % 2**63)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss, logged = self.losses(batch, self.trained)
+        if self.global_step % self.every == 0:
+            self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()})
+            self.log("train/lr", self.learning_rate(self.global_step))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.global_step)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        self.trainer.datamodule.position += self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        if self.global_step > self._steps_averaged:  # once an optimizer step, not once a batch
+            self._steps_averaged = self.global_step
+            ema.update(self.average, self.trained, ema.ramp(self.global_step, self.ema_decay))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        _, logged = self.losses(batch, self.average)
+        self.log_dict(
+            {f"val/{name}": value for name, value in logged.items()}, batch_size=len(batch["position"]), sync_dist=True
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            parameters, lr=self.learning_rate(0), betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
+        model = self.model()
+        places = {tensor.data_ptr(): name for name, tensor in self.state_dict().items()}
+        checkpoint["ldm_model"] = artifact.describe(model)
+        checkpoint["ldm_weights"] = {name: places[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
+        checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
+        checkpoint["ldm_steps_averaged"] = self._steps_averaged
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
+        self._steps_averaged = checkpoint["ldm_steps_averaged"]

@@ -1,0 +1,77 @@
+"""`train_vae.py`: one run of stage one."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.table import Table
+from ldm.errors import UserError
+from ldm.images import grid
+from ldm.networks import AutoencoderKL
+from ldm.networks.autoencoder import check_size
+from ldm.pipeline import sample_prior
+from ldm.registry import build
+from ldm.training.callbacks import Pictures
+from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
+from ldm.training.vae_task import VAETask, equivalents
+
+
+def main(config: dict[str, Any], job: str | None = None) -> None:
+    """Trains an autoencoder and leaves runs/vae/NAME with its model."""
+    clock = Clock()
+    import_modules(config)
+    source = build(config["data"], "data")
+    with open_named("vae", source.name, config, job) as folder:
+        if folder.finished:
+            return
+        train, val = source.tables(cache_of(config) / "data")
+        torch.manual_seed(config["seed"])
+        vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
+        check(vae, train)
+        folder.save_config(config)
+        print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
+        print(equivalents(config["beta"], vae), flush=True)
+        task = VAETask(vae, train.preprocess, config["beta"], **task_options(config))
+        pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
+        trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started)
+        if trainer.is_global_zero:
+            report(task, trainer.callback_metrics, train, folder.samples, config["seed"])
+            folder.finish()
+            print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
+
+
+def check(vae: AutoencoderKL, table: Table) -> None:
+    """Refuses images that the autoencoder can't halve, before any training."""
+    height, width = table.images.shape[2:]
+    check_size(height, width, vae.factor)
+    if vae.latent_channels * (height // vae.factor) * (width // vae.factor) >= table.images[0].size:
+        raise UserError(
+            f"{vae.latent_channels} latent channels at a factor of {vae.factor} don't compress "
+            f"{table.preprocess.channels} channels; take fewer vae.latent_channels."
+        )
+
+
+def reconstructions(table: Table, n: int):
+    """A function of the task that draws the first `n` images of `table` beside their reconstructions."""
+    images = table.batch(np.arange(min(n, len(table))), ["image"])["image"]
+
+    @torch.inference_mode()
+    def draw(task: VAETask) -> Tensor:
+        x = images.to(task.device)
+        decoded = task.average.decode(task.average.encode(x).mode()).clamp(-1, 1)
+        return torch.stack([x, decoded], 1).flatten(0, 1).cpu()  # (2n, C, H, W), pairs
+
+    return draw
+
+
+def report(task: VAETask, metrics: dict[str, Tensor], train: Table, folder: Any, seed: int) -> None:
+    """Prints what stage two will stand on, and writes samples from the prior."""
+    kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(task.average.latent_channels)]
+    print(f"validation: {float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction", flush=True)
+    print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
+    if dead := [i for i, value in enumerate(kl) if value < 0.01]:
+        print(f"channels {dead} carry nothing (KL below 0.01): beta is high for this many latent_channels", flush=True)
+    size = (train.preprocess.height, train.preprocess.width)
+    grid(sample_prior(task.average, 64, size, seed), 8).save(folder / "prior.png")

@@ -1,0 +1,4 @@
+from ldm.cli import sample
+
+if __name__ == "__main__":
+    sample()

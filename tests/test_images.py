@@ -1,0 +1,311 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+
+from ldm.errors import UserError
+from ldm.images import BadImage, Preprocess, grid, open_image, open_map, open_mask, probe, save_png
+from ldm.registry import build, spec_of
+
+
+def png(picture: Image.Image, **options) -> bytes:
+    return packed(picture, "PNG", **options)
+
+
+def packed(picture: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format=format, **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def halves(left, right, mode="RGB", size=(8, 4)) -> Image.Image:
+    """A picture whose left half has one colour and whose right half another."""
+    picture = Image.new(mode, size, left)
+    picture.paste(right, (size[0] // 2, 0, *size))
+    return picture
+
+
+def colour_png_16() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + struct.pack(">12H", *range(100, 60100, 5000)) for _ in range(4))
+    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_rgb_keeps_its_values_and_channels_come_first():
+    values = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    array = Preprocess(3, 4, 6).array(png(Image.fromarray(values)))
+    assert array.dtype == np.uint8 and array.shape == (3, 4, 6)
+    np.testing.assert_array_equal(array, values.transpose(2, 0, 1))
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    content = packed(halves((255, 0, 0), (0, 0, 255)), "JPEG", quality=100, subsampling=0, exif=exif)
+    array = Preprocess(3, 8, 4, resize="none").array(content)  # refuses the unturned size
+    assert probe(io.BytesIO(content))[:2] == (8, 4)
+    assert array[0, :4].min() > 200 > 60 > array[0, 4:].max()  # the left half, red, is on top
+    assert array[2, 4:].min() > 200
+
+
+def test_cmyk_is_read_as_its_colours():
+    picture = halves((255, 0, 0, 0), (0, 255, 255, 0), "CMYK")  # cyan, red
+    for content in (packed(picture, "JPEG", quality=100, subsampling=0), packed(picture, "TIFF")):
+        array = Preprocess(3, 4, 8).array(content)
+        np.testing.assert_allclose(array[:, 1, 1], (0, 255, 255), atol=6)
+        np.testing.assert_allclose(array[:, 1, 6], (255, 0, 0), atol=6)
+
+
+def test_palette_gives_its_colours_and_its_transparency():
+    picture = Image.new("P", (8, 4), 0)
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.paste(1, (4, 0, 8, 4))
+    array = Preprocess(3, 4, 8).array(png(picture))
+    assert array[:, 0, 0].tolist() == [10, 20, 30] and array[:, 0, 7].tolist() == [200, 100, 50]
+    see_through = Preprocess(3, 4, 8, background=[0, 255, 0]).array(png(picture, transparency=0))
+    assert see_through[:, 0, 0].tolist() == [0, 255, 0] and see_through[:, 0, 7].tolist() == [200, 100, 50]
+
+
+def test_alpha_is_laid_on_the_background_or_kept_as_a_channel():
+    content = png(halves((255, 0, 0, 255), (255, 0, 0, 0), "RGBA"))
+    assert Preprocess(3, 4, 8).array(content)[:, 0, 7].tolist() == [255, 255, 255]
+    assert Preprocess(3, 4, 8, background=[7]).array(content)[:, 0, 7].tolist() == [7, 7, 7]
+    assert Preprocess(1, 4, 8).array(content)[0, 0].tolist() == [76] * 4 + [255] * 4
+    assert Preprocess(4, 4, 8).array(content)[3, 0].tolist() == [255] * 4 + [0] * 4
+
+
+def test_16_bit_grey_png_keeps_all_bits_and_scales_to_8():
+    values = np.array([[0, 1, 257, 40000, 65535]], np.uint16)
+    content = png(Image.fromarray(values))
+    assert probe(io.BytesIO(content)) == (1, 5, 1, 16)
+    np.testing.assert_array_equal(Preprocess(1, 1, 5, bits=16).array(content)[0], values)
+    assert Preprocess(1, 1, 5).array(content)[0].tolist() == [[0, 0, 1, 156, 255]]
+    assert Preprocess(3, 1, 5).array(content)[:, 0, 3].tolist() == [156] * 3
+    as_16 = Preprocess(1, 1, 2, bits=16).array(np.array([[0, 255]], np.uint8))
+    assert as_16.tolist() == [[[0, 65535]]]
+
+
+def test_16_bit_colour_png_is_refused_where_its_bits_would_be_lost():
+    with pytest.raises(BadImage, match="16 bits"):
+        Preprocess(3, 4, 4, bits=16).array(colour_png_16())
+    assert Preprocess(3, 4, 4).array(colour_png_16()).shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_npy_holds_any_number_of_channels(channels_first):
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 9), dtype=np.uint16)
+    content = npy(values if channels_first else values.transpose(1, 2, 0))
+    assert probe(io.BytesIO(content)) == (7, 9, 5, 16)
+    np.testing.assert_array_equal(Preprocess(5, 7, 9, bits=16).array(content), values)
+
+
+def test_floats_need_their_range():
+    values = np.array([[-1.0, 0.0, 1.0, 9.0]], np.float32)
+    with pytest.raises(BadImage, match="low= and high="):
+        Preprocess(1, 1, 4).array(npy(values))
+    assert Preprocess(1, 1, 4, low=-1, high=1).array(npy(values)).tolist() == [[[0, 128, 255, 255]]]
+    with pytest.raises(BadImage, match="not numbers"):
+        Preprocess(1, 1, 4, low=-1, high=1).array(np.full((1, 4), np.nan))
+
+
+def test_pickled_npy_is_refused():
+    file = io.BytesIO()
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadImage):
+        open_image(file.getvalue())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", ["contig", "separate", "pages"])
+@pytest.mark.parametrize("channels", [2, 3, 5])
+def test_tiff_holds_any_number_of_channels(tmp_path, layout, dtype, channels):
+    tifffile = pytest.importorskip("tifffile", reason="the extra `tiff`")
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (channels, 16, 14), dtype=dtype)
+    how = {} if layout == "pages" else {"planarconfig": layout}
+    stored = values.transpose(1, 2, 0) if layout == "contig" else values
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="minisblack", **how)
+    bits = 8 * values.itemsize
+    assert probe(tmp_path / "x.tif") == (16, 14, channels, bits)
+    np.testing.assert_array_equal(Preprocess(channels, 16, 14, bits=bits).array(tmp_path / "x.tif"), values)
+
+
+def test_a_tiff_beyond_pillow_asks_for_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    pages = [Image.new("L", (4, 4), value) for value in range(5)]
+    with pytest.raises(BadImage, match="pip install tifffile"):
+        open_image(packed(pages[0], "TIFF", save_all=True, append_images=pages[1:]))
+    assert isinstance(open_image(packed(Image.new("RGB", (4, 4)), "TIFF")), Image.Image)
+
+
+def test_cover_crops_the_centre_and_contain_shows_all():
+    picture = Image.new("RGB", (12, 4), (0, 0, 255))
+    picture.paste((255, 0, 0), (4, 0, 8, 4))  # the middle third
+    cover = Preprocess(3, 4, 4).array(picture)
+    assert (cover[0] == 255).all() and (cover[2] == 0).all()
+    contain = Preprocess(3, 12, 12, resize="contain", background=[9, 8, 7]).array(picture)
+    assert contain[:, 0, 0].tolist() == [9, 8, 7] and contain[:, 6, 0].tolist() == [0, 0, 255]
+    stretch = Preprocess(3, 6, 24, resize="stretch").array(picture)
+    assert stretch[0, 3, 9:15].min() > 200 and stretch[0, 3, :7].max() < 50 and stretch[0, 3, 17:].max() < 50
+    with pytest.raises(BadImage, match="4x12"):
+        Preprocess(3, 4, 4, resize="none").array(picture)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_shrinking_is_antialiased(dtype):
+    top = np.iinfo(dtype).max
+    stripes = np.zeros((64, 64), dtype)
+    stripes[:, ::2] = top
+    array = Preprocess(1, 8, 8, bits=8 * np.dtype(dtype).itemsize).array(stripes)
+    assert array.dtype == dtype
+    assert abs(array.astype(float) / top - 0.5).max() < 0.05  # nearest neighbour would give 0 or 1
+
+
+def test_maps_follow_the_crop_and_their_ids_are_never_mixed():
+    ids = np.zeros((4, 12), np.uint8)
+    ids[:, 4:8] = 200
+    ids[:, 8:] = 3
+    picture = Image.fromarray(ids)
+    process = Preprocess(1, 8, 8)
+    moved = process.resize_map(ids)
+    assert moved.shape == (8, 8) and moved.dtype == np.uint8
+    assert set(np.unique(moved)) == {200}
+    np.testing.assert_array_equal(moved > 100, process.array(picture)[0] > 100)
+    wide = Preprocess(1, 9, 23, resize="stretch").resize_map(ids)
+    assert set(np.unique(wide)) == {0, 3, 200}
+    assert Preprocess(1, 12, 12, resize="contain").resize_map(ids)[0].tolist() == [0] * 12
+
+
+def test_map_files_give_ids_and_refuse_what_would_blur_them():
+    picture = Image.new("P", (4, 4), 5)
+    picture.putpalette([i for i in range(256) for _ in range(3)][::-1])
+    assert (open_map(png(picture)) == 5).all()  # the index, not the colour
+    assert (open_map(png(Image.new("RGB", (4, 4), (3, 3, 3)))) == 3).all()
+    for content in (png(Image.new("RGB", (4, 4), (3, 4, 3))), packed(Image.new("L", (4, 4), 3), "JPEG")):
+        with pytest.raises(BadImage, match="ids"):
+            open_map(content)
+    with pytest.raises(BadImage, match="0 to 255"):
+        open_map(npy(np.full((4, 4), 300)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(halves(0, 255, "L")),
+        png(halves(0, 1, "L")),
+        png(halves(0, 1, "1")),
+        npy(np.arange(8)[None].repeat(4, 0) >= 4),
+        npy((np.arange(8)[None].repeat(4, 0) >= 4).astype(np.uint16) * 65535),
+        packed(halves(20, 230, "L", (16, 16)).resize((8, 4)), "JPEG", quality=100),
+    ],
+    ids=["255", "1", "bit", "bool", "16bit", "jpeg"],
+)
+def test_masks_are_cut_at_half(content):
+    assert open_mask(content).tolist() == [[0] * 4 + [255] * 4] * 4
+
+
+def test_what_cannot_be_read_names_its_file(tmp_path):
+    whole = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)))
+    for name, content in {"cut.png": whole[:1500], "text.jpg": b"hello", "empty.png": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadImage, match=name):
+            Preprocess(3, 8, 8).array(tmp_path / name)
+    with pytest.raises(BadImage, match="nowhere.png"):
+        open_image(tmp_path / "nowhere.png")
+    (tmp_path / "five.npy").write_bytes(npy(np.zeros((8, 8, 5), np.uint8)))
+    with pytest.raises(BadImage, match="five.npy: has 5 channels where 3"):
+        Preprocess(3, 8, 8).array(tmp_path / "five.npy")
+
+
+def test_decompression_bombs_are_refused(monkeypatch):
+    monkeypatch.setattr("ldm.images.reading.MAX_PIXELS", 1000)
+    with pytest.raises(BadImage, match="too many"):
+        open_image(png(Image.new("L", (64, 64))))
+
+
+def test_big_jpegs_are_decoded_small_with_the_same_result():
+    x = np.linspace(0, 255, 1024)
+    picture = Image.fromarray(
+        np.stack([x[None].repeat(1024, 0), x[:, None].repeat(1024, 1)], 2).mean(2).astype(np.uint8)
+    )
+    content = packed(picture, "JPEG", quality=95)
+    process = Preprocess(1, 32, 32)
+    drafted = process.open(content)
+    assert max(drafted.size) < 1024  # type: ignore[union-attr]
+    difference = process.array(content).astype(int) - process.array(picture)
+    assert abs(difference).max() <= 2
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_every_level_survives_the_way_to_tensor_and_back(bits):
+    process = Preprocess(1, 1, 2**bits, bits=bits)
+    levels = np.arange(2**bits).astype(process.dtype)[None, None]
+    for given in (levels, torch.from_numpy(levels)):
+        tensor = process.to_tensor(given)
+        assert tensor.dtype == torch.float32 and tensor.min() == -1 and tensor.max() == 1
+        np.testing.assert_array_equal(process.to_uint(tensor).numpy(), levels)
+    beyond = process.to_uint(torch.tensor([-3.0, 3.0]))
+    assert beyond.tolist() == [0, 2**bits - 1]
+
+
+def test_to_tensor_leaves_its_input_alone():
+    given = np.arange(8, dtype=np.uint8)
+    Preprocess().to_tensor(given)
+    assert given.tolist() == list(range(8))
+
+
+def test_to_pil_shows_grey_colour_and_the_first_three_of_more():
+    image = torch.rand(5, 4, 6) * 2 - 1
+    assert Preprocess(1).to_pil(image[:1]).mode == "L"
+    shown = np.asarray(Preprocess(5).to_pil(image))
+    np.testing.assert_array_equal(shown.transpose(2, 0, 1), Preprocess().to_uint(image[:3]).numpy())
+    deep = Preprocess(1, bits=16)
+    np.testing.assert_array_equal(np.asarray(deep.to_pil(image[:1])), deep.to_uint(image[0]).numpy())
+
+
+def test_grid_lays_images_out_row_by_row():
+    images = torch.full((5, 3, 4, 6), -1.0)
+    images[3, 0] = 1  # red: second row, first column
+    sheet = np.asarray(grid(images, 3))
+    assert sheet.shape == (2 * 6 + 2, 3 * 8 + 2, 3)
+    assert sheet[2 + 6, 2].tolist() == [255, 0, 0]
+    assert sheet[2, 2].tolist() == [0, 0, 0]
+    assert (sheet[:2] == 255).all() and (sheet[8:, 18:] == 255).all()  # gaps and the missing sixth are white
+
+
+def test_png_text_comes_back_whatever_the_language(tmp_path):
+    text = {"prompt": "un été, 猫 قط", "seed": 3}
+    save_png(Image.new("RGB", (2, 2)), tmp_path / "a" / "x.png", text)
+    with Image.open(tmp_path / "a" / "x.png") as picture:
+        assert isinstance(picture, PngImagePlugin.PngImageFile)
+        assert picture.text == {"prompt": "un été, 猫 قط", "seed": "3"}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.png"]
+
+
+def test_the_spec_makes_the_same_preprocessing():
+    process = Preprocess(5, 12, 20, bits=16, resize="contain", background=[3], low=0, high=4095)
+    again = build(spec_of(process))
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40, 5), dtype=np.uint16)
+    np.testing.assert_array_equal(again.array(values), process.array(values))
+    assert again.shape == (5, 12, 20)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"resize": "covr"}, {"bits": 12}, {"channels": 0}, {"low": 1}, {"low": 2, "high": 1}, {"background": [1, 2]}],
+)
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(UserError):
+        Preprocess(**wrong)
