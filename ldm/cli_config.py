@@ -4,6 +4,7 @@ The constructor's signature is the schema: a section with a `class:` is checked 
 loggers' against Lightning's, and everything else against what the YAML of the chosen groups has.
 """
 
+import functools
 import importlib
 import inspect
 import itertools
@@ -77,6 +78,11 @@ def _reference(script: str, choices: Mapping[str, Any]) -> dict[str, Any]:
     primary = yaml.safe_load((CONF / f"{script}.yaml").read_text())
     groups = [key for entry in primary.get("defaults", []) if isinstance(entry, dict) for key in entry]
     options = [f"{group}={choices[group]}" for group in groups if group in choices and group != "experiment"]
+    return _composed_once(script, tuple(options))
+
+
+@functools.lru_cache  # a sweep's jobs mostly choose the same groups
+def _composed_once(script: str, options: tuple[str, ...]) -> dict[str, Any]:
     return _plain(compose(script, options)[0], resolve=False)
 
 
@@ -94,7 +100,8 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
         config = _plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
-    _import_modules(config.get("modules") or [])
+    if config.get("modules"):
+        _import_modules(config)
     _check_section(config, _reference(script, choices), "")
     return config
 
@@ -118,14 +125,14 @@ def _meanings() -> dict[str, str]:
     return {match[1]: match[2] for matches in found for match in matches}
 
 
-def _import_modules(names: str | Sequence[str]) -> None:
-    """The user's own modules, from the working folder too; importing registers their classes."""
+def _import_modules(config: dict[str, Any]) -> None:
+    """The user's own modules, from the working folder too: importing them registers their classes."""
+    from ldm.training.fit import import_modules
+
+    if isinstance(config["modules"], str):
+        config["modules"] = [config["modules"]]
     sys.path.append("")
-    for name in [names] if isinstance(names, str) else names:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(f"modules={name}: {error}.") from error
+    import_modules(config)
 
 
 def _check_section(section: Mapping[str, Any], reference: Mapping[str, Any], path: str) -> None:

@@ -96,7 +96,7 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
     (tmp_path / "my_nets.py").write_text(
         "from ldm.registry import register\n\n@register\nclass MyNet:\n    def __init__(self, width=3):\n        pass\n"
     )
-    cli.run("train_ldm", ["modules=[my_nets]", "network.class=MyNet", "network.width=4"])
+    cli.run("train_ldm", ["modules=my_nets", "network.class=MyNet", "network.width=4"])
     assert work.configs[0]["network"]["width"] == 4
 
 
@@ -181,15 +181,15 @@ def test_prompts_stay_raw_in_a_sweep(work):
 
 
 def test_a_failed_job_does_not_stop_the_others(work, capsys):
-    work.failures = {"n-1": UserError("no room"), "n-3": ZeroDivisionError("a bug")}
+    work.failures = {"n-1": UserError("no room"), "n-2": ZeroDivisionError("a bug")}
     with pytest.raises(SystemExit) as exit_:
-        cli.run("sample", ["-m", "run=x", "n=1,2,3,4"])
+        cli.run("sample", ["-m", "run=x", "n=1,2,3"])
     assert exit_.value.code == 1
-    assert work.jobs == ["n-1", "n-2", "n-3", "n-4"]
+    assert work.jobs == ["n-1", "n-2", "n-3"]
     err = capsys.readouterr().err
     assert "error: n-1: no room" in err
     assert "ZeroDivisionError: a bug" in err
-    assert "2 of the sweep's jobs failed: n-1, n-3" in err
+    assert "2 of the sweep's jobs failed: n-1, n-2" in err
 
 
 def test_a_sweep_is_refused_whole_before_its_first_job(work, capsys):

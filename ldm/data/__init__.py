@@ -2,6 +2,8 @@
 
 from ldm.data.digits import Digits
 from ldm.data.emoji import Emoji
+from ldm.data.folder import Folder
 from ldm.data.table import Table
+from ldm.data.vision import TorchVision
 
-__all__ = ["Digits", "Emoji", "Table"]
+__all__ = ["Digits", "Emoji", "Folder", "Table", "TorchVision"]

@@ -86,6 +86,11 @@ def draw_scenes(held_out: HeldOut, n: int, seed: int, validation: bool) -> Scene
     return Scenes(**{name: np.concatenate([scenes.columns()[name] for scenes in kept])[:n] for name in _NAMES})
 
 
+def draw_any(held_out: HeldOut, n: int, seed: int) -> Scenes:
+    """n scenes by `seed`, held-out combinations or not."""
+    return _draw(np.random.default_rng([seed, 5]), *held_out.grounds.shape, n)
+
+
 def draw_held_out(held_out: HeldOut, n: int, two: int, seed: int) -> Scenes:
     """n scenes by `seed`, in random order: `two` have a held-out pair, the others a single object."""
     if not 0 <= two <= n:

@@ -137,12 +137,12 @@ def _open(content: bytes, draft: int) -> "Image | np.ndarray":
     if content.startswith(_NPY):
         return np.load(io.BytesIO(content), allow_pickle=False)
     stream = io.BytesIO(content)
-    picture = _pillow(stream)
+    picture: Any = _pillow(stream)
     if picture is None:
         return _tiff(stream)
     deep = picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile)
     if draft:
-        picture.draft(None, (draft, draft))  # type: ignore[arg-type]
+        picture.draft(None, (draft, draft))
     turned = ImageOps.exif_transpose(picture)
     turned.info["cut_to_8_bits"] = deep
     return turned

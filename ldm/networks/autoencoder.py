@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of
+from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of, zero_
 from ldm.registry import register
 
 LOGVAR_RANGE = (-30.0, 20.0)
+START_LOGVAR = -5.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ class AutoencoderKL(nn.Module):
         blocks: int = 1,
         stem: int = 1,
         attention: bool = False,
+        shortcut: bool = False,
         groups: int | None = None,
     ):
         super().__init__()
@@ -159,24 +161,55 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(latent_channels, pixels, widths, blocks + 1, attention, groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        patch = in_channels * self.factor**2
+        self.shortcut_in = nn.Conv2d(patch, 2 * latent_channels, 1) if shortcut else None
+        self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None
 
     def encode(self, images: Tensor) -> Gaussian:
         """`images` (B, C, H, W) in [-1, 1], sides divisible by `factor` -> q(z | x) over (B, z, H/f, W/f)."""
         check_size(images.shape[2], images.shape[3], self.factor)
         x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
         x = x.contiguous(memory_format=torch.channels_last)
-        return Gaussian.from_moments(self.quant_conv(self.encoder(x)))
+        moments = self.quant_conv(self.encoder(x))
+        if self.shortcut_in is not None:
+            moments = moments + self.shortcut_in(F.pixel_unshuffle(images, self.factor))
+        return Gaussian.from_moments(moments)
 
     def decode(self, latents: Tensor) -> Tensor:
         """`latents` (B, z, h, w) -> images (B, C, h f, w f), about in [-1, 1]."""
         z = latents.contiguous(memory_format=torch.channels_last)
         x = self.decoder(self.post_quant_conv(z))
-        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
+        images = F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
+        if self.shortcut_out is not None:
+            images = images + F.pixel_shuffle(self.shortcut_out(z), self.factor)
+        return images
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
         """The reconstruction from one draw of the posterior, and the posterior."""
         posterior = self.encode(images)
         return self.decode(posterior.sample(noise)), posterior
+
+    @torch.no_grad()
+    def start_from_principal_components(self, images: Tensor) -> None:
+        """Sets the shortcuts to the linear autoencoder of `images` (B, C, H, W) that is best in mean squared error.
+
+        The principal components of f x f patches, scaled to variance 1, are the first latents, and the networks beside the
+        shortcuts learn what is left. Saves a short run about half of its time.
+        """
+        if self.shortcut_in is None or self.shortcut_out is None:
+            return
+        patches = F.pixel_unshuffle(images, self.factor).movedim(1, -1).flatten(0, -2)  # (N, C f^2)
+        mean = patches.mean(0)
+        variance, basis = torch.linalg.eigh((patches - mean).T.cov())  # rising
+        z = self.latent_channels
+        variance, basis = variance[-z:].flip(0).clamp(min=1e-6), basis[:, -z:].flip(1)  # (z,), (C f^2, z)
+        whiten = (basis / variance.sqrt()).T  # (z, C f^2)
+        self.shortcut_in.weight.copy_(torch.cat([whiten, torch.zeros_like(whiten)])[..., None, None])
+        self.shortcut_in.bias.copy_(torch.cat([-whiten @ mean, torch.full((z,), START_LOGVAR)]))
+        self.shortcut_out.weight.copy_((basis * variance.sqrt())[..., None, None])
+        self.shortcut_out.bias.copy_(mean)
+        zero_(self.quant_conv)
+        zero_(self.decoder.conv_out)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -26,6 +26,8 @@ class Cond:
     def cat(self, *others: "Cond") -> "Cond":
         """The batches one after the other; shorter token sequences are padded, and the padding masked."""
         parts = (self, *others)
+        if any(p.control.keys() != self.control.keys() for p in others):
+            raise ValueError("conditions can't be joined: they are of different ControlNets")
         length = max((p.tokens.shape[1] for p in parts if p.tokens is not None), default=0)
         parts = tuple(_pad_tokens(p, length) for p in parts)
         return Cond(

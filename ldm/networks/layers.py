@@ -24,11 +24,14 @@ def groups_of(channels: int) -> int:
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal features of `t` (B,): (B, dim), cosines first (Vaswani et al. 2017, in the order that SD uses)."""
+    """Sinusoidal features of `t` (B,): (B, dim), cosines first (Vaswani et al. 2017, in the order that SD uses).
+
+    Of an odd `dim` the last feature is 0.
+    """
     half = dim // 2
     frequency = torch.exp(-math.log(max_period) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angle = t.float()[:, None] * frequency  # (B, half)
-    return torch.cat([angle.cos(), angle.sin()], 1)
+    return F.pad(torch.cat([angle.cos(), angle.sin()], 1), (0, dim % 2))  # (B, dim)
 
 
 class TimestepEmbedding(nn.Module):

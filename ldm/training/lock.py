@@ -28,7 +28,7 @@ class Lock:
         self.mine = _identity()
         with _guard(folder):
             holder = read(folder)
-            if holder and holder == self.mine:
+            if holder and all(holder.get(key) == self.mine[key] for key in ("host", "pid", "started")):
                 raise UserError(f"{folder} is open already in this process; close it first.")
             if holder and is_live(holder):
                 raise UserError(
