@@ -1,8 +1,8 @@
 """Two-stage latent diffusion on your own images.
 
-    import ldm
-    model = ldm.load("runs/ldm/emoji")
-    model("a cat above a rocket on a blue background", n=4)
+import ldm
+model = ldm.load("runs/ldm/emoji")
+model("a cat above a rocket on a blue background", n=4)
 """
 
 from ldm import artifact

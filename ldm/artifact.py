@@ -43,9 +43,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     verify(folder)
     from safetensors.torch import load_file
 
-    return restore(json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors"), str(folder)).to(
-        device
-    )
+    return restore(
+        json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors"), str(folder)
+    ).to(device)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -86,7 +86,9 @@ def verify(folder: Path) -> None:
     """Checks a model folder against its manifest."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
-        raise UserError(f"{folder} holds no whole model: manifest.json is missing; was the run stopped before it saved one?")
+        raise UserError(
+            f"{folder} holds no whole model: manifest.json is missing; was the run stopped before it saved one?"
+        )
     try:
         files = json.loads(manifest.read_text())["files"]
         wanted = {name: files[name] for name in FILES}

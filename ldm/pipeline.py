@@ -67,9 +67,10 @@ class LatentDiffusion(nn.Module):
     ) -> Any:
         """`n` pictures of each prompt or label.
 
-        Picture i draws its start and every step's noise from a generator of its own, seeded with seed + i (or seed[i]): it is
-        the same picture whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations. `negative`
-        takes the place of the null condition. `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
+        Picture i draws its start and every step's noise from a generator of its own, seeded with seed + i (or seed[i]):
+        it is the same picture whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations.
+        `negative` takes the place of the null condition. `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
+        W, C) uint8.
         """
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}
@@ -94,7 +95,9 @@ class LatentDiffusion(nn.Module):
         seeds, size = _seeds(seed, count), self._latent_size(size)
         options = self.sampling | {k: v for k, v in options.items() if v is not None}
         pictures = [
-            self._sample(_take(batch, rows), _take(null, rows), [seeds[i] for i in rows.tolist()], size, options, on_step)
+            self._sample(
+                _take(batch, rows), _take(null, rows), [seeds[i] for i in rows.tolist()], size, options, on_step
+            )
             for rows in torch.arange(count).split(batch_size)
         ]
         return torch.cat(pictures)
@@ -138,7 +141,9 @@ class LatentDiffusion(nn.Module):
         return null | {"text": parsed["text"]}
 
     def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        height, width = (size, size) if isinstance(size, int) else size or (self.preprocess.height, self.preprocess.width)
+        height, width = (
+            (size, size) if isinstance(size, int) else size or (self.preprocess.height, self.preprocess.width)
+        )
         check_size(height, width, self.first_stage.factor)
         return height // self.first_stage.factor, width // self.first_stage.factor
 
@@ -206,7 +211,9 @@ def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
 
 def _take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """The given rows of every column."""
-    return {k: v[rows.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()}
+    return {
+        k: v[rows.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()
+    }
 
 
 def _as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:

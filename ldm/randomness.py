@@ -34,8 +34,8 @@ def normal(seed: int, stream: str, position: Tensor, shape: tuple[int, ...] = ()
 def low_discrepancy(seed: int, stream: str, position: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), (B,), that neighbouring positions spread evenly: Weyl's sequence of the golden ratio.
 
-    A batch of B consecutive samples then covers all noise levels, which takes variance out of the loss (Kingma et al. 2021,
-    appendix I.1, has the idea for a batch alone).
+    A batch of B consecutive samples then covers all noise levels, which takes variance out of the loss (Kingma et al.
+    2021, appendix I.1, has the idea for a batch alone).
     """
     offset = _mix(torch.tensor(seed, device=position.device) * _GOLDEN + zlib.crc32(stream.encode()))
     return _to_unit(position.long() * _GOLDEN + offset)

@@ -1,8 +1,8 @@
 """Names to classes: the one table that YAML and model files are built from.
 
-A spec is plain data, `{"class": "UNet", "channels": [64, 128], ...}`. `build` makes the object, `spec_of` gives the spec
-back, with every argument that the constructor received. A name that isn't registered is refused: a file can never name
-code to run.
+A spec is plain data, `{"class": "UNet", "channels": [64, 128], ...}`. `build` makes the object, `spec_of` gives the
+spec back, with every argument that the constructor received. A name that isn't registered is refused: a file can never
+name code to run.
 """
 
 import functools
@@ -57,7 +57,9 @@ def check(spec: Mapping[str, Any], where: str = "") -> None:
     known = parameters(name)
     for key, value in spec.items():
         if key != "class" and key not in known:
-            raise UserError(f"{where + '.' if where else ''}{key}: {name} has no such option.{did_you_mean(key, known)}")
+            raise UserError(
+                f"{where + '.' if where else ''}{key}: {name} has no such option.{did_you_mean(key, known)}"
+            )
         if isinstance(value, Mapping) and "class" in value:
             check(value, f"{where}.{key}" if where else key)
 

@@ -15,7 +15,8 @@ from ldm.registry import register
 
 @register
 class Conditioner(nn.Module):
-    """Named parts, each with its own dropout. Vectors are joined over channels, tokens over places, maps over channels."""
+    """Named parts, each with its own dropout. Vectors are joined over channels, tokens over places, maps over
+    channels."""
 
     def __init__(self, parts: Mapping[str, Part] | None = None):
         super().__init__()

@@ -15,8 +15,8 @@ from ldm.registry import register
 class Part(nn.Module):
     """A condition. `column` is the batch key it reads; `token_dim` and `vector_dim` say what it gives the network.
 
-    `forward(values, drop)` encodes a batch, replacing the samples where `drop` (B,) is True by the null condition, which
-    classifier-free guidance needs (Ho and Salimans 2022).
+    `forward(values, drop)` encodes a batch, replacing the samples where `drop` (B,) is True by the null condition,
+    which classifier-free guidance needs (Ho and Salimans 2022).
     """
 
     column: str
@@ -44,7 +44,8 @@ class Part(nn.Module):
 
 @register
 class ClassLabel(Part):
-    """A class as a vector for the time embedding and as one token for cross-attention. Index `classes` is the null class."""
+    """A class as a vector for the time embedding and as one token for cross-attention. Index `classes` is the null
+    class."""
 
     column = "label"
 
@@ -86,7 +87,8 @@ class ClassLabel(Part):
 
 @register
 class Text(Part):
-    """A caption through a byte-level BPE and a small Transformer trained with the denoiser, one token each to attend to.
+    """A caption through a byte-level BPE and a small Transformer trained with the denoiser, one token each to attend
+    to.
 
     `pooled` also adds the mean over the tokens to the time embedding. The empty caption is the null condition.
     """

@@ -1,4 +1,4 @@
-"""Batches for Lightning. A whole batch is fetched at once: the sampler yields positions, the table gathers their rows."""
+"""Batches for Lightning, fetched whole: the sampler yields positions, the table gathers their rows."""
 
 from collections.abc import Collection
 from typing import Any, Protocol
@@ -46,7 +46,10 @@ class Rows(Dataset):
         if i >= len(self):
             raise IndexError(i)
         index = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, self.rows))
-        return self.table.batch(index, self.keys) | {"position": torch.from_numpy(index), "index": torch.from_numpy(index)}
+        return self.table.batch(index, self.keys) | {
+            "position": torch.from_numpy(index),
+            "index": torch.from_numpy(index),
+        }
 
 
 class BatchModule(pl.LightningDataModule):

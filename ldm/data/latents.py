@@ -22,7 +22,8 @@ log = logging.getLogger("ldm")
 
 @dataclass
 class LatentTable:
-    """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32, memory-mapped.
+    """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32,
+    memory-mapped.
 
     The moments are cached, not one draw of them: each visit draws anew. `channel_mean`, `channel_std` (C,) describe the
     latents as drawn: the std counts the spread of the means and that of the posteriors.
@@ -46,7 +47,9 @@ class LatentTable:
         return moments | self.table.batch(index, keys, draw)
 
 
-def cached_latents(table: Table, first_stage: AutoencoderKL | Identity, root: Path, batch_size: int = 64) -> LatentTable:
+def cached_latents(
+    table: Table, first_stage: AutoencoderKL | Identity, root: Path, batch_size: int = 64
+) -> LatentTable:
     """The latents of `table`, from the cache under `root` if this first stage and these data made one before."""
     key = hashlib.sha256(f"{model_hash(first_stage)} {table.key}".encode()).hexdigest()[:20]
     folder = root / "latents" / key

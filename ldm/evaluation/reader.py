@@ -25,7 +25,11 @@ class Reader(nn.Module):
 
         w = width
         self.body = nn.Sequential(
-            block(12, 2 * w, 1), block(2 * w, 2 * w, 2), block(2 * w, 4 * w, 1), block(4 * w, 4 * w, 2), block(4 * w, 4 * w, 1)
+            block(12, 2 * w, 1),
+            block(2 * w, 2 * w, 2),
+            block(2 * w, 4 * w, 1),
+            block(4 * w, 4 * w, 2),
+            block(4 * w, 4 * w, 1),
         )
         self.neck = nn.Sequential(nn.Linear(4 * w * 16, 256), nn.BatchNorm1d(256), nn.ReLU())
         self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in self.sizes.items()})
@@ -71,10 +75,11 @@ def codes(columns: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def score(reader: Reader, images: Tensor, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The share of images (N, 3, H, W) in [-1, 1] whose parts are read as the caption said, and of those with all right."""
+    """The share of images (N, 3, H, W) in [-1, 1] whose parts are read as the caption said, and of those with all
+    right."""
     logits = [reader(batch) for batch in images.split(256)]
     wanted = codes(columns)
-    right = {name: torch.cat([l[name] for l in logits]).argmax(1) == wanted[name] for name in PARTS}
+    right = {name: torch.cat([batch[name] for batch in logits]).argmax(1) == wanted[name] for name in PARTS}
     everything = torch.stack(list(right.values())).all(0)
     two = wanted["relation"] > 0
     report = {name: float(value.float().mean()) for name, value in right.items()}

@@ -87,7 +87,9 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int
+    ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
@@ -106,7 +108,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int
+    ):
         super().__init__()
         rising = widths[::-1]
         self.conv_in = nn.Conv2d(in_channels, rising[0], 3, padding=1)
@@ -127,11 +131,13 @@ class Decoder(nn.Module):
 
 @register
 class AutoencoderKL(nn.Module):
-    """Images to the normal distribution of their latents, and latents back to images (Kingma and Welling 2014; LDM, sec. 3.1).
+    """Images to the normal distribution of their latents, and latents back to images (Kingma and Welling 2014; LDM,
+    sec. 3.1).
 
-    `channels` is the base width, times `multipliers` a level (or a width a level); each further level halves the size. A
-    `stem` of s moves s x s pixels into channels before the first convolution and back after the last one, without
-    arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels - 1).
+    `channels` is the base width, times `multipliers` a level (or a width a level); each further level halves the size.
+    A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one, without
+    arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels
+    - 1).
     """
 
     def __init__(
@@ -193,8 +199,8 @@ class AutoencoderKL(nn.Module):
     def start_from_principal_components(self, images: Tensor) -> None:
         """Sets the shortcuts to the linear autoencoder of `images` (B, C, H, W) that is best in mean squared error.
 
-        The principal components of f x f patches, scaled to variance 1, are the first latents, and the networks beside the
-        shortcuts learn what is left. Saves a short run about half of its time.
+        The principal components of f x f patches, scaled to variance 1, are the first latents, and the networks beside
+        the shortcuts learn what is left. Saves a short run about half of its time.
         """
         if self.shortcut_in is None or self.shortcut_out is None:
             return
@@ -238,4 +244,6 @@ def check_size(height: int, width: int, factor: int) -> None:
     """Refuses sizes that the autoencoder can't halve evenly."""
     if height % factor or width % factor:
         fit = f"{-(-height // factor) * factor}x{-(-width // factor) * factor}"
-        raise UserError(f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}, say.")
+        raise UserError(
+            f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}, say."
+        )

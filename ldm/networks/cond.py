@@ -12,9 +12,9 @@ from torch import Tensor
 class Cond:
     """One batch of conditions; what is None isn't there.
 
-    `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where `mask`
-    (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic map, masked
-    image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W).
+    `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where
+    `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
+    map, masked image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W).
     """
 
     vector: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The parts that the autoencoder, the U-Net and the text encoder share. Names are those that adapters and converters know."""
+"""The parts that autoencoder, U-Net and text encoder share, under the names that adapters and converters know."""
 
 import math
 from collections.abc import Callable
@@ -47,7 +47,8 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """GroupNorm, SiLU, convolution, twice, added to the input (Ho et al. 2020); the second half sees the time embedding.
+    """GroupNorm, SiLU, convolution, twice, added to the input (Ho et al. 2020); the second half sees the time
+    embedding.
 
     With `scale_shift` the embedding modulates the second norm (Dhariwal and Nichol 2021), else it is added before it.
     """
@@ -166,7 +167,8 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the places of a feature map, which attend to the context (Rombach et al. 2022, fig. 3)."""
+    """Transformer blocks over the places of a feature map, which attend to the context (Rombach et al. 2022, fig.
+    3)."""
 
     def __init__(
         self, channels: int, heads: int, context_dim: int | None, *, depth: int, groups: int, linear_projection: bool

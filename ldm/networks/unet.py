@@ -26,7 +26,9 @@ PerLevel = int | Sequence[int]
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by a transformer where the level attends."""
 
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: tuple[str, nn.Module] | None):
+    def __init__(
+        self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: tuple[str, nn.Module] | None
+    ):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if attentions else None
@@ -53,10 +55,10 @@ class Middle(nn.Module):
 class UNet(nn.Module):
     """Residual blocks at falling, then rising resolution, with skips between equals and attention where asked.
 
-    `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one more
-    on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the middle
-    always does). Every width must be a multiple of 2^0.. `groups` (by default 32 or what divides the base width).
-    Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size.
+    `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
+    more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
+    middle always does). Every width must be a multiple of 2^0.. `groups` (by default 32 or what divides the base
+    width). Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class UNet(nn.Module):
         context_dim: int | None = None,
         vector_dim: int | None = None,
         concat_channels: int = 0,
+        patch: int = 1,
         scale_shift: bool = True,
         linear_projection: bool = True,
         groups: int | None = None,
@@ -103,7 +106,8 @@ class UNet(nn.Module):
                 linear_projection=linear_projection,
             )
 
-        self.conv_in = nn.Conv2d(in_channels + concat_channels, widths[0], 3, padding=1)
+        self.patch = patch
+        self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
         self.class_embedding = nn.Linear(vector_dim, embed_dim) if vector_dim else None
         self.down_blocks = nn.ModuleList()
@@ -126,7 +130,7 @@ class UNet(nn.Module):
             sampler = None if i == 0 else ("up", Upsample(width))
             self.up_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], 1e-5)
-        self.conv_out = zero_(nn.Conv2d(widths[0], self.out_channels, 3, padding=1))
+        self.conv_out = zero_(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
 
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
@@ -146,7 +150,8 @@ class UNet(nn.Module):
                 h = level.block(i, torch.cat([h, skips.pop()], 1), embedding, cond)
             if level.upsamplers is not None:
                 h = level.upsamplers[0](h, skips[-1].shape[2:])
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        out = self.conv_out(F.silu(self.conv_norm_out(h)))
+        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
 
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
         """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
@@ -160,6 +165,8 @@ class UNet(nn.Module):
         """The way down and the middle: its output, and the skips in the order they arose."""
         if self.concat_channels:
             x = torch.cat([x, cond.concat], 1)
+        if self.patch > 1:
+            x = F.pixel_unshuffle(x, self.patch)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for level in self.down_blocks:

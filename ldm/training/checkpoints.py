@@ -15,8 +15,8 @@ from ldm.training.run import RunFolder
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes into the target's own folder, flushes, then renames; a sidecar records size and SHA-256.
 
-    Lightning's own way stages in the temporary folder and moves across file systems: a full disk then destroys the previous
-    checkpoint. Reads with weights_only: a checkpoint is data.
+    Lightning's own way stages in the temporary folder and moves across file systems: a full disk then destroys the
+    previous checkpoint. Reads with weights_only: a checkpoint is data.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -88,7 +88,9 @@ def open_first_stage(path: Path | None, table: Table) -> FirstStage:
     if not isinstance(vae, AutoencoderKL):
         raise UserError(f"first_stage={path} isn't an autoencoder; name a run of train_vae.py.")
     if vae.in_channels != channels:
-        raise UserError(f"first_stage={path} takes {vae.in_channels} channels, the data has {channels}; train another one.")
+        raise UserError(
+            f"first_stage={path} takes {vae.in_channels} channels, the data has {channels}; train another one."
+        )
     check_images(vae, table)
     return vae
 
@@ -104,7 +106,9 @@ def build_conditioner(config: Mapping[str, Any], default: str | None, table: Tab
         check(spec, where)
         part = lookup(spec["class"])
         if part.column not in table.columns:
-            raise UserError(f"{where} reads '{part.column}', which the data doesn't have; it has {', '.join(table.columns)}.")
+            raise UserError(
+                f"{where} reads '{part.column}', which the data doesn't have; it has {', '.join(table.columns)}."
+            )
         parts[name] = build(spec, where, **part.derive(table, spec))
     return Conditioner(parts)
 
@@ -127,7 +131,8 @@ def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, condition
 def latents(
     tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
-    """Training and validation data as stage two reads them, and the latents' mean and std; on pixels the images, and None.
+    """Training and validation data as stage two reads them, and the latents' mean and std; on pixels the images, and
+    None.
 
     With latents=online the images too, and the cache serves the statistics alone.
     """
@@ -139,7 +144,9 @@ def latents(
     return (*tables, whitening) if config["latents"] == "online" else (train, val, whitening)
 
 
-def sampler(conditioner: Conditioner, val: Table, n: int, config: Mapping[str, Any]) -> Callable[[DiffusionTask], Tensor]:
+def sampler(
+    conditioner: Conditioner, val: Table, n: int, config: Mapping[str, Any]
+) -> Callable[[DiffusionTask], Tensor]:
     """A function of the task that draws `n` pictures of the first validation conditions, always from the same noise."""
     rows = np.arange(min(n, len(val)))
     batch = val.batch(rows, conditioner.needs)

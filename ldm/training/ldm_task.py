@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.images import Preprocess
-from ldm.networks import AutoencoderKL, Gaussian, Identity
+from ldm.networks import AutoencoderKL, Cond, Gaussian, Identity
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import low_discrepancy, normal
 from ldm.training.task import Task
@@ -36,14 +36,10 @@ class DiffusionTask(Task):
         self.register_buffer("latent_std", whitening[1])
 
     def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        training = network is self.trained
-        denoiser, conditioner, position = network["denoiser"], network["conditioner"], batch["position"]
+        training, conditioner, position = network is self.trained, network["conditioner"], batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
-        x0 = self.latents(batch, seed)
-        noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
-        sigma = denoiser.noise.sigma(low_discrepancy(seed, "sigma", position), denoiser.parameterization)
-        drop = conditioner.coins(seed, position) if training else None
-        loss = denoiser.loss(x0, noise, sigma, conditioner(batch, drop)).mean()
+        cond = conditioner(batch, conditioner.coins(seed, position) if training else None)
+        loss = diffusion_loss(network["denoiser"], cond, self.latents(batch, seed), seed, position).mean()
         return loss, {"loss": loss}
 
     def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
@@ -61,3 +57,10 @@ class DiffusionTask(Task):
         )
         model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
         return model.eval()
+
+
+def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, position: Tensor) -> Tensor:
+    """The loss of each sample, (B,), at a noise and a noise level that (seed, position) fix."""
+    noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
+    sigma = denoiser.noise.sigma(low_discrepancy(seed, "sigma", position), denoiser.parameterization)
+    return denoiser.loss(x0, noise, sigma, cond)

@@ -15,7 +15,8 @@ MEASURED_STEPS = 50
 
 @dataclass
 class LearningRate:
-    """Linear warm-up over `warmup_steps`, then constant, or falling to `final` * lr at `total_steps` by a cosine or a line.
+    """Linear warm-up over `warmup_steps`, then constant, or falling to `final` * lr at `total_steps` by a cosine or a
+    line.
 
     `total_steps` None: not known yet, since the run is limited by time and hasn't been measured.
     """
@@ -58,8 +59,9 @@ def parse_time(value: Any) -> timedelta:
 class TimeBudget(pl.Callback):
     """Turns a wall-clock limit into a number of steps, once, after 50 steps have been measured.
 
-    The clock started when the run did, so loading and encoding count. `reserve` is the share kept for validation, sample
-    grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run is the run.
+    The clock started when the run did, so loading and encoding count. `reserve` is the share kept for validation,
+    sample grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run
+    is the run.
     """
 
     def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):

@@ -14,9 +14,9 @@ from ldm.training.schedule import LearningRate
 class Task(pl.LightningModule):
     """Trains `trained`, keeps its average in `average`, and knows how to assemble the model that users load.
 
-    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. `position` counts the samples
-    seen on all ranks together. All random numbers come from (seed, position); modules with dropout, which draw from torch's
-    generator, get it seeded by the step.
+    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. `position` counts the
+    samples seen on all ranks together. All random numbers come from (seed, position); modules with dropout, which draw
+    from torch's generator, get it seeded by the step.
     """
 
     def __init__(

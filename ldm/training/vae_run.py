@@ -30,6 +30,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         torch.manual_seed(config["seed"])
         vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
         check(vae, train)
+        vae.start_from_principal_components(train.batch(np.arange(min(2000, len(train))), ["image"])["image"])
         folder.save_config(config)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
         print(equivalents(config["beta"], vae), flush=True)

@@ -50,8 +50,8 @@ def psnr(mse: Tensor) -> Tensor:
 def equivalents(beta: float, vae: AutoencoderKL) -> str:
     """This beta in other projects' conventions.
 
-    With C f^2 pixel values to each of the z latent channels: LDM's kl_weight, which multiplies sums, is beta C f^2 / z; and
-    the decoder whose log-likelihood the MSE is has the standard deviation sqrt(beta C f^2 / (2 z)).
+    With C f^2 pixel values to each of the z latent channels: LDM's kl_weight, which multiplies sums, is beta C f^2 / z;
+    and the decoder whose log-likelihood the MSE is has the standard deviation sqrt(beta C f^2 / (2 z)).
     """
     ratio = vae.in_channels * vae.factor**2 / vae.latent_channels
     return (
