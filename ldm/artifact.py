@@ -59,6 +59,8 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
     """The model that `config` describes with `weights`: every name must match, and every shape."""
     if config.get("format") != FORMAT:
         raise UserError(f"{where}: format {config.get('format')!r} is not one that this version reads ({FORMAT}).")
+    if not isinstance(config.get("model"), Mapping):
+        raise UserError(f"{where}: its config says of no model how it is built; restore it.")
     with torch.device("meta"):  # no memory is taken and nothing initialised before names and shapes are known to fit
         model = build(config["model"])
     report_mismatch(model.state_dict(), weights, where)

@@ -135,7 +135,7 @@ def _import_modules(config: dict[str, Any]) -> None:
     import_modules(config)
 
 
-def _check_section(section: Mapping[str, Any], reference: Mapping[str, Any], path: str) -> None:
+def _check_section(section: dict[str, Any], reference: Mapping[str, Any], path: str) -> None:
     known = set(reference) | _SIGNATURES.get(path, set)()
     known |= {key for key in section if path == "conditioner" and _is_component(section[key])}  # any parts
     for key in section:
@@ -145,11 +145,21 @@ def _check_section(section: Mapping[str, Any], reference: Mapping[str, Any], pat
         where = f"{path}.{key}" if path else str(key)
         if _is_component(value):
             _load_classes()
+            _drop_of_other_class(value, _mapping(reference.get(key)))
             registry.check(value, where)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             _check_section(value, _mapping(reference.get(key)), where)
         else:
             _check_kind(value, reference.get(key), where)
+
+
+def _drop_of_other_class(spec: dict[str, Any], reference: Mapping[str, Any]) -> None:
+    """After `network.class=MyNet`: takes out what YAML says for the replaced class and MyNet doesn't have."""
+    if spec["class"] == reference.get("class") or not isinstance(spec["class"], str):
+        return
+    known = registry.parameters(spec["class"])
+    for key in [key for key in spec if key in reference and key not in known and spec[key] == reference[key]]:
+        del spec[key]
 
 
 def _check_kind(value: Any, reference: Any, where: str) -> None:

@@ -1,6 +1,7 @@
 """`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from ldm import artifact
 from ldm.errors import UserError
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> nn.Module:
+def load(path: str | Path, device: str | torch.device | None = None) -> Any:
     """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run.
 
     Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the

@@ -21,7 +21,7 @@ def register(cls: T) -> T:
 
     Users' own classes come in the same way: `@ldm.register class MyUNet(nn.Module): ...`, then `network.class=MyUNet`.
     """
-    init = cls.__init__
+    init: Any = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
 
     @functools.wraps(init)
@@ -32,12 +32,12 @@ def register(cls: T) -> T:
             object.__setattr__(self, "_spec", {"class": cls.__name__, **arguments})
         init(self, *args, **kwargs)
 
-    cls.__init__ = remember  # type: ignore[method-assign]
+    cls.__init__ = remember  # type: ignore[misc]
     _CLASSES[cls.__name__] = cls
     return cls
 
 
-def lookup(name: str) -> type:
+def lookup(name: str) -> Any:
     """The class registered as `name`."""
     if name not in _CLASSES:
         raise UserError(f"no class is registered as '{name}'.{did_you_mean(name, _CLASSES)}")

@@ -81,7 +81,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def from_prior(vae: AutoencoderKL, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
+def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
     """`n` images decoded from z ~ N(0, I)."""
     preprocess = vae.preprocess
     size = config["size"] or (preprocess.height, preprocess.width)

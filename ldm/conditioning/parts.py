@@ -72,9 +72,9 @@ class ClassLabel(Part):
         if isinstance(value, str) and value in self.names:
             return self.names.index(value)
         try:
-            index = int(value)
+            index = int(str(value))
         except ValueError:
-            raise UserError(f"no class is called '{value}'.{did_you_mean(value, self.names)}") from None
+            raise UserError(f"no class is called '{value}'.{did_you_mean(str(value), self.names)}") from None
         if not 0 <= index < self.classes:
             raise UserError(f"label {index} is out of range: this model knows 0 to {self.classes - 1}.")
         return index

@@ -53,8 +53,11 @@ def fitting_length(json: str, captions: list[str], most: int = 256) -> int:
 
 
 def encode(bpe: Any, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) and mask (B, L), True on tokens; L is the longest of the batch. Longer ones are cut, and that's
-    said."""
+    """Token ids (B, L) and mask (B, L), True on tokens; L is the longest of the batch.
+
+    Captions longer than `length` are cut, and that's said.
+    """
+    bpe.encode_special_tokens = True  # END in a caption's own words is text like any other
     encodings = bpe.encode_batch(captions)
     rows = [e.ids for e in encodings]
     for caption, ids in zip(captions, rows, strict=True):

@@ -88,7 +88,8 @@ def draw_scenes(held_out: HeldOut, n: int, seed: int, validation: bool) -> Scene
 
 def draw_any(held_out: HeldOut, n: int, seed: int) -> Scenes:
     """n scenes by `seed`, held-out combinations or not."""
-    return _draw(np.random.default_rng([seed, 5]), *held_out.grounds.shape, n)
+    objects, backgrounds = held_out.grounds.shape
+    return _draw(np.random.default_rng([seed, 5]), objects, backgrounds, n)
 
 
 def draw_held_out(held_out: HeldOut, n: int, two: int, seed: int) -> Scenes:

@@ -59,7 +59,7 @@ def train_reader(emoji: Emoji, steps: int = 500, batch_size: int = 128, seed: in
     for rows in order[: steps * batch_size].view(steps, batch_size):
         x = torch.from_numpy(images[rows.numpy()]).float() / 127.5 - 1
         logits = reader(x + 0.1 * torch.rand(()) * torch.randn_like(x))
-        loss = sum(F.cross_entropy(logits[name], targets[name][rows]) for name in PARTS)
+        loss = torch.stack([F.cross_entropy(logits[name], targets[name][rows]) for name in PARTS]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

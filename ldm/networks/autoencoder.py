@@ -211,6 +211,7 @@ class AutoencoderKL(nn.Module):
         variance, basis = variance[-z:].flip(0).clamp(min=1e-6), basis[:, -z:].flip(1)  # (z,), (C f^2, z)
         whiten = (basis / variance.sqrt()).T  # (z, C f^2)
         self.shortcut_in.weight.copy_(torch.cat([whiten, torch.zeros_like(whiten)])[..., None, None])
+        assert self.shortcut_in.bias is not None and self.shortcut_out.bias is not None
         self.shortcut_in.bias.copy_(torch.cat([-whiten @ mean, torch.full((z,), START_LOGVAR)]))
         self.shortcut_out.weight.copy_((basis * variance.sqrt())[..., None, None])
         self.shortcut_out.bias.copy_(mean)
@@ -218,7 +219,7 @@ class AutoencoderKL(nn.Module):
         zero_(self.decoder.conv_out)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weight at which an adversarial loss is balanced against the reconstruction."""
         return self.decoder.conv_out.weight
 

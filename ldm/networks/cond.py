@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_TENSORS = ("vector", "tokens", "mask", "concat")
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,12 @@ class Cond:
             raise ValueError("conditions can't be joined: they are of different ControlNets")
         length = max((p.tokens.shape[1] for p in parts if p.tokens is not None), default=0)
         parts = tuple(_pad_tokens(p, length) for p in parts)
-        return Cond(
-            *(_cat([getattr(p, name) for p in parts], name) for name in ("vector", "tokens", "mask", "concat")),
-            control={name: torch.cat([p.control[name] for p in parts]) for name in self.control},
-        )
+        joined: dict[str, Any] = {name: _cat([getattr(p, name) for p in parts], name) for name in _TENSORS}
+        return Cond(**joined, control={name: torch.cat([p.control[name] for p in parts]) for name in self.control})
 
     def map(self, function) -> "Cond":
         """Every tensor passed through `function`: `cond.map(lambda t: t[:4])`, `cond.map(lambda t: t.to("cuda"))`."""
-        tensors = {
-            name: None if (t := getattr(self, name)) is None else function(t)
-            for name in ("vector", "tokens", "mask", "concat")
-        }
+        tensors: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else function(t) for n in _TENSORS}
         return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
 
 

@@ -1,6 +1,7 @@
 """The cross-attention U-Net of latent diffusion (Rombach et al. 2022), with the state-dict names of diffusers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +22,13 @@ from ldm.networks.layers import (
 from ldm.registry import register
 
 PerLevel = int | Sequence[int]
+Sampler = tuple[str, nn.Module] | None
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by a transformer where the level attends."""
 
-    def __init__(
-        self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: tuple[str, nn.Module] | None
-    ):
+    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: Sampler):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if attentions else None
@@ -110,17 +110,17 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
         self.class_embedding = nn.Linear(vector_dim, embed_dim) if vector_dim else None
-        self.down_blocks = nn.ModuleList()
+        self.down_blocks: Any = nn.ModuleList()
         skips = [widths[0]]
         for i, width in enumerate(widths):
             before = widths[max(i - 1, 0)]
             resnets = [resnet(before if j == 0 else width, width) for j in range(blocks)]
             last = i == levels - 1
-            sampler = None if last else ("down", Downsample(width))
+            sampler: Sampler = None if last else ("down", Downsample(width))
             self.down_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
             skips += [width] * (blocks + (not last))
         self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: Any = nn.ModuleList()
         width = widths[-1]
         for i in reversed(range(levels)):
             resnets = []
@@ -164,6 +164,7 @@ class UNet(nn.Module):
     def encode(self, x: Tensor, embedding: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
         """The way down and the middle: its output, and the skips in the order they arose."""
         if self.concat_channels:
+            assert cond.concat is not None, "this network was built with concat_channels"
             x = torch.cat([x, cond.concat], 1)
         if self.patch > 1:
             x = F.pixel_unshuffle(x, self.patch)

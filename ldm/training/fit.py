@@ -117,5 +117,5 @@ class Clock:
         return f"{time.monotonic() - self.started:.0f} s"
 
 
-def cache_of(config: dict[str, Any]) -> Path:
+def cache_of(config: Mapping[str, Any]) -> Path:
     return Path(os.path.expanduser(config["cache_dir"]))

@@ -19,6 +19,9 @@ class DiffusionTask(Task):
     Each visit of an image draws its latent anew from the cached posterior.
     """
 
+    latent_mean: Tensor
+    latent_std: Tensor
+
     def __init__(
         self,
         first_stage: AutoencoderKL | Identity,
@@ -35,7 +38,7 @@ class DiffusionTask(Task):
         self.register_buffer("latent_mean", whitening[0])
         self.register_buffer("latent_std", whitening[1])
 
-    def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         training, conditioner, position = network is self.trained, network["conditioner"], batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
         cond = conditioner(batch, conditioner.coins(seed, position) if training else None)
@@ -51,7 +54,7 @@ class DiffusionTask(Task):
         draw = posterior.sample(normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:])))
         return (draw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
-    def assemble(self, trained: nn.Module) -> LatentDiffusion:
+    def assemble(self, trained: Any) -> LatentDiffusion:
         model = LatentDiffusion(
             self.first_stage, trained["denoiser"], trained["conditioner"], self.preprocess, self.sampling
         )

@@ -19,6 +19,9 @@ class Task(pl.LightningModule):
     from torch's generator, get it seeded by the step.
     """
 
+    trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
+    average: Any
+
     def __init__(
         self,
         trained: nn.Module,
@@ -37,15 +40,15 @@ class Task(pl.LightningModule):
         self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
         self._steps_averaged = 0
 
-    def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and what to log."""
         raise NotImplementedError
 
-    def assemble(self, trained: nn.Module) -> nn.Module:
+    def assemble(self, trained: Any) -> nn.Module:
         """The model as users load it, around the given weights, without copying them."""
         raise NotImplementedError
 
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The model with the average weights, ready to sample or save."""
         return self.assemble(self.average)
 

@@ -23,7 +23,7 @@ class VAETask(Task):
         super().__init__(vae, **options)
         self.beta, self.preprocess = beta, preprocess
 
-    def losses(self, batch: dict[str, Any], network: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch["image"]
         posterior = network.encode(images)
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
@@ -37,7 +37,7 @@ class VAETask(Task):
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         return loss, logged
 
-    def assemble(self, trained: nn.Module) -> nn.Module:
+    def assemble(self, trained: Any) -> nn.Module:
         trained.preprocess = self.preprocess
         return trained
 
