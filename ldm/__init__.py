@@ -1,21 +1,37 @@
 """Two-stage latent diffusion on your own images.
 
-import ldm
-model = ldm.load("runs/ldm/emoji")
-model("a cat above a rocket on a blue background", n=4)
+    import ldm
+    model = ldm.load("runs/ldm/emoji")
+    model("a cat above a rocket on a blue background", n=4)
+
+The names below are imported when they are first used, so that a command's --help needn't wait for torch.
 """
 
-from ldm import artifact
-from ldm.conditioning import ClassLabel, Conditioner, Text
-from ldm.diffusion import Denoiser
-from ldm.errors import UserError
-from ldm.loading import load
-from ldm.networks import AutoencoderKL, UNet
-from ldm.pipeline import LatentDiffusion, sample_prior
-from ldm.registry import build, register, spec_of
+import importlib
+from typing import TYPE_CHECKING, Any
 
-save = artifact.save
+if TYPE_CHECKING:
+    from ldm.artifact import save
+    from ldm.conditioning import ClassLabel, Conditioner, Text
+    from ldm.diffusion import Denoiser
+    from ldm.errors import UserError
+    from ldm.loading import load
+    from ldm.networks import AutoencoderKL, UNet
+    from ldm.pipeline import LatentDiffusion, sample_prior
+    from ldm.registry import build, register, spec_of
+
 __version__ = "0.1.0"
+_HOMES = {
+    "artifact": ("save",),
+    "conditioning": ("ClassLabel", "Conditioner", "Text"),
+    "diffusion": ("Denoiser",),
+    "errors": ("UserError",),
+    "loading": ("load",),
+    "networks": ("AutoencoderKL", "UNet"),
+    "pipeline": ("LatentDiffusion", "sample_prior"),
+    "registry": ("build", "register", "spec_of"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",
     "ClassLabel",
@@ -32,3 +48,13 @@ __all__ = [
     "save",
     "spec_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'ldm' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"ldm.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

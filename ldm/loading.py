@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import ldm.pipeline  # noqa: F401  registers the classes that files name
 from ldm import artifact
 from ldm.errors import UserError
 

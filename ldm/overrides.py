@@ -29,8 +29,11 @@ def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], l
     holds a comma is then written in quotes of its own. Raises UserError for what is neither a flag nor KEY=VALUE.
     """
     flags, overrides = split(words)
-    sweeping = is_sweep(flags)
-    return flags, [_override(word, groups, sweeping) for word in overrides]
+    prepared = [_override(word, groups, is_sweep(flags)) for word in overrides]
+    keys = {word.partition("=")[0].lstrip("+") for word in prepared}
+    if "trainer.max_steps" in keys and "trainer.max_time" not in keys:
+        prepared.append("++trainer.max_time=null")  # a number of steps replaces the limit of time that YAML may have
+    return flags, prepared
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,7 +1,9 @@
 """The model folder: what is saved is what comes back, and nothing else is taken."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from ldm.images import Preprocess
 ROOT = Path(__file__).parents[1]
 
 
+@functools.cache
 def make(seed: int = 0, **sampling) -> ldm.LatentDiffusion:
     torch.manual_seed(seed)
     text = ldm.Text(tokenizer.train(["a cat", "a dog"], 280), length=16, dim=8, depth=1, heads=2)
@@ -54,9 +57,14 @@ def rewrite(folder: Path, config=None, weights=None) -> None:
     (folder / "manifest.json").write_bytes(artifact.to_json({"format": artifact.FORMAT, "files": files}))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return artifact.save(make(), tmp_path_factory.mktemp("saved") / "model")
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    return artifact.save(make(), tmp_path / "model")
+def folder(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "model")
 
 
 def test_what_is_saved_comes_back_bit_for_bit(folder):
@@ -74,7 +82,9 @@ def test_what_is_saved_comes_back_bit_for_bit(folder):
 
 
 def test_equal_models_give_equal_bytes_and_others_do_not(folder, tmp_path):
-    assert content(artifact.save(make(), tmp_path / "twin")) == content(folder)
+    twin = make.__wrapped__()
+    assert twin is not make()
+    assert content(artifact.save(twin, tmp_path / "twin")) == content(folder)
     assert content(artifact.save(artifact.load(folder), tmp_path / "again")) == content(folder)
     other = content(artifact.save(make(seed=1), tmp_path / "other"))
     assert other["config.json"] == content(folder)["config.json"]

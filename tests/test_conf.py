@@ -46,6 +46,12 @@ def test_every_group_is_reached():
     assert folders == {"experiment", *itertools.chain(*GROUPS.values())}
 
 
+def test_what_suits_a_pair_of_data_and_network_stays_with_the_pair():
+    vae = {name: compose("train_vae", ["data=emoji", f"vae={name}"])[0].vae for name in ("small", "kl_f8")}
+    assert "stem" in vae["small"] and "stem" not in vae["kl_f8"]
+    assert list(vae["kl_f8"].multipliers) == [1, 2, 4, 4]
+
+
 @pytest.mark.parametrize("diffusion", choices("diffusion"))
 def test_diffusions_can_be_built_and_sampled(diffusion):
     from ldm.diffusion import get_sampler

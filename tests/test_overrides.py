@@ -73,9 +73,15 @@ def test_names_and_paths_are_swept_at_commas_prompts_are_not():
 
 
 def test_values_need_no_plus_and_groups_pass():
-    assert prepared("trainer.max_steps=3", "network.depth=2") == ["++trainer.max_steps=3", "++network.depth=2"]
+    assert prepared("trainer.precision=64", "network.depth=2") == ["++trainer.precision=64", "++network.depth=2"]
     untouched = ["data=folder", "+network=other", "experiment/vae=x", "~name", "hydra.job.chdir=true", "++x=1", "+y=1"]
     assert prepared(*untouched) == untouched
+
+
+def test_steps_asked_for_replace_a_limit_of_time():
+    assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
+    assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2
+    assert len(prepared("trainer.max_time=00:00:01:00")) == 1
 
 
 def test_flags_come_first_wherever_they_stand():

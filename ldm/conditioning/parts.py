@@ -49,7 +49,7 @@ class ClassLabel(Part):
 
     column = "label"
 
-    def __init__(self, classes: int, names: list[str] | None = None, dim: int = 192, drop_prob: float = 0.1):
+    def __init__(self, classes: int, names: list[str] | None = None, dim: int = 128, drop_prob: float = 0.1):
         super().__init__(drop_prob)
         self.classes, self.names = classes, list(names or [])
         self.token_dim = self.vector_dim = dim
@@ -99,10 +99,10 @@ class Text(Part):
         self,
         tokenizer_json: str,
         length: int | None = None,
-        dim: int = 192,
-        depth: int = 2,
+        dim: int = 128,
+        depth: int = 1,
         heads: int = 4,
-        pooled: bool = False,
+        pooled: bool = True,
         drop_prob: float = 0.1,
         vocab_size: int = 4096,
     ):

@@ -1,8 +1,12 @@
 """The latent cache: every image through the first stage once; stage two then trains without it."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,15 +57,34 @@ def cached_latents(
     """The latents of `table`, from the cache under `root` if this first stage and these data made one before."""
     key = hashlib.sha256(f"{model_hash(first_stage)} {table.key}".encode()).hexdigest()[:20]
     folder = root / "latents" / key
-    if not (folder / "latents.json").is_file():
-        encode_table(table, first_stage, folder, batch_size)
+    if not _whole(folder):
+        _make(table, first_stage, folder, batch_size)
     return _open(table, folder)
+
+
+def _make(table: Table, first_stage: AutoencoderKL | Identity, folder: Path, batch_size: int) -> None:
+    """Encodes in a folder of its own and renames it when whole: processes that start together don't write into the
+    same files, and an interrupted one leaves nothing that looks finished."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        encode_table(table, first_stage, work, batch_size)
+        work.chmod(0o755)  # mkdtemp's own is private to the user
+        if folder.exists() and not _whole(folder):
+            shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # another process was faster, with the same content
+            os.rename(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _whole(folder: Path) -> bool:
+    return (folder / "latents.json").is_file()
 
 
 @torch.inference_mode()
 def encode_table(table: Table, first_stage: AutoencoderKL | Identity, folder: Path, batch_size: int) -> None:
     """Writes the moments of every image into `folder`; latents.json comes last and makes the cache whole."""
-    folder.mkdir(parents=True, exist_ok=True)
     height, width = (side // first_stage.factor for side in table.images.shape[2:])
     shape = (len(table), first_stage.latent_channels, height, width)
     arrays = {

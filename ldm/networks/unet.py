@@ -58,7 +58,9 @@ class UNet(nn.Module):
     `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
     more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
     middle always does). Every width must be a multiple of 2^0.. `groups` (by default 32 or what divides the base
-    width). Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size.
+    width). A `patch` of p moves p x p places into channels before the first convolution and back after the last one.
+    Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size, and what
+    doesn't fill a patch is filled with zeros and cut off again.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class UNet(nn.Module):
             if level.upsamplers is not None:
                 h = level.upsamplers[0](h, skips[-1].shape[2:])
         out = self.conv_out(F.silu(self.conv_norm_out(h)))
-        return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+        return F.pixel_shuffle(out, self.patch)[..., : x.shape[2], : x.shape[3]] if self.patch > 1 else out
 
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
         """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
@@ -167,7 +169,8 @@ class UNet(nn.Module):
             assert cond.concat is not None, "this network was built with concat_channels"
             x = torch.cat([x, cond.concat], 1)
         if self.patch > 1:
-            x = F.pixel_unshuffle(x, self.patch)
+            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+            x = F.pixel_unshuffle(x, self.patch)  # (B, C p^2, h/p, w/p)
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]
         for level in self.down_blocks:

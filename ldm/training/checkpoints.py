@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import artifact
-from ldm.training.run import RunFolder
+from ldm.training.run import RunFolder, remove_checkpoint, write_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,8 +20,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        from ldm.training.run import write_checkpoint
-
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_checkpoint(Path(path), buffer.getbuffer())
@@ -54,5 +52,4 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             artifact.save(pl_module.model(), self.folder.model)
             for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
-                old.with_name(old.name + ".json").unlink(missing_ok=True)
+                remove_checkpoint(old)

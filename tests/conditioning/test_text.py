@@ -13,7 +13,15 @@ from ldm.images import Preprocess
 from ldm.registry import build, spec_of
 
 ENGLISH = ["a cat above a rocket", "a dog", "a fish on a blue background"]
-FOREIGN = ["一只猫在火箭上", "قطة فوق صاروخ", "🐈‍⬛ + 🚀 = ❤️", "tab\tand\nline", "it's 50% <b>&amp;</b> \\", "Zoë, naïve", " a  b "]
+FOREIGN = [
+    "一只猫在火箭上",
+    "قطة فوق صاروخ",
+    "🐈‍⬛ + 🚀 = ❤️",
+    "tab\tand\nline",
+    "it's 50% <b>&amp;</b> \\",
+    "Zoë, naïve",
+    " a  b ",
+]
 
 
 @pytest.fixture(scope="module")

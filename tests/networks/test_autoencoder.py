@@ -1,5 +1,7 @@
 """The autoencoder: parity with diffusers, the stem, the posterior's closed forms."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,9 +49,7 @@ def test_parity_with_diffusers(options):
     torch.testing.assert_close(ours.decode(posterior.mode()), decoded, atol=1e-5, rtol=1e-5)
     noise = torch.randn_like(posterior.mean)
     image, _ = ours(images, noise)
-    torch.testing.assert_close(
-        image, reference.decode(wanted.mean + wanted.std * noise).sample, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(image, reference.decode(wanted.mean + wanted.std * noise).sample, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,23 @@ def test_the_stem_only_moves_pixels():
     moved = plain.encode(F.pixel_unshuffle(images, 2))
     torch.testing.assert_close(stem.encode(images).mean, moved.mean)
     torch.testing.assert_close(stem.decode(moved.mean), F.pixel_shuffle(plain.decode(moved.mean), 2))
+
+
+@torch.no_grad()
+def test_shortcuts_start_as_the_best_linear_autoencoder():
+    torch.manual_seed(0)
+    images = F.avg_pool2d(torch.randn(64, 2, 20, 20), 5, stride=1)  # (64, 2, 16, 16), smooth
+    vae = AutoencoderKL(2, 3, channels=8, multipliers=(1, 1), stem=2, shortcut=True).eval()
+    vae.start_from_principal_components(images)
+    posterior = vae.encode(images)
+    latents = posterior.mean.movedim(1, -1).flatten(0, 2)  # (N, 3)
+    torch.testing.assert_close(latents.T.cov(), torch.eye(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, math.exp(-2.5)))
+
+    patches = F.pixel_unshuffle(images, 4).movedim(1, -1).flatten(0, 2).double()  # (N, 32)
+    lost = torch.linalg.svdvals(patches - patches.mean(0))[3:].square().sum() / patches.numel()
+    error = (vae.decode(posterior.mean) - images).square().mean()
+    assert error.item() == pytest.approx(lost.item(), rel=1e-4)
 
 
 def test_the_draw_is_mean_plus_std_times_noise_and_lets_gradients_through():

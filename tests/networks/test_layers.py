@@ -67,9 +67,7 @@ def test_conditions_are_joined_over_the_batch_with_padding_masked():
 
 
 def test_conditions_of_the_same_length_without_a_mask_stay_seen():
-    joined = Cond(tokens=torch.ones(1, 2, 4)).cat(
-        Cond(tokens=torch.ones(1, 2, 4), mask=torch.tensor([[True, False]]))
-    )
+    joined = Cond(tokens=torch.ones(1, 2, 4)).cat(Cond(tokens=torch.ones(1, 2, 4), mask=torch.tensor([[True, False]])))
     assert joined.mask.tolist() == [[True, True], [True, False]]
 
 

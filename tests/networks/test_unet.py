@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ldm.errors import UserError
 from ldm.networks import Cond, UNet
@@ -151,6 +152,18 @@ def test_channels_may_be_a_width_a_level():
         for options in ({"channels": 16, "multipliers": (1, 2.5)}, {"channels": [16, 40]})
     ]
     assert shapes[0] == shapes[1]
+
+
+@torch.no_grad()
+def test_patches_only_move_places_and_odd_sizes_are_filled():
+    patched, plain = UNet(2, channels=[16, 16], heads=2, patch=2), UNet(8, channels=[16, 16], heads=2)
+    for parameter in plain.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    patched.load_state_dict(plain.state_dict())
+    x, t = torch.randn(2, 2, 7, 5), torch.tensor([0.3, 7.0])
+    wanted = F.pixel_shuffle(plain(F.pixel_unshuffle(F.pad(x, (0, 1, 0, 1)), 2), t), 2)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(patched(x, t), wanted[:, :, :7, :5])
 
 
 @torch.no_grad()

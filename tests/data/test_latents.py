@@ -1,0 +1,174 @@
+"""The latent cache: keyed by what it depends on, made once, with the moments and their statistics."""
+
+import contextlib
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.data import Table, latents
+from ldm.data.latents import cached_latents
+from ldm.images import Preprocess
+from ldm.networks import AutoencoderKL
+
+
+def table(n: int = 37, key: str = "data") -> Table:
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 1, 8, 12), np.uint8)
+    return Table(pixels, {"label": np.arange(n)}, Preprocess(1, 8, 12), key)
+
+
+def vae(seed: int = 0, scale: float = 0.3) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    made = AutoencoderKL(1, 3, channels=8, multipliers=[1, 1], stem=2).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.add_(scale * torch.randn_like(parameter))
+    made.preprocess = Preprocess(1, 8, 12)
+    return made
+
+
+def folders(root) -> list[str]:
+    return sorted(entry.name for entry in (root / "latents").iterdir())
+
+
+@pytest.fixture
+def encodings(monkeypatch) -> list[int]:
+    """How many images each call of `encode` got."""
+    counts: list[int] = []
+    encode = AutoencoderKL.encode
+
+    def counted(self, images):
+        counts.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(AutoencoderKL, "encode", counted)
+    return counts
+
+
+def test_it_holds_the_moments_of_every_image(tmp_path):
+    data, model = table(), vae()
+    cache = cached_latents(data, model, tmp_path, batch_size=10)
+    index = np.array([36, 0, 17, 0])
+    batch = cache.batch(index, ["label"])
+    posterior = model.encode(data.batch(index, ["image"])["image"])
+    torch.testing.assert_close(batch["latent_mean"], posterior.mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch["latent_std"], posterior.std, atol=1e-5, rtol=1e-5)
+    assert batch["label"].tolist() == index.tolist()
+    assert set(batch) == {"latent_mean", "latent_std", "label"}  # pixels only where asked for
+    assert torch.equal(cache.batch(index, ["image"])["image"], data.batch(index, ["image"])["image"])
+    assert len(cache) == 37
+
+
+def test_statistics_count_the_means_spread_and_the_posteriors(tmp_path, monkeypatch):
+    monkeypatch.setattr(latents._statistics, "__defaults__", (10,))  # several chunks
+    cache = cached_latents(table(), vae(scale=0.5), tmp_path)
+    mean, std = (torch.from_numpy(np.array(a)).double() for a in (cache.mean, cache.std))
+    torch.testing.assert_close(cache.channel_mean.double(), mean.mean((0, 2, 3)), atol=1e-6, rtol=1e-5)
+    wanted = (mean.var((0, 2, 3), correction=0) + std.square().mean((0, 2, 3))).sqrt()
+    torch.testing.assert_close(cache.channel_std.double(), wanted, atol=1e-6, rtol=1e-5)
+
+    torch.manual_seed(0)  # what a training run sees, whitened, has mean 0 and std 1
+    draws = mean + std * torch.randn(200, *mean.shape, dtype=torch.float64)
+    whitened = (draws - cache.channel_mean[:, None, None]) / cache.channel_std[:, None, None]
+    torch.testing.assert_close(whitened.mean((0, 1, 3, 4)), torch.zeros(3).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(whitened.std((0, 1, 3, 4)), torch.ones(3).double(), atol=0.05, rtol=0)
+
+
+def test_a_channel_that_carries_nothing_does_not_divide_by_zero(tmp_path):
+    model = vae()
+    model.quant_conv.weight.zero_()
+    model.quant_conv.bias.fill_(-100)
+    cache = cached_latents(table(), model, tmp_path)
+    assert (cache.channel_std > 0).all()
+
+
+def test_it_is_made_once(tmp_path, encodings):
+    first = cached_latents(table(), vae(), tmp_path, batch_size=16)
+    assert encodings == [16, 16, 5]
+    again = cached_latents(table(), vae(), tmp_path)
+    assert sum(encodings) == 37
+    assert np.array_equal(again.mean, first.mean) and torch.equal(again.channel_std, first.channel_std)
+    assert isinstance(again.mean, np.memmap)
+
+
+def test_another_first_stage_preprocessing_or_data_is_another_cache(tmp_path, encodings):
+    cropped = vae()
+    cropped.preprocess = Preprocess(1, 8, 12, resize="contain")
+    for data, model in [
+        (table(), vae()),
+        (table(key="other data"), vae()),
+        (table(), vae(seed=1)),
+        (table(), cropped),
+    ]:
+        cached_latents(data, model, tmp_path)
+    assert len(folders(tmp_path)) == 4 and sum(encodings) == 4 * 37
+    nearly = vae()
+    nearly.encoder.conv_out.bias[0] += 1e-6
+    cached_latents(table(), nearly, tmp_path)
+    assert len(folders(tmp_path)) == 5
+
+
+class Killed(Exception):
+    pass
+
+
+def at_batch(monkeypatch, number: int, event) -> None:
+    """Calls `event` before the batch of this number, from 1 on, is read."""
+    batch, read = Table.batch, []
+
+    def counted(self, index, keys, draw=None):
+        read.append(index)
+        if len(read) == number:
+            event()
+        return batch(self, index, keys, draw)
+
+    monkeypatch.setattr(Table, "batch", counted)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def test_one_that_was_not_finished_is_made_anew(tmp_path, encodings, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        at_batch(patch, 2, kill)
+        cached_latents(table(), vae(), tmp_path, batch_size=16)
+    encodings.clear()
+    cache = cached_latents(table(), vae(), tmp_path, batch_size=16)
+    assert encodings == [16, 16, 5] and (cache.std > 0).all()
+    assert len(folders(tmp_path)) == 1  # nothing half is left
+
+
+@pytest.mark.parametrize("second", ["is killed", "ends first"])
+def test_two_that_start_together_do_not_disturb_each_other(tmp_path, monkeypatch, second):
+    wanted = cached_latents(table(), vae(), tmp_path / "calm", batch_size=16)
+
+    def begin():
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            if second == "is killed":
+                at_batch(patch, 1, kill)
+            cached_latents(table(), vae(), tmp_path / "busy", batch_size=16)
+
+    at_batch(monkeypatch, 2, begin)
+    cache = cached_latents(table(), vae(), tmp_path / "busy", batch_size=16)
+    assert np.array_equal(cache.mean, wanted.mean) and np.array_equal(cache.std, wanted.std)
+    assert torch.equal(cache.channel_std, wanted.channel_std)
+    assert folders(tmp_path / "busy") == folders(tmp_path / "calm")
+
+
+def test_every_process_may_read_it(tmp_path):
+    cached_latents(table(), vae(), tmp_path)
+    (name,) = folders(tmp_path)
+    folder = tmp_path / "latents" / name
+    assert os.stat(folder).st_mode & 0o055 == 0o055
+    assert json.loads((folder / "latents.json").read_text())["n"] == 37
+
+
+def test_alternative_captions_are_drawn_through_it(tmp_path):
+    data = replace(table(3), columns={"text": [["a", "b"], ["c"], ["d", "e"]]})
+    cache = cached_latents(data, vae(), tmp_path)
+    index = np.arange(3)
+    assert cache.batch(index, ["text"])["text"] == ["a", "c", "d"]
+    assert cache.batch(index, ["text"], np.array([0.9, 0.9, 0.1]))["text"] == ["b", "c", "d"]
