@@ -10,7 +10,7 @@ from ldm.cli_config import CONF, checked, compose
 
 GROUPS = {
     "train_vae": ["data", "vae", "trainer", "logger"],
-    "train_ldm": ["data", "network", "conditioner", "diffusion", "finetune", "trainer", "logger"],
+    "train_ldm": ["data", "network", "conditioner", "diffusion", "trainer", "logger"],
 }
 
 

@@ -1,6 +1,5 @@
 """The latent cache: every image through the first stage once; stage two then trains without it."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -72,8 +71,11 @@ def _make(table: Table, first_stage: AutoencoderKL | Identity, folder: Path, bat
         work.chmod(0o755)  # mkdtemp's own is private to the user
         if folder.exists() and not _whole(folder):
             shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # another process was faster, with the same content
+        try:
             os.rename(work, folder)
+        except OSError:
+            if not _whole(folder):  # otherwise another process was faster, with the same content
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -1,6 +1,5 @@
 """Checkpoints that survive what happens while they are written."""
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import artifact
 from ldm.training.run import RunFolder, remove_checkpoint, write_checkpoint
+from ldm.training.signals import Stopped
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -20,36 +20,50 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_checkpoint(Path(path), buffer.getbuffer())
+        write_checkpoint(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
 class Checkpoints(pl.Callback):
-    """Saves every N optimizer steps and at the end, keeps the last few, and refreshes the run's model folder."""
+    """Saves every N optimizer steps, when a signal stops the run and at the end, and refreshes the run's model folder.
 
-    def __init__(self, folder: RunFolder, every_n_steps: int = 1000, keep_last: int = 2):
-        self.folder, self.every, self.keep = folder, every_n_steps, keep_last
+    The last `keep_last` checkpoints are kept, and for good those whose step is a multiple of `keep_every_n_steps`.
+    A step is saved when the next one begins: all that belongs to it, validation and logging too, is then done.
+    """
+
+    def __init__(
+        self, folder: RunFolder, every_n_steps: int = 1000, keep_last: int = 2, keep_every_n_steps: int | None = None
+    ):
+        self.folder, self.every = folder, every_n_steps
+        self.keep, self.keep_every = max(1, keep_last), keep_every_n_steps
         self._saved = -1
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if self.every and trainer.global_step % self.every == 0:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._saved = trainer.global_step  # what a resumed run starts from is there
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Stopped) and not exception.at_once:
+            self.save(trainer, pl_module)
+
     def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
         step = trainer.global_step
         if step == self._saved or step == 0:
             return
+        for logger in trainer.loggers:
+            logger.save()  # a resumed run goes on behind these rows
+        trainer.save_checkpoint(self.folder.checkpoints / f"step-{step:08d}.ckpt")
         self._saved = step
-        path = self.folder.checkpoints / f"step-{step:08d}.ckpt"
-        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             artifact.save(pl_module.model(), self.folder.model)
             for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
-                remove_checkpoint(old)
+                if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:
+                    remove_checkpoint(old)

@@ -1,16 +1,14 @@
 """The lock of a run folder: one process at a time, recognised as stale when that process is gone."""
 
-import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import UserError
-from ldm.files import atomic_write
+from ldm.files import atomic_write, one_at_a_time
 
 NAME = ".lock"
 
@@ -26,7 +24,7 @@ class Lock:
     def __init__(self, folder: Path):
         self.path = folder / NAME
         self.mine = _identity()
-        with _guard(folder):
+        with one_at_a_time(folder):
             holder = read(folder)
             if holder and all(holder.get(key) == self.mine[key] for key in ("host", "pid", "started")):
                 raise UserError(f"{folder} is open already in this process; close it first.")
@@ -92,17 +90,3 @@ def _process_start(pid: int) -> str | None:
     except OSError:
         return ""
     return None if fields[0] == "Z" else fields[19]
-
-
-@contextlib.contextmanager
-def _guard(folder: Path) -> Iterator[None]:
-    """One process at a time looks at the lock and writes it; where the file system has no flock, nearly so."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

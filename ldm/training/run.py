@@ -4,8 +4,8 @@ It holds config.yaml, metrics.csv, samples/, checkpoints/ and model/; a file DON
 of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs of their own.
 """
 
-import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError, did_you_mean
-from ldm.files import atomic_write, sha256_of
+from ldm.files import atomic_write, is_whole, record_of, write_recorded
+from ldm.ranks import rank
 from ldm.training import lock
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ DONE = "DONE"
 class RunFolder:
     """The files of one run, held for this process from `open_run` to `close`, or to the end of a `with`."""
 
-    def __init__(self, path: Path, held: lock.Lock | None = None):
-        self.path, self._lock = path, held
+    def __init__(self, path: Path, held: lock.Lock | None = None, fresh: bool = False):
+        self.path, self._lock, self._fresh = path, held, fresh
 
     @property
     def config(self) -> Path:
@@ -53,11 +54,12 @@ class RunFolder:
         return (self.path / DONE).exists()
 
     def save_config(self, config: dict[str, Any]) -> None:
-        atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        if rank() == 0:
+            atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose bytes are those that were written, or None."""
-        return newest_checkpoint(self.checkpoints)
+        return None if self._fresh else newest_checkpoint(self.checkpoints)
 
     def finish(self) -> None:
         """Marks the run as finished: from now on `resume=true` has nothing to do."""
@@ -90,7 +92,9 @@ def open_run(
     if resume and folder.finished:
         print(f"{path} is finished: nothing to do.", flush=True)
         return folder
-    path.mkdir(parents=True, exist_ok=True)
+    if rank() > 0:  # the first process holds the folder for all
+        return RunFolder(path, fresh=overwrite)
+    make_folder(path)
     folder = RunFolder(path, lock.Lock(path))
     try:
         _take_over(folder, resume, overwrite)
@@ -124,15 +128,14 @@ def is_run(path: Path) -> bool:
 
 
 def write_checkpoint(path: Path, content: Any) -> None:
-    """Writes bytes as a checkpoint, and beside it their size and SHA-256: what says that a checkpoint is whole."""
-    atomic_write(path, content)
-    atomic_write(_sidecar(path), json.dumps({"size": path.stat().st_size, "sha256": sha256_of(path)}))
+    """Writes a checkpoint (bytes, or a function that writes to the open file), with its size and SHA-256 beside it."""
+    write_recorded(path, content)
 
 
 def remove_checkpoint(path: Path) -> None:
     """Removes a checkpoint and what stands beside it."""
-    _sidecar(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+    record_of(path).unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -144,24 +147,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint's bytes are those that were written."""
-    try:
-        expected = json.loads(_sidecar(path).read_text())
-        return path.stat().st_size == expected["size"] and sha256_of(path) == expected["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
 def _path_of(stage: str, name: str, runs_dir: str | Path) -> Path:
     parts = Path(name).parts
     if not name.strip() or Path(name).is_absolute() or ".." in parts or "\0" in name or parts[0].startswith("."):
         raise UserError(f"name='{name}' can't be a folder in {Path(runs_dir) / stage}; take a plain name=.")
     return Path(runs_dir).expanduser() / stage / name
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it, or a UserError that says why it can't be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be made ({error.strerror}): mend the rights, or take another runs_dir=.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
 
 
 def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:

@@ -1,0 +1,113 @@
+"""`sample.py` and `evaluate.py` on a tiny model in a run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import ldm
+from ldm import sampling
+from ldm.conditioning import ClassLabel, Conditioner
+from ldm.data import Digits
+from ldm.diffusion import EDM, Denoiser
+from ldm.errors import UserError
+from ldm.evaluation import run as evaluation
+from ldm.images import Preprocess
+from ldm.networks import AutoencoderKL, UNet
+from ldm.pipeline import LatentDiffusion
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/ldm/tiny and runs/vae/tiny, of random weights, as trained on digits."""
+    root = tmp_path_factory.mktemp("runs")
+    torch.manual_seed(0)
+    preprocess = Preprocess(channels=1, height=16, width=16)
+    vae: Any = AutoencoderKL(1, 2, channels=8, multipliers=(1, 2))
+    conditioner = Conditioner({"label": ClassLabel(10, [f"n{i}" for i in range(10)], dim=8)})
+    network = UNet(2, channels=8, multipliers=(1,), context_dim=8, vector_dim=8, heads=2)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.1)
+    model = LatentDiffusion(vae, Denoiser(network, EDM()), conditioner, preprocess, {"steps": 2})
+    vae.preprocess = preprocess
+    for stage, made in (("ldm", model), ("vae", vae)):
+        folder = root / stage / "tiny"
+        ldm.save(made, folder / "model")
+        (folder / "samples").mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"class": "Digits"}}))
+    return root
+
+
+def config(runs: Path, script: str = "sample", **changes: Any) -> dict[str, Any]:
+    """The shipped YAML with `changes`."""
+    defaults = yaml.safe_load((Path(__file__).parents[1] / "conf" / f"{script}.yaml").read_text())
+    return defaults | {"run": "tiny", "runs_dir": str(runs), "cache_dir": str(runs / "cache")} | changes
+
+
+def test_a_grid_and_single_pictures_carry_their_settings(runs: Path, tmp_path: Path) -> None:
+    sampling.main(config(runs, labels=[3, "n7"], n=2, seed=5, out=str(tmp_path / "g.png")))
+    assert len(list((tmp_path / "g").glob("*.png"))) == 4
+    grid = json.loads(Image.open(tmp_path / "g.png").text["ldm"])  # type: ignore[attr-defined]
+    assert grid["prompts"] == ["3", "n7"] and grid["sampler"] == "dpmpp_2m"
+    last = Image.open(tmp_path / "g" / "00003.png")
+    assert last.size == (16, 16)
+    assert json.loads(last.text["ldm"])["seed"] == 8  # type: ignore[attr-defined]
+
+
+def test_a_picture_s_own_seed_draws_it_again(runs: Path, tmp_path: Path) -> None:
+    sampling.main(config(runs, labels=[3, 7], n=2, seed=5, out=str(tmp_path / "all.png")))
+    sampling.main(config(runs, labels=[7], n=1, seed=8, out=str(tmp_path / "one.png")))
+    again, first = (np.asarray(Image.open(tmp_path / name)) for name in ("one/00000.png", "all/00003.png"))
+    assert np.array_equal(again, first)
+
+
+def test_pictures_get_new_names_in_the_run_by_default(runs: Path) -> None:
+    for _ in range(2):
+        sampling.main(config(runs, labels=1, n=1, single=False))
+    assert {p.name for p in (runs / "ldm/tiny/samples").glob("*.png")} == {"sample-001.png", "sample-002.png"}
+
+
+def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
+    sampling.main(config(runs, stage="vae", n=3, out=str(tmp_path / "p.png")))
+    assert len(list((tmp_path / "p").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "a cat"}, "can't take text; it was trained with label"),
+        ({"labels": [11]}, "out of range: this model knows 0 to 9"),
+        ({"labels": ["n77"]}, "no class is called 'n77'. Did you mean 'n7'"),
+        ({"labels": [1], "sampler": "eulr"}, "Did you mean 'euler'"),
+        ({"labels": [1], "eta": 0.5}, "no option 'eta'"),
+        ({"labels": [1], "size": 17}, "isn't divisible by"),
+        ({"labels": [1], "out": "x.jpg"}, "has to end in .png"),
+        ({"run": "tinny"}, "Did you mean 'tiny'"),
+        ({"prompt": "a", "prompts_file": "b"}, "exclude each other"),
+        ({"prompts_file": "/nowhere"}, "can't be read"),
+    ],
+)
+def test_mistakes_are_answered_in_words(runs: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match="(?s)" + words.replace("(", r"\(")):
+        sampling.main(config(runs, **changes))
+
+
+def test_evaluate_measures_both_stages(runs: Path, tmp_path: Path) -> None:
+    stage_one = evaluation.main(config(runs, "evaluate", stage="vae", out=str(tmp_path / "vae")))
+    assert 0 < stage_one["PSNR in dB"] < 20 and len(stage_one["KL of each latent channel in nats"]) == 2
+    stage_two = evaluation.main(config(runs, "evaluate", n=4, out=str(tmp_path / "ldm")))
+    assert stage_two["validation loss"] > 0
+    assert json.loads((tmp_path / "ldm/evaluation.json").read_text()) == stage_two
+    assert (tmp_path / "ldm/nearest.png").exists() and (tmp_path / "vae/reconstructions.png").exists()
+
+
+def test_nearest_finds_the_image_itself(tmp_path: Path) -> None:
+    train, _ = Digits().tables(tmp_path)
+    images = train.batch(np.array([7, 300]), ["image"])["image"]
+    found, distance = evaluation.nearest(images + 0.01, train, chunk=64)
+    assert torch.equal(found, images)
+    assert distance.tolist() == pytest.approx([0.01, 0.01], rel=0.05)

@@ -1,0 +1,64 @@
+"""Tiny runs: digits of 8x8, networks of 8 channels, a handful of steps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+
+from ldm import overrides
+from ldm.cli_config import CONF, checked, compose, group_names
+from ldm.training import ldm_run, vae_run
+
+COMMON = [
+    "data=digits",
+    "data.size=8",
+    "logger=none",
+    "batch_size=16",
+    "samples.n=2",
+    "trainer.accelerator=cpu",
+    "trainer.val_check_interval=4",
+    "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
+    "optimizer.warmup_steps=3",
+]
+VAE = [*COMMON, "vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=1"]
+LDM = [*COMMON, "network.channels=[8,16]", "network.heads=2", "diffusion.sampling.steps=2"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def config():
+    """A function from a script and its words to the plain dict that its `main` gets."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+
+        def make(script: str, runs: Path, *words: str) -> dict:
+            base = {"train_vae": VAE, "train_ldm": LDM}[script]
+            _, options = overrides.prepare([*base, f"runs_dir={runs}", *words], group_names())
+            return checked(script, *compose(script, options))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def train(config):
+    """A function that trains a stage in `runs` and gives its run's folder."""
+
+    def run(stage: str, runs: Path, *words: str) -> Path:
+        made = config(f"train_{stage}", runs, *words)
+        {"vae": vae_run, "ldm": ldm_run}[stage].main(made)
+        return runs / stage / (made["name"] or "digits")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory, train) -> Path:
+    """A runs folder in which stage one of the digits is trained."""
+    folder = tmp_path_factory.mktemp("trained") / "runs"
+    train("vae", folder, "trainer.max_steps=8", "checkpoint.every_n_steps=4")
+    return folder

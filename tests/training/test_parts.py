@@ -1,0 +1,79 @@
+"""The small parts of training: average, learning rate, time, the losses' conventions."""
+
+import copy
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import nn
+
+import ldm
+from ldm.errors import UserError
+from ldm.training import ema
+from ldm.training.schedule import LearningRate, parse_time
+from ldm.training.vae_task import VAETask, equivalents, psnr
+
+
+def test_the_ramp_keeps_first_weights_out_of_short_runs():
+    assert [ema.ramp(n, 0.9) for n in (1, 2, 10, 1000)] == [2 / 11, 3 / 12, 11 / 20, 0.9]
+
+
+def test_the_average_is_a_frozen_copy_and_follows():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = ema.clone(network)
+    assert not average.training and not any(p.requires_grad for p in average.parameters()) and network.training
+    before = copy.deepcopy(average)
+    with torch.no_grad():
+        network[0].weight.add_(1)
+    network[1].running_mean.fill_(3)
+    ema.update(average, network, 0.75)
+    torch.testing.assert_close(average[0].weight, before[0].weight + 0.25)
+    assert average[1].running_mean.tolist() == [3, 3]  # buffers aren't averaged
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
+    rate = LearningRate(2.0, warmup_steps=4, schedule="cosine", final=0.1, total_steps=24)
+    assert [rate(i) for i in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert rate(14) == pytest.approx(1.1) and rate(24) == pytest.approx(0.2) == rate(100)
+    line = LearningRate(2.0, warmup_steps=0, schedule="linear", total_steps=10)
+    assert [line(i) for i in (0, 5, 10)] == pytest.approx([2.0, 1.0, 0.0])
+    assert LearningRate(2.0, 0, "constant", total_steps=10)(9) == 2.0
+    assert LearningRate(2.0, 0, "cosine")(9) == 2.0  # the run's length isn't known yet
+    with pytest.raises(UserError, match="constant, cosine, linear"):
+        LearningRate(1.0, schedule="cosin")
+
+
+def test_times():
+    assert parse_time("01:02:03:04") == parse_time({"days": 1, "hours": 2, "minutes": 3, "seconds": 4})
+    assert parse_time("00:00:08:00") == timedelta(minutes=8)
+    for wrong in ("8 minutes", "08:00", {"minuts": 3}, 5):
+        with pytest.raises(UserError, match="DD:HH:MM:SS"):
+            parse_time(wrong)
+
+
+@pytest.mark.parametrize(("z", "multipliers", "beta"), [(4, (1, 1, 1, 1), 2.0833e-8), (3, (1, 1, 1), 6.25e-8)])
+def test_beta_is_printed_as_ldm_counts_it(z, multipliers, beta):
+    """LDM's kl_weight of 1e-6 for RGB at f8 z4 and f4 z3."""
+    vae = ldm.AutoencoderKL(3, z, channels=8, multipliers=multipliers)
+    assert "kl_weight of 1e-06 " in equivalents(beta, vae)
+
+
+def test_the_loss_is_the_evidence_lower_bound_up_to_a_factor():
+    torch.manual_seed(0)
+    vae = ldm.AutoencoderKL(1, 2, channels=8, multipliers=(1, 1))
+    task = VAETask(vae, None, 0.02, learning_rate=LearningRate(1.0))
+    images = torch.rand(3, 1, 8, 8) * 2 - 1
+    loss, logged = task.losses({"image": images, "position": torch.arange(3)}, task.average)
+    posterior = task.average.encode(images)
+    decoded = task.average.decode(posterior.mode())
+    std = float(equivalents(0.02, vae).split("standard deviation ")[1].split()[0])
+    likelihood = torch.distributions.Normal(decoded, std).log_prob(images)
+    constant = torch.distributions.Normal(0, std).log_prob(torch.tensor(0.0)) * images.numel()
+    bound = likelihood.sum() - constant - posterior.kl().sum()
+    assert loss.item() == pytest.approx(-bound.item() * 2 * std**2 / images.numel(), rel=2e-2)  # std is printed short
+    assert logged["psnr"] == psnr(logged["mse"])
+
+
+def test_psnr_is_of_images_whose_peak_is_2():
+    assert psnr(torch.tensor(0.04)).item() == pytest.approx(20)
+    assert psnr(torch.tensor(0.0)).isfinite()

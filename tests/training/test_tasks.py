@@ -1,0 +1,427 @@
+"""Both stages end to end, tiny: what a run leaves, that it can be broken off, and what its numbers depend on."""
+
+import csv
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import ldm
+from ldm import artifact
+from ldm.data.latents import cached_latents
+from ldm.errors import UserError
+from ldm.training import checkpoints, ema, ldm_run, schedule
+from ldm.training.task import Task
+
+
+class Killed(Exception):
+    pass
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def model_files(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "model").iterdir()}
+
+
+def newest(run: Path) -> dict:
+    return torch.load(sorted((run / "checkpoints").glob("*.ckpt"))[-1], weights_only=True)
+
+
+def assert_same(a, b, where: str = "") -> None:
+    """Plain data and tensors, equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+# What a run leaves ---------------------------------------------------------------------------------------------------
+
+
+def test_stage_one_leaves_a_whole_run(runs):
+    run = runs / "vae" / "digits"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "metrics.csv", "samples", "checkpoints", "model", "DONE"} <= names
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["prior.png", "step-00000008.png"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == {"class": "Digits", "size": 8}
+    last = rows(run)[-1]
+    assert {"val/loss", "val/psnr", "val/kl_channel_0", "val/kl_channel_1"} <= set(last)
+    assert float(last["val/psnr"]) == pytest.approx(10 * np.log10(4 / float(last["val/mse"])), abs=0.05)
+    vae = ldm.load(run)
+    assert vae.factor == 2 and vae.preprocess.shape == (1, 8, 8)
+
+
+def test_stage_one_says_what_it_is_worth(tmp_path, train, capsys):
+    train("vae", tmp_path, "trainer.max_steps=2")
+    said = capsys.readouterr().out
+    for words in ("kl_weight of", "dB PSNR", "KL of each latent channel", "parameters"):
+        assert words in said
+
+
+@pytest.mark.parametrize("condition", ["label", "text", "none"])
+def test_both_stages_end_to_end(runs, train, condition):
+    run = train("ldm", runs, f"name={condition}", f"conditioner={condition}", "trainer.max_steps=6")
+    model = ldm.load(run)
+    asked = {"label": {"labels": [3, "7"]}, "text": {"prompt": ["the digit three", "海"]}, "none": {"n": 2}}[condition]
+    images = model(**asked, output="pt")
+    assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
+    assert {"label": ("label",), "text": ("text",), "none": ()}[condition] == model.conditioner.needs
+    table = rows(run)
+    assert [int(r["step"]) for r in table if r["train/loss"]] == list(range(6))
+    assert [r for r in table if r["val/loss"]]
+    stage_one = ldm.load(runs / "vae" / "digits").state_dict()
+    assert_same(dict(model.first_stage.state_dict()), dict(stage_one))
+
+
+def test_run_model_folder_and_checkpoint_hold_the_same_model(runs, train):
+    run = train("ldm", runs, "name=same", "trainer.max_steps=5", "checkpoint.every_n_steps=2")
+    kept = sorted((run / "checkpoints").glob("*.ckpt"))
+    assert [p.name for p in kept] == ["step-00000004.ckpt", "step-00000005.ckpt"]
+    models = [ldm.load(path) for path in (run, run / "model", kept[-1])]
+    for other in models[1:]:
+        assert artifact.model_hash(other) == artifact.model_hash(models[0])
+        assert torch.equal(other(labels=[3], output="pt"), models[0](labels=[3], output="pt"))
+    assert artifact.model_hash(ldm.load(kept[0])) != artifact.model_hash(models[0])
+    vae = runs / "vae" / "digits"
+    of_checkpoint = ldm.load(sorted((vae / "checkpoints").glob("*.ckpt"))[-1])
+    assert artifact.model_hash(of_checkpoint) == artifact.model_hash(ldm.load(vae))
+
+
+def test_equal_runs_give_equal_models_whatever_the_global_generators_hold(runs, train, tmp_path):
+    words = ["trainer.max_steps=4", "network.dropout=0.2"]
+    first = train("ldm", runs, "name=once", *words)
+    torch.manual_seed(123)
+    np.random.seed(5)
+    second = train("ldm", runs, "name=twice", *words)
+    assert model_files(first) == model_files(second)
+    assert rows(first) == rows(second)
+    other = train("ldm", runs, "name=other", "seed=1", *words)
+    assert model_files(other)["model.safetensors"] != model_files(first)["model.safetensors"]
+
+
+# Broken off and resumed ----------------------------------------------------------------------------------------------
+
+
+def interrupt(monkeypatch, batches: int) -> None:
+    """Kills the run in the midst of its batch of this number, from 1 on."""
+    step, seen = Task.training_step, []
+
+    def killed(self, batch, batch_idx):
+        seen.append(batch_idx)
+        if len(seen) == batches:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Task, "training_step", killed)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, train, monkeypatch, stage, accumulate):
+    words = [
+        "trainer.max_steps=9",
+        "checkpoint.every_n_steps=4",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        *(["network.dropout=0.2"] if stage == "ldm" else []),
+    ]
+    whole = train(stage, runs, f"name=whole-{accumulate}", *words)
+    name = f"name=broken-{accumulate}"
+    # Past the first checkpoint; then, resumed there, after one batch more; then past the second checkpoint.
+    for resume, batches in (("false", 6 * accumulate), ("true", 2), ("true", 4 * accumulate + 1)):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            interrupt(patch, batches)
+            train(stage, runs, name, f"resume={resume}", *words)
+    broken = train(stage, runs, name, "resume=true", *words)
+
+    assert model_files(broken) == model_files(whole)
+    for part in ("state_dict", "optimizer_states", "global_step", "ldm_weights", "BatchModule"):
+        assert_same(newest(broken)[part], newest(whole)[part], part)
+    assert rows(broken) == rows(whole)
+
+
+def test_a_finished_run_is_not_trained_again(runs, train, monkeypatch, capsys):
+    interrupt(monkeypatch, 1)
+    before = model_files(runs / "vae" / "digits")
+    train("vae", runs, "trainer.max_steps=8", "resume=true")
+    assert "finished: nothing to do" in capsys.readouterr().out
+    assert model_files(runs / "vae" / "digits") == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(runs, train, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 2)
+        train("ldm", runs, "name=early", "trainer.max_steps=3")
+    train("ldm", runs, "name=early", "trainer.max_steps=3", "resume=true")
+    assert "starting at step 0" in capsys.readouterr().out
+    assert (runs / "ldm" / "early" / "DONE").exists()
+
+
+# The average ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_the_average_moves_once_an_optimizer_step(runs, train, monkeypatch, accumulate):
+    seen = []
+    update = ema.update
+
+    def watched(average, module, decay):
+        before = [p.clone() for p in average.parameters()]
+        update(average, module, decay)
+        seen.append(decay)
+        for old, new, trained in zip(before, average.parameters(), module.parameters(), strict=True):
+            torch.testing.assert_close(new, decay * old + (1 - decay) * trained, atol=1e-6, rtol=1e-5)
+
+    monkeypatch.setattr(ema, "update", watched)
+    words = ["trainer.max_steps=5", "ema.decay=0.3", "optimizer.lr=0.01"]
+    train("ldm", runs, f"name=ema-{accumulate}", f"trainer.accumulate_grad_batches={accumulate}", *words)
+    assert seen == [2 / 11, 3 / 12, 0.3, 0.3, 0.3]
+
+
+def test_the_saved_model_has_the_average_weights(runs, train):
+    run = train("ldm", runs, "name=average", "trainer.max_steps=4", "optimizer.lr=0.01")
+    state, saved = newest(run)["state_dict"], ldm.load(run).state_dict()
+    key = "network.conv_out.weight"
+    assert torch.equal(saved[f"denoiser.{key}"], state[f"average.denoiser.{key}"])
+    assert not torch.equal(saved[f"denoiser.{key}"], state[f"trained.denoiser.{key}"])
+
+
+# Limited by time -----------------------------------------------------------------------------------------------------
+
+
+def clock(monkeypatch, seconds_a_look: float) -> None:
+    """Time passes by so much whenever the run looks at its clock, which it does once a step while it measures."""
+    now = [0.0]
+
+    def look() -> float:
+        now[0] += seconds_a_look
+        return now[0]
+
+    for module in ("ldm.training.schedule.time", "ldm.training.fit.time"):
+        monkeypatch.setattr(module, types.SimpleNamespace(monotonic=look))
+
+
+def test_a_time_budget_fixes_the_number_of_steps_once(runs, train, monkeypatch):
+    monkeypatch.setattr(schedule, "MEASURED_STEPS", 5)
+    words = ["name=timed", "trainer.max_time=00:00:00:50", "checkpoint.every_n_steps=10", "optimizer.schedule=linear"]
+    clock(monkeypatch, 1.0)  # 50 s at 1 s a step, less the reserve and what passed before the first step
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        interrupt(patch, 36)
+        train("ldm", runs, *words)
+    run = runs / "ldm" / "timed"
+    total = newest(run)["ldm_total_steps"]
+    assert 40 <= total <= 47
+    clock(monkeypatch, 100.0)  # a resumed run is the run: it isn't measured again
+    train("ldm", runs, *words, "resume=true")
+    last = newest(run)
+    assert last["global_step"] == last["ldm_total_steps"] == total
+    rates = {int(r["step"]): float(r["train/lr"]) for r in rows(run) if r["train/lr"]}
+    assert sorted(rates) == list(range(total))
+    assert rates[total - 1] == pytest.approx(rates[3] / (total - 3), rel=1e-3)  # the schedule ends with the run
+
+
+def test_a_time_budget_that_is_too_short_for_measuring_still_ends(runs, train, monkeypatch):
+    clock(monkeypatch, 10.0)
+    run = train("ldm", runs, "name=short", "trainer.max_time=00:00:01:00")
+    assert newest(run)["global_step"] <= 10
+
+
+# What the numbers depend on ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task(runs, config):
+    """A diffusion task of the digits, and a batch of 12 as it trains on them."""
+    from ldm.data.datamodule import TrainBatches
+    from ldm.registry import build
+    from ldm.training.fit import task_options
+    from ldm.training.ldm_task import DiffusionTask
+
+    made = config("train_ldm", runs, "trainer.max_steps=4")
+    tables = build(made["data"]).tables(Path(made["cache_dir"]) / "data")
+    vae = ldm.load(runs / "vae" / "digits")
+    torch.manual_seed(0)
+    conditioner = ldm_run.build_conditioner(made["conditioner"], "label", tables[0])
+    denoiser = ldm_run.build_denoiser(made, vae, conditioner)
+    for parameter in denoiser.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    train, _, whitening = ldm_run.latents(tables, vae, made)
+    task = DiffusionTask(
+        vae, denoiser, conditioner, tables[0].preprocess, whitening, {"steps": 2}, **task_options(made)
+    )
+    batches = TrainBatches(train, ["label"], 0)
+    return task, lambda *positions: batches[np.array(positions)]
+
+
+@pytest.mark.parametrize("network", ["trained", "average"])
+def test_losses_depend_on_seed_and_position_alone(task, network):
+    task, batch = task
+    with torch.no_grad():
+        losses = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            losses.append(task.losses(batch(*range(12)), getattr(task, network))[0])
+        assert torch.equal(*losses)
+        halves = [task.losses(batch(*rows), getattr(task, network))[0] for rows in (range(6), range(6, 12))]
+        torch.testing.assert_close(torch.stack(halves).mean(), losses[0])  # as two ranks would see it
+
+
+@torch.no_grad()
+def test_validation_is_of_the_average_undropped_and_the_same_every_time(task, monkeypatch):
+    task, batch = task
+    seen, forward = [], type(task.average["conditioner"]).forward
+    monkeypatch.setattr(
+        type(task.average["conditioner"]), "forward", lambda s, b, d=None: (seen.append((s, d)), forward(s, b, d))[1]
+    )
+    task.losses(batch(*range(8)), task.average)
+    task.losses(batch(*range(8)), task.trained)
+    (validated, nothing), (trained, dropped) = seen
+    assert validated is task.average["conditioner"] and nothing is None
+    assert trained is task.trained["conditioner"] and dropped["label"].shape == (8,)
+
+
+@torch.no_grad()
+def test_every_visit_draws_its_latent_anew_from_the_whitened_posterior(task):
+    from ldm.randomness import normal
+
+    task, batch = task
+    first = batch(0, 1)
+    again = first | {"position": torch.tensor([0, 5000])}  # the same images, the second at another visit
+    one, other = (task.latents(b, 0) for b in (first, again))
+    assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+    draw = first["latent_mean"] + first["latent_std"] * normal(0, "posterior", torch.tensor([0, 1]), (2, 4, 4))
+    wanted = (draw - task.latent_mean[:, None, None]) / task.latent_std[:, None, None]
+    torch.testing.assert_close(one, wanted)
+
+
+def test_the_learning_rate_is_the_schedules_at_each_step(runs, train):
+    run = train("ldm", runs, "name=rates", "trainer.max_steps=6", "optimizer.lr=0.01", "optimizer.final=0.1")
+    rate = schedule.LearningRate(0.01, 3, "cosine", 0.1, 6)
+    assert [float(r["train/lr"]) for r in rows(run) if r["train/lr"]] == pytest.approx([rate(i) for i in range(6)])
+    assert newest(run)["optimizer_states"][0]["param_groups"][0]["lr"] == rate(5)
+
+
+# Where the latents come from -----------------------------------------------------------------------------------------
+
+
+def test_latents_are_encoded_once_for_all_runs(runs, train, monkeypatch):
+    encoded = []
+    monkeypatch.setattr("ldm.data.latents.encode_table", lambda *a, **k: encoded.append(a))
+    run = train("ldm", runs, "name=again", "trainer.max_steps=1")
+    assert not encoded
+    model = ldm.load(run)
+    from ldm.data import Digits
+
+    table, _ = Digits(size=8).tables(runs / "cache" / "data")
+    cache = cached_latents(table, ldm.load(runs / "vae" / "digits"), runs / "cache")
+    assert torch.equal(model.latent_mean, cache.channel_mean) and torch.equal(model.latent_std, cache.channel_std)
+
+
+def test_the_first_stage_is_not_called_while_training(runs, train, monkeypatch):
+    train("ldm", runs, "name=before", "trainer.max_steps=1")
+    calls = []
+    monkeypatch.setattr(ldm.AutoencoderKL, "encode", lambda *a: calls.append(a))
+    train("ldm", runs, "name=after", "trainer.max_steps=3")
+    assert not calls
+
+
+def test_latents_online_encode_every_batch(runs, train, monkeypatch):
+    train("ldm", runs, "name=cached", "trainer.max_steps=3")
+    counts, encode = [], ldm.AutoencoderKL.encode
+    monkeypatch.setattr(ldm.AutoencoderKL, "encode", lambda s, x: (counts.append(len(x)), encode(s, x))[1])
+    online = train("ldm", runs, "name=online", "trainer.max_steps=3", "latents=online", "trainer.limit_val_batches=0")
+    assert counts == [16] * 3
+    losses = [[float(r["train/loss"]) for r in rows(runs / "ldm" / n) if r["train/loss"]] for n in ("online", "cached")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # the same draws of the same posteriors
+    assert online.name == "online"
+
+
+@pytest.mark.parametrize("latents", ["cached", "online"])
+def test_ddpm_on_pixels_without_a_first_stage(tmp_path, train, latents):
+    run = train(
+        "ldm",
+        tmp_path,
+        "first_stage=identity",
+        "diffusion=ddpm",
+        "diffusion.parameterization.schedule.timesteps=60",
+        "diffusion.sampling.steps=60",
+        f"latents={latents}",
+        "trainer.max_steps=2",
+    )
+    model = ldm.load(run)
+    assert type(model.first_stage).__name__ == "Identity"
+    assert not model.latent_mean.any() and (model.latent_std == 1).all()
+    assert model.sampling["sampler"] == "ddpm" and model.sampling["steps"] == 60
+    assert (run / "samples" / "step-00000002.png").exists()
+    assert not (tmp_path / "cache" / "latents").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["first_stage=digitz"], "no run 'digitz' of train_vae.py. Did you mean 'digits'"),
+        (["data=torchvision"], "no run 'mnist' of train_vae.py.*first_stage="),
+        (["data.size=16"], "16x16"),  # the VAE of the same name, but of another size: it has to be named
+        (["data.size=9", "first_stage=digits"], "9x9 isn't divisible"),
+        (["conditioner=text", "conditioner.text.class=ClassLabel", "data.size=8", "conditioner.text.dim=x"], "dim"),
+    ],
+    ids=["unknown", "of other data", "of another size", "of a wrong size", "a wrong option"],
+)
+def test_a_first_stage_that_does_not_fit_is_refused_before_training(runs, train, monkeypatch, words, message):
+    interrupt(monkeypatch, 1)
+    with pytest.raises(UserError, match=message):
+        train("ldm", runs, "name=refused", *words, "trainer.max_steps=1", "overwrite=true")
+
+
+def test_a_first_stage_of_another_size_may_be_named(runs, train):
+    run = train("ldm", runs, "name=larger", "data.size=16", "first_stage=digits", "trainer.max_steps=1")
+    assert ldm.load(run)(labels=[1], output="pt").shape == (1, 1, 16, 16)
+
+
+def test_a_vae_that_does_not_compress_or_fit_is_refused(tmp_path, train):
+    for words, message in (
+        (["data.size=9"], "9x9 isn't divisible"),
+        (["vae.latent_channels=4"], "don't compress"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train("vae", tmp_path, "trainer.max_steps=1", "overwrite=true", *words)
+
+
+# When a checkpoint is saved ------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_holds_the_state_after_its_step(runs, train, monkeypatch):
+    """Position, average and optimizer of one moment: the batches seen, the steps made, the averages taken agree."""
+    states, save = [], checkpoints.Checkpoints.save
+
+    def watched(self, trainer, task):
+        before = self._saved
+        save(self, trainer, task)
+        if self._saved != before:
+            states.append((trainer.global_step, trainer.datamodule.position, task._steps_averaged))
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", watched)
+    train(
+        "ldm",
+        runs,
+        "name=moment",
+        "trainer.max_steps=5",
+        "checkpoint.every_n_steps=2",
+        "trainer.accumulate_grad_batches=2",
+    )
+    assert states == [(step, step * 2 * 16, step) for step in (2, 4, 5)]
