@@ -43,7 +43,7 @@ class Reader(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def train_reader(emoji: Emoji, steps: int = 500, batch_size: int = 128, seed: int = 1) -> Reader:
+def train_reader(emoji: Emoji, steps: int = 300, batch_size: int = 64, seed: int = 1) -> Reader:
     """A reader trained on scenes of its own, all pairs among them: it must read what the generator never saw.
 
     Noise, blur and shifts of contrast are added, so that it reads the object and not the texture of a decoder.
@@ -69,7 +69,7 @@ def train_reader(emoji: Emoji, steps: int = 500, batch_size: int = 128, seed: in
 
 def codes(columns: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """What a caption says, as targets: an absent second object is class 0."""
-    values = {name: torch.from_numpy(np.asarray(columns[name])).long() for name in PARTS}
+    values = {name: torch.tensor(np.asarray(columns[name])).long() for name in PARTS}
     return values | {"second": values["second"] + 1}
 
 

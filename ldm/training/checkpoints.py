@@ -38,7 +38,7 @@ class Checkpoints(pl.Callback):
     ):
         self.folder, self.every = folder, every_n_steps
         self.keep, self.keep_every = max(1, keep_last), keep_every_n_steps
-        self._saved = -1
+        self._saved = self._model_saved = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._saved = trainer.global_step  # what a resumed run starts from is there
@@ -49,6 +49,8 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
+        if trainer.is_global_zero and self._model_saved != trainer.global_step:  # killed before it got to this
+            artifact.save(pl_module.model(), self.folder.model)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, Stopped) and not exception.at_once:
@@ -64,6 +66,7 @@ class Checkpoints(pl.Callback):
         self._saved = step
         if trainer.is_global_zero:
             artifact.save(pl_module.model(), self.folder.model)
+            self._model_saved = step
             for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
                 if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:
                     remove_checkpoint(old)

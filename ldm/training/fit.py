@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,9 +17,12 @@ from ldm.data.datamodule import BatchModule, Gathers
 from ldm.errors import UserError
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from ldm.training.guards import FiniteGuard, explained
 from ldm.training.loggers import loggers
+from ldm.training.resume import Start
 from ldm.training.run import RunFolder, open_run
 from ldm.training.schedule import LearningRate, TimeBudget, parse_time
+from ldm.training.signals import StopOnSignal, Stopped, continuing_command
 from ldm.training.task import Task
 
 
@@ -42,21 +46,50 @@ def batches(train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[st
 
 
 def fit(
-    task: Task, data: BatchModule, folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float
+    task: Task,
+    data: BatchModule,
+    folder: RunFolder,
+    config: dict[str, Any],
+    pictures: Pictures,
+    started: float,
+    start: Start,
 ) -> pl.Trainer:
-    """Trains from the newest good checkpoint, if there is one, to the end, and validates once more."""
+    """Trains from `start` to the end, and validates once more.
+
+    Raises SystemExit (143, 130) where SIGTERM or Ctrl-C stopped the run, and UserError for what the user can mend.
+    """
+    trainer = trainer_of(folder, config, pictures, started, start.step)
+    if start.checkpoint:
+        trainer.print(f"resumed {folder.path} at step {start.step} (sample {start.position})", flush=True)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint)
+        trainer.validate(task, datamodule=data, verbose=False)
+    except Stopped as stopped:
+        report_stop(stopped, trainer, folder)
+        sys.exit(stopped.exit_code)
+    except Exception as error:
+        if mendable := explained(error, config):
+            raise mendable from error
+        raise
+    return trainer
+
+
+def trainer_of(
+    folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, first_step: int
+) -> pl.Trainer:
     options = dict(config["trainer"])
     limit = options.pop("max_time", None)
-    callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), pictures]
+    callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), StopOnSignal()]
+    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if limit:
         options["max_steps"] = -1
         callbacks.insert(0, TimeBudget(parse_time(limit), started))
     quieten()
-    trainer = pl.Trainer(
+    return pl.Trainer(
         **options,
         max_epochs=-1,
         callbacks=callbacks,
-        logger=loggers(config["logger"], folder),
+        logger=loggers(config["logger"], folder, first_step),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder.path),
         enable_checkpointing=False,
@@ -65,12 +98,15 @@ def fit(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-    checkpoint = folder.newest_checkpoint()
-    if checkpoint:
-        trainer.print(f"resuming from {checkpoint}")
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint)
-    trainer.validate(task, datamodule=data, verbose=False)
-    return trainer
+
+
+def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:
+    """Says where the run stands and how it goes on."""
+    if not trainer.is_global_zero:
+        return
+    saved = folder.newest_checkpoint()
+    where = f"saved {saved}" if saved else "before the first step was done"
+    print(f"stopped by {stopped}: {where}. To go on: {continuing_command()}", file=sys.stderr, flush=True)
 
 
 def quieten() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.artifact import model_hash
 from ldm.conditioning import Conditioner
 from ldm.data.datamodule import Gathers
 from ldm.data.latents import cached_latents
@@ -17,6 +18,7 @@ from ldm.errors import UserError
 from ldm.loading import load
 from ldm.networks import AutoencoderKL, Identity
 from ldm.registry import build, check, lookup
+from ldm.training import resume
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
 from ldm.training.ldm_task import DiffusionTask
@@ -41,6 +43,8 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         torch.manual_seed(config["seed"])
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0])
         denoiser = build_denoiser(config, first_stage, conditioner)
+        depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
+        start = resume.check(folder, config, depends_on)
         folder.save_config(config)
         train, val, whitening = latents(tables, first_stage, config)
         about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
@@ -52,12 +56,13 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
             tables[0].preprocess,
             whitening or (torch.zeros(first_stage.latent_channels), torch.ones(first_stage.latent_channels)),
             dict(config["diffusion"]["sampling"]),
+            depends_on=depends_on,
             **task_options(config),
         )
         needs = (*(() if whitening else ("image",)), *conditioner.needs)
         shown = config["samples"]
         pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
-        trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started)
+        trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
             loss = float(trainer.callback_metrics["val/loss"])

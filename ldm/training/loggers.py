@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.csv always, and what the config names."""
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,20 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.errors import UserError, did_you_mean
+from ldm.files import atomic_write
 from ldm.training.run import RunFolder
 
 
 class MetricsCsv(Logger):
     """One row a call, `step,name,value,...` in wide form; a resumed run goes on in the same file.
 
-    Rows past the step that a run resumes from are dropped, so the file is what an uninterrupted run would have written.
+    Rows from `start` on, the step that a run resumes from, are dropped, so the file is what an uninterrupted run would
+    have written.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, start: int = 0):
         super().__init__()
-        self.path = path
+        self.path, self.start = path, start
         self._rows: list[dict[str, str]] | None = None
 
     @property
@@ -37,7 +40,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self._rows is None:
-            self._rows = [row for row in _read(self.path) if int(row["step"]) < (step or 0)]
+            self._rows = [row for row in _read(self.path) if int(row["step"]) < self.start]
         self._rows.append({"step": str(step)} | {k: f"{v:.7g}" for k, v in metrics.items() if k != "epoch"})
         if len(self._rows) % 20 == 0:
             self.save()
@@ -47,10 +50,11 @@ class MetricsCsv(Logger):
         if not self._rows:
             return
         names = list(dict.fromkeys(name for row in self._rows for name in row))
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self._rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        atomic_write(self.path, text.getvalue())
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -64,14 +68,14 @@ def _read(path: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def loggers(config: dict[str, dict[str, Any]], folder: RunFolder) -> list[Logger]:
-    """The loggers that the config names; a missing package is said with its extra."""
+def loggers(config: dict[str, dict[str, Any]], folder: RunFolder, start: int = 0) -> list[Logger]:
+    """The loggers that the config names, for a run from step `start` on; a missing package is said with its extra."""
     made: list[Logger] = []
     for name, options in config.items():
-        if name not in _MAKERS:
-            raise UserError(f"logger.{name} is unknown.{did_you_mean(name, _MAKERS)}")
+        if name != "csv" and name not in _MAKERS:
+            raise UserError(f"logger.{name} is unknown.{did_you_mean(name, ['csv', *_MAKERS])}")
         try:
-            made.append(_MAKERS[name](folder, options or {}))
+            made.append(MetricsCsv(folder.metrics, start) if name == "csv" else _MAKERS[name](folder, options or {}))
         except ImportError as error:
             raise UserError(f'logger={name} needs a package: pip install "ldm[{name}]" ({error}).') from None
     return made
@@ -96,7 +100,6 @@ def _mlflow(folder: RunFolder, options: dict[str, Any]) -> Logger:
 
 
 _MAKERS = {
-    "csv": lambda folder, options: MetricsCsv(folder.path / "metrics.csv"),
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,

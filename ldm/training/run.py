@@ -159,7 +159,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path} can't be made ({error.strerror}): mend the rights, or take another runs_dir=.") from None
+        raise UserError(f"{path} can't be made ({error.strerror}): mend it, or take another runs_dir=.") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
 
@@ -176,8 +176,13 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
             f"the run {folder.path} {state}: take resume=true to go on with it, overwrite=true to start it again, "
             "or another name=."
         )
-    elif resume and folder.newest_checkpoint() is None:
-        print(f"{folder.path} has no good checkpoint: starting at step 0.", flush=True)
+    elif resume:
+        good = folder.newest_checkpoint()
+        if good is None:
+            print(f"{folder.path} has no good checkpoint: starting at step 0.", flush=True)
+        for path in folder.checkpoints.glob("*.ckpt"):
+            if good is None or path.name > good.name:  # damaged, which was said
+                remove_checkpoint(path)
     for part in (folder.samples, folder.checkpoints):
         part.mkdir(exist_ok=True)
     for part in (folder.path, folder.checkpoints, folder.model):

@@ -16,7 +16,8 @@ class Task(pl.LightningModule):
 
     Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. `position` counts the
     samples seen on all ranks together. All random numbers come from (seed, position); modules with dropout, which draw
-    from torch's generator, get it seeded by the step.
+    from torch's generator, get it seeded by the step. `depends_on` names by their hashes what the run stands on and a
+    checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
@@ -32,12 +33,14 @@ class Task(pl.LightningModule):
         ema_decay: float = 0.999,
         seed: int = 0,
         log_every_n_steps: int = 20,
+        depends_on: dict[str, str] | None = None,
     ):
         super().__init__()
         self.trained = trained.to(memory_format=torch.channels_last)
         self.average = ema.clone(self.trained)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
+        self.depends_on = depends_on or {}
         self._steps_averaged = 0
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,12 +56,14 @@ class Task(pl.LightningModule):
         return self.assemble(self.average)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        # Lightning's own count of steps, by which it logs, is one off after some resumes
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         torch.manual_seed(hash((self.seed, int(batch["position"][0]))) % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss, logged = self.losses(batch, self.trained)
-        if self.global_step % self.every == 0:
-            self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()})
+        if (self.global_step + 1) % self.every == 0:  # when Lightning writes: what it holds longer, a resume would lose
+            self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, sync_dist=True)
             self.log("train/lr", self.learning_rate(self.global_step))
         return loss
 
@@ -92,7 +97,9 @@ class Task(pl.LightningModule):
         checkpoint["ldm_weights"] = {name: places[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
+        checkpoint["ldm_depends_on"] = self.depends_on
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
+        if self.learning_rate.total_steps is None:  # limited by time, which the run's first part has measured
+            self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]

@@ -13,6 +13,7 @@ from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.pipeline import sample_prior
 from ldm.registry import build
+from ldm.training import resume
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
 from ldm.training.vae_task import VAETask, equivalents
@@ -31,12 +32,14 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
         check(vae, train)
         vae.start_from_principal_components(train.batch(np.arange(min(2000, len(train))), ["image"])["image"])
+        depends_on = {"data": train.key}
+        start = resume.check(folder, config, depends_on)
         folder.save_config(config)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
         print(equivalents(config["beta"], vae), flush=True)
-        task = VAETask(vae, train.preprocess, config["beta"], **task_options(config))
+        task = VAETask(vae, train.preprocess, config["beta"], depends_on=depends_on, **task_options(config))
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
-        trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started)
+        trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             report(task, trainer.callback_metrics, train, folder.samples, config["seed"])
             folder.finish()

@@ -1,0 +1,9 @@
+"""Models in from, and out to, the tools that people already use: diffusers, CompVis checkpoints, LoRA files.
+
+A mapping of names is data (`names`, `compvis`), checked to be a bijection; what can't be represented is refused by name.
+"""
+
+from ldm.interop.folder import is_diffusers, load_folder
+from ldm.interop.single_file import is_single_file, load_single_file
+
+__all__ = ["is_diffusers", "is_single_file", "load_folder", "load_single_file"]

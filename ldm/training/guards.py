@@ -1,0 +1,116 @@
+"""What stands between a run and a spoilt model: gradients that aren't finite, and failures of the machine."""
+
+import errno
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.training.run import RunFolder
+
+NAMED = 8  # samples named in a message
+CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
+
+class FiniteGuard(pl.Callback):
+    """Stops the run before an update whose gradient isn't finite, or leaves out up to `skip` such updates.
+
+    A loss that isn't finite has such a gradient too, so one norm a step is all it costs. With half precision's loss
+    scaling the scaler itself leaves such updates out, as it must while it looks for its scale.
+    """
+
+    def __init__(self, folder: RunFolder, skip: int = 0):
+        self.folder, self.skip, self.skipped = folder, skip, 0
+        self._batches: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._batches.clear()
+        self._batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        gradients = [p.grad for p in pl_module.trained.parameters() if p.grad is not None]
+        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+            return
+        found = f"step {trainer.global_step + 1}: {self._what(trainer, pl_module)}"
+        if self.skipped >= self.skip:
+            raise UserError(f"{found}. {self._way_out()}")
+        self.skipped += 1
+        trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
+        for parameter in pl_module.trained.parameters():
+            parameter.grad = None  # the optimizer passes over these
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def _what(self, trainer: pl.Trainer, pl_module: Any) -> str:
+        """Which samples have a loss that isn't finite when they stand alone; else all of the step."""
+        alone = [(row, loss_of(pl_module, row)) for batch in self._batches for row in rows_of(batch)]
+        bad = [row for row, loss in alone if not loss.isfinite()]
+        names = names_of([int(row["index"][0]) for row in bad or [row for row, _ in alone]], trainer.datamodule)  # type: ignore[attr-defined]
+        what = "the loss isn't finite" if bad else "the loss is finite and its gradient isn't"
+        return f"{what}, of {'' if bad else 'one or more of '}{names}"
+
+    def _way_out(self) -> str:
+        checkpoint = self.folder.newest_checkpoint()
+        good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
+        return (
+            f"{good}; nothing was saved since. Lower optimizer.lr or mend these samples and take resume=true, or leave "
+            "such updates out by skip_bad_batches=10."
+        )
+
+
+@torch.no_grad()
+def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
+    """The loss of a batch of one; of an error in it, not a number."""
+    try:
+        return task.losses(row, task.trained)[0]
+    except RuntimeError:
+        return torch.tensor(float("nan"))
+
+
+def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A batch as batches of one."""
+    return [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["index"]))]
+
+
+def names_of(indices: list[int], data: Any) -> str:
+    """'sample 3 (a/b.png), sample 8 (c.png) and 4 more'."""
+    names = getattr(getattr(data.train, "table", data.train), "names", ())
+    shown = [f"sample {i} ({names[i]})" if i < len(names) else f"sample {i}" for i in indices[:NAMED]]
+    return ", ".join(shown) + (f" and {len(indices) - NAMED} more" if len(indices) > NAMED else "")
+
+
+def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
+    """What to tell the user of a failure of the machine, with the values at hand; None for what isn't one."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        batch, parts = config["batch_size"], config["trainer"].get("accumulate_grad_batches") or 1
+        half = f"batch_size={max(1, batch // 2)} trainer.accumulate_grad_batches={2 * parts}"
+        return UserError(
+            f"out of memory at batch_size={batch}, trainer.precision={config['trainer'].get('precision')}. "
+            f"Take {half}, which gives the same steps, or smaller images or channels; resume=true goes on from the "
+            "last checkpoint."
+        )
+    if "DataLoader worker" in text:
+        workers, killed = config["loader"].get("workers", 0), re.search(r"signal: (\w+)", text)
+        how = f" by the signal {killed[1]}" if killed else ""
+        return UserError(
+            f"one of the {workers} data workers was ended{how}, mostly for want of memory. Take loader.workers=0, or "
+            "fewer, and resume=true to go on from the last checkpoint."
+        )
+    if isinstance(error, OSError) and error.errno in CANT_WRITE:
+        return UserError(
+            f"{error.filename or 'a file'} can't be written ({error.strerror}): make room or mend the rights, then "
+            "resume=true."
+        )
+    return None
