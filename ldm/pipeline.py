@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser, get_sampler, guided
+from ldm.diffusion.inpainting import keeping
+from ldm.editing import Start, read_images, read_masks
 from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Identity
@@ -60,6 +62,10 @@ class LatentDiffusion(nn.Module):
         sampler: str | None = None,
         seed: int | Sequence[int] = 0,
         size: int | tuple[int, int] | None = None,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        feather: int = 0,
         batch_size: int = 32,
         output: str = "pil",
         on_step: Callable[[int, int, Tensor], None] | None = None,
@@ -69,12 +75,20 @@ class LatentDiffusion(nn.Module):
 
         Picture i draws its start and every step's noise from a generator of its own, seeded with seed + i (or seed[i]):
         it is the same picture whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations.
-        `negative` takes the place of the null condition. `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
+        `negative` takes the place of the null condition.
+
+        `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`, from
+        0, the autoencoder's reconstruction, to 1, which ignores it: the share of the steps that is run. With a `mask`,
+        white where something new shall be drawn, all else is kept exactly, over `feather` pixels blended; strength is
+        then 1 unless given.
+
+        `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
         W, C) uint8.
         """
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}
-        images = self.draw(given, n, negative, seed, size, batch_size, on_step, **chosen)
+        start = self.start(image, strength, mask, feather)
+        images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, **chosen)
         return _as_output(images, output, self.preprocess)
 
     @torch.inference_mode()
@@ -87,20 +101,33 @@ class LatentDiffusion(nn.Module):
         size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
+        start: Start | None = None,
         **options: Any,
     ) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`."""
         batch, count = self._conditions(given, n)
         null = self._negatives(negative, count)
+        if start is not None:
+            start, size = start.repeated(count), (start.image.shape[2], start.image.shape[3])
         seeds, size = _seeds(seed, count), self._latent_size(size)
-        options = self.sampling | {k: v for k, v in options.items() if v is not None}
-        pictures = [
-            self._sample(
-                _take(batch, rows), _take(null, rows), [seeds[i] for i in rows.tolist()], size, options, on_step
-            )
-            for rows in torch.arange(count).split(batch_size)
-        ]
+        options = self._options(options)
+        pictures = []
+        for rows in torch.arange(count).split(batch_size):
+            some = [seeds[i] for i in rows.tolist()]
+            begun = start and start.take(rows)
+            pictures.append(self._sample(_take(batch, rows), _take(null, rows), some, size, options, on_step, begun))
         return torch.cat(pictures)
+
+    def start(self, image: Any, strength: float | None = None, mask: Any = None, feather: int = 0) -> Start | None:
+        """What `generate` shall begin from, read and checked; None without an image."""
+        if image is None:
+            if strength is not None or mask is not None:
+                raise UserError("strength and mask need an image to start from.")
+            return None
+        device = self.latent_mean.device
+        images = read_images(image, self.preprocess).to(device)
+        masks = None if mask is None else read_masks(mask, self.preprocess).to(device)
+        return Start(images, masks, (0.8 if mask is None else 1.0) if strength is None else strength, feather)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -140,6 +167,14 @@ class LatentDiffusion(nn.Module):
         parsed = self.conditioner.parse({"text": texts * (count // len(texts))})
         return null | {"text": parsed["text"]}
 
+    def _options(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked for."""
+        chosen = {k: v for k, v in chosen.items() if v is not None}
+        options = self.sampling | chosen
+        if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:
+            options["spacing"] = None
+        return options
+
     def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         height, width = (
             (size, size) if isinstance(size, int) else size or (self.preprocess.height, self.preprocess.width)
@@ -155,8 +190,9 @@ class LatentDiffusion(nn.Module):
         size: tuple[int, int],
         options: dict[str, Any],
         on_step: Callable[[int, int, Tensor], None] | None,
+        start: Start | None = None,
     ) -> Tensor:
-        """One batch from noise to images (B, C, H, W)."""
+        """One batch from noise, or from `start`, to images (B, C, H, W)."""
         noise = PictureNoise(seeds, (self.first_stage.latent_channels, *size), self.latent_mean.device)
         options = dict(options)
         name, steps, spacing = options.pop("sampler"), options.pop("steps"), options.pop("spacing")
@@ -170,8 +206,18 @@ class LatentDiffusion(nn.Module):
             rescale=options.pop("rescale", 0.0),
         )
         run = get_sampler(name, **options)
-        x = noise() * sigmas[0].to(noise.device, torch.float32)
-        return self.decode(run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step))
+        x = noise()
+        if start is not None:
+            known = self.encode(start.image)
+            sigmas = sigmas[round((1 - start.strength) * steps) :]
+            x = x * sigmas[0].item() + (known if start.strength < 1 else 0)
+            if start.mask is not None:
+                denoise = keeping(denoise, known, start.kept_latents(known.shape[2:]), noise())
+        else:
+            x = x * sigmas[0].item()
+        denoised = run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step) if len(sigmas) > 1 else x
+        images = self.decode(denoised)
+        return images if start is None else start.paste(images)
 
 
 class PictureNoise:

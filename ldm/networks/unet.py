@@ -76,6 +76,7 @@ class UNet(nn.Module):
         heads: PerLevel = 4,
         context_dim: int | None = None,
         vector_dim: int | None = None,
+        vector_bias: bool = True,
         concat_channels: int = 0,
         patch: int = 1,
         scale_shift: bool = True,
@@ -111,7 +112,7 @@ class UNet(nn.Module):
         self.patch = patch
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
-        self.class_embedding = nn.Linear(vector_dim, embed_dim) if vector_dim else None
+        self.class_embedding = nn.Linear(vector_dim, embed_dim, vector_bias) if vector_dim else None
         self.down_blocks: Any = nn.ModuleList()
         skips = [widths[0]]
         for i, width in enumerate(widths):

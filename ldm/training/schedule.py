@@ -1,9 +1,11 @@
 """The learning rate as a function of the step, and the number of steps that fit into a given time."""
 
 import math
+import statistics
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -66,7 +68,7 @@ class TimeBudget(pl.Callback):
 
     def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):
         self.limit, self.started, self.reserve = limit.total_seconds(), started, reserve
-        self._warm: tuple[int, float] | None = None
+        self._times: list[float] = []  # when each optimizer step ended
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.learning_rate.total_steps:
@@ -75,12 +77,13 @@ class TimeBudget(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.learning_rate.total_steps:
             return
-        step, now = trainer.global_step, time.monotonic()
-        if self._warm is None and step >= 10:  # the first steps allocate and are slow
-            self._warm = (step, now)
-        if self._warm and step >= max(MEASURED_STEPS, self._warm[0] + 20):
-            seconds_per_step = (now - self._warm[1]) / (step - self._warm[0])
-            left = self.limit * (1 - self.reserve) - (now - self.started)
+        step = trainer.global_step
+        if step > len(self._times):  # not at every batch, where gradients are accumulated
+            self._times.append(time.monotonic())
+        if step >= MEASURED_STEPS:
+            # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
+            seconds_per_step = statistics.median(b - a for a, b in pairwise(self._times))
+            left = self.limit * (1 - self.reserve) - (self._times[-1] - self.started)
             total = max(step + 1, step + int(left / seconds_per_step))
             trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps = total
             trainer.print(f"{1 / seconds_per_step:.2f} steps/s: {total} steps fit into the time given")

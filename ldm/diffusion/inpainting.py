@@ -1,0 +1,22 @@
+"""Inpainting with any model, without training: another `denoise` that knows a part of the image."""
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.parameterization import broadcast
+from ldm.diffusion.samplers import DenoiseFn
+
+
+def keeping(denoise: DenoiseFn, known: Tensor, keep: Tensor, noise: Tensor) -> DenoiseFn:
+    """`denoise` for images of which `known` (B, C, H, W) is given where `keep` (B, 1, H, W) is 1.
+
+    Before each call the kept part of x is replaced by known + sigma noise, always with the same `noise` (B, C, H, W), and
+    afterwards the kept part of x0 by `known`: what is drawn fits what is there (Lugmayr et al. 2022, eq. 8, without
+    resampling). Costs no further calls.
+    """
+
+    def denoise_around(x: Tensor, sigma: Tensor) -> Tensor:
+        given = known + broadcast(sigma, x) * noise
+        return torch.lerp(denoise(torch.lerp(x, given, keep), sigma), known, keep)
+
+    return denoise_around

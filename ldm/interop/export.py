@@ -1,0 +1,245 @@
+"""A model of ours as a folder of diffusers.
+
+    python -m ldm.interop.export run=emoji to=diffusers out=DIR
+
+Stock classes where there are any; where not, classes of ours in a file beside the weights, which diffusers loads with
+`trust_remote_code=True`. The report, the printed one and the model card's, says which it was and why.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
+from ldm.conditioning.frozen import write_encoder
+from ldm.diffusion import Flow
+from ldm.diffusion.parameterization import VariancePreserving
+from ldm.errors import UserError, did_you_mean
+from ldm.files import atomic_write
+from ldm.interop import schedulers, unet, vae
+from ldm.interop.card import card
+from ldm.interop.flatten import flat
+from ldm.networks import AutoencoderKL, Identity, UNet
+from ldm.registry import spec_of
+
+FORMATS = ("diffusers", "ldm")
+
+
+@dataclass
+class Report:
+    """What was written: by part, "stock" or why it needed a class of its own."""
+
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def stock(self) -> bool:
+        return all(reason == "stock" for reason in self.parts.values())
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{name}: {'stock class' if reason == 'stock' else f'class of its own ({reason})'}"
+            for name, reason in self.parts.items()
+        )
+
+
+def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapping[str, Any] | None = None) -> Report:
+    """Writes `model` (a LatentDiffusion, AutoencoderKL or UNet) to the folder `out`, which must be empty or new.
+
+    `to="ldm"` writes a model folder with a frozen text encoder's files in it. `about` goes into the model card.
+    """
+    if to not in FORMATS:
+        raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
+    out = Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} isn't empty: name another folder to export to.")
+    out.mkdir(parents=True, exist_ok=True)
+    if to == "ldm":
+        return _bundle(model, out)
+    report = Report()
+    if isinstance(model, AutoencoderKL):
+        z = model.latent_channels
+        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32)
+    elif isinstance(model, UNet):
+        _write_unet(model, out, report, None)
+    elif hasattr(model, "denoiser"):
+        _write_pipeline(model, out, report)
+    else:
+        raise UserError(f"a {type(model).__name__} can't be exported to diffusers.")
+    atomic_write(out / "README.md", card(model, report, about or {}))
+    return report
+
+
+def _bundle(model: Any, out: Path) -> Report:
+    from ldm.artifact import save
+
+    for part in _frozen(model):
+        part.bundle(out)
+    save(model, out)
+    for part in _frozen(model):
+        part.locate(out)
+    return Report({"model": "stock"})
+
+
+def _frozen(model: Any) -> list[FrozenText]:
+    return [part for part in model.modules() if isinstance(part, FrozenText)]
+
+
+def _write_pipeline(model: Any, out: Path, report: Report) -> None:
+    network, z = model.denoiser.network, model.first_stage.latent_channels
+    factor = model.first_stage.factor
+    size = (model.preprocess.height // factor, model.preprocess.width // factor)
+    index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size)}
+    scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling["sampler"])
+    if model.sampling.get("spacing") == "karras" and scheduler["_class_name"].startswith("DPMSolver"):
+        scheduler["use_karras_sigmas"] = True
+    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    report.parts["scheduler"] = "stock"
+    if not isinstance(model.first_stage, Identity):
+        side = max(model.preprocess.height, model.preprocess.width)
+        where = out / "vae"
+        index["vae"] = _write_vae(model.first_stage, model.latent_mean, model.latent_std, where, report, side)
+    index |= _write_conditions(model.conditioner, out, report)
+    if reason := _needs_own_pipeline(model, index):
+        report.parts["pipeline"] = reason
+        _copy_source("ldm_pipeline", out)
+        index |= {"_class_name": ["ldm_pipeline", "LdmPipeline"], "shape": [z, *size], "sampling": dict(model.sampling)}
+        if isinstance(model.denoiser.parameterization, Flow):
+            index["t_max"] = scheduler["t_max"]
+        for part in _frozen(model):
+            index["text"] = {"length": part.length, "masked": part.masked}
+    else:
+        report.parts["pipeline"] = "stock"
+        index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
+        index |= {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
+
+
+def _needs_own_pipeline(model: Any, index: Mapping[str, Any]) -> str | None:
+    """Why StableDiffusionPipeline can't drive the model; None if it can."""
+    parts = list(model.conditioner.parts.values())
+    stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
+    if isinstance(model.first_stage, Identity):
+        return "it draws pixels, without an autoencoder"
+    if own := [name for name, value in stock_parts if index.get(name) != value]:
+        return f"parts of its own: {', '.join(own)}"
+    if len(parts) != 1 or not isinstance(parts[0], FrozenText):
+        return f"its conditions are {', '.join(model.conditioner.parts) or 'none'}, not one frozen text encoder's"
+    if parts[0].masked or parts[0].pooled or index["text_encoder"][1] != "CLIPTextModel":
+        return "its text is masked, pooled or not CLIP's"
+    if not isinstance(model.denoiser.parameterization, VariancePreserving):
+        return f"its parameterization is {type(model.denoiser.parameterization).__name__}"
+    return None if model.first_stage.in_channels == 3 else f"pictures of {model.first_stage.in_channels} channels"
+
+
+def _write_unet(network: nn.Module, out: Path, report: Report, size: tuple[int, int] | None) -> list[str]:
+    if not isinstance(network, UNet):
+        raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet can.")
+    sample_size: Any = size and (size[0] if size[0] == size[1] else list(size))
+    if reasons := unet.obstacles(network):
+        report.parts["unet"] = "; ".join(reasons)
+        return _write_own("ldm_unet", "LdmUNet", network, out, {"sample_size": sample_size})
+    report.parts["unet"] = "stock"
+    config = unet.to_diffusers(network, sample_size)
+    _write_part(out, config, unet.weights(network.state_dict(), config))
+    return ["diffusers", "UNet2DConditionModel"]
+
+
+def _write_vae(
+    model: AutoencoderKL, mean: Tensor, std: Tensor, out: Path, report: Report, sample_size: int
+) -> list[str]:
+    if reasons := vae.obstacles(model):
+        report.parts["vae"] = "; ".join(reasons)
+        whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
+        return _write_own("ldm_vae", "LdmVAE", model, out, whitening)
+    report.parts["vae"] = "stock"
+    factor, state = vae.stock_factor(mean, std), dict(model.state_dict())
+    if factor is None:
+        state = vae.fold(state, mean, std)
+    _write_part(out, vae.to_diffusers(model, sample_size, factor or 1.0), state)
+    return ["diffusers", "AutoencoderKL"]
+
+
+def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> dict[str, list[str]]:
+    parts = dict(conditioner.parts)
+    frozen = [name for name, part in parts.items() if isinstance(part, FrozenText)]
+    if unknown := [n for n, p in parts.items() if not isinstance(p, (FrozenText, Text, ClassLabel))]:
+        raise UserError(f"conditions {', '.join(unknown)} can't be exported to diffusers; text and class labels can.")
+    if frozen:
+        part = parts[frozen[0]]
+        assert isinstance(part, FrozenText)
+        if len(parts) > 1 or part.pooled:
+            raise UserError("a frozen text encoder beside other conditions, or pooled, can't be exported to diffusers.")
+        write_encoder(part, out / "text_encoder", out / "tokenizer")
+        _set_length(out / "tokenizer" / "tokenizer_config.json", part.length)
+        report.parts["text_encoder"] = "stock"
+        tokenizer = type(part.tokenizer).__name__
+        return {"text_encoder": ["transformers", type(part.encoder).__name__], "tokenizer": ["transformers", tokenizer]}
+    if not parts:
+        return {}
+    report.parts["conditioner"] = f"built-in {', '.join(parts)}"
+    return {"conditioner": _write_own("ldm_conditioner", "LdmConditioner", conditioner, out / "conditioner", {})}
+
+
+def _set_length(config: Path, length: int | None) -> None:
+    """Pipelines pad to what the tokenizer's config says."""
+    if length and config.is_file():
+        _write_json(config, json.loads(config.read_text()) | {"model_max_length": length})
+
+
+def _write_own(module: str, name: str, network: nn.Module, out: Path, config: Mapping[str, Any]) -> list[str]:
+    """A part whose class, in a file of its own, holds `network` and is built from its spec."""
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    _write_part(out, {"_class_name": name, "spec": spec_of(network), **config}, state)
+    _copy_source(module, out)
+    return [module, name]
+
+
+def _copy_source(module: str, out: Path) -> None:
+    atomic_write(out / f"{module}.py", flat(f"ldm.interop.beside.{module}"))
+
+
+def _write_part(out: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    _write_json(out / "config.json", {k: v for k, v in config.items() if v is not None})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
+    save_file(tensors, out / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str]) -> None:
+    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm] [stage=ldm|vae] [licence=...]`."""
+    import ldm  # the commands stand above this module, as a user does
+
+    options = dict(word.partition("=")[::2] for word in arguments)
+    known = ("run", "out", "to", "stage", "licence", "runs_dir")
+    if unknown := [key for key in options if key not in known]:
+        raise UserError(f"export has no option '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
+    if not options.get("run") or not options.get("out"):
+        raise UserError(
+            "export needs run=NAME_OR_PATH and out=DIR, as in `run=emoji to=diffusers out=emoji-diffusers`."
+        )
+    named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
+    run = named if named.exists() else Path(options["run"])
+    about: dict[str, Any] = {"licence": options.get("licence"), "run": run}
+    report = export(ldm.load(run), options["out"], options.get("to", "diffusers"), about)
+    print(f"{options['out']}\n{report}")
+
+
+if __name__ == "__main__":
+    import sys
+
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"export: {error}")

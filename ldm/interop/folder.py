@@ -1,0 +1,175 @@
+"""A folder of diffusers as a model of ours: a whole pipeline, or one of its parts."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm import artifact
+from ldm.conditioning import Conditioner, FrozenText
+from ldm.diffusion import Denoiser
+from ldm.diffusion.parameterization import Parameterization
+from ldm.errors import UserError
+from ldm.images import Preprocess
+from ldm.interop import schedulers, unet, vae
+from ldm.registry import build, lookup
+
+WEIGHTS = "diffusion_pytorch_model"
+_OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
+_PARTS = ("AutoencoderKL", "UNet2DConditionModel", *_OWN)
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder is a pipeline of diffusers or a model of its."""
+    if (folder / "model_index.json").is_file():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "_class_name" in read_json(config)
+
+
+def load_folder(folder: str | Path) -> nn.Module:
+    """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL or a UNet.
+
+    Raises UserError naming what can't be represented.
+    """
+    folder = Path(folder)
+    if (folder / "model_index.json").is_file():
+        return _pipeline(folder)
+    return load_part(folder)
+
+
+def load_part(folder: Path) -> nn.Module:
+    """The autoencoder, U-Net or conditioner in the folder of one part."""
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name not in _PARTS:
+        raise UserError(f"{folder} holds a {name}, which has no counterpart here; known: {', '.join(_PARTS)}.")
+    state = read_weights(folder)
+    if name in _OWN:
+        network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+        return _restore(config["spec"], network, folder)
+    if name == "AutoencoderKL":
+        return _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
+    return _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
+
+
+def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
+    """The weights in a part's folder in float32: one file or several, safetensors or, weights only, pickled."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    else:
+        found = [
+            *folder.glob(f"{stem}.safetensors"),
+            *folder.glob(f"{stem}.*.safetensors"),
+            *folder.glob(f"{stem}*.bin"),
+        ]
+        files = sorted(found, key=lambda f: (f.suffix != ".safetensors", len(f.name)))[:1]
+    if not files:
+        raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
+    return {name: as_float32(tensor) for file in files for name, tensor in read_tensors(file).items()}
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a pickled one that holds nothing but tensors and plain data."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{file} can't be read without running its code, or is damaged ({type(error).__name__})."
+        ) from None
+    state = content.get("state_dict", content)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def assemble(
+    first_stage: nn.Module,
+    network: nn.Module,
+    parameterization: Parameterization,
+    conditioner: Conditioner,
+    whitening: tuple[list[float], list[float]],
+    sampling: Mapping[str, Any],
+    size: tuple[int, int],
+) -> nn.Module:
+    """The parts as one LatentDiffusion; `size` is the pictures' height and width."""
+    preprocess = Preprocess(first_stage.in_channels, *size)  # type: ignore[arg-type]
+    model = lookup("LatentDiffusion")(
+        first_stage, Denoiser(network, parameterization), conditioner, preprocess, sampling
+    )
+    model.latent_mean.copy_(torch.tensor(whitening[0]))
+    model.latent_std.copy_(torch.tensor(whitening[1]))
+    return model.eval().requires_grad_(False)
+
+
+def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
+    """A pipeline's text encoder as Stable Diffusion uses it, unless `options` say otherwise: padded, without a mask."""
+    config = read_json(encoder / "config.json")
+    length = config.get("max_position_embeddings", 77)
+    limit = read_json(t) if (t := tokenizer / "tokenizer_config.json").is_file() else {}
+    length = min(length, limit.get("model_max_length") or length)
+    return FrozenText(str(encoder), str(tokenizer), **({"length": int(length), "masked": False} | options))
+
+
+def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> nn.Module:
+    return artifact.restore({"format": artifact.FORMAT, "model": spec}, state, str(where))
+
+
+def _pipeline(folder: Path) -> nn.Module:
+    index = read_json(folder / "model_index.json")
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "_class_name"}
+    present = {name for name, (library, _) in parts.items() if library is not None}
+    known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "safety_checker",
+             "feature_extractor"}  # fmt: skip
+    if extra := sorted(present - known):
+        raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")
+    if missing := [name for name in ("unet", "scheduler") if name not in present]:
+        raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
+    network = load_part(folder / "unet")
+    parameterization, sampling = schedulers.from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json"))
+    first_stage, whitening = _first_stage(folder, present, network)
+    conditioner = _conditioner(folder, present, index.get("text") or {})
+    side = read_json(folder / "unet" / "config.json").get("sample_size")
+    height, width = (n * first_stage.factor for n in vae.sizes(side, 64))  # type: ignore[operator]
+    sampling |= {"guidance": 7.5} if "text_encoder" in present and "conditioner" not in present else {}
+    sampling |= index.get("sampling") or {}
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (int(height), int(width)))
+
+
+def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Module, tuple[list[float], list[float]]]:
+    """The autoencoder and its whitening; pixels where there is none."""
+    if "vae" not in present:
+        z = network.in_channels
+        return build({"class": "Identity", "in_channels": z}), ([0.0] * z, [1.0] * z)
+    config = read_json(folder / "vae" / "config.json")
+    first_stage: Any = load_part(folder / "vae")
+    if config["_class_name"] in _OWN:
+        return first_stage, (config["latent_mean"], config["latent_std"])
+    return first_stage, vae.whitening(config)
+
+
+def _conditioner(folder: Path, present: set[str], text: Mapping[str, Any]) -> Conditioner:
+    if "conditioner" in present:
+        conditioner = load_part(folder / "conditioner")
+        assert isinstance(conditioner, Conditioner)
+        return conditioner
+    if "text_encoder" in present:
+        return Conditioner({"text": text_part(folder / "text_encoder", folder / "tokenizer", text)})
+    return Conditioner()

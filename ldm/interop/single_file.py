@@ -1,0 +1,179 @@
+"""A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1 and 2) as a model of ours."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm import artifact
+from ldm.conditioning import Conditioner
+from ldm.diffusion import Schedule
+from ldm.errors import UserError
+from ldm.interop import compvis, infer
+from ldm.interop.clip_text import load_clip
+from ldm.interop.folder import as_float32, assemble, read_tensors
+from ldm.interop.names import by_prefix, inverse, rename
+from ldm.networks import AutoencoderKL, UNet
+from ldm.registry import build
+
+log = logging.getLogger("ldm")
+_IGNORED = ("model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar")
+SD_FACTOR = 0.18215
+
+
+def is_single_file(path: Path) -> bool:
+    """Whether a file is a checkpoint of CompVis's kind, by the names in it."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as opened:
+                return _is_compvis(opened.keys())
+        except (SafetensorError, OSError):
+            return False
+    return path.suffix in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
+
+
+def load_single_file(
+    path: str | Path,
+    *,
+    text_encoder: str | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
+    prediction: str | None = None,
+    scaling_factor: float = SD_FACTOR,
+    ema: bool = False,
+    size: int | None = None,
+) -> nn.Module:
+    """The LatentDiffusion, or the AutoencoderKL or UNet alone, in a single-file checkpoint.
+
+    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; by default v for linear
+    projections and a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor`, the pictures' `size`.
+    `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
+    the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
+    """
+    path = Path(path)
+    state = {name: as_float32(tensor) for name, tensor in read_tensors(path).items()}
+    if ema:
+        state |= _averaged(state)
+    if _is_bare_vae(state):
+        return load_vae(state, str(path))
+    network = load_unet(_under(state, compvis.UNET), str(path), heads, head_dim)
+    if not any(name.startswith(compvis.VAE) for name in state):
+        return network
+    first_stage = load_vae(_under(state, compvis.VAE), str(path))
+    two = network.context_dim == 1024
+    kind = prediction or ("v" if two else "eps")
+    if kind not in ("eps", "v"):
+        raise UserError(f"prediction={kind}: a checkpoint predicts eps or v.")
+    parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": _schedule(state)})
+    conditioner = _conditioner(_under(state, compvis.TEXT), text_encoder, path)
+    z = first_stage.latent_channels
+    whitening = ([0.0] * z, [1 / scaling_factor] * z)
+    side = size or (768 if two and kind == "v" else 512)
+    sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (side, side))
+
+
+def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None) -> UNet:
+    """Our UNet with CompVis's weights (prefix removed)."""
+    spec, attends = infer.unet_spec(state, heads, head_dim)
+    with torch.device("meta"):
+        wanted = build(spec).state_dict()
+    modules = compvis.unet_modules(attends, spec["blocks"])
+    ours = rename(state, inverse(unet_table(wanted, modules)), where)
+    if (table := ours.get("class_embedding.weight")) is not None:
+        ours["class_embedding.weight"] = table.T.contiguous()  # an embedding (N, E) as a linear map (E, N)
+    return _restore(spec, ours, wanted, where)
+
+
+def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
+    """Our AutoencoderKL with CompVis's weights (prefix removed)."""
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(_IGNORED)}
+    spec = infer.vae_spec(state)
+    with torch.device("meta"):
+        wanted = build(spec).state_dict()
+    return _restore(spec, rename(state, inverse(vae_table(wanted, spec)), where), wanted, where)
+
+
+def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
+    """{ours: CompVis's} for every weight of a U-Net or ControlNet. A block's parts are renamed in residual blocks alone."""
+    blocks = {name for name in names if ".resnets." in name}
+    table = by_prefix(blocks, modules, compvis.UNET_RESNET)
+    return table | by_prefix(set(names) - blocks, modules, {})
+
+
+def vae_table(names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str]:
+    return by_prefix(names, compvis.vae_modules(len(spec["channels"]), spec["blocks"]), compvis.VAE_PARTS)
+
+
+def to_compvis(model: UNet | AutoencoderKL) -> dict[str, Tensor]:
+    """A U-Net's or autoencoder's weights under CompVis's names (without prefix): the inverse of the import."""
+    state = dict(model.state_dict())
+    if isinstance(model, UNet):
+        if "class_embedding.weight" in state:
+            state["class_embedding.weight"] = state["class_embedding.weight"].T.contiguous()
+        attends = [level.attentions is not None for level in model.down_blocks]
+        modules = compvis.unet_modules(attends, len(model.down_blocks[0].resnets))
+        return rename(state, unet_table(state, modules), "the U-Net")
+    stages = model.encoder.down_blocks
+    spec = {"channels": list(stages), "blocks": len(stages[0].resnets)}  # type: ignore[arg-type]
+    named = rename(state, vae_table(state, spec), "the autoencoder")
+    linear = {n for n, t in named.items() if ".attn_1." in n and t.ndim == 2}
+    return {n: t[..., None, None] if n in linear else t for n, t in named.items()}
+
+
+def _restore(spec: Mapping[str, Any], ours: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> Any:
+    shaped = compvis.like(ours, wanted)
+    return artifact.restore({"format": artifact.FORMAT, "model": spec}, shaped, where)
+
+
+def _conditioner(state: Mapping[str, Tensor], text_encoder: str | None, path: Path) -> Conditioner:
+    if text_encoder is None:
+        if state:
+            log.warning("%s: without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt", path)
+        return Conditioner()
+    return Conditioner({"text": load_clip(state, Path(text_encoder), path)})
+
+
+def _schedule(state: Mapping[str, Tensor]) -> Schedule:
+    """The schedule whose table the file carries; Stable Diffusion's if it carries none."""
+    if (betas := state.get("betas")) is None:
+        return Schedule()
+    for kind in ("scaled_linear", "linear"):
+        schedule = Schedule(kind, betas[0].item(), betas[-1].item(), len(betas))
+        if torch.allclose(schedule.betas, betas.double(), rtol=1e-4, atol=1e-7):
+            return Schedule(kind, round(betas[0].item(), 7), round(betas[-1].item(), 7), len(betas))
+    raise UserError(
+        "the checkpoint's noise schedule is neither linear nor scaled_linear, and can't be represented here."
+    )
+
+
+def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = [name for name in state if name.startswith(compvis.UNET)]
+    if missing := [name for name in names if compvis.ema_name(name) not in state]:
+        raise UserError(f"the checkpoint has no averaged weights (of {len(missing)} names): leave ema out.")
+    return {name: state[compvis.ema_name(name)] for name in names}
+
+
+def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _is_bare_vae(state: Mapping[str, Tensor]) -> bool:
+    return "encoder.down.0.block.0.norm1.weight" in state
+
+
+def _is_compvis(names: Any) -> bool:
+    return any(n.startswith((compvis.UNET, compvis.VAE)) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
+
+
+def _is_pickled_compvis(path: Path) -> bool:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
+        return False
+    return isinstance(content, dict) and _is_compvis(content.get("state_dict", content))
