@@ -9,18 +9,23 @@ No name, date or path is inside: equal models give equal files. Loading is stric
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.errors import UserError
 from ldm.registry import build, spec_of
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors")
+MOST_NUMBER = 10**7  # in a config out of a file
+MOST_PIXELS = 2**28
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -41,11 +46,16 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The model in a model folder, in eval mode. Refuses what is damaged, incomplete or of unknown make."""
     folder = Path(folder)
     verify(folder)
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return restore(
-        json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors"), str(folder)
-    ).to(device)
+    try:
+        config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+        if not isinstance(config, Mapping):
+            raise ValueError("config.json holds no mapping")
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{folder} can't be read as a model ({error}); restore it.") from None
+    return restore(config, weights, str(folder)).to(device)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -61,13 +71,58 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
         raise UserError(f"{where}: format {config.get('format')!r} is not one that this version reads ({FORMAT}).")
     if not isinstance(config.get("model"), Mapping):
         raise UserError(f"{where}: its config says of no model how it is built; restore it.")
-    with torch.device("meta"):  # no memory is taken and nothing initialised before names and shapes are known to fit
-        model = build(config["model"])
+    model = _build_empty(config["model"], len(weights), where)
     report_mismatch(model.state_dict(), weights, where)
     model.load_state_dict(weights, strict=True, assign=True)
     if "preprocess" in config:
-        model.preprocess = build(config["preprocess"])
+        model.preprocess = _built(lambda: build(config["preprocess"]), where)
+        if math.prod(model.preprocess.shape) > MOST_PIXELS:
+            raise UserError(f"{where}: its images of {model.preprocess.shape} are larger than any that this reads.")
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _build_empty(spec: Mapping[str, Any], weights: int, where: str) -> nn.Module:
+    """The model on the meta device: nothing takes memory or is initialised before names and shapes are known to fit.
+
+    What a config could still ask for is bounded before it is built: numbers by MOST_NUMBER, and the parameters by those
+    that the file has, of which a config of a thousand million blocks would have more.
+    """
+    _bound_numbers(spec, where)
+    thread, count = threading.get_ident(), 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if threading.get_ident() == thread:
+            count += 1
+            if count > 2 * weights + 1000:
+                raise UserError(f"{where}: its config describes far more weights than the {weights} that it has.")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            return _built(lambda: build(spec), where)
+    finally:
+        hook.remove()
+
+
+def _built(make: Callable[[], Any], where: str) -> Any:
+    try:
+        return make()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:  # a class's own complaint about an argument of the wrong kind
+        raise UserError(f"{where}: its config makes no model ({type(error).__name__}: {error}).") from None
+
+
+def _bound_numbers(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            _bound_numbers(inner, where)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _bound_numbers(inner, where)
+    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise UserError(f"{where}: its config asks for a size of {str(value)[:20]}, which no model has.")
 
 
 def report_mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
@@ -94,7 +149,7 @@ def verify(folder: Path) -> None:
     try:
         files = json.loads(manifest.read_text())["files"]
         wanted = {name: files[name] for name in FILES}
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{manifest} is damaged; restore the folder or load a checkpoint of the run.") from None
     for name, recorded in wanted.items():
         if not (folder / name).is_file() or _fingerprint(folder / name) != recorded:

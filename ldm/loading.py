@@ -1,5 +1,6 @@
 """`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,22 +8,35 @@ import torch
 from torch import nn
 
 import ldm.pipeline  # noqa: F401  registers the classes that files name
-from ldm import artifact
+from ldm import artifact, interop
+from ldm.conditioning import FrozenText
 from ldm.errors import UserError
+from ldm.files import is_whole, record_of
 
 
-def load(path: str | Path, device: str | torch.device | None = None) -> Any:
-    """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run.
+def load(path: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
+    """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
+    folder of diffusers, or a single-file checkpoint of CompVis's kind (Stable Diffusion 1 and 2).
 
     Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the
-    CPU.
+    CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`.
     """
     path, device = Path(path), device or "cpu"
+    if path.is_file() and interop.is_single_file(path):
+        return interop.load_single_file(path, **options).to(device)
+    if options:
+        raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
         return _from_checkpoint(path).to(device)
+    if interop.is_diffusers(path):
+        return interop.load_folder(path).to(device)
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():
-            return artifact.load(folder, device)
+            model = artifact.load(folder, device)
+            for module in model.modules():
+                if isinstance(module, FrozenText):
+                    module.locate(folder)
+            return model
     if (path / "checkpoints").is_dir():
         raise UserError(
             f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
@@ -31,8 +45,14 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Any:
 
 
 def _from_checkpoint(path: Path) -> nn.Module:
-    """The model of a training checkpoint, with its EMA weights."""
+    """The model of a training checkpoint, with its EMA weights. Refuses one whose bytes aren't those that were written:
+    by the record beside it, or where it was copied without, by the file's own checksums."""
+    if record_of(path).exists() and not is_whole(path):
+        raise UserError(f"{path} is damaged: size or SHA-256 differ from the record beside it; load the one before it.")
     try:
+        with zipfile.ZipFile(path) as file:
+            if not record_of(path).exists() and file.testzip():
+                raise ValueError("checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["ldm_model"]
         weights = {name: checkpoint["state_dict"][key] for name, key in checkpoint["ldm_weights"].items()}

@@ -1,6 +1,7 @@
 """The trained model as its user sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,6 +139,15 @@ class LatentDiffusion(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Whitened latents to images (B, C, H, W), clamped to [-1, 1]."""
         return self.first_stage.decode(self.unwhiten(latents)).clamp(-1, 1)
+
+    def export(self, out: str | Path, to: str = "diffusers") -> Any:
+        """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
+
+        `to` is "diffusers", or "ldm": a model folder with a frozen text encoder's files in it.
+        """
+        from ldm.interop.export import export
+
+        return export(self, out, to)
 
     def whiten(self, latents: Tensor) -> Tensor:
         return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)

@@ -39,6 +39,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     """Images (N, C, H, W), what each was asked for, and the settings they share."""
     given = conditions(config)
     options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
+    start = model.start(config["image"], config["strength"], config["mask"], config["feather"])
     images = model.draw(
         given,
         config["n"],
@@ -46,12 +47,13 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
         seed=config["seed"],
         size=config["size"],
         batch_size=config["batch_size"],
+        start=start,
         **options,
     )
     asked = next(iter(given.values()), [""])
     captions = [str(value) for value in asked for _ in range(config["n"])]
-    negative = {"negative": config["negative"]} if config["negative"] else {}
-    return images.cpu(), captions, {**model.sampling, **options, **negative}
+    named = {key: config[key] for key in ("negative", "image", "mask", "strength") if config[key] is not None}
+    return images.cpu(), captions, {**model.sampling, **options, **named}
 
 
 def conditions(config: Mapping[str, Any]) -> dict[str, list]:

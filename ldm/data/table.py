@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.images import Preprocess
+from ldm.ranks import rank
 from ldm.registry import build, spec_of
 
 Column = np.ndarray | list
@@ -120,6 +122,8 @@ def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -
     `train` and `val` of what it is given.
     """
     home = cache / key
+    while rank() > 0 and not _whole(home):  # of several processes the first one makes it
+        time.sleep(0.2)
     if not _whole(home):
         cache.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))

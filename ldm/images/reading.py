@@ -5,6 +5,7 @@ than four channels.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -135,6 +136,9 @@ def _open(content: bytes, draft: int) -> "Image | np.ndarray":
     from PIL import ImageOps
 
     if content.startswith(_NPY):
+        shape, dtype = _npy_header(io.BytesIO(content))
+        if math.prod(shape) * dtype.itemsize > len(content):
+            raise BadImage(f"says that it holds {shape} values, more than it has")
         return np.load(io.BytesIO(content), allow_pickle=False)
     stream = io.BytesIO(content)
     picture: Any = _pillow(stream)

@@ -103,7 +103,7 @@ def _betas(parameterization: VariancePreserving) -> dict[str, Any]:
         "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "prediction_type": prediction,
         "timestep_spacing": "trailing",
-        "steps_offset": 0,
+        "steps_offset": 1,  # unused by trailing, and expected by stock pipelines
     }
 
 

@@ -178,7 +178,7 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         )
     elif resume:
         good = folder.newest_checkpoint()
-        if good is None:
+        if good is None and old:
             print(f"{folder.path} has no good checkpoint: starting at step 0.", flush=True)
         for path in folder.checkpoints.glob("*.ckpt"):
             if good is None or path.name > good.name:  # damaged, which was said

@@ -80,7 +80,7 @@ class TimeBudget(pl.Callback):
         step = trainer.global_step
         if step > len(self._times):  # not at every batch, where gradients are accumulated
             self._times.append(time.monotonic())
-        if step >= MEASURED_STEPS:
+        if step >= MEASURED_STEPS and len(self._times) > 10:
             # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
             seconds_per_step = statistics.median(b - a for a, b in pairwise(self._times))
             left = self.limit * (1 - self.reserve) - (self._times[-1] - self.started)

@@ -1,0 +1,179 @@
+"""U-Net and autoencoder: what diffusers computes is what ours computes, both ways, and weights come back bit-equal."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ldm
+from ldm.errors import UserError
+from ldm.interop import unet, vae
+from ldm.interop.export import export
+from tests.interop.configs import UNETS, VAES
+from tests.interop.models import diffusers, randomised
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def close(a, b):
+    assert b.std() > 0.05, "a flat output proves nothing"
+    torch.testing.assert_close(a, b, atol=1e-5 * max(1, b.abs().max().item()), rtol=0)
+
+
+def bit_equal(a: Path, b: Path):
+    one, two = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def unet_inputs(config):
+    torch.manual_seed(3)
+    x, tokens, t = torch.randn(2, config.in_channels, 8, 8), torch.randn(2, 7, 12), torch.tensor([3.0, 711.0])
+    vector = labels = None
+    if config.num_class_embeds:
+        labels = torch.tensor([1, 4])
+        vector = torch.nn.functional.one_hot(labels, config.num_class_embeds).float()
+    elif config.class_embed_type:
+        vector = labels = torch.randn(2, config.projection_class_embeddings_input_dim)
+    return x, t, tokens, vector, labels
+
+
+def unet_outputs(ours, theirs):
+    x, t, tokens, vector, labels = unet_inputs(theirs.config)
+    z = ours.in_channels
+    cond = ldm.networks.Cond(vector=vector, tokens=tokens, concat=x[:, z:] if x.shape[1] > z else None)
+    with torch.no_grad():
+        return ours(x[:, :z], t, cond), theirs(x, t, tokens, class_labels=labels).sample
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_unet_of_diffusers_goes_in_and_out(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.UNet2DConditionModel(**UNETS[name]))
+    theirs.save_pretrained(tmp_path / "in")
+    ours = ldm.load(tmp_path / "in")
+    close(*unet_outputs(ours, theirs))
+
+    assert export(ours, tmp_path / "out").stock
+    bit_equal(tmp_path / "in", tmp_path / "out")
+    close(*unet_outputs(ours, diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_an_autoencoder_of_diffusers_goes_in_and_out(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.AutoencoderKL(**VAES[name]))
+    theirs.save_pretrained(tmp_path / "in")
+    ours = ldm.load(tmp_path / "in")
+    export(ours, tmp_path / "out")
+    bit_equal(tmp_path / "in", tmp_path / "out")
+    for other in (theirs, diffusers.AutoencoderKL.from_pretrained(tmp_path / "out")):
+        x = torch.randn(2, other.config.in_channels, 16, 16)
+        with torch.no_grad():
+            posterior, expected = ours.encode(x), other.encode(x).latent_dist
+            close(posterior.mean, expected.mean)
+            torch.testing.assert_close(posterior.std, expected.std, atol=0, rtol=1e-4)
+            close(ours.decode(expected.mean), other.decode(expected.mean).sample)
+
+
+OURS = {
+    "default": {},
+    "patch-free digits": {"channels": 16, "multipliers": [1, 2, 2], "blocks": 2},
+    "no scale and shift": {"scale_shift": False, "linear_projection": False},
+    "levels": {"channels": [8, 16, 24], "attention": [False, True, True], "depth": [1, 1, 2], "heads": [1, 2, 4]},
+    "vector": {"vector_dim": 5},
+    "concat": {"concat_channels": 3},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_unet_of_ours_goes_out_and_in(name, tmp_path):
+    torch.manual_seed(0)
+    options = {"channels": 8, "heads": 2, "context_dim": 12} | OURS[name]
+    ours = randomised(ldm.UNet(4, **options))
+    export(ours, tmp_path / "out")
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out")
+    close(*unet_outputs(ours, theirs))
+    again = ldm.load(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"act_fn": "gelu"}, "act_fn='gelu'"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"mid_block_type": None}, "mid_block_type"),
+        ({"class_embed_type": "timestep"}, "class_embed_type"),
+        ({"cross_attention_dim": (12, 13)}, "cross_attention_dim"),
+        ({"layers_per_block": (1, 2)}, "layers_per_block"),
+        ({"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}, "way up"),
+        ({"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}, "AttnDownBlock2D"),
+        ({"a_setting_of_the_future": 3}, "a_setting_of_the_future"),
+    ],
+)
+def test_a_unet_that_cant_be_represented_is_refused_by_name(setting, says):
+    with pytest.raises(UserError, match=says):
+        unet.from_diffusers(UNETS["two levels"] | setting)
+
+
+@pytest.mark.parametrize("setting", [{"act_fn": "relu"}, {"out_channels": 1}, {"down_block_types": ["X", "Y"]}])
+def test_an_autoencoder_that_cant_be_represented_is_refused_by_name(setting):
+    with pytest.raises(UserError, match=next(iter(setting))):
+        vae.from_diffusers(VAES["two levels"] | setting)
+
+
+def test_a_convolution_that_isnt_there_is_the_identity(tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.AutoencoderKL(**VAES["two levels"], use_quant_conv=False, use_post_quant_conv=False))
+    theirs.save_pretrained(tmp_path)
+    ours, x = ldm.load(tmp_path), torch.randn(1, 3, 16, 16)
+    close(ours.encode(x).mean, theirs.encode(x).latent_dist.mean)
+
+
+def test_whitening_folds_into_the_autoencoder():
+    torch.manual_seed(0)
+    ours = randomised(ldm.AutoencoderKL(3, 4, channels=8))
+    mean, std = torch.randn(4), torch.rand(4) + 0.5
+    folded = ldm.AutoencoderKL(3, 4, channels=8).eval()
+    folded.load_state_dict(vae.fold(ours.state_dict(), mean, std))
+    x, z = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        one, two = ours.encode(x), folded.encode(x)
+        close(two.mean, (one.mean - mean[:, None, None]) / std[:, None, None])
+        torch.testing.assert_close(two.std, one.std / std[:, None, None], rtol=1e-4, atol=0)
+        close(folded.decode(z), ours.decode(z * std[:, None, None] + mean[:, None, None]))
+
+
+def test_missing_and_unexpected_weights_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    diffusers.AutoencoderKL(**VAES["one level"]).save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    state["encoder.surprise"] = state.pop("quant_conv.bias")
+    save_file(state, tmp_path / WEIGHTS)
+    with pytest.raises(UserError, match=r"missing quant_conv.bias.*unexpected encoder.surprise"):
+        ldm.load(tmp_path)
+
+
+def test_half_precision_and_shards_are_read(tmp_path):
+    theirs = randomised(diffusers.AutoencoderKL(**VAES["sd"]))
+    theirs.half().save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / f"{WEIGHTS}.index.json").is_file()
+    ours = ldm.load(tmp_path)
+    assert torch.equal(ours.quant_conv.weight, theirs.quant_conv.weight.float())
+    assert {p.dtype for p in ours.parameters()} == {torch.float32}
+
+
+def test_an_export_never_writes_over_what_is_there(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="isn't empty"):
+        export(ldm.AutoencoderKL(channels=8), tmp_path)
+
+
+def test_a_part_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
+    with pytest.raises(UserError, match="VQModel"):
+        ldm.load(tmp_path)

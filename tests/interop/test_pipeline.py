@@ -1,0 +1,232 @@
+"""Whole models: an exported one draws our picture in diffusers, and diffusers' comes in and draws its own."""
+
+import json
+
+import pytest
+import torch
+
+import ldm
+from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text, tokenizer
+from ldm.diffusion import EDM, Denoiser, Eps, Flow, V
+from ldm.errors import UserError
+from ldm.images import Preprocess
+from ldm.pipeline import LatentDiffusion, PictureNoise
+from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
+
+PROMPT, NEGATIVE = "a cat above a rocket", ""
+
+
+def make(parts, parameterization=None, vae=None, sampling=None, **network):
+    """A random model of ours whose pictures aren't flat."""
+    torch.manual_seed(0)
+    conditioner = Conditioner(parts)
+    vae = vae or ldm.AutoencoderKL(3, 4, channels=8, multipliers=[1, 2])
+    options = {"channels": 8, "heads": 2, "context_dim": conditioner.token_dim, "vector_dim": conditioner.vector_dim}
+    unet = ldm.UNet(vae.latent_channels, **(options | network))
+    preprocess = Preprocess(vae.in_channels, 16, 16)
+    model = LatentDiffusion(vae, Denoiser(unet, parameterization or Eps()), conditioner, preprocess, sampling)
+    randomised(model)
+    model.latent_mean.copy_(torch.linspace(-1, 1, vae.latent_channels))
+    model.latent_std.copy_(torch.linspace(0.5, 2, vae.latent_channels))
+    return model.eval()
+
+
+def frozen(folder, **options):
+    encoder, words = str(folder / "text_encoder"), str(folder / "tokenizer")
+    return FrozenText(encoder, words, **({"length": 16, "masked": False} | options))
+
+
+def draw(model, seeds=(0,), **options):
+    """Our picture (B, C, H, W) in [0, 1] and its whitened latents."""
+    kept = []
+    pictures = model(output="pt", seed=list(seeds), on_step=lambda i, n, denoised: kept.append(denoised), **options)
+    return pictures.add(1) / 2, kept[-1]
+
+
+def noise(model, seeds=(0,)):
+    """The standard normal noise that our pictures start from."""
+    return PictureNoise(list(seeds), (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))()
+
+
+def agree(ours, theirs, latents, expected):
+    error = (latents - expected).norm() / expected.norm()
+    psnr = -10 * (ours - theirs).square().mean().log10()
+    print(f"latents {error:.2e}, picture {psnr:.1f} dB, std {theirs.std():.3f}")
+    assert error < 1e-3
+    assert theirs.std() > 0.05
+    assert psnr > 45
+
+
+def both(pipe, latents, **options):
+    """Picture in [0, 1] and latents of a diffusers pipeline."""
+    pipe.set_progress_bar_config(disable=True)
+    latent = pipe(latents=latents.clone(), output_type="latent", **options).images
+    return pipe(latents=latents.clone(), output_type="pt", **options).images, latent
+
+
+@pytest.mark.parametrize("kind", [Eps, V])
+@pytest.mark.parametrize(("sampler", "name"), [("ddim", "DDIM"), ("dpmpp_2m", "DPMSolverMultistep")])
+def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(sampler, name, kind, text_folder, tmp_path):
+    model = make({"text": frozen(text_folder)}, kind(), sampling={"sampler": sampler})
+    report = model.export(tmp_path / "out")
+    assert report.stock, report
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(pipe).__name__ == "StableDiffusionPipeline"
+    assert type(pipe.scheduler).__name__ == f"{name}Scheduler"
+
+    sigma = model.denoiser.parameterization.sigma_max
+    start = noise(model) * sigma / (1 + sigma**2) ** 0.5  # x_T = x / sqrt(1 + sigma^2)
+    ours, latents = draw(model, prompt=PROMPT, steps=20, guidance=3.0, sampler=sampler)
+    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=20, guidance_scale=3.0, height=16, width=16)
+    agree(ours, theirs, latents, expected)
+
+    again = ldm.load(tmp_path / "out")
+    back, _ = draw(again, prompt=PROMPT, steps=20, guidance=3.0, sampler=sampler)
+    torch.testing.assert_close(back, ours, atol=1e-4, rtol=0)
+
+
+DEMO_VAE = {"channels": 8, "multipliers": [1, 2], "stem": 2, "shortcut": True}
+CUSTOM = {
+    "the demo's: edm, stem, shortcut, own text": (EDM, "text", DEMO_VAE, {"patch": 2}),
+    "flow, own text": (Flow, "text", {}, {}),
+    "eps, class labels": (Eps, "label", {}, {}),
+    "v, nothing said": (V, None, {}, {}),
+    "edm, frozen text": (EDM, "frozen", {}, {}),
+}
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m"])
+@pytest.mark.parametrize("name", CUSTOM)
+def test_what_has_no_stock_class_draws_our_picture_through_its_own(name, sampler, text_folder, tmp_path):
+    kind, condition, vae, network = CUSTOM[name]
+    if kind is Flow and sampler == "dpmpp_2m":
+        pytest.skip("an exported flow model has diffusers' Euler, which is DDIM here")
+    words = tokenizer.train([PROMPT], 280)
+    parts = {"text": lambda: Text(words, 32, 8, heads=2), "label": lambda: ClassLabel(5, list("abcde"), 8)}
+    parts["frozen"] = lambda: frozen(text_folder, masked=True)
+    column = "label" if condition == "label" else "text"
+    made = {column: parts[condition]()} if condition else {}
+    autoencoder = ldm.AutoencoderKL(3, 4, **vae) if vae else None
+    if vae:
+        network = network | {"channels": 8}
+    model = make(made, kind(), autoencoder, {"sampler": sampler}, **network)
+    if vae:
+        model.preprocess = Preprocess(3, 32, 32)
+    report = model.export(tmp_path / "out")
+    assert not report.stock
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
+
+    given = {"text": {"prompt": [PROMPT, "a dog"]}, "label": {"labels": [3, "b"]}}[column] if condition else {}
+    seeds = (0, 1) if condition else (0,)
+    guidance = 2.0 if condition else 1.0
+    ours, latents = draw(model, seeds, steps=20, guidance=guidance, **given)
+    theirs, expected = both(pipe, noise(model, seeds), num_inference_steps=20, guidance_scale=guidance, **given)
+    agree(ours, theirs, latents, expected)
+
+    back, _ = draw(ldm.load(tmp_path / "out"), seeds, steps=20, guidance=guidance, **given)
+    torch.testing.assert_close(back, ours, atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_draws_from_generators_what_we_draw_from_seeds(tmp_path):
+    model = make({"label": ClassLabel(5, dim=8)}, EDM())
+    model.export(tmp_path / "out")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    pipe.set_progress_bar_config(disable=True)
+    ours, _ = draw(model, (7,), labels=[2], steps=4)
+    theirs = pipe(labels=[2], num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type="pt").images
+    torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
+    assert pipe(num_images_per_prompt=2, num_inference_steps=1).images[1].size == (16, 16)
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory):
+    """A random StableDiffusionPipeline of diffusers, small, as a folder."""
+    folder = tmp_path_factory.mktemp("sd") / "model"
+    torch.manual_seed(0)
+    text = randomised(transformers.CLIPTextModel(clip_config(layers=3)))
+    vae = randomised(
+        diffusers.AutoencoderKL(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        )
+    )
+    unet = randomised(
+        diffusers.UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=16,
+        ),
+        0.02,
+    )
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+    words = transformers.CLIPTokenizer.from_pretrained(write_tokenizer(folder.parent / "words"))
+    parts = {"vae": vae, "unet": unet, "text_encoder": text, "tokenizer": words, "scheduler": scheduler}
+    pipe = diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipe.save_pretrained(folder)
+    return folder, pipe
+
+
+def test_stable_diffusion_of_diffusers_comes_in_and_draws_its_picture(stable_diffusion):
+    folder, pipe = stable_diffusion
+    model = ldm.load(folder)
+    assert model.sampling["sampler"] == "ddim" and model.sampling["guidance"] == 7.5
+    sigma = model.denoiser.parameterization.sigma_max
+    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
+    ours, latents = draw(model, prompt=PROMPT, negative="a dog", steps=10)
+    options = {"negative_prompt": "a dog", "num_inference_steps": 10, "height": 16, "width": 16}
+    theirs, expected = both(pipe, start, prompt=PROMPT, **options)
+    agree(ours, theirs, latents, expected)
+
+
+def test_stable_diffusion_goes_out_as_it_came_in(stable_diffusion, tmp_path):
+    from safetensors.torch import load_file
+
+    folder, _ = stable_diffusion
+    assert ldm.load(folder).export(tmp_path / "out").stock
+    for part in ("unet", "vae"):
+        before, after = (load_file(f / part / "diffusion_pytorch_model.safetensors") for f in (folder, tmp_path / "out"))
+        assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert json.loads((tmp_path / "out/vae/config.json").read_text())["scaling_factor"] == pytest.approx(0.18215)
+
+
+def test_a_model_with_a_frozen_encoder_is_saved_by_reference_or_bundled(text_folder, tmp_path):
+    import shutil
+
+    encoder = shutil.copytree(text_folder, tmp_path / "clip")
+    model = make({"text": frozen(encoder)})
+    expected = model(PROMPT, steps=2, output="pt")
+    assert not any("text" in name for name in model.state_dict())
+    ldm.save(model, tmp_path / "reference")
+    assert torch.equal(ldm.load(tmp_path / "reference")(PROMPT, steps=2, output="pt"), expected)
+
+    model.export(tmp_path / "bundle", to="ldm")
+    shutil.rmtree(encoder)
+    moved = shutil.move(tmp_path / "bundle", tmp_path / "moved")
+    assert torch.equal(ldm.load(moved)(PROMPT, steps=2, output="pt"), expected)
+    with pytest.raises(UserError, match="no text encoder"):
+        ldm.load(tmp_path / "reference")(PROMPT, steps=2)
+
+
+def test_another_encoder_than_the_one_trained_with_is_refused(text_folder, tmp_path):
+    import shutil
+
+    encoder = shutil.copytree(text_folder, tmp_path / "clip")
+    path = str(encoder / "text_encoder")
+    part = FrozenText(**FrozenText.derive(None, {"path": path}), tokenizer=str(encoder / "tokenizer"))
+    randomised(transformers.CLIPTextModel(clip_config())).save_pretrained(path)
+    with pytest.raises(UserError, match="SHA-256"):
+        part(["a cat"])

@@ -1,0 +1,92 @@
+"""Image to image and inpainting, with a small random model whose autoencoder loses something."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.conditioning import Conditioner
+from ldm.diffusion import EDM, Denoiser
+from ldm.errors import UserError
+from ldm.images import Preprocess
+from ldm.networks import AutoencoderKL, UNet
+from ldm.pipeline import LatentDiffusion
+
+
+@pytest.fixture(scope="module")
+def model() -> LatentDiffusion:
+    torch.manual_seed(0)
+    network = UNet(2, channels=8, multipliers=(1,), heads=2)
+    torch.nn.init.normal_(network.conv_out.weight, std=0.1)
+    vae = AutoencoderKL(3, 2, channels=8, multipliers=(1, 2))
+    preprocess = Preprocess(channels=3, height=8, width=8)
+    return LatentDiffusion(vae, Denoiser(network, EDM()), Conditioner(), preprocess, {"steps": 5}).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_strength_0_is_the_reconstruction(model: LatentDiffusion, images: torch.Tensor) -> None:
+    wanted = model.decode(model.encode(images))
+    torch.testing.assert_close(model(n=2, image=images, strength=0, output="pt"), wanted)
+
+
+def test_strength_1_ignores_the_image(model: LatentDiffusion, images: torch.Tensor) -> None:
+    plain = model(n=2, output="pt")
+    torch.testing.assert_close(model(n=2, image=images, strength=1, output="pt"), plain)
+
+
+def test_the_image_is_left_further_behind_with_more_strength(model: LatentDiffusion, images: torch.Tensor) -> None:
+    base = model(n=2, image=images, strength=0, output="pt")
+    change = [(model(n=2, image=images, strength=s, output="pt") - base).square().mean().item() for s in (0.2, 0.6, 1)]
+    assert 0 < change[0] < change[1] < change[2]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_sde"])
+def test_known_pixels_come_back_exactly(model: LatentDiffusion, images: torch.Tensor, sampler: str) -> None:
+    mask = torch.zeros(8, 8)
+    mask[2:5, 3:7] = 1
+    out = model(n=2, image=images, mask=mask, sampler=sampler, output="pt")
+    kept = mask[None, None].expand_as(out) == 0
+    assert torch.equal(out[kept], images[kept])
+    assert not torch.allclose(out[~kept], images[~kept], atol=0.1)
+
+
+def test_a_feathered_edge_still_keeps_what_lies_outside(model: LatentDiffusion, images: torch.Tensor) -> None:
+    mask = torch.zeros(8, 8)
+    mask[2:7, 2:7] = 1
+    hard, soft = (model(n=2, image=images, mask=mask, feather=f, output="pt") for f in (0, 1))
+    kept = mask[None, None].expand_as(soft) == 0
+    assert torch.equal(soft[kept], images[kept])
+    centre = (slice(None), slice(None), slice(4, 5), slice(4, 5))
+    torch.testing.assert_close(soft[centre], hard[centre])
+    assert not torch.allclose(soft[:, :, 2], hard[:, :, 2])
+
+
+def test_pictures_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> None:
+    picture = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
+    mask = Image.fromarray(np.pad(np.full((8, 16), 255, np.uint8), ((0, 8), (0, 0))))
+    picture.save(tmp_path / "p.png")
+    mask.save(tmp_path / "m.png")
+    given = model(image=picture, mask=mask, output="np")
+    read = model(image=str(tmp_path / "p.png"), mask=str(tmp_path / "m.png"), output="np")
+    assert np.array_equal(given, read)
+    assert (given[0, 4:] == 200).all() and not (given[0, :4] == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strength": 0.5}, "need an image"),
+        ({"image": torch.zeros(3, 8, 8), "strength": 2}, "has to lie between"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.zeros(4, 4)}, "give them one size"),
+        ({"image": torch.zeros(2, 3, 8, 8), "n": 3}, "2 images for 3 pictures"),
+    ],
+)
+def test_mistakes_are_answered_in_words(model: LatentDiffusion, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        model(**options)
