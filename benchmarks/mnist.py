@@ -65,11 +65,15 @@ def main() -> None:
     x, y = images_of(root, False)
     real = torch.cat([model.body(batch) for batch in x.split(500)])
     accuracy = float((model.head(real).argmax(1) == y).float().mean())
-    print(f"real test images: read rightly {accuracy:.3f}, distance between halves {frechet(real[:5000], real[5000:]):.2f}")
+    print(
+        f"real test images: read rightly {accuracy:.3f}, distance between halves {frechet(real[:5000], real[5000:]):.2f}"
+    )
     for run in runs:
         labels = torch.arange(1000) % 10
         generator = ldm.load(f"runs/ldm/{run}")
-        samples = generator(labels=labels, seed=0, output="pt", batch_size=100, sampler="dpmpp_2m", steps=20, spacing=None)
+        samples = generator(
+            labels=labels, seed=0, output="pt", batch_size=100, sampler="dpmpp_2m", steps=20, spacing=None
+        )
         features = torch.cat([model.body(batch) for batch in samples.split(500)])
         right = float((model.head(features).argmax(1) == labels).float().mean())
         print(f"{run}: read as asked {right:.3f}, Frechet distance {frechet(features, real):.2f}", flush=True)

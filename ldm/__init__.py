@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.artifact import save
-    from ldm.conditioning import ClassLabel, Conditioner, Text
+    from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
     from ldm.diffusion import Denoiser
     from ldm.errors import UserError
     from ldm.loading import load
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {
     "artifact": ("save",),
-    "conditioning": ("ClassLabel", "Conditioner", "Text"),
+    "conditioning": ("ClassLabel", "Conditioner", "FrozenText", "Text"),
     "diffusion": ("Denoiser",),
     "errors": ("UserError",),
     "loading": ("load",),
@@ -37,6 +37,7 @@ __all__ = [
     "ClassLabel",
     "Conditioner",
     "Denoiser",
+    "FrozenText",
     "LatentDiffusion",
     "Text",
     "UNet",

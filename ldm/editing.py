@@ -24,13 +24,10 @@ class Start:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise UserError(
-                f"strength={self.strength} has to lie between 0, the image itself, and 1, which ignores it."
-            )
+            raise UserError(f"strength={self.strength} has to lie between 0 (the image) and 1 (ignores it).")
         if self.mask is not None and self.mask.shape[2:] != self.image.shape[2:]:
-            raise UserError(
-                f"the mask is {tuple(self.mask.shape[2:])}, the image {tuple(self.image.shape[2:])}: give them one size."
-            )
+            mask, image = tuple(self.mask.shape[2:]), tuple(self.image.shape[2:])
+            raise UserError(f"the mask is {mask}, the image {image}: give them one size.")
 
     def repeated(self, n: int) -> "Start":
         """One image for each of `n` pictures."""
@@ -45,7 +42,7 @@ class Start:
         return 1 - F.adaptive_max_pool2d(self.mask, list(size))
 
     def paste(self, images: Tensor) -> Tensor:
-        """`images` with the pixels that are kept put back exactly; the edge blended over `feather` pixels inside the mask."""
+        """`images` with the kept pixels put back exactly; the edge blended over `feather` pixels inside the mask."""
         if self.mask is None:
             return images
         new = self.mask
@@ -60,7 +57,8 @@ class Start:
 
 
 def read_images(given: Any, preprocess: Preprocess) -> Tensor:
-    """Pictures, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch dimension."""
+    """Pictures, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch
+    dimension."""
     if isinstance(given, Tensor):
         return given[None] if given.ndim == 3 else given
     items = list(given) if isinstance(given, (list, tuple)) else [given]

@@ -78,10 +78,10 @@ class LatentDiffusion(nn.Module):
         it is the same picture whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations.
         `negative` takes the place of the null condition.
 
-        `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`, from
-        0, the autoencoder's reconstruction, to 1, which ignores it: the share of the steps that is run. With a `mask`,
-        white where something new shall be drawn, all else is kept exactly, over `feather` pixels blended; strength is
-        then 1 unless given.
+        `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`,
+        from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the steps that is run. With a
+        `mask`, white where something new shall be drawn, all else is kept exactly, over `feather` pixels blended;
+        strength is then 1 unless given.
 
         `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
         W, C) uint8.
@@ -178,7 +178,8 @@ class LatentDiffusion(nn.Module):
         return null | {"text": parsed["text"]}
 
     def _options(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked for."""
+        """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked
+        for."""
         chosen = {k: v for k, v in chosen.items() if v is not None}
         options = self.sampling | chosen
         if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:

@@ -232,6 +232,8 @@ heavy = {"torchvision", "tokenizers", "sklearn", "matplotlib", "PIL"} & set(sys.
 assert not heavy, heavy
 model = ldm.load(sys.argv[1])
 images = model(["a cat"], labels=["b"], output="np", seed=1)
+heavy = {"torchvision", "transformers", "diffusers", "sklearn", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
 print(images.shape, int(images.astype(int).sum()))
 """
 

@@ -10,8 +10,8 @@ from ldm.diffusion.samplers import DenoiseFn
 def keeping(denoise: DenoiseFn, known: Tensor, keep: Tensor, noise: Tensor) -> DenoiseFn:
     """`denoise` for images of which `known` (B, C, H, W) is given where `keep` (B, 1, H, W) is 1.
 
-    Before each call the kept part of x is replaced by known + sigma noise, always with the same `noise` (B, C, H, W), and
-    afterwards the kept part of x0 by `known`: what is drawn fits what is there (Lugmayr et al. 2022, eq. 8, without
+    Before each call the kept part of x is replaced by known + sigma noise, always with the same `noise` (B, C, H, W),
+    and afterwards the kept part of x0 by `known`: what is drawn fits what is there (Lugmayr et al. 2022, eq. 8, without
     resampling). Costs no further calls.
     """
 

@@ -1,6 +1,7 @@
 """Models in from, and out to, the tools that people already use: diffusers, CompVis checkpoints, LoRA files.
 
-A mapping of names is data (`names`, `compvis`), checked to be a bijection; what can't be represented is refused by name.
+A mapping of names is data (`names`, `compvis`), checked to be a bijection; what can't be represented is refused by
+name.
 """
 
 from ldm.interop.folder import is_diffusers, load_folder

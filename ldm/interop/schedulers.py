@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.diffusion import EDM, V, Eps, Flow, X0
+from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
 from ldm.diffusion.schedule import _ends
 from ldm.errors import UserError

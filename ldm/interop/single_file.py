@@ -50,8 +50,8 @@ def load_single_file(
 ) -> nn.Module:
     """The LatentDiffusion, or the AutoencoderKL or UNet alone, in a single-file checkpoint.
 
-    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; by default v for linear
-    projections and a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor`, the pictures' `size`.
+    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; by default v for a
+    context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor`, the pictures' `size`.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -100,7 +100,7 @@ def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
 
 
 def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
-    """{ours: CompVis's} for every weight of a U-Net or ControlNet. A block's parts are renamed in residual blocks alone."""
+    """{ours: CompVis's} for every weight of a U-Net or ControlNet; parts are renamed in residual blocks alone."""
     blocks = {name for name in names if ".resnets." in name}
     table = by_prefix(blocks, modules, compvis.UNET_RESNET)
     return table | by_prefix(set(names) - blocks, modules, {})

@@ -114,7 +114,7 @@ def stock_factor(mean: Tensor, std: Tensor) -> float | None:
 
 
 def fold(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """Weights of an autoencoder whose latents are whitened already: z' = (z - mean) / std, ln var' = ln var - 2 ln std."""
+    """Weights of an autoencoder with whitened latents: z' = (z - mean) / std, ln var' = ln var - 2 ln std."""
     mean, std = mean.double(), std.double()
     scale = torch.cat([1 / std, torch.ones_like(std)])  # (2 z,)
     offset = torch.cat([-mean / std, -2 * std.log()])

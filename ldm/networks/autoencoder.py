@@ -167,6 +167,8 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(latent_channels, pixels, widths, blocks + 1, attention, groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        # A small spread at first: the decoder must learn to read latents before the KL term drowns them in noise.
+        nn.init.constant_(self.quant_conv.bias[latent_channels:], START_LOGVAR)  # type: ignore[index]
         patch = in_channels * self.factor**2
         self.shortcut_in = nn.Conv2d(patch, 2 * latent_channels, 1) if shortcut else None
         self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None

@@ -24,9 +24,9 @@ class EncoderBlock(nn.Module):
 class TextTransformer(nn.Module):
     """Token ids to one state a token: learned places, `depth` pre-norm Transformer blocks, padding never seen.
 
-    At the start the blocks are the identity and a state is its token and its place, so that cross-attention has words to
-    tell apart from the first step on. (With the usual small embeddings and random blocks the states of a sentence start
-    nearly equal, and a short run spends much of its time on drawing them apart.)
+    At the start the blocks are the identity and a state is its token and its place, so that cross-attention has words
+    to tell apart from the first step on. (With the usual small embeddings and random blocks the states of a sentence
+    start nearly equal, and a short run spends much of its time on drawing them apart.)
     """
 
     def __init__(self, vocab_size: int, length: int, dim: int = 192, depth: int = 2, heads: int = 4):

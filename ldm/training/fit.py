@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from ldm.data.datamodule import BatchModule, Gathers
 from ldm.errors import UserError
@@ -84,13 +85,16 @@ def trainer_of(
     if limit:
         options["max_steps"] = -1
         callbacks.insert(0, TimeBudget(parse_time(limit), started))
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():  # Lightning's own requeueing saves elsewhere: SIGTERM and resume=true do it here
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     quieten()
     return pl.Trainer(
         **options,
         max_epochs=-1,
         callbacks=callbacks,
         logger=loggers(config["logger"], folder, first_step),
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         default_root_dir=str(folder.path),
         enable_checkpointing=False,
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),

@@ -98,6 +98,10 @@ class Task(pl.LightningModule):
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
+        # The batch at whose start this is saved hasn't begun for a resumed run, which draws it again.
+        for count in ("total", "current"):
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][count]
+            progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.learning_rate.total_steps is None:  # limited by time, which the run's first part has measured

@@ -1,8 +1,8 @@
 """The latent cache: keyed by what it depends on, made once, with the moments and their statistics."""
 
-import contextlib
 import json
 import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -141,20 +141,25 @@ def test_one_that_was_not_finished_is_made_anew(tmp_path, encodings, monkeypatch
     assert len(folders(tmp_path)) == 1  # nothing half is left
 
 
-@pytest.mark.parametrize("second", ["is killed", "ends first"])
-def test_two_that_start_together_do_not_disturb_each_other(tmp_path, monkeypatch, second):
+def test_of_two_that_start_together_one_encodes_and_the_other_waits(tmp_path, monkeypatch, encodings):
     wanted = cached_latents(table(), vae(), tmp_path / "calm", batch_size=16)
+    encodings.clear()
+    others: list = []
+    thread = threading.Thread(target=lambda: others.append(cached_latents(table(), vae(), tmp_path / "busy")))
 
     def begin():
-        with monkeypatch.context() as patch, contextlib.suppress(Killed):
-            if second == "is killed":
-                at_batch(patch, 1, kill)
-            cached_latents(table(), vae(), tmp_path / "busy", batch_size=16)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()  # it waits
 
     at_batch(monkeypatch, 2, begin)
     cache = cached_latents(table(), vae(), tmp_path / "busy", batch_size=16)
-    assert np.array_equal(cache.mean, wanted.mean) and np.array_equal(cache.std, wanted.std)
-    assert torch.equal(cache.channel_std, wanted.channel_std)
+    thread.join(20)
+    assert encodings == [16, 16, 5]
+    for made in (cache, *others):
+        assert np.array_equal(made.mean, wanted.mean) and np.array_equal(made.std, wanted.std)
+        assert torch.equal(made.channel_std, wanted.channel_std)
+    assert len(others) == 1
     assert folders(tmp_path / "busy") == folders(tmp_path / "calm")
 
 

@@ -135,7 +135,9 @@ def test_the_pipeline_draws_from_generators_what_we_draw_from_seeds(tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
     ours, _ = draw(model, (7,), labels=[2], steps=4)
-    theirs = pipe(labels=[2], num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type="pt").images
+    theirs = pipe(
+        labels=[2], num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type="pt"
+    ).images
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
     assert pipe(num_images_per_prompt=2, num_inference_steps=1).images[1].size == (16, 16)
 
@@ -198,7 +200,9 @@ def test_stable_diffusion_goes_out_as_it_came_in(stable_diffusion, tmp_path):
     folder, _ = stable_diffusion
     assert ldm.load(folder).export(tmp_path / "out").stock
     for part in ("unet", "vae"):
-        before, after = (load_file(f / part / "diffusion_pytorch_model.safetensors") for f in (folder, tmp_path / "out"))
+        before, after = (
+            load_file(f / part / "diffusion_pytorch_model.safetensors") for f in (folder, tmp_path / "out")
+        )
         assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert json.loads((tmp_path / "out/vae/config.json").read_text())["scaling_factor"] == pytest.approx(0.18215)
 

@@ -63,7 +63,9 @@ class Squares:
 def train(stage: str, *words: str) -> None:
     """One run by its command line, in this process."""
     script = f"train_{stage}"
-    words = (*SMALL, *STAGE[stage], *words)
+    own_data = any(word.startswith("data=") for word in words)
+    small = [word for word in SMALL if not (own_data and word.startswith("data."))]
+    words = (*small, *STAGE[stage], *words)
     argv, sys.argv = sys.argv, [f"{script}.py", *words]
     try:
         cli.run(script, list(words))

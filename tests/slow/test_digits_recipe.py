@@ -27,7 +27,9 @@ def judge() -> SVC:
 
 def read(folder: Path) -> np.ndarray:
     """Pictures as the 8x8 images of 16 grey values that the judge knows."""
-    pictures = [Image.open(path).convert("L").resize((8, 8), Image.Resampling.BOX) for path in sorted(folder.glob("*.png"))]
+    pictures = [
+        Image.open(path).convert("L").resize((8, 8), Image.Resampling.BOX) for path in sorted(folder.glob("*.png"))
+    ]
     return np.stack([np.asarray(p, np.float64).ravel() / 255 * 16 for p in pictures])
 
 
