@@ -27,7 +27,7 @@ def make(seed: int = 0, **sampling) -> ldm.LatentDiffusion:
     torch.manual_seed(seed)
     text = ldm.Text(tokenizer.train(["a cat", "a dog"], 280), length=16, dim=8, depth=1, heads=2)
     conditioner = ldm.Conditioner({"text": text, "label": ldm.ClassLabel(3, ["a", "b", "猫"], dim=8)})
-    network = ldm.UNet(2, channels=[8, 8], heads=2, context_dim=8, vector_dim=8)
+    network = ldm.UNet(2, channels=[8, 8], heads=2, context_dim=8, vector_dim=conditioner.vector_dim)
     model = ldm.LatentDiffusion(
         ldm.AutoencoderKL(1, 2, channels=8, multipliers=[1, 1]),
         ldm.Denoiser(network, V()),
@@ -117,7 +117,7 @@ def test_a_flipped_bit_is_found(folder, name):
     raw = bytearray((folder / name).read_bytes())
     raw[len(raw) // 2] ^= 1
     (folder / name).write_bytes(raw)
-    with pytest.raises(UserError, match=rf"{name} is damaged"):
+    with pytest.raises(UserError, match=rf"{name} (is damaged|can't be read)"):
         ldm.load(folder)
 
 
@@ -125,14 +125,14 @@ def test_a_flipped_bit_is_found(folder, name):
 @pytest.mark.parametrize("length", [0, 100])
 def test_a_truncated_file_is_refused(folder, name, length):
     (folder / name).write_bytes((folder / name).read_bytes()[:length])
-    with pytest.raises(UserError, match=rf"{name} is damaged"):
+    with pytest.raises(UserError, match=rf"{name} (is damaged|can't be read)"):
         ldm.load(folder)
 
 
 @pytest.mark.parametrize("name", [*artifact.FILES, "manifest.json"])
 def test_a_missing_file_is_refused(folder, name):
     (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{name} is (damaged|missing)"):
+    with pytest.raises(UserError, match=rf"{name} (is damaged|is missing|can't be read)"):
         ldm.load(folder)
 
 

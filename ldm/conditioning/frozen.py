@@ -90,7 +90,8 @@ class FrozenText(Part):
     def forward(self, values: list[str], drop: Tensor | None = None) -> Cond:
         if drop is not None:
             values = ["" if d else v for v, d in zip(values, drop.tolist(), strict=True)]
-        encoder, place = self.encoder.to(self._place.device), self._place.device
+        place: torch.device = self._place.device
+        encoder = self.encoder.to(place)
         batch = self._tokens(values)
         ids, mask = batch["input_ids"].to(place), batch["attention_mask"].to(place)  # (B, L)
         output = encoder(input_ids=ids, attention_mask=mask if self.masked else None)
@@ -139,6 +140,7 @@ class FrozenText(Part):
         object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
 
     _spec: dict[str, Any]
+    _place: Tensor
 
 
 def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:

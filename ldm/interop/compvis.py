@@ -79,7 +79,7 @@ def controlnet_modules(levels: int, blocks: int, hints: int = 6) -> dict[str, st
 
 def vae_modules(levels: int, blocks: int) -> dict[str, str]:
     """Where every module of an autoencoder goes."""
-    modules = {}
+    modules: dict[str, str] = {}
     for side in ("encoder", "decoder"):
         modules |= {f"{side}.mid_block.resnets.{j}": f"{side}.mid.block_{j + 1}" for j in (0, 1)}
         modules |= {f"{side}.mid_block.attentions.0": f"{side}.mid.attn_1"}

@@ -6,6 +6,7 @@ Stock classes where there are any; where not, classes of ours in a file beside t
 `trust_remote_code=True`. The report, the printed one and the model card's, says which it was and why.
 """
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -219,8 +220,6 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm] [stage=ldm|vae] [licence=...]`."""
-    import ldm  # the commands stand above this module, as a user does
-
     options = dict(word.partition("=")[::2] for word in arguments)
     known = ("run", "out", "to", "stage", "licence", "runs_dir")
     if unknown := [key for key in options if key not in known]:
@@ -232,7 +231,8 @@ def main(arguments: list[str]) -> None:
     named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
     run = named if named.exists() else Path(options["run"])
     about: dict[str, Any] = {"licence": options.get("licence"), "run": run}
-    report = export(ldm.load(run), options["out"], options.get("to", "diffusers"), about)
+    load = importlib.import_module("ldm.loading").load  # a command stands above its module, as a user does
+    report = export(load(run), options["out"], options.get("to", "diffusers"), about)
     print(f"{options['out']}\n{report}")
 
 

@@ -125,7 +125,7 @@ def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> Fro
     length = config.get("max_position_embeddings", 77)
     limit = read_json(t) if (t := tokenizer / "tokenizer_config.json").is_file() else {}
     length = min(length, limit.get("model_max_length") or length)
-    return FrozenText(str(encoder), str(tokenizer), **({"length": int(length), "masked": False} | options))
+    return FrozenText(str(encoder), str(tokenizer), **{"length": int(length), "masked": False, **options})
 
 
 def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> nn.Module:

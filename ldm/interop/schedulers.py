@@ -95,7 +95,7 @@ def _betas(parameterization: VariancePreserving) -> dict[str, Any]:
     if kind != "cosine":
         start, end = _ends(kind, schedule["beta_start"], schedule["beta_end"], schedule["timesteps"])
         ends = {"beta_start": start, "beta_end": end}
-    prediction = {Eps: "epsilon", V: "v_prediction", X0: "sample"}[type(parameterization)]  # type: ignore[index]
+    prediction = {Eps: "epsilon", V: "v_prediction", X0: "sample"}[type(parameterization)]
     return {
         "num_train_timesteps": schedule["timesteps"],
         "beta_schedule": {ours: theirs for theirs, ours in _BETAS.items()}[kind],

@@ -19,7 +19,7 @@ def label(**options) -> ClassLabel:
 
 def both(**options) -> Conditioner:
     torch.manual_seed(0)
-    text = Text(tokenizer.train(["a cat"], 280), length=24, dim=8, depth=1, heads=2, **options)
+    text = Text(tokenizer.train(["a cat"], 280), length=24, dim=8, depth=1, heads=2, pooled=False, **options)
     return Conditioner({"kind": label(**options), "caption": text}).eval()
 
 

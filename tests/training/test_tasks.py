@@ -153,15 +153,16 @@ def interrupt(monkeypatch, batches: int) -> None:
 @pytest.mark.parametrize(("stage", "accumulate"), [("vae", 1), ("ldm", 2)])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(runs, train, monkeypatch, stage, accumulate):
     words = [
-        "trainer.max_steps=9",
-        "checkpoint.every_n_steps=4",
+        "trainer.max_steps=5",
+        "checkpoint.every_n_steps=2",
+        "trainer.val_check_interval=3",
         f"trainer.accumulate_grad_batches={accumulate}",
         *(["network.dropout=0.2"] if stage == "ldm" else []),
     ]
     whole = train(stage, runs, "name=whole", *words)
     name = "name=broken"
     # Past the first checkpoint; then, resumed there, after one batch more; then past the second checkpoint.
-    for resume, batches in (("false", 6 * accumulate), ("true", 2), ("true", 4 * accumulate + 1)):
+    for resume, batches in (("false", 4 * accumulate), ("true", 2), ("true", 2 * accumulate + 1)):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             interrupt(patch, batches)
             train(stage, runs, name, f"resume={resume}", *words)
@@ -217,14 +218,14 @@ def clock(monkeypatch, seconds_a_look: float) -> None:
 
 def test_a_time_budget_fixes_the_number_of_steps_once(runs, train, monkeypatch):
     monkeypatch.setattr(schedule, "MEASURED_STEPS", 5)
-    words = ["name=timed", "trainer.max_time=00:00:00:50", "checkpoint.every_n_steps=10", "optimizer.schedule=linear"]
-    clock(monkeypatch, 1.0)  # 50 s at 1 s a step, less the reserve and what passed before the first step
+    words = ["name=timed", "trainer.max_time=00:00:00:25", "checkpoint.every_n_steps=6", "optimizer.schedule=linear"]
+    clock(monkeypatch, 1.0)  # 25 s at 1 s a step, less the reserve and what passed before the first step
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        interrupt(patch, 36)
+        interrupt(patch, 16)
         train("ldm", runs, *words)
     run = runs / "ldm" / "timed"
     total = newest(run)["ldm_total_steps"]
-    assert 40 <= total <= 47
+    assert 18 <= total <= 23
     clock(monkeypatch, 100.0)  # a resumed run is the run: it isn't measured again
     train("ldm", runs, *words, "resume=true")
     last = newest(run)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined,operator,index"
 """What an ldm model is told: its own text encoder and its class labels, as a model of diffusers."""
 
 from typing import Any

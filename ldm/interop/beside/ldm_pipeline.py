@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """A pipeline of diffusers for models of ldm: prompts, class labels or nothing in, pictures out."""
 
 from typing import Any
@@ -60,8 +61,8 @@ class LdmPipeline(DiffusionPipeline):
         """`output_type` is "pil", "pt" (B, C, H, W) in [0, 1], "np" or "latent"."""
         defaults = self.config.sampling
         scale = defaults.get("guidance", 1.0) if guidance_scale is None else guidance_scale
-        given = {"text": _list(prompt), "label": _list(labels)}
-        given = {k: [x for x in v for _ in range(num_images_per_prompt)] for k, v in given.items() if v is not None}
+        said = {"text": _list(prompt), "label": _list(labels)}
+        given = {k: [x for x in v for _ in range(num_images_per_prompt)] for k, v in said.items() if v is not None}
         n = max((len(v) for v in given.values()), default=num_images_per_prompt)
         cond = self._encode(given, n)
         null = None

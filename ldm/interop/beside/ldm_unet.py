@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """The denoising network of ldm as a model of diffusers."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """The autoencoder of ldm as a model of diffusers, whitening included."""
 
 from typing import Any

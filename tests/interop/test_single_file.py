@@ -1,0 +1,199 @@
+"""Single-file checkpoints of CompVis's kind, made out of random models of diffusers."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ldm
+from ldm.errors import UserError
+from ldm.interop import compvis, single_file
+from ldm.interop.clip_text import second_names
+from ldm.interop.names import by_prefix, inverse, rename
+from tests.interop.configs import unet, vae
+from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
+
+CROSS, PLAIN = "CrossAttn", ""
+# GroupNorm of CompVis has 32 groups, whatever the width
+UNETS = {
+    "two levels": unet(CROSS, PLAIN, block_out_channels=(32, 64), norm_num_groups=32, attention_head_dim=8),
+    "four levels": unet(
+        *(CROSS, CROSS, CROSS, PLAIN),
+        block_out_channels=(32, 32, 64, 64),
+        norm_num_groups=32,
+        attention_head_dim=8,
+        layers_per_block=2,
+    ),
+    "linear": unet(
+        *(CROSS, CROSS), block_out_channels=(64, 128), norm_num_groups=32, attention_head_dim=(1, 2),
+        use_linear_projection=True, transformer_layers_per_block=(1, 2),
+    ),
+    "class table": unet(
+        *(CROSS, PLAIN), block_out_channels=(32, 32), norm_num_groups=32, attention_head_dim=8, num_class_embeds=3
+    ),
+    "inpainting": unet(
+        *(PLAIN, CROSS), block_out_channels=(32, 32), norm_num_groups=32, attention_head_dim=8, in_channels=9
+    ),
+}  # fmt: skip
+VAES = {
+    "two levels": vae(32, 32, norm_num_groups=32),
+    "four levels": vae(32, 32, 64, 64, norm_num_groups=32, layers_per_block=2),
+    "eight channels": vae(32, 64, norm_num_groups=32, latent_channels=8),
+}
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_unet_goes_to_compvis_and_back(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.UNet2DConditionModel(**UNETS[name]), 0.02)
+    theirs.save_pretrained(tmp_path / "unet")
+    ours = ldm.load(tmp_path / "unet")
+    state = single_file.to_compvis(ours)
+    assert {n.split(".")[0] for n in state} >= {"input_blocks", "middle_block", "output_blocks", "time_embed", "out"}
+    save_file({f"{compvis.UNET}{n}": t.contiguous() for n, t in state.items()}, tmp_path / "one.safetensors")
+    back = ldm.load(tmp_path / "one.safetensors")
+    assert ours.state_dict().keys() == back.state_dict().keys()
+    assert all(torch.equal(t, back.state_dict()[n]) for n, t in ours.state_dict().items())
+    x, t, tokens = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 600.0]), torch.randn(2, 5, 12)
+    vector = torch.eye(3)[:2] if ours.vector_dim else None
+    concat = torch.randn(2, 5, 8, 8) if ours.concat_channels else None
+    cond = ldm.networks.Cond(vector=vector, tokens=tokens, concat=concat)
+    with torch.no_grad():
+        torch.testing.assert_close(back(x, t, cond), ours(x, t, cond))  # head counts are guessed right
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_an_autoencoder_goes_to_compvis_and_back(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.AutoencoderKL(**VAES[name]))
+    theirs.save_pretrained(tmp_path / "vae")
+    ours = ldm.load(tmp_path / "vae")
+    state = single_file.to_compvis(ours)
+    assert state["encoder.mid.attn_1.q.weight"].ndim == 4
+    save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "one.safetensors")
+    back = ldm.load(tmp_path / "one.safetensors")
+    assert all(torch.equal(t, back.state_dict()[n]) for n, t in ours.state_dict().items())
+
+    # diffusers' own converter reads it the same way
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    converted = convert_ldm_vae_checkpoint(dict(state), dict(theirs.config))
+    assert converted.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in converted.items())
+
+
+def test_diffusers_own_converter_reads_our_unet_the_same_way(tmp_path):
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.UNet2DConditionModel(**UNETS["four levels"]), 0.02)
+    theirs.save_pretrained(tmp_path)
+    state = single_file.to_compvis(ldm.load(tmp_path))
+    prefixed = {f"{compvis.UNET}{n}": t for n, t in state.items()}
+    converted = convert_ldm_unet_checkpoint(prefixed, dict(theirs.config))
+    assert converted.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in converted.items())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A whole Stable Diffusion 1 in miniature: the file, its parts in diffusers, and the tokenizer's folder."""
+    root = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    unet_model = randomised(diffusers.UNet2DConditionModel(**UNETS["two levels"] | {"cross_attention_dim": 16}), 0.02)
+    vae_model = randomised(diffusers.AutoencoderKL(**VAES["two levels"]))
+    text = randomised(transformers.CLIPTextModel(clip_config()))
+    unet_model.save_pretrained(root / "unet")
+    vae_model.save_pretrained(root / "vae")
+    text.save_pretrained(root / "text_encoder")
+    words = write_tokenizer(root / "tokenizer")
+    state = {f"{compvis.UNET}{n}": t for n, t in single_file.to_compvis(ldm.load(root / "unet")).items()}
+    state |= {f"{compvis.VAE}{n}": t for n, t in single_file.to_compvis(ldm.load(root / "vae")).items()}
+    bare = {n.removeprefix("text_model."): t for n, t in text.state_dict().items()}
+    state |= {f"cond_stage_model.transformer.text_model.{n}": t for n, t in bare.items()}
+    state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    state["betas"] = ldm.diffusion.Schedule().betas.float()
+    state |= {compvis.ema_name(n): t + 1 for n, t in state.items() if n.startswith(compvis.UNET)}
+    torch.save({"state_dict": state, "global_step": 7}, root / "sd.ckpt")
+    save_file({n: t.contiguous() for n, t in state.items()}, root / "sd.safetensors")
+    return root, words
+
+
+@pytest.mark.parametrize("file", ["sd.ckpt", "sd.safetensors"])
+def test_a_whole_checkpoint_draws_what_its_parts_draw(file, checkpoint):
+    root, _ = checkpoint
+    model = ldm.load(root / file, text_encoder=str(root), size=16)
+    assert model.denoiser.parameterization.schedule.betas[0] == pytest.approx(0.00085)
+    assert model.latent_std[0] == pytest.approx(1 / 0.18215)
+    text = model.conditioner.parts["text"]
+    reference = ldm.FrozenText(str(root / "text_encoder"), str(root / "tokenizer"), length=16, masked=False)
+    assert torch.equal(text(["a cat"]).tokens, reference(["a cat"]).tokens)
+    unet_model = ldm.load(root / "unet")
+    assert all(torch.equal(t, unet_model.state_dict()[n]) for n, t in model.denoiser.network.state_dict().items())
+    picture = model("a cat", steps=2, output="pt")
+    assert picture.shape == (1, 3, 16, 16) and picture.std() > 0.05
+
+
+def test_averaged_weights_are_taken_on_demand(checkpoint):
+    root, _ = checkpoint
+    plain, ema = ldm.load(root / "sd.ckpt"), ldm.load(root / "sd.ckpt", ema=True)
+    w = "conv_in.weight"
+    expected = plain.denoiser.network.state_dict()[w] + 1
+    assert torch.equal(ema.denoiser.network.state_dict()[w], expected)
+
+
+def test_a_checkpoint_with_code_in_it_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": {f"{compvis.VAE}x": Evil()}}, tmp_path / "sd.ckpt")
+    with pytest.raises(UserError):
+        ldm.load(tmp_path / "sd.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_open_clips_text_encoder_comes_in_under_transformers_names():
+    """Stable Diffusion 2: query, key and value in one matrix, and a last block that isn't used."""
+    torch.manual_seed(0)
+    text = randomised(transformers.CLIPTextModel(clip_config(layers=2)))
+    wanted = {n.removeprefix("text_model."): t for n, t in text.state_dict().items()}
+    attention = {n for n in wanted if ".self_attn." in n and ".out_proj." not in n}
+    places = "embeddings.position_embedding.weight"
+    rest = [n for n in wanted if n not in attention and n != places]
+    table = by_prefix(rest, compvis.open_clip_modules(2), compvis.CLIP_BLOCK)
+    theirs = rename({n: wanted[n] for n in rest}, table, "test") | {"model.positional_embedding": wanted[places]}
+    for i in range(2):
+        for leaf in ("weight", "bias"):
+            joined = torch.cat([wanted[f"encoder.layers.{i}.self_attn.{x}_proj.{leaf}"] for x in "qkv"])
+            theirs[f"model.transformer.resblocks.{i}.attn.in_proj_{leaf}"] = joined
+    theirs |= {n.replace(".1.", ".2."): t for n, t in theirs.items() if ".resblocks.1." in n}
+    theirs |= {"model.text_projection": torch.zeros(2), "model.logit_scale": torch.zeros(())}
+    got = second_names(theirs)
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[n], wanted[n]) for n in wanted)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_a_controlnets_names_are_one_to_one_and_diffusers_own(levels):
+    """The reference is diffusers' converter, which reads the hint encoder of eight convolutions."""
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+
+    torch.manual_seed(0)
+    config = {
+        "block_out_channels": (32,) * levels,
+        "down_block_types": ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        "layers_per_block": 2,
+        "cross_attention_dim": 12,
+    }
+    theirs = randomised(diffusers.ControlNetModel(**config))
+    state = dict(theirs.state_dict())
+    table = single_file.unet_table(state, compvis.controlnet_modules(levels, 2))
+    assert len(inverse(table)) == len(state)
+    converted = convert_controlnet_checkpoint(rename(state, table, "test"), dict(theirs.config))
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(converted[n], state[n]) for n in state)
+
+
+def test_a_table_that_isnt_one_to_one_is_refused():
+    with pytest.raises(ValueError, match="one to one"):
+        by_prefix(["a.x", "b.x"], {"a": "c", "b": "c"}, {})

@@ -1,0 +1,303 @@
+"""What happens to runs, done to them: each fault for real, with its message, its exit code and what is left."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm import artifact
+from ldm.data import latents
+from ldm.data.table import Table
+from ldm.errors import UserError
+from ldm.loading import load
+from ldm.networks import AutoencoderKL
+from ldm.training import guards
+from ldm.training.signals import continuing_command
+from ldm.training.task import Task
+from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, struck_run, train
+
+RUN = Path("runs/vae/squares")
+
+
+@pytest.fixture
+def started(here) -> Path:
+    """A run that was stopped after its fourth step."""
+    code = forked(struck_run("vae", Task, "training_step", 4, signalled(signal.SIGTERM), "trainer.max_steps=8"))
+    assert code == 143
+    assert steps(RUN) == [2, 4]
+    return RUN
+
+
+def fails(output: Path, stage: str, *words: str, before=lambda: None) -> str:
+    """What a run in its own process says that ends with the exit code of a user's error."""
+
+    def work():
+        before()
+        train(stage, *words)
+
+    assert forked(work, output) == 2, output.read_text()
+    said = output.read_text()
+    assert "Traceback" not in said
+    return said.split("error: ", 1)[1]
+
+
+# Signals -------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_after_the_step_with_130_and_a_second_one_at_once(here, capfd):
+    interrupt = signalled(signal.SIGINT)
+    assert forked(struck_run("vae", Task, "training_step", 3, interrupt, "trainer.max_steps=8")) == 130
+    said = capfd.readouterr().err
+    assert "stopping after this step" in said and "step-00000003.ckpt. To go on: python train_vae.py" in said
+    assert steps(RUN) == [2, 3]
+    load(RUN / "checkpoints" / "step-00000003.ckpt")
+
+    def twice():
+        strike(Task, "training_step", 2, interrupt)
+        strike(Task, "on_train_batch_end", 2, interrupt)
+        train("vae", "trainer.max_steps=8", "resume=true")
+
+    assert forked(twice) == 130
+    assert steps(RUN) == [3, 4]  # the fifth step wasn't waited for
+
+
+def test_the_command_that_continues_is_this_one_with_resume():
+    words = ["/a b/train_ldm.py", "data=digits", "overwrite=true", "data.root=my photos", "+resume=false"]
+    assert continuing_command(words) == "python '/a b/train_ldm.py' data=digits 'data.root=my photos' resume=true"
+    assert continuing_command(["/x/bin/ldm", "train-ldm"]) == "ldm train-ldm resume=true"
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def poison(sample: int) -> None:
+    """Makes the loss of one training sample infinite."""
+    original = Table.batch
+
+    def batch(self, index, keys, draw=None):
+        out = original(self, index, keys, draw)
+        if "image" in out and len(self) > 8:
+            out["image"][torch.from_numpy(np.asarray(index) == sample)] = float("inf")
+        return out
+
+    Table.batch = batch
+
+
+def sample_of_step(step: int) -> int:
+    from ldm.data.order import index_of
+
+    return int(index_of(np.arange(8 * (step - 1), 8 * step), 60, 0)[3])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_sample(started, tmp_path):
+    bad = sample_of_step(6)
+    words = ("trainer.max_steps=8", "resume=true", "checkpoint.every_n_steps=1")
+    said = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
+    assert said.startswith("step 6: the loss isn't finite")
+    assert f"sample {bad} ({bad}.png)." in said
+    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000005.ckpt" in said
+    saved = checkpoint(RUN, 5)["state_dict"]
+    assert all(value.isfinite().all() for value in saved.values())
+    load(RUN / "checkpoints" / "step-00000005.ckpt")
+
+
+def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
+    bad = sample_of_step(6)
+
+    def work():
+        poison(bad)
+        train("vae", "trainer.max_steps=8", "resume=true", "skip_bad_batches=1")
+
+    assert forked(work, tmp_path / "out") == 0
+    assert "update left out, 1 of at most 1" in (tmp_path / "out").read_text()
+    state = checkpoint(RUN, 8)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert state["optimizer_states"][0]["state"][0]["step"] == 7  # one less
+
+
+# The machine ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(started, tmp_path):
+    before = (RUN / "checkpoints" / "step-00000004.ckpt").read_bytes()
+    size = len(before) // 2
+
+    def fill():  # no file may grow beyond half a checkpoint; the kernel refuses the write
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    said = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=fill)
+    assert "can't be written (File too large): make room" in said and "resume=true" in said
+    assert (RUN / "checkpoints" / "step-00000004.ckpt").read_bytes() == before
+    load(RUN / "checkpoints" / "step-00000004.ckpt")
+    assert not list(RUN.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX rights")
+def test_a_read_only_folder_is_said_at_once(here, tmp_path):
+    (here / "locked").mkdir(mode=0o555)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755) if folder.owner() == Path.home().owner() else None
+
+    def drop():
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+
+    output = tmp_path / "out"
+    output.touch()
+    said = fails(output, "vae", "runs_dir=locked", "trainer.max_steps=2", before=drop)
+    assert "locked" in said and "mend" in said and "runs_dir=" in said
+
+
+def test_a_killed_worker_is_said(started, tmp_path):
+    from ldm.data.datamodule import TrainBatches
+
+    def kill_worker():
+        strike(TrainBatches, "__getitem__", 3, signalled(signal.SIGKILL))
+
+    words = ("trainer.max_steps=8", "resume=true", "loader.workers=1")
+    said = fails(tmp_path / "out", "vae", *words, before=kill_worker)
+    assert "data worker" in said and "loader.workers=0" in said and "resume=true" in said
+    load(RUN / "checkpoints" / "step-00000004.ckpt")
+
+
+def test_out_of_memory_comes_with_advice(started, tmp_path):
+    def allocate():
+        torch.empty(2**50)
+
+    said = fails(
+        tmp_path / "out",
+        "vae",
+        "trainer.max_steps=8",
+        "resume=true",
+        before=lambda: strike(Task, "training_step", 2, allocate),
+    )
+    assert "out of memory at batch_size=8" in said and "batch_size=4 trainer.accumulate_grad_batches=2" in said
+    load(RUN / "checkpoints" / "step-00000004.ckpt")
+
+
+def test_a_run_in_use_is_refused_with_its_process(started, tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        from ldm.training import lock
+
+        identity = lock._identity() | {"pid": holder.pid, "started": lock._process_start(holder.pid)}
+        (RUN / lock.NAME).write_text(json.dumps(identity))
+        said = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8")
+        assert f"in use by process {holder.pid} on" in said
+    finally:
+        holder.kill()
+        holder.wait()
+    train("vae", "resume=true", "trainer.max_steps=8")  # stale now
+    assert (RUN / "DONE").exists()
+
+
+# What a run stands on ------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_option_is_said_and_another_architecture_refused(started, tmp_path, capfd):
+    said = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8", "vae.channels=16")
+    assert "can't be resumed as another model: vae.channels was 8, is 16" in said
+    train("vae", "resume=true", "trainer.max_steps=8", "optimizer.lr=0.5")
+    assert "changed since it was started: optimizer.lr was 0.003, is 0.5" in capfd.readouterr().out
+
+
+def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_one, tmp_path):
+    shutil.copytree(stage_one, "runs/vae/squares")
+    shutil.copytree(Path(stage_one).parents[1] / "cache", "runs/cache")
+    stop = struck_run("ldm", Task, "training_step", 2, signalled(signal.SIGTERM), "trainer.max_steps=6")
+    assert forked(stop) == 143
+    vae = load(RUN)
+    for parameter in vae.parameters():
+        parameter.mul_(1.01)
+    artifact.save(vae, RUN / "model")
+    said = fails(tmp_path / "out", "ldm", "trainer.max_steps=6", "resume=true")
+    assert "was trained on the latents of another first stage (hash " in said and "overwrite=true" in said
+    load("runs/ldm/squares/checkpoints/step-00000002.ckpt")
+    said = forked(lambda: train("ldm", "trainer.max_steps=2", "overwrite=true"), tmp_path / "new")
+    assert said == 0
+    assert "is of another first stage: encoding these data anew" in (tmp_path / "new").read_text()
+
+
+def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capfd):
+    vae = load(stage_one)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
+    table = Table(pixels, {}, vae.preprocess, "data")
+    wanted = latents.cached_latents(table, vae, here / "calm", batch_size=8)
+    monkeypatch.setattr(latents, "NOTE_EVERY", 16)
+
+    def killed():
+        strike(AutoencoderKL, "encode", 5, signalled(signal.SIGKILL))
+        latents.cached_latents(table, vae, here / "cut", batch_size=8)
+
+    assert forked(killed) == 137
+    assert [path.suffix for path in (here / "cut" / "latents").iterdir()] == [".partial"]
+    counts = []
+    encode = AutoencoderKL.encode
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, x: counts.append(len(x)) or encode(self, x))
+    made = latents.cached_latents(table, vae, here / "cut", batch_size=8)
+    assert sum(counts) == 60 - 32
+    assert "at image 32 of 60" in capfd.readouterr().out
+    assert np.array_equal(made.mean, wanted.mean) and np.array_equal(made.std, wanted.std)
+    assert torch.equal(made.channel_std, wanted.channel_std)
+    (folder,) = (here / "cut" / "latents").iterdir()
+    os.truncate(folder / "mean.npy", 200)  # a copy cut short: made anew
+    assert np.array_equal(latents.cached_latents(table, vae, here / "cut").mean, wanted.mean)
+
+
+def test_what_is_no_fault_of_the_machine_is_not_explained_away():
+    assert guards.explained(ValueError("x"), {}) is None
+    assert guards.explained(OSError(2, "No such file"), {}) is None
+    assert isinstance(guards.explained(OSError(28, "No space left on device"), {}), UserError)
+
+
+def test_a_lock_is_not_waited_for_after_its_process(here):
+    """Two that start together make the latents once."""
+    from ldm.files import one_at_a_time
+
+    (here / "folder").mkdir()
+
+    def hold():
+        with one_at_a_time(here / "folder"):
+            (here / "held").touch()
+            time.sleep(30)
+
+    pid = os.fork()
+    if pid == 0:
+        hold()
+        os._exit(0)
+    while not (here / "held").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with one_at_a_time(here / "folder"):
+        pass
+
+
+@pytest.mark.slow
+def test_one_corrupt_image_in_a_thousand_is_named_once_and_both_stages_train_and_resume(here, caplog, tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(1000):
+        folder = here / "photos" / f"class-{i % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(folder / f"{i:04}.png")
+    bad = here / "photos" / "class-1" / "0334.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    data = ("data=folder", "data.root=photos", "trainer.max_steps=8")
+    train("vae", *data)
+    assert caplog.text.count("0334.png") == 1
+    train("ldm", *data, "name=whole", "first_stage=photos")
+    words = (*data, "name=cut", "first_stage=photos")
+    assert forked(struck_run("ldm", Task, "training_step", 5, signalled(signal.SIGKILL), *words)) == 137
+    train("ldm", *words, "resume=true")
+    assert_same_run(Path("runs/ldm/whole"), Path("runs/ldm/cut"), 8)
