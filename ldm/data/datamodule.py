@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.order import PositionSampler, index_of
-from ldm.randomness import uniform
+from ldm.randomness import permutation, uniform
 
 
 class Gathers(Protocol):
@@ -33,27 +33,31 @@ class TrainBatches(Dataset):
 
 
 class Rows(Dataset):
-    """Consecutive batches of the first `most` rows, in order: for validation."""
+    """Batches of at most `most` rows, chosen once and for all: for validation.
+
+    They come in a fixed random order, so that a few batches stand for the whole, even where rows are sorted by class.
+    """
 
     def __init__(self, table: Gathers, keys: Collection[str], batch_size: int, most: int):
         self.table, self.keys, self.batch_size = table, tuple(keys), batch_size
-        self.rows = min(most, len(table))
+        self.order = permutation(0, 0, len(table))[:most]
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if i >= len(self):
             raise IndexError(i)
-        index = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, self.rows))
+        position = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.order)))
+        index = self.order[position]
         return self.table.batch(index, self.keys) | {
-            "position": torch.from_numpy(index),
+            "position": torch.from_numpy(position),
             "index": torch.from_numpy(index),
         }
 
 
 class BatchModule(pl.LightningDataModule):
-    """Training batches in the order that (seed, position) fixes, from `position` on; validation on the first rows.
+    """Training batches in the order that (seed, position) fixes, from `position` on; validation on fixed rows.
 
     `batch_size` counts the samples of one batch on all ranks together. Workers are off by default: a gather out of a
     memory map costs less than handing its result from one process to another.

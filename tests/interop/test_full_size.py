@@ -10,7 +10,7 @@ import torch
 
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 
-STEPS, SIDE = 3, 256
+STEPS, SIDE = 4, 256  # steps that divide 1000: else the DDIM of diffusers steps to other levels than it evaluates
 
 OURS = f"""
 import sys, torch, ldm, resource
@@ -44,7 +44,8 @@ def test_stable_diffusion_at_full_size_draws_diffusers_picture_in_no_more_memory
     assert (latents - latent).norm() / latent.norm() < 1e-3
     assert expected.std() > 0.05
     assert -10 * (picture - expected).square().mean().log10() > 45
-    assert ours <= theirs * 1.02
+    print(f"peak {ours / 2**20:.2f} GB, diffusers {theirs / 2**20:.2f} GB")
+    assert ours <= theirs
 
 
 def run(code: str, *arguments: Path) -> int:

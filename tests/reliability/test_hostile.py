@@ -26,7 +26,7 @@ from ldm.images import BadImage, Preprocess
 from ldm.networks import AutoencoderKL
 
 FUZZ = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=50
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), max_examples=35
 )
 
 
@@ -209,7 +209,16 @@ def test_a_config_that_asks_for_too_much_or_for_code_is_refused_before_memory_is
 
 
 def test_nested_json_and_other_content_are_refused(model, tmp_path):
-    for i, config in enumerate([b"[" * 10**5, b"{", b"[]", b"null", b"\xff\xfe", b'{"format": 1, "model": 3}']):
+    whole = json.loads((model / "config.json").read_text())
+    others = [
+        {"format": 1, "model": 3},
+        {"format": 1, "model": {"class": "Preprocess"}},
+        whole | {"preprocess": {"class": "EDM"}},
+        whole | {"preprocess": {"class": "Preprocess", "height": 10**7, "width": 10**7}},
+        whole | {"preprocess": 3},
+    ]
+    contents = [b"[" * 10**5, b"{", b"[]", b"null", b"\xff\xfe", *(json.dumps(other).encode() for other in others)]
+    for i, config in enumerate(contents):
         with pytest.raises(UserError):
             ldm.load(rewritten(model, tmp_path / str(i), config))
 

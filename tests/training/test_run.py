@@ -80,6 +80,9 @@ def test_resuming_finds_the_checkpoint_and_says_when_there_is_none(runs, capsys)
         assert not run.finished
     assert capsys.readouterr().out == ""
     open_run("ldm", "fresh", resume=True, runs_dir=runs).close()
+    assert capsys.readouterr().out == ""  # it begins, and has nothing to say
+    (path / "checkpoints" / "step-00000010.ckpt").write_bytes(b"cut")
+    open_run("ldm", "emoji", resume=True, runs_dir=runs).close()
     assert "step 0" in capsys.readouterr().out
 
 

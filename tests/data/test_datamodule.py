@@ -1,0 +1,61 @@
+"""Batches for training and validation: which samples, in which order, by whom."""
+
+import itertools
+
+import numpy as np
+
+from ldm.data import Table
+from ldm.data.datamodule import BatchModule, Rows, TrainBatches
+from ldm.data.order import index_of
+from ldm.images import Preprocess
+
+
+def table(n: int = 100, **columns) -> Table:
+    labels = {"label": np.arange(n) // 10}  # sorted by class, as folders of classes are
+    return Table(np.zeros((n, 1, 4, 4), np.uint8), labels | columns, Preprocess(1, 4, 4), "key")
+
+
+def module(position: int = 0, batch_size: int = 8) -> BatchModule:
+    made = BatchModule(table(), table(), ["label"], batch_size, seed=3, val_samples=50)
+    made.load_state_dict({"position": position})
+    return made
+
+
+def first(loader, n: int) -> list[dict]:
+    return list(itertools.islice(iter(loader), n))
+
+
+def test_training_goes_on_where_it_stood():
+    whole = first(module().train_dataloader(), 30)
+    assert [b["position"][0].item() for b in whole] == list(range(0, 240, 8))
+    resumed = module(8 * 17)
+    assert resumed.state_dict() == {"position": 8 * 17}
+    for a, b in zip(first(resumed.train_dataloader(), 13), whole[17:], strict=True):
+        assert a["index"].tolist() == b["index"].tolist() == index_of(b["position"].numpy(), 100, 3).tolist()
+        assert a["label"].tolist() == (a["index"] // 10).tolist()
+    seen = np.concatenate([b["index"] for b in whole])[:200].reshape(2, 100)
+    assert (np.sort(seen) == np.arange(100)).all() and (seen[0] != seen[1]).any()
+
+
+def test_alternative_captions_change_from_visit_to_visit():
+    texts = [[f"{i} one way", f"{i} another"] for i in range(4)]
+    batches = TrainBatches(table(4, text=texts), ["text"], seed=0)
+    epochs = [
+        dict(zip(b["index"].tolist(), b["text"], strict=True))
+        for b in (batches[np.arange(4) + 4 * e] for e in range(8))
+    ]
+    assert all(text.startswith(str(i)) for epoch in epochs for i, text in epoch.items())
+    assert all(len({epoch[i] for epoch in epochs}) == 2 for i in range(4))
+    assert batches[np.arange(4)]["text"] == batches[np.arange(4)]["text"]
+
+
+def test_validation_is_the_same_every_time_and_of_all_classes_from_its_first_batches_on():
+    rows = list(module().val_dataloader())
+    assert [len(b["label"]) for b in rows] == [8] * 6 + [2]
+    assert np.concatenate([b["position"] for b in rows]).tolist() == list(range(50))
+    index = np.concatenate([b["index"] for b in rows])
+    assert len(set(index.tolist())) == 50
+    again = np.concatenate([b["index"] for b in module(position=64).val_dataloader()])
+    assert (index == again).all()
+    assert len({label for b in rows[:3] for label in b["label"].tolist()}) >= 7
+    assert len(Rows(table(5), ["label"], 8, 512)) == 1
