@@ -3,8 +3,8 @@
     python benchmarks/mnist.py ROOT [RUN ...]
 
 ROOT holds MNIST as torchvision keeps it; the runs are mnist and ddpm by default. For each run of stage two: the share
-of class-conditional samples that are read as asked, and the Frechet distance between samples and the real test images in
-the classifier's features (not FID, whose features are Inception's).
+of class-conditional samples that are read as asked, and the Frechet distance between samples and the real test images
+in the classifier's features (not FID, whose features are Inception's).
 """
 
 import sys

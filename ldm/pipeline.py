@@ -1,6 +1,7 @@
 """The trained model as its user sees it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,10 @@ class LatentDiffusion(nn.Module):
         """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked
         for."""
         chosen = {k: v for k, v in chosen.items() if v is not None}
-        options = self.sampling | chosen
+        own = self.sampling
+        if chosen.get("sampler", own["sampler"]) != own["sampler"]:  # whose own options another sampler doesn't know
+            own = {k: v for k, v in own.items() if k in (*DEFAULTS, "interval", "rescale")}
+        options = own | chosen
         if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:
             options["spacing"] = None
         return options
@@ -253,14 +257,14 @@ def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 
 
 
 def _as_list(value: Any) -> list:
-    if isinstance(value, (str, int)):
+    if isinstance(value, (str, Integral)):
         return [value]
     return value.tolist() if isinstance(value, Tensor) else list(value)
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + i for i in range(n)]
+    if isinstance(seed, (int, Integral)):
+        return [int(seed) + i for i in range(n)]
     if len(seed) != n:
         raise UserError(f"{len(seed)} seeds for {n} pictures; give one number, or one a picture.")
     return list(seed)

@@ -129,7 +129,6 @@ def test_seeds_count_up_or_are_listed(model):
         model("a cat", n=3, seed=[1, 2])
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="numpy's numbers aren't taken for numbers yet")
 @pytest.mark.parametrize("options", [{"seed": np.int64(7)}, {"seed": 7, "labels": np.int64(3)}], ids=["seed", "label"])
 def test_numbers_of_numpy_are_numbers(model, options):
     wanted = {name: int(value) for name, value in options.items()}
@@ -258,7 +257,6 @@ def test_fewer_steps_leave_the_whole_table():
     assert torch.equal(few, draw(model, labels=[1], steps=5, spacing="uniform"))
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="ddim is refused for the model's own `clip`, ddpm's option")
 def test_another_sampler_leaves_the_options_of_the_models_own():
     assert draw(ddpm_model(), labels=[1], sampler="ddim", steps=5).isfinite().all()
 

@@ -17,7 +17,7 @@ from ldm.diffusion import Denoiser
 from ldm.errors import UserError
 from ldm.loading import load
 from ldm.networks import AutoencoderKL, Identity
-from ldm.registry import build, check, lookup
+from ldm.registry import build, check, lookup, spec_of
 from ldm.training import resume
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
@@ -39,7 +39,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         if folder.finished:
             return
         tables = source.tables(cache_of(config) / "data")
-        first_stage = open_first_stage(first_stage_path, tables[0])
+        first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
         torch.manual_seed(config["seed"])
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0])
         denoiser = build_denoiser(config, first_stage, conditioner)
@@ -59,14 +59,15 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
             depends_on=depends_on,
             **task_options(config),
         )
-        needs = (*(() if whitening else ("image",)), *conditioner.needs)
+        needs = (*(("image",) if isinstance(train, Table) else ()), *conditioner.needs)
         shown = config["samples"]
         pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
         trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
-            loss = float(trainer.callback_metrics["val/loss"])
-            print(f"{folder.path}: {trainer.global_step} steps in {clock}, validation loss {loss:.4f}", flush=True)
+            loss = trainer.callback_metrics.get("val/loss")
+            validation = "" if loss is None else f", validation loss {float(loss):.4f}"
+            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validation}", flush=True)
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
@@ -84,8 +85,11 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
         raise UserError(f"{error} Or name one by first_stage=, or train on pixels by first_stage=identity.") from None
 
 
-def open_first_stage(path: Path | None, table: Table) -> FirstStage:
-    """The frozen first stage, checked against the data that it shall encode."""
+def open_first_stage(path: Path | None, table: Table, named: bool = True) -> FirstStage:
+    """The frozen first stage, checked against the data that it shall encode.
+
+    One of other preprocessing is taken only if it was `named`, not because the data has its name.
+    """
     channels = table.preprocess.channels
     if path is None:
         return Identity(channels)
@@ -97,6 +101,14 @@ def open_first_stage(path: Path | None, table: Table) -> FirstStage:
             f"first_stage={path} takes {vae.in_channels} channels, the data has {channels}; train another one."
         )
     check_images(vae, table)
+    own: Any = spec_of(vae.preprocess) if hasattr(vae, "preprocess") else None
+    given = spec_of(table.preprocess)
+    if own and own != given and not named:
+        differing = ", ".join(f"{k} {own[k]} there, {given[k]} here" for k in own if own[k] != given.get(k))
+        raise UserError(
+            f"{path} was trained on images prepared otherwise ({differing}): name it by first_stage={path.name} if you "
+            "mean it, or train another one."
+        )
     return vae
 
 

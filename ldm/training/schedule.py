@@ -69,6 +69,7 @@ class TimeBudget(pl.Callback):
     def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):
         self.limit, self.started, self.reserve = limit.total_seconds(), started, reserve
         self._times: list[float] = []  # when each optimizer step ended
+        self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.learning_rate.total_steps:
@@ -77,13 +78,18 @@ class TimeBudget(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.learning_rate.total_steps:
             return
-        step = trainer.global_step
-        if step > len(self._times):  # not at every batch, where gradients are accumulated
-            self._times.append(time.monotonic())
-        if step >= MEASURED_STEPS and len(self._times) > 10:
+        step, now = trainer.global_step, time.monotonic()
+        if step > self._step:  # not at every batch, where gradients are accumulated
+            self._step = step
+            self._times.append(now)
+        left = self.limit * (1 - self.reserve) - (now - self.started)
+        if left <= 0:  # too short for measuring
+            self._fix(trainer, pl_module, step)
+        elif step >= MEASURED_STEPS and len(self._times) > 10:
             # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
             seconds_per_step = statistics.median(b - a for a, b in pairwise(self._times))
-            left = self.limit * (1 - self.reserve) - (self._times[-1] - self.started)
-            total = max(step + 1, step + int(left / seconds_per_step))
-            trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps = total
-            trainer.print(f"{1 / seconds_per_step:.2f} steps/s: {total} steps fit into the time given")
+            self._fix(trainer, pl_module, max(step + 1, step + int(left / seconds_per_step)))
+            trainer.print(f"{1 / seconds_per_step:.2f} steps/s: {trainer.max_steps} steps fit into the time given")
+
+    def _fix(self, trainer: pl.Trainer, pl_module: Any, total: int) -> None:
+        trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps = total

@@ -12,6 +12,7 @@ from ldm.images import grid
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.pipeline import sample_prior
+from ldm.randomness import permutation
 from ldm.registry import build
 from ldm.training import resume
 from ldm.training.callbacks import Pictures
@@ -31,7 +32,8 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         torch.manual_seed(config["seed"])
         vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
         check(vae, train)
-        vae.start_from_principal_components(train.batch(np.arange(min(2000, len(train))), ["image"])["image"])
+        if vae.shortcut_in is not None:
+            vae.start_from_principal_components(some_images(train, config["seed"]))
         depends_on = {"data": train.key}
         start = resume.check(folder, config, depends_on)
         folder.save_config(config)
@@ -57,6 +59,12 @@ def check(vae: AutoencoderKL, table: Table) -> None:
         )
 
 
+def some_images(table: Table, seed: int, most_values: int = 2**24) -> Tensor:
+    """Images drawn at random, as many as make 2^24 pixel values, at most 4096: enough for the covariance of patches."""
+    n = max(1, min(4096, len(table), most_values // table.images[0].size))
+    return table.batch(np.sort(permutation(seed, 0, len(table))[:n]), ["image"])["image"]
+
+
 def reconstructions(table: Table, n: int):
     """A function of the task that draws the first `n` images of `table` beside their reconstructions."""
     images = table.batch(np.arange(min(n, len(table))), ["image"])["image"]
@@ -72,10 +80,12 @@ def reconstructions(table: Table, n: int):
 
 def report(task: VAETask, metrics: dict[str, Tensor], train: Table, folder: Any, seed: int) -> None:
     """Prints what stage two will stand on, and writes samples from the prior."""
+    size = (train.preprocess.height, train.preprocess.width)
+    grid(sample_prior(task.average, 64, size, seed), 8).save(folder / "prior.png")
+    if "val/psnr" not in metrics:
+        return  # trainer.limit_val_batches=0
     kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(task.average.latent_channels)]
     print(f"validation: {float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction", flush=True)
     print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
     if dead := [i for i, value in enumerate(kl) if value < 0.01]:
         print(f"channels {dead} carry nothing (KL below 0.01): beta is high for this many latent_channels", flush=True)
-    size = (train.preprocess.height, train.preprocess.width)
-    grid(sample_prior(task.average, 64, size, seed), 8).save(folder / "prior.png")
