@@ -109,7 +109,7 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
         ("train_ldm", ["network.chanels=3"], "Did you mean 'channels'?"),
         ("train_ldm", ["trainer.max_step=3"], "Did you mean 'max_steps'?"),
         ("train_ldm", ["optimizer.lrr=3"], "Did you mean 'lr'?"),
-        ("train_ldm", ["diffusion.parameterization.tmax=3"], "Did you mean 't_max'?"),
+        ("train_ldm", ["diffusion=flow", "diffusion.parameterization.tmax=3"], "Did you mean 't_max'?"),
         ("train_ldm", ["diffusion.sampling.etta=1"], "Did you mean 'eta'?"),
         ("train_ldm", ["checkpoint.every_n_step=1"], "Did you mean 'every_n_steps'?"),
         ("train_ldm", ["seed=abc"], "give a number"),
@@ -220,7 +220,7 @@ def test_help_names_groups_choices_and_options(capsys, script):
     cli.run(script, ["--help"])
     text = capsys.readouterr().out
     assert f"python {script}.py" in text
-    wanted = {"train_vae": ["emoji*", "kl_f8", "beta:"], "train_ldm": ["flow*", "edm", "first_stage:"]}
+    wanted = {"train_vae": ["emoji*", "kl_f8", "beta:"], "train_ldm": ["edm*", "flow", "first_stage:"]}
     assert all(word in text for word in wanted.get(script, ["run: ???", "guidance:"]))
 
 

@@ -134,8 +134,9 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 
 def _pipeline(folder: Path) -> nn.Module:
     index = read_json(folder / "model_index.json")
-    parts = {name: value for name, value in index.items() if isinstance(value, list) and name != "_class_name"}
-    present = {name for name, (library, _) in parts.items() if library is not None}
+    # A part is [library, class]; a pipeline class of its own is [module, class] under _class_name, and options aren't pairs.
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
+    present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
     known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "safety_checker",
              "feature_extractor"}  # fmt: skip
     if extra := sorted(present - known):

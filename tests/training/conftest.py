@@ -36,14 +36,14 @@ def one_thread():
 @pytest.fixture(scope="session")
 def config():
     """A function from a script and its words to the plain dict that its `main` gets."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
 
-        def make(script: str, runs: Path, *words: str) -> dict:
-            base = {"train_vae": VAE, "train_ldm": LDM}[script]
-            _, options = overrides.prepare([*base, f"runs_dir={runs}", *words], group_names())
+    def make(script: str, runs: Path, *words: str) -> dict:
+        base = {"train_vae": VAE, "train_ldm": LDM}[script]
+        _, options = overrides.prepare([*base, f"runs_dir={runs}", *words], group_names())
+        with initialize_config_dir(str(CONF), version_base="1.3"):  # Hydra is global: not longer than needed
             return OmegaConf.to_container(compose(script, options)[0], resolve=True)
 
-        yield make
+    return make
 
 
 @pytest.fixture(scope="session")
