@@ -200,7 +200,7 @@ def _width(path: str) -> int:
         width = config.get("hidden_size") or config.get("d_model") or config.get("text_config", {}).get("hidden_size")
         if width:
             return int(width)
-    raise UserError(f"FrozenText can't read off '{path}' how wide its states are: name a local folder, or give dim=.")
+    raise UserError(f"there is no text encoder at '{path}' whose width can be read: name its folder, or give dim=.")
 
 
 def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

@@ -134,7 +134,7 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 
 def _pipeline(folder: Path) -> nn.Module:
     index = read_json(folder / "model_index.json")
-    # A part is [library, class]; a pipeline class of its own is [module, class] under _class_name, and options aren't pairs.
+    # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
     known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "safety_checker",
