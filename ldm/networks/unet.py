@@ -57,7 +57,7 @@ class UNet(nn.Module):
 
     `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
     more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
-    middle always does). Every width must be a multiple of 2^0.. `groups` (by default 32 or what divides the base
+    middle always does). Every width must be a multiple of `groups` (by default 32 or what divides the base
     width). A `patch` of p moves p x p places into channels before the first convolution and back after the last one.
     Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size, and what
     doesn't fill a patch is filled with zeros and cut off again.
