@@ -9,12 +9,14 @@ import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import ldm
 from ldm import overrides
 from ldm.cli_config import CONF, checked, each_job, explain, group_names, swept_values
 from ldm.errors import UserError, did_you_mean
@@ -61,7 +63,9 @@ def main() -> None:
     """`ldm COMMAND ...`: the same as the script of that name."""
     commands = {script.replace("_", "-"): script for script in WORK}
     word = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if word in ("--help", "-h"):
+    if word == "--version":
+        print(f"ldm {ldm.__version__}")
+    elif word in ("--help", "-h"):
         print(f"usage: ldm {'|'.join(commands)} [KEY=VALUE ...]\n\n`ldm COMMAND --help` lists a command's options.")
     elif word in commands:
         run(commands[word], sys.argv[2:])
@@ -75,7 +79,7 @@ def run(script: str, words: list[str] | None = None) -> None:
     if "--help" in words or "-h" in words:
         from ldm.cli_help import help_text
 
-        print(help_text(script, CONF))
+        print(help_text(script, CONF, _program(script)))
         return
     try:
         _run_hydra(script, words)
@@ -83,6 +87,12 @@ def run(script: str, words: list[str] | None = None) -> None:
         sys.exit(_report(str(error)))
     except KeyboardInterrupt:
         sys.exit(_report("stopped.", 130))
+
+
+def _program(script: str) -> str:
+    """How `script` was called: by its own name in a clone, as a command of `ldm` from a wheel."""
+    called_ldm = Path(sys.argv[0]).stem == "ldm"
+    return f"ldm {script.replace('_', '-')}" if called_ldm else f"python {script}.py"
 
 
 def _run_hydra(script: str, words: list[str]) -> None:

@@ -8,6 +8,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,6 +104,23 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
     if config.get("modules"):
         _import_modules(config)
     _check_section(config, _reference(script, choices), "")
+    return hurried(config, int(os.environ.get("LDM_FAST") or 0))
+
+
+def hurried(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The config cut down to a trial of at most `steps` training and sampling steps; 0 leaves it as it is.
+
+    The environment variable LDM_FAST gives the number: with it every command line of the documentation runs in seconds,
+    through all of its code, for a result that is worth nothing.
+    """
+    if steps and "trainer" in config:
+        given = config["trainer"].get("max_steps") or -1
+        fewer = min(given, steps) if given > 0 else steps
+        config["trainer"] |= {"max_steps": fewer, "max_time": None, "limit_val_batches": 1}
+        config["samples"]["n"] = min(config["samples"]["n"], 2)
+    elif steps:
+        cut = {"steps": steps} if config.get("stage") == "ldm" else {}
+        config |= {key: value for key, value in (cut | {"n": min(config.get("n") or 4, 4)}).items() if key in config}
     return config
 
 
@@ -180,7 +198,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _load_classes() -> None:
     """Makes our own classes known to the registry."""
-    for package in ("ldm.data", "ldm.networks", "ldm.conditioning", "ldm.diffusion"):
+    for package in (
+        "ldm.data",
+        "ldm.networks",
+        "ldm.conditioning",
+        "ldm.diffusion",
+        "ldm.training.finetune_kinds",
+    ):
         importlib.import_module(package)
 
 

@@ -25,13 +25,13 @@ EXAMPLES = {
 }
 
 
-def help_text(script: str, conf: Path) -> str:
-    """What `script` does, how it is called, and what can be chosen."""
+def help_text(script: str, conf: Path, program: str) -> str:
+    """What `script` does, how it is called (`program`), and what can be chosen."""
     text = (conf / f"{script}.yaml").read_text()
     defaults, options = _split(text)
     about = re.match(r"# (.*)", text)
-    parts = [about[1] if about else "", "", f"usage: python {script}.py [-m] [KEY=VALUE ...]", ""]
-    parts += [f"  python {script}.py {example}" for example in EXAMPLES[script]]
+    parts = [about[1] if about else "", "", f"usage: {program} [-m] [KEY=VALUE ...]", ""]
+    parts += [f"  {program} {example}" for example in EXAMPLES[script]]
     groups = [_group(conf, name, default) for name, default in re.findall(r"^  - (\w+): (\w+)", defaults, re.MULTILINE)]
     if groups:
         parts += ["", "Groups, as GROUP=CHOICE (* is the default):", "", *groups]
