@@ -51,8 +51,55 @@ class Middle(nn.Module):
         return self.resnets[1](x, embedding)
 
 
+class Encoder(nn.Module):
+    """What a U-Net and its ControlNets compute alike: the embedding, the way down and the middle."""
+
+    in_channels: int
+    concat_channels: int
+    patch: int
+    widths: list[int]
+    conv_in: nn.Conv2d
+    time_embedding: TimestepEmbedding
+    class_embedding: nn.Linear | None
+    down_blocks: Any
+    mid_block: Middle
+
+    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
+        """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
+        features = timestep_embedding(c_noise, self.widths[0]).to(self.conv_in.weight.dtype)
+        embedding = self.time_embedding(features)  # (B, E)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(cond.vector)
+        return F.silu(embedding)
+
+    def encode(
+        self, x: Tensor, embedding: Tensor, cond: Cond, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The way down and the middle: its output, and the skips in the order they arose.
+
+        `hint`, a ControlNet's, is added to the first features.
+        """
+        if self.concat_channels:
+            assert cond.concat is not None, "this network was built with concat_channels"
+            x = torch.cat([x, cond.concat], 1)
+        if self.patch > 1:
+            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+            x = F.pixel_unshuffle(x, self.patch)  # (B, C p^2, h/p, w/p)
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        h = h if hint is None else h + hint
+        skips = [h]
+        for level in self.down_blocks:
+            for i in range(len(level.resnets)):
+                h = level.block(i, h, embedding, cond)
+                skips.append(h)
+            if level.downsamplers is not None:
+                h = level.downsamplers[0](h)
+                skips.append(h)
+        return self.mid_block(h, embedding, cond), skips
+
+
 @register
-class UNet(nn.Module):
+class UNet(Encoder):
     """Residual blocks at falling, then rising resolution, with skips between equals and attention where asked.
 
     `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
@@ -113,7 +160,7 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
         self.class_embedding = nn.Linear(vector_dim, embed_dim, vector_bias) if vector_dim else None
-        self.down_blocks: Any = nn.ModuleList()
+        self.down_blocks = nn.ModuleList()
         skips = [widths[0]]
         for i, width in enumerate(widths):
             before = widths[max(i - 1, 0)]
@@ -155,33 +202,6 @@ class UNet(nn.Module):
                 h = level.upsamplers[0](h, skips[-1].shape[2:])
         out = self.conv_out(F.silu(self.conv_norm_out(h)))
         return F.pixel_shuffle(out, self.patch)[..., : x.shape[2], : x.shape[3]] if self.patch > 1 else out
-
-    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
-        features = timestep_embedding(c_noise, self.widths[0]).to(self.conv_in.weight.dtype)
-        embedding = self.time_embedding(features)  # (B, E)
-        if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(cond.vector)
-        return F.silu(embedding)
-
-    def encode(self, x: Tensor, embedding: Tensor, cond: Cond) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle: its output, and the skips in the order they arose."""
-        if self.concat_channels:
-            assert cond.concat is not None, "this network was built with concat_channels"
-            x = torch.cat([x, cond.concat], 1)
-        if self.patch > 1:
-            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
-            x = F.pixel_unshuffle(x, self.patch)  # (B, C p^2, h/p, w/p)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = [h]
-        for level in self.down_blocks:
-            for i in range(len(level.resnets)):
-                h = level.block(i, h, embedding, cond)
-                skips.append(h)
-            if level.downsamplers is not None:
-                h = level.downsamplers[0](h)
-                skips.append(h)
-        return self.mid_block(h, embedding, cond), skips
 
 
 def _per_level(value, levels: int, name: str) -> list:
