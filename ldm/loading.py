@@ -1,6 +1,7 @@
 """`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,31 @@ from torch import nn
 
 import ldm.pipeline  # noqa: F401  registers the classes that files name
 from ldm import artifact, interop
-from ldm.conditioning import FrozenText
+from ldm.adapters import Adapter
+from ldm.cascade import cascade
+from ldm.conditioning import FrozenText, ImageEmbedding
 from ldm.errors import UserError
 from ldm.files import is_whole, record_of
 
 
-def load(path: str | Path, device: str | torch.device | None = None, **options: Any) -> Any:
+def load(path: str | Path | Sequence[str | Path], device: str | torch.device | None = None, **options: Any) -> Any:
     """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
     folder of diffusers, or a single-file checkpoint of CompVis's kind (Stable Diffusion 1 and 2).
 
     Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the
-    CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`.
+    CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`. Several paths make a
+    cascade: the first model draws, the others enlarge.
     """
+    if not isinstance(path, (str, Path)):
+        return cascade([load(one) for one in path], device or "cpu")
     path, device = Path(path), device or "cpu"
     if path.is_file() and interop.is_single_file(path):
         return interop.load_single_file(path, **options).to(device)
     if options:
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
-        return _from_checkpoint(path).to(device)
+        model = _from_checkpoint(path)
+        return _on_base(model, path.parent.parent / "model", path).to(device)
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
     if not whole and interop.is_diffusers(path):
         return interop.load_folder(path).to(device)
@@ -35,14 +42,25 @@ def load(path: str | Path, device: str | torch.device | None = None, **options: 
         if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():
             model = artifact.load(folder, device)
             for module in model.modules():
-                if isinstance(module, FrozenText):
+                if isinstance(module, (FrozenText, ImageEmbedding)):
                     module.locate(folder)
-            return model
+            return _on_base(model, folder, path).to(device)
     if (path / "checkpoints").is_dir():
         raise UserError(
             f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
         )
     raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.")
+
+
+def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
+    """The model; of an adapter, its base with the adapter on: found by the path that the adapter's `folder` records,
+    and known by its hash."""
+    if not isinstance(model, Adapter):
+        return model
+    base = load(model.find_base(folder))
+    name = path.parent if path.name == "model" else path
+    base.put_on(model, name.stem if path.is_file() else name.name, where=str(path))
+    return base
 
 
 def _from_checkpoint(path: Path) -> nn.Module:

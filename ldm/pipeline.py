@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import Conditioner
-from ldm.diffusion import Denoiser, get_sampler, guided
+from ldm.adapters import Adaptable
+from ldm.conditioning import Asked, Conditioner, LowRes, ask
+from ldm.diffusion import Denoiser, get_sampler, mixed
 from ldm.diffusion.inpainting import keeping
-from ldm.editing import Start, read_images, read_masks
+from ldm.editing import Start, read_images, read_maps, read_masks, resized
 from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Identity
@@ -22,7 +23,7 @@ DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0,
 
 
 @register
-class LatentDiffusion(nn.Module):
+class LatentDiffusion(Adaptable, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:
@@ -42,7 +43,7 @@ class LatentDiffusion(nn.Module):
     ):
         super().__init__()
         self.first_stage, self.denoiser, self.conditioner = first_stage, denoiser, conditioner
-        self.preprocess = preprocess
+        self.preprocess, self.adapters = preprocess, {}
         self.sampling = DEFAULTS | dict(sampling or {})
         self.register_buffer("latent_mean", torch.zeros(first_stage.latent_channels))
         self.register_buffer("latent_std", torch.ones(first_stage.latent_channels))
@@ -57,6 +58,8 @@ class LatentDiffusion(nn.Module):
         prompt: str | Sequence[str] | None = None,
         *,
         labels: Sequence[int | str] | None = None,
+        map: Any = None,
+        embed_image: Any = None,
         negative: str | Sequence[str] | None = None,
         n: int = 1,
         steps: int | None = None,
@@ -68,30 +71,39 @@ class LatentDiffusion(nn.Module):
         strength: float | None = None,
         mask: Any = None,
         feather: int = 0,
+        pad: int | Sequence[int] | None = None,
+        noise_level: float | None = None,
         batch_size: int = 32,
         output: str = "pil",
         on_step: Callable[[int, int, Tensor], None] | None = None,
         **sampler_options: Any,
     ) -> Any:
-        """`n` pictures of each prompt or label.
+        """`n` pictures of each prompt, label or map.
 
         Picture i draws its start and every step's noise from a generator of its own, seeded with seed + i (or seed[i]):
         it is the same picture whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations.
-        `negative` takes the place of the null condition.
+        It may be a scale for each condition, `{"text": 3, "map": 1.5}`: see `Asked.weighted`. `negative` takes the
+        place of the null caption.
+
+        `map` is an image or array of class ids, `embed_image` a picture whose meaning is to be drawn: for models that
+        were trained with them, as are `labels`.
 
         `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`,
         from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the steps that is run. With a
         `mask`, white where something new shall be drawn, all else is kept exactly, over `feather` pixels blended;
-        strength is then 1 unless given.
+        strength is then 1 unless given. `pad` adds a margin to be drawn: pixels, or (left, top, right, bottom). For a
+        model of super-resolution `image` is the low resolution, which gets noise of `noise_level`.
 
         `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
         W, C) uint8.
         """
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}
-        start = self.start(image, strength, mask, feather)
+        shown = {"image": image, "strength": strength, "mask": mask, "feather": feather, "pad": pad}
+        start, pictures = self.read(**shown, map=map, embed_image=embed_image, noise_level=noise_level, size=size)
+        given |= pictures
         images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, **chosen)
-        return _as_output(images, output, self.preprocess)
+        return as_output(images, output, self.preprocess)
 
     @torch.inference_mode()
     def draw(
@@ -107,29 +119,84 @@ class LatentDiffusion(nn.Module):
         **options: Any,
     ) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`."""
-        batch, count = self._conditions(given, n)
-        null = self._negatives(negative, count)
+        height, width = self._size(given, start, size)
+        asked = ask(self.conditioner, given, n, negative, (height, width))
+        count = asked.count
         if start is not None:
-            start, size = start.repeated(count), (start.image.shape[2], start.image.shape[3])
-        seeds, size = _seeds(seed, count), self._latent_size(size)
-        options = self._options(options)
+            start = start.repeated(count)
+            if start.mask is not None and self.fills:
+                asked = asked.to_fill(start.image, start.mask)
+        seeds, options = _seeds(seed, count), self._options(options)
+        latent_size = height // self.first_stage.factor, width // self.first_stage.factor
         pictures = []
         for rows in torch.arange(count).split(batch_size):
             some = [seeds[i] for i in rows.tolist()]
             begun = start and start.take(rows)
-            pictures.append(self._sample(_take(batch, rows), _take(null, rows), some, size, options, on_step, begun))
+            pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun))
         return torch.cat(pictures)
 
-    def start(self, image: Any, strength: float | None = None, mask: Any = None, feather: int = 0) -> Start | None:
+    def read(
+        self,
+        *,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        feather: int = 0,
+        pad: int | Sequence[int] | None = None,
+        map: Any = None,
+        embed_image: Any = None,
+        noise_level: float | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> tuple[Start | None, dict[str, list]]:
+        """Pictures that `generate` was given: what to begin from, and conditions by column for `draw`.
+
+        An image is what to begin from, except for a model that was trained to enlarge it.
+        """
+        given: dict[str, list] = {}
+        if image is not None and self.scale > 1:
+            if strength is not None or mask is not None or pad is not None:
+                raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
+            small = resized(self.preprocess, self.preprocess.height // self.scale, self.preprocess.width // self.scale)
+            given["low_res"] = list(read_images(image, small))
+            image = None
+        start = self.start(image, strength, mask, feather, pad)
+        if noise_level is not None:
+            given["noise_level"] = [noise_level]
+        if embed_image is not None:
+            given["embed_image"] = list(read_images(embed_image, self.preprocess))
+        if map is not None:
+            given["map"] = read_maps(map, resized(self.preprocess, *self._size(given, start, size)))
+        return start, given
+
+    def start(
+        self,
+        image: Any,
+        strength: float | None = None,
+        mask: Any = None,
+        feather: int = 0,
+        pad: int | Sequence[int] | None = None,
+    ) -> Start | None:
         """What `generate` shall begin from, read and checked; None without an image."""
         if image is None:
-            if strength is not None or mask is not None:
-                raise UserError("strength and mask need an image to start from.")
+            if strength is not None or mask is not None or pad is not None:
+                raise UserError("strength, mask and pad need an image to start from.")
             return None
         device = self.latent_mean.device
         images = read_images(image, self.preprocess).to(device)
         masks = None if mask is None else read_masks(mask, self.preprocess).to(device)
-        return Start(images, masks, (0.8 if mask is None else 1.0) if strength is None else strength, feather)
+        if strength is None:
+            strength = 0.8 if mask is None and pad is None else 1.0
+        return Start(images, masks, strength, feather).padded(pad)
+
+    @property
+    def fills(self) -> bool:
+        """Whether it was trained to fill a masked image."""
+        return "mask" in self.conditioner.takes
+
+    @property
+    def scale(self) -> int:
+        """How many times larger it makes an image; 1: no model of super-resolution."""
+        return next((part.scale for part in self.conditioner.parts.values() if isinstance(part, LowRes)), 1)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -148,35 +215,13 @@ class LatentDiffusion(nn.Module):
         """
         from ldm.interop.export import export
 
-        return export(self, out, to)
+        return export(self.bare("export"), out, to)
 
     def whiten(self, latents: Tensor) -> Tensor:
         return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)
 
     def unwhiten(self, latents: Tensor) -> Tensor:
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
-
-    def _conditions(self, given: Mapping[str, list], n: int) -> tuple[dict[str, Any], int]:
-        """The batch of all pictures' conditions, each `n` times, and how many there are."""
-        lengths = {len(values) for values in given.values()}
-        if len(lengths) > 1:
-            raise UserError(f"the conditions differ in number: { {k: len(v) for k, v in given.items()} }.")
-        batch = self.conditioner.parse(given)
-        count = n * (lengths.pop() if lengths else 1)
-        if count < 1:
-            raise UserError("nothing to draw: give n of at least 1 and at least one prompt or label.")
-        return _take(batch, torch.arange(count // n).repeat_interleave(n)), count
-
-    def _negatives(self, negative: str | Sequence[str] | None, count: int) -> dict[str, Any]:
-        """The batch of what guidance leads away from: the null condition, or the negative prompt."""
-        null = _take(self.conditioner.parse({}), torch.zeros(count, dtype=torch.long))
-        if negative is None:
-            return null
-        texts = _as_list(negative)
-        if len(texts) not in (1, count):
-            raise UserError(f"{len(texts)} negative prompts for {count} pictures; give one, or one a picture.")
-        parsed = self.conditioner.parse({"text": texts * (count // len(texts))})
-        return null | {"text": parsed["text"]}
 
     def _options(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked
@@ -190,17 +235,24 @@ class LatentDiffusion(nn.Module):
             options["spacing"] = None
         return options
 
-    def _latent_size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        height, width = (
-            (size, size) if isinstance(size, int) else size or (self.preprocess.height, self.preprocess.width)
-        )
+    def _size(
+        self, given: Mapping[str, list], start: Start | None, size: int | tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """Height and width in pixels: those of what is given, else as asked, else as trained."""
+        if start is not None:
+            height, width = start.image.shape[2], start.image.shape[3]
+        elif given.get("low_res"):
+            height, width = (self.scale * side for side in given["low_res"][0].shape[1:])
+        elif isinstance(size, int):
+            height, width = size, size
+        else:
+            height, width = size or (self.preprocess.height, self.preprocess.width)
         check_size(height, width, self.first_stage.factor)
-        return height // self.first_stage.factor, width // self.first_stage.factor
+        return height, width
 
     def _sample(
         self,
-        batch: dict[str, Any],
-        null: dict[str, Any],
+        asked: Asked,
         seeds: list[int],
         size: tuple[int, int],
         options: dict[str, Any],
@@ -212,21 +264,16 @@ class LatentDiffusion(nn.Module):
         options = dict(options)
         name, steps, spacing = options.pop("sampler"), options.pop("steps"), options.pop("spacing")
         sigmas = self.denoiser.parameterization.grid(steps, spacing, shift=options.pop("shift"))
-        denoise = guided(
-            self.denoiser,
-            self.conditioner(batch),
-            self.conditioner(null),
-            options.pop("guidance"),
-            interval=options.pop("interval", None),
-            rescale=options.pop("rescale", 0.0),
-        )
+        conds, weights = asked.weighted(options.pop("guidance"), self.encode, seeds)
+        interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
+        denoise = mixed(self.denoiser, conds, weights, interval=interval, rescale=rescale)
         run = get_sampler(name, **options)
         x = noise()
         if start is not None:
             known = self.encode(start.image)
             sigmas = sigmas[round((1 - start.strength) * steps) :]
             x = x * sigmas[0].item() + (known if start.strength < 1 else 0)
-            if start.mask is not None:
+            if start.mask is not None and not self.fills:
                 denoise = keeping(denoise, known, start.kept_latents(known.shape[2:]), noise())
         else:
             x = x * sigmas[0].item()
@@ -270,14 +317,8 @@ def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
     return list(seed)
 
 
-def _take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The given rows of every column."""
-    return {
-        k: v[rows.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()
-    }
-
-
-def _as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
+def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
+    """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np": see `LatentDiffusion.generate`."""
     if output == "pt":
         return images
     if output == "np":

@@ -9,8 +9,8 @@ from ldm import registry
 from ldm.cli_config import CONF, checked, compose
 
 GROUPS = {
-    "train_vae": ["data", "vae", "trainer", "logger"],
-    "train_ldm": ["data", "network", "conditioner", "diffusion", "trainer", "logger"],
+    "train_vae": ["data", "vae", "trainer", "logger", "sweep", "launcher"],
+    "train_ldm": ["data", "network", "conditioner", "diffusion", "trainer", "logger", "finetune", "sweep", "launcher"],
 }
 
 
@@ -38,6 +38,7 @@ def hydra():
 @pytest.mark.parametrize(("script", "options"), cases())
 def test_every_choice_is_valid(script, options):
     open_values = ["++data.root=x"] if options[0] in ("data=folder", "experiment=folder") else []
+    open_values += ["++word=x"] if "finetune=textual_inversion" in options else []
     checked(script, *compose(script, [*options, *open_values]))
 
 

@@ -50,7 +50,7 @@ class Checkpoints(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
         if trainer.is_global_zero and self._model_saved != trainer.global_step:  # killed before it got to this
-            artifact.save(pl_module.model(), self.folder.model)
+            artifact.save(pl_module.saved(), self.folder.model)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, Stopped) and not exception.at_once:
@@ -65,7 +65,7 @@ class Checkpoints(pl.Callback):
         trainer.save_checkpoint(self.folder.checkpoints / f"step-{step:08d}.ckpt")
         self._saved = step
         if trainer.is_global_zero:
-            artifact.save(pl_module.model(), self.folder.model)
+            artifact.save(pl_module.saved(), self.folder.model)
             self._model_saved = step
             for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
                 if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:

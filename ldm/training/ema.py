@@ -15,13 +15,15 @@ def ramp(step: int, decay: float) -> float:
 
 
 def clone(module: M) -> M:
-    """The network that holds the average: a frozen copy in eval mode."""
-    return deepcopy(module).eval().requires_grad_(False)
+    """The network that holds the average: a frozen copy in eval mode, which shares what doesn't train."""
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return deepcopy(module, shared).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def update(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * module over all parameters at once; buffers are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+    """average <- decay * average + (1 - decay) * module over all parameters that train; buffers are copied."""
+    pairs = [(a, p) for a, p in zip(average.parameters(), module.parameters(), strict=True) if p.requires_grad]
+    torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
     for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(buffer)

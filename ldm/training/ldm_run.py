@@ -31,6 +31,10 @@ Tables = tuple[Table, Table]
 
 def main(config: dict[str, Any], job: str | None = None) -> None:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
+    if config.get("finetune"):
+        from ldm.training import finetune_run
+
+        return finetune_run.main(config, job)
     clock = Clock()
     import_modules(config)
     source = build(config["data"], "data")
@@ -72,6 +76,12 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
     """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
+    if config.get("finetune"):
+        from ldm.training import finetune_run
+
+        return finetune_run.precheck(config)
+    if config.get("base"):
+        raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
     wanted = config["first_stage"]
     if wanted == "identity":
         return None

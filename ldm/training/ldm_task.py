@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Conditioner
@@ -39,11 +40,28 @@ class DiffusionTask(Task):
         self.register_buffer("latent_std", whitening[1])
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        training, conditioner, position = network is self.trained, network["conditioner"], batch["position"]
+        training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
-        cond = conditioner(batch, conditioner.coins(seed, position) if training else None)
+        cond = self.condition(batch, network, seed, training)
         loss = diffusion_loss(network["denoiser"], cond, self.latents(batch, seed), seed, position).mean()
         return loss, {"loss": loss}
+
+    def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
+        """The batch's conditions, some of them dropped in training.
+
+        Where one is made of pixels and latents (inpainting's masked image), the first stage encodes here, in the loop.
+        """
+        conditioner = network["conditioner"]
+        batch = conditioner.prepare(batch, self.encode, seed)
+        return conditioner(batch, conditioner.coins(seed, batch["position"]) if training else None)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to whitened latents, the posterior's mean."""
+        return self.whiten(self.first_stage.encode(images).mode())
+
+    def whiten(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
         """A whitened draw of each sample's posterior, (B, C, h, w)."""
@@ -52,7 +70,7 @@ class DiffusionTask(Task):
         else:  # latents=online
             posterior = self.first_stage.encode(batch["image"])
         draw = posterior.sample(normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:])))
-        return (draw - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
+        return self.whiten(draw)
 
     def assemble(self, trained: Any) -> LatentDiffusion:
         model = LatentDiffusion(
@@ -65,5 +83,7 @@ class DiffusionTask(Task):
 def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, position: Tensor) -> Tensor:
     """The loss of each sample, (B,), at a noise and a noise level that (seed, position) fix."""
     noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
+    if denoiser.offset_noise:
+        noise = noise + denoiser.offset_noise * normal(seed, "offset noise", position, (x0.shape[1], 1, 1))
     sigma = denoiser.noise.sigma(low_discrepancy(seed, "sigma", position), denoiser.parameterization)
     return denoiser.loss(x0, noise, sigma, cond)

@@ -55,6 +55,10 @@ class Task(pl.LightningModule):
         """The model with the average weights, ready to sample or save."""
         return self.assemble(self.average)
 
+    def saved(self) -> nn.Module:
+        """What the run's model folder holds: the model, or of a fine-tuned one what was put on its base."""
+        return self.model()
+
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Lightning's own count of steps, by which it logs, is one off after some resumes
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
@@ -91,7 +95,7 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
-        model = self.model()
+        model = self.saved()
         places = {tensor.data_ptr(): name for name, tensor in self.state_dict().items()}
         checkpoint["ldm_model"] = artifact.describe(model)
         checkpoint["ldm_weights"] = {name: places[tensor.data_ptr()] for name, tensor in model.state_dict().items()}

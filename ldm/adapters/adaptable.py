@@ -1,0 +1,29 @@
+"""The side of the model that adapters are put on."""
+
+from typing import Any
+
+from ldm.adapters.base import Adapter
+from ldm.errors import UserError
+
+
+class Adaptable:
+    """A model that keeps a list of what was put on it: `adapters`, by name, each with its scale."""
+
+    adapters: dict[str, tuple[Adapter, float]]
+    base_hash: str | None = None  # of the model as it was loaded, before anything was put on it
+
+    def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
+        """Puts an adapter on, under a name of its own. Refuses one of another base unless forced."""
+        if name in self.adapters:
+            raise UserError(f"there is an adapter '{name}' on this model already: give another name=.")
+        adapter.check_base(self, where or name, force)
+        adapter.attach(self, name, scale)
+        self.adapters[name] = (adapter, scale)
+
+    def bare(self, what: str) -> Any:
+        """The model, if nothing is on it that its file wouldn't hold."""
+        if self.adapters:
+            raise UserError(
+                f"{what}: {', '.join(self.adapters)} would be lost; merge_lora() makes a LoRA part of the model."
+            )
+        return self

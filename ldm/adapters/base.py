@@ -1,0 +1,79 @@
+"""What adapters have in common: the base that they belong to, and their model folder."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ldm import artifact
+from ldm.errors import UserError
+
+
+class Adapter(nn.Module):
+    """Weights that change a base model, in a model folder of their own (`ldm.artifact`): the base's are not in it.
+
+    A subclass is registered, keeps its weights as parameters, and puts them on a model by `attach(model, name, scale)`,
+    which may be called once a name. `base` is plain data, `{"hash": ..., "path": ...}`: `artifact.model_hash` of the
+    model that it was trained on, and where that lay, seen from the adapter's model folder or absolute. An adapter of
+    unknown origin (a file of another tool's) has none and is put on whatever its shapes fit.
+    """
+
+    def __init__(self, base: Mapping[str, str] | None = None):
+        super().__init__()
+        self.base = dict(base or {})
+
+    def attach(self, model: Any, name: str, scale: float) -> None:
+        raise NotImplementedError
+
+    def check_base(self, model: Any, where: str, force: bool = False) -> None:
+        """Refuses a model that isn't the base, unless forced."""
+        wanted, found = self.base.get("hash"), hash_of(model)
+        if wanted and wanted != found and not force:
+            raise UserError(
+                f"{where} was trained on another base (hash {wanted[:12]}, {self.base.get('path', 'path unknown')}; "
+                f"this model's is {found[:12]}): load that one, or force=True if you mean it."
+            )
+
+    def find_base(self, folder: Path) -> Path:
+        """Where the base lies, for an adapter in the model folder `folder`. Raises UserError if it isn't there."""
+        path = self.base.get("path")
+        if not path:
+            raise UserError(f"{folder} is an adapter that names no base: load a base, then put it on.")
+        found = Path(os.path.normpath(folder / path))
+        if not found.exists():
+            raise UserError(
+                f"{folder} is an adapter of the base {found} (hash {self.base.get('hash', '')[:12]}), which isn't "
+                "there: load the base from where it is, then put the adapter on with load_lora or load_controlnet."
+            )
+        return found
+
+
+def hash_of(model: Any) -> str:
+    """The hash that names a base: of the model as it was loaded, whatever has been put on it since."""
+    if getattr(model, "base_hash", None) is None:
+        model.base_hash = artifact.model_hash(model)
+    return model.base_hash
+
+
+def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
+    """What an adapter in the model folder `folder` records of its base `model`, which lies at `path`.
+
+    The path is a relative one where both lie in the same tree, so that a tree of runs can be moved.
+    """
+    path, folder = path.expanduser().resolve(), folder.expanduser().resolve()
+    near = len(Path(os.path.commonpath([path, folder])).parts) > 1
+    return {"hash": hash_of(model), "path": Path(os.path.relpath(path, folder) if near else path).as_posix()}
+
+
+def read(path: str | Path) -> Adapter:
+    """The adapter in a run folder, a model folder or a checkpoint of a run."""
+    path = Path(path).expanduser()
+    for folder in (path, path / "model"):
+        if (folder / "manifest.json").is_file():
+            adapter = artifact.load(folder)
+            if not isinstance(adapter, Adapter):
+                raise UserError(f"{path} holds a whole {type(adapter).__name__}, which is no adapter: load it itself.")
+            return adapter
+    raise UserError(f"there is no adapter at {path}: name a run, its model/ folder or a .safetensors file.")

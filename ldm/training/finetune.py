@@ -1,0 +1,104 @@
+"""What a kind of fine-tuning says: what trains, what it reads, and what comes out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ldm.conditioning import ClassLabel
+from ldm.data.table import Table
+from ldm.errors import UserError
+from ldm.networks import Cond
+from ldm.pipeline import LatentDiffusion
+
+Tables = tuple[Table, Table]
+
+
+class Finetune:
+    """A kind of fine-tuning: subclass, `@register`, and name the class in a conf/finetune/NAME.yaml.
+
+    `finetune_run` loads the base, makes latents with the base's own first stage, preprocessing and whitening, and asks
+    in this order:
+
+    - `check(model, tables)`: raises UserError before any work, if base and data don't suit;
+    - `prepare(model)`: changes the loaded base in place so that it trains: puts new modules in, and sets
+      `requires_grad` on exactly what trains (everything comes frozen). Everything must lie under `model.denoiser` or
+      `model.conditioner` (a ControlNet wraps `model.denoiser.network`). At step 0 the model's outputs must be the
+      base's. Torch's generator has been seeded. Frozen parameters are shared with the average model, not copied, and
+      kept out of checkpoints;
+    - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
+    - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
+      `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
+      `ldm.randomness` with (seed, batch["position"]);
+    - `pictures(val, n, seed)`: what the samples show while training;
+    - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
+      `model` itself, not copies (a checkpoint finds them by where they lie), or the model. `base` is what an adapter
+      records (`ldm.adapters.base_of`).
+    """
+
+    suffix = "finetune"  # of the run's name, BASE-suffix
+    needs: tuple[str, ...] = ()
+
+    def check(self, model: LatentDiffusion, tables: Tables) -> None:
+        """Refuses data that lack a condition of the base, or have a class that it doesn't know."""
+        columns = tables[0].columns
+        for part in model.conditioner.parts.values():
+            if part.column not in columns:
+                raise UserError(
+                    f"the base is conditioned on '{part.column}', which the data doesn't have (it has "
+                    f"{', '.join(columns) or 'images alone'}); give it, or for captions a trigger=WORD."
+                )
+            if isinstance(part, ClassLabel) and (most := int(np.max(columns["label"]))) >= part.classes:
+                raise UserError(f"the base knows {part.classes} classes, and the data goes up to class {most}.")
+        for key in self.needs:
+            if key != "image" and key not in columns:
+                raise UserError(f"this fine-tuning reads '{key}', which the data doesn't have ({', '.join(columns)}).")
+
+    def tables(self, tables: Tables) -> Tables:
+        return tables
+
+    def prepare(self, model: LatentDiffusion) -> None:
+        raise NotImplementedError
+
+    def condition(self, cond: Cond, batch: Mapping[str, Any], seed: int, training: bool) -> Cond:
+        return cond
+
+    def pictures(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
+        """A function of a model that draws `n` pictures of the first validation conditions, from the same noise."""
+
+        def draw(model: LatentDiffusion) -> Tensor:
+            batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
+            given = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
+            return model.draw(given, 1 if given else n, seed=seed, steps=min(model.sampling["steps"], 50)).cpu()
+
+        return draw
+
+    def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        raise NotImplementedError
+
+
+def with_word(tables: Tables, word: str | None) -> Tables:
+    """Captions that all hold `word`, put in front where it lacks; where there are no captions, `word` alone."""
+    return (_with_word(tables[0], word), _with_word(tables[1], word)) if word else tables
+
+
+def _with_word(table: Table, word: str) -> Table:
+    def worded(caption: str) -> str:
+        return caption if word.lower() in caption.lower() else f"{word} {caption}".strip()
+
+    captions = table.columns.get("text", [""] * len(table))
+    text = [worded(c) if isinstance(c, str) else [worded(one) for one in c] for c in captions]
+    return replace(table, columns={**table.columns, "text": text})
+
+
+def drop_captions(model: LatentDiffusion, share: float | None) -> None:
+    """Has each caption left out with this probability while training; None: as the base was trained."""
+    if share is None:
+        return
+    if not 0 <= share <= 1:
+        raise UserError(f"caption_dropout={share} is a share: 0 to 1.")
+    for part in model.conditioner.parts.values():
+        if part.column == "text":
+            part.drop_prob = share
