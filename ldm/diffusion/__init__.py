@@ -1,8 +1,15 @@
 """The diffusion core in sigma-space: x = x0 + sigma noise."""
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import autoguidance, guided
-from ldm.diffusion.noise import LogitNormal, LogNormal, TrainingNoise, UniformTimesteps, default_noise
+from ldm.diffusion.guidance import autoguidance, guided, mixed
+from ldm.diffusion.noise import (
+    LogitNormal,
+    LogNormal,
+    TrainingNoise,
+    UniformTimesteps,
+    default_noise,
+    resolution_shift,
+)
 from ldm.diffusion.parameterization import EDM, X0, Coefficients, Eps, Flow, Parameterization, V, VariancePreserving
 from ldm.diffusion.samplers import (
     SAMPLERS,
@@ -16,9 +23,10 @@ from ldm.diffusion.samplers import (
     euler_ancestral,
     get_sampler,
     heun,
+    unipc,
 )
 from ldm.diffusion.schedule import Schedule
-from ldm.diffusion.weighting import MinSNR, Uniform, Weighting
+from ldm.diffusion.weighting import LearnedUncertainty, MinSNR, Uniform, Weighting
 
 __all__ = [
     "EDM",
@@ -29,6 +37,7 @@ __all__ = [
     "Denoiser",
     "Eps",
     "Flow",
+    "LearnedUncertainty",
     "LogNormal",
     "LogitNormal",
     "MinSNR",
@@ -52,4 +61,7 @@ __all__ = [
     "get_sampler",
     "guided",
     "heun",
+    "mixed",
+    "resolution_shift",
+    "unipc",
 ]

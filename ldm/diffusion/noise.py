@@ -1,6 +1,10 @@
 """How noise levels are drawn in training: a uniform number u becomes sigma by the inverse of a distribution function.
 
 `u` (B,) lies in (0, 1); the result (B,) is clamped to the parameterization's [sigma_min, sigma_max].
+
+Every distribution takes a `shift` k, which multiplies sigma and so keeps what it hides: at m pixels instead of n the
+same noise hides less by k = sqrt(m / n), since neighbours say the same (Esser et al. 2024, section 5.3.2, eq. 23).
+Sampling grids take the same number.
 """
 
 import math
@@ -16,9 +20,15 @@ from ldm.registry import register
 class TrainingNoise:
     """The base of a distribution of training noise."""
 
+    def __init__(self, shift: float = 1.0):
+        if not shift > 0:
+            raise UserError(f"shift={shift}: has to be above 0, such as sqrt(m / n) from n pixels to m.")
+        self.shift = shift
+
     def sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
         """The noise levels (B,) at the quantiles `u` (B,)."""
-        return self._sigma(u, parameterization).clamp(parameterization.sigma_min, parameterization.sigma_max)
+        sigma = self.shift * self._sigma(u, parameterization)
+        return sigma.clamp(parameterization.sigma_min, parameterization.sigma_max)
 
     def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
         raise NotImplementedError
@@ -27,6 +37,9 @@ class TrainingNoise:
 @register
 class UniformTimesteps(TrainingNoise):
     """Every timestep of the table equally likely (Ho et al. 2020, algorithm 1); for flow t uniform in (0, 1)."""
+
+    def __init__(self, shift: float = 1.0):
+        super().__init__(shift)
 
     def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
         return parameterization.uniform(u)
@@ -40,7 +53,8 @@ class LogNormal(TrainingNoise):
     [-1, 1] take EDM's N(-1.2, 1.2^2) with sigma_data 0.5.
     """
 
-    def __init__(self, mean: float = 0.29, std: float = 1.0):
+    def __init__(self, mean: float = 0.29, std: float = 1.0, shift: float = 1.0):
+        super().__init__(shift)
         if not std > 0:
             raise UserError(f"std={std}: the spread of training noise has to be above 0.")
         self.mean, self.std = mean, std
@@ -53,13 +67,12 @@ class LogNormal(TrainingNoise):
 class LogitNormal(TrainingNoise):
     """logit t ~ N(mean, std^2) for t = sigma / (1 + sigma), then t shifted as in sampling (Esser et al. 2024, SD3).
 
-    Since ln sigma = logit t, that is LogNormal(mean + ln shift, std).
+    Since ln sigma = logit t, that is LogNormal(mean, std, shift).
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0):
-        if not shift > 0:
-            raise UserError(f"shift={shift}: has to be above 0.")
-        self._in_sigma = LogNormal(mean + math.log(shift), std)
+        super().__init__(shift)
+        self._in_sigma = LogNormal(mean, std)
 
     def _sigma(self, u: Tensor, parameterization: Parameterization) -> Tensor:
         return self._in_sigma._sigma(u, parameterization)
@@ -68,3 +81,8 @@ class LogitNormal(TrainingNoise):
 def default_noise(parameterization: Parameterization) -> TrainingNoise:
     """What the parameterization's own paper trains with: LogNormal for EDM, uniform times for all others."""
     return LogNormal() if isinstance(parameterization, EDM) else UniformTimesteps()
+
+
+def resolution_shift(pixels: float, base_pixels: float) -> float:
+    """sqrt(m / n): the shift that makes m pixels as noisy as n were (Esser et al. 2024, eq. 23)."""
+    return math.sqrt(pixels / base_pixels)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.diffusion.quantiles import beta_quantile
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError, did_you_mean
 from ldm.registry import register
@@ -45,7 +46,7 @@ class Parameterization:
 
     sigma_min: float
     sigma_max: float
-    spacings: tuple[str, ...] = ("uniform", "karras")
+    spacings: tuple[str, ...] = ("uniform", "karras", "exponential", "beta", "kl_optimal")
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The four numbers at `sigma` (B,)."""
@@ -62,8 +63,11 @@ class Parameterization:
     def grid(self, steps: int, spacing: str | None = None, shift: float = 1.0) -> Tensor:
         """Noise levels for a sampler: (steps + 1,) float64 on the CPU, from sigma_max strictly falling to 0.
 
-        `uniform`, the default, is the parameterization's own; `karras` is EDM's eq. 5 with rho = 7; variance-preserving
-        models also have `leading`, `linspace` (as diffusers names them) and `table`, all T steps of it.
+        `uniform`, the default, is the parameterization's own. `karras` is EDM's eq. 5 with rho = 7, `exponential` has
+        equal steps of ln sigma, `kl_optimal` of arctan sigma (Sabour et al. 2024, eq. 17), and `beta` puts the model's
+        own time at the quantiles of Beta(0.6, 0.6): dense at both ends (Lee et al. 2024, "Beta sampling is all you
+        need"). Variance-preserving models also have `leading`, `linspace` (as diffusers names them) and `table`, all T
+        steps of it.
 
         `shift` k multiplies every sigma by k, which for flow is SD3's t' = k t / (1 + (k - 1) t); k = sqrt(m / n) moves
         a model from n pixels to m (Esser et al. 2024, eq. 23). The grid starts at sigma_max whatever the shift.
@@ -90,14 +94,31 @@ class Parameterization:
         return self._karras(steps, top)
 
     def _karras(self, steps: int, top: float, rho: float = 7.0) -> Tensor:
-        ends = top ** (1 / rho), self.sigma_min ** (1 / rho)
-        return torch.linspace(*ends, steps, dtype=torch.float64, device="cpu") ** rho
+        return _between(top ** (1 / rho), self.sigma_min ** (1 / rho), steps) ** rho
+
+    def _exponential(self, steps: int, top: float) -> Tensor:
+        return _between(math.log(top), math.log(self.sigma_min), steps).exp()
+
+    def _kl_optimal(self, steps: int, top: float) -> Tensor:
+        return _between(math.atan(top), math.atan(self.sigma_min), steps).tan()
+
+    def _beta(self, steps: int, top: float) -> Tensor:
+        return self._at(beta_quantile(1 - torch.arange(steps, device="cpu").double() / steps, 0.6, 0.6), top)
+
+    def _at(self, tau: Tensor, top: float) -> Tensor:
+        """sigma at the share `tau` of the model's own time between sigma_min and `top`; here that of `karras`."""
+        low, high = self.sigma_min ** (1 / 7), top ** (1 / 7)
+        return (low + tau * (high - low)) ** 7
+
+
+def _between(first: float, last: float, steps: int) -> Tensor:
+    return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
 
 
 class VariancePreserving(Parameterization):
     """Models with a table of timesteps. `schedule` defaults to Stable Diffusion's."""
 
-    spacings = ("uniform", "leading", "linspace", "karras", "table")
+    spacings = (*Parameterization.spacings, "leading", "linspace", "table")
 
     def __init__(self, schedule: Schedule | None = None):
         self.schedule = schedule or Schedule()
@@ -114,11 +135,16 @@ class VariancePreserving(Parameterization):
 
     def _leading(self, steps: int, top: float) -> Tensor:
         """Multiples of T // steps: it never sees the noisiest steps, and is here for parity with older code."""
+        if self.schedule.zero_terminal_snr:
+            raise UserError("a zero-terminal-SNR model is sampled from its last timestep on: use another spacing.")
         step = self.schedule.timesteps // steps
         return self._sigmas(torch.arange(steps - 1, -1, -1, device="cpu").double() * step)
 
     def _linspace(self, steps: int, top: float) -> Tensor:
-        return self._sigmas(torch.linspace(self._timestep(top), 0, steps, dtype=torch.float64, device="cpu"))
+        return self._sigmas(_between(self._timestep(top), 0, steps))
+
+    def _at(self, tau: Tensor, top: float) -> Tensor:
+        return self.schedule.sigma(tau * self._timestep(top))
 
     def _table(self, steps: int, top: float) -> Tensor:
         if steps != self.schedule.timesteps:
@@ -209,6 +235,11 @@ class Flow(Parameterization):
         """t = 1, 1 - 1/steps, ..., 1/steps, the first one capped."""
         t = 1 - torch.arange(steps, device="cpu").double() / steps
         return (t / (1 - t)).clamp(max=top)
+
+    def _at(self, tau: Tensor, top: float) -> Tensor:
+        low, high = self.sigma_min / (1 + self.sigma_min), top / (1 + top)
+        t = low + tau * (high - low)
+        return t / (1 - t)
 
 
 @register

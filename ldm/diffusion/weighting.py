@@ -1,6 +1,9 @@
 """How much each noise level counts in the loss. The weight multiplies the loss on the network's raw target."""
 
-from torch import Tensor
+import math
+
+import torch
+from torch import Tensor, nn
 
 from ldm.diffusion.parameterization import Coefficients
 from ldm.errors import UserError
@@ -13,6 +16,10 @@ class Weighting:
     def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
         """The weight (B,) of the loss at `sigma` (B,)."""
         raise NotImplementedError
+
+    def weighted(self, loss: Tensor, sigma: Tensor, coefficients: Coefficients) -> Tensor:
+        """What is minimised, (B,), of the `loss` (B,) on the raw target."""
+        return self.weight(sigma, coefficients) * loss
 
 
 @register
@@ -41,3 +48,39 @@ class MinSNR(Weighting):
     def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
         snr = sigma**-2 + float(self.zero_terminal)
         return coefficients.c_out**2 * snr.clamp(max=self.gamma)
+
+
+@register
+class LearnedUncertainty(Weighting, nn.Module):
+    """loss / e^u + u, where u(sigma) learns ln of the loss at sigma (Karras et al. 2024, eq. 14 and 15; Kendall 2018).
+
+    At its best u is ln of the expected loss, so that every noise level contributes a loss of 1 and the gradient of none
+    drowns that of the others, whatever the parameterization. u is linear in `features` cosines of ln(sigma) / 4, of
+    random frequency and phase, and 0 at first. It is trained with the network and not needed to sample. `base`, another
+    weighting, multiplies the loss before.
+
+    What is logged as the loss is then near 1 + mean u, may be negative, and compares only with its like.
+    """
+
+    frequency: Tensor
+    phase: Tensor
+
+    def __init__(self, features: int = 128, base: Weighting | None = None):
+        nn.Module.__init__(self)
+        if features < 1:
+            raise UserError(f"features={features}: learned uncertainty needs at least 1, usually 128.")
+        self.base = base or Uniform()
+        self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
+        self.register_buffer("phase", 2 * math.pi * torch.rand(features))
+        self.slope = nn.Parameter(torch.zeros(features))
+
+    def u(self, sigma: Tensor) -> Tensor:
+        """ln of the loss that is expected at `sigma` (B,), (B,)."""
+        angle = sigma.log()[:, None] / 4 * self.frequency + self.phase  # (B, features)
+        return (math.sqrt(2) * angle.cos() * self.slope).sum(1)  # no matrix product: float32 under autocast
+
+    def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
+        return self.base.weight(sigma, coefficients) * (-self.u(sigma)).exp()
+
+    def weighted(self, loss: Tensor, sigma: Tensor, coefficients: Coefficients) -> Tensor:
+        return super().weighted(loss, sigma, coefficients) + self.u(sigma)

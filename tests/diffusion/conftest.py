@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-MODULES = ("ddpm", "ddim", "euler_discrete", "euler_ancestral_discrete", "heun_discrete", "dpmsolver_multistep")
+MODULES = (
+    "ddpm",
+    "ddim",
+    "euler_discrete",
+    "euler_ancestral_discrete",
+    "heun_discrete",
+    "dpmsolver_multistep",
+    "unipc_multistep",
+)
 
 
 @pytest.fixture(autouse=True)

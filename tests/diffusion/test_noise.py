@@ -3,7 +3,19 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion import EDM, X0, Eps, Flow, LogitNormal, LogNormal, Schedule, UniformTimesteps, V, default_noise
+from ldm.diffusion import (
+    EDM,
+    X0,
+    Eps,
+    Flow,
+    LogitNormal,
+    LogNormal,
+    Schedule,
+    UniformTimesteps,
+    V,
+    default_noise,
+    resolution_shift,
+)
 from ldm.errors import UserError
 
 U = torch.linspace(0, 1, 10_001, dtype=torch.float64)[1::2]  # the quantiles of 5,000 equal shares, all within (0, 1)
@@ -37,6 +49,21 @@ def test_logit_normal_in_t_is_sd3s(shift):
     sigma = LogitNormal(mean=0.5, std=0.8, shift=shift).sigma(U, Flow())
     t = torch.special.expit(0.5 + 0.8 * math.sqrt(2) * torch.erfinv(2 * U - 1))
     torch.testing.assert_close(sigma / (1 + sigma), shift * t / (1 + (shift - 1) * t))
+
+
+@pytest.mark.parametrize("make", [LogNormal, LogitNormal, UniformTimesteps])
+def test_a_shift_keeps_the_signal_of_more_pixels(make):
+    """Noise averaged over k x k places that say the same is k times weaker: at k times the noise as much is hidden."""
+    k = resolution_shift(64 * 64, 32 * 32)
+    assert k == 2
+    flow, u = Flow(), U[100:-100]
+    shifted, plain = make(shift=k).sigma(u, flow), make().sigma(u, flow)
+    torch.testing.assert_close(shifted.clamp(max=100), (k * plain).clamp(max=100))
+    t = plain / (1 + plain)
+    torch.testing.assert_close(shifted / (1 + shifted), k * t / (1 + (k - 1) * t))  # SD3's eq. 23
+    noise = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    coarse = torch.nn.functional.avg_pool2d(k * noise, 2)
+    assert coarse.std().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("parameterization", [Eps(), V(), X0(), Flow(), EDM()])

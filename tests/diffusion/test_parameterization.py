@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from ldm.diffusion import EDM, X0, Eps, Flow, Schedule, V
+from ldm.diffusion.parameterization import Parameterization
+from ldm.diffusion.quantiles import beta_quantile
 from ldm.errors import UserError
 
 ALL = [
@@ -155,8 +157,44 @@ def test_flow_grids_are_uniform_in_t_and_shift_as_sd3(schedulers):
     torch.testing.assert_close((shifted / (1 + shifted))[1:], theirs.sigmas[1:].double(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("a", [0.6, 1.0, 2.5])
+def test_beta_quantiles_are_scipys(a):
+    stats = pytest.importorskip("scipy.stats")
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
+    expected = torch.from_numpy(stats.beta.ppf(u.numpy(), a, 0.6))
+    torch.testing.assert_close(beta_quantile(u, a, 0.6), expected, rtol=0, atol=2e-7)
+
+
+def test_beta_grids_stand_at_quantiles_of_the_models_own_time():
+    u = 1 - torch.arange(12).double() / 12
+    tau = beta_quantile(u, 0.6, 0.6)
+    eps, flow = Eps().grid(12, "beta")[:-1], Flow().grid(12, "beta")[:-1]
+    torch.testing.assert_close(Eps().schedule.timestep(eps), 999 * tau)
+    torch.testing.assert_close(flow / (1 + flow), 0.001 + 0.998 * tau)
+    assert (tau.diff()[[0, -1]].abs() < 0.7 * tau.diff()[6].abs()).all()  # dense at both ends
+
+
+@pytest.mark.parametrize(("spacing", "even"), [("exponential", torch.log), ("kl_optimal", torch.atan)])
+@pytest.mark.parametrize("parameterization", [Eps(), Flow(), EDM()])
+def test_grids_that_are_even_in_a_function_of_sigma(spacing, even, parameterization):
+    sigmas = parameterization.grid(20, spacing)[:-1]
+    torch.testing.assert_close(even(sigmas).diff(2), torch.zeros(18, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert sigmas[0].item() == parameterization.sigma_max
+    assert sigmas[-1].item() == pytest.approx(parameterization.sigma_min)
+
+
+@pytest.mark.parametrize("parameterization", [Eps(), V(Schedule(zero_terminal_snr=True)), X0(), Flow(), EDM()])
+@pytest.mark.parametrize("spacing", Parameterization.spacings)
+@pytest.mark.parametrize("shift", [1.0, 0.5, 3.0])
+def test_every_spacing_falls_from_the_most_noise_to_0(parameterization, spacing, shift):
+    for steps in (1, 2, 100):
+        sigmas = parameterization.grid(steps, spacing, shift)
+        assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
+        assert sigmas[0].item() == parameterization.sigma_max and sigmas[-1] == 0
+
+
 def test_grids_that_are_refused():
-    with pytest.raises(UserError, match="Flow has no spacing 'table'.*karras, uniform"):
+    with pytest.raises(UserError, match="Flow has no spacing 'table'.*karras.*uniform"):
         Flow().grid(10, "table")
     with pytest.raises(UserError, match="Did you mean 'karras'"):
         EDM().grid(10, "karas")
@@ -164,6 +202,8 @@ def test_grids_that_are_refused():
         EDM().grid(0)
     with pytest.raises(UserError, match="can't be shifted"):
         Eps().grid(10, "leading", 2.0)
+    with pytest.raises(UserError, match="from its last timestep"):
+        V(Schedule(zero_terminal_snr=True)).grid(10, "leading")
     for parameterization, steps in ((Eps(), 1001), (Flow(), 1500)):
         with pytest.raises(UserError, match="use fewer"):
             parameterization.grid(steps)

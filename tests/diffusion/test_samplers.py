@@ -22,11 +22,13 @@ from ldm.diffusion import (
     euler_ancestral,
     get_sampler,
     heun,
+    unipc,
 )
 from ldm.errors import UserError
 
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": X0}
 DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}
+UNIPC = {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}
 # diffusers' class and config; our sampler, its options and spacing; whether its x is ours or x / sqrt(1 + sigma^2)
 CASES = {
     "ddpm": ("DDPMScheduler", {"variance_type": "fixed_small", "clip_sample": False}, ddpm, {}, "uniform", False),
@@ -51,6 +53,14 @@ CASES = {
     "ddim-eta": ("DDIMScheduler", {"clip_sample": False}, ddim, {"eta": 0.6}, "uniform", False),
     "euler": ("EulerDiscreteScheduler", {}, euler, {}, "uniform", True),
     "euler-karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, euler, {}, "karras", True),
+    "euler-exponential": (
+        "EulerDiscreteScheduler",
+        {"use_exponential_sigmas": True},
+        euler,
+        {},
+        "exponential",
+        True,
+    ),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}, euler_ancestral, {}, "uniform", True),
     "heun": ("HeunDiscreteScheduler", {}, heun, {}, "uniform", True),
     "dpmpp": ("DPMSolverMultistepScheduler", DPM, dpmpp_2m, {}, "uniform", False),
@@ -62,8 +72,11 @@ CASES = {
         "uniform",
         False,
     ),
+    "unipc": ("UniPCMultistepScheduler", UNIPC, unipc, {}, "uniform", False),
+    "unipc-1": ("UniPCMultistepScheduler", UNIPC | {"solver_order": 1}, unipc, {"order": 1}, "uniform", False),
+    "unipc-3": ("UniPCMultistepScheduler", UNIPC | {"solver_order": 3}, unipc, {"order": 3}, "uniform", False),
 }
-SPACINGS = {"uniform": "trailing", "leading": "leading", "karras": "linspace"}
+SPACINGS = {"uniform": "trailing", "leading": "leading", "karras": "linspace", "exponential": "linspace"}
 
 
 RUNS = [
@@ -72,7 +85,7 @@ RUNS = [
     for prediction in PREDICTIONS
     for steps in (1, 20)
     if not (case.startswith("euler") and prediction == "sample")  # diffusers' Euler doesn't take x0
-    and not (case == "euler-karras" and steps == 1)  # and starts one Karras step at the least noise
+    and not (case.endswith(("-karras", "-exponential")) and steps == 1)  # and starts one such step at the least noise
 ]
 
 
@@ -163,20 +176,28 @@ def test_euler_on_flow_is_diffusers(shift, schedulers, recorder):
     torch.testing.assert_close(result, z, rtol=0, atol=1e-9)
 
 
-ORDERS = {"euler": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2}
+ORDERS = [
+    ("euler", {}, 1),
+    ("ddim", {}, 1),
+    ("heun", {}, 2),
+    ("dpmpp_2m", {}, 2),
+    ("unipc", {"order": 1}, 2),
+    ("unipc", {}, 3),
+    ("unipc", {"variant": "bh1"}, 3),
+]
 
 
-@pytest.mark.parametrize("name", ORDERS)
-def test_order_of_convergence(name, gaussian):
+@pytest.mark.parametrize(("name", "options", "expected"), ORDERS)
+def test_order_of_convergence(name, options, expected, gaussian):
     """On a grid that ends above 0: the last step to 0 leaves a floor that would hide the order."""
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 20
     exact = gaussian.solution(x, 20.0, 0.05)
     errors = []
     for steps in (200, 400):
         sigmas = EDM(sigma_min=0.05, sigma_max=20.0).grid(steps + 1)[:-1]
-        errors.append((SAMPLERS[name](gaussian, x, sigmas) - exact).abs().max().item())
+        errors.append((SAMPLERS[name](gaussian, x, sigmas, **options) - exact).abs().max().item())
     order = math.log2(errors[0] / errors[1])
-    assert order == pytest.approx(ORDERS[name], abs=0.1)
+    assert order == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -291,6 +312,9 @@ def test_samplers_by_name():
         get_sampler("euler", eta=1.0)
     with pytest.raises(UserError, match="no sampler 'plms'"):
         calls("plms", 3)
+    for wrong in ({"order": 4}, {"variant": "bh3"}):
+        with pytest.raises(UserError, match="unipc has no"):
+            unipc(None, torch.zeros(1), torch.ones(2), **wrong)
     with pytest.raises(UserError, match="variance"):
         ddpm(None, torch.zeros(1), torch.ones(2), variance="learned")
 

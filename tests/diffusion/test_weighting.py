@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from ldm.diffusion import EDM, X0, Eps, Flow, MinSNR, Schedule, Uniform, V
+from ldm.diffusion import EDM, X0, Denoiser, Eps, Flow, LearnedUncertainty, MinSNR, Schedule, Uniform, V
 from ldm.errors import UserError
+from ldm.registry import build, spec_of
 
 SIGMA = torch.tensor([0.03, 0.2, 0.447, 0.45, 1.0, 3.0, 14.0], dtype=torch.float64)
 S, G = SIGMA**-2, 5.0
@@ -36,3 +37,44 @@ def test_uniform_is_one_and_gamma_is_checked():
     assert torch.equal(Uniform().weight(SIGMA, Eps().coefficients(SIGMA)), torch.ones(7, dtype=torch.float64))
     with pytest.raises(UserError, match="gamma"):
         MinSNR(gamma=0.0)
+
+
+def test_learned_uncertainty_finds_ln_of_the_loss():
+    """The minimum of loss / e^u + u is u = ln loss, at each sigma by itself."""
+    torch.manual_seed(0)
+    weighting = LearnedUncertainty()
+    sigma = torch.linspace(-3, 3, 64).exp()
+    loss = 0.02 + sigma.square() / (1 + sigma.square())  # from 0.02 to 1
+    c = EDM().coefficients(sigma)
+    torch.testing.assert_close(weighting.weighted(loss, sigma, c), loss)  # u is 0 at first
+    optimizer = torch.optim.Adam(weighting.parameters(), lr=0.02)
+    for step in range(600):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 600)
+        optimizer.zero_grad()
+        weighting.weighted(loss, sigma, c).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(weighting.u(sigma), loss.log(), rtol=0, atol=0.05)
+    torch.testing.assert_close(weighting.weight(sigma, c) * loss, torch.ones(64), rtol=0, atol=0.05)
+    assert (weighting.weighted(loss, sigma, c) - (1 + loss.log())).abs().max() < 2e-3  # what is left at the minimum
+
+
+def test_learned_uncertainty_multiplies_its_base_and_trains_with_the_network():
+    torch.manual_seed(0)
+    weighting = LearnedUncertainty(features=16, base=MinSNR(2.0))
+    torch.nn.init.normal_(weighting.slope)
+    sigma, parameterization = SIGMA.float(), Flow()
+    c = parameterization.coefficients(sigma)
+    loss, u = torch.rand(7), weighting.u(sigma)
+    torch.testing.assert_close(weighting.weighted(loss, sigma, c), MinSNR(2.0).weight(sigma, c) * loss / u.exp() + u)
+    network = torch.nn.Conv2d(3, 3, 1)
+    denoiser = Denoiser(lambda x, c_noise, cond: network(x), parameterization, weighting=weighting)
+    x0, noise = torch.randn(2, 7, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert weighting.u(sigma).dtype == torch.float32 and torch.equal(weighting.u(sigma), u)
+        denoiser.loss(x0, noise, sigma).mean().backward()
+    assert weighting.slope.grad.abs().min() > 0
+    again = build(spec_of(weighting))
+    again.load_state_dict(weighting.state_dict())
+    torch.testing.assert_close(again.weighted(loss, sigma, c), weighting.weighted(loss, sigma, c))
+    with pytest.raises(UserError, match="features"):
+        LearnedUncertainty(features=0)

@@ -1,0 +1,30 @@
+"""What all samplers share: their types, the grid as pairs of floats, a noise level for the whole batch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.parameterization import at_least_float32
+from ldm.errors import UserError
+
+DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), sigma (B,)) -> x0 (B, C, H, W)
+NoiseFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> standard normal noise like it
+OnStep = Callable[[int, int, Tensor], Any]  # (i, n, denoised)
+
+
+def start(x: Tensor, sigmas: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
+    """x in float32 or wider, and the pairs (sigma, next sigma) as Python's floats."""
+    values = sigmas.tolist()
+    if len(values) < 2 or values[-1] < 0 or any(s >= sigma for sigma, s in pairs(values)):
+        raise UserError(f"sigmas have to fall strictly, to 0 or above: {values}. A parameterization's grid does.")
+    return at_least_float32(x), list(pairs(values))
+
+
+def pairs(values: list[float]) -> Iterator[tuple[float, float]]:
+    return zip(values[:-1], values[1:], strict=True)
+
+
+def full(x: Tensor, sigma: float) -> Tensor:
+    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)  # (B,)

@@ -1,0 +1,95 @@
+"""UniPC: a predictor and a corrector that share their evaluations (Zhao et al. 2023, arXiv 2302.04867)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
+from ldm.errors import UserError, did_you_mean
+
+VARIANTS = ("bh1", "bh2")
+
+
+class _Step(NamedTuple):
+    """A step of `order` from x at sigma to s: what its predictor has used and its corrector needs again."""
+
+    x: Tensor
+    sigma: float
+    s: float
+    history: list[tuple[float, Tensor]]  # (sigma, denoised), the step's own start first
+    order: int
+
+
+def unipc(
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn | None = None,
+    on_step: OnStep | None = None,
+    order: int = 2,
+    variant: str = "bh2",
+) -> Tensor:
+    """UniPC-p for the denoised image, in the form with B(h) (Zhao et al. 2023, algorithms 5 to 8, eq. 3 and 9).
+
+    The predictor steps with the last `order` denoised images (1 to 3). What the denoiser says at the predicted point
+    then serves twice: to correct that point, to order + 1, and to start the next step: N calls of `denoise`. `variant`
+    is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); for few guided steps bh2 is the paper's choice. The
+    order rises over the first steps, and where the grid ends at 0 falls to 1 on the last. It draws no noise.
+    """
+    if order not in (1, 2, 3):
+        raise UserError(f"unipc has no order={order}: it is 1, 2 or 3.")
+    if variant not in VARIANTS:
+        raise UserError(f"unipc has no variant '{variant}'.{did_you_mean(variant, VARIANTS)}")
+    x, steps = start(x, sigmas)
+    history: list[tuple[float, Tensor]] = []
+    last: _Step | None = None
+    for i, (sigma, s) in enumerate(steps):
+        denoised = denoise(x, full(x, sigma))
+        if last is not None:
+            x = _stepped(last, variant, denoised)
+        history = [(sigma, denoised), *history][:order]
+        left = len(steps) - i if steps[-1][1] == 0 else order
+        last = _Step(x, sigma, s, history, min(len(history), left))
+        x = denoised if s == 0 else _stepped(last, variant)
+        if on_step:
+            on_step(i, len(steps), denoised)
+    return x
+
+
+def _stepped(step: _Step, variant: str, ahead: Tensor | None = None) -> Tensor:
+    """x at `step.s`: predicted, or with the denoised image `ahead` that was found there, corrected.
+
+    x <- (s / sigma) x + (1 - e^-h) D_0 - B(h) sum_k rho_k (D_k - D_0) / r_k, r_k the place of D_k's sigma between the
+    step's own (0) and s (1), in ln sigma.
+    """
+    h = math.log(step.sigma / step.s)
+    (_, newest), *older = step.history[: step.order]
+    places = [math.log(step.sigma / sigma) / h for sigma, _ in older]
+    slopes = [(denoised - newest) / place for (_, denoised), place in zip(older, places, strict=True)]
+    if ahead is not None:
+        places, slopes = [*places, 1.0], [*slopes, ahead - newest]
+    b = math.expm1(-h) if variant == "bh2" else -h
+    x = torch.lerp(newest, step.x, step.s / step.sigma)
+    for weight, slope in zip(_weights(places, h, b), slopes, strict=True):
+        x = torch.add(x, slope, alpha=-b * weight)
+    return x
+
+
+def _weights(places: list[float], h: float, b: float) -> list[float]:
+    """The rho that make the step exact for denoised images polynomial in ln sigma: sum_k r_k^(n-1) rho_k = g_n.
+
+    g_n = n! phi_(n+1)(-h) (-h) / B(h), with phi_1(z) = (e^z - 1) / z and phi_(n+1)(z) = (phi_n(z) - 1 / n!) / z. With
+    one place rho is 1/2, whatever h is (the paper's remark below eq. 5): of the same order, and more stable.
+    """
+    if len(places) < 2:
+        return [0.5] * len(places)
+    phi, wanted = math.expm1(-h) / -h, []
+    for n in range(1, len(places) + 1):
+        phi = (phi - 1 / math.factorial(n)) / -h
+        wanted.append(math.factorial(n) * phi * -h / b)
+    r = torch.tensor(places, dtype=torch.float64, device="cpu")
+    powers = torch.stack([r**n for n in range(len(places))])
+    return torch.linalg.solve(powers, torch.tensor(wanted, dtype=torch.float64, device="cpu")).tolist()
