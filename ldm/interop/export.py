@@ -22,10 +22,10 @@ from ldm.diffusion import Flow
 from ldm.diffusion.parameterization import VariancePreserving
 from ldm.errors import UserError, did_you_mean
 from ldm.files import atomic_write
-from ldm.interop import schedulers, unet, vae
+from ldm.interop import controlnet, schedulers, unet, vae
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
-from ldm.networks import AutoencoderKL, Identity, UNet
+from ldm.networks import AutoencoderKL, ControlNet, Identity, UNet
 from ldm.registry import spec_of
 
 FORMATS = ("diffusers", "ldm")
@@ -49,7 +49,7 @@ class Report:
 
 
 def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapping[str, Any] | None = None) -> Report:
-    """Writes `model` (a LatentDiffusion, AutoencoderKL or UNet) to the folder `out`, which must be empty or new.
+    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet or ControlNet) to the folder `out`, which is empty or new.
 
     `to="ldm"` writes a model folder with a frozen text encoder's files in it. `about` goes into the model card.
     """
@@ -67,6 +67,10 @@ def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapp
         _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32)
     elif isinstance(model, UNet):
         _write_unet(model, out, report, None)
+    elif isinstance(model, ControlNet):
+        config = controlnet.to_diffusers(model)
+        _write_part(out, config, controlnet.weights(model.state_dict(), config))
+        report.parts["controlnet"] = "stock"
     elif hasattr(model, "denoiser"):
         _write_pipeline(model, out, report)
     else:

@@ -14,12 +14,12 @@ from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import schedulers, unet, vae
+from ldm.interop import controlnet, schedulers, unet, vae
 from ldm.registry import build, lookup
 
 WEIGHTS = "diffusion_pytorch_model"
 _OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
-_PARTS = ("AutoencoderKL", "UNet2DConditionModel", *_OWN)
+_PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -31,7 +31,7 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def load_folder(folder: str | Path) -> nn.Module:
-    """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL or a UNet.
+    """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL, a UNet or a ControlNet.
 
     Raises UserError naming what can't be represented.
     """
@@ -51,6 +51,8 @@ def load_part(folder: Path) -> nn.Module:
     if name in _OWN:
         network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
         return _restore(config["spec"], network, folder)
+    if name == "ControlNetModel":
+        return _restore(controlnet.from_diffusers(config), controlnet.weights(state, config), folder)
     if name == "AutoencoderKL":
         return _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
     return _restore(unet.from_diffusers(config), unet.weights(state, config), folder)

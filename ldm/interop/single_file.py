@@ -12,7 +12,7 @@ from ldm import artifact
 from ldm.conditioning import Conditioner
 from ldm.diffusion import Schedule
 from ldm.errors import UserError
-from ldm.interop import compvis, infer
+from ldm.interop import compvis, controlnet, infer
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_tensors
 from ldm.interop.names import by_prefix, inverse, rename
@@ -48,7 +48,7 @@ def load_single_file(
     ema: bool = False,
     size: int | None = None,
 ) -> nn.Module:
-    """The LatentDiffusion, or the AutoencoderKL or UNet alone, in a single-file checkpoint.
+    """The LatentDiffusion, or the AutoencoderKL, UNet or ControlNet alone, in a single-file checkpoint.
 
     What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; by default v for a
     context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor`, the pictures' `size`.
@@ -59,6 +59,8 @@ def load_single_file(
     state = {name: as_float32(tensor) for name, tensor in read_tensors(path).items()}
     if ema:
         state |= _averaged(state)
+    if any(name.startswith(controlnet.COMPVIS) for name in state):
+        return controlnet.from_compvis(state, str(path), heads, head_dim)
     if _is_bare_vae(state):
         return load_vae(state, str(path))
     network = load_unet(_under(state, compvis.UNET), str(path), heads, head_dim)
@@ -168,7 +170,8 @@ def _is_bare_vae(state: Mapping[str, Tensor]) -> bool:
 
 
 def _is_compvis(names: Any) -> bool:
-    return any(n.startswith((compvis.UNET, compvis.VAE)) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
+    known = (compvis.UNET, compvis.VAE, controlnet.COMPVIS)
+    return any(n.startswith(known) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
 
 
 def _is_pickled_compvis(path: Path) -> bool:

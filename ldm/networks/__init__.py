@@ -2,7 +2,8 @@
 
 from ldm.networks.autoencoder import AutoencoderKL, Gaussian, Identity
 from ldm.networks.cond import Cond
+from ldm.networks.controlnet import Controlled, ControlNet
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
 
-__all__ = ["AutoencoderKL", "Cond", "Gaussian", "Identity", "TextTransformer", "UNet"]
+__all__ = ["AutoencoderKL", "Cond", "ControlNet", "Controlled", "Gaussian", "Identity", "TextTransformer", "UNet"]

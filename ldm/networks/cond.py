@@ -17,7 +17,8 @@ class Cond:
 
     `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where
     `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
-    map, masked image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W).
+    map, masked image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W), and
+    where its outputs have weights, `networks.controlnet.weights_of(name)` to these.
     """
 
     vector: Tensor | None = None

@@ -1,0 +1,197 @@
+"""Control images, which tell a ControlNet what shall be where: made from a batch while training, read from files later.
+
+A control image is (C, H, W) in [0, 1], an RGB picture wherever one can be made of it, so that files and other tools can
+hold it.
+"""
+
+import colorsys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.errors import UserError, did_you_mean
+from ldm.images.canny import canny, luminance
+from ldm.images.preprocess import Preprocess
+from ldm.images.reading import open_map
+from ldm.registry import build, lookup, register
+
+KINDS = {"canny": "Canny", "map": "MapHint", "mask": "MaskHint", "grey": "Grey", "colour": "Colour"}
+
+
+class Hint:
+    """A kind of control image. `column` is the batch key it is made from, `channels` how many it has."""
+
+    column = "image"
+    channels = 3
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor arguments that are read off the training data; `options` are those that the user chose."""
+        return {}
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The control images (B, channels, H, W) of a batch's column."""
+        raise NotImplementedError
+
+    def read(self, item: Any, preprocess: Preprocess) -> Tensor:
+        """A control image (channels, H, W) out of a picture, a file or an array, at `preprocess`'s size and crop."""
+        values = Preprocess(3, preprocess.height, preprocess.width, resize=preprocess.resize, background=[0.0]).array(
+            item
+        )
+        return _matching(torch.from_numpy(values).float() / 255, self.channels)
+
+    def show(self, hints: Tensor) -> Tensor:
+        """Control images as pictures (B, 1 or 3, H, W) in [-1, 1]."""
+        return hints[:, : 1 if hints.shape[1] < 3 else 3] * 2 - 1
+
+
+@register
+class Canny(Hint):
+    """White edges on black (`ldm.images.canny`)."""
+
+    def __init__(self, low: float = 0.2, high: float = 0.5, sigma: float = 1.0):
+        if not 0 <= low <= high or sigma <= 0:
+            raise UserError(
+                f"canny: low={low}, high={high}, sigma={sigma}; it takes 0 <= low <= high and sigma above 0."
+            )
+        self.low, self.high, self.sigma = low, high, sigma
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return canny(values, self.low, self.high, self.sigma).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+
+
+@register
+class Grey(Hint):
+    """The picture without its colours."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return luminance(values).clamp(0, 1).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+
+
+@register
+class Colour(Hint):
+    """The picture's colours as `cells` x `cells` even fields."""
+
+    def __init__(self, cells: int = 8):
+        if cells < 1:
+            raise UserError(f"colour: cells={cells}; take at least 1.")
+        self.cells = cells
+
+    def __call__(self, values: Tensor) -> Tensor:
+        unit = _rgb(values.float() * 0.5 + 0.5)
+        fields = F.adaptive_avg_pool2d(unit, self.cells)  # (B, 3, cells, cells)
+        return F.interpolate(fields, size=values.shape[2:], mode="nearest").clamp(0, 1)
+
+
+@register
+class MaskHint(Hint):
+    """The data's mask, white on black."""
+
+    column = "mask"
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.float().expand(-1, 3, -1, -1)  # (B, 3, H, W)
+
+
+@register
+class MapHint(Hint):
+    """The data's map of `classes` ids: a channel a class, or with `coloured` a colour a class, as other tools have it.
+
+    A control image of it is read from a map of ids (grey values or palette indices), coloured ones from RGB too.
+    """
+
+    column = "map"
+
+    def __init__(self, classes: int, coloured: bool = False):
+        self.classes, self.coloured = classes, coloured
+        self.channels = 3 if coloured else classes
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {"classes": len(table.map_classes) or int(np.max(table.columns["map"])) + 1}
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if int(values.max()) >= self.classes:
+            raise UserError(f"the map has id {int(values.max())}; this ControlNet knows 0 to {self.classes - 1}.")
+        if self.coloured:
+            return self._palette(values.device)[values.long()].movedim(-1, 1)  # (B, 3, H, W)
+        return F.one_hot(values.long(), self.classes).movedim(-1, 1).float()  # (B, classes, H, W)
+
+    def read(self, item: Any, preprocess: Preprocess) -> Tensor:
+        ids = open_map(item) if isinstance(item, (str, bytes)) or hasattr(item, "suffix") else np.asarray(item)
+        if ids.ndim == 3 and self.coloured:
+            return super().read(item, preprocess)
+        if ids.ndim != 2:
+            raise UserError(f"a map of ids has one channel; this one is {ids.shape}.")
+        return self(torch.from_numpy(preprocess.resize_map(ids.astype(np.uint8)).copy())[None])[0]
+
+    def show(self, hints: Tensor) -> Tensor:
+        return super().show(hints if self.coloured else self._palette(hints.device)[hints.argmax(1)].movedim(-1, 1))
+
+    def _palette(self, device: torch.device) -> Tensor:
+        """(classes, 3): black for 0, then hues a golden section apart, which are far from each other at any number."""
+        hues = [
+            colorsys.hsv_to_rgb(i * 0.618034 % 1, (1.0, 0.6)[i % 2], (1.0, 0.7, 0.85)[i % 3])
+            for i in range(self.classes)
+        ]
+        return torch.tensor([(0.0, 0.0, 0.0), *hues[1:]], device=device)
+
+
+@register
+class ColumnHint(Hint):
+    """A column of the data that holds pictures of its own, by default `control`."""
+
+    def __init__(self, column: str = "control", channels: int = 3):
+        self.column, self.channels = column, channels
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        column = options["column"]
+        shape = np.shape(table.columns[column])
+        if len(shape) not in (3, 4):
+            raise UserError(f"control={column}: the data's '{column}' holds no pictures; its shape is {shape}.")
+        return {"channels": shape[1] if len(shape) == 4 else 1}
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if values.is_floating_point():
+            return values * 0.5 + 0.5  # a batch has `control` in [-1, 1]
+        return (values if values.ndim == 4 else values[:, None]).float() / 255
+
+
+def hint_for(control: str, table: Any, options: Mapping[str, Any] | None = None) -> Hint:
+    """The kind of control image called `control`, or the data's column of that name, for the data in `table`.
+
+    Raises UserError if the data hasn't what it is made from.
+    """
+    if control not in KINDS and control not in table.columns:
+        known = (*KINDS, *table.columns)
+        raise UserError(
+            f"control={control} is no kind of control image and no column of the data.{did_you_mean(control, known)} "
+            f"Kinds: {', '.join(KINDS)}; columns: {', '.join(table.columns) or 'none'}."
+        )
+    spec = {"class": KINDS.get(control, "ColumnHint"), **(options or {})}
+    if control not in KINDS:
+        spec["column"] = control
+    kind = lookup(spec["class"])
+    if control in KINDS and kind.column != "image" and kind.column not in table.columns:
+        has = ", ".join(["image", *table.columns])
+        raise UserError(f"control={control} is made from the data's '{kind.column}', which it hasn't; it has {has}.")
+    return build(spec, "finetune.options", **kind.derive(table, spec))
+
+
+def _rgb(images: Tensor) -> Tensor:
+    """(B, 3, H, W) of any number of channels."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def _matching(picture: Tensor, channels: int) -> Tensor:
+    """An RGB picture (3, H, W) with 1 or 3 channels."""
+    if channels == 3:
+        return picture
+    if channels == 1:
+        return picture.mean(0, keepdim=True)  # (1, H, W)
+    raise UserError(f"this control image has {channels} channels, which no picture has: give a tensor in [0, 1].")

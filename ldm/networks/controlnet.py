@@ -1,0 +1,170 @@
+"""ControlNet (Zhang et al. 2023): a picture tells a frozen U-Net what goes where. State-dict names of diffusers."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.cond import Cond
+from ldm.networks.layers import zero_
+from ldm.networks.unet import Encoder, UNet
+from ldm.registry import register, spec_of
+
+HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
+_COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
+_PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "widths")
+
+
+class HintEncoder(nn.Module):
+    """Brings a picture of `factor` times the features' size down to it: two convolutions for each prime of `factor`.
+
+    Its last convolution isn't zero, other than in the original: the ControlNet's outputs are, which is enough for the
+    base's own pictures at the start, and so the second step of training already reaches everything.
+    """
+
+    def __init__(self, channels: int, out_channels: int, strides: Sequence[int], widths: Sequence[int]):
+        super().__init__()
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for (a, b), stride in zip(pairwise(widths), strides, strict=True):
+            self.blocks.append(nn.Conv2d(a, a, 3, padding=1))
+            kernel = stride + 1 - stride % 2  # odd, and no place is left out
+            self.blocks.append(nn.Conv2d(a, b, kernel, stride, padding=kernel // 2))
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, hint: Tensor) -> Tensor:
+        h = F.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks:
+            h = F.silu(block(h))
+        return self.conv_out(h)  # (B, out, H/f, W/f)
+
+
+@register
+class ControlNet(Encoder):
+    """A trainable copy of `network`'s encoder and middle that also sees a control image, and adds to the frozen
+    network's skips and middle through 1x1 convolutions that start at zero: at first nothing changes.
+
+    `factor` is how many of the control image's pixels make one place of the features, a side: the autoencoder's factor
+    times the network's patch. `hint_channels` are the control image's, `hint_widths` those of its encoder, one more
+    than `factor` has primes.
+    """
+
+    def __init__(
+        self, network: UNet, hint_channels: int = 3, factor: int = 8, hint_widths: Sequence[int] | None = None
+    ):
+        super().__init__()
+        if not isinstance(network, UNet):
+            raise UserError(
+                f"a ControlNet copies the encoder of a UNet; the base's network is {type(network).__name__}."
+            )
+        strides = primes(factor)
+        widths = list(hint_widths or (*HINT_WIDTHS, *HINT_WIDTHS[-1:] * len(strides))[: len(strides) + 1])
+        if len(widths) != len(strides) + 1:
+            raise UserError(f"hint_widths={widths}: a factor of {factor} takes {len(strides) + 1} widths.")
+        # the spec alone: the network itself would stay in memory with the copy, and be copied with it
+        object.__setattr__(self, "_spec", self._spec | {"network": spec_of(network)})
+        for name in _PLAIN:
+            setattr(self, name, getattr(network, name))
+        for name in _COPIED:
+            part = getattr(network, name)
+            setattr(self, name, part if part is None else deepcopy(part).requires_grad_(True))
+        self.hint_channels, self.factor, self.hint_widths = hint_channels, factor, widths
+        self.controlnet_cond_embedding = HintEncoder(hint_channels, self.widths[0], strides, widths)
+        outputs = [zero_(nn.Conv2d(width, width, 1)) for width in skip_widths(network)]
+        self.controlnet_down_blocks = nn.ModuleList(outputs)
+        self.controlnet_mid_block = zero_(nn.Conv2d(self.widths[-1], self.widths[-1], 1))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Cond, hint: Tensor, weights: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `UNet.forward` takes as `residuals`, for the same `x` (B, C, h, w), `c_noise` (B,) and `cond`.
+
+        `hint` (B, hint_channels, H, W) is the control image in [0, 1], `weights` (B, outputs) how much each residual
+        counts.
+        """
+        features = self.controlnet_cond_embedding(hint)  # (B, widths[0], h, w)
+        middle, skips = self.encode(x, self.embed(c_noise, cond), cond, features)
+        residuals = [out(skip) for out, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        residuals.append(self.controlnet_mid_block(middle))
+        if weights is None:
+            return residuals
+        return [r * w[:, None, None, None] for r, w in zip(residuals, weights.unbind(1), strict=True)]
+
+    @property
+    def outputs(self) -> int:
+        """How many residuals there are."""
+        return len(self.controlnet_down_blocks) + 1
+
+    def misfits(self, network: Any) -> list[str]:
+        """Why this can't be put on `network`; empty if it can."""
+        if not isinstance(network, UNet):
+            return [f"the network is a {type(network).__name__}, no UNet"]
+        reasons = []
+        if skip_widths(self) != skip_widths(network):
+            reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
+        for name in ("context_dim", "in_channels", "patch"):
+            if getattr(self, name) != getattr(network, name):
+                reasons.append(f"{name} {getattr(self, name)}, the network's {getattr(network, name)}")
+        if self.vector_dim and self.vector_dim != network.vector_dim:
+            reasons.append(f"vector_dim {self.vector_dim}, the network's {network.vector_dim}")
+        return reasons
+
+    context_dim: int | None
+    vector_dim: int | None
+    _spec: dict[str, Any]
+
+
+class Controlled(nn.Module):
+    """A U-Net with the ControlNets that are on it, by `names`: a network like any other, which adds up the residuals of
+    those whose control images are in `cond.control`. Without one it computes what the U-Net alone does.
+
+    `cond.control` may also have under `weights_of(name)` the weights (B, outputs) of that ControlNet's residuals.
+    """
+
+    def __init__(self, network: UNet):
+        super().__init__()
+        self.network, self.names = network, list[str]()
+        self.controlnets: Any = nn.ModuleList()
+
+    def add(self, name: str, net: ControlNet) -> None:
+        self.names.append(name)
+        self.controlnets.append(net)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        cond = cond or Cond()
+        total: list[Tensor] | None = None
+        for name, net in zip(self.names, self.controlnets, strict=True):
+            if name in cond.control:
+                weights = cond.control.get(weights_of(name))
+                residuals = net(x, c_noise, cond, cond.control[name], weights)
+                total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
+        return self.network(x, c_noise, cond, total)
+
+
+def weights_of(name: str) -> str:
+    """The key in `cond.control` of the weights of the ControlNet called `name`."""
+    return f"{name} weights"
+
+
+def skip_widths(network: Encoder) -> list[int]:
+    """The channels of every skip, in the order they arise."""
+    widths = [network.widths[0]]
+    for level, width in zip(network.down_blocks, network.widths, strict=True):
+        widths += [width] * (len(level.resnets) + (level.downsamplers is not None))
+    return widths
+
+
+def primes(number: int) -> list[int]:
+    """The prime factors of `number`, rising; of 1 none."""
+    found, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            found.append(divisor)
+            number //= divisor
+        divisor += 1
+    return found

@@ -1,0 +1,119 @@
+"""ControlNets: what diffusers computes is what ours computes, both ways, and weights come back bit-equal."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import ldm
+from ldm.errors import UserError
+from ldm.interop import controlnet
+from ldm.interop.export import export
+from ldm.networks import Cond, ControlNet
+from tests.interop.configs import CROSS, PLAIN, UNETS, unet
+from tests.interop.models import diffusers, randomised
+from tests.interop.test_parts import bit_equal, unet_inputs
+
+_NOT = ("sample_size", "out_channels", "up_block_types")
+
+
+def config(*levels, **options):
+    return {key: value for key, value in unet(*levels, **options).items() if key not in _NOT}
+
+
+CONTROLNETS = {
+    name: {key: value for key, value in options.items() if key not in _NOT}
+    for name, options in UNETS.items()
+    if name not in ("vector", "inpainting")
+} | {
+    "hint of four": config(CROSS, PLAIN, conditioning_channels=4),
+    "hint widths of factor 4": config(CROSS, PLAIN, conditioning_embedding_out_channels=(6, 10, 12)),
+    "inpainting": config(CROSS, PLAIN, in_channels=9),
+}
+
+
+def small(options):
+    return {"conditioning_embedding_out_channels": (4, 6, 8, 10)} | options
+
+
+def close(a, b):
+    assert b.std() > 0.05, "a flat output proves nothing"
+    torch.testing.assert_close(a, b, atol=1e-5 * max(1, b.abs().max().item()), rtol=0)
+
+
+@torch.no_grad()
+def outputs(ours, theirs):
+    x, t, tokens, vector, labels = unet_inputs(theirs.config)
+    factor = 2 ** (len(theirs.config.conditioning_embedding_out_channels) - 1)
+    hint = torch.rand(2, theirs.config.conditioning_channels, 8 * factor, 8 * factor)
+    down, middle = theirs(x, t, tokens, hint, class_labels=labels, return_dict=False)
+    return ours(x, t, Cond(vector=vector, tokens=tokens), hint), [*down, middle]
+
+
+def all_close(ours, theirs):
+    a, b = outputs(ours, theirs)
+    assert len(a) == len(b)
+    for one, two in zip(a, b, strict=True):
+        close(one, two)
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+def test_a_controlnet_of_diffusers_goes_in_and_out(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.ControlNetModel(**small(CONTROLNETS[name])))
+    theirs.save_pretrained(tmp_path / "in")
+    ours = ldm.load(tmp_path / "in")
+    all_close(ours, theirs)
+
+    assert export(ours, tmp_path / "out").stock
+    bit_equal(tmp_path / "in", tmp_path / "out")
+    all_close(ours, diffusers.ControlNetModel.from_pretrained(tmp_path / "out"))
+
+
+def test_there_are_twelve_configurations_and_more():
+    assert len(CONTROLNETS) >= 12
+
+
+@pytest.mark.parametrize("name", ["sd 1", "sd 2", "class table", "one level", "three levels"])
+def test_compvis_names_are_one_to_one_and_come_back_bit_equal(name, tmp_path):
+    torch.manual_seed(0)
+    options = CONTROLNETS[name] | {"norm_num_groups": 32}
+    options["block_out_channels"] = tuple(64 * (i + 1) for i in range(len(options["down_block_types"])))
+    linear = options.get("use_linear_projection")
+    options["attention_head_dim"] = tuple(range(1, 9))[: len(options["block_out_channels"])] if linear else 8
+    ours = ControlNet(ldm.build(controlnet.from_diffusers(small(options))["network"]), hint_widths=[4, 6, 8, 10])
+    state = controlnet.to_compvis(randomised(ours))
+    assert f"{controlnet.COMPVIS}input_hint_block.14.weight" in state
+    assert f"{controlnet.COMPVIS}zero_convs.0.0.weight" in state
+    assert f"{controlnet.COMPVIS}middle_block_out.0.bias" in state
+    save_file(state, tmp_path / "control.safetensors")
+    again = ldm.load(tmp_path / "control.safetensors")
+    assert isinstance(again, ControlNet)
+    own = ours.state_dict()
+    assert own.keys() == again.state_dict().keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in again.state_dict().items())
+    x, t, hint = torch.randn(1, 4, 8, 8), torch.tensor([3.0]), torch.rand(1, 3, 64, 64)
+    cond = Cond(vector=torch.ones(1, 5) if ours.vector_dim else None, tokens=torch.randn(1, 3, 12))
+    with torch.no_grad():
+        for a, b in zip(ours(x, t, cond, hint), again(x, t, cond, hint), strict=True):
+            close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"global_pool_conditions": True}, "global_pool_conditions"),
+        ({"controlnet_conditioning_channel_order": "bgr"}, "bgr"),
+        ({"class_embed_type": "projection"}, "class_embed_type"),
+        ({"act_fn": "gelu"}, "act_fn"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+    ],
+)
+def test_what_cant_be_represented_is_refused_by_name(setting, says):
+    with pytest.raises(UserError, match=says):
+        controlnet.from_diffusers(CONTROLNETS["two levels"] | setting)
+
+
+def test_what_diffusers_has_no_class_for_is_refused_by_name(tmp_path):
+    net = ControlNet(ldm.UNet(4, channels=8, heads=2, vector_dim=3, patch=2), factor=6)
+    with pytest.raises(UserError, match="no context.*patch=2.*vector of conditions.*no power of two"):
+        export(net, tmp_path)
