@@ -7,11 +7,12 @@
 No name, date or path is inside: equal models give equal files. Loading is strict and never runs code from a file.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,29 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     """Writes `model` (of a registered class) as a model folder; the manifest comes last and makes it whole."""
     from ldm.files import atomic_write
 
+    if hasattr(model, "bare"):  # what is put on a model isn't in its file
+        model.bare("save")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
-    atomic_write(folder / "config.json", to_json(describe(model)))
+    with _bundled(model, folder):
+        atomic_write(folder / "config.json", to_json(describe(model)))
     atomic_write(folder / "model.safetensors", _safetensors(model.state_dict()))
     manifest = {name: _fingerprint(folder / name) for name in FILES}
     atomic_write(folder / "manifest.json", to_json({"format": FORMAT, "files": manifest}))
     return folder
+
+
+@contextlib.contextmanager
+def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
+    """Copies into `folder` what the model's parts have outside and want to be bundled; their specs name the copies."""
+    parts: list[Any] = [part for part in model.modules() if getattr(part, "bundled", False)]
+    specs = [part._spec for part in parts]
+    for part in parts:
+        part.bundle(folder)
+    yield
+    for part, spec in zip(parts, specs, strict=True):
+        object.__setattr__(part, "_spec", spec)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:

@@ -3,37 +3,53 @@
 Its weights belong to no model of ours: a model folder names it (path or name, and a hash), and `bundle` copies it.
 """
 
-import hashlib
-import json
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ldm.conditioning.encoders import (
+    TOKENIZER,
+    WEIGHTS,
+    copy_files,
+    fingerprint,
+    folder_of,
+    load_encoder,
+    load_tokenizer,
+    tokenizer_of,
+    width_of,
+)
 from ldm.conditioning.parts import Part
 from ldm.errors import UserError
 from ldm.networks import Cond
 from ldm.registry import register
 
 log = logging.getLogger("ldm")
-_WEIGHTS = ("*.safetensors", "*.bin")
-_TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+
+
+class Known(Protocol):
+    """States of captions that were computed before."""
+
+    def get(self, captions: list[str]) -> Cond | None:
+        """Their states, or None if one of them isn't among the known."""
+        ...
 
 
 @register
 class FrozenText(Part):
     """Captions through a frozen encoder at `path`: a local folder, or a name that transformers knows.
 
-    `tokenizer` is its tokenizer's folder, if that isn't `path` itself or the `tokenizer` beside it. Captions are padded
-    to `length` tokens and nothing is masked, as Stable Diffusion does it; with `masked` padding is never seen, and
-    batches are as long as their longest caption. `pooled` adds the encoder's pooled state to the time embedding. `dim`
-    and `sha256` are read off the encoder when they aren't given; an encoder of another hash is refused.
+    `tokenizer` is its tokenizer's folder, if that isn't `path` itself or the `tokenizer` beside it; "byt5" is ByT5's,
+    which has no files. Captions are padded to `length` tokens and nothing is masked, as Stable Diffusion does it; with
+    `masked` padding is never seen, and batches are as long as their longest caption. `pooled` adds the encoder's pooled
+    state to the time embedding. `dim` and `sha256` are read off the encoder when they aren't given; an encoder of
+    another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved.
 
-    The encoder is read when it is first used, so that a model without prompts never loads it.
+    The encoder is read when it is first used. Stage two has the states of its captions computed beforehand (`known`),
+    and never holds it.
     """
 
     column = "text"
@@ -48,12 +64,14 @@ class FrozenText(Part):
         dim: int | None = None,
         sha256: str | None = None,
         drop_prob: float = 0.1,
+        bundle: bool = False,
     ):
         super().__init__(drop_prob)
         self.path, self.tokenizer_path, self.length = path, tokenizer, length
-        self.masked, self.pooled, self.sha256 = masked, pooled, sha256
-        self.token_dim = dim or _width(path)
+        self.masked, self.pooled, self.sha256, self.bundled = masked, pooled, sha256, bundle
+        self.token_dim = dim or width_of(path)
         self.vector_dim = self.token_dim if pooled else None
+        self.known: Known | None = None
         self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
         # says where the model is; a model that is built without memory (device "meta") must still have it
         self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
@@ -63,8 +81,11 @@ class FrozenText(Part):
         path = str(options.get("path", ""))
         if not path:
             raise UserError("conditioner: FrozenText needs path=, the folder of a text encoder of transformers.")
-        derived: dict[str, Any] = {"path": path}
-        return derived | ({"dim": _width(path), "sha256": fingerprint(path)} if Path(path).is_dir() else {})
+        derived: dict[str, Any] = {"path": path, "dim": width_of(path)}
+        if folder_of(path) is None:
+            load_encoder(path)  # fetches what the name stands for
+        folder = folder_of(path)
+        return derived | ({"sha256": fingerprint(folder)} if folder else {})
 
     def null_values(self, n: int) -> list[str]:
         return [""] * n
@@ -76,6 +97,10 @@ class FrozenText(Part):
         """Takes an encoder that is in memory already in place of the one at `path`."""
         self._held = [tokenizer, encoder.eval().requires_grad_(False)]
 
+    def release(self) -> None:
+        """Lets go of the encoder; it is read again if it is used again."""
+        self._held = []
+
     @property
     def encoder(self) -> Any:
         self._load()
@@ -86,14 +111,21 @@ class FrozenText(Part):
         self._load()
         return self._held[0]
 
-    @torch.no_grad()
     def forward(self, values: list[str], drop: Tensor | None = None) -> Cond:
         if drop is not None:
             values = ["" if d else v for v, d in zip(values, drop.tolist(), strict=True)]
         place: torch.device = self._place.device
+        known = self.known.get(values) if self.known else None
+        return self.encode(values) if known is None else known.map(lambda t: t.to(place))
+
+    @torch.no_grad()
+    def encode(self, values: list[str]) -> Cond:
+        """Through the encoder: `tokens` (B, L, D), with `mask` (B, L) if masked, and `vector` (B, D) if pooled."""
+        place: torch.device = self._place.device
         encoder = self.encoder.to(place)
         batch = self._tokens(values)
         ids, mask = batch["input_ids"].to(place), batch["attention_mask"].to(place)  # (B, L)
+        mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
         output = encoder(input_ids=ids, attention_mask=mask if self.masked else None)
         keep = mask.bool() if self.masked else None
         return Cond(vector=self._pool(output, mask), tokens=output.last_hidden_state.float(), mask=keep)
@@ -118,23 +150,34 @@ class FrozenText(Part):
     def _load(self) -> None:
         if self._held:
             return
-        if self.sha256 and Path(self.path).is_dir() and fingerprint(self.path) != self.sha256:
+        checked = self._check_hash()
+        encoder = load_encoder(self.path)
+        if not checked:  # a name whose files have only now come
+            self._check_hash()
+        self.hold(load_tokenizer(self.tokenizer_path or tokenizer_of(self.path)), encoder)
+
+    def _check_hash(self) -> bool:
+        folder = folder_of(self.path)
+        if self.sha256 and folder and fingerprint(folder) != self.sha256:
             raise UserError(f"the text encoder at {self.path} isn't the one that the model was trained with (SHA-256).")
-        self.hold(load_tokenizer(self.tokenizer_path or _tokenizer_of(self.path)), load_encoder(self.path))
+        return folder is not None
 
     def locate(self, folder: Path) -> None:
         """Finds an encoder that was bundled into the model's `folder`."""
         if not Path(self.path).is_absolute() and (folder / self.path).is_dir():
             self.path = str(folder / self.path)
-            self.tokenizer_path = self.tokenizer_path and str(folder / self.tokenizer_path)
+            words = self.tokenizer_path and folder / self.tokenizer_path
+            self.tokenizer_path = str(words) if words and words.is_dir() else self.tokenizer_path
             self._remember(self.path, self.tokenizer_path)
 
     def bundle(self, folder: Path) -> None:
         """Copies encoder and tokenizer into a model's `folder`, and from now on names the copies."""
-        write_encoder(self, folder / "text_encoder", folder / "tokenizer")
-        self.sha256 = fingerprint(folder / "text_encoder")
+        copy = folder / "text_encoder"
+        if not self.sha256 or fingerprint(copy) != self.sha256:
+            write_encoder(self, copy, folder / "tokenizer")
+            self.sha256 = fingerprint(copy)
         object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, "dim": self.token_dim})
-        self._remember("text_encoder", "tokenizer")
+        self._remember("text_encoder", "byt5" if self.tokenizer_path == "byt5" else "tokenizer")
 
     def _remember(self, path: str, tokenizer: str | None) -> None:
         object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
@@ -146,77 +189,10 @@ class FrozenText(Part):
 def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
     """Encoder and tokenizer of `part` as folders: the files themselves where there are any, else written anew."""
     source = Path(part.path)
-    if source.is_dir():
-        _copy(source, encoder, ("config.json", *_WEIGHTS, "*.index.json"))
-        _copy(Path(part.tokenizer_path or _tokenizer_of(part.path)), tokenizer, _TOKENIZER)
-    else:
+    if not source.is_dir():
         part.encoder.save_pretrained(encoder)
         part.tokenizer.save_pretrained(tokenizer)
-
-
-def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the config and the weights of an encoder's folder."""
-    digest = hashlib.sha256()
-    files = {f for pattern in ("config.json", *_WEIGHTS) for f in Path(folder).glob(pattern)}
-    for file in sorted(files):
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
-def load_encoder(path: str) -> Any:
-    """The text encoder at `path`; of a two-sided model, the text side."""
-    transformers = _transformers()
-    try:
-        kind = transformers.AutoConfig.from_pretrained(path).model_type
-        special = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
-        special |= {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel"}
-        encoder = getattr(transformers, special.get(kind, "AutoModel")).from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
-    return encoder
-
-
-def load_tokenizer(path: str) -> Any:
-    try:
-        return _transformers().AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"there is no tokenizer at '{path}' ({_first_line(error)}); give tokenizer=FOLDER.") from None
-
-
-def _tokenizer_of(path: str) -> str:
-    folder = Path(path)
-    own = any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
-    beside = folder.parent / "tokenizer"
-    return str(beside) if folder.is_dir() and not own and beside.is_dir() else path
-
-
-def _width(path: str) -> int:
-    """How many numbers a state has."""
-    file = Path(path) / "config.json"
-    if file.is_file():
-        config = json.loads(file.read_text())
-        width = config.get("hidden_size") or config.get("d_model") or config.get("text_config", {}).get("hidden_size")
-        if width:
-            return int(width)
-    raise UserError(f"there is no text encoder at '{path}' whose width can be read: name its folder, or give dim=.")
-
-
-def _copy(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for file in {f for pattern in patterns for f in source.glob(pattern) if f.is_file()}:
-        if file.resolve() != (target / file.name).resolve():
-            shutil.copy2(file, target / file.name)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:120]
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("a Hugging Face text encoder needs transformers: pip install 'ldm[hf]'.") from None
-    return transformers
+        return
+    copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
+    if part.tokenizer_path != "byt5":
+        copy_files(Path(part.tokenizer_path or tokenizer_of(part.path)), tokenizer, TOKENIZER)

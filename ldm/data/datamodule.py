@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.order import PositionSampler, index_of
+from ldm.data.order import PositionSampler, bucket_rows, index_of
 from ldm.randomness import permutation, uniform
 
 
@@ -22,14 +22,23 @@ class Gathers(Protocol):
 class TrainBatches(Dataset):
     """Positions (B,) of the endless training order -> their batch, with `position` and `index` (B,) int64."""
 
-    def __init__(self, table: Gathers, keys: Collection[str], seed: int):
-        self.table, self.keys, self.seed = table, tuple(keys), seed
+    def __init__(self, table: Gathers, keys: Collection[str], seed: int, batch_size: int = 1):
+        self.table, self.keys, self.seed, self.batch_size = table, tuple(keys), seed, batch_size
+        self.buckets: list[Gathers] = getattr(table, "buckets", [])
 
     def __getitem__(self, position: np.ndarray) -> dict[str, Any]:
-        index = index_of(position, len(self.table), self.seed)
+        table, index, before = self._rows(position)
         where = torch.from_numpy(position)
         draw = uniform(self.seed, "caption", where).numpy() if "text" in self.keys else None
-        return self.table.batch(index, self.keys, draw) | {"position": where, "index": torch.from_numpy(index)}
+        return table.batch(index, self.keys, draw) | {"position": where, "index": torch.from_numpy(index + before)}
+
+    def _rows(self, position: np.ndarray) -> tuple[Gathers, np.ndarray, int]:
+        """The table that a batch comes from, its rows there (B,), and how many rows the tables before it have."""
+        if not self.buckets:
+            return self.table, index_of(position, len(self.table), self.seed), 0
+        sizes = [len(table) for table in self.buckets]
+        bucket, index = bucket_rows(position, sizes, self.batch_size, self.seed)
+        return self.buckets[bucket], index, sum(sizes[:bucket])
 
 
 class Rows(Dataset):
@@ -89,7 +98,9 @@ class BatchModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = PositionSampler(self.batch_size, start=self.position, rank=rank, world=world)
-        return DataLoader(TrainBatches(self.train, self.keys, self.seed), sampler=sampler, **self.options)
+        return DataLoader(
+            TrainBatches(self.train, self.keys, self.seed, self.batch_size), sampler=sampler, **self.options
+        )
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(Rows(self.val, self.keys, self.batch_size, self.val_samples), **self.options)

@@ -1,7 +1,7 @@
 """From listed samples to a table: decoding on threads, piece by piece, into memory-mapped arrays."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +59,20 @@ class Decoder:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, train: Split, val: Split, preprocess: Preprocess) -> "Decoder":
-        """Reads off the training split which columns there are; the validation split has to fit."""
+    def of(cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = ()) -> "Decoder":
+        """Reads off the training split which columns there are; the validation split has to fit.
+
+        `classes` are the names of the labels 0, 1, ...; without them they are read off the labels.
+        """
         rows = train[1]
         has = [key for key in ("label", "map", "mask", "control") if any(getattr(row, key) is not None for row in rows)]
         if any(row.text is not None or row.caption is not None for row in rows):
             has.append("text")
-        classes = _classes(rows, val[1]) if "label" in has else ()
+        if "label" in has:
+            _check_labels((*rows, *val[1]))
+            classes = tuple(classes) or _classes(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
-        return cls(preprocess, control, tuple(has), classes)
+        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else ())
 
     def table(self, split: Split, folder: Path, key: str, tally: Tally) -> Table:
         """Decodes a split into `folder`; bad images are left out and counted."""
@@ -182,16 +187,23 @@ def _control(split: Split, preprocess: Preprocess) -> Preprocess:
     return Preprocess(1 if grey else 3, height, width, resize=preprocess.resize, background=[0])
 
 
-def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
-    """Class names: the sorted words, or the numbers up to the highest. Every sample needs a label of a known class."""
-    for sample in (*train, *val):
+def _check_labels(samples: Sequence[Sample]) -> None:
+    for sample in samples:
         if sample.label is None:
             raise UserError(f"{sample.image} has no label while others have; give it one, or take it out.")
-    labels = {sample.label for sample in train}
-    if all(isinstance(label, int) and label >= 0 for label in labels):
-        classes = tuple(str(i) for i in range(max(int(label) for label in labels if label is not None) + 1))
-    else:
-        classes = tuple(sorted(str(label) for label in labels))
+
+
+def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
+    """The sorted words, or the numbers up to the highest."""
+    numbers = [label for label in labels if isinstance(label, int) and label >= 0]
+    if len(numbers) == len(labels):
+        return tuple(str(i) for i in range(max(numbers) + 1))
+    return tuple(sorted(str(label) for label in labels))
+
+
+def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
+    """The class names of training, which validation must not go beyond."""
+    classes = class_names({sample.label for sample in train})
     for sample in val:
         if str(sample.label) not in classes:
             raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have.")

@@ -5,8 +5,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ldm.artifact import model_hash, to_json
+from ldm.data.buckets import Buckets
+from ldm.data.sharing import is_done, share
 from ldm.data.table import Table
 from ldm.files import atomic_write, one_at_a_time
 from ldm.networks import AutoencoderKL, Identity
 
 log = logging.getLogger("ldm")
-MANIFEST, PROGRESS = "latents.json", "rows"
-NOTE_EVERY = 2000  # images
+MANIFEST = "latents.json"
+NOTE_EVERY = 2000  # images: what an interrupted call has to do again at most
 
 
 @dataclass
@@ -38,6 +40,7 @@ class LatentTable:
     std: np.ndarray
     channel_mean: Tensor
     channel_std: Tensor
+    buckets: list["LatentTable"] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -56,8 +59,11 @@ def cached_latents(
 ) -> LatentTable:
     """The latents of `table`, from the cache under `root` if this first stage and these data made one before.
 
-    Processes that start together make it once: one encodes, the others wait. One that was interrupted is gone on with.
+    Processes that start together share the work. One that was interrupted is gone on with. Of buckets each has a cache
+    of its own, and all are whitened alike.
     """
+    if isinstance(table, Buckets):
+        return _of_buckets(table, [cached_latents(part, first_stage, root, batch_size) for part in table.buckets])
     about = {"first_stage": model_hash(first_stage), "data": table.key, "n": len(table)}
     key = hashlib.sha256(f"{about['first_stage']} {table.key}".encode()).hexdigest()[:20]
     folder = root / "latents" / key
@@ -73,13 +79,17 @@ def _make(
     """Encodes in a folder beside it, which is renamed when whole, so nothing unfinished ever has the cache's name."""
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(work):
-        if not _whole(folder):
-            encode_table(table, first_stage, work, batch_size, about)
-            shutil.rmtree(folder, ignore_errors=True)  # a copy that was cut short
-            work.rename(folder)
-        elif work.is_dir():  # another process was faster
-            shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process was faster, and the folder has its name
+        encode_table(table, first_stage, work, batch_size, lambda: _whole(folder))
+        with one_at_a_time(work):
+            if not _whole(folder):
+                _finish(work, about)
+                shutil.rmtree(folder, ignore_errors=True)  # a copy that was cut short
+                work.rename(folder)
+                for file in [*folder.glob("*.done"), *folder.glob("*.lock")]:
+                    file.unlink()
+            elif work.is_dir():
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _whole(folder: Path) -> bool:
@@ -103,53 +113,62 @@ def _say_why(root: Path, about: Mapping[str, Any]) -> None:
 
 @torch.inference_mode()
 def encode_table(
-    table: Table, first_stage: AutoencoderKL | Identity, folder: Path, batch_size: int, about: Mapping[str, Any]
+    table: Table,
+    first_stage: AutoencoderKL | Identity,
+    folder: Path,
+    batch_size: int,
+    needless: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Writes the moments of every image into `folder`, from the row on that an interrupted call had come to.
+    """Writes the moments of every image into `folder`.
 
-    latents.json comes last and makes the cache whole.
+    It goes on where an interrupted call had come to, and processes that start together share the images, as long as the
+    whole isn't `needless`.
     """
     height, width = (side // first_stage.factor for side in table.images.shape[2:])
     shape = (len(table), first_stage.latent_channels, height, width)
-    done = _rows_done(folder, shape)
-    if done:
-        print(f"going on with the latents of an interrupted run at image {done} of {len(table)}", flush=True)
-    arrays = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+" if done else "w+", np.float32, shape)
-        for name in ("mean", "std")
-    }
+    step = -(-NOTE_EVERY // batch_size) * batch_size
+    pieces = [f"rows-{start:09d}" for start in range(0, len(table), step)]
+    with one_at_a_time(folder):
+        _lay_out(folder, shape)
+    if done := [piece for piece in pieces if is_done(folder, piece)]:
+        come_to = min(len(done) * step, len(table))
+        print(f"going on with the latents of an interrupted run at image {come_to} of {len(table)}", flush=True)
+    arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in ("mean", "std")}
     device = next((p.device for p in first_stage.parameters()), torch.device("cpu"))
     log.info("encoding %d images into latents %s", len(table), "x".join(map(str, shape[1:])))
-    noted = done
-    for rows in torch.arange(done, len(table)).split(batch_size):
-        images = table.batch(rows.numpy(), ["image"])["image"].to(device)
-        posterior = first_stage.encode(images)
-        end = int(rows[-1]) + 1
-        arrays["mean"][rows[0] : end] = posterior.mean.cpu()
-        arrays["std"][rows[0] : end] = posterior.std.cpu()
-        if end - noted >= NOTE_EVERY:
-            noted = _note(folder, arrays, end)
-    for array in arrays.values():
-        array.flush()
-    sizes = {f"{name}.npy": (folder / f"{name}.npy").stat().st_size for name in arrays}
-    atomic_write(folder / MANIFEST, to_json({**about, **_statistics(arrays["mean"], arrays["std"]), "bytes": sizes}))
+
+    def encode(piece: str) -> None:
+        first = int(piece.removeprefix("rows-"))
+        for rows in torch.arange(first, min(first + step, len(table))).split(batch_size):
+            images = table.batch(rows.numpy(), ["image"])["image"].to(device)
+            posterior = first_stage.encode(images)
+            end = int(rows[-1]) + 1
+            arrays["mean"][rows[0] : end] = posterior.mean.cpu()
+            arrays["std"][rows[0] : end] = posterior.std.cpu()
+        for array in arrays.values():
+            array.flush()
+
+    share(folder, pieces, encode, needless)
 
 
-def _note(folder: Path, arrays: Mapping[str, np.memmap], rows: int) -> int:
-    """Notes how many rows are on the disk."""
-    for array in arrays.values():
-        array.flush()
-    atomic_write(folder / PROGRESS, str(rows))
-    return rows
+def _lay_out(folder: Path, shape: tuple[int, ...]) -> None:
+    """The two arrays, empty, unless they are there; what was done on others is then forgotten."""
+    with contextlib.suppress(OSError, ValueError):
+        if all(np.load(folder / f"{name}.npy", mmap_mode="r").shape == shape for name in ("mean", "std")):
+            return
+    for done in folder.glob("*.done"):
+        done.unlink()
+    for name in ("mean", "std"):
+        part = folder / f"{name}.part"
+        np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        part.rename(folder / f"{name}.npy")
 
 
-def _rows_done(folder: Path, shape: tuple[int, ...]) -> int:
-    try:
-        done = int((folder / PROGRESS).read_text())
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")]
-    except (OSError, ValueError):
-        return 0
-    return done if all(array.shape == shape for array in arrays) and 0 < done <= shape[0] else 0
+def _finish(folder: Path, about: Mapping[str, Any]) -> None:
+    """latents.json comes last and makes the cache whole."""
+    mean, std = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std"))
+    sizes = {f"{name}.npy": (folder / f"{name}.npy").stat().st_size for name in ("mean", "std")}
+    atomic_write(folder / MANIFEST, to_json({**about, **_statistics(mean, std), "bytes": sizes}))
 
 
 def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[str, Any]:
@@ -161,6 +180,16 @@ def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[st
     centre = np.asarray(total / count)
     spread = np.sqrt(np.maximum(square / count - centre**2, 0) + variance / count)
     return {"channel_mean": centre.tolist(), "channel_std": np.maximum(spread, 1e-6).tolist()}
+
+
+def _of_buckets(table: Buckets, parts: Sequence[LatentTable]) -> LatentTable:
+    """The latents of the largest bucket and the statistics of all."""
+    weights = torch.tensor([part.mean[:, 0].size for part in parts], dtype=torch.float64)[:, None]
+    means, stds = (torch.stack([getattr(p, f"channel_{name}").double() for p in parts]) for name in ("mean", "std"))
+    mean = (weights * means).sum(0) / weights.sum()  # (C,)
+    std = ((weights * (stds.square() + (means - mean).square())).sum(0) / weights.sum()).sqrt()
+    largest = parts[max(range(len(parts)), key=lambda i: len(parts[i]))]
+    return LatentTable(table, largest.mean, largest.std, mean.float(), std.float(), list(parts))
 
 
 def _open(table: Table, folder: Path) -> LatentTable:

@@ -1,6 +1,6 @@
 """Which sample comes when: a pure function of (seed, position), so that a run resumes in mid-epoch exactly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -45,3 +45,27 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     order = permutation(seed, epoch, n)
     order.setflags(write=False)  # shared by all who ask
     return order
+
+
+def bucket_rows(position: np.ndarray, sizes: Sequence[int], batch_size: int, seed: int) -> tuple[int, np.ndarray]:
+    """For the positions (B,) of one batch: its bucket, of several that hold `sizes` samples, and the rows in it.
+
+    Each bucket has an endless order of its own, of which epoch e has the batches from floor(e n / B) on: over the
+    epochs every sample comes equally often, whatever its bucket's size. Which bucket's turn it is, is a permutation
+    that (seed, epoch) fixes.
+    """
+    number = int(position[0]) // batch_size
+    epoch = number * batch_size // sum(sizes)
+    while sum(_begun(sizes, epoch + 1, batch_size)) <= number:
+        epoch += 1
+    begun, ended = (np.array(_begun(sizes, e, batch_size)) for e in (epoch, epoch + 1))
+    ends = np.cumsum(ended - begun)
+    turn = int(_order(seed, epoch, int(ends[-1]))[number - begun.sum()])
+    bucket = int(np.searchsorted(ends, turn, side="right"))
+    nth = int(ended[bucket] - (ends[bucket] - turn))  # batch of this bucket
+    return bucket, index_of((nth - number) * batch_size + np.asarray(position), sizes[bucket], seed)
+
+
+def _begun(sizes: Sequence[int], epoch: int, batch_size: int) -> list[int]:
+    """How many batches of each bucket the epochs before `epoch` had."""
+    return [epoch * n // batch_size for n in sizes]

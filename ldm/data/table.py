@@ -22,6 +22,7 @@ from ldm.registry import build, spec_of
 
 Column = np.ndarray | list
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
+_PAIR = ("train", "val")
 
 
 @dataclass
@@ -115,11 +116,17 @@ def hash_of(*parts: Any) -> str:
 
 
 def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -> tuple[Table, Table]:
-    """Train and validation tables out of `cache/key`, made there by `make(folder)` if they aren't yet.
+    """Train and validation tables out of `cache/key`, made there by `make(folder)` if they aren't yet."""
+    tables = cached_parts(cache, key, lambda folder: dict(zip(_PAIR, make(folder), strict=True)))
+    return tables["train"], tables["val"]
+
+
+def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Table]]) -> dict[str, Table]:
+    """Tables by name out of `cache/key`, made there by `make(folder)` if they aren't yet.
 
     They are made in a folder of their own and renamed when whole, so processes that start together don't disturb each
-    other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays in the folders
-    `train` and `val` of what it is given.
+    other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays into a folder
+    of each table's name inside the one that it is given.
     """
     home = cache / key
     while rank() > 0 and not _whole(home):  # of several processes the first one makes it
@@ -128,17 +135,26 @@ def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -
         cache.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
         try:
-            for name, table in zip(("train", "val"), make(work), strict=True):
+            tables = make(work)
+            for name, table in tables.items():
                 table.save(work / name)
+            _replace(work / "tables.json", json.dumps(list(tables)).encode())
             work.chmod(0o755)  # mkdtemp's own is private to the user
             _move(work, home)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    return Table.load(home / "train"), Table.load(home / "val")
+    return {name: Table.load(home / name) for name in _names(home)}
+
+
+def _names(home: Path) -> Sequence[str]:
+    try:
+        return json.loads((home / "tables.json").read_text())
+    except OSError:
+        return _PAIR
 
 
 def _whole(home: Path) -> bool:
-    return all((home / name / "table.json").exists() for name in ("train", "val"))
+    return all((home / name / "table.json").exists() for name in _names(home))
 
 
 def _move(work: Path, home: Path) -> None:

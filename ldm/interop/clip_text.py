@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning import FrozenText
-from ldm.conditioning.frozen import load_tokenizer
+from ldm.conditioning.encoders import load_tokenizer
 from ldm.interop.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.folder import read_json
 from ldm.interop.names import by_prefix, inverse, rename

@@ -54,7 +54,7 @@ def test_pictures_show_what_the_captions_say(tables):
             assert set(np.unique(ids)) == {0, first + 1} | ({second + 1} if second >= 0 else set())
             assert image[:, ids == 0].T.tolist().count(colours[ground].tolist()) > 0.6 * (ids == 0).sum()
             extent = np.ptp(np.argwhere(ids == first + 1), 0).max() + 1
-            assert extent > 20 if size == 1 else extent <= 14
+            assert extent > 20 if size == 1 else extent <= 16
             if relation:
                 down, right = centre(ids == second + 1) - centre(ids == first + 1)
                 assert (down > abs(right)) if relation == 1 else (right > abs(down))

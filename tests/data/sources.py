@@ -1,0 +1,38 @@
+"""What the tests of sources share: pictures, and a run of 20 steps in both stages."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import ldm
+from ldm import cli
+
+_COMMON = "trainer.max_steps=20 batch_size=4 samples.n=2 logger=none trainer.limit_val_batches=1"
+_VAE = f"{_COMMON} vae.channels=8 vae.multipliers=[1] vae.stem=4 vae.latent_channels=2"
+_LDM = f"{_COMMON} network.channels=[8] network.heads=2 diffusion.sampling.steps=2"
+
+
+def picture(i: int, height: int = 16, width: int = 16) -> Image.Image:
+    """A picture whose colour says which it is."""
+    pixels = np.full((height, width, 3), (i * 7 % 256, i * 31 % 256, 128), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(i: int, height: int = 16, width: int = 16) -> bytes:
+    buffer = io.BytesIO()
+    picture(i, height, width).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def is_picture(image: np.ndarray, i: int) -> bool:
+    """Whether (3, H, W) uint8 is the picture of that number."""
+    return image[:, 0, 0].tolist() == [i * 7 % 256, i * 31 % 256, 128]
+
+
+def train_both(runs: Path, *words: str) -> ldm.LatentDiffusion:
+    """Both stages for 20 steps on what `words` say; the model."""
+    cli.run("train_vae", [*_VAE.split(), *words, f"runs_dir={runs}", "name=here"])
+    cli.run("train_ldm", [*_LDM.split(), *words, f"runs_dir={runs}", "name=here", "first_stage=here"])
+    return ldm.load(runs / "ldm" / "here")
