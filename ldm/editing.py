@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.images import Preprocess, open_mask
+from ldm.images import Preprocess, open_map, open_mask
+from ldm.registry import build, spec_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class Start:
     def repeated(self, n: int) -> "Start":
         """One image for each of `n` pictures."""
         return self._map(lambda t: _repeated(t, n))
+
+    def padded(self, pad: int | Sequence[int] | None) -> "Start":
+        """With a margin to be drawn: `pad` pixels on every side, or (left, top, right, bottom)."""
+        if pad is None:
+            return self
+        sides = [pad] * 4 if isinstance(pad, int) else [int(p) for p in pad]
+        if len(sides) != 4 or min(sides) < 0:
+            raise UserError(f"pad={pad}: give one number of pixels, or four: left, top, right, bottom.")
+        left, top, right, bottom = sides
+        mask = self.mask if self.mask is not None else torch.zeros_like(self.image[:, :1])
+        image = F.pad(self.image, (left, right, top, bottom), mode="replicate")
+        return Start(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
 
     def take(self, rows: Tensor) -> "Start":
         return self._map(lambda t: t[rows.to(t.device)])
@@ -73,6 +86,28 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     arrays = [preprocess.resize_map(_grey(item)) for item in items]
     return torch.from_numpy(np.stack(arrays) > 127).float()[:, None]
+
+
+def read_maps(given: Any, preprocess: Preprocess) -> list[Tensor]:
+    """Maps as files, pictures (grey or with a palette), arrays or tensors of class ids, one or several: (H, W) int64
+    each, at the size of `preprocess`."""
+    items = list(given) if isinstance(given, (list, tuple)) else [given]
+    arrays: list[np.ndarray] = []
+    for item in items:
+        values = _ids(item)
+        arrays += list(values) if values.ndim == 3 else [values]
+    return [torch.from_numpy(preprocess.resize_map(array).astype(np.int64)) for array in arrays]
+
+
+def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
+    """The same preprocessing to another size."""
+    return build({**spec_of(preprocess), "height": height, "width": width})
+
+
+def _ids(item: Any) -> np.ndarray:
+    if isinstance(item, (Tensor, np.ndarray)):
+        return np.asarray(item.cpu() if isinstance(item, Tensor) else item)
+    return np.asarray(item) if hasattr(item, "convert") else open_map(item)
 
 
 def _grey(item: Any) -> np.ndarray:

@@ -1,7 +1,26 @@
 """From a batch's columns to what the network is told."""
 
+from ldm.conditioning.asked import Asked, ask
 from ldm.conditioning.conditioner import Conditioner, merge
 from ldm.conditioning.frozen import FrozenText
+from ldm.conditioning.image_embedding import ImageEmbedding
+from ldm.conditioning.inpaint import Inpaint
+from ldm.conditioning.lowres import LowRes
+from ldm.conditioning.maps import MapTokens, SemanticMap
 from ldm.conditioning.parts import ClassLabel, Part, Text
 
-__all__ = ["ClassLabel", "Conditioner", "FrozenText", "Part", "Text", "merge"]
+__all__ = [
+    "Asked",
+    "ClassLabel",
+    "Conditioner",
+    "FrozenText",
+    "ImageEmbedding",
+    "Inpaint",
+    "LowRes",
+    "MapTokens",
+    "Part",
+    "SemanticMap",
+    "Text",
+    "ask",
+    "merge",
+]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning.parts import Part
+from ldm.conditioning.parts import Encode, Part
 from ldm.errors import UserError
 from ldm.networks import Cond
 from ldm.randomness import uniform
@@ -27,16 +27,35 @@ class Conditioner(nn.Module):
         self.token_dim = next(iter(dims.values()), None)
         self.vector_dim = sum(part.vector_dim or 0 for part in self.parts.values()) or None
         self.concat_channels = sum(part.concat_channels for part in self.parts.values())
+        # says where the model is, parameters or not; a model that is built without memory (device "meta") must have it
+        self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The batch keys that the parts read."""
-        return tuple(part.column for part in self.parts.values())
+        """The batch keys that training data must give."""
+        return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.needs))
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What a user can pass."""
+        return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.takes))
 
     def forward(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
-        """The conditions of a batch; `drop` says by part which samples (B,) bool get the null condition."""
+        """The conditions of a prepared batch; `drop` says by part which samples (B,) bool get the null condition."""
         drop = drop or {}
         return merge([part(batch[part.column], drop.get(name)) for name, part in self.parts.items()])
+
+    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> dict[str, Any]:
+        """The batch with the columns that parts make themselves: masked images, low resolutions, embeddings.
+
+        `encode` maps images to whitened latents; what is random is so by (seed, batch["position"]).
+        """
+        made = {
+            part.column: part.prepare(batch, encode, seed)
+            for part in self.parts.values()
+            if part.sources and part.column not in batch
+        }
+        return {**batch, **made}
 
     def coins(self, seed: int, position: Tensor) -> dict[str, Tensor]:
         """Which samples drop which condition: one independent coin a part, fixed by (seed, position)."""
@@ -46,28 +65,55 @@ class Conditioner(nn.Module):
             if part.drop_prob > 0
         }
 
-    def null(self, n: int) -> Cond:
-        """The null condition for `n` samples."""
-        return self({part.column: _to(part.null_values(n), self._device()) for part in self.parts.values()})
+    def null(self, n: int, size: tuple[int, int] | None = None) -> Cond:
+        """The null condition for `n` samples of `size` (height, width) in pixels, by default as trained."""
+        return self(self.null_batch(n, size))
 
-    def parse(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a user passes by column, with the null value where a condition isn't given.
+    def null_batch(self, n: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """The prepared batch that means "nothing said"."""
+        return {part.column: _to(part.null_sized(n, size), self._place.device) for part in self.parts.values()}
+
+    def parse(self, given: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What a user passes, by the names in `takes`, with the null value where a condition isn't given.
 
         Every value is a list of one entry a picture. Raises UserError for a condition that this model doesn't have.
         """
-        if unknown := [key for key in given if key not in self.needs]:
-            has = ", ".join(self.needs) or "no condition at all"
+        if unknown := [key for key in given if key not in self.takes]:
+            has = ", ".join(self.takes) or "no condition at all"
             raise UserError(f"this model can't take {', '.join(unknown)}; it was trained with {has}.")
         n = max((len(values) for values in given.values()), default=1)
-        batch = {}
+        batch: dict[str, Any] = {}
         for part in self.parts.values():
-            values = given.get(part.column)
-            batch[part.column] = part.null_values(n) if values is None else part.parse(values)
-            batch[part.column] = _to(batch[part.column], self._device())
+            named = [key for key in part.takes if key in given]
+            batch |= {key: _to(part.parse(given[key]), self._place.device) for key in named}
+            if not named:
+                batch[part.column] = _to(part.null_sized(n, size), self._place.device)
         return batch
 
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+    def examples(self, batch: Mapping[str, Any], seed: int = 0) -> dict[str, list]:
+        """What a user would pass, as `parse` takes it, to draw the samples of a batch out of the data.
+
+        Masks that the data don't have are drawn by (seed, row).
+        """
+        n = max((len(values) for values in batch.values()), default=0)
+        batch = {"position": torch.arange(n), **batch}
+        passed: dict[str, Any] = {}
+        for part in self.parts.values():
+            passed |= part.example(batch, seed)
+        return {key: _listed(values) for key, values in passed.items()}
+
+    def columns(self, name: str) -> set[str]:
+        """The columns that `name` means: a part, a column, or what a user passes. Raises UserError naming them all."""
+        known: dict[str, set[str]] = {}
+        for part_name, part in self.parts.items():
+            for word in (part_name, part.column, *part.takes):
+                known.setdefault(word, set()).add(part.column)
+        if name not in known:
+            has = ", ".join(self.parts) or "no condition at all"
+            raise UserError(f"this model has no condition '{name}'; it has {has}.")
+        return known[name]
+
+    _place: Tensor
 
 
 def merge(conds: list[Cond]) -> Cond:
@@ -92,6 +138,11 @@ def _mask(cond: Cond) -> Tensor:
 def _join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
     present = [t for t in tensors if t is not None]
     return torch.cat(present, dim) if present else None
+
+
+def _listed(values: Any) -> list:
+    """One entry a sample: numbers as such, images as tensors."""
+    return values.tolist() if isinstance(values, Tensor) and values.ndim == 1 else list(values)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -1,6 +1,6 @@
 """One condition each: from a column of the batch to its role in `Cond`, and what stands for its absence."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,18 +11,27 @@ from ldm.errors import UserError, did_you_mean
 from ldm.networks import Cond, TextTransformer
 from ldm.registry import register
 
+Encode = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] -> whitened latents (B, C', h, w)
+
 
 class Part(nn.Module):
-    """A condition. `column` is the batch key it reads; `token_dim` and `vector_dim` say what it gives the network.
+    """A condition. `column` is the batch key it reads; `token_dim`, `vector_dim` and `concat_channels` say what the
+    network gets of it.
 
     `forward(values, drop)` encodes a batch, replacing the samples where `drop` (B,) is True by the null condition,
     which classifier-free guidance needs (Ho and Salimans 2022).
+
+    A column that the data don't have is made by `prepare` out of `sources`, the keys that they do have; what a user
+    passes goes by the names in `takes`. Where `guided` is False a single guidance scale leaves the condition alone: it
+    is kept on both sides.
     """
 
     column: str
     token_dim: int | None = None
     vector_dim: int | None = None
     concat_channels: int = 0
+    sources: tuple[str, ...] = ()
+    guided: bool = True
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -33,9 +42,39 @@ class Part(nn.Module):
         """Constructor arguments that are read off the training data; `options` are those that the user chose."""
         return {}
 
+    @classmethod
+    def derive_latent(cls, first_stage: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor arguments that are read off the first stage: its factor, its channels."""
+        return {}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The batch keys that training data must give."""
+        return self.sources or (self.column,)
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What a user passes: its names."""
+        return (self.column,)
+
+    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> Any:
+        """The column out of `sources`, or out of what a user gave. `encode` maps images to whitened latents.
+
+        All randomness is of (seed, batch["position"]), which is the picture's own seed when sampling.
+        """
+        raise NotImplementedError
+
+    def example(self, batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """What a user would pass to draw the samples of a batch out of the data."""
+        return {key: batch[key] for key in self.takes}
+
     def null_values(self, n: int) -> Any:
         """`n` values of the column that mean "nothing said"."""
         raise NotImplementedError
+
+    def null_sized(self, n: int, size: tuple[int, int] | None) -> Any:
+        """The same for images of `size` (height, width) in pixels, by default as trained."""
+        return self.null_values(n)
 
     def parse(self, values: Any) -> Any:
         """What a user passes, as the batch has it. Raises UserError naming what is possible."""

@@ -55,6 +55,39 @@ def guided(
     return lambda x, sigma: (inside if lo < sigma[0].item() <= hi else outside)(x, sigma)
 
 
+def mixed(
+    denoiser: ConditionalDenoiseFn,
+    conds: Sequence[Any],
+    weights: Sequence[float],
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> DenoiseFn:
+    """D = sum of w_i D_i over conditions whose weights sum up to 1 and of which the last says everything.
+
+    That is every guidance by scales: with one scale s the null condition has weight 1 - s and the conditional s.
+    Outside of `interval` (lo, hi] the last is evaluated alone. `rescale`: see `guided`. Costs one call with the joined
+    batch of all that have weight.
+    """
+    if not 0 <= rescale <= 1:
+        raise UserError(f"rescale={rescale}: has to lie between 0 (off) and 1.")
+    used = [(cond, weight) for cond, weight in zip(conds[:-1], weights[:-1], strict=True) if weight != 0]
+    last = conds[-1]
+    joined = last.cat(*(cond for cond, _ in used)) if used else last
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        if not used or (interval is not None and not interval[0] < sigma[0].item() <= interval[1]):
+            return denoiser(x, sigma, last)
+        n = 1 + len(used)
+        conditional, *others = denoiser(x.repeat(n, 1, 1, 1), sigma.repeat(n), joined).chunk(n)
+        result = conditional
+        for other, (_, weight) in zip(others, used, strict=True):
+            result = torch.add(result, other - conditional, alpha=weight)
+        return _rescaled(result, conditional, x, sigma, rescale) if rescale else result
+
+    return denoise
+
+
 def autoguidance(denoiser: ConditionalDenoiseFn, bad: ConditionalDenoiseFn, cond: Any, scale: float = 1.0) -> DenoiseFn:
     """D_bad + scale (D - D_bad): away from a smaller or less trained model of the same data (Karras et al. 2024).
 
