@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.artifact import save
-    from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
+    from ldm.cascade import Cascade
+    from ldm.conditioning import (
+        ClassLabel,
+        Conditioner,
+        FrozenText,
+        ImageEmbedding,
+        Inpaint,
+        LowRes,
+        MapTokens,
+        SemanticMap,
+        Text,
+    )
     from ldm.diffusion import Denoiser
     from ldm.errors import UserError
     from ldm.loading import load
@@ -23,7 +34,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOMES = {
     "artifact": ("save",),
-    "conditioning": ("ClassLabel", "Conditioner", "FrozenText", "Text"),
+    "cascade": ("Cascade",),
+    "conditioning": (
+        *("ClassLabel", "Conditioner", "FrozenText", "ImageEmbedding", "Inpaint"),
+        *("LowRes", "MapTokens", "SemanticMap", "Text"),
+    ),
     "diffusion": ("Denoiser",),
     "errors": ("UserError",),
     "loading": ("load",),
@@ -34,11 +49,17 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",
+    "Cascade",
     "ClassLabel",
     "Conditioner",
     "Denoiser",
     "FrozenText",
+    "ImageEmbedding",
+    "Inpaint",
     "LatentDiffusion",
+    "LowRes",
+    "MapTokens",
+    "SemanticMap",
     "Text",
     "UNet",
     "UserError",

@@ -78,7 +78,7 @@ def _reference(script: str, choices: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the chosen groups alone, without experiment and overrides: which keys there are."""
     primary = yaml.safe_load((CONF / f"{script}.yaml").read_text())
     groups = [key for entry in primary.get("defaults", []) if isinstance(entry, dict) for key in entry]
-    options = [f"{group}={choices[group]}" for group in groups if group in choices and group != "experiment"]
+    options = [f"{group}={choices[group]}" for group in groups if choices.get(group) and group != "experiment"]
     return _composed_once(script, tuple(options))
 
 
@@ -90,6 +90,8 @@ def _composed_once(script: str, options: tuple[str, ...]) -> dict[str, Any]:
 def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
 
+
+_BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "control_start", "control_end")
 
 # Checking ------------------------------------------------------------------------------------------------------------
 
@@ -118,9 +120,11 @@ def hurried(config: dict[str, Any], steps: int) -> dict[str, Any]:
         fewer = min(given, steps) if given > 0 else steps
         config["trainer"] |= {"max_steps": fewer, "max_time": None, "limit_val_batches": 1}
         config["samples"]["n"] = min(config["samples"]["n"], 2)
-    elif steps:
-        cut = {"steps": steps} if config.get("stage") == "ldm" else {}
-        config |= {key: value for key, value in (cut | {"n": min(config.get("n") or 4, 4)}).items() if key in config}
+    elif steps and "reference_n" in config:  # evaluate: as little as its distances take
+        config |= {"n": 8, "seeds": 1, "reference_n": 64, "features": "random"}
+        config["curve"]["n"] = 8
+    if steps and config.get("stage") == "ldm":
+        config["steps"] = steps
     return config
 
 
@@ -165,6 +169,8 @@ def _check_section(section: dict[str, Any], reference: Mapping[str, Any], path: 
             _load_classes()
             _drop_of_other_class(value, _mapping(reference.get(key)))
             registry.check(value, where)
+        elif isinstance(value, dict) and key in _BY_NAME:
+            continue  # one for each condition or ControlNet; which there are the model knows
         elif isinstance(value, dict):
             _check_section(value, _mapping(reference.get(key)), where)
         else:
@@ -282,6 +288,8 @@ def explain(error: Exception) -> str:
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        if group.startswith("hydra/"):
+            return f"{group}={choice} needs a package: pip install 'ldm[sweep]'."
         return f"{group}={choice}: there is no such choice.{did_you_mean(choice, error.options or [])}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         tab = " YAML is indented with blanks, not tabs." if "'\\t'" in str(error.problem) else ""

@@ -12,8 +12,8 @@ from typing import Any
 
 from ldm.errors import UserError, did_you_mean
 
-PROSE = {"prompt", "negative", "text"}
-PATHS = {"prompts_file", "out", "image", "mask", "map", "lora", "control_image", "run", "base", "first_stage", "name"}
+PROSE = {"prompt", "negative", "text", "auth", "webhook"}
+PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then", "lora", "control_image", "control_from", "run", "base", "first_stage", "name"}
 _PATH_ENDINGS = ("path", "root", "dir")
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters import Adaptable
+from ldm.adapters import Adaptable, Steering, steering
 from ldm.conditioning import Asked, Conditioner, LowRes, ask
+from ldm.describe import Described, millions
 from ldm.diffusion import Denoiser, get_sampler, mixed
 from ldm.diffusion.inpainting import keeping
 from ldm.editing import Start, read_images, read_maps, read_masks, resized
 from ldm.errors import UserError
-from ldm.images import Preprocess
+from ldm.images import Pictures, Preprocess
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
 from ldm.registry import register
@@ -48,6 +49,18 @@ class LatentDiffusion(Adaptable, nn.Module):
         self.register_buffer("latent_mean", torch.zeros(first_stage.latent_channels))
         self.register_buffer("latent_std", torch.ones(first_stage.latent_channels))
 
+    def facts(self) -> dict[str, Any]:
+        own = {key: value for key, value in self.sampling.items() if value not in (None, 1.0)}
+        size, given = self.preprocess, ", ".join(self.conditioner.parts) or "nothing"
+        return {
+            "draws": f"{size.height}x{size.width}, {size.channels} channels, from {given}",
+            "first stage": f"{type(self.first_stage).__name__}, {millions(self.first_stage.parameters())}",
+            "network": f"{type(self.denoiser.network).__name__}, {millions(self.denoiser.network.parameters())}",
+            "predicts": type(self.denoiser.parameterization).__name__,
+            "sampled by": ", ".join(f"{key} {value}" for key, value in own.items()),
+            **({"adapters": ", ".join(map(str, self.adapters))} if self.adapters else {}),
+        }
+
     def __call__(self, prompt: str | Sequence[str] | None = None, **options: Any) -> Any:
         """See `generate`."""
         return self.generate(prompt, **options)
@@ -73,6 +86,12 @@ class LatentDiffusion(Adaptable, nn.Module):
         feather: int = 0,
         pad: int | Sequence[int] | None = None,
         noise_level: float | None = None,
+        control: Any = None,
+        control_from: Any = None,
+        control_scale: float | Mapping[str, float] | None = None,
+        control_start: float | Mapping[str, float] | None = None,
+        control_end: float | Mapping[str, float] | None = None,
+        guess_mode: bool = False,
         batch_size: int = 32,
         output: str = "pil",
         on_step: Callable[[int, int, Tensor], None] | None = None,
@@ -94,6 +113,9 @@ class LatentDiffusion(Adaptable, nn.Module):
         strength is then 1 unless given. `pad` adds a margin to be drawn: pixels, or (left, top, right, bottom). For a
         model of super-resolution `image` is the low resolution, which gets noise of `noise_level`.
 
+        `control` is what a ControlNet (`load_controlnet`) reads, or `control_from` a picture that it's made from: one
+        for all, one each, or of several ControlNets by name; see `ldm.adapters.steering`.
+
         `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
         W, C) uint8.
         """
@@ -102,7 +124,10 @@ class LatentDiffusion(Adaptable, nn.Module):
         shown = {"image": image, "strength": strength, "mask": mask, "feather": feather, "pad": pad}
         start, pictures = self.read(**shown, map=map, embed_image=embed_image, noise_level=noise_level, size=size)
         given |= pictures
-        images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, **chosen)
+        asked = {"control": control, "made_from": control_from, "guess": guess_mode}
+        shares = {"scale": control_scale, "begin": control_start, "end": control_end}
+        after = self.steering(given, start, size, **asked, **shares)
+        images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, after, **chosen)
         return as_output(images, output, self.preprocess)
 
     @torch.inference_mode()
@@ -116,6 +141,7 @@ class LatentDiffusion(Adaptable, nn.Module):
         batch_size: int = 32,
         on_step: Callable[[int, int, Tensor], None] | None = None,
         start: Start | None = None,
+        steering: Steering | None = None,
         **options: Any,
     ) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`."""
@@ -126,13 +152,15 @@ class LatentDiffusion(Adaptable, nn.Module):
             start = start.repeated(count)
             if start.mask is not None and self.fills:
                 asked = asked.to_fill(start.image, start.mask)
+        steering = steering and steering.repeated(count)
         seeds, options = _seeds(seed, count), self._options(options)
         latent_size = height // self.first_stage.factor, width // self.first_stage.factor
         pictures = []
         for rows in torch.arange(count).split(batch_size):
             some = [seeds[i] for i in rows.tolist()]
             begun = start and start.take(rows)
-            pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun))
+            after = steering and steering.take(rows)
+            pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun, after))
         return torch.cat(pictures)
 
     def read(
@@ -187,6 +215,16 @@ class LatentDiffusion(Adaptable, nn.Module):
         if strength is None:
             strength = 0.8 if mask is None and pad is None else 1.0
         return Start(images, masks, strength, feather).padded(pad)
+
+    def steering(
+        self,
+        given: Mapping[str, list],
+        start: Start | None = None,
+        size: int | tuple[int, int] | None = None,
+        **options: Any,
+    ) -> Steering | None:
+        """What ControlNets are told, for `draw`, read and checked at the pictures' size: `ldm.adapters.steering`."""
+        return steering(self, preprocess=resized(self.preprocess, *self._size(given, start, size)), **options)
 
     @property
     def fills(self) -> bool:
@@ -258,15 +296,21 @@ class LatentDiffusion(Adaptable, nn.Module):
         options: dict[str, Any],
         on_step: Callable[[int, int, Tensor], None] | None,
         start: Start | None = None,
+        steering: Steering | None = None,
     ) -> Tensor:
         """One batch from noise, or from `start`, to images (B, C, H, W)."""
         noise = PictureNoise(seeds, (self.first_stage.latent_channels, *size), self.latent_mean.device)
         options = dict(options)
         name, steps, spacing = options.pop("sampler"), options.pop("steps"), options.pop("spacing")
         sigmas = self.denoiser.parameterization.grid(steps, spacing, shift=options.pop("shift"))
-        conds, weights = asked.weighted(options.pop("guidance"), self.encode, seeds)
+        denoiser: Any = self.denoiser
+        guidance = options.pop("guidance")
+        conds, weights = asked.weighted(guidance, self.encode, seeds)
+        if steering is not None:
+            ran = sigmas if start is None else sigmas[round((1 - start.strength) * steps) :]
+            denoiser, conds, weights = steering.steer(denoiser, conds, weights, ran, guidance)
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
-        denoise = mixed(self.denoiser, conds, weights, interval=interval, rescale=rescale)
+        denoise = mixed(denoiser, conds, weights, interval=interval, rescale=rescale)
         run = get_sampler(name, **options)
         x = noise()
         if start is not None:
@@ -324,7 +368,7 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
     if output == "np":
         return preprocess.to_uint(images).permute(0, 2, 3, 1).cpu().numpy()
     if output == "pil":
-        return [preprocess.to_pil(image) for image in images]
+        return Pictures(preprocess.to_pil(image) for image in images)
     raise UserError(f"output='{output}' isn't one of pil, pt, np.")
 
 

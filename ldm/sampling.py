@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.cascade import check_fit, enlarge
 from ldm.errors import UserError
 from ldm.images import grid, save_png
 from ldm.loading import load
@@ -18,6 +19,9 @@ from ldm.training.run import find_run
 
 # Options of the sampler itself; null in the YAML means: as the model was trained to be sampled.
 OPTIONS = ("sampler", "steps", "guidance", "interval", "rescale", "spacing", "shift", "eta", "variance", "clip")
+
+CONTROL = ("control", "control_scale", "control_start", "control_end")
+CONTROL_PICTURES = ("control_image", "control_from")
 
 
 def main(config: dict[str, Any], job: str | None = None) -> None:
@@ -39,21 +43,51 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     """Images (N, C, H, W), what each was asked for, and the settings they share."""
     given = conditions(config)
     options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
-    start = model.start(config["image"], config["strength"], config["mask"], config["feather"])
+    keys = ("image", "strength", "mask", "feather", "pad", "map", "embed_image", "noise_level", "size")
+    start, pictures = model.read(**{key: config[key] for key in keys})
+    steering = steered(model, given | pictures, start, config)
     images = model.draw(
-        given,
+        given | pictures,
         config["n"],
         negative=config["negative"],
         seed=config["seed"],
         size=config["size"],
         batch_size=config["batch_size"],
         start=start,
+        steering=steering,
         **options,
     )
+    if config["then"]:
+        images = enlarged(model, images, given, config)
     asked = next(iter(given.values()), [""])
-    captions = [str(value) for value in asked for _ in range(config["n"])]
-    named = {key: config[key] for key in ("negative", "image", "mask", "strength") if config[key] is not None}
+    captions = [str(value) for value in asked for _ in range(len(images) // len(asked))]
+    shown = ("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", *CONTROL, *CONTROL_PICTURES)
+    named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named}
+
+
+def steered(model: LatentDiffusion, given: Mapping[str, list], start: Any, config: Mapping[str, Any]) -> Any:
+    """What ControlNets shall be told, those that `control` names put on first; None without a control image."""
+    names = config["control"] or ()
+    for name in names if isinstance(names, (list, tuple)) else [names]:
+        model.load_controlnet(find_run("ldm", name, config["runs_dir"]), name=str(name))
+    control, made_from = (config[key] for key in CONTROL_PICTURES)
+    if names and control is None and made_from is None:
+        raise UserError("control= needs a control image, control_image=, or control_from=, a picture to make it from.")
+    options = {key: config[f"control_{key}"] for key in ("scale", "start", "end")}
+    begin, guess = options.pop("start"), config["guess_mode"]
+    size = config["size"]
+    return model.steering(given, start, size, control=control, made_from=made_from, begin=begin, guess=guess, **options)
+
+
+def enlarged(model: LatentDiffusion, images: Tensor, given: Mapping[str, list], config: Mapping[str, Any]) -> Tensor:
+    """The pictures through the model of super-resolution that `then` names."""
+    larger = load(find_run("ldm", config["then"], config["runs_dir"]), device(config["device"]))
+    if not isinstance(larger, LatentDiffusion):
+        raise UserError(f"then={config['then']} is no run of train_ldm.py.")
+    check_fit(model, larger)
+    said = {k: [v for v in vs for _ in range(config["n"])] for k, vs in given.items() if k in larger.conditioner.takes}
+    return enlarge(larger, images, said, config["noise_level"], seed=config["seed"], batch_size=config["batch_size"])
 
 
 def conditions(config: Mapping[str, Any]) -> dict[str, list]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.artifact import model_hash
 from ldm.conditioning import Conditioner
+from ldm.data.captions import remember_captions
 from ldm.data.datamodule import Gathers
 from ldm.data.latents import cached_latents
 from ldm.data.table import Table
@@ -29,7 +30,7 @@ FirstStage = AutoencoderKL | Identity
 Tables = tuple[Table, Table]
 
 
-def main(config: dict[str, Any], job: str | None = None) -> None:
+def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
     if config.get("finetune"):
         from ldm.training import finetune_run
@@ -41,15 +42,16 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     first_stage_path = precheck(config)
     with open_named("ldm", source.name, config, job) as folder:
         if folder.finished:
-            return
+            return folder.path
         tables = source.tables(cache_of(config) / "data")
         first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
         torch.manual_seed(config["seed"])
-        conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0])
+        conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
         denoiser = build_denoiser(config, first_stage, conditioner)
         depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
         start = resume.check(folder, config, depends_on)
         folder.save_config(config)
+        remember_captions(conditioner, tables, cache_of(config))
         train, val, whitening = latents(tables, first_stage, config)
         about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {about}", flush=True)
@@ -63,7 +65,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
             depends_on=depends_on,
             **task_options(config),
         )
-        needs = (*(("image",) if isinstance(train, Table) else ()), *conditioner.needs)
+        needs = tuple(dict.fromkeys((*(("image",) if isinstance(train, Table) else ()), *conditioner.needs)))
         shown = config["samples"]
         pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
         trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started, start)
@@ -72,6 +74,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
             loss = trainer.callback_metrics.get("val/loss")
             validation = "" if loss is None else f", validation loss {float(loss):.4f}"
             print(f"{folder.path}: {trainer.global_step} steps in {clock}{validation}", flush=True)
+    return folder.path
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
@@ -122,8 +125,11 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     return vae
 
 
-def build_conditioner(config: Mapping[str, Any], default: str | None, table: Table) -> Conditioner:
-    """The conditions that the config names, or with `auto` what the data has; what they need is read off the data."""
+def build_conditioner(
+    config: Mapping[str, Any], default: str | None, table: Table, first_stage: FirstStage
+) -> Conditioner:
+    """The conditions that the config names, or with `auto` what the data has; what they need is read off the data and
+    the first stage."""
     chosen = {name: spec for name, spec in config.items() if name != "auto"}
     if config.get("auto") and default and not chosen:
         chosen = {default: {"class": {"text": "Text", "label": "ClassLabel"}[default]}}
@@ -132,12 +138,16 @@ def build_conditioner(config: Mapping[str, Any], default: str | None, table: Tab
         where = f"conditioner.{name}"
         check(spec, where)
         part = lookup(spec["class"])
-        if part.column not in table.columns:
-            raise UserError(
-                f"{where} reads '{part.column}', which the data doesn't have; it has {', '.join(table.columns)}."
-            )
-        parts[name] = build(spec, where, **part.derive(table, spec))
+        _check_columns(where, part.sources or (part.column,), table)
+        parts[name] = build(spec, where, **part.derive(table, spec), **part.derive_latent(first_stage, spec))
+        _check_columns(where, parts[name].needs, table)
     return Conditioner(parts)
+
+
+def _check_columns(where: str, keys: tuple[str, ...], table: Table) -> None:
+    for key in keys:
+        if key != "image" and key not in table.columns:
+            raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {', '.join(table.columns)}.")
 
 
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:
@@ -177,7 +187,7 @@ def sampler(
     """A function of the task that draws `n` pictures of the first validation conditions, always from the same noise."""
     rows = np.arange(min(n, len(val)))
     batch = val.batch(rows, conditioner.needs)
-    given = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
+    given = conditioner.examples(batch, config["seed"])
     steps = min(config["diffusion"]["sampling"]["steps"], 50)  # the grid is a look, not a measurement
 
     def draw(task: DiffusionTask) -> Tensor:

@@ -256,7 +256,7 @@ def task(runs, config):
     tables = build(made["data"]).tables(Path(made["cache_dir"]) / "data")
     vae = ldm.load(runs / "vae" / "digits")
     torch.manual_seed(0)
-    conditioner = ldm_run.build_conditioner(made["conditioner"], "label", tables[0])
+    conditioner = ldm_run.build_conditioner(made["conditioner"], "label", tables[0], vae)
     denoiser = ldm_run.build_denoiser(made, vae, conditioner)
     for parameter in denoiser.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
