@@ -27,6 +27,7 @@ WORK = {
     "train_ldm": "ldm.training.ldm_run",
     "sample": "ldm.sampling",
     "evaluate": "ldm.evaluation.run",
+    "app": "ldm.ui.serve",
 }
 # Hydra writes no folder and no log of its own: the run folder is ours.
 _QUIET = [
@@ -57,6 +58,11 @@ def sample() -> None:
 def evaluate() -> None:
     """A trained run, measured."""
     run("evaluate")
+
+
+def app() -> None:
+    """The web page."""
+    run("app")
 
 
 def main() -> None:

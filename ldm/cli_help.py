@@ -21,6 +21,7 @@ EXAMPLES = {
         "run=emoji prompts_file=prompts.txt",
         "run=digits 'labels=[3,7]' n=2",
     ],
+    "app": ["run=emoji port=7860", "host=0.0.0.0 auth=ME:PASSWORD"],
     "evaluate": ["run=emoji", "run=emoji stage=vae"],
 }
 

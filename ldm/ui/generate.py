@@ -1,0 +1,199 @@
+"""Drawing for the page: in a thread of its own, with looks at the unfinished pictures, and an end when asked."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.images import grid, to_pil8
+from ldm.pipeline import LatentDiffusion
+from ldm.ui.models import Models, Traits, traits
+from ldm.ui.png_settings import chunks
+from ldm.ui.settings import Settings, checked
+from ldm.ui.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREVIEWED = 4  # pictures in a look at the unfinished
+
+
+class Cancelled(Exception):
+    """The user stopped the drawing."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Step `step` of `steps` is done; `preview`, now and then, is what the denoiser makes of the first pictures."""
+
+    step: int
+    steps: int
+    preview: "Image | None" = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished picture, the file that keeps it, and what draws it again."""
+
+    path: Path
+    settings: Settings
+
+
+class Painter:
+    """Draws one request at a time, whoever asks."""
+
+    def __init__(self, models: Models, store: Store, preview_seconds: float = 0.4, batch_size: int = 32):
+        self.models, self.store = models, store
+        self.preview_seconds, self.batch_size = preview_seconds, batch_size
+        self._turn = threading.Lock()
+
+    def draw(self, settings: Settings, cancel: threading.Event | None = None) -> Iterator[Progress | list[Drawn]]:
+        """Progress while it lasts, at last the pictures. Raises UserError for what can't be, Cancelled if asked to.
+
+        When the iterator is closed, the drawing ends at its next step.
+        """
+        cancel = cancel or threading.Event()
+        events: queue.Queue[Any] = queue.Queue()
+        worker = threading.Thread(target=self._work, args=(checked(settings), cancel, events.put), daemon=True)
+        worker.start()
+        try:
+            while True:
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, list):
+                    return
+        finally:
+            cancel.set()
+            worker.join()
+
+    def _work(self, settings: Settings, cancel: threading.Event, tell: Callable[[Any], None]) -> None:
+        try:
+            while not self._turn.acquire(timeout=0.1):
+                if cancel.is_set():
+                    raise Cancelled
+            try:
+                tell(self._draw(settings, cancel, tell))
+            finally:
+                self._turn.release()
+        except BaseException as error:  # the iterator raises it where the user is
+            tell(error)
+
+    def _draw(self, settings: Settings, cancel: threading.Event, tell: Callable[[Any], None]) -> list[Drawn]:
+        if cancel.is_set():
+            raise Cancelled
+        model = self.models.get(settings.run, settings.checkpoint)
+        about = traits(model)
+        watch = Watch(model, settings, self.batch_size, cancel, tell, self.preview_seconds)
+        with adapted(model, settings, self.models, self.store) as extra:
+            given = arguments(settings, about, self.store) | extra
+            images = model.generate(output="pt", batch_size=self.batch_size, on_step=watch, **given)
+        return [
+            self._keep(image, replace(settings, **one), about)
+            for image, one in zip(images, each(settings), strict=True)
+        ]
+
+    def _keep(self, image: Tensor, settings: Settings, about: Traits) -> Drawn:
+        picture = to_pil8(image[: 1 if len(image) < 3 else 3])
+        path = self.store.save_picture(picture, chunks(settings, picture.size, about.sampling), settings.seed)
+        return Drawn(path, settings)
+
+
+class Watch:
+    """`on_step` of a drawing: tells how far it is, ends it when cancelled."""
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        settings: Settings,
+        batch_size: int,
+        cancel: threading.Event,
+        tell: Callable[[Any], None],
+        preview_seconds: float,
+    ):
+        self.model, self.cancel, self.tell, self.pause = model, cancel, tell, preview_seconds
+        self.batches = -(-len(each(settings)) // batch_size)
+        self._batch, self._shown = -1, 0.0
+
+    def __call__(self, step: int, steps: int, denoised: Tensor) -> None:
+        if self.cancel.is_set():
+            raise Cancelled
+        self._batch += step == 0
+        self.tell(Progress(self._batch * steps + step + 1, self.batches * steps, self._look(denoised)))
+
+    def _look(self, denoised: Tensor) -> "Image | None":
+        if time.monotonic() - self._shown < self.pause:
+            return None
+        images = self.model.decode(denoised[:PREVIEWED])
+        self._shown = time.monotonic()  # after decoding: a slow decoder isn't to take all the time there is
+        return grid(images, len(images))
+
+
+def each(settings: Settings) -> list[dict[str, Any]]:
+    """What makes each picture of a request a request of its own: its seed, and its label."""
+    labels: tuple[Any, ...] = settings.labels or (None,)
+    conditions = [label for label in labels for _ in range(settings.n)]
+    return [
+        {"seed": settings.seed + i, "n": 1, "labels": () if label is None else (label,)}
+        for i, label in enumerate(conditions)
+    ]
+
+
+def arguments(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
+    """The arguments of `LatentDiffusion.generate`."""
+    given: dict[str, Any] = {"n": settings.n, "seed": settings.seed, **settings.options()}
+    count = max(1, len(settings.labels))
+    if settings.prompt:
+        given["prompt"] = [settings.prompt] * count
+    if settings.negative:
+        given["negative"] = settings.negative
+    if settings.labels:
+        given["labels"] = list(settings.labels)
+    if settings.map:
+        given["map"] = [store.input(settings.map)] * count
+    if settings.height is not None and settings.width is not None and not settings.image:
+        given["size"] = (settings.height, settings.width)
+    if settings.image:
+        given |= {"image": plain(store.input(settings.image), about), "strength": settings.strength}
+    if settings.mask:
+        given |= {"mask": store.input(settings.mask), "feather": settings.feather}
+    return given
+
+
+def plain(path: Path, about: Traits) -> "Image | Path":
+    """An input; one that was only enlarged for the eye, each pixel to a square, as it was before."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        picture = opened.copy()
+    times = picture.width // about.width
+    if times > 1 and picture.size == (times * about.width, times * about.height):
+        small = picture.resize((about.width, about.height), Image.Resampling.NEAREST)
+        if np.array_equal(np.asarray(enlarged(small, times)), np.asarray(picture)):
+            return small
+    return path
+
+
+def enlarged(picture: "Image", times: int) -> "Image":
+    """Each pixel as a square of `times` by `times`."""
+    from PIL import Image
+
+    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+
+
+def adapted(
+    model: LatentDiffusion, settings: Settings, models: Models, store: Store
+) -> AbstractContextManager[dict[str, Any]]:
+    """The model with the request's LoRAs and ControlNets on it, and what they add to `generate`'s arguments."""
+    if settings.loras or settings.controlnets:
+        raise UserError("LoRAs and ControlNets can't be put on a model yet.")
+    return nullcontext({})

@@ -1,0 +1,161 @@
+"""Runs started, stopped and resumed from the page: processes of the ordinary command lines, which outlive the page."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm import overrides
+from ldm.cli_config import CONF
+from ldm.errors import UserError
+from ldm.files import atomic_write
+from ldm.training import lock
+from ldm.ui.runs import config_of, folder
+
+SCRIPTS = {"vae": "train_vae", "ldm": "train_ldm"}
+OURS = ("name", "runs_dir", "resume", "overwrite")
+
+
+class Launcher:
+    """Starts runs under `runs_dir`, whose logs and command lines it keeps in `store_folder`."""
+
+    def __init__(self, runs_dir: Path, store_folder: Path):
+        self.runs_dir, self.folder = runs_dir, store_folder
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def start(self, stage: str, name: str, options: str, overwrite: bool = False) -> str:
+        """Starts a run of the options, KEY=VALUE words as in a shell; returns its key STAGE/NAME."""
+        words = option_words(options)
+        if not name.strip() or any(part in ("", ".", "..") for part in name.split("/")):
+            raise UserError("give the run a name: a plain word, which becomes its folder's.")
+        self._spawn(f"{stage}/{name}", [*words, *(["overwrite=true"] if overwrite else [])])
+        return f"{stage}/{name}"
+
+    def resume(self, key: str) -> None:
+        """Goes on with a run, by the options that it was started with, here or, as far as config.yaml has them,
+        elsewhere."""
+        path = folder(self.runs_dir, key)
+        words = self.record(key).get("words")
+        self._spawn(key, [*(words if isinstance(words, list) else words_of_config(config_of(path))), "resume=true"])
+
+    def stop(self, key: str) -> None:
+        """Asks a run to save and end (SIGTERM)."""
+        holder = lock.read(folder(self.runs_dir, key))
+        process = self._processes.get(key)
+        if holder and lock.is_live(holder):
+            if holder["host"] != os.uname().nodename:
+                raise UserError(f"{key} runs on {holder['host']}; stop it there.")
+            os.kill(int(holder["pid"]), signal.SIGTERM)
+        elif process and process.poll() is None:
+            process.terminate()  # not yet so far that it holds its folder
+        else:
+            raise UserError(f"{key} isn't running.")
+
+    def log(self, key: str) -> Path:
+        """What the run printed, where it was started here."""
+        return self.folder / "logs" / f"{key.replace('/', '--')}.log"
+
+    def exit_code(self, key: str) -> int | None:
+        """How the run's process ended, where it was started here; None while it runs or where nobody knows."""
+        process = self._processes.get(key)
+        return process.poll() if process else None
+
+    def starting(self) -> list[str]:
+        """Runs whose process was started here and has not ended."""
+        return [key for key, process in list(self._processes.items()) if process.poll() is None]
+
+    def record(self, key: str) -> dict[str, Any]:
+        """Options and start of a run, as kept when it was started here."""
+        kept = self._records().get(key)
+        return kept if isinstance(kept, dict) else {}
+
+    def _spawn(self, key: str, words: Sequence[str]) -> None:
+        stage, _, name = key.partition("/")
+        with self._lock:
+            process = self._processes.get(key)
+            if process and process.poll() is None:
+                raise UserError(f"{key} is running already.")
+            holder = lock.read(self.runs_dir / key)
+            if holder and lock.is_live(holder):
+                raise UserError(f"{key} is running already, as process {holder['pid']} on {holder['host']}.")
+            log = self.log(key)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            line = [*entry(SCRIPTS[stage]), *words, f"name={name}", f"runs_dir={self.runs_dir}"]
+            with log.open("ab") as out:
+                out.write(f"$ {shlex.join(line)}\n".encode())
+                out.flush()
+                self._processes[key] = subprocess.Popen(
+                    line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            kept = [word for word in words if word.partition("=")[0] not in OURS]
+            self._keep(key, {"words": kept, "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    def _keep(self, key: str, record: dict[str, Any]) -> None:
+        atomic_write(self.folder / "started.json", json.dumps(self._records() | {key: record}, ensure_ascii=False))
+
+    def _records(self) -> dict[str, Any]:
+        try:
+            read = json.loads((self.folder / "started.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return read if isinstance(read, dict) else {}
+
+
+def option_words(options: str) -> list[str]:
+    """The words of a command line's options, refused where they aren't KEY=VALUE or are the page's own to give."""
+    try:
+        words = shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"the options can't be read ({error}): write KEY=VALUE, with quotes around blanks.") from None
+    flags, words = overrides.split(words)
+    if flags:
+        raise UserError(f"{flags[0]} is for the command line: a page starts one run at a time.")
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key in OURS:
+            raise UserError(f"{key}= has a field of its own here; take it out of the options.")
+    return words
+
+
+def words_of_config(config: Mapping[str, Any], path: str = "") -> list[str]:
+    """Options that compose the config of a run, which is all that is known of one started elsewhere."""
+    words = []
+    for key, value in config.items():
+        where = f"{path}.{key}" if path else str(key)
+        if not path and key in (*OURS, "cache_dir"):
+            continue
+        if isinstance(value, Mapping):
+            words += words_of_config(value, where)
+        else:
+            words.append(f"{where}={_plain(value)}")
+    return words
+
+
+def entry(script: str) -> list[str]:
+    """The command that runs a script: a clone's own file, or the installed `ldm`."""
+    file = CONF.parent / f"{script}.py"
+    if file.is_file():
+        return [sys.executable, str(file)]
+    return [str(Path(sys.executable).with_name("ldm")), script.replace("_", "-")]
+
+
+def _plain(value: Any) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return (
+            {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
+        )
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(_plain(v) if not isinstance(v, str) else overrides.quote(v) for v in value)}]"
+    return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,43 @@
+"""The whole page."""
+
+import gradio as gr
+
+from ldm.ui.app import App
+from ldm.ui.page_alerts import AlertsTab, Banner
+from ldm.ui.page_draw import DrawTab
+from ldm.ui.page_pictures import PicturesTab
+from ldm.ui.page_runs import RunsTab
+from ldm.ui.page_xy import XYTab
+from ldm.ui.tell import told
+
+
+def build(app: App) -> gr.Blocks:
+    """The page over the parts of `app`; nothing is served yet."""
+    with gr.Blocks(title="ldm", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+        Banner(app)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Draw", id="draw") as draw_tab:
+                draw = DrawTab(app)
+            with gr.Tab("X/Y grid", id="xy") as xy_tab:
+                XYTab(app, draw)
+            with gr.Tab("Pictures", id="pictures") as pictures_tab:
+                pictures = PicturesTab(app, draw, tabs)
+            with gr.Tab("Runs", id="runs") as runs_tab:
+                runs = RunsTab(app)
+            with gr.Tab("Alerts", id="alerts") as alerts_tab:
+                alerts = AlertsTab(app)
+        page.load(told(draw.start), None, list(draw.fields.values()), api_visibility="private", show_progress="hidden")
+        page.load(
+            draw.look, None, [draw.fields["run"], *draw._choices()], api_visibility="private", show_progress="hidden"
+        )
+        pictures_tab.select(pictures.look, None, pictures.outputs, api_visibility="private", show_progress="hidden")
+        alerts_tab.select(alerts.listing, None, alerts.outputs, api_visibility="private", show_progress="hidden")
+        for tab in (draw_tab, xy_tab, pictures_tab, alerts_tab, runs_tab):
+            live = tab is runs_tab  # the page asks for the run's state only while it is looked at
+            tab.select(_timer(live), None, runs.timer, api_visibility="private", show_progress="hidden")
+        runs_tab.select(told(runs.found), None, runs.run, api_visibility="private", show_progress="hidden")
+    return page
+
+
+def _timer(active: bool):
+    return lambda: gr.Timer(active=active)

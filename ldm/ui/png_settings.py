@@ -1,0 +1,152 @@
+"""Settings in a PNG's text chunks: our own JSON under `ldm`, and `parameters` as other tools' pages write and read it.
+
+`parameters` is the prompt, a line `Negative prompt: ...` where there is one, and a last line of pairs, `Steps: 20,
+Sampler: euler, CFG scale: 3, Seed: 1, Size: 32x32`; a value with a comma, colon or line break is quoted as JSON.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.diffusion import SAMPLERS
+from ldm.errors import UserError
+from ldm.ui.settings import OPTIONS, Settings, from_dict
+
+# Names of samplers elsewhere.
+ELSEWHERE = {
+    "euler a": "euler_ancestral",
+    "dpm++ 2m": "dpmpp_2m",
+    "dpm++ 2m karras": "dpmpp_2m",
+    "dpm++ 2m sde": "dpmpp_2m_sde",
+    "dpm++ 2m sde karras": "dpmpp_2m_sde",
+}
+_PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def chunks(settings: Settings, size: tuple[int, int], defaults: Mapping[str, Any]) -> dict[str, str]:
+    """The text chunks of one picture of `size` (width, height); `defaults` are the model's own ways of sampling."""
+    own = json.dumps(settings.as_dict(), ensure_ascii=False)
+    return {"ldm": own, "parameters": to_parameters(settings, size, defaults)}
+
+
+def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Settings, list[str]]:
+    """The settings in a PNG of the page, of sample.py, or of a tool that writes `parameters`; and what to tell the
+    user, such as a picture that must be given again.
+
+    `sampling` has by run the model's own way of sampling: what sample.py wrote out of that is left unsaid again, since
+    options of one sampler aren't another's.
+    """
+    text = _text_of(path)
+    if "ldm" in text:
+        try:
+            given = json.loads(text["ldm"])
+        except ValueError:
+            given = None
+        if not isinstance(given, dict):
+            raise UserError("the picture's settings are damaged: its text chunk 'ldm' isn't JSON.")
+        try:
+            return _ours(given, sampling or {}) if "width" not in given else (from_dict(given), [])
+        except TypeError:
+            raise UserError(
+                "the picture's settings are damaged: its text chunk 'ldm' has values of a wrong kind."
+            ) from None
+    if "parameters" in text:
+        return from_parameters(text["parameters"]), []
+    raise UserError("this picture carries no settings: take a PNG as the page or sample.py wrote it, unchanged.")
+
+
+def to_parameters(settings: Settings, size: tuple[int, int], defaults: Mapping[str, Any]) -> str:
+    options = {**defaults, **settings.options()}
+    pairs = {
+        "Steps": options.get("steps"),
+        "Sampler": options.get("sampler"),
+        "CFG scale": options.get("guidance"),
+        "Seed": settings.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": settings.run,
+        "Denoising strength": settings.strength,
+        "Class": "|".join(settings.labels) or None,
+    }
+    lines = [settings.prompt] if settings.prompt else []
+    lines += [f"Negative prompt: {settings.negative}"] if settings.negative else []
+    return "\n".join([*lines, ", ".join(f"{k}: {_quoted(v)}" for k, v in pairs.items() if v is not None)])
+
+
+def from_parameters(text: str) -> Settings:
+    """What a `parameters` chunk says that we know."""
+    *lines, last = text.strip().split("\n")
+    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], {}
+    texts: dict[str, list[str]] = {"prompt": [], "negative": []}
+    target = "prompt"
+    for line in lines:
+        if line.startswith("Negative prompt:"):
+            target, line = "negative", line.removeprefix("Negative prompt:").strip()
+        texts[target].append(line)
+    sampler = pairs.get("Sampler", "")
+    sampler = ELSEWHERE.get(sampler.lower(), sampler.lower())
+    width, _, height = pairs.get("Size", "").partition("x")
+    given = {
+        **{key: "\n".join(found).strip() for key, found in texts.items()},
+        "sampler": sampler if sampler in SAMPLERS else None,
+        "steps": _number(pairs.get("Steps"), int),
+        "guidance": _number(pairs.get("CFG scale"), float),
+        "seed": _number(pairs.get("Seed"), int),
+        "strength": _number(pairs.get("Denoising strength"), float),
+        "width": _number(width, int),
+        "height": _number(height, int),
+        "run": pairs.get("Model"),
+        "labels": pairs["Class"].split("|") if pairs.get("Class") else None,
+        "n": 1,
+    }
+    return from_dict(given)
+
+
+def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, list[str]]:
+    """Settings and remarks from the JSON of sample.py or of the page."""
+    remarks = []
+    if "prompts" in given:  # a grid of sample.py
+        given = given | {"prompt": given["prompts"][0] if given["prompts"] else ""}
+        if len(given["prompts"]) > 1:
+            remarks.append(f"The grid was drawn of {len(given['prompts'])} prompts; this is the first.")
+    if "n" not in given and "prompts" not in given:
+        given = given | {"n": 1}
+    for key in ("image", "mask"):
+        if given.get(key) and not re.fullmatch(r"[0-9a-f]{16}", str(given[key])):
+            remarks.append(f"It was drawn with {key}={given[key]}: put that in again.")
+            given = {k: v for k, v in given.items() if k != key}
+    own = sampling.get(str(given.get("run")), {})
+    unsaid = {key for key in OPTIONS[3:] if key in given and given[key] == own.get(key)}
+    return from_dict({k: v for k, v in given.items() if k not in unsaid}), remarks
+
+
+def _text_of(path: str | Path) -> dict[str, str]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return {k: str(v) for k, v in getattr(picture, "text", {}).items()}
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"the file can't be read as a picture ({type(error).__name__}); give a PNG.") from None
+
+
+def _quoted(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return json.loads(text) if text[:1] == '"' else text
+    except ValueError:
+        return text
+
+
+def _number(text: str | None, kind: type) -> Any:
+    try:
+        return kind(text) if text else None
+    except ValueError:
+        return None

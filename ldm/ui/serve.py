@@ -1,0 +1,103 @@
+"""`app.py`: the web page, served on this machine."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.sampling import device
+from ldm.ui.app import App, make
+
+QUEUED = 64  # requests that wait; more are refused with a message
+
+
+def main(config: dict[str, Any], job: str | None = None) -> None:
+    """Serves the page until Ctrl-C."""
+    serve(config, block=True)
+
+
+def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
+    """The page as it is served. Raises UserError where it may not or can't be."""
+    user = access(config["host"], config["auth"])
+    free_port(config["host"], config["port"])
+    gradio = _gradio()
+    app = make(config["runs_dir"], config["run"], device(config["device"]), config["webhook"] or "")
+    os.environ["GRADIO_TEMP_DIR"] = str(app.shown.path)  # the one folder that it serves files from
+    from ldm.ui.page import build
+    from ldm.ui.style import CSS, theme
+
+    page = build(app)
+    page.queue(max_size=QUEUED, default_concurrency_limit=4)
+    _, local, _ = page.launch(
+        server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
+        prevent_thread_lock=True, show_error=False, quiet=True, theme=theme(gradio), css=CSS, ssr_mode=False,
+        enable_monitoring=False, footer_links=[], max_file_size="64mb",
+    )  # fmt: skip
+    served = Served(app, page, local)
+    app.watcher.start()
+    print(f"the page is at {local}" + ("" if is_local(config["host"]) else f", for {user and user[0]}"), flush=True)
+    if block:
+        try:
+            page.block_thread()
+        finally:
+            served.close()
+    return served
+
+
+class Served:
+    """A page that is being served, until `close`."""
+
+    def __init__(self, app: App, page: Any, url: str):
+        self.app, self.page, self.url = app, page, url
+
+    def close(self) -> None:
+        self.page.close(verbose=False)
+        self.app.close()
+
+
+def access(host: str, auth: str | None) -> tuple[str, str] | None:
+    """User and password for the page. Raises UserError for a host that others reach without a password."""
+    user, colon, password = (auth or "").partition(":")
+    if auth and not (user and colon and password):
+        raise UserError("auth has to be USER:PASSWORD.")
+    if not is_local(host) and not auth:
+        raise UserError(
+            f"host={host} lets others in, who could draw, read and start runs: give auth=USER:PASSWORD as well, or "
+            "leave host as it is and reach the page through ssh -L 7860:localhost:7860."
+        )
+    return (user, password) if auth else None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def free_port(host: str, port: int) -> None:
+    """Raises UserError where the address can't be listened on."""
+    if not 0 < port < 65536:
+        raise UserError(f"port={port} has to lie between 1 and 65535.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        raise UserError(f"{host}:{port} can't be listened on ({error.strerror}): take another port=.") from None
+
+
+def _gradio() -> Any:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(f'the page needs a package: pip install "ldm[ui]" ({error}).') from None
+    return gradio

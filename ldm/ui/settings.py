@@ -1,0 +1,91 @@
+"""What pictures are asked for with: everything that is needed to draw them again."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ldm.diffusion import SAMPLERS
+from ldm.errors import UserError, did_you_mean
+
+MAX_PICTURES = 64
+MAX_STEPS = 1000
+SPACINGS = ("uniform", "karras", "leading", "linspace", "table")
+# Options that go to the sampler as they are; None: as the model was trained to be sampled.
+OPTIONS = ("sampler", "steps", "guidance", "spacing", "shift", "eta", "rescale", "interval")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One request. Pictures that it starts from are names in the page's inputs/ (see `store`), so that it is plain
+    data; `loras` are (name, scale), `controlnets` (name, weight, start, end, input)."""
+
+    run: str = ""
+    checkpoint: str | None = None
+    prompt: str = ""
+    negative: str = ""
+    labels: tuple[str, ...] = ()
+    map: str | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    feather: int = 0
+    seed: int = 0
+    n: int = 4
+    width: int | None = None
+    height: int | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    spacing: str | None = None
+    shift: float | None = None
+    eta: float | None = None
+    rescale: float | None = None
+    interval: tuple[float, float] | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+    controlnets: tuple[tuple[str, float, float, float, str], ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """What is said of the sampler."""
+        return {key: value for key in OPTIONS if (value := getattr(self, key)) is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, without what is as by default."""
+        return {f.name: v for f in fields(self) if (v := asdict(self)[f.name]) != f.default or f.name in ("seed",)}
+
+
+def checked(settings: Settings) -> Settings:
+    """The settings, or a UserError that names the first of them which can't be."""
+    if not 1 <= settings.n <= MAX_PICTURES:
+        raise UserError(f"n={settings.n}: draw between 1 and {MAX_PICTURES} pictures at a time.")
+    if settings.steps is not None and not 1 <= settings.steps <= MAX_STEPS:
+        raise UserError(f"steps={settings.steps}: take between 1 and {MAX_STEPS}.")
+    if settings.sampler is not None and settings.sampler not in SAMPLERS:
+        raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
+    if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
+        raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
+    if (settings.width is None) != (settings.height is None):
+        raise UserError("give both width and height, or neither.")
+    if settings.mask and not settings.image:
+        raise UserError("the mask needs a picture: put one in before you draw on it.")
+    return settings
+
+
+def from_dict(given: Mapping[str, Any]) -> Settings:
+    """Settings from plain data; keys that aren't ours are left out."""
+    known = {f.name for f in fields(Settings)}
+    return Settings(**{key: _tuples(value) for key, value in given.items() if key in known and value is not None})
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """`"0.2, 5"` as (0.2, 5.0); nothing for an empty text."""
+    if not text.strip():
+        return None
+    try:
+        low, high = (float(part) for part in text.replace(";", ",").split(","))
+    except ValueError:
+        raise UserError(f"the guidance interval '{text}' has to be two numbers of sigma, as in 0.2, 5.") from None
+    return low, high
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,28 @@
+"""How the page looks."""
+
+from typing import Any
+
+CSS = """
+.gradio-container { max-width: 1500px !important; }
+.hint, .hint p { opacity: .75; font-size: .9em; margin: 2px 0; }
+#pictures img, #preview img, #all img, #grids img, #sheet img { image-rendering: pixelated; }
+.ldm-bar { position: relative; height: 30px; border-radius: 6px; overflow: hidden;
+  background: var(--block-background-fill); border: 1px solid var(--border-color-primary); }
+.ldm-bar div { height: 100%; background: var(--color-accent); opacity: .35; transition: width .2s; }
+.ldm-bar.done div { background: #16a34a; }
+.ldm-bar.stopped div { background: #dc2626; }
+.ldm-bar span { position: absolute; left: 10px; top: 5px; font-size: .9em; }
+.alert { border-left: 4px solid #dc2626; padding: 4px 10px; margin: 2px 0; background: var(--block-background-fill); }
+.alert i { opacity: .6; font-size: .85em; }
+.figures td { padding: 2px 14px 2px 0; }
+.log textarea { font-family: ui-monospace, monospace; font-size: .8em; }
+#alerts { padding: 0; min-height: 0; }
+"""
+
+
+def theme(gradio: Any) -> Any:
+    """Fonts of the system alone: the page asks no other server for anything."""
+    fonts = ["system-ui", "sans-serif"]
+    return gradio.themes.Soft(
+        font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo", radius_size="sm"
+    )

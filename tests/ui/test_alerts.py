@@ -1,0 +1,121 @@
+"""When alerts come, once each, and what the webhook gets."""
+
+import http.server
+import json
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm.errors import UserError
+from ldm.ui.alerts import Alarms, Alert, Rules, of_disk, of_run, post, rules_of
+from ldm.ui.runs import RunState
+
+RULES = rules_of(10, 1, "val/loss > 2\ntrain/lr<=1e-6", "")
+
+
+def run(status: str = "running", **changes: Any) -> RunState:
+    return RunState("ldm", "emoji", Path("x"), status, step=50, **changes)
+
+
+def kinds(alerts: list[Alert]) -> list[str]:
+    return [alert.kind for alert in alerts]
+
+
+def test_a_sound_run_raises_none() -> None:
+    assert of_run(run(loss=0.5), {"val/loss": [(40, 1.0)], "train/lr": [(40, 1e-3)]}, 60, RULES) == []
+
+
+def test_a_loss_that_is_no_number() -> None:
+    (alert,) = of_run(run(loss=math.nan), {"train/loss": [(1, 1.0), (50, math.nan)]}, 0, RULES)
+    assert alert.kind == "nan" and "train/loss" in alert.text and "50" in alert.text
+
+
+def test_a_run_that_stopped_itself_over_one_is_told_as_such() -> None:
+    said = "error: step 7: the loss isn't finite, of sample 3."
+    assert kinds(of_run(run("failed", said=said), {}, 0, RULES)) == ["nan"]
+    assert kinds(of_run(run("failed", said="error: no data."), {}, 0, RULES)) == ["failed"]
+
+
+def test_standing_still() -> None:
+    assert kinds(of_run(run(), {}, 601, RULES)) == ["stall"]
+    assert of_run(run(), {}, 601, Rules(stall_minutes=0)) == []
+    assert of_run(run("stopped"), {}, 601, RULES) == []
+
+
+def test_thresholds_of_either_sign() -> None:
+    found = of_run(run(), {"val/loss": [(40, 2.5)], "train/lr": [(40, 1e-6)]}, 0, RULES)
+    assert [alert.text.partition(":")[0] for alert in found] == ["val/loss > 2", "train/lr <= 1e-06"]
+
+
+def test_a_full_disk() -> None:
+    assert kinds(of_disk(500_000_000, RULES)) == ["disk"] and of_disk(2_000_000_000, RULES) == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        (-1, 1, "", ""),
+        (1, 1, "loss above 2", ""),
+        (1, 1, "loss > much", ""),
+        (1, 1, "", "file:///etc/passwd"),
+        (1, 1, "", "http://"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused(typed: tuple) -> None:
+    with pytest.raises(UserError):
+        rules_of(*typed)
+
+
+def test_an_alert_is_told_once_until_it_has_ended() -> None:
+    alarms = Alarms()
+    high, higher = (Alert("threshold", "ldm/emoji", f"val/loss > 2: it is {v}.") for v in (3, 4))
+    assert len(alarms.update([high])) == 1
+    assert alarms.update([higher]) == [], "the same threshold, at another value"
+    assert alarms.update([]) == []
+    assert len(alarms.update([high])) == 1
+    assert len(alarms.told) == 2
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    got: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        self.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hook() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        Hook.got.clear()
+        yield f"http://127.0.0.1:{server.server_address[1]}/hook"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_webhook_gets_each_alert(hook: str) -> None:
+    Alarms().update([Alert("nan", "ldm/emoji", "train/loss isn't finite.")], hook)
+    (got,) = Hook.got
+    assert got["kind"] == "nan" and got["run"] == "ldm/emoji" and got["time"]
+    assert got["text"] == got["content"] == "[nan] ldm/emoji train/loss isn't finite."
+
+
+def test_a_webhook_that_is_away_is_told_and_nothing_breaks() -> None:
+    alarms = Alarms()
+    assert len(alarms.update([Alert("disk", "", "full.")], "http://127.0.0.1:9/")) == 1
+    assert "can't be reached" in alarms.troubles[0]
+
+
+def test_a_webhook_cannot_be_a_file() -> None:
+    with pytest.raises((OSError, ValueError)):
+        post("no address", Alert("test", "", ""))

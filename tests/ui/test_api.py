@@ -1,0 +1,215 @@
+"""The page without a browser, through gradio's client."""
+
+import concurrent.futures
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+client = pytest.importorskip("gradio_client")
+
+
+@pytest.fixture(scope="module")
+def page(served: Any) -> Any:
+    return client.Client(served.url, verbose=False)
+
+
+def draw(page: Any, **fields: Any) -> list[Path]:
+    """Generates; the files of the pictures, as the server sent them."""
+    _, _, gallery, *_ = page.predict(**{"prompt": "a cat", "n": 1, "new_seed": False} | fields, api_name="/generate")
+    gallery = gallery["value"] if isinstance(gallery, dict) else gallery
+    return [Path(one["image"]) for one in gallery]
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def file(path: Path | str) -> Any:
+    return client.handle_file(str(path))
+
+
+def _value(update: Any) -> Any:
+    """The value in an update of a field."""
+    return update.get("value", update) if isinstance(update, dict) else update
+
+
+def refused(page: Any, **fields: Any) -> str:
+    with pytest.raises(Exception) as error:
+        draw(page, **fields)
+    return str(error.value)
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    return path
+
+
+def test_text_to_image_is_what_the_model_draws(page: Any, runs: Path) -> None:
+    import ldm
+
+    drawn = draw(page, prompt="a dog", n=2, seed=5, steps=4, guidance=2, sampler="euler", labels=["fish"])
+    expected = ldm.load(runs / "ldm" / "tiny")(
+        "a dog", labels=["fish"], n=2, seed=5, steps=4, guidance=2, sampler="euler"
+    )
+    assert len(drawn) == 2
+    for path, picture in zip(drawn, expected, strict=True):
+        assert np.array_equal(pixels(path), np.asarray(picture))
+
+
+def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
+    job = page.submit(prompt="a cat", n=1, steps=30, api_name="/generate")
+    job.result()
+    steps = [out[0] for out in job.outputs()]
+    assert any("step 1 of 30" in text for text in steps)
+    assert any(isinstance(out[1], dict) and out[1].get("value") for out in job.outputs()), "no preview"
+
+
+def test_settings_come_back_from_a_picture_and_draw_it_again(page: Any) -> None:
+    (first,) = draw(
+        page, prompt='a "cat", é 猫', negative="a dog", labels=["dog"], seed=77, steps=5, sampler="heun", eta=None
+    )
+    *updates, about = page.predict(file(first), api_name="/restore")
+    assert about["prompt"] == 'a "cat", é 猫' and about["seed"] == 77
+    endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]
+    names = [one["parameter_name"] for one in endpoint["parameters"]]
+    values = {name: _value(update) for name, update in zip(names, updates, strict=True)}
+    left_alone = [name for name, value in values.items() if isinstance(value, dict) and "__type__" in value]
+    (again,) = draw(page, **{name: value for name, value in values.items() if name not in left_alone})
+    assert np.array_equal(pixels(first), pixels(again))
+
+
+def test_image_to_image_keeps_the_picture_at_strength_zero(page: Any, photo: Path) -> None:
+    kept, changed = (draw(page, mode="image", image=file(photo), strength=s)[0] for s in (0.0, 1.0))
+    near, far = (np.abs(pixels(p).astype(float) - pixels(photo)).mean() for p in (kept, changed))
+    assert near < far
+
+
+def test_inpainting_changes_what_is_drawn_over_and_nothing_else(page: Any, photo: Path, tmp_path: Path) -> None:
+    shown = Image.open(photo).resize((384, 384), Image.Resampling.NEAREST)
+    layer = np.zeros((384, 384, 4), np.uint8)
+    layer[96:288, 96:288] = 255
+    shown.save(tmp_path / "shown.png")
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    editor = {"background": file(tmp_path / "shown.png"), "layers": [file(tmp_path / "layer.png")], "composite": None}
+    (made,) = draw(page, mode="inpaint", editor=editor)
+    same = (pixels(made) == pixels(photo)).all(-1)
+    hole = np.zeros((16, 16), bool)
+    hole[4:12, 4:12] = True
+    assert same[~hole].all()
+    assert not same[hole].all()
+
+
+def test_variations_differ_from_one_another(page: Any, photo: Path) -> None:
+    one, two = draw(page, mode="variations", vary=file(photo), vary_strength=0.8, n=2)
+    assert not np.array_equal(pixels(one), pixels(two))
+
+
+def test_a_grid_of_steps_and_seeds(page: Any) -> None:
+    options = {"x_name": "seed", "x_values": "0-2", "y_name": "steps", "y_values": "1, 3", "prompt": "a cat"}
+    _, sheet = page.predict(**options, api_name="/xy")
+    width, height = Image.open(_value(sheet)).size
+    assert width > height > 150
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"steps": 2.5}, "steps: 2.5 has to be a whole number"),
+        ({"steps": 5000}, "maximum"),
+        ({"labels": ["cow"]}, "no class is called 'cow'"),
+        ({"run": "nowhere"}, "no run 'nowhere'"),
+        ({"run": "/etc"}, "no run '/etc'"),
+        ({"run": "plain"}, "can't take text"),
+        ({"width": 15, "height": 16}, "15"),
+        ({"interval": "low"}, "two numbers"),
+        ({"mode": "inpaint"}, "needs a picture"),
+        ({"mode": "image"}, "needs a picture"),
+        ({"sampler": "warp"}, "warp"),
+        ({"checkpoint": "../../x.ckpt"}, "no checkpoint"),
+        ({"seed": -4}, "seed"),
+    ],
+)
+def test_a_mistake_is_a_message_and_the_server_lives_on(page: Any, fields: dict[str, Any], words: str) -> None:
+    assert words.lower() in refused(page, **fields).lower()
+    assert draw(page)
+
+
+def test_what_carries_no_settings_is_said(page: Any, photo: Path) -> None:
+    with pytest.raises(Exception, match="carries no settings"):
+        page.predict(file(photo), api_name="/restore")
+
+
+def test_ten_requests_of_three_clients_all_finish(served: Any) -> None:
+    clients = [client.Client(served.url, verbose=False) for _ in range(3)]
+
+    def one(i: int) -> np.ndarray:
+        return pixels(draw(clients[i % 3], seed=i)[0])
+
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        pictures = list(pool.map(one, range(10)))
+    assert len({picture.tobytes() for picture in pictures}) == 10
+    assert np.array_equal(pictures[4], one(4)), "a queued picture is the one drawn alone"
+
+
+def test_a_drawing_can_be_cancelled(page: Any) -> None:
+    job = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
+    while not any("step" in out[0] for out in job.outputs()):
+        assert not job.done()
+    page.predict(api_name="/cancel")
+    last = job.result(timeout=60)
+    assert "cancelled at step" in last[0] or any("cancelled at step" in out[0] for out in job.outputs())
+    assert draw(page)
+
+
+# What others can reach -----------------------------------------------------------------------------------------------
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_no_file_outside_the_pages_own_folder_is_served(served: Any, page: Any, runs: Path) -> None:
+    base = served.url.rstrip("/") + "/gradio_api/file="
+    assert draw(page)
+    inside = next(served.app.shown.path.rglob("*.png"))
+    assert status(f"{base}{inside}") == 200
+    model = runs / "ldm" / "tiny" / "model"
+    for path in ("/etc/passwd", Path(__file__), model / "model.safetensors", model / "config.json", "pyproject.toml"):
+        assert status(f"{base}{path}") in (403, 404), path
+    for way in (f"{served.app.shown.path}/../../etc/passwd", f"{served.app.shown.path}/%2e%2e/%2e%2e/etc/passwd"):
+        assert status(f"{base}{way}") in (403, 404), way
+
+
+def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, photo: Path) -> None:
+    foreign = {"path": str(photo), "meta": {"_type": "gradio.FileData"}, "orig_name": "photo.png"}
+    data = json.dumps({"data": [foreign], "session_hash": "x"}).encode()
+    request = urllib.request.Request(
+        f"{page.src.rstrip('/')}/gradio_api/call/restore", data, {"Content-Type": "application/json"}
+    )
+    event = json.load(urllib.request.urlopen(request, timeout=20))["event_id"]
+    with urllib.request.urlopen(f"{page.src.rstrip('/')}/gradio_api/call/restore/{event}", timeout=20) as answer:
+        text = answer.read().decode()
+    assert "error" in text and "carries no settings" not in text
+
+
+def test_it_listens_on_this_machine_alone(served: Any) -> None:
+    assert served.url.startswith("http://127.0.0.1:")
+    port = served.page.server_port
+    table = [
+        line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    ]
+    listening = [row[1] for row in table if row[3] == "0A" and int(row[1].partition(":")[2], 16) == port]
+    assert listening == [f"0100007F:{port:04X}"]

@@ -1,0 +1,118 @@
+"""Settings in PNGs: ours, sample.py's, other tools'."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.images import save_png
+from ldm.ui.png_settings import chunks, from_parameters, read, to_parameters
+from ldm.ui.settings import Settings, checked, from_dict, parse_interval
+
+FULL = Settings(
+    run="emoji",
+    checkpoint="step-00000500.ckpt",
+    prompt='a cat, "quoted": yes\nin two lines',
+    negative="blur",
+    labels=("3", "a fish, fried"),
+    seed=7,
+    n=1,
+    width=32,
+    height=16,
+    sampler="euler",
+    steps=9,
+    guidance=2.5,
+    interval=(0.1, 5.0),
+    loras=(("style", 0.8),),
+    controlnets=(("edges", 1.0, 0.0, 0.5, "0123456789abcdef"),),
+)
+
+
+def png(path: Path, text: dict[str, str]) -> Path:
+    save_png(Image.new("RGB", (4, 4)), path, text)
+    return path
+
+
+def test_our_settings_come_back_whole(tmp_path: Path) -> None:
+    assert read(png(tmp_path / "a.png", chunks(FULL, (32, 16), {})))[0] == FULL
+
+
+def test_parameters_are_as_other_tools_write_them() -> None:
+    text = to_parameters(
+        Settings("emoji", prompt="a cat", negative="a dog", seed=3, guidance=3.0),
+        (32, 32),
+        {"steps": 20, "sampler": "euler"},
+    )
+    assert text == (
+        "a cat\nNegative prompt: a dog\nSteps: 20, Sampler: euler, CFG scale: 3, Seed: 3, Size: 32x32, Model: emoji"
+    )
+
+
+def test_parameters_of_another_tool_are_understood() -> None:
+    text = "a (red:1.2) cat,\nsecond line\nNegative prompt: blur, text\n"
+    text += 'Steps: 25, Sampler: Euler a, CFG scale: 7.5, Seed: 42, Size: 64x48, Model: "a, b"'
+    settings = from_parameters(text)
+    assert settings.prompt == "a (red:1.2) cat,\nsecond line"
+    assert settings.negative == "blur, text"
+    assert (settings.sampler, settings.steps, settings.guidance, settings.seed) == ("euler_ancestral", 25, 7.5, 42)
+    assert (settings.width, settings.height, settings.run) == (64, 48, "a, b")
+
+
+LINE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=20).map(str.strip)
+PROMPT = LINE.filter(lambda text: not text.startswith("Negative prompt:"))
+
+
+@given(PROMPT, LINE, st.integers(0, 2**40), st.lists(LINE.filter(lambda t: t and "|" not in t), max_size=2))
+def test_what_parameters_say_comes_back(prompt: str, negative: str, seed: int, labels: list[str]) -> None:
+    one = Settings(
+        "run, with: signs", prompt=prompt, negative=negative, seed=seed, labels=tuple(labels), steps=5, sampler="heun"
+    )
+    back = from_parameters(to_parameters(one, (32, 16), {}))
+    assert (back.prompt, back.negative, back.seed, back.labels) == (prompt, negative, seed, tuple(labels))
+    assert back.run == one.run
+
+
+def test_a_picture_of_sample_py_leaves_the_models_own_options_unsaid(tmp_path: Path) -> None:
+    own = {"sampler": "dpmpp_2m_sde", "steps": 20, "guidance": 3.0, "eta": 0.5, "spacing": None, "shift": 1.0}
+    about = {"prompt": "a cat", "seed": 3, "run": "emoji", **own, "sampler": "euler"}
+    settings, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": own})
+    assert (settings.prompt, settings.seed, settings.sampler, settings.n) == ("a cat", 3, "euler", 1)
+    assert settings.eta is None and settings.shift is None, "euler knows no eta"
+    assert remarks == []
+
+
+def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: Path) -> None:
+    about = {"seed": 0, "prompts": ["a", "b"], "run": "emoji", "image": "cat.png", "strength": 0.5}
+    settings, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}))
+    assert settings.prompt == "a" and settings.image is None
+    assert len(remarks) == 2 and "cat.png" in remarks[1]
+
+
+@pytest.mark.parametrize("text", [{}, {"ldm": "{"}, {"ldm": "[1]"}])
+def test_a_picture_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="settings"):
+        read(png(tmp_path / "a.png", text))
+
+
+def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no picture")
+    with pytest.raises(UserError, match="can't be read as a picture"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"n": 65}, {"steps": 0}, {"sampler": "eulr"}, {"seed": -1}, {"width": 8}, {"mask": "x"}]
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
+    with pytest.raises(UserError):
+        checked(from_dict({"run": "emoji"} | wrong))
+
+
+def test_an_interval_is_two_numbers() -> None:
+    assert parse_interval("0.2; 5") == (0.2, 5.0) and parse_interval(" ") is None
+    with pytest.raises(UserError, match="two numbers"):
+        parse_interval("1")

@@ -1,0 +1,226 @@
+"""Runs as the page sees them: read, watched, started, stopped."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ldm.errors import UserError
+from ldm.training import lock
+from ldm.ui import runs
+from ldm.ui.alerts import Alarms, rules_of
+from ldm.ui.launch import Launcher, entry, option_words, words_of_config
+from ldm.ui.watch import Watcher, read_record, steps_per_s
+
+
+def make_run(
+    root: Path, key: str = "ldm/emoji", rows: str = "step,train/loss,val/loss\n9,2.5,\n19,nan,\n20,,1.5\n"
+) -> Path:
+    path = root / key
+    (path / "samples").mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_steps": 40}, "data": {"class": "Digits"}}))
+    (path / "metrics.csv").write_text(rows)
+    return path
+
+
+@pytest.fixture
+def process() -> Iterator[int]:
+    """A live process."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield child.pid
+    child.kill()
+    child.wait()
+
+
+def hold(path: Path, pid: int) -> None:
+    """The lock of a run in process `pid`."""
+    identity = lock._identity() | {"pid": pid, "started": lock._process_start(pid)}
+    (path / lock.NAME).write_text(json.dumps(identity))
+
+
+def test_how_a_run_stands(tmp_path: Path, process: int) -> None:
+    path = make_run(tmp_path)
+    assert runs.keys(tmp_path) == ["ldm/emoji"]
+    assert runs.state(tmp_path, "ldm/emoji").status == "stopped"
+    assert runs.state(tmp_path, "ldm/emoji", exit_code=2).status == "failed"
+    hold(path, process)
+    state = runs.state(tmp_path, "ldm/emoji")
+    assert (state.status, state.pid, state.step, state.steps) == ("running", process, 19, 40)
+    (path / lock.NAME).unlink()
+    (path / "DONE").touch()
+    assert runs.state(tmp_path, "ldm/emoji", exit_code=0).status == "finished"
+
+
+def test_what_it_printed_is_newer_than_its_metrics(tmp_path: Path, process: int) -> None:
+    path, log = make_run(tmp_path), tmp_path / "log"
+    hold(path, process)
+    log.write_text("step 35/40  loss 0.2500  120 samples/s\n")
+    state = runs.state(tmp_path, "ldm/emoji", log)
+    assert (state.step, state.loss, state.samples_per_s) == (35, 0.25, 120)
+
+
+def test_curves_are_thinned_to_their_ends(tmp_path: Path) -> None:
+    rows = "step,train/loss\n" + "".join(f"{i},{i / 10}\n" for i in range(5000))
+    curve = runs.curves(make_run(tmp_path, rows=rows))["train/loss"]
+    assert len(curve) <= runs.POINTS and curve[-1] == (4999, 499.9) and curve == sorted(curve)
+
+
+def test_a_torn_metrics_file_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = make_run(tmp_path, rows="step,train/loss\n9,1.0\nx,\n19")
+    assert runs.curves(path) == {"train/loss": [(9, 1.0)]}
+
+
+def test_samples_and_report(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    for step in (20, 3):
+        (path / "samples" / f"step-{step:08d}.png").touch()
+    (path / "samples" / "sample-001.png").touch()
+    (path / "evaluation").mkdir()
+    (path / "evaluation" / "evaluation.json").write_text('{"validation loss": 0.5}')
+    (path / "evaluation" / "samples.png").touch()
+    assert [step for step, _ in runs.sample_grids(path)] == [3, 20]
+    figures, pictures = runs.evaluation(path)
+    assert figures == {"validation loss": 0.5} and [p.name for p in pictures] == ["samples.png"]
+
+
+@pytest.mark.parametrize("key", ["ldm/none", "../etc", "/etc", "ldm/../../x", ""])
+def test_nothing_but_runs_can_be_named(tmp_path: Path, key: str) -> None:
+    make_run(tmp_path)
+    with pytest.raises(UserError, match="no run"):
+        runs.folder(tmp_path, key)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def watcher(root: Path, clock: Any = time.time) -> Watcher:
+    return Watcher(root, Launcher(root, root / "app"), Alarms(), clock=clock)
+
+
+def test_the_record_of_a_run_is_kept(tmp_path: Path, process: int) -> None:
+    path, clock = make_run(tmp_path), Clock()
+    watch = watcher(tmp_path, clock)
+    hold(path, process)
+    for step in (10, 10, 30):
+        (path / "metrics.csv").write_text(f"step,train/loss\n{step},0.5\n")
+        watch.look()
+        clock.now += 5
+    (path / lock.NAME).unlink()
+    watch.look()
+    rows = read_record(watcher(tmp_path).record("ldm/emoji"))
+    assert [row["step"] for row in rows] == [10, 10, 30], "as long as it ran"
+    assert rows[0]["memory_mb"] > 0
+    assert steps_per_s(rows) == [(pytest.approx(10 / 60), pytest.approx(2.0))]
+
+
+def test_alerts_of_a_running_run(tmp_path: Path, process: int) -> None:
+    path, clock = make_run(tmp_path), Clock()
+    watch = watcher(tmp_path, clock)
+    watch.rules = rules_of(5, 0, "val/loss > 1", "")
+    assert watch.look() == [], "it isn't running"
+    hold(path, process)
+    assert [alert.kind for alert in watch.look()] == ["nan", "threshold"]
+    clock.now += 301
+    assert [alert.kind for alert in watch.look()] == ["stall"]
+    assert watch.look() == []
+
+
+# Starting and stopping -----------------------------------------------------------------------------------------------
+
+
+def test_options_are_words_of_a_command_line() -> None:
+    assert option_words("data=folder 'data.root=my photos' trainer.max_steps=5") == [
+        "data=folder",
+        "data.root=my photos",
+        "trainer.max_steps=5",
+    ]
+
+
+@pytest.mark.parametrize("options", ["-m a=1,2", "data", "name=x", "runs_dir=/", "resume=true", "a='b", "; rm -rf x"])
+def test_options_that_a_page_does_not_take_are_refused(options: str) -> None:
+    with pytest.raises(UserError):
+        option_words(options)
+
+
+@pytest.mark.parametrize("name", ["", " ", "../x", "a/../../b"])
+def test_a_run_needs_a_plain_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        Launcher(tmp_path, tmp_path / "app").start("vae", name, "")
+
+
+def test_the_command_is_that_of_the_terminal() -> None:
+    assert Path(entry("train_vae")[-1]).name == "train_vae.py"
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.2)
+
+
+def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, tmp_path / "app")
+    key = launcher.start("vae", "bad", "data=digits vae.chanels=8")
+    wait_for(lambda: launcher.exit_code(key) is not None)
+    assert launcher.exit_code(key) == 2
+    assert "channels" in runs.tail(launcher.log(key), 5)[-1]
+
+
+@pytest.mark.slow
+def test_a_run_is_started_stopped_and_resumed(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, tmp_path / "app")
+    watch = Watcher(tmp_path, launcher, Alarms())
+    options = (
+        "data=digits vae.channels=8 batch_size=16 trainer.max_steps=100000 checkpoint.every_n_steps=20 logger=none"
+    )
+    key = launcher.start("vae", "small", options)
+    path = tmp_path / key
+    wait_for(lambda: list((path / "checkpoints").glob("*.ckpt")))
+    with pytest.raises(UserError, match="running already"):
+        launcher.resume(key)
+    watch.look()
+    assert watch.state(key).status == "running" and read_record(watch.record(key))
+    launcher.stop(key)
+    wait_for(lambda: launcher.exit_code(key) is not None)
+    assert watch.state(key).status == "stopped"
+    with pytest.raises(UserError, match="isn't running"):
+        launcher.stop(key)
+    stopped = runs.state(tmp_path, key).path
+    newest = max(file.name for file in (stopped / "checkpoints").glob("*.ckpt"))
+    launcher.resume(key)
+    wait_for(lambda: max((f.name for f in (path / "checkpoints").glob("*.ckpt")), default="") > newest)
+    launcher.stop(key)
+    wait_for(lambda: launcher.exit_code(key) is not None)
+    assert any("resumed" in line for line in runs.tail(launcher.log(key), 30))
+
+
+@pytest.mark.slow
+def test_the_options_of_a_run_started_elsewhere_compose_its_config(tmp_path: Path) -> None:
+    words = ["data=digits", "vae.channels=8", "batch_size=16", "trainer.max_steps=3", "logger=none", "name=a"]
+    subprocess.run(
+        [*entry("train_vae"), *words, f"runs_dir={tmp_path}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    trained = runs.config_of(tmp_path / "vae" / "a")
+    from hydra import initialize_config_dir
+
+    from ldm import overrides
+    from ldm.cli_config import CONF, checked, compose, group_names
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        _, options = overrides.prepare(words_of_config(trained), group_names())
+        composed = checked("train_vae", *compose("train_vae", options))
+    for ours in ("name", "runs_dir", "cache_dir", "resume", "overwrite"):
+        trained.pop(ours), composed.pop(ours)
+    assert composed == trained

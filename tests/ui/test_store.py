@@ -1,0 +1,191 @@
+"""What the page keeps, who may reach it, and how drawing behaves without a page."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.ui.form import canvas, drawn_mask
+from ldm.ui.generate import Cancelled, Painter, Progress, enlarged, plain
+from ldm.ui.models import Models
+from ldm.ui.png_settings import read
+from ldm.ui.serve import access, free_port
+from ldm.ui.settings import Settings
+from ldm.ui.store import Shown, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "app")
+
+
+def test_settings_are_kept_and_damage_is_nothing(store: Store) -> None:
+    store.remember("draw", {"prompt": "猫", "n": 3})
+    store.remember("alerts", {"disk_gb": 2})
+    assert Store(store.folder).recall("draw") == {"prompt": "猫", "n": 3}
+    (store.folder / "settings.json").write_text("{")
+    assert store.recall("draw") == {}
+
+
+def test_pictures_are_numbered_and_newest_first(store: Store) -> None:
+    paths = [store.save_picture(Image.new("L", (2, 2)), {"a": "b"}, seed) for seed in (7, 3)]
+    assert [path.name for path in paths] == ["00001-7.png", "00002-3.png"]
+    assert store.pictures() == paths[::-1]
+
+
+@pytest.mark.parametrize("name", ["../settings", "x", "", "0123456789abcdef"])
+def test_inputs_are_reached_by_their_hash_alone(store: Store, name: str) -> None:
+    store.remember("draw", {})
+    with pytest.raises(UserError, match="put it in again"):
+        store.input(name)
+
+
+def test_an_input_is_kept_once(store: Store) -> None:
+    names = {store.keep_input(Image.new("RGB", (3, 3), colour)) for colour in ("red", "red", "blue")}
+    assert len(names) == 2 == len(list((store.folder / "inputs").iterdir()))
+
+
+def test_what_is_shown_is_a_copy_that_goes_with_the_server(tmp_path: Path) -> None:
+    shown = Shown()
+    (tmp_path / "a.txt").write_text("1")
+    first = Path(shown.copy(tmp_path / "a.txt"))
+    assert first == Path(shown.copy(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_text("22")
+    assert Path(shown.copy(tmp_path / "a.txt")).read_text() == "22"
+    shown.close()
+    assert not first.exists()
+
+
+# Access --------------------------------------------------------------------------------------------------------------
+
+
+def test_this_machine_needs_no_password() -> None:
+    assert access("127.0.0.1", None) is None
+    assert access("localhost", "me:secret:x") == ("me", "secret:x")
+    assert access("0.0.0.0", "me:secret") == ("me", "secret")
+
+
+@pytest.mark.parametrize(
+    ("host", "auth"),
+    [
+        ("0.0.0.0", None),
+        ("192.168.1.2", ""),
+        ("::", None),
+        ("gpu.example", None),
+        ("0.0.0.0", "me:"),
+        ("127.0.0.1", "me"),
+    ],
+)
+def test_others_are_let_in_only_with_one(host: str, auth: str | None) -> None:
+    with pytest.raises(UserError, match="auth"):
+        access(host, auth)
+
+
+def test_a_port_in_use_is_said() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="another port="):
+            free_port("127.0.0.1", taken.getsockname()[1])
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def painter(runs: Path, store: Store) -> Painter:
+    return Painter(Models(runs, "tiny"), store, preview_seconds=0)
+
+
+def finish(painter: Painter, settings: Settings) -> Any:
+    *steps, pictures = painter.draw(settings)
+    return steps, pictures
+
+
+def test_every_picture_draws_itself_again_from_its_file(painter: Painter) -> None:
+    settings = Settings("tiny", prompt="a dog", labels=("cat", "fish"), n=2, seed=10, steps=2, sampler="ddpm")
+    _, pictures = finish(painter, settings)
+    assert [(one.settings.seed, one.settings.labels) for one in pictures] == [
+        (10, ("cat",)), (11, ("cat",)), (12, ("fish",)), (13, ("fish",))
+    ]  # fmt: skip
+    for one in pictures:
+        _, (again,) = finish(painter, read(one.path)[0])
+        assert np.array_equal(np.asarray(Image.open(one.path)), np.asarray(Image.open(again.path)))
+
+
+def test_steps_are_counted_over_all_batches(painter: Painter) -> None:
+    painter.batch_size = 2
+    steps, pictures = finish(painter, Settings("tiny", n=3, steps=4))
+    assert [(event.step, event.steps) for event in steps] == [(i + 1, 8) for i in range(8)]
+    assert len(pictures) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
+
+
+def test_a_cancelled_drawing_ends_and_leaves_no_picture(painter: Painter) -> None:
+    cancel, seen = threading.Event(), []
+    with pytest.raises(Cancelled):
+        for event in painter.draw(Settings("tiny", steps=1000, n=1), cancel):
+            seen.append(event)
+            cancel.set()
+    assert len(seen) < 1000 and painter.store.pictures() == []
+    assert finish(painter, Settings("tiny", n=1))[1], "the next one is drawn"
+
+
+def test_a_drawing_that_waits_can_be_cancelled(painter: Painter) -> None:
+    long, cancel = painter.draw(Settings("tiny", steps=1000, n=1)), threading.Event()
+    next(long)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        list(painter.draw(Settings("tiny", n=1), cancel))
+    long.close()  # type: ignore[attr-defined]
+
+
+def test_models_are_found_by_name_alone(runs: Path, tmp_path: Path) -> None:
+    models = Models(runs)
+    assert models.names() == ["plain", "tiny"]
+    for name in (str(tmp_path), "../vae/x", str(runs / "ldm" / "tiny")):
+        with pytest.raises(UserError, match="no run"):
+            models.get(name)
+    assert Models(runs, str(runs / "ldm" / "tiny")).get(str(runs / "ldm" / "tiny")), "as named at the start"
+
+
+def test_models_that_were_written_anew_are_loaded_anew(runs: Path, tmp_path: Path) -> None:
+    import os
+    import shutil
+
+    shutil.copytree(runs, tmp_path / "runs")
+    models = Models(tmp_path / "runs")
+    first = models.get("tiny")
+    assert models.get("tiny") is first
+    os.utime(tmp_path / "runs" / "ldm" / "tiny" / "model" / "manifest.json", (1, 1))
+    assert models.get("tiny") is not first
+
+
+# The drawing field ---------------------------------------------------------------------------------------------------
+
+
+def test_an_enlarged_picture_is_taken_as_it_was(runs: Path, tmp_path: Path) -> None:
+    about = Models(runs).traits("tiny")
+    small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
+    enlarged(small, 24).save(tmp_path / "big.png")
+    assert np.array_equal(np.asarray(plain(tmp_path / "big.png", about)), np.asarray(small))
+    other = tmp_path / "other.png"
+    small.resize((384, 384), Image.Resampling.BICUBIC).save(other)
+    assert plain(other, about) == other
+
+
+def test_the_mask_is_what_was_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "image.png")
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (4, 4, 8, 8))
+    mask.save(tmp_path / "mask.png")
+    field = canvas(tmp_path / "image.png", tmp_path / "mask.png")
+    assert field is not None and field["background"].size == (384, 384)
+    assert np.array_equal(np.asarray(drawn_mask(field).resize((16, 16), Image.Resampling.NEAREST)), np.asarray(mask))  # type: ignore[union-attr]
+    assert drawn_mask({"layers": []}) is None
+    assert drawn_mask({"layers": [Image.new("RGBA", (4, 4), (0, 0, 0, 0))]}) is None

@@ -1,0 +1,68 @@
+"""Axes of a grid, and the sheet."""
+
+import pytest
+from PIL import Image
+
+from ldm.errors import UserError
+from ldm.ui.settings import Settings
+from ldm.ui.xy import NOTHING, axis, cells, sheet
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "values"),
+    [
+        ("seed", "1, 5, 5", (1, 5)),
+        ("seed", "1-4", (1, 2, 3, 4)),
+        ("steps", "10-30:10, 50", (10, 20, 30, 50)),
+        ("guidance", "1, 2.5", (1.0, 2.5)),
+        ("sampler", "euler,heun", ("euler", "heun")),
+        ("checkpoint", "step-00000010.ckpt, finished", ("step-00000010.ckpt", "finished")),
+    ],
+)
+def test_values_as_they_are_typed(name: str, text: str, values: tuple) -> None:
+    assert axis(name, text).values == values
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("seed", "x"), ("guidance", ""), ("height", "1"), ("seed", "9-1"), ("seed", "1-999")]
+)
+def test_what_is_no_axis_is_refused(name: str, text: str) -> None:
+    with pytest.raises(UserError):
+        axis(name, text)
+
+
+def test_cells_go_row_by_row() -> None:
+    base = Settings("run", prompt="a cat on a cat", checkpoint="old", n=8)
+    made = cells(base, axis("prompt part", "cat, dog"), axis("checkpoint", "new, finished"))
+    assert [(one.prompt, one.checkpoint, one.n) for one in made] == [
+        ("a cat on a cat", "new", 1),
+        ("a dog on a dog", "new", 1),
+        ("a cat on a cat", None, 1),
+        ("a dog on a dog", None, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (("seed", "1"), ("seed", "2"), "both axes"),
+        (("seed", "1-50"), ("steps", "1-3"), "150|50 x 3"),
+        (("prompt part", "cow, dog"), (NOTHING, ""), "no 'cow'"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(x: tuple, y: tuple, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        cells(Settings("run", prompt="a cat"), axis(*x), axis(*y))
+
+
+def test_each_cell_of_the_sheet_has_its_picture() -> None:
+    colours = ["red", "green", "blue", "black"]
+    x, y = axis("seed", "0-1"), axis("guidance", "1, 2")
+    made = sheet([Image.new("RGB", (96, 96), colour) for colour in colours], x, y)
+    left, top = made.width - 2 * 100, made.height - 2 * 100
+    found = [made.getpixel((left + 50 + 100 * column, top + 50 + 100 * row)) for row in (0, 1) for column in (0, 1)]
+    assert found == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0)]
+
+
+def test_one_row_without_labels_is_as_wide_as_its_pictures() -> None:
+    assert sheet([Image.new("L", (200, 96))], axis(NOTHING, ""), axis(NOTHING, "")).size == (204, 100)
