@@ -13,7 +13,8 @@ from typing import Any
 from ldm.errors import UserError, did_you_mean
 
 PROSE = {"prompt", "negative", "text", "auth", "webhook"}
-PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then", "lora", "control_image", "control_from", "run", "base", "first_stage", "name"}
+PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
+PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
 _PATH_ENDINGS = ("path", "root", "dir")
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}

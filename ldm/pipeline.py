@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.adapters import Adaptable, Steering, steering
+from ldm.autoguide import Autoguided
 from ldm.conditioning import Asked, Conditioner, LowRes, ask
 from ldm.describe import Described, millions
-from ldm.diffusion import Denoiser, get_sampler, mixed
+from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
 from ldm.diffusion.inpainting import keeping
 from ldm.editing import Start, read_images, read_maps, read_masks, resized
 from ldm.errors import UserError
@@ -24,7 +25,7 @@ DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0,
 
 
 @register
-class LatentDiffusion(Adaptable, nn.Module):
+class LatentDiffusion(Described, Adaptable, Autoguided, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:
@@ -152,6 +153,9 @@ class LatentDiffusion(Adaptable, nn.Module):
             start = start.repeated(count)
             if start.mask is not None and self.fills:
                 asked = asked.to_fill(start.image, start.mask)
+        guide = self.asked_of_guide(given, n, (height, width))
+        if guide is not None and start is not None and start.mask is not None and self.guide[0].fills:
+            guide = guide.to_fill(start.image, start.mask)
         steering = steering and steering.repeated(count)
         seeds, options = _seeds(seed, count), self._options(options)
         latent_size = height // self.first_stage.factor, width // self.first_stage.factor
@@ -160,7 +164,8 @@ class LatentDiffusion(Adaptable, nn.Module):
             some = [seeds[i] for i in rows.tolist()]
             begun = start and start.take(rows)
             after = steering and steering.take(rows)
-            pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun, after))
+            worse = guide and guide.take(rows)
+            pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun, after, worse))
         return torch.cat(pictures)
 
     def read(
@@ -238,13 +243,16 @@ class LatentDiffusion(Adaptable, nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean)."""
-        return self.whiten(self.first_stage.encode(images).mode())
+        """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean), in float32 under autocast too."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.whiten(self.first_stage.encode(images).mode())
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents to images (B, C, H, W), clamped to [-1, 1]."""
-        return self.first_stage.decode(self.unwhiten(latents)).clamp(-1, 1)
+        """Whitened latents to images (B, C, H, W), clamped to [-1, 1]. In float32 under autocast too: in half precision
+        decoders overflow."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.first_stage.decode(self.unwhiten(latents.float())).clamp(-1, 1)
 
     def export(self, out: str | Path, to: str = "diffusers") -> Any:
         """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
@@ -267,7 +275,9 @@ class LatentDiffusion(Adaptable, nn.Module):
         chosen = {k: v for k, v in chosen.items() if v is not None}
         own = self.sampling
         if chosen.get("sampler", own["sampler"]) != own["sampler"]:  # whose own options another sampler doesn't know
-            own = {k: v for k, v in own.items() if k in (*DEFAULTS, "interval", "rescale")}
+            own = {k: v for k, v in own.items() if k in (*DEFAULTS, "interval", "rescale", "autoguidance")}
+        if self.guide:  # in place of classifier-free guidance, unless that is asked for
+            own = own | {"guidance": 1.0}
         options = own | chosen
         if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:
             options["spacing"] = None
@@ -297,12 +307,17 @@ class LatentDiffusion(Adaptable, nn.Module):
         on_step: Callable[[int, int, Tensor], None] | None,
         start: Start | None = None,
         steering: Steering | None = None,
+        guide: Asked | None = None,
     ) -> Tensor:
         """One batch from noise, or from `start`, to images (B, C, H, W)."""
         noise = PictureNoise(seeds, (self.first_stage.latent_channels, *size), self.latent_mean.device)
         options = dict(options)
         name, steps, spacing = options.pop("sampler"), options.pop("steps"), options.pop("spacing")
-        sigmas = self.denoiser.parameterization.grid(steps, spacing, shift=options.pop("shift"))
+        shift = options.pop("shift")
+        if shift == "auto":  # from the size that it was trained at
+            trained = self.preprocess.height * self.preprocess.width
+            shift = resolution_shift(size[0] * size[1] * self.first_stage.factor**2, trained)
+        sigmas = self.denoiser.parameterization.grid(steps, spacing, shift=shift)
         denoiser: Any = self.denoiser
         guidance = options.pop("guidance")
         conds, weights = asked.weighted(guidance, self.encode, seeds)
@@ -311,6 +326,7 @@ class LatentDiffusion(Adaptable, nn.Module):
             denoiser, conds, weights = steering.steer(denoiser, conds, weights, ran, guidance)
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
         denoise = mixed(denoiser, conds, weights, interval=interval, rescale=rescale)
+        denoise = self.autoguided(denoise, guide, options.pop("autoguidance", None), interval, seeds)
         run = get_sampler(name, **options)
         x = noise()
         if start is not None:

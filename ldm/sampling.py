@@ -19,6 +19,7 @@ from ldm.training.run import find_run
 
 # Options of the sampler itself; null in the YAML means: as the model was trained to be sampled.
 OPTIONS = ("sampler", "steps", "guidance", "interval", "rescale", "spacing", "shift", "eta", "variance", "clip")
+OPTIONS += ("order", "variant", "autoguidance")
 
 CONTROL = ("control", "control_scale", "control_start", "control_end")
 CONTROL_PICTURES = ("control_image", "control_from")
@@ -43,6 +44,8 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     """Images (N, C, H, W), what each was asked for, and the settings they share."""
     given = conditions(config)
     options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
+    if config["autoguide"]:
+        model.load_autoguide(find_run("ldm", config["autoguide"], config["runs_dir"]))
     keys = ("image", "strength", "mask", "feather", "pad", "map", "embed_image", "noise_level", "size")
     start, pictures = model.read(**{key: config[key] for key in keys})
     steering = steered(model, given | pictures, start, config)
@@ -61,7 +64,8 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
         images = enlarged(model, images, given, config)
     asked = next(iter(given.values()), [""])
     captions = [str(value) for value in asked for _ in range(len(images) // len(asked))]
-    shown = ("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", *CONTROL, *CONTROL_PICTURES)
+    shown = ("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", *CONTROL)
+    shown += CONTROL_PICTURES
     named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named}
 

@@ -1,7 +1,7 @@
 """The diffusion core in sigma-space: x = x0 + sigma noise."""
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import autoguidance, guided, mixed
+from ldm.diffusion.guidance import autoguidance, away, guided, mixed
 from ldm.diffusion.noise import (
     LogitNormal,
     LogNormal,
@@ -50,6 +50,7 @@ __all__ = [
     "VariancePreserving",
     "Weighting",
     "autoguidance",
+    "away",
     "calls",
     "ddim",
     "ddpm",

@@ -93,9 +93,20 @@ def autoguidance(denoiser: ConditionalDenoiseFn, bad: ConditionalDenoiseFn, cond
 
     Works without conditions too. Costs a call of each model; at scale 1 `bad` isn't called.
     """
+    return away(lambda x, sigma: denoiser(x, sigma, cond), lambda x, sigma: bad(x, sigma, cond), scale)
+
+
+def away(denoise: DenoiseFn, bad: DenoiseFn, scale: float, interval: tuple[float, float] | None = None) -> DenoiseFn:
+    """`autoguidance` of what is guided already; outside of `interval` (lo, hi] `denoise` alone."""
     if scale == 1:
-        return lambda x, sigma: denoiser(x, sigma, cond)
-    return lambda x, sigma: torch.lerp(bad(x, sigma, cond), denoiser(x, sigma, cond), scale)
+        return denoise
+
+    def led(x: Tensor, sigma: Tensor) -> Tensor:
+        if interval is not None and not interval[0] < sigma[0].item() <= interval[1]:
+            return denoise(x, sigma)
+        return torch.lerp(bad(x, sigma), denoise(x, sigma), scale)
+
+    return led
 
 
 def _terms(cond: Any, scale: Any) -> tuple[list[Any], list[float]]:

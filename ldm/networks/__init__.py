@@ -3,6 +3,7 @@
 from ldm.networks.autoencoder import AutoencoderKL, Gaussian, Identity
 from ldm.networks.cond import Cond
 from ldm.networks.controlnet import Controlled, ControlNet
+from ldm.networks.dit import DiT
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
 

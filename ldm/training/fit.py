@@ -24,6 +24,7 @@ from ldm.training.resume import Start
 from ldm.training.run import RunFolder, open_run
 from ldm.training.schedule import LearningRate, TimeBudget, parse_time
 from ldm.training.signals import StopOnSignal, Stopped, continuing_command
+from ldm.training.snapshots import Snapshots
 from ldm.training.task import Task
 
 
@@ -31,12 +32,15 @@ def task_options(config: dict[str, Any]) -> dict[str, Any]:
     """The options of `Task` out of a run's config. The number of steps isn't known yet where time is the limit."""
     optimizer = dict(config["optimizer"])
     betas, weight_decay = tuple(optimizer.pop("betas")), optimizer.pop("weight_decay")
+    name = optimizer.pop("name", "adamw")
     total = None if config["trainer"].get("max_time") else config["trainer"]["max_steps"]
     return {
         "learning_rate": LearningRate(**optimizer, total_steps=total),
+        "optimizer": name,
         "betas": betas,
         "weight_decay": weight_decay,
         "ema_decay": config["ema"]["decay"],
+        "power_lengths": [float(length) for length in config["ema"].get("lengths") or ()],
         "seed": config["seed"],
         "log_every_n_steps": config["trainer"].get("log_every_n_steps") or 10,
     }
@@ -82,6 +86,9 @@ def trainer_of(
     limit = options.pop("max_time", None)
     callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), StopOnSignal()]
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
+    if config["ema"].get("lengths"):
+        callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
+    check_precision(options.get("precision"))
     if limit:
         options["max_steps"] = -1
         callbacks.insert(0, TimeBudget(parse_time(limit), started))
@@ -102,6 +109,15 @@ def trainer_of(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
+
+
+def check_precision(precision: Any) -> None:
+    """Refuses weights in half precision: an average that moves by thousandths of them would stand still."""
+    if str(precision) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+        raise UserError(
+            f"trainer.precision={precision} keeps the weights in half precision, which their average can't be. Take "
+            "bf16-mixed, or 16-mixed where the GPU has no bfloat16."
+        )
 
 
 def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:

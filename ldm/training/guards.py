@@ -35,7 +35,8 @@ class FiniteGuard(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
-        gradients = [p.grad for p in pl_module.trained.parameters() if p.grad is not None]
+        optimized = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in optimized if p.grad is not None]
         if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
             return
         found = f"step {trainer.global_step + 1}: {self._what(trainer, pl_module)}"
@@ -43,7 +44,7 @@ class FiniteGuard(pl.Callback):
             raise UserError(f"{found}. {self._way_out()}")
         self.skipped += 1
         trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
-        for parameter in pl_module.trained.parameters():
+        for parameter in optimized:
             parameter.grad = None  # the optimizer passes over these
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,12 @@ class DiffusionTask(Task):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to whitened latents, the posterior's mean."""
-        return self.whiten(self.first_stage.encode(images).mode())
+        return self.whiten(self.posterior(images).mode())
+
+    def posterior(self, images: Tensor) -> Gaussian:
+        """The first stage's, in float32 whatever the trainer's precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.first_stage.encode(images.float())
 
     def whiten(self, latents: Tensor) -> Tensor:
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
@@ -68,7 +73,7 @@ class DiffusionTask(Task):
         if "latent_mean" in batch:
             posterior = Gaussian(batch["latent_mean"], batch["latent_std"])
         else:  # latents=online
-            posterior = self.first_stage.encode(batch["image"])
+            posterior = self.posterior(batch["image"])
         draw = posterior.sample(normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:])))
         return self.whiten(draw)
 

@@ -1,5 +1,6 @@
 """What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
-from ldm.training import ema
+from ldm.training import ema, optimizers, power_ema
 from ldm.training.schedule import LearningRate
 
 
@@ -28,9 +29,11 @@ class Task(pl.LightningModule):
         trained: nn.Module,
         *,
         learning_rate: LearningRate,
+        optimizer: str = "adamw",
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         ema_decay: float = 0.999,
+        power_lengths: Sequence[float] = (),
         seed: int = 0,
         log_every_n_steps: int = 20,
         depends_on: dict[str, str] | None = None,
@@ -38,6 +41,9 @@ class Task(pl.LightningModule):
         super().__init__()
         self.trained = trained.to(memory_format=torch.channels_last)
         self.average = ema.clone(self.trained)
+        self.power_lengths = tuple(length for length in power_lengths if power_ema.gamma_of(length))
+        self.power = nn.ModuleList(ema.clone(self.trained) for _ in self.power_lengths)
+        self.optimizer_name = optimizers.check_name(optimizer)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
         self.depends_on = depends_on or {}
@@ -80,6 +86,7 @@ class Task(pl.LightningModule):
         if self.global_step > self._steps_averaged:  # once an optimizer step, not once a batch
             self._steps_averaged = self.global_step
             ema.update(self.average, self.trained, ema.ramp(self.global_step, self.ema_decay))
+            power_ema.update(self.power, self.power_lengths, self.trained, self.global_step)  # type: ignore[arg-type]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         _, logged = self.losses(batch, self.average)
@@ -87,11 +94,14 @@ class Task(pl.LightningModule):
             {f"val/{name}": value for name, value in logged.items()}, batch_size=len(batch["position"]), sync_dist=True
         )
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of parameters."""
+        return optimizers.groups_of(self.optimizer_name, self.trained)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.trained.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            parameters, lr=self.learning_rate(0), betas=self.betas, weight_decay=self.weight_decay, fused=True
-        )
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        options = (self.learning_rate(0), self.betas, self.weight_decay)
+        return optimizers.build_optimizer(self.optimizer_name, self.groups(), *options, fused=not scaled)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""

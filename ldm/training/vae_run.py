@@ -1,5 +1,6 @@
 """`train_vae.py`: one run of stage one."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,14 @@ from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open
 from ldm.training.vae_task import VAETask, equivalents
 
 
-def main(config: dict[str, Any], job: str | None = None) -> None:
+def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains an autoencoder and leaves runs/vae/NAME with its model."""
     clock = Clock()
     import_modules(config)
     source = build(config["data"], "data")
     with open_named("vae", source.name, config, job) as folder:
         if folder.finished:
-            return
+            return folder.path
         train, val = source.tables(cache_of(config) / "data")
         torch.manual_seed(config["seed"])
         vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
@@ -39,13 +40,15 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         folder.save_config(config)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
         print(equivalents(config["beta"], vae), flush=True)
-        task = VAETask(vae, train.preprocess, config["beta"], depends_on=depends_on, **task_options(config))
+        options = task_options(config)
+        task = VAETask(vae, train.preprocess, config["beta"], config["loss"], depends_on=depends_on, **options)
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             report(task, trainer.callback_metrics, train, folder.samples, config["seed"])
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
+    return folder.path
 
 
 def check(vae: AutoencoderKL, table: Table) -> None:

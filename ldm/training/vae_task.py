@@ -1,6 +1,7 @@
 """Stage one: a variational autoencoder."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,32 +11,68 @@ from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
 from ldm.randomness import normal
 from ldm.training.task import Task
+from ldm.training.vae_losses import VAELoss
 
 
 class VAETask(Task):
     """Minimises MSE + beta KL, both as means: over all pixel values, and over all latent elements.
 
     That is the negative evidence lower bound of Kingma and Welling 2014 (eq. 3) up to a factor, for a decoder of fixed
-    variance; `equivalents` says which, and what other projects would call this beta.
+    variance; `equivalents` says which, and what other projects would call this beta. `terms`, the options of `VAELoss`,
+    put other reconstruction terms in the MSE's place or beside it.
     """
 
-    def __init__(self, vae: AutoencoderKL, preprocess: Preprocess, beta: float, **options: Any):
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        preprocess: Preprocess,
+        beta: float,
+        terms: Mapping[str, Any] | None = None,
+        **options: Any,
+    ):
         super().__init__(vae, **options)
         self.beta, self.preprocess = beta, preprocess
+        side = min(preprocess.height, preprocess.width) if preprocess else 0
+        self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        images = batch["image"]
+        images, training, terms = batch["image"], network is self.trained, self.criterion
         posterior = network.encode(images)
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
         # Validation is of the mode: what stage two's decoder will be fed is near it.
-        latents = posterior.sample(noise) if network is self.trained else posterior.mode()
-        mse = (network.decode(latents) - images).square().mean()
-        kl = posterior.kl()  # (B, C, h, w)
-        loss = mse + self.beta * kl.mean()
-        logged = {"loss": loss, "mse": mse, "kl": kl.mean(), "psnr": psnr(mse)}
+        latents = posterior.sample(noise) if training else posterior.mode()
+        if training:
+            latents, images = terms.transformed(latents, images, network.factor, self.seed, batch["position"])
+        decoded = network.decode(latents)
+        mse, kl = (decoded - images).square().mean(), posterior.kl()  # kl (B, C, h, w)
+        reconstruction, logged = terms.reconstruction(decoded, images)
+        loss = reconstruction + self.beta * kl.mean()
+        logged |= {"loss": loss, "mse": mse, "kl": kl.mean(), "psnr": psnr(mse)}
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
+        if terms.critic is not None and training and torch.is_grad_enabled():
+            added, seen = terms.against_critic(reconstruction, decoded, images, network.last_layer, self.global_step)
+            loss, logged = loss + added, logged | seen
         return loss, logged
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The critic is a group of the same optimizer, with the betas of adversarial training (LDM)."""
+        critic = self.criterion.critic
+        own = [] if critic is None else [{"params": list(critic.parameters()), "betas": (0.5, 0.9)}]
+        return super().groups() + own
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
+        if self.criterion.critic is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for module in (self.trained, self.criterion.critic):
+            nn.utils.clip_grad_norm_(module.parameters(), gradient_clip_val)
 
     def assemble(self, trained: Any) -> nn.Module:
         trained.preprocess = self.preprocess

@@ -1,0 +1,55 @@
+"""The patch discriminator of an adversarial first stage."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.layers import groups_of
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017): convolutions of stride 2 whose outputs each judge a patch as real (above 0) or not.
+
+    `layers` halvings (fewer where an image is too small for them), width `channels` doubling up to 8 times. Normed by
+    groups and not by batches, so that a picture's verdict doesn't depend on its neighbours.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 64, layers: int = 3):
+        super().__init__()
+        if channels % 8 or layers < 1:
+            raise UserError(f"a discriminator of {channels} channels and {layers} layers: take a multiple of 8, and 1.")
+        widths = [min(2**i, 8) * channels for i in range(layers + 1)]
+        blocks: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            stride = 2 if i < layers else 1
+            norm = nn.GroupNorm(groups_of(widths[i]), widths[i])
+            blocks += [nn.Conv2d(widths[i - 1], widths[i], 4, stride, 1, bias=False), norm, nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*blocks)
+        self.conv_out = nn.Conv2d(widths[-1], 1, 4, 1, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images` (B, C, H, W) -> the verdicts (B, 1, h, w)."""
+        return self.conv_out(self.body(images))
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """What the discriminator minimises: (max(0, 1 - D(real)) + max(0, 1 + D(fake))) / 2 (Lim, Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def smallest_side(layers: int) -> int:
+    """The smallest image, in pixels, that `layers` halvings leave a verdict of: 3 places before the last two steps."""
+    return 3 * 2**layers
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """|grad reconstruction| / (|grad adversarial| + 1e-4) at the decoder's last layer, at most 1e4 (Esser et al. 2021,
+    eq. 7; Rombach et al. 2022, appendix G): both then pull equally hard. No gradient flows through it."""
+    with torch.autocast(last_layer.device.type, enabled=False):
+        own = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+        other = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (own / (other + 1e-4)).clamp(0, 1e4).detach()

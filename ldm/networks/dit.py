@@ -1,0 +1,138 @@
+"""A Transformer in the U-Net's place: DiT (Peebles and Xie 2023) that also attends to a context (Chen et al. 2023)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError
+from ldm.networks.cond import Cond
+from ldm.networks.layers import Attention, FeedForward, TimestepEmbedding, timestep_embedding, zero_
+from ldm.registry import register
+
+
+def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoidal features of every place of a grid, (height * width, dim), rows first.
+
+    The first half stands for the column, the second for the row, each sines then cosines of the coordinate at
+    frequencies from 1 down to 1/10,000 (Vaswani et al. 2017, in two dimensions as MAE and DiT have it).
+    """
+
+    def features(coordinate: Tensor) -> Tensor:
+        return timestep_embedding(coordinate, dim // 2).roll(dim // 4, 1)  # sines first
+
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    across = features(columns).expand(height, width, -1)
+    down = features(rows)[:, None].expand(height, width, -1)
+    return torch.cat([across, down], 2).flatten(0, 1)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention where there is a context, feed-forward, each added to its input.
+
+    adaLN-zero (Peebles and Xie 2023, section 3.2): the embedding gives shift, scale and gate of the norms before
+    self-attention and feed-forward, all 0 at first. Cross-attention, as in PixArt-alpha, isn't modulated, and its last
+    layer is 0 at first: the block starts as the identity.
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None, mlp: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, 1e-6, elementwise_affine=False)
+        self.attn1 = Attention(dim, heads, bias=True)
+        self.attn2 = None
+        if context_dim is not None:
+            self.norm2 = nn.LayerNorm(dim, 1e-6)
+            self.attn2 = Attention(dim, heads, context_dim, bias=True)
+            zero_(self.attn2.to_out[0])
+        self.norm3 = nn.LayerNorm(dim, 1e-6, elementwise_affine=False)
+        self.ff = FeedForward(dim, mlp)
+        self.dropout = nn.Dropout(dropout)
+        self.modulation = zero_(nn.Linear(dim, 6 * dim))
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """`x` (B, N, D), `embedding` (B, D) through SiLU, `context` (B, L, E), `mask` (B, L) -> (B, N, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, 2)  # (B, 1, D)
+        x = x + gate1 * self.dropout(self.attn1(modulated(self.norm1(x), shift1, scale1)))
+        if self.attn2 is not None:
+            x = x + self.attn2(self.norm2(x), context, mask)
+        return x + gate2 * self.dropout(self.ff(modulated(self.norm3(x), shift2, scale2)))
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+@register
+class DiT(nn.Module):
+    """`depth` Transformer blocks of width `channels` over patches of `patch` x `patch` places of the latent.
+
+    The interface is the U-Net's, and latents of any size work: positions are sinusoidal, and what doesn't fill a patch
+    is filled with zeros and cut off again. The cost of a step grows with the number of patches N as N channels^2 + N^2
+    channels: a larger `patch` on large latents.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        channels: int = 192,
+        depth: int = 8,
+        heads: int = 4,
+        patch: int = 1,
+        mlp: int = 4,
+        context_dim: int | None = None,
+        vector_dim: int | None = None,
+        concat_channels: int = 0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if channels % 4 or channels % heads:
+            raise UserError(f"network: channels={channels} has to be divisible by 4 and by heads={heads}.")
+        if patch < 1 or depth < 1:
+            raise UserError(f"network: patch={patch} and depth={depth} have to be at least 1.")
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.context_dim, self.vector_dim, self.concat_channels = context_dim, vector_dim, concat_channels
+        self.channels, self.patch = channels, patch
+        self.conv_in = nn.Conv2d(in_channels + concat_channels, channels, patch, stride=patch)
+        self.time_embedding = TimestepEmbedding(channels, channels)
+        self.class_embedding = nn.Linear(vector_dim, channels) if vector_dim else None
+        self.blocks = nn.ModuleList([DiTBlock(channels, heads, context_dim, mlp, dropout) for _ in range(depth)])
+        self.norm_out = nn.LayerNorm(channels, 1e-6, elementwise_affine=False)
+        self.modulation_out = zero_(nn.Linear(channels, 2 * channels))
+        self.linear_out = zero_(nn.Linear(channels, self.out_channels * patch**2))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w)."""
+        if residuals is not None:
+            raise UserError("a ControlNet steers a UNet: train one by network=unet.")
+        cond = cond or Cond()
+        height, width = x.shape[2:]
+        h = self.patches(x, cond)  # (B, D, h', w')
+        rows, columns = h.shape[2:]
+        h = h.flatten(2).transpose(1, 2) + positions(rows, columns, self.channels, x.device).to(h.dtype)  # (B, N, D)
+        embedding = self.embed(c_noise, cond)
+        for block in self.blocks:
+            h = block(h, embedding, cond.tokens, cond.mask)
+        shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)  # (B, 1, D)
+        h = self.linear_out(modulated(self.norm_out(h), shift, scale))  # (B, N, out p^2)
+        h = h.transpose(1, 2).unflatten(2, (rows, columns))  # (B, out p^2, h', w')
+        return F.pixel_shuffle(h, self.patch)[..., :height, :width]
+
+    def patches(self, x: Tensor, cond: Cond) -> Tensor:
+        """The latent, joined with the condition's channels, in patches: (B, D, h / p, w / p), rounded up."""
+        if self.concat_channels:
+            assert cond.concat is not None, "this network was built with concat_channels"
+            x = torch.cat([x, cond.concat], 1)
+        return self.conv_in(F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch)))
+
+    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
+        """Noise level and vector condition in one embedding, already through SiLU: (B, D)."""
+        features = timestep_embedding(c_noise, self.channels).to(self.conv_in.weight.dtype)
+        embedding = self.time_embedding(features)  # (B, D)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(cond.vector)
+        return F.silu(embedding)

@@ -1,0 +1,138 @@
+"""What stage one may minimise beside squared error and KL: perceptual, adversarial and equivariance terms."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.errors import UserError, did_you_mean
+from ldm.networks.discriminator import PatchDiscriminator, adaptive_weight, hinge, smallest_side
+from ldm.randomness import uniform
+
+PIXEL = ("mse", "l1")
+NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # and the smallest side that they take
+
+
+class VAELoss(nn.Module):
+    """The loss of a reconstruction: `pixel` error, plus `perceptual` times LPIPS, plus an `adversarial` term.
+
+    `adversarial` w (0: none; LDM has 0.5) is w times `adaptive_weight` times -D(decoded), from step `adversarial_start`
+    on, against a PatchDiscriminator of `critic_channels` and `critic_layers`. `equivariance` is a probability (0: off;
+    EQ-VAE has 0.5): see `transformed`. All is in terms of means over pixel values, as the KL's weight expects.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        side: int,
+        *,
+        pixel: str = "mse",
+        perceptual: float = 0.0,
+        perceptual_net: str = "vgg",
+        adversarial: float = 0.0,
+        adversarial_start: int = 1000,
+        critic_channels: int = 64,
+        critic_layers: int = 3,
+        equivariance: float = 0.0,
+        equivariance_turns: bool = True,
+    ):
+        super().__init__()
+        if pixel not in PIXEL:
+            raise UserError(f"loss.pixel={pixel} isn't known.{did_you_mean(pixel, PIXEL)}")
+        if min(perceptual, adversarial) < 0 or not 0 <= equivariance <= 1:
+            raise UserError("loss: perceptual and adversarial are weights of 0 or above, equivariance a probability.")
+        self.pixel, self.perceptual, self.adversarial = pixel, perceptual, adversarial
+        self.start, self.equivariance, self.turns = adversarial_start, equivariance, equivariance_turns
+        if adversarial and side < smallest_side(critic_layers):
+            raise UserError(
+                f"loss.critic_layers={critic_layers} needs images of {smallest_side(critic_layers)} pixels, these have "
+                f"{side}: take fewer."
+            )
+        self.smallest = smallest_side(critic_layers), NETS.get(perceptual_net, 0)  # of batches made smaller too
+        self.critic = PatchDiscriminator(in_channels, critic_channels, critic_layers) if adversarial else None
+        self._lpips = [lpips(perceptual_net, in_channels, side)] if perceptual else []  # a list: not in checkpoints
+
+    def reconstruction(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pixel and perceptual part, and what to log of it."""
+        error = (decoded - images).square() if self.pixel == "mse" else (decoded - images).abs()
+        loss, logged = error.mean(), {}
+        if self._lpips and min(images.shape[2:]) >= self.smallest[1]:
+            net = self._lpips[0] = self._lpips[0].to(images.device)
+            logged["lpips"] = net(_rgb(decoded).clamp(-1, 1), _rgb(images)).mean()
+            loss = loss + self.perceptual * logged["lpips"]
+        return loss, logged
+
+    def against_critic(
+        self, reconstruction: Tensor, decoded: Tensor, images: Tensor, last_layer: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is added to the loss in training: the decoder's adversarial term and the critic's own loss.
+
+        The decoder sees a critic whose weights are constants, and the critic decoded images that are constants: one
+        backward pass gives each its own gradient, and one optimizer serves both.
+        """
+        assert self.critic is not None
+        if step < self.start or min(images.shape[2:]) < self.smallest[0]:
+            nothing = sum((p.sum() for p in self.critic.parameters()), torch.zeros((), device=images.device))
+            return 0.0 * nothing, {}  # in the graph: the ranks of a distributed run wait for the same gradients
+        constants = {name: p.detach() for name, p in self.critic.named_parameters()}
+        verdict = -torch.func.functional_call(self.critic, constants, (decoded,)).mean()
+        weight = self.adversarial * adaptive_weight(reconstruction, verdict, last_layer)
+        critic = hinge(self.critic(images), self.critic(decoded.detach()))
+        return weight * verdict + critic, {"adversarial": verdict, "adversarial_weight": weight, "critic": critic}
+
+    def transformed(
+        self, latents: Tensor, images: Tensor, factor: int, seed: int, position: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Latents and images, with probability `equivariance` both turned by quarters and made smaller alike.
+
+        EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): the decoder learns tau(x) from tau(z), and the encoder
+        latents that bear it, smoother ones. The scale is one of 8/32 to 31/32. One draw for a batch (of a rank), which
+        its first sample's position fixes.
+        """
+        if not self.equivariance:
+            return latents, images
+        coin, scale, turn = uniform(seed, "equivariance", position[:1], (3,))[0].tolist()
+        if coin >= self.equivariance:
+            return latents, images
+        h, w = latents.shape[2:]
+        share = (8 + int(24 * scale)) / 32
+        size = max(1, round(h * share)), max(1, round(w * share))
+        latents, images = _resized(latents, size), _resized(images, (size[0] * factor, size[1] * factor))
+        turns = int(4 * turn) if h == w else 2 * int(2 * turn)
+        if not self.turns or not turns:
+            return latents, images
+        return torch.rot90(latents, turns, (2, 3)), torch.rot90(images, turns, (2, 3))
+
+
+def lpips(net: str, channels: int, side: int) -> nn.Module:
+    """LPIPS (Zhang et al. 2018) on the features of `net`: (B, 3, H, W) twice, in [-1, 1] -> (B, 1, 1, 1).
+
+    Its own weights come with torchmetrics, the features' with torchvision, which loads them from the network once.
+    Raises UserError where they can't be had.
+    """
+    if net not in NETS:
+        raise UserError(f"loss.perceptual_net={net} isn't known.{did_you_mean(net, NETS)}")
+    if channels not in (1, 3) or side < NETS[net]:
+        raise UserError(
+            f"LPIPS with {net} takes grey or RGB images of {NETS[net]} pixels or more, these have {channels} channels "
+            f"and {side} pixels: take loss.perceptual=0."
+        )
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        metric: Any = LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"LPIPS needs torchvision's ImageNet weights of {net}, which can't be loaded ({error}). Put the file into "
+            f"{torch.hub.get_dir()}/checkpoints, or take loss.perceptual=0."
+        ) from None
+    return metric.net.eval().requires_grad_(False)
+
+
+def _rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1)
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)

@@ -1,0 +1,145 @@
+"""Muon by its own formula and torch's, what it is for, and that AdamW does the rest."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.errors import UserError
+from ldm.networks import AutoencoderKL, DiT, UNet
+from ldm.training.optimizers import COEFFICIENTS, Muon, build_optimizer, groups_of, matrices, orthogonalised
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 30), (50, 3)])
+def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(2, *shape, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / s.norm(dim=1, keepdim=True)
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    torch.testing.assert_close(orthogonalised(matrix), u * s[:, None] @ vh, rtol=0, atol=1e-5)
+    assert s.min() > 0.3 and s.max() < 1.3
+
+
+def test_the_step_of_a_matrix_is_torchs():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has its own Muon since 2.9")
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(12, 20))
+    theirs = nn.Parameter(ours.detach().clone())
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    optimizers = [
+        Muon([{"params": [ours], "matrix": True}], betas=(0.9, 0.99), **options),
+        torch.optim.Muon([theirs], momentum=0.95, adjust_lr_fn="match_rms_adamw", **options),
+    ]
+    start = ours.detach().clone()
+    for _ in range(4):
+        ours.grad = torch.randn(12, 20)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert moved > 0.1
+    assert (ours - theirs).norm() < 0.02 * moved  # theirs computes in bfloat16
+
+
+def test_convolutions_are_matrices_and_a_step_has_adamws_size():
+    torch.manual_seed(0)
+    conv = nn.Parameter(torch.zeros(8, 4, 3, 3).to(memory_format=torch.channels_last))
+    flat = nn.Parameter(torch.zeros(8, 36))
+    optimizer = Muon([{"params": [conv, flat], "matrix": True}], lr=0.1, weight_decay=0.0)
+    conv.grad = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    flat.grad = conv.grad.flatten(1).clone()
+    optimizer.step()
+    torch.testing.assert_close(conv.flatten(1), flat)
+    assert (flat / 0.1).square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_the_rest_is_adamws_bit_for_bit():
+    torch.manual_seed(0)
+    linear = nn.Linear(5, 5)
+    other = copy.deepcopy(linear)
+    options = {"lr": 0.01, "betas": (0.8, 0.9), "weight_decay": 0.1}
+    muon = Muon([{"params": [linear.weight], "matrix": True}, {"params": [linear.bias]}], **options)
+    adamw = torch.optim.AdamW([other.bias], **options)
+    for _ in range(3):
+        linear.weight.grad, linear.bias.grad = torch.randn(5, 5), torch.randn(5)
+        other.bias.grad = linear.bias.grad.clone()
+        muon.step()
+        adamw.step()
+    assert torch.equal(linear.bias, other.bias)
+    assert not torch.equal(linear.weight, other.weight)
+
+
+def test_it_goes_on_bit_for_bit_from_its_state():
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    gradients = [[torch.randn_like(p) for p in first.parameters()] for _ in range(4)]
+
+    def make(network):
+        return build_optimizer("muon", groups_of("muon", network), 0.01, (0.9, 0.99), 0.1)
+
+    def run(network, optimizer, some):
+        for step in some:
+            for parameter, gradient in zip(network.parameters(), step, strict=True):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+
+    optimizer = make(first)
+    run(first, optimizer, gradients[:2])
+    second = copy.deepcopy(first)
+    resumed = make(second)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(first, optimizer, gradients[2:])
+    run(second, resumed, gradients[2:])
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_it_learns_what_adamw_learns():
+    torch.manual_seed(0)
+    x = torch.randn(256, 16)
+    y = x @ torch.randn(16, 16)
+    losses = {}
+    for name in ("adamw", "muon"):
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        optimizer = build_optimizer(name, groups_of(name, network), 0.1, (0.9, 0.99), 0.0)
+        for step in range(150):
+            optimizer.param_groups[0]["lr"] = optimizer.param_groups[-1]["lr"] = 0.1 * (1 - step / 150)
+            loss = (network(x) - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+    assert losses["muon"] < 0.1 * y.square().mean().item()
+    assert losses["adamw"] < 0.1 * y.square().mean().item()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        UNet(4, channels=[16, 32], context_dim=8, vector_dim=4),
+        DiT(4, channels=16, depth=2, vector_dim=4, context_dim=8),
+        AutoencoderKL(3, 4, channels=8, shortcut=True),
+    ],
+    ids=["unet", "dit", "vae"],
+)
+def test_first_and_last_layers_norms_and_biases_are_not_matrices(network):
+    names = {id(p): name for name, p in network.named_parameters()}
+    chosen = {names[id(p)] for p in matrices(network)}
+    assert chosen and all(name.endswith(".weight") and "norm" not in name.split(".")[-2] for name in chosen)
+    for part in ("class_embedding", "linear_out", "shortcut_in", "shortcut_out"):
+        assert not any(part in name for name in chosen)
+    assert not {"conv_in.weight", "conv_out.weight", "decoder.conv_out.weight", "encoder.conv_in.weight"} & chosen
+    groups = groups_of("muon", network)
+    assert [group["matrix"] for group in groups] == [True, False]
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert len(groups_of("adamw", network)) == 1
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="Did you mean 'muon'"):
+        build_optimizer("muom", [], 1.0, (0.9, 0.99), 0.0)
