@@ -12,7 +12,8 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[notebook,sweep]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 bench: install
 	$(BIN)/python -m benchmarks

@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -27,6 +28,7 @@ WORK = {
     "train_ldm": "ldm.training.ldm_run",
     "sample": "ldm.sampling",
     "evaluate": "ldm.evaluation.run",
+    "augment": "ldm.augment",
     "app": "ldm.ui.serve",
 }
 # Hydra writes no folder and no log of its own: the run folder is ours.
@@ -58,6 +60,11 @@ def sample() -> None:
 def evaluate() -> None:
     """A trained run, measured."""
     run("evaluate")
+
+
+def augment() -> None:
+    """Variants of images by an autoencoder."""
+    run("augment")
 
 
 def app() -> None:
@@ -105,10 +112,10 @@ def _run_hydra(script: str, words: list[str]) -> None:
     flags, options = overrides.prepare(words, group_names(words))
     original, raised, failed = sys.argv, [], []
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: DictConfig) -> float | None:
         sys.argv = original  # Lightning starts further processes with it
         try:
-            _job(script, cfg, options)
+            return _job(script, cfg, options)
         except Exception as error:
             raised.append(error)
             if HydraConfig.get().mode == RunMode.RUN and isinstance(error, UserError):
@@ -124,17 +131,29 @@ def _run_hydra(script: str, words: list[str]) -> None:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(task)()
         except Exception as error:
-            if failed:
-                sys.exit(_report(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}.", 1))
-            if error in raised:
-                raise
-            raise UserError(explain(error)) from error
+            if not failed:
+                if error in raised or isinstance(error, UserError):  # a UserError may be another process's
+                    raise
+                if type(error).__module__.startswith(("submitit", "joblib")):
+                    raise UserError(f"a job of the sweep failed: {str(error).strip().splitlines()[-1]}") from error
+                raise UserError(explain(error)) from error
         finally:
             sys.argv = original
+        _tell_best(Path(scratch))
+    if failed:
+        sys.exit(_report(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}.", 1))
 
 
-def _job(script: str, cfg: DictConfig, options: list[str]) -> None:
-    """One run: of a plain command line, or of a sweep."""
+def _tell_best(sweep: Path) -> None:
+    """What a search found, as its sweeper wrote it down."""
+    for file in sweep.glob("optimization_results.yaml"):
+        found = yaml.safe_load(file.read_text())
+        values = " ".join(f"{key.lstrip('+')}={value}" for key, value in found["best_params"].items())
+        print(f"-- best: {found['best_value']:.5g} with {values}", flush=True)
+
+
+def _job(script: str, cfg: DictConfig, options: list[str]) -> float | None:
+    """One run: of a plain command line, or of a sweep; in a search, what it is worth."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and HydraConfig.get().job.num == 0:
         _check_sweep(script, options)
@@ -145,7 +164,12 @@ def _job(script: str, cfg: DictConfig, options: list[str]) -> None:
         if "resume" in config and not config["overwrite"]:
             config["resume"] = True  # a repeated sweep skips what is finished and goes on with the rest
         print(f"-- {name or 'job'}", flush=True)
-    importlib.import_module(WORK[script]).main(config, name)
+    left = importlib.import_module(WORK[script]).main(config, name)
+    if not sweeping or not config.get("objective"):
+        return None
+    from ldm.cli_objective import objective
+
+    return objective(config, script.removeprefix("train_"), left)
 
 
 def _check_sweep(script: str, options: list[str]) -> None:
@@ -157,6 +181,8 @@ def _check_sweep(script: str, options: list[str]) -> None:
             if precheck:
                 precheck(config)
         except UserError as error:
+            if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":  # this process is the job's own
+                raise
             sys.exit(_report(f"{name}: {error}"))
 
 

@@ -58,13 +58,15 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 def read_run(path: Path) -> Run:
     """One run, finished or not; what it hasn't written yet is empty."""
     config = yaml.safe_load((path / "config.yaml").read_text())
-    evaluation, done = path / "evaluation" / "evaluation.json", path / "DONE"
-    scores = flat(json.loads(evaluation.read_text())) if evaluation.is_file() else {}
+    done = path / "DONE"
+    reports = [file for file in path.glob("evaluation*/evaluation.json") if "samples" not in file.parent.name]
+    newest = max(reports, key=lambda file: file.stat().st_mtime, default=None)
+    scores = scores_of(json.loads(newest.read_text())) if newest else {}
     return Run(
         path,
         flat(config),
         read_curves(path / "metrics.csv"),
-        {name: value for name, value in scores.items() if type(value) in (int, float)},
+        scores,
         done.stat().st_mtime - (path / "config.yaml").stat().st_mtime if done.is_file() else None,
         done.is_file(),
     )
@@ -83,6 +85,12 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     return curves
 
 
+def scores_of(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation.json that are one number, or the mean of several seeds'."""
+    means = {name: value.get("mean") if isinstance(value, Mapping) else value for name, value in figures.items()}
+    return {name: value for name, value in means.items() if type(value) in (int, float)}
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} as {"a.b": 1}."""
     pairs: dict[str, Any] = {}
@@ -98,11 +106,12 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """A row of texts for each run: its name, the options that differ, steps, last losses, scores and time."""
+    """A row of texts for each run: its name, the options and scores that differ, steps, last losses, time."""
     common = Path(*_shared_parts([run.path for run in runs]))
     options = differing(runs)
     losses = [name for name in ("train/loss", "val/loss") if any(name in run.curves for run in runs)]
     scores = list(dict.fromkeys(name for run in runs for name in run.scores))
+    scores = [name for name in scores if len(runs) == 1 or len({run.scores.get(name) for run in runs}) > 1]
     return [
         {
             "run": str(run.path.relative_to(common)) if run.path != common else run.path.name,

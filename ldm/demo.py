@@ -17,6 +17,7 @@ import ldm
 from ldm.artifact import to_json
 from ldm.data.emoji import Emoji
 from ldm.data.table import Table
+from ldm.demo_page import write_page
 from ldm.evaluation.reader import Reader, score, train_reader
 from ldm.images import grid, save_png
 
@@ -27,32 +28,43 @@ OUT = Path("runs/demo")
 def main() -> None:
     """Trains what isn't trained yet, draws, scores, and says what to try next."""
     start = time.monotonic()
-    step("python train_vae.py data=emoji resume=true")
-    step("python train_ldm.py data=emoji resume=true")
+    timings = {
+        "stage one": step("python train_vae.py data=emoji resume=true"),
+        "stage two": step("python train_ldm.py data=emoji resume=true"),
+    }
     OUT.mkdir(parents=True, exist_ok=True)
     emoji = Emoji()
     print("\ntraining a classifier that reads scenes, to score the pictures", flush=True)
+    begun = time.monotonic()
     reader = train_reader(emoji)
     _, val = emoji.tables(Path("runs/cache/data"))
     report = {"real validation scenes": score_of(reader, val, None)}
     report["their VAE reconstructions (the ceiling)"] = score_of(reader, val, ldm.load("runs/vae/emoji"))
     model = ldm.load("runs/ldm/emoji")
     columns, captions = emoji.held_out_captions(CAPTIONS, TWO_OBJECTS, SEED)
+    timings["a classifier that reads scenes"] = time.monotonic() - begun
+    begun = time.monotonic()
     images = model(captions, seed=SEED, output="pt", batch_size=50)
+    timings[f"drawing {CAPTIONS} pictures"] = time.monotonic() - begun
     report["pictures of held-out captions"] = score(reader, images, columns)
     about = {"captions": captions[:40], "seed": SEED, **model.sampling}
     save_png(grid(images[:40], 8), OUT / "grid.png", {"ldm": json.dumps(about)})
     (OUT / "captions.txt").write_text("\n".join(captions) + "\n")
     (OUT / "score.json").write_bytes(to_json(report))
-    show(report, time.monotonic() - start)
+    timings["in all"] = time.monotonic() - start
+    page = write_page(OUT, report, images[:40], captions[:40], timings)
+    show(report, timings["in all"])
+    print(f"The same as a page, with the curves: {page}")
 
 
-def step(command: str) -> None:
-    """Runs one of the README's own commands."""
+def step(command: str) -> float:
+    """Runs one of the README's own commands; the seconds that it took."""
     print(f"\n$ {command}", flush=True)
+    begun = time.monotonic()
     result = subprocess.run([sys.executable, *command.split()[1:]], check=False)
     if result.returncode:
         sys.exit(result.returncode)
+    return time.monotonic() - begun
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from ldm.diffusion.inpainting import keeping
 from ldm.editing import Start, read_images, read_maps, read_masks, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
+from ldm.interpolation import Interpolating
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
 from ldm.registry import register
@@ -25,7 +26,7 @@ DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0,
 
 
 @register
-class LatentDiffusion(Described, Adaptable, Autoguided, nn.Module):
+class LatentDiffusion(Described, Adaptable, Autoguided, Interpolating, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:
@@ -262,6 +263,10 @@ class LatentDiffusion(Described, Adaptable, Autoguided, nn.Module):
         from ldm.interop.export import export
 
         return export(self.bare("export"), out, to)
+
+    def as_output(self, images: Tensor, output: str = "pil") -> Any:
+        """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""
+        return as_output(images, output, self.preprocess)
 
     def whiten(self, latents: Tensor) -> Tensor:
         return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)

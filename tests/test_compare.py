@@ -21,7 +21,7 @@ def make(path: Path, channels: int, losses: list[float], score: float | None = N
     (path / "metrics.csv").write_text("\n".join(["step,train/loss,val/loss", *lines]) + "\n")
     if score is not None:
         (path / "evaluation").mkdir()
-        figures = {"FID": score, "seed": 0, "histogram": [1, 2], "guided": {"2.0": {"recall": 0.5}}}
+        figures = {"FID": score, "seed": 0, "histogram": [1, 2], "recall": {"mean": 0.5, "std": 0.1}}
         (path / "evaluation" / "evaluation.json").write_text(json.dumps(figures))
         (path / "DONE").write_text("")
         start = (path / "config.yaml").stat().st_mtime
@@ -45,7 +45,7 @@ def test_a_sweep_stands_for_its_jobs_and_only_what_differs_is_shown(sweep: Path)
         "val/loss": "3",
         "FID": "11.5",
         "seed": "0",
-        "guided.2.0.recall": "0.5",
+        "recall": "0.5",
         "time": "7 s",
     }
     assert second["val/loss"] == "2.25" and second["FID"] == "-" and second["time"] == "unfinished"

@@ -3,8 +3,19 @@
 An image is (C, H, W) uint8 or uint16 on disk and float32 in [-1, 1] in a batch.
 """
 
-from ldm.images.output import grid, save_png, to_pil8
+from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
 from ldm.images.reading import BadImage, open_image, open_map, open_mask, probe
 
-__all__ = ["BadImage", "Preprocess", "grid", "open_image", "open_map", "open_mask", "probe", "save_png", "to_pil8"]
+__all__ = [
+    "BadImage",
+    "Pictures",
+    "Preprocess",
+    "grid",
+    "open_image",
+    "open_map",
+    "open_mask",
+    "probe",
+    "save_png",
+    "to_pil8",
+]

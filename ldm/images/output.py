@@ -1,5 +1,6 @@
 """Pictures for people: grids, and PNGs that carry text."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ldm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,6 +26,36 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> "Image":
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
     return to_pil8(sheet)
+
+
+class Pictures(list):
+    """A list of PIL images that shows itself in a notebook, as one grid."""
+
+    def grid(self, columns: int | None = None, gap: int = 2) -> "Image":
+        """All pictures as one, row by row, white between; by default near a square of at most 8 columns."""
+        from PIL import Image
+
+        if not self:
+            raise UserError("there are no pictures to show.")
+        columns = columns or min(8, math.ceil(math.sqrt(len(self))))
+        shown = [_in_8_bits(picture) for picture in self]
+        width, height = (max(picture.size[i] for picture in shown) + gap for i in (0, 1))
+        columns = min(columns, len(shown))
+        sheet = Image.new("RGB", (columns * width + gap, -(-len(shown) // columns) * height + gap), "white")
+        for i, picture in enumerate(shown):
+            sheet.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+        return sheet
+
+    def _repr_png_(self) -> bytes | None:
+        return self.grid()._repr_png_() if self else None
+
+
+def _in_8_bits(picture: "Image") -> "Image":
+    """`convert` alone would clip 16 bits to white."""
+    from PIL import Image
+
+    deep = picture.mode.startswith("I")
+    return (Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)) if deep else picture).convert("RGB")
 
 
 def save_png(picture: "Image", path: str | Path, text: Mapping[str, Any] | None = None) -> None:

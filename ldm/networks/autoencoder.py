@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.describe import Described, millions
 from ldm.errors import UserError
 from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of, zero_
+from ldm.randomness import normal
 from ldm.registry import register
 
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -130,7 +132,7 @@ class Decoder(nn.Module):
 
 
 @register
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Described, nn.Module):
     """Images to the normal distribution of their latents, and latents back to images (Kingma and Welling 2014; LDM,
     sec. 3.1).
 
@@ -173,6 +175,13 @@ class AutoencoderKL(nn.Module):
         self.shortcut_in = nn.Conv2d(patch, 2 * latent_channels, 1) if shortcut else None
         self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None
 
+    def facts(self) -> dict[str, str]:
+        return {
+            "images": f"{self.in_channels} channels",
+            "latents": f"{self.latent_channels} channels, 1/{self.factor} of height and width",
+            "size": millions(self.parameters()),
+        }
+
     def encode(self, images: Tensor) -> Gaussian:
         """`images` (B, C, H, W) in [-1, 1], sides divisible by `factor` -> q(z | x) over (B, z, H/f, W/f)."""
         check_size(images.shape[2], images.shape[3], self.factor)
@@ -196,6 +205,23 @@ class AutoencoderKL(nn.Module):
         """The reconstruction from one draw of the posterior, and the posterior."""
         posterior = self.encode(images)
         return self.decode(posterior.sample(noise)), posterior
+
+    @torch.inference_mode()
+    def augment(
+        self, images: Tensor, n: int = 1, temperature: float = 1.0, seed: int = 0, position: Tensor | None = None
+    ) -> Tensor:
+        """`n` variants of each image (B, C, H, W) -> (B, n, C, H, W): z ~ N(mean, (temperature std)^2), decoded.
+
+        At temperature 0 it is the reconstruction, at 1 a draw of the posterior; how much changes is how much the KL
+        term lets the posterior spread. The draws are fixed by `seed` and each image's `position` (B,), by default its
+        place in the batch.
+        """
+        posterior = self.encode(images)
+        position = torch.arange(len(images)) if position is None else position
+        shape = (n, *posterior.mean.shape[1:])
+        noise = normal(seed, "augment", position.to(images.device), shape)  # (B, n, z, h, w)
+        latents = posterior.mean[:, None] + temperature * posterior.std[:, None] * noise
+        return self.decode(latents.flatten(0, 1)).clamp(-1, 1).unflatten(0, (len(images), n))
 
     @torch.no_grad()
     def start_from_principal_components(self, images: Tensor) -> None:

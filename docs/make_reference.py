@@ -1,0 +1,124 @@
+"""Writes docs/reference.md from conf/ and the docstrings: `python docs/make_reference.py`; `--check` only compares."""
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import ldm
+from ldm import registry
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "reference.md"
+PACKAGES = (
+    "ldm.data",
+    "ldm.networks",
+    "ldm.conditioning",
+    "ldm.diffusion",
+    "ldm.pipeline",
+    "ldm.training.finetune_kinds",
+)
+INTRO = """# Reference
+
+Made by `python docs/make_reference.py` from the configs and docstrings; edit those. What a command can be told, then
+the choices of its groups, then the classes that they name: every argument of a class's constructor is an option,
+`GROUP.ARGUMENT=VALUE`, whether the YAML lists it or not. `python train_ldm.py --help` says the same in short.
+
+Completion in bash, of options and choices (zsh and fish alike, by their names):
+
+```bash
+eval "$(python train_ldm.py --shell-completion install=bash)"
+```
+"""
+
+
+def main() -> None:
+    text = reference()
+    if "--check" in sys.argv:
+        sys.exit(0 if OUT.read_text("utf-8") == text else f"{OUT} isn't current: run python docs/make_reference.py")
+    OUT.write_text(text, "utf-8")
+
+
+def reference() -> str:
+    """The whole page."""
+    for package in PACKAGES:
+        importlib.import_module(package)
+    return "\n".join([INTRO, *commands(), *groups(), *python(), *classes()]).rstrip() + "\n"
+
+
+def commands() -> list[str]:
+    """Each primary config: what it says of itself, and its options with their comments."""
+    parts = ["## Commands\n"]
+    for file in sorted((ROOT / "conf").glob("*.yaml")):
+        text = file.read_text("utf-8")
+        about = re.match(r"# (.*)", text)
+        options = re.sub(r"^(# .*\n)?(defaults:\n(?:  .*\n)*)?", "", text).strip()
+        parts += [f"### {file.stem}.py\n", about[1] + "\n" if about else "", f"```yaml\n{options}\n```\n"]
+    return parts
+
+
+def groups() -> list[str]:
+    """Each group's choices with what their files say first."""
+    parts = ["## Groups\n"]
+    for folder in sorted(entry for entry in (ROOT / "conf").iterdir() if entry.is_dir()):
+        parts += [f"### {folder.name}=\n", "| choice | |", "|---|---|"]
+        parts += [f"| `{file.stem}` | {first_comment(file)} |" for file in sorted(folder.glob("*.yaml"))]
+        parts.append("")
+    return parts
+
+
+def first_comment(file: Path) -> str:
+    """The comment lines at the head of a YAML, or what class it names."""
+    lines = []
+    for line in file.read_text("utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            lines.append(line.lstrip("# "))
+    names = re.findall(r"^class: (\w+)", file.read_text("utf-8"), re.MULTILINE)
+    return (" ".join(lines) or ", ".join(f"`{name}`" for name in names)).replace("|", "\\|")
+
+
+def python() -> list[str]:
+    """The names of `import ldm`, and the model's methods."""
+    parts = ["## Python\n"]
+    own = set(registered().values())
+    for name in ldm.__all__:
+        thing = getattr(ldm, name)
+        if thing not in own:
+            parts += entry(f"ldm.{name}", thing)
+    for name, method in inspect.getmembers(ldm.LatentDiffusion, inspect.isfunction):
+        if not name.startswith("_") and name in vars(ldm.LatentDiffusion):
+            parts += entry(f"LatentDiffusion.{name}", method)
+    return parts
+
+
+def classes() -> list[str]:
+    """Every class that a config can name, by its home."""
+    parts, home = ["## Classes\n"], None
+    for cls in sorted(registered().values(), key=lambda cls: (cls.__module__, cls.__name__)):
+        if cls.__module__ != home:
+            home = cls.__module__
+            parts.append(f"### {home}\n")
+        parts += entry(cls.__name__, cls)
+    return parts
+
+
+def registered() -> dict[str, type]:
+    return {name: cls for name, cls in registry._CLASSES.items() if cls.__module__.startswith("ldm.")}
+
+
+def entry(name: str, thing: object) -> list[str]:
+    """A signature and its docstring."""
+    try:
+        signature = str(inspect.signature(thing)).replace("'", "") if callable(thing) else ""
+    except ValueError:
+        signature = ""
+    signature = re.sub(r"<[^<>]*>", "...", re.sub(r"\bself, |\(self\)", "", signature))
+    doc = inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+    return [f"**`{name}`**\n", f"```python\n{name}{signature}\n```\n", doc + "\n" if doc else ""]
+
+
+if __name__ == "__main__":
+    main()
