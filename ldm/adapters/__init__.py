@@ -2,5 +2,6 @@
 
 from ldm.adapters.adaptable import Adaptable
 from ldm.adapters.base import Adapter, base_of, read
+from ldm.adapters.control import Control, Steering, steering
 
-__all__ = ["Adaptable", "Adapter", "base_of", "read"]
+__all__ = ["Adaptable", "Adapter", "Control", "Steering", "base_of", "read", "steering"]

@@ -1,8 +1,10 @@
 """The side of the model that adapters are put on."""
 
+from pathlib import Path
 from typing import Any
 
 from ldm.adapters.base import Adapter
+from ldm.adapters.control import open_control
 from ldm.errors import UserError
 
 
@@ -19,6 +21,27 @@ class Adaptable:
         adapter.check_base(self, where or name, force)
         adapter.attach(self, name, scale)
         self.adapters[name] = (adapter, scale)
+
+    def load_controlnet(
+        self,
+        path: str | Path,
+        scale: float = 1.0,
+        *,
+        start: float = 0.0,
+        end: float = 1.0,
+        name: str | None = None,
+        force: bool = False,
+    ) -> None:
+        """Puts on the ControlNet at `path`: a run, a model folder, a folder of diffusers, a CompVis checkpoint.
+
+        It counts `scale` in the steps from the share `start` to the share `end` of all, for pictures that get a control
+        image (`control=`). Several add up. Its `name` is that of its run or folder unless given.
+        """
+        path = Path(path)
+        control = open_control(path)
+        control.begin, control.end = start, end
+        folder = path.parent if path.name == "model" else path
+        self.put_on(control, name or (path.stem if path.is_file() else folder.name), scale, str(path), force)
 
     def bare(self, what: str) -> Any:
         """The model, if nothing is on it that its file wouldn't hold."""

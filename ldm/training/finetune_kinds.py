@@ -4,7 +4,10 @@ from torch import nn
 
 from ldm.pipeline import LatentDiffusion
 from ldm.registry import register
+from ldm.training.control import ControlFinetune
 from ldm.training.finetune import Finetune, Tables, drop_captions, with_word
+
+__all__ = ["ControlFinetune", "FullFinetune"]
 
 
 @register

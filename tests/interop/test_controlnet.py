@@ -12,6 +12,7 @@ from ldm.networks import Cond, ControlNet
 from tests.interop.configs import CROSS, PLAIN, UNETS, unet
 from tests.interop.models import diffusers, randomised
 from tests.interop.test_parts import bit_equal, unet_inputs
+from tests.interop.test_pipeline import PROMPT, agree, both, draw, frozen, make, noise
 
 _NOT = ("sample_size", "out_channels", "up_block_types")
 
@@ -117,3 +118,43 @@ def test_what_diffusers_has_no_class_for_is_refused_by_name(tmp_path):
     net = ControlNet(ldm.UNet(4, channels=8, heads=2, vector_dim=3, patch=2), factor=6)
     with pytest.raises(UserError, match="no context.*patch=2.*vector of conditions.*no power of two"):
         export(net, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 0.6, "start": 0.2, "end": 0.7}, {"guess": True}],
+    ids=["plain", "in some steps", "guess mode"],
+)
+def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_folder, tmp_path):
+    model = make({"text": frozen(text_folder)}, sampling={"sampler": "ddim"})
+    net = randomised(ControlNet(model.denoiser.network, factor=2))
+    model.export(tmp_path / "model")
+    export(net, tmp_path / "control")
+    pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        tmp_path / "model", controlnet=diffusers.ControlNetModel.from_pretrained(tmp_path / "control")
+    )
+    hint, sigma = torch.rand(1, 3, 16, 16), model.denoiser.parameterization.sigma_max
+    theirs, expected = both(
+        pipe,
+        noise(model) * sigma / (1 + sigma**2) ** 0.5,
+        prompt=PROMPT,
+        image=hint,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        height=16,
+        width=16,
+        controlnet_conditioning_scale=options.get("scale", 1.0),
+        control_guidance_start=options.get("start", 0.0),
+        control_guidance_end=options.get("end", 1.0),
+        guess_mode=options.get("guess", False),
+    )
+    asked = {"prompt": PROMPT, "steps": 10, "guidance": 3.0, "sampler": "ddim"}
+    plain, _ = draw(model, **asked)
+    model.load_controlnet(tmp_path / "control")
+    named = {key: options[k] for k, key in _OURS.items() if k in options}
+    ours, latents = draw(model, **asked, control=hint, **named)
+    agree(ours, theirs, latents, expected)
+    assert (ours - plain).abs().max() > 0.02
+
+
+_OURS = {"scale": "control_scale", "start": "control_start", "end": "control_end", "guess": "guess_mode"}
