@@ -1,6 +1,6 @@
-"""Images to begin from: what image to image and inpainting are given."""
+"""Pictures that a model is given: what image to image, inpainting and conditions begin from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.conditioning import Conditioner, LowRes
 from ldm.errors import UserError
 from ldm.images import Preprocess, open_map, open_mask
+from ldm.networks.autoencoder import check_size
 from ldm.registry import build, spec_of
 
 
@@ -67,6 +69,93 @@ class Start:
     def _map(self, function: Any) -> "Start":
         mask = None if self.mask is None else function(self.mask)
         return Start(function(self.image), mask, self.strength, self.feather)
+
+
+class ReadsPictures:
+    """What a model does with the pictures it is given before it draws: their sizes, and what they are to it."""
+
+    conditioner: Conditioner
+    preprocess: Preprocess
+    first_stage: Any
+    latent_mean: Tensor
+
+    @property
+    def fills(self) -> bool:
+        """Whether it was trained to fill a masked image."""
+        return "mask" in self.conditioner.takes
+
+    @property
+    def scale(self) -> int:
+        """How many times larger it makes an image; 1: no model of super-resolution."""
+        return next((part.scale for part in self.conditioner.parts.values() if isinstance(part, LowRes)), 1)
+
+    def read(
+        self,
+        *,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        feather: int = 0,
+        pad: int | Sequence[int] | None = None,
+        map: Any = None,
+        embed_image: Any = None,
+        noise_level: float | None = None,
+        size: int | tuple[int, int] | None = None,
+    ) -> tuple[Start | None, dict[str, list]]:
+        """Pictures that `generate` was given: what to begin from, and conditions by column for `draw`.
+
+        An image is what to begin from, except for a model that was trained to enlarge it.
+        """
+        given: dict[str, list] = {}
+        if image is not None and self.scale > 1:
+            if strength is not None or mask is not None or pad is not None:
+                raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
+            small = resized(self.preprocess, self.preprocess.height // self.scale, self.preprocess.width // self.scale)
+            given["low_res"] = list(read_images(image, small))
+            image = None
+        start = self.start(image, strength, mask, feather, pad)
+        if noise_level is not None:
+            given["noise_level"] = [noise_level]
+        if embed_image is not None:
+            given["embed_image"] = list(read_images(embed_image, self.preprocess))
+        if map is not None:
+            given["map"] = read_maps(map, resized(self.preprocess, *self._size(given, start, size)))
+        return start, given
+
+    def start(
+        self,
+        image: Any,
+        strength: float | None = None,
+        mask: Any = None,
+        feather: int = 0,
+        pad: int | Sequence[int] | None = None,
+    ) -> Start | None:
+        """What `generate` shall begin from, read and checked; None without an image."""
+        if image is None:
+            if strength is not None or mask is not None or pad is not None:
+                raise UserError("strength, mask and pad need an image to start from.")
+            return None
+        device = self.latent_mean.device
+        images = read_images(image, self.preprocess).to(device)
+        masks = None if mask is None else read_masks(mask, self.preprocess).to(device)
+        if strength is None:
+            strength = 0.8 if mask is None and pad is None else 1.0
+        return Start(images, masks, strength, feather).padded(pad)
+
+    def _size(
+        self, given: Mapping[str, list], start: Start | None, size: int | tuple[int, int] | None
+    ) -> tuple[int, int]:
+        """Height and width in pixels: those of what is given, else as asked, else as trained."""
+        if start is not None:
+            height, width = start.image.shape[2], start.image.shape[3]
+        elif given.get("low_res"):
+            height, width = (self.scale * side for side in given["low_res"][0].shape[1:])
+        elif isinstance(size, int):
+            height, width = size, size
+        else:
+            height, width = size or (self.preprocess.height, self.preprocess.width)
+        check_size(height, width, self.first_stage.factor)
+        return height, width
 
 
 def read_images(given: Any, preprocess: Preprocess) -> Tensor:

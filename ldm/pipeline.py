@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ldm.adapters import Adaptable, Steering, steering
 from ldm.autoguide import Autoguided
-from ldm.conditioning import Asked, Conditioner, LowRes, ask
+from ldm.conditioning import Asked, Conditioner, ask
 from ldm.describe import Described, millions
 from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
 from ldm.diffusion.inpainting import keeping
-from ldm.editing import Start, read_images, read_maps, read_masks, resized
+from ldm.editing import ReadsPictures, Start, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
 from ldm.interpolation import Interpolating
@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0,
 
 
 @register
-class LatentDiffusion(Described, Adaptable, Autoguided, Interpolating, nn.Module):
+class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpolating, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:
@@ -169,59 +169,6 @@ class LatentDiffusion(Described, Adaptable, Autoguided, Interpolating, nn.Module
             pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun, after, worse))
         return torch.cat(pictures)
 
-    def read(
-        self,
-        *,
-        image: Any = None,
-        strength: float | None = None,
-        mask: Any = None,
-        feather: int = 0,
-        pad: int | Sequence[int] | None = None,
-        map: Any = None,
-        embed_image: Any = None,
-        noise_level: float | None = None,
-        size: int | tuple[int, int] | None = None,
-    ) -> tuple[Start | None, dict[str, list]]:
-        """Pictures that `generate` was given: what to begin from, and conditions by column for `draw`.
-
-        An image is what to begin from, except for a model that was trained to enlarge it.
-        """
-        given: dict[str, list] = {}
-        if image is not None and self.scale > 1:
-            if strength is not None or mask is not None or pad is not None:
-                raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
-            small = resized(self.preprocess, self.preprocess.height // self.scale, self.preprocess.width // self.scale)
-            given["low_res"] = list(read_images(image, small))
-            image = None
-        start = self.start(image, strength, mask, feather, pad)
-        if noise_level is not None:
-            given["noise_level"] = [noise_level]
-        if embed_image is not None:
-            given["embed_image"] = list(read_images(embed_image, self.preprocess))
-        if map is not None:
-            given["map"] = read_maps(map, resized(self.preprocess, *self._size(given, start, size)))
-        return start, given
-
-    def start(
-        self,
-        image: Any,
-        strength: float | None = None,
-        mask: Any = None,
-        feather: int = 0,
-        pad: int | Sequence[int] | None = None,
-    ) -> Start | None:
-        """What `generate` shall begin from, read and checked; None without an image."""
-        if image is None:
-            if strength is not None or mask is not None or pad is not None:
-                raise UserError("strength, mask and pad need an image to start from.")
-            return None
-        device = self.latent_mean.device
-        images = read_images(image, self.preprocess).to(device)
-        masks = None if mask is None else read_masks(mask, self.preprocess).to(device)
-        if strength is None:
-            strength = 0.8 if mask is None and pad is None else 1.0
-        return Start(images, masks, strength, feather).padded(pad)
-
     def steering(
         self,
         given: Mapping[str, list],
@@ -231,16 +178,6 @@ class LatentDiffusion(Described, Adaptable, Autoguided, Interpolating, nn.Module
     ) -> Steering | None:
         """What ControlNets are told, for `draw`, read and checked at the pictures' size: `ldm.adapters.steering`."""
         return steering(self, preprocess=resized(self.preprocess, *self._size(given, start, size)), **options)
-
-    @property
-    def fills(self) -> bool:
-        """Whether it was trained to fill a masked image."""
-        return "mask" in self.conditioner.takes
-
-    @property
-    def scale(self) -> int:
-        """How many times larger it makes an image; 1: no model of super-resolution."""
-        return next((part.scale for part in self.conditioner.parts.values() if isinstance(part, LowRes)), 1)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
@@ -287,21 +224,6 @@ class LatentDiffusion(Described, Adaptable, Autoguided, Interpolating, nn.Module
         if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:
             options["spacing"] = None
         return options
-
-    def _size(
-        self, given: Mapping[str, list], start: Start | None, size: int | tuple[int, int] | None
-    ) -> tuple[int, int]:
-        """Height and width in pixels: those of what is given, else as asked, else as trained."""
-        if start is not None:
-            height, width = start.image.shape[2], start.image.shape[3]
-        elif given.get("low_res"):
-            height, width = (self.scale * side for side in given["low_res"][0].shape[1:])
-        elif isinstance(size, int):
-            height, width = size, size
-        else:
-            height, width = size or (self.preprocess.height, self.preprocess.width)
-        check_size(height, width, self.first_stage.factor)
-        return height, width
 
     def _sample(
         self,
