@@ -15,6 +15,7 @@ from ldm.errors import UserError, did_you_mean
 PROSE = {"prompt", "negative", "text", "auth", "webhook"}
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
+PATHS |= {"reference", "samples", "features"}
 _PATH_ENDINGS = ("path", "root", "dir")
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
@@ -30,6 +31,8 @@ def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], l
     holds a comma is then written in quotes of its own. Raises UserError for what is neither a flag nor KEY=VALUE.
     """
     flags, overrides = split(words)
+    if {"--shell-completion", "-sc"} & set(flags):  # install=bash and the like are Hydra's own words
+        return flags, overrides
     prepared = [_override(word, groups, is_sweep(flags)) for word in overrides]
     keys = {word.partition("=")[0].lstrip("+") for word in prepared}
     if "trainer.max_steps" in keys and "trainer.max_time" not in keys:

@@ -1,4 +1,4 @@
-"""`sample.py` and `evaluate.py` on a tiny model in a run folder."""
+"""`sample.py` on a tiny model in a run folder."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,8 @@ from PIL import Image
 import ldm
 from ldm import sampling
 from ldm.conditioning import ClassLabel, Conditioner
-from ldm.data import Digits
 from ldm.diffusion import EDM, Denoiser
 from ldm.errors import UserError
-from ldm.evaluation import run as evaluation
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, UNet
 from ldm.pipeline import LatentDiffusion
@@ -94,20 +92,3 @@ def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
 def test_mistakes_are_answered_in_words(runs: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match="(?s)" + words.replace("(", r"\(")):
         sampling.main(config(runs, **changes))
-
-
-def test_evaluate_measures_both_stages(runs: Path, tmp_path: Path) -> None:
-    stage_one = evaluation.main(config(runs, "evaluate", stage="vae", out=str(tmp_path / "vae")))
-    assert 0 < stage_one["PSNR in dB"] < 20 and len(stage_one["KL of each latent channel in nats"]) == 2
-    stage_two = evaluation.main(config(runs, "evaluate", n=4, out=str(tmp_path / "ldm")))
-    assert stage_two["validation loss"] > 0
-    assert json.loads((tmp_path / "ldm/evaluation.json").read_text()) == stage_two
-    assert (tmp_path / "ldm/nearest.png").exists() and (tmp_path / "vae/reconstructions.png").exists()
-
-
-def test_nearest_finds_the_image_itself(tmp_path: Path) -> None:
-    train, _ = Digits().tables(tmp_path)
-    images = train.batch(np.array([7, 300]), ["image"])["image"]
-    found, distance = evaluation.nearest(images + 0.01, train, chunk=64)
-    assert torch.equal(found, images)
-    assert distance.tolist() == pytest.approx([0.01, 0.01], rel=0.05)

@@ -1,128 +1,174 @@
-"""`evaluate.py`: a trained run, measured on the validation split of the data it was trained with."""
+"""`evaluate.py`: a trained run, or pictures from elsewhere, measured against real images."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from torch import Tensor
 
-from ldm.artifact import to_json
 from ldm.data.table import Table
-from ldm.errors import UserError
-from ldm.files import atomic_write
-from ldm.images import grid
+from ldm.errors import UserError, did_you_mean
+from ldm.evaluation import stage_one, stage_two
+from ldm.evaluation.classifier import own_features
+from ldm.evaluation.features import Features, open_features
+from ldm.evaluation.pictures import Pictures
+from ldm.evaluation.report import Report, plain, shown
+from ldm.images import Preprocess
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.pipeline import LatentDiffusion
+from ldm.randomness import permutation
 from ldm.registry import build
 from ldm.sampling import device
 from ldm.training.fit import cache_of, import_modules
-from ldm.training.ldm_task import diffusion_loss
 from ldm.training.run import find_run
-from ldm.training.vae_task import psnr
 
-OPTIONS = ("sampler", "steps", "guidance")
+Tables = tuple[Table, Table]
+SPLITS = {"train": 0, "val": 1}
+STAGES = ("ldm", "vae")
 
 
 def main(config: dict[str, Any], job: str | None = None) -> dict[str, Any]:
-    """Writes pictures and evaluation.json into the run's evaluation/, prints the figures and returns them."""
+    """Writes a report with pictures and evaluation.json, prints the figures and returns them."""
+    check(config)
+    if config["samples"] is None:
+        return finish(*measured_run(config, job), config)
+    return finish(*measured_set(config, job), config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses what can't be meant, before any work."""
+    if config["stage"] not in STAGES:
+        raise UserError(f"stage={config['stage']} is unknown.{did_you_mean(config['stage'], STAGES)}")
+    if config["samples"] is not None and config["stage"] == "vae":
+        raise UserError("samples= are scored as pictures of stage two: leave out stage=vae.")
+    if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
+        raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of pictures).")
+    for key in ("n", "seeds", "reference_n", "batch_size"):
+        if config[key] < 1:
+            raise UserError(f"{key}={config[key]}: has to be at least 1.")
+
+
+def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """A trained model of either stage."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]))
-    train, val = data_of(path, config)
-    out = Path(config["out"] or path / "evaluation")
-    out.mkdir(parents=True, exist_ok=True)
-    with torch.inference_mode():
-        if isinstance(model, AutoencoderKL):
-            figures = measure_vae(model, val, config, out)
-        elif isinstance(model, LatentDiffusion):
-            figures = measure_ldm(model, train, val, config, out)
-        else:
-            raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
-    atomic_write(out / "evaluation.json", to_json(figures))
-    print("\n".join(f"{name}: {_shown(value)}" for name, value in figures.items()))
-    print(f"pictures and figures: {out}", flush=True)
-    return figures
+    tables = data_of(path, config)
+    report = Report(folder_of(path, config, job), f"{config['stage']} {Path(config['run']).name}")
+    features = features_for(tables[1].preprocess, tables[0], config)
+    if isinstance(model, AutoencoderKL):
+        return stage_one.measure(model, tables[1], features, config, report, trained_as(path).get("beta")), report
+    if isinstance(model, LatentDiffusion):
+        reference = reference_of(config, tables, model.preprocess)
+        return stage_two.measure(model, tables, reference, features, config, report), report
+    raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
 
 
-def data_of(path: Path, config: Mapping[str, Any]) -> tuple[Table, Table]:
+def measured_set(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """Pictures from elsewhere: a folder, or a split of the run's own data, which shows what real images score."""
+    tables, path = None, Path()
+    if config["run"] is not None:
+        path = find_run(config["stage"], config["run"], config["runs_dir"])
+        tables = data_of(path, config)
+    preprocess = tables[1].preprocess if tables else _declared(config)
+    reference = reference_of(config, tables, preprocess)
+    like = preprocess or build(dict(reference.prepared))
+    samples = pictures_of(config["samples"], tables, like, config)
+    report = Report(folder_of(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}")
+    train = tables[0] if tables and config["samples"] != "train" else None
+    features = features_for(like, tables[0] if tables else None, config)
+    return stage_two.score_set(samples, reference, train, features, config, report), report
+
+
+def finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Saves the report and prints what it found; the verdict comes last."""
+    report.save(figures)
+    hidden = ("prepared", "features", "findings", "verdict", "sampling")
+    for name, value in figures.items():
+        if name not in hidden and not name.startswith("curve"):
+            print(f"{name}: {shown(value)}")
+    for finding in figures.get("findings", []):
+        print(f"{finding['name']}: {finding['text']}. Advice: {finding['advice']}.")
+    print(f"features: {figures['features']['name']} ({figures['features']['note']})")
+    print(f"report: {report.folder / 'report.html'}", flush=True)
+    if "verdict" in figures:
+        print(f"verdict: {figures['verdict']}", flush=True)
+    return plain(figures)
+
+
+def data_of(path: Path, config: Mapping[str, Any]) -> Tables:
     """The data that the run was trained with, as its config.yaml names them."""
-    try:
-        trained = yaml.safe_load((path / "config.yaml").read_text())
-    except OSError:
-        raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None
+    trained = trained_as(path)
     import_modules(trained)
     return build(trained["data"], "data").tables(cache_of(config) / "data")
 
 
-def measure_vae(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """PSNR of the reconstruction over all of validation, the KL of each latent channel, and pairs to look at."""
-    errors, kl = [], []
-    for images in _batches(val, config["batch_size"], next(vae.parameters()).device):
-        posterior = vae.encode(images)
-        errors.append((vae.decode(posterior.mode()).clamp(-1, 1) - images).square().flatten(1).mean(1))
-        kl.append(posterior.kl().mean((2, 3)))
-    some = val.batch(np.arange(min(16, len(val))), ["image"])["image"].to(errors[0].device)
-    pairs = torch.stack([some, vae.decode(vae.encode(some).mode())], 1).flatten(0, 1)
-    grid(pairs, 8).save(out / "reconstructions.png")
-    return {
-        "images": len(val),
-        "PSNR in dB": float(psnr(torch.cat(errors).mean())),
-        "KL of each latent channel in nats": torch.cat(kl).mean(0).tolist(),
-    }
+def trained_as(path: Path) -> dict[str, Any]:
+    """The run's config."""
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text())
+    except OSError:
+        raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None
 
 
-def measure_ldm(
-    model: LatentDiffusion, train: Table, val: Table, config: Mapping[str, Any], out: Path
-) -> dict[str, Any]:
-    """Validation loss, and pictures of validation's conditions beside the training images nearest to them."""
-    here = model.latent_mean.device
-    losses = []
-    for start in range(0, len(val), config["batch_size"]):
-        rows = np.arange(start, min(start + config["batch_size"], len(val)))
-        batch = {
-            k: v.to(here) if isinstance(v, Tensor) else v
-            for k, v in val.batch(rows, ("image", *model.conditioner.needs)).items()
-        }
-        latents, position = model.encode(batch["image"]), torch.from_numpy(rows).to(here)
-        losses.append(diffusion_loss(model.denoiser, model.conditioner(batch), latents, config["seed"] + 1, position))
-    n = min(config["n"], len(val))
-    given = val.batch(np.arange(n), model.conditioner.needs)
-    given = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in given.items()}
-    chosen = {key: config[key] for key in OPTIONS if config.get(key) is not None}
-    images = model.draw(given, 1 if given else n, seed=config["seed"], batch_size=config["batch_size"], **chosen).cpu()
-    near, distance = nearest(images[:16], train)
-    grid(images, 16).save(out / "samples.png")
-    grid(torch.stack([images[:16], near], 1).flatten(0, 1), 8).save(out / "nearest.png")
-    return {
-        "images": len(val),
-        "validation loss": float(torch.cat(losses).mean()),
-        "pictures": n,
-        "seed": config["seed"],
-        "RMS distance to the nearest training image": float(distance.mean()),
-    }
+def reference_of(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
+    """What is compared against: validation by default."""
+    return pictures_of(config["reference"] or "val", tables, preprocess, config)
 
 
-def nearest(images: Tensor, table: Table, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """For each of `images` (N, C, H, W) the nearest of `table`, and the root mean square distance of a pixel value,
-    (N,)."""
-    flat = images.flatten(1)
-    best, which = torch.full((len(images),), float("inf")), torch.zeros(len(images), dtype=torch.long)
-    for start in range(0, len(table), chunk):
-        rows = np.arange(start, min(start + chunk, len(table)))
-        distance, index = torch.cdist(flat, table.batch(rows, ["image"])["image"].flatten(1)).min(1)
-        which = torch.where(distance < best, index + start, which)
-        best = torch.minimum(best, distance)
-    return table.batch(which.numpy(), ["image"])["image"], best / flat.shape[1] ** 0.5
+def pictures_of(
+    named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]
+) -> Pictures:
+    """The pictures that `reference` or `samples` names: a split of the run's data, another run's validation images, or
+    a folder's pictures; at most reference_n."""
+    most = config["reference_n"]
+    if named in SPLITS:
+        if tables is None:
+            raise UserError(f"'{named}' is a split of a run's data: give run= too.")
+        return _split(tables[SPLITS[named]], most, {"train": "training", "val": "validation"}[named])
+    for stage in STAGES:
+        if (Path(config["runs_dir"]).expanduser() / stage / named / "config.yaml").is_file():
+            path = find_run(stage, named, config["runs_dir"])
+            return _split(data_of(path, config)[1], most, f"{named}'s validation")
+    resize = config["size"] is not None
+    if resize and preprocess and (preprocess.height, preprocess.width) != _size(config["size"]):
+        raise UserError(
+            f"size={config['size']}: the run's images are {preprocess.height}x{preprocess.width}; both sides have one."
+        )
+    return Pictures.of_folder(named, preprocess, resize, most)
 
 
-def _batches(table: Table, size: int, device: torch.device):
-    for start in range(0, len(table), size):
-        yield table.batch(np.arange(start, min(start + size, len(table))), ["image"])["image"].to(device)
+def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[str, Any]) -> Features:
+    """The feature network that the config names, sized for these images."""
+    here = device(config["device"])
+    side = max(preprocess.height, preprocess.width)
+
+    def own() -> Features | None:
+        return own_features(train, cache_of(config), device=here) if train is not None else None
+
+    return open_features(config["features"], side, here, own)
 
 
-def _shown(value: Any) -> str:
-    return " ".join(f"{v:.3f}" for v in value) if isinstance(value, list) else json.dumps(value)
+def folder_of(path: Path, config: Mapping[str, Any], job: str | None, name: str = "evaluation") -> Path:
+    """Where the report goes: `out`, or in the run; a sweep's jobs have one each."""
+    if config["out"]:
+        return Path(config["out"]).expanduser() / (job or "")
+    return path / (f"{name}-{job}" if job else name)
+
+
+def _split(table: Table, most: int, what: str) -> Pictures:
+    rows = np.sort(permutation(0, 0, len(table))[:most])
+    return Pictures.of_table(table, rows, f"{len(rows)} of {len(table)} {what} images")
+
+
+def _declared(config: Mapping[str, Any]) -> Preprocess | None:
+    """Of pictures in folders: RGB of the size that both are resized to; None where they have one already."""
+    if config["size"] is None:
+        return None
+    height, width = _size(config["size"])
+    return Preprocess(3, height, width)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

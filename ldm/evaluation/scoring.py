@@ -1,0 +1,54 @@
+"""One set of generated pictures against a reference, in features: the figures that every report and table shares."""
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.evaluation.distances import frechet_distance, kernel_distance, precision_recall
+from ldm.evaluation.features import Features
+from ldm.evaluation.report import spread
+
+K = 3
+LEAST = 8
+
+
+def score(generated: Tensor, real: Tensor, features: Features) -> dict[str, float]:
+    """Frechet and kernel distance, precision and recall of features (N, D) against (M, D)."""
+    if min(len(generated), len(real)) < LEAST:
+        raise UserError(
+            f"{len(generated)} pictures against {len(real)}: a distance needs at least {LEAST} on both sides."
+        )
+    precision, recall = precision_recall(generated, real, K)
+    return {
+        features.frechet_name: frechet_distance(generated, real),
+        features.kernel_name: kernel_distance(generated, real),
+        f"precision (k = {K})": precision,
+        f"recall (k = {K})": recall,
+    }
+
+
+def over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
+    """Mean and spread of each figure over sets that differ in their seed alone."""
+    return {name: spread([one[name] for one in scores]) for name in scores[0]}
+
+
+class NetworkCalls:
+    """Counts what a network is asked for while a `with` lasts: `calls`, and `rows`, the samples in them."""
+
+    def __init__(self, network: torch.nn.Module):
+        self.network, self.calls, self.rows = network, 0, 0
+
+    def __enter__(self) -> "NetworkCalls":
+        self.hook = self.network.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def _count(self, module: torch.nn.Module, inputs: tuple) -> None:
+        self.calls, self.rows = self.calls + 1, self.rows + len(inputs[0])
+
+    def per_picture(self, pictures: int, batches: int) -> tuple[float, float]:
+        """Network evaluations of a picture, and its guided steps, which cost one more each."""
+        evaluations = self.rows / pictures
+        return evaluations, max(0.0, evaluations - self.calls / batches)

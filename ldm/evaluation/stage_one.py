@@ -1,0 +1,168 @@
+"""An autoencoder measured: its reconstructions, its latents, and whether stage two should start on them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.table import Table
+from ldm.evaluation.distances import frechet_distance, kernel_distance
+from ldm.evaluation.features import Features
+from ldm.evaluation.latents import LatentStatistics, latent_statistics
+from ldm.evaluation.perceptual import open_lpips, ssim
+from ldm.evaluation.pictures import Pictures, refuse_unlike
+from ldm.evaluation.report import Report, new_figure
+from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
+from ldm.images import Preprocess
+from ldm.networks import AutoencoderKL, Gaussian
+from ldm.pipeline import sample_prior
+from ldm.randomness import permutation
+from ldm.training.fit import cache_of
+from ldm.training.vae_task import psnr
+
+SHOWN = 24
+
+
+@torch.inference_mode()
+def measure(
+    vae: AutoencoderKL,
+    val: Table,
+    features: Features,
+    config: Mapping[str, Any],
+    report: Report,
+    beta: float | None = None,
+) -> dict[str, Any]:
+    """The figures of validation images (at most reference_n, chosen once and for all), with the report filled.
+
+    `beta` is the weight of the KL term that the autoencoder was trained with, where that is known.
+    """
+    rows = np.sort(permutation(0, 0, len(val))[: config["reference_n"]])
+    real = Pictures.of_table(val, rows, f"{len(rows)} validation images")
+    found = _reconstruct(vae, val, rows, config)
+    latents = latent_statistics(found.posteriors)
+    images = val.batch(rows, ["image"])["image"]
+    mean_image_db = float(psnr((images - images.mean(0)).square().mean()))
+    db = float(psnr(found.errors.mean()))
+    verdict = judge(latents, db, mean_image_db, beta)
+    preprocess: Preprocess = getattr(vae, "preprocess", None) or val.preprocess
+    decoded = Pictures.of_tensor(found.decoded, preprocess, "their reconstructions")
+    refuse_unlike(decoded, real)
+    a, b = features.of(decoded), features.of(real, cache_of(config))
+    figures: dict[str, Any] = {
+        "images": len(rows),
+        "PSNR in dB": db,
+        "PSNR in dB of the mean image": mean_image_db,
+        "SSIM": float(found.ssim.mean()),
+        "LPIPS": float(found.lpips.mean()) if found.lpips is not None else found.lpips_note,
+        f"reconstruction {features.frechet_name}": frechet_distance(a, b),
+        f"reconstruction {features.kernel_name}": kernel_distance(a, b),
+        "KL in nats an image": float(latents.kl.sum()) * _places(found.posteriors[0]),
+    }
+    figures |= latent_figures(latents)
+    _fill(report, figures, verdict, features, latents)
+    _show(report, vae, images, found, preprocess, config)
+    return figures | {
+        "verdict": str(verdict),
+        "findings": [vars(finding) for finding in verdict.findings],
+        "features": {"name": features.name, "note": features.note, "weights": features.fingerprint},
+        "prepared": dict(real.prepared),
+    }
+
+
+def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
+    """The statistics by name; those with "each" are lists over the channels."""
+    return {
+        "KL of each latent channel in nats": latents.kl.tolist(),
+        "active units": float(latents.active.mean()),
+        "active units of each channel": latents.active.tolist(),
+        "collapsed channels": collapsed_channels(latents),
+        "mean of each channel": latents.mean.tolist(),
+        "std of each channel": latents.std.tolist(),
+        "posterior std of each channel": latents.posterior_std.tolist(),
+        "range": [float(latents.low.min()), float(latents.high.max())],
+        "autocorrelation at 1, 2, ... places": latents.autocorrelation.tolist(),
+    }
+
+
+class _Reconstructions:
+    """Of all measured images: `decoded` (N, C, H, W) in [-1, 1], mean squared `errors`, `ssim`, `lpips` (N,)."""
+
+    def __init__(self) -> None:
+        self.posteriors: list[Gaussian] = []
+        self.decoded, self.errors, self.ssim = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.lpips: Tensor | None = None
+        self.lpips_note = ""
+
+
+def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mapping[str, Any]) -> _Reconstructions:
+    device = next(vae.parameters()).device
+    found = _Reconstructions()
+    lpips, found.lpips_note = open_lpips(config["lpips"], str(device))
+    decoded, errors, similar, perceptual = [], [], [], []
+    for batch in np.array_split(rows, -(-len(rows) // config["batch_size"])):
+        images = val.batch(batch, ["image"])["image"].to(device)
+        posterior = vae.encode(images)
+        again = vae.decode(posterior.mode()).clamp(-1, 1)
+        found.posteriors.append(Gaussian(posterior.mean.cpu(), posterior.std.cpu()))
+        errors.append((again - images).square().flatten(1).mean(1).cpu())
+        similar.append(ssim(again, images).cpu())
+        if lpips:
+            perceptual.append(lpips(again, images).cpu())
+        decoded.append(again.cpu())
+    found.decoded, found.errors, found.ssim = torch.cat(decoded), torch.cat(errors), torch.cat(similar)
+    found.lpips = torch.cat(perceptual) if perceptual else None
+    return found
+
+
+def _fill(
+    report: Report, figures: Mapping[str, Any], verdict: Verdict, features: Features, latents: LatentStatistics
+) -> None:
+    report.say(f"verdict: {verdict}", "pass" if verdict.passes else "fail")
+    for finding in verdict.findings:
+        report.say(f"{finding.name}: {finding.text}. Advice: {finding.advice}.", "fail" if finding.fails else "note")
+    report.heading("Reconstruction")
+    report.table({name: value for name, value in figures.items() if not isinstance(value, list)})
+    report.say(
+        f"Features: {features.name}. {features.note}. Reconstructions of the posterior's mean, in 8 bits.", "note"
+    )
+    report.heading("Latents")
+    columns = (latents.kl, latents.active, latents.mean, latents.std, latents.posterior_std, latents.low, latents.high)
+    head = ["channel", "KL in nats", "active units", "mean", "std", "posterior std", "least", "greatest"]
+    report.rows(head, [[i, *(float(column[i]) for column in columns)] for i in range(latents.channels)])
+    figure = new_figure()
+    axes = figure.add_subplot()
+    axes.plot([0, *range(1, len(latents.autocorrelation) + 1)], [1.0, *latents.autocorrelation.tolist()], marker="o")
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xlabel("distance in places")
+    axes.set_ylabel("correlation")
+    caption = "Autocorrelation of the latents: near 1 they are smooth, near 0 each place is for itself, as in noise."
+    report.plot("autocorrelation", figure, caption)
+
+
+def _show(
+    report: Report,
+    vae: AutoencoderKL,
+    images: Tensor,
+    found: _Reconstructions,
+    preprocess: Preprocess,
+    config: Mapping[str, Any],
+) -> None:
+    report.heading("Pictures")
+    pairs = torch.stack([images, found.decoded], 1)  # (N, 2, C, H, W)
+    report.pictures("reconstructions", pairs[:SHOWN].flatten(0, 1), 8, "Images, each beside its reconstruction.")
+    worst = found.errors.argsort(descending=True)[:8]
+    report.pictures("worst", pairs[worst].flatten(0, 1), 8, "The worst reconstructions.")
+    z = torch.cat([p.mean for p in found.posteriors])[:8]  # (8, C, h, w)
+    scaled = (z / (3 * z.std((0, 2, 3), keepdim=True).clamp(min=1e-6))).clamp(-1, 1)
+    report.pictures(
+        "latents", scaled.flatten(0, 1)[:, None], z.shape[1], "Latents of the first images, channel by channel."
+    )
+    size = (preprocess.height, preprocess.width)
+    prior = sample_prior(vae, 16, size, config["seed"], config["batch_size"]).cpu()
+    report.pictures("prior", prior, 8, "Decoded from z ~ N(0, 1): no picture is expected of a first stage.")
+
+
+def _places(posterior: Gaussian) -> int:
+    return posterior.mean.shape[2] * posterior.mean.shape[3]

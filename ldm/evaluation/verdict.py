@@ -1,0 +1,164 @@
+"""Whether stage two should start on an autoencoder: what is wrong with its latents, in words, and what to do."""
+
+from dataclasses import dataclass
+
+from ldm.evaluation.latents import LatentStatistics
+
+COLLAPSED_KL = 0.02  # nats of an element: it tells almost nothing
+COLLAPSED_SHARE = 0.05  # of a channel's elements that are active
+MOST_STD, MOST_EXTREME, MOST_OUTLIER = 20.0, 200.0, 50.0
+MOST_KL = 60.0  # nats of an element; Stable Diffusion's have about 20
+MOST_PRECISION = 1e5  # spread of the latents over that of their posteriors
+LEAST_GAIN_DB, COARSE_DB = 1.0, 20.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`fails`: stage two shouldn't start. `name` is the trouble's, `text` the measurement and `advice` what to do."""
+
+    name: str
+    text: str
+    advice: str
+    fails: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    findings: tuple[Finding, ...]
+
+    @property
+    def passes(self) -> bool:
+        return not any(finding.fails for finding in self.findings)
+
+    def __str__(self) -> str:
+        """One line: `pass`, or `fail` with the troubles' names; then what else was noticed."""
+        names = [finding.name for finding in self.findings if finding.fails or self.passes]
+        if self.passes:
+            noted = f", with notes: {', '.join(names)}" if names else ""
+            return f"pass: stage two can start{noted}"
+        return f"fail: {', '.join(names)}; mend the autoencoder before stage two"
+
+
+def judge(latents: LatentStatistics, psnr_db: float, mean_image_db: float, beta: float | None = None) -> Verdict:
+    """The verdict from the latents, the reconstruction's PSNR and that of always answering the mean image, in dB, and
+    the KL term's weight `beta` where it is known."""
+    unbounded = _unbounded(latents) or _unheld(latents, beta)
+    checks = (_not_finite(latents), _collapse(latents), unbounded, _precise(latents))
+    return Verdict(tuple(f for f in (*checks, _useless(psnr_db, mean_image_db), _coarse(psnr_db)) if f))
+
+
+def collapsed_channels(latents: LatentStatistics) -> list[int]:
+    """The channels that tell nothing of the image."""
+    silent = (latents.kl < COLLAPSED_KL) | (latents.active < COLLAPSED_SHARE)
+    return [i for i in range(latents.channels) if silent[i]]
+
+
+def _not_finite(latents: LatentStatistics) -> Finding | None:
+    if latents.finite:
+        return None
+    return Finding(
+        "latents that aren't numbers",
+        "some posterior means or stds are infinite or NaN",
+        "train again with a lower optimizer.lr, or trainer.precision=32-true",
+        True,
+    )
+
+
+def _collapse(latents: LatentStatistics) -> Finding | None:
+    """Posterior collapse: q(z | x) is the prior whatever x is."""
+    silent = collapsed_channels(latents)
+    if not silent:
+        return None
+    every = latents.channels
+    which = "every channel" if len(silent) == every else f"{len(silent)} of {every} channels ({_listed(silent)})"
+    return Finding(
+        "posterior collapse",
+        f"{which}: the posterior is the prior, whatever the image (KL below {COLLAPSED_KL} nats an element, or fewer "
+        f"than {COLLAPSED_SHARE:.0%} active units)",
+        "take a smaller beta (a tenth, say), or fewer vae.latent_channels where only some have collapsed",
+        2 * len(silent) >= every,
+    )
+
+
+def _unbounded(latents: LatentStatistics) -> Finding | None:
+    """Latents far beyond the prior: nothing held them."""
+    std, extreme = float(latents.std.max()), latents.extreme
+    outlier = float((_reach(latents) / latents.std.clamp(min=1e-12)).max())
+    kl = float(latents.kl.max())
+    found = []
+    if std > MOST_STD:
+        found.append(f"a channel has std {std:.3g} where the prior's is 1")
+    if extreme > MOST_EXTREME:
+        found.append(f"values reach {extreme:.3g}")
+    if outlier > MOST_OUTLIER:
+        found.append(f"single values lie {outlier:.0f} stds from their channel's mean")
+    if kl > MOST_KL:
+        found.append(f"a channel's KL is {kl:.3g} nats an element")
+    if not found:
+        return None
+    return Finding(
+        "unbounded latents",
+        "; ".join(found),
+        "take a larger beta (ten times, or 1e-4 if it is 0) and train again: the KL term is what bounds them",
+        True,
+    )
+
+
+def _unheld(latents: LatentStatistics, beta: float | None) -> Finding | None:
+    """No KL term at all: measured in time it may look well yet."""
+    if beta is None or beta > 0:
+        return None
+    std, width = float(latents.std.max()), float(latents.posterior_std.min())
+    return Finding(
+        "unbounded latents",
+        f"trained with beta=0: nothing holds the latents (std {std:.3g} so far, posteriors of {width:.2g}), and the "
+        "longer it trains the further they go",
+        "train with a beta above 0: 1e-4, say",
+        False,
+    )
+
+
+def _precise(latents: LatentStatistics) -> Finding | None:
+    """Posteriors so narrow that nothing but the length of training bounds the precision that the decoder relies on."""
+    ratio = float((latents.std / latents.posterior_std.clamp(min=1e-30)).max())
+    if ratio <= MOST_PRECISION or float(latents.kl.max()) > MOST_KL:
+        return None
+    return Finding(
+        "unbounded precision",
+        f"posteriors are {ratio:.2g} times narrower than the latents' spread: the KL weight is near 0 and the decoder "
+        "may hang on details that stage two can't hit",
+        "take a larger beta if samples look worse than reconstructions",
+        False,
+    )
+
+
+def _useless(psnr_db: float, mean_image_db: float) -> Finding | None:
+    if psnr_db >= mean_image_db + LEAST_GAIN_DB:
+        return None
+    return Finding(
+        "a decoder that ignores its latents",
+        f"the reconstruction has {psnr_db:.1f} dB PSNR, the mean image alone {mean_image_db:.1f}",
+        "train longer, or take a smaller beta",
+        True,
+    )
+
+
+def _coarse(psnr_db: float) -> Finding | None:
+    if psnr_db >= COARSE_DB:
+        return None
+    return Finding(
+        "coarse reconstruction",
+        f"{psnr_db:.1f} dB PSNR: no sample of stage two can be sharper",
+        "train longer, or take more vae.latent_channels or a smaller factor",
+        False,
+    )
+
+
+def _reach(latents: LatentStatistics):
+    """How far values lie from their channel's mean at most, (C,)."""
+    return (latents.high - latents.mean).maximum(latents.mean - latents.low)
+
+
+def _listed(channels: list[int]) -> str:
+    shown = ", ".join(map(str, channels[:8]))
+    return shown + (", ..." if len(channels) > 8 else "")
