@@ -1,6 +1,7 @@
 """`sample.py`: pictures from a trained model, as files."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     """Writes a grid and, with `single`, each picture, every one with its settings in a text chunk."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]))
+    put_loras_on(model, config)
     if isinstance(model, AutoencoderKL):
         images, captions, settings = from_prior(model, config)
     elif isinstance(model, LatentDiffusion):
@@ -65,9 +67,26 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     asked = next(iter(given.values()), [""])
     captions = [str(value) for value in asked for _ in range(len(images) // len(asked))]
     shown = ("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", *CONTROL)
-    shown += CONTROL_PICTURES
+    shown += (*CONTROL_PICTURES, "lora")
     named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named}
+
+
+def put_loras_on(model: Any, config: Mapping[str, Any]) -> None:
+    """Puts on what `lora` names: runs, folders or files."""
+    for name, scale in loras(config["lora"]):
+        if not isinstance(model, LatentDiffusion):
+            raise UserError(f"lora={name}: a LoRA is put on a run of train_ldm.py; leave stage= out.")
+        model.load_lora(find_run("ldm", name, config["runs_dir"]), scale, name=name)
+
+
+def loras(text: str | None) -> list[tuple[str, float]]:
+    """`mine`, `mine:0.8` or `[mine:0.8,path/to/a.safetensors]` as names and scales; 1 where none is said."""
+    if not text:
+        return []
+    pieces = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [text]
+    named = [re.fullmatch(r"(.+?)(?::([-+]?(?:\d+\.?\d*|\.\d+)))?", piece.strip()) for piece in pieces]
+    return [(match[1], float(match[2] or 1)) for match in named if match]
 
 
 def steered(model: LatentDiffusion, given: Mapping[str, list], start: Any, config: Mapping[str, Any]) -> Any:

@@ -3,5 +3,7 @@
 from ldm.adapters.adaptable import Adaptable
 from ldm.adapters.base import Adapter, base_of, read
 from ldm.adapters.control import Control, Steering, steering
+from ldm.adapters.lora import LoraAdapter
+from ldm.adapters.words import WordEmbedding
 
-__all__ = ["Adaptable", "Adapter", "Control", "Steering", "base_of", "read", "steering"]
+__all__ = ["Adaptable", "Adapter", "Control", "LoraAdapter", "Steering", "WordEmbedding", "base_of", "read", "steering"]

@@ -5,10 +5,12 @@ from typing import Any
 
 from ldm.adapters.base import Adapter
 from ldm.adapters.control import open_control
+from ldm.adapters.with_lora import WithLora
+from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError
 
 
-class Adaptable:
+class Adaptable(WithLora):
     """A model that keeps a list of what was put on it: `adapters`, by name, each with its scale."""
 
     adapters: dict[str, tuple[Adapter, float]]
@@ -45,8 +47,7 @@ class Adaptable:
 
     def bare(self, what: str) -> Any:
         """The model, if nothing is on it that its file wouldn't hold."""
-        if self.adapters:
-            raise UserError(
-                f"{what}: {', '.join(self.adapters)} would be lost; merge_lora() makes a LoRA part of the model."
-            )
+        lost = [name for name, (adapter, _) in self.adapters.items() if not isinstance(adapter, WordEmbedding)]
+        if lost:
+            raise UserError(f"{what}: {', '.join(lost)} would be lost; merge_lora() makes a LoRA part of the model.")
         return self

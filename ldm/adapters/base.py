@@ -68,7 +68,7 @@ def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
 
 
 def read(path: str | Path) -> Adapter:
-    """The adapter in a run folder, a model folder or a checkpoint of a run."""
+    """The adapter in a run folder or a model folder."""
     path = Path(path).expanduser()
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file():

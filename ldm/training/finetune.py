@@ -1,5 +1,6 @@
 """What a kind of fine-tuning says: what trains, what it reads, and what comes out."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,13 +23,13 @@ class Finetune:
     `finetune_run` loads the base, makes latents with the base's own first stage, preprocessing and whitening, and asks
     in this order:
 
+    - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
     - `check(model, tables)`: raises UserError before any work, if base and data don't suit;
     - `prepare(model)`: changes the loaded base in place so that it trains: puts new modules in, and sets
       `requires_grad` on exactly what trains (everything comes frozen). Everything must lie under `model.denoiser` or
       `model.conditioner` (a ControlNet wraps `model.denoiser.network`). At step 0 the model's outputs must be the
       base's. Torch's generator has been seeded. Frozen parameters are shared with the average model, not copied, and
       kept out of checkpoints;
-    - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
     - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
       `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
       `ldm.randomness` with (seed, batch["position"]);
@@ -44,17 +45,18 @@ class Finetune:
     def check(self, model: LatentDiffusion, tables: Tables) -> None:
         """Refuses data that lack a condition of the base, or have a class that it doesn't know."""
         columns = tables[0].columns
-        for part in model.conditioner.parts.values():
-            if part.column not in columns:
+        for key in model.conditioner.needs:
+            if key != "image" and key not in columns:
                 raise UserError(
-                    f"the base is conditioned on '{part.column}', which the data doesn't have (it has "
+                    f"the base is conditioned on '{key}', which the data don't have (they have "
                     f"{', '.join(columns) or 'images alone'}); give it, or for captions a trigger=WORD."
                 )
+        for part in model.conditioner.parts.values():
             if isinstance(part, ClassLabel) and (most := int(np.max(columns["label"]))) >= part.classes:
                 raise UserError(f"the base knows {part.classes} classes, and the data goes up to class {most}.")
         for key in self.needs:
             if key != "image" and key not in columns:
-                raise UserError(f"this fine-tuning reads '{key}', which the data doesn't have ({', '.join(columns)}).")
+                raise UserError(f"this fine-tuning reads '{key}', which the data don't have ({', '.join(columns)}).")
 
     def tables(self, tables: Tables) -> Tables:
         return tables
@@ -70,7 +72,7 @@ class Finetune:
 
         def draw(model: LatentDiffusion) -> Tensor:
             batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
-            given = {key: value.tolist() if isinstance(value, Tensor) else value for key, value in batch.items()}
+            given = model.conditioner.examples(batch, seed)
             return model.draw(given, 1 if given else n, seed=seed, steps=min(model.sampling["steps"], 50)).cpu()
 
         return draw
@@ -86,7 +88,8 @@ def with_word(tables: Tables, word: str | None) -> Tables:
 
 def _with_word(table: Table, word: str) -> Table:
     def worded(caption: str) -> str:
-        return caption if word.lower() in caption.lower() else f"{word} {caption}".strip()
+        there = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption)
+        return caption if there else f"{word} {caption}".strip()
 
     captions = table.columns.get("text", [""] * len(table))
     text = [worded(c) if isinstance(c, str) else [worded(one) for one in c] for c in captions]

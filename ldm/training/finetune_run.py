@@ -10,6 +10,7 @@ import torch
 
 from ldm.adapters import base_of
 from ldm.artifact import model_hash
+from ldm.data.captions import remember_captions
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.images import Preprocess
@@ -45,6 +46,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         start = resume.check(folder, config, depends_on)
         check_start(start, base)
         folder.save_config(config)
+        remember_captions(model.conditioner, tables, cache_of(config))
         train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
         torch.manual_seed(config["seed"])
         kind.prepare(model)
@@ -81,7 +83,8 @@ def open_base(path: Path) -> LatentDiffusion:
             f"base={path} is an adapter on another base: go on from that one, or make a model of the two by "
             "model.merge_lora() and ldm.save(model, FOLDER), and give base=FOLDER."
         )
-    model.first_stage.preprocess = model.preprocess  # named by the same hash as where stage one made its latents
+    first_stage: Any = model.first_stage
+    first_stage.preprocess = model.preprocess  # so its hash, which names caches of latents, is that of stage one's run
     return model.requires_grad_(False)
 
 

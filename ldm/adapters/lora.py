@@ -1,0 +1,198 @@
+"""LoRA on a model: which layers, its model folder, and the files of other tools."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.adapters import layers
+from ldm.adapters.base import Adapter
+from ldm.conditioning import FrozenText, Text
+from ldm.errors import UserError, did_you_mean
+from ldm.interop import lora as files
+from ldm.networks import Controlled
+from ldm.registry import register
+
+UNET, TEXT = "unet", "text_encoder"  # as LoRA files call them
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
+PRESETS = ("attention", "convolutions", "linear", "all")
+
+
+@register
+class LoraAdapter(Adapter):
+    """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`, with `alphas` by
+    `unet.LAYER`; layers of the text encoder begin with `text_encoder.`. `shapes` are those of the weights. `trigger` is
+    the word that it was trained with, for whoever reads the config.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        alphas: Mapping[str, float],
+        trigger: str | None = None,
+        base: Mapping[str, str] | None = None,
+    ):
+        super().__init__(base)
+        self.alphas, self.trigger = dict(alphas), trigger
+        for name, shape in shapes.items():
+            _grow(self, name, nn.Parameter(torch.empty(tuple(shape)), requires_grad=False))
+
+    @classmethod
+    def holding(
+        cls,
+        weights: Mapping[str, Tensor],
+        alphas: Mapping[str, float],
+        trigger: str | None = None,
+        base: Mapping[str, str] | None = None,
+    ) -> "LoraAdapter":
+        """Around the given tensors, without copying them."""
+        adapter = cls({name: list(tensor.shape) for name, tensor in weights.items()}, alphas, trigger, base)
+        for name, parameter in adapter.named_parameters():
+            parameter.data = weights[name].detach()
+        return adapter
+
+    @property
+    def lora(self) -> files.Lora:
+        return files.Lora(dict(self.state_dict()), dict(self.alphas))
+
+    def attach(self, model: Any, name: str, scale: float) -> None:
+        """Puts the weights into layers of peft's; none of the base's changes."""
+        lora, inner = self.lora, inner_name(name)
+        for kind, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
+            given, alphas = lora.of(kind), _of(self.alphas, kind)
+            _check_fit(layers.adaptable(module), given, f"the LoRA '{name}'")
+            layers.inject(module, inner, {m: lora.rank(f"{kind}.{m}") for m in alphas}, alphas)
+            for where, weight in layers.weights(module, inner).items():
+                weight.data.copy_(given[where])
+                weight.requires_grad_(False)
+            for _, layer in layers.holding(module, inner):
+                layer.eval()
+            layers.scale(module, inner, scale)
+
+
+def start(
+    model: Any,
+    name: str,
+    *,
+    rank: int,
+    alpha: float | None,
+    wanted: str | Sequence[str],
+    text_encoder: bool = False,
+    dropout: float = 0.0,
+) -> None:
+    """A new LoRA on `model`, which changes nothing yet, ready to train."""
+    if text_encoder and not any(isinstance(part, Text) for part in model.conditioner.parts.values()):
+        raise UserError("text_encoder=true adapts the built-in text encoder, which this base doesn't have.")
+    parts = components(model, {UNET, TEXT} if text_encoder else {UNET})
+    found = {kind: layers.adaptable(module) for kind, module in parts.items()}
+    _check_targets(found, wanted)
+    for kind, module in parts.items():
+        if names := chosen(found[kind], wanted):
+            layers.inject(module, name, dict.fromkeys(names, rank), dict.fromkeys(names, alpha or rank), dropout)
+
+
+def trained(model: Any, name: str, trigger: str | None, base: Mapping[str, str]) -> LoraAdapter:
+    """The LoRA `name` on `model`, as what is saved: the tensors themselves."""
+    weights: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for kind, module in components(model, None).items():
+        weights |= {f"{kind}.{k}": v for k, v in layers.weights(module, name).items()}
+        alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.holding(module, name)}
+    return LoraAdapter.holding(weights, alphas, trigger, base)
+
+
+def chosen(names: Mapping[str, nn.Module], wanted: str | Sequence[str]) -> list[str]:
+    """The layers that `wanted` means: attention, convolutions, linear, all, or parts of names (`attn2`, `mid_block`,
+    `up_blocks.*.conv1`), or a list of such."""
+    patterns = _listed(wanted)
+    return [n for n, layer in names.items() if any(_matches(n, layer, pattern) for pattern in patterns)]
+
+
+def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
+    """The parts of a model that LoRA files know: its network, and its text encoder where there is one.
+
+    None: whatever is in memory, a frozen encoder that hasn't been read is not.
+    """
+    network = model.denoiser.network
+    found: dict[str, nn.Module] = {UNET: network.network if isinstance(network, Controlled) else network}
+    for part in model.conditioner.parts.values():
+        if isinstance(part, Text) or (isinstance(part, FrozenText) and TEXT in (kinds or ())):
+            found[TEXT] = part.encoder
+    if unknown := sorted((kinds or set()) - found.keys()):
+        raise UserError(f"the model has no {', '.join(unknown)} for a LoRA to change.")
+    return {kind: module for kind, module in found.items() if kinds is None or kind in kinds}
+
+
+def read_file(path: Path, model: Any) -> LoraAdapter:
+    """A LoRA out of another tool's .safetensors file (diffusers', peft's, kohya's): of no known base."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as opened:
+            text = any(name.startswith((TEXT, "lora_te")) for name in opened.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} can't be read as a .safetensors file ({type(error).__name__}).") from None
+    parts = components(model, {UNET, TEXT} if text else {UNET})
+    lora = files.read(path, [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)])
+    return LoraAdapter.holding(lora.weights, lora.alphas)
+
+
+def inner_name(name: str) -> str:
+    """`name` as a name of a submodule."""
+    return "+" + name.replace(".", "·")
+
+
+def _listed(wanted: str | Sequence[str]) -> list[str]:
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
+def _check_targets(found: Mapping[str, Mapping[str, nn.Module]], wanted: str | Sequence[str]) -> None:
+    """Refuses a pattern that means no layer of any component."""
+    named = [(name, layer) for names in found.values() for name, layer in names.items()]
+    for pattern in _listed(wanted):
+        if not any(_matches(name, layer, pattern) for name, layer in named):
+            words = {part for name, _ in named for part in name.split(".") if not part.isdigit()}
+            raise UserError(f"targets: no layer is meant by '{pattern}'.{did_you_mean(pattern, {*PRESETS, *words})}")
+
+
+def _matches(name: str, layer: nn.Module, pattern: str) -> bool:
+    if pattern == "attention":
+        return any(f".{name}".endswith(f".{end}") for end in ATTENTION)
+    if pattern in ("convolutions", "linear", "all"):
+        kinds = {"convolutions": nn.Conv2d, "linear": nn.Linear}
+        return pattern == "all" or isinstance(layer, kinds[pattern])
+    return f".{pattern}." in f".{name}." or fnmatchcase(name, pattern)
+
+
+def _of(values: Mapping[str, float], kind: str) -> dict[str, float]:
+    return {name.removeprefix(f"{kind}."): value for name, value in values.items() if name.startswith(f"{kind}.")}
+
+
+def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what: str) -> None:
+    """Refuses weights of layers that aren't there or are of another size."""
+    problems = []
+    for name in {n.rpartition(".lora_")[0] for n in given}:
+        layer: Any = found.get(name)
+        if layer is None:
+            problems.append(f"no layer {name}")
+            continue
+        down, up = given[f"{name}.lora_A.weight"], given[f"{name}.lora_B.weight"]
+        shape = tuple(layer.weight.shape)
+        if (up.shape[0], *down.shape[1:]) != shape or down.shape[0] != up.shape[1]:
+            problems.append(f"{name} is {shape}, not {(up.shape[0], *down.shape[1:])}")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"{what} doesn't fit the model: {'; '.join(sorted(problems)[:4])}{more}.")
+
+
+def _grow(root: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Registers a parameter under a dotted name."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    root.register_parameter(last, parameter)

@@ -1,0 +1,121 @@
+"""What a model does with LoRAs and new words: load, scale, merge, unmerge, unload, export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.adapters import layers, lora
+from ldm.adapters.base import Adapter, hash_of, read
+from ldm.adapters.lora import LoraAdapter
+from ldm.adapters.words import WordEmbedding
+from ldm.errors import UserError, did_you_mean
+from ldm.interop import lora as files
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What unmerging brings back: LoRAs with their scales, and by component and layer the weights of before."""
+
+    adapters: dict[str, tuple[Adapter, float]]
+    weights: dict[str, dict[str, Tensor]]
+
+
+class WithLora:
+    """LoRAs on a model, by name; all that are loaded act together, each at its scale."""
+
+    adapters: dict[str, tuple[Adapter, float]]
+    merged: Merged | None = None
+
+    def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
+        raise NotImplementedError
+
+    def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
+        """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya.
+
+        Its `name` is that of its run or file unless given. One that was trained on another base is refused unless
+        forced; a file of another tool's names no base and is taken if it fits. The base's own weights don't change.
+        """
+        path = Path(path).expanduser()
+        hash_of(self)  # while nothing is on it
+        adapter = lora.read_file(path, self) if path.suffix == ".safetensors" and path.is_file() else read(path)
+        if not isinstance(adapter, LoraAdapter):
+            raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
+        self.put_on(adapter, name or _name_of(path), scale, str(path), force)
+
+    def load_word(self, path: str | Path, force: bool = False) -> str:
+        """Teaches the model the word of a textual inversion's run or model folder, and returns it."""
+        adapter = read(path)
+        if not isinstance(adapter, WordEmbedding):
+            raise UserError(f"{path} holds a {type(adapter).__name__}, which is no word of a textual inversion.")
+        self.put_on(adapter, adapter.word, 1.0, str(path), force)
+        return adapter.word
+
+    def scale_lora(self, name: str, scale: float) -> None:
+        """Changes how much the LoRA `name` counts: 0 leaves the base as it is, 1 is as trained."""
+        adapter = self._lora(name)
+        for _, module in lora.components(self, None).items():
+            layers.scale(module, lora.inner_name(name), scale)
+        self.adapters[name] = (adapter, scale)
+
+    def unload_lora(self, name: str | None = None) -> None:
+        """Takes a LoRA off again, or all of them: the base is then bit for bit the one it was."""
+        for one in self._loras() if name is None else [name]:
+            self._lora(one)
+            for _, module in lora.components(self, None).items():
+                layers.remove(module, lora.inner_name(one))
+            del self.adapters[one]
+
+    def merge_lora(self) -> None:
+        """Adds all LoRAs to the weights: a plain model, as fast as the base, which can be saved and exported.
+
+        The weights of before are kept for `unmerge_lora`, which costs their memory.
+        """
+        names = self._loras()
+        if not names:
+            raise UserError("there is no LoRA to merge: load one by load_lora(path).")
+        if self.merged:
+            raise UserError("there is a merged LoRA already: unmerge_lora() first, then load both and merge them.")
+        weights = {kind: layers.merge(module) for kind, module in lora.components(self, None).items()}
+        self.merged = Merged({name: self.adapters.pop(name) for name in names}, weights)
+
+    def unmerge_lora(self) -> None:
+        """Brings the weights of before `merge_lora` back, bit for bit, with the LoRAs beside them as they were."""
+        if not self.merged:
+            raise UserError("no LoRA is merged.")
+        merged, self.merged = self.merged, None
+        for kind, module in lora.components(self, None).items():
+            found = layers.adaptable(module)
+            for where, weight in merged.weights.get(kind, {}).items():
+                found[where].weight.data = weight.to(found[where].weight.device)
+        for name, (adapter, scale) in merged.adapters.items():
+            adapter.attach(self, name, scale)
+            self.adapters[name] = (adapter, scale)
+
+    def export_lora(self, out: str | Path, to: str = "diffusers", name: str | None = None) -> Path:
+        """Writes the LoRA `name`, or the only one, as a .safetensors file for diffusers or for kohya's tools."""
+        names = self._loras()
+        if name is None and len(names) != 1:
+            raise UserError(f"say which LoRA to export by name=: {', '.join(names) or 'there is none on this model'}.")
+        out = Path(out)
+        if out.suffix != ".safetensors":
+            out = out / "pytorch_lora_weights.safetensors"  # where diffusers looks
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.write(out, self._lora(name or names[0]).lora, to)
+        return out
+
+    def _loras(self) -> list[str]:
+        return [name for name, (adapter, _) in self.adapters.items() if isinstance(adapter, LoraAdapter)]
+
+    def _lora(self, name: str) -> Any:
+        if name not in self._loras():
+            raise UserError(f"there is no LoRA '{name}' on this model.{did_you_mean(name, self._loras())}")
+        return self.adapters[name][0]
+
+
+def _name_of(path: Path) -> str:
+    if path.is_file():
+        return path.stem
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
