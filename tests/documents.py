@@ -86,6 +86,8 @@ def workspace(folder: Path) -> Path:
     mask[8:24, 8:24] = 255
     Image.fromarray(mask).save(folder / "mask.png")
     Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "cat.png")
+    Image.fromarray((mask > 0).astype(np.uint8)).save(folder / "scene.png")
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "small.png")
     (folder / "prompts.txt").write_text("a cat on a red background\na dog on a blue background\n")
     mnist(folder / "data")
     return folder

@@ -72,16 +72,19 @@ def test_launchers_run_every_job(tmp_path: Path, launcher: str) -> None:
     assert set(jobs(tmp_path)) == {"beta-0.0001", "beta-0.001"}
 
 
-def test_slurm_gets_a_script_that_asks_for_what_the_config_says(tmp_path: Path) -> None:
+def test_slurm_gets_a_script_that_asks_for_what_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     submitit = pytest.importorskip("submitit")
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")  # by which submitit knows a cluster
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="train_ldm"):
         words = ["launcher=slurm", "hydra.launcher.partition=a100", "hydra.launcher.mem_gb=32"]
         cfg = compose("train_ldm", words, return_hydra_config=True)
-        OmegaConf.set_readonly(cfg, False)
-        cfg.hydra.job.name, cfg.hydra.job.num = "train_ldm", 0
         options = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
     assert isinstance(options, dict)
     folder = options.pop("submitit_folder")
