@@ -1,0 +1,129 @@
+"""ControlNet: do its samples follow control images that it has never seen?
+
+    python benchmarks/control.py BASE [control=canny|map] [SECONDS] [--runs DIR] [--out PNG] [KEY=VALUE ...]
+
+BASE is a trained run of emoji scenes. A ControlNet is trained on it by `train_ldm.py finetune=controlnet` for SECONDS
+(480) of wall clock. Then pictures are drawn with the prompts and the control images of scenes whose combinations
+training never has, and scored by F1 against the control images, as are the base's pictures of the same prompts and, as
+the ceiling, what the autoencoder makes of the real images:
+
+- canny: edges found in the picture, right within a pixel;
+- map: pixels that a segmentation network, trained on real pairs of the training split, reads as an object, right if the
+  map has that object there.
+
+The picture shows, scene by scene, control image, sample, the base's picture and the real image.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from map_to_image import read_maps, train_segmenter
+from recipe import report, train
+from torch import Tensor
+
+import ldm
+from ldm.data.emoji import Emoji
+from ldm.data.table import Table
+from ldm.training.control import beside
+
+
+def f1(precision: Tensor, recall: Tensor) -> float:
+    """The mean over scenes of 2 / (1 / precision + 1 / recall), both (N,)."""
+    return float((2 * precision * recall / (precision + recall).clamp_min(1e-9)).mean())
+
+
+def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
+    """Of edges (N, 1, H, W) of 0 and 1: one counts as right if there is one at most `tolerance` pixels away."""
+
+    def share(of: Tensor, near: Tensor) -> Tensor:
+        reach = F.max_pool2d(near, 2 * tolerance + 1, 1, tolerance)
+        return (of * reach).sum((1, 2, 3)) / of.sum((1, 2, 3)).clamp_min(1)
+
+    return f1(share(found, wanted), share(wanted, found))
+
+
+def map_f1(read: Tensor, wanted: Tensor) -> float:
+    """Of maps of ids (N, H, W), 0 for background: a pixel of an object counts as right if both say the same."""
+    right = ((read == wanted) & (wanted > 0)).sum((1, 2))
+    return f1(right / (read > 0).sum((1, 2)).clamp_min(1), right / (wanted > 0).sum((1, 2)).clamp_min(1))
+
+
+class Judge:
+    """Scores pictures (N, 3, H, W) against the scenes `rows` of `val`."""
+
+    def __init__(self, control: str, table: Table, val: Table, rows: np.ndarray, hint, steps: int):
+        batch = val.batch(rows, ["image", "map"])
+        self.hint, self.segmenter = hint, None
+        if control == "map":
+            self.segmenter = train_segmenter(table, len(table.map_classes), steps, seed=1)
+            self.wanted = batch["map"]
+        else:
+            self.wanted = hint(batch["image"])[:, :1]
+
+    def __call__(self, images: Tensor) -> float:
+        if self.segmenter is not None:
+            return map_f1(read_maps(self.segmenter, images), self.wanted)
+        return edge_f1(self.hint(images)[:, :1], self.wanted)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="a run of train_ldm.py on emoji scenes")
+    parser.add_argument("--runs", default="runs", help="folder of the runs, the base's too")
+    parser.add_argument("--out", default=None, help="the picture; its figures go beside it as .json")
+    parser.add_argument("--n", type=int, default=100, help="scenes")
+    parser.add_argument("--shown", type=int, default=12, help="scenes in the picture")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("words", nargs="*", default=[], help="seconds of training; control=; KEY=VALUE of train_ldm.py")
+    args = parser.parse_intermixed_args()
+    args.seconds = next((int(word) for word in args.words if word.isdigit()), 480)
+    args.options = [word for word in args.words if "=" in word and not word.startswith("control=")]
+    args.control = next((word[8:] for word in args.words if word.startswith("control=")), "canny")
+    if args.control not in ("canny", "map"):
+        parser.error(f"control={args.control}: this scores canny and map.")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    name = f"{Path(args.base).name}-{args.control}"
+    options = ("finetune=controlnet", f"control={args.control}", f"base={args.base}", f"name={name}", "data=emoji")
+    spent = train("train_ldm.py", args.seconds, args.runs, *options, *args.options)
+    run = Path(args.runs) / "ldm" / name
+    model = ldm.load(run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data = {key: value for key, value in config["data"].items() if key != "class" and value is not None}
+    table, val = Emoji(**{"size": model.preprocess.height} | data).tables(Path(config["cache_dir"]) / "data")
+    rows = np.arange(args.n)
+    hint = model.adapters[name][0].hint
+    judge = Judge(args.control, table, val, rows, hint, 300 if args.seconds >= 60 else 20)
+    batch = val.batch(rows, {"image", "text", hint.column})
+    hints, asked = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}
+    drawn = model(batch["text"], control=hints, **asked)
+    plain = model(batch["text"], **asked)  # without a control image the model is its base
+    with torch.inference_mode():
+        decoded = torch.cat([model.decode(model.encode(images)) for images in batch["image"].split(50)])
+    scores = {"real images": judge(batch["image"]), "reconstructions": judge(decoded)}
+    scores |= {"samples": judge(drawn), "base": judge(plain)}
+    figures = {
+        "control": args.control,
+        "F1": scores,
+        "share of the ceiling": scores["samples"] / scores["reconstructions"],
+        "times the base": scores["samples"] / max(scores["base"], 1e-9),
+        "wanted": {"share of the ceiling": 0.6, "times the base": 2.0},
+        "scenes": args.n,
+        "seconds": spent,
+        "sampling": model.sampling,
+    }
+    some = slice(0, args.shown)
+    pairs = beside(beside(hint.show(hints[some]), plain[some]), beside(drawn[some], batch["image"][some]))
+    out = Path(args.out or f"{args.runs}/{name}.png")
+    report(figures, pairs, 8, out)
+
+
+if __name__ == "__main__":
+    main()
