@@ -15,7 +15,7 @@ from ldm.data.datamodule import Gathers
 from ldm.data.latents import cached_latents
 from ldm.data.table import Table
 from ldm.diffusion import Denoiser
-from ldm.errors import UserError
+from ldm.errors import UserError, did_you_mean
 from ldm.loading import load
 from ldm.networks import AutoencoderKL, Identity
 from ldm.registry import build, check, lookup, spec_of
@@ -85,6 +85,8 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
         return finetune_run.precheck(config)
     if config.get("base"):
         raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
+    if (chosen := config.get("whitening", "channels")) not in WHITENING:
+        raise UserError(f"whitening={chosen} is unknown.{did_you_mean(str(chosen), WHITENING)}")
     wanted = config["first_stage"]
     if wanted == "identity":
         return None
@@ -165,6 +167,18 @@ def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, condition
     return Denoiser(network, built.pop("parameterization"), **built)
 
 
+def one_scale(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """LDM's scale factor: all latents are divided by the std of all of them, and none is shifted (Rombach et al. 2022,
+    appendix G)."""
+    return torch.zeros_like(mean), (std.square().mean() + mean.var(correction=0)).sqrt().expand_as(std).clone()
+
+
+WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "channels": lambda mean, std: (mean, std),
+    "scalar": one_scale,
+}
+
+
 def latents(
     tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
@@ -177,7 +191,7 @@ def latents(
         return *tables, None
     root = cache_of(config)
     train, val = (cached_latents(table, first_stage, root) for table in tables)
-    whitening = (train.channel_mean, train.channel_std)
+    whitening = WHITENING[config.get("whitening", "channels")](train.channel_mean, train.channel_std)
     return (*tables, whitening) if config["latents"] == "online" else (train, val, whitening)
 
 

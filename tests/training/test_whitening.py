@@ -1,0 +1,21 @@
+"""Latents by channel to mean 0 and std 1, or by LDM's one factor."""
+
+import pytest
+import torch
+
+from ldm.errors import UserError
+from ldm.training.ldm_run import WHITENING, precheck
+
+
+def test_one_scale_is_the_std_of_all_latents() -> None:
+    latents = torch.randn(4000, 3, 2, 2, dtype=torch.float64) * torch.tensor([1.0, 2.0, 5.0])[:, None, None]
+    latents += torch.tensor([0.0, 3.0, -2.0])[:, None, None]
+    over = (0, 2, 3)
+    mean, std = WHITENING["scalar"](latents.mean(over), latents.std(over, correction=0))
+    assert mean.tolist() == [0, 0, 0]
+    assert std.tolist() == pytest.approx([float(latents.std())] * 3, rel=1e-3)
+
+
+def test_an_unknown_whitening_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match="Did you mean 'scalar'"):
+        precheck({"whitening": "scalr", "first_stage": "identity"})
