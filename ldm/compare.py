@@ -88,7 +88,9 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 def scores_of(figures: Mapping[str, Any]) -> dict[str, float]:
     """The figures of an evaluation.json that are one number, or the mean of several seeds'."""
     means = {name: value.get("mean") if isinstance(value, Mapping) else value for name, value in figures.items()}
-    return {name: value for name, value in means.items() if type(value) in (int, float)}
+    return {
+        name: value for name, value in means.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
