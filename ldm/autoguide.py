@@ -27,11 +27,10 @@ class Autoguided:
 
         Raises UserError if it isn't of the same latents.
         """
-        if isinstance(path, (str, Path)):
-            guide = importlib.import_module("ldm.loading").load(path)  # which stands above what it loads
-        else:
-            guide = path
-        self.check_autoguide(guide, str(path) if isinstance(path, (str, Path)) else "the model")
+        guide, where = path, "the model"
+        if isinstance(path, (str, Path)):  # what loads models stands above them
+            guide, where = importlib.import_module("ldm.loading").load(path), str(path)
+        self.check_autoguide(guide, where)
         self.guide = (guide.to(self.latent_mean.device),)
 
     def check_autoguide(self: Any, guide: Any, where: str) -> None:

@@ -7,4 +7,14 @@ from ldm.networks.dit import DiT
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
 
-__all__ = ["AutoencoderKL", "Cond", "ControlNet", "Controlled", "Gaussian", "Identity", "TextTransformer", "UNet"]
+__all__ = [
+    "AutoencoderKL",
+    "Cond",
+    "ControlNet",
+    "Controlled",
+    "DiT",
+    "Gaussian",
+    "Identity",
+    "TextTransformer",
+    "UNet",
+]

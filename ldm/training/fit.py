@@ -25,6 +25,7 @@ from ldm.training.run import RunFolder, open_run
 from ldm.training.schedule import LearningRate, TimeBudget, parse_time
 from ldm.training.signals import StopOnSignal, Stopped, continuing_command
 from ldm.training.snapshots import Snapshots
+from ldm.training.speed import precision_of, prepare
 from ldm.training.task import Task
 
 
@@ -64,6 +65,9 @@ def fit(
     Raises SystemExit (143, 130) where SIGTERM or Ctrl-C stopped the run, and UserError for what the user can mend.
     """
     trainer = trainer_of(folder, config, pictures, started, start.step)
+    prepare(
+        task.trained, checkpointing=config.get("gradient_checkpointing", False), compiled=config.get("compile", False)
+    )
     if start.checkpoint:
         trainer.print(f"resumed {folder.path} at step {start.step} (sample {start.position})", flush=True)
     try:
@@ -88,7 +92,7 @@ def trainer_of(
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
-    check_precision(options.get("precision"))
+    options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
     if limit:
         options["max_steps"] = -1
         callbacks.insert(0, TimeBudget(parse_time(limit), started))
@@ -109,15 +113,6 @@ def trainer_of(
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
     )
-
-
-def check_precision(precision: Any) -> None:
-    """Refuses weights in half precision: an average that moves by thousandths of them would stand still."""
-    if str(precision) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
-        raise UserError(
-            f"trainer.precision={precision} keeps the weights in half precision, which their average can't be. Take "
-            "bf16-mixed, or 16-mixed where the GPU has no bfloat16."
-        )
 
 
 def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:

@@ -34,7 +34,7 @@ def groups_of(name: str, module: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def matrices(module: nn.Module) -> list[nn.Parameter]:
+def matrices(module: nn.Module) -> list[Tensor]:
     """The weights of hidden linear layers and convolutions: no norms, biases, embeddings, first and last layers."""
     return [
         layer.weight

@@ -13,8 +13,10 @@ from ldm.training.run import RunFolder
 # Options that only say what to do with the folder.
 PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
 # Options that shape the weights, or what they mean.
-ARCHITECTURE = ("vae", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune")
-ARCHITECTURE += ("optimizer.name", "ema.lengths", "loss.adversarial", "loss.critic_channels", "loss.critic_layers")
+ARCHITECTURE = (
+    *("vae", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune"),
+    *("optimizer.name", "ema.lengths", "loss.adversarial", "loss.critic_channels", "loss.critic_layers"),
+)
 
 
 class Start(NamedTuple):
