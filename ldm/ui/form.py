@@ -50,6 +50,7 @@ def settings_of(form: Mapping[str, Any], store: Store) -> Settings:
         interval=parse_interval(form["interval"] or ""),
         loras=tuple((form[f"lora_{i}"], float(form[f"lora_{i}_scale"])) for i in _slots(form, "lora")),
         controlnets=tuple(_controlnet(form, i, store) for i in _slots(form, "control")),
+        control_ready=bool(form["control_ready"]) and bool(_slots(form, "control")),
         **option,
     )
 
@@ -82,6 +83,7 @@ def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
         "shift": settings.shift,
         "eta": settings.eta,
         "rescale": settings.rescale,
+        "control_ready": settings.control_ready,
         "interval": "" if settings.interval is None else ", ".join(f"{v:g}" for v in settings.interval),
     }
     if settings.strength is not None:

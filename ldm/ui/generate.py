@@ -4,14 +4,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ldm.errors import UserError
 from ldm.images import grid, to_pil8
 from ldm.pipeline import LatentDiffusion
 from ldm.ui.models import Models, Traits, traits
@@ -59,9 +57,13 @@ class Painter:
 
         When the iterator is closed, the drawing ends at its next step.
         """
-        cancel = cancel or threading.Event()
+        cancel, closed = cancel or threading.Event(), threading.Event()
         events: queue.Queue[Any] = queue.Queue()
-        worker = threading.Thread(target=self._work, args=(checked(settings), cancel, events.put), daemon=True)
+
+        def stop() -> bool:
+            return cancel.is_set() or closed.is_set()
+
+        worker = threading.Thread(target=self._work, args=(checked(settings), stop, events.put), daemon=True)
         worker.start()
         try:
             while True:
@@ -72,30 +74,30 @@ class Painter:
                 if isinstance(event, list):
                     return
         finally:
-            cancel.set()
+            closed.set()
             worker.join()
 
-    def _work(self, settings: Settings, cancel: threading.Event, tell: Callable[[Any], None]) -> None:
+    def _work(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> None:
         try:
             while not self._turn.acquire(timeout=0.1):
-                if cancel.is_set():
+                if stop():
                     raise Cancelled
             try:
-                tell(self._draw(settings, cancel, tell))
+                tell(self._draw(settings, stop, tell))
             finally:
                 self._turn.release()
         except BaseException as error:  # the iterator raises it where the user is
             tell(error)
 
-    def _draw(self, settings: Settings, cancel: threading.Event, tell: Callable[[Any], None]) -> list[Drawn]:
-        if cancel.is_set():
+    def _draw(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> list[Drawn]:
+        if stop():
             raise Cancelled
-        model = self.models.get(settings.run, settings.checkpoint)
+        loras, controls = ([one[0] for one in some] for some in (settings.loras, settings.controlnets))
+        model = self.models.get(settings.run, settings.checkpoint, loras, controls)
         about = traits(model)
-        watch = Watch(model, settings, self.batch_size, cancel, tell, self.preview_seconds)
-        with adapted(model, settings, self.models, self.store) as extra:
-            given = arguments(settings, about, self.store) | extra
-            images = model.generate(output="pt", batch_size=self.batch_size, on_step=watch, **given)
+        watch = Watch(model, settings, self.batch_size, stop, tell, self.preview_seconds)
+        given = arguments(settings, about, self.store) | steered(model, settings, self.store)
+        images = model.generate(output="pt", batch_size=self.batch_size, on_step=watch, **given)
         return [
             self._keep(image, replace(settings, **one), about)
             for image, one in zip(images, each(settings), strict=True)
@@ -115,16 +117,16 @@ class Watch:
         model: LatentDiffusion,
         settings: Settings,
         batch_size: int,
-        cancel: threading.Event,
+        stop: Callable[[], bool],
         tell: Callable[[Any], None],
         preview_seconds: float,
     ):
-        self.model, self.cancel, self.tell, self.pause = model, cancel, tell, preview_seconds
+        self.model, self.stop, self.tell, self.pause = model, stop, tell, preview_seconds
         self.batches = -(-len(each(settings)) // batch_size)
         self._batch, self._shown = -1, 0.0
 
     def __call__(self, step: int, steps: int, denoised: Tensor) -> None:
-        if self.cancel.is_set():
+        if self.stop():
             raise Cancelled
         self._batch += step == 0
         self.tell(Progress(self._batch * steps + step + 1, self.batches * steps, self._look(denoised)))
@@ -190,10 +192,17 @@ def enlarged(picture: "Image", times: int) -> "Image":
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
-def adapted(
-    model: LatentDiffusion, settings: Settings, models: Models, store: Store
-) -> AbstractContextManager[dict[str, Any]]:
-    """The model with the request's LoRAs and ControlNets on it, and what they add to `generate`'s arguments."""
-    if settings.loras or settings.controlnets:
-        raise UserError("LoRAs and ControlNets can't be put on a model yet.")
-    return nullcontext({})
+def steered(model: LatentDiffusion, settings: Settings, store: Store) -> dict[str, Any]:
+    """Sets the LoRAs' scales; what the ControlNets add to the arguments of `generate`."""
+    for i, (_, scale) in enumerate(settings.loras):
+        model.scale_lora(f"lora_{i}", scale)
+    if not settings.controlnets:
+        return {}
+    control: dict[str, dict[str, Any]] = {"scale": {}, "start": {}, "end": {}, "image": {}}
+    for i, (_, weight, start, end, image) in enumerate(settings.controlnets):
+        values = {"scale": weight, "start": start, "end": end, "image": store.input(image)}
+        for key, value in values.items():
+            control[key][f"control_{i}"] = value
+    images = control.pop("image")
+    shown = {"control": images} if settings.control_ready else {"control_from": images}
+    return shown | {f"control_{key}": values for key, values in control.items()}

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,24 +55,22 @@ class Models:
 
     def adapters(self) -> tuple[list[str], list[str]]:
         """The runs that are LoRAs, and those that are ControlNets."""
-        kinds: dict[str, list[str]] = {"lora": [], "controlnet": []}
+        kinds: dict[str, list[str]] = {"LoraAdapter": [], "Control": []}
         for name in run_names("ldm", self.runs_dir):
-            kind = _kind(self.runs_dir / "ldm" / name)
-            for word, found in kinds.items():
-                if word in kind.lower():
-                    found.append(name)
-        return kinds["lora"], kinds["controlnet"]
+            kinds.get(_kind(self.runs_dir / "ldm" / name), []).append(name)
+        return kinds["LoraAdapter"], kinds["Control"]
 
-    def get(self, name: str, checkpoint: str | None = None) -> LatentDiffusion:
-        """The model of a run, or of one of its checkpoints."""
+    def get(
+        self, name: str, checkpoint: str | None = None, loras: Sequence[str] = (), controls: Sequence[str] = ()
+    ) -> LatentDiffusion:
+        """The model of a run, or of one of its checkpoints, with LoRAs and ControlNets on it, which go by their place:
+        `lora_0`, ..., `control_0`, ..."""
         path = self._file(name, checkpoint)
-        key = (str(path), *_stamp(path))
+        adapters = self._adapter_paths("LoRA", loras, 0), self._adapter_paths("ControlNet", controls, 1)
+        key = (str(path), *_stamp(path), *((str(p), *_stamp(p)) for paths in adapters for p in paths))
         with self._lock:
             if key not in self._loaded:
-                model = load(path, self.device)
-                if not isinstance(model, LatentDiffusion):
-                    raise UserError(f"{name} holds a {type(model).__name__}; the page draws with runs of stage two.")
-                self._loaded[key] = model.eval()
+                self._loaded[key] = self._load(path, *adapters)
             self._loaded.move_to_end(key)
             while len(self._loaded) > KEPT:
                 self._loaded.popitem(last=False)
@@ -79,6 +78,23 @@ class Models:
 
     def traits(self, name: str, checkpoint: str | None = None) -> Traits:
         return traits(self.get(name, checkpoint))
+
+    def _load(self, path: Path, loras: Sequence[Path], controls: Sequence[Path]) -> LatentDiffusion:
+        model = load(path, self.device)
+        if not isinstance(model, LatentDiffusion):
+            raise UserError(f"{path} holds a {type(model).__name__}; the page draws with runs of stage two.")
+        for i, lora in enumerate(loras):
+            model.load_lora(lora, name=f"lora_{i}")
+        for i, control in enumerate(controls):
+            model.load_controlnet(control, name=f"control_{i}")
+        return model.to(self.device).eval()
+
+    def _adapter_paths(self, what: str, names: Sequence[str], kind: int) -> list[Path]:
+        known = self.adapters()[kind] if names else []
+        for name in names:
+            if name not in known:
+                raise UserError(f"there is no {what} '{name}' among the runs.{did_you_mean(name, known)}")
+        return [self.runs_dir / "ldm" / name for name in names]
 
     def _file(self, name: str, checkpoint: str | None) -> Path:
         if checkpoint is None:

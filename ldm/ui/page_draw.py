@@ -1,36 +1,25 @@
 """The tab that draws: its fields, and what its buttons do."""
 
 import html
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ldm.diffusion import SAMPLERS
 from ldm.ui import form as forms
 from ldm.ui import png_settings
 from ldm.ui.app import App
-from ldm.ui.generate import Cancelled, Drawn, Progress, enlarged
+from ldm.ui.generate import Cancelled, Drawn, Progress
 from ldm.ui.models import Traits
-from ldm.ui.settings import MAX_PICTURES, MAX_STEPS, SPACINGS, Settings
+from ldm.ui.page_fields import Fields
+from ldm.ui.page_parts import bar, big, named, to_mode
+from ldm.ui.settings import Settings
 from ldm.ui.tell import told
 
-SHOWN = 320  # pixels that a small picture is enlarged to in the preview
-KEPT = (
-    "run",
-    "prompt",
-    "negative",
-    "labels",
-    "n",
-    "seed",
-    "new_seed",
-    "sampler",
-    "steps",
-    "guidance",
-)  # between starts
+# Kept between starts.
+KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
 
 
 class DrawTab:
@@ -38,100 +27,16 @@ class DrawTab:
 
     def __init__(self, app: App):
         self.app = app
-        self.fields: dict[str, Any] = {}
         self.drawn = gr.State([])  # files of the last pictures
         self.chosen = gr.State(None)  # the one among them that was clicked
         with gr.Row():
             with gr.Column(scale=5, min_width=360):
-                self._ask()
+                asked = Fields(app)
             with gr.Column(scale=6, min_width=360):
                 self._answer()
+        self.fields, self.modes, self.png = asked.fields, asked.modes, asked.png
+        self.go, self.stop, self.refresh, self.reuse = asked.go, asked.stop, asked.refresh, asked.reuse
         self._events()
-
-    def _field(self, name: str, component: Any) -> Any:
-        self.fields[name] = component
-        return component
-
-    def _ask(self) -> None:
-        names = self.app.models.names()
-        with gr.Row():
-            self._field("run", gr.Dropdown(names, value=next(iter(names), None), label="Run", allow_custom_value=True))
-            self._field(
-                "checkpoint",
-                gr.Dropdown([forms.FINISHED], value=forms.FINISHED, label="Checkpoint", allow_custom_value=True),
-            )
-            self.refresh = gr.Button("↻ Look for runs", size="sm", min_width=80, scale=0, elem_id="refresh")
-        self._field("mode", gr.Textbox("text", visible=False, label="Mode"))
-        self._field(
-            "prompt", gr.Textbox(label="Prompt", lines=2, placeholder="what to draw", elem_id="prompt", max_length=4000)
-        )
-        self._field("negative", gr.Textbox(label="Negative prompt", lines=1, max_length=4000))
-        self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
-        self._field("map", _image("Map: what is to be where", visible=False))
-        self._modes()
-        with gr.Row():
-            self.go = gr.Button("Draw", variant="primary", scale=3, elem_id="draw")
-            self.stop = gr.Button("Cancel", variant="stop", scale=1, elem_id="cancel")
-        self._sampling()
-        self._adapters()
-        with gr.Accordion("Settings from a picture", open=False, elem_id="restore-box"):
-            self.png = gr.File(label="A PNG of this page or of sample.py", file_types=[".png"], elem_id="restore")
-
-    def _modes(self) -> None:
-        with gr.Tabs(elem_id="modes") as self.modes:
-            with gr.Tab(forms.MODES["text"], id="text") as text:
-                gr.Markdown("Draws from noise what prompt, class or map say.", elem_classes="hint")
-            with gr.Tab(forms.MODES["image"], id="image") as image:
-                self._field("image", _image("Picture to change"))
-                self._field("strength", gr.Slider(0, 1, 0.6, step=0.01, label="Strength: 0 keeps it, 1 ignores it"))
-            with gr.Tab(forms.MODES["inpaint"], id="inpaint") as inpaint:
-                self._field("editor", _editor())
-                self._field("mask_strength", gr.Slider(0, 1, 1.0, step=0.01, label="Strength inside the mask"))
-                self._field("feather", gr.Slider(0, 32, 0, step=1, label="Feather: pixels over which the edge blends"))
-            with gr.Tab(forms.MODES["variations"], id="variations") as variations:
-                self._field("vary", _image("Picture to vary"))
-                self._field("vary_strength", gr.Slider(0, 1, 0.5, step=0.01, label="How far the variations go"))
-        for mode, tab in {"text": text, "image": image, "inpaint": inpaint, "variations": variations}.items():
-            tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
-
-    def _sampling(self) -> None:
-        with gr.Row():
-            self._field("n", gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures of each", min_width=120))
-            self._field("seed", gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed"))
-            with gr.Column(min_width=120):
-                self._field("new_seed", gr.Checkbox(True, label="New seed each time", container=False))
-                self.reuse = gr.Button("♻ Reuse the last seed", size="sm", elem_id="reuse")
-        with gr.Row():
-            self._field("sampler", gr.Dropdown(sorted(SAMPLERS), label="Sampler", min_width=120))
-            self._field("steps", gr.Slider(1, MAX_STEPS, 20, step=1, label="Steps", min_width=120))
-            self._field("guidance", gr.Slider(0, 20, 3, step=0.1, label="Guidance (1 is off)", min_width=120))
-        with gr.Accordion("More of the sampler", open=False):
-            with gr.Row():
-                self._field("width", gr.Number(None, label="Width", precision=0, min_width=80))
-                self._field("height", gr.Number(None, label="Height", precision=0, min_width=80))
-                spacings = [forms.AS_TRAINED, *SPACINGS]
-                self._field("spacing", gr.Dropdown(spacings, value=forms.AS_TRAINED, label="Spacing", min_width=100))
-            with gr.Row():
-                self._field("shift", gr.Number(None, label="Shift", min_width=80))
-                self._field("eta", gr.Number(None, label="Eta", min_width=80))
-                self._field("rescale", gr.Number(None, label="Rescale", min_width=80))
-                self._field(
-                    "interval", gr.Textbox("", label="Guide only between sigmas", placeholder="0.2, 5", min_width=100)
-                )
-
-    def _adapters(self) -> None:
-        with gr.Accordion("LoRAs and ControlNets", open=False):
-            for i in range(forms.SLOTS):
-                with gr.Row():
-                    self._field(f"lora_{i}", _choice(f"LoRA {i + 1}"))
-                    self._field(f"lora_{i}_scale", gr.Slider(-2, 2, 1.0, step=0.05, label="Scale", min_width=100))
-            for i in range(forms.SLOTS):
-                with gr.Row():
-                    self._field(f"control_{i}", _choice(f"ControlNet {i + 1}"))
-                    self._field(f"control_{i}_weight", gr.Slider(0, 2, 1.0, step=0.05, label="Weight", min_width=90))
-                    self._field(f"control_{i}_start", gr.Slider(0, 1, 0.0, step=0.05, label="From", min_width=90))
-                    self._field(f"control_{i}_end", gr.Slider(0, 1, 1.0, step=0.05, label="To", min_width=90))
-                self._field(f"control_{i}_image", _image(f"Picture that ControlNet {i + 1} follows", height=160))
 
     def _answer(self) -> None:
         self.status = gr.HTML(bar("ready"), elem_id="status")
@@ -144,7 +49,7 @@ class DrawTab:
             object_fit="contain",
             format="png",
             elem_id="pictures",
-            height=460,
+            height=620,
             preview=False,
         )
         with gr.Row():
@@ -170,13 +75,20 @@ class DrawTab:
         fields["run"].input(told(self.choose), [fields["run"], fields["checkpoint"]], suited, **private)
         self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **private)
         self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **private)
-        self.png.upload(
+        restored = self.png.upload(
             told(self.restore), self.png, [*values, self.modes, self.about], api_name="restore", show_progress="hidden"
         )
         self.gallery.select(told(self.pick), self.drawn, [self.chosen, self.about], **private)
-        for button, target in ((self.to_image, "image"), (self.to_editor, "editor"), (self.to_vary, "vary")):
+        restored.then(told(self.refill), self.png, fields["editor"], **private)
+        for button, target, mode in (
+            (self.to_image, "image", "image"),
+            (self.to_editor, "editor", "inpaint"),
+            (self.to_vary, "vary", "variations"),
+        ):
             send = told(self.send_to_editor if target == "editor" else self.send)
-            button.click(send, [self.drawn, self.chosen], fields[target], **private)
+            # The drawing field takes a picture only once it is on the screen.
+            shown = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **private)
+            shown.then(send, [self.drawn, self.chosen], fields[target], **private)
 
     def _choices(self) -> list[Any]:
         return [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
@@ -256,6 +168,16 @@ class DrawTab:
         mode = filled[list(self.fields).index("mode")]
         return [*filled, gr.Tabs(selected=mode), settings.as_dict()]
 
+    def refill(self, file: str | None) -> Any:
+        """The drawing field as a picture's settings have it, in a second step, when it is on the screen."""
+        if file is None:
+            return gr.skip()
+        settings, _ = png_settings.read(file)
+        if not settings.mask or settings.run not in self.app.models.names():
+            return gr.skip()
+        form = forms.form_of(settings, self.app.models.traits(settings.run, settings.checkpoint), self.app.store)
+        return _shown_canvas(form["editor"])
+
     def filled(self, settings: Settings) -> list[Any]:
         """An update of every field, so that Draw gives these settings."""
         about = self.app.models.traits(settings.run, settings.checkpoint)
@@ -265,7 +187,7 @@ class DrawTab:
         for name, update in self._suiting(settings.run, about).items():
             value = {"value": _value(form[name])} if name in form else {}
             updates[name] = gr.update(**{**update, **value})
-        updates["editor"] = _shown_canvas(form["editor"])
+        updates["editor"] = gr.skip()  # see refill
         return list(updates.values())
 
     def pick(self, drawn: list[str], event: gr.SelectData) -> tuple[Any, Any]:
@@ -326,56 +248,6 @@ class _Sampling(dict):
 
     def get(self, run: Any, default: Any = None) -> Any:
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
-
-
-def named(method: Any, fields: Mapping[str, Any]) -> Any:
-    """A generator method of (request, *values) as a function with a parameter for each field, as the API lists them;
-    what a field shows at first is the default."""
-
-    def function(request: gr.Request, *values: Any) -> Iterator[Any]:
-        yield from method(request, *values)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, kind, default=field.value) for name, field in fields.items()]
-    request = inspect.Parameter("request", kind, annotation=gr.Request)
-    function.__signature__ = inspect.Signature([request, *parameters])  # type: ignore[attr-defined]
-    return function
-
-
-def bar(text: str, share: float = 0.0, state: str = "") -> str:
-    """A line of progress."""
-    width = round(100 * min(max(share, 0.0), 1.0))
-    return f'<div class="ldm-bar {state}"><div style="width:{width}%"></div><span>{html.escape(text)}</span></div>'
-
-
-def big(picture: Any) -> Any:
-    """A small picture enlarged, each pixel to a square."""
-    return enlarged(picture, max(1, SHOWN // picture.height))
-
-
-def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:
-    return gr.Image(
-        label=label, type="pil", format="png", sources=["upload", "clipboard"], visible=visible, height=height
-    )
-
-
-def _editor() -> gr.ImageEditor:
-    return gr.ImageEditor(
-        label="Draw over what shall be made anew",
-        type="pil",
-        format="png",
-        sources=["upload", "clipboard"],
-        brush=gr.Brush(default_size=40, colors=["#ffffff"], default_color="#ffffff", color_mode="fixed"),
-        eraser=gr.Eraser(default_size=40),
-        layers=False,
-        transforms=(),
-        height=480,
-        elem_id="editor",
-    )
-
-
-def _choice(label: str) -> gr.Dropdown:
-    return gr.Dropdown([""], value="", label=label, allow_custom_value=True, min_width=120)
 
 
 def _one(drawn: list[str], chosen: str | None) -> str:

@@ -33,9 +33,9 @@ class PicturesTab:
         self.outputs = [gallery, files]
         look.click(self.look, None, self.outputs, **private)
         gallery.select(told(self.pick), files, [chosen, about], **private)
-        use.click(told(self.use), chosen, [*draw.fields.values(), draw.modes, draw.about], **private).success(
-            lambda: gr.Tabs(selected="draw"), None, tabs, **private
-        )
+        used = use.click(told(self.use), chosen, [*draw.fields.values(), draw.modes, draw.about], **private)
+        opened = used.success(lambda: gr.Tabs(selected="draw"), None, tabs, **private)
+        opened.then(told(draw.refill), chosen, draw.fields["editor"], **private)
 
     def _look(self) -> tuple[Any, list[str]]:
         found = self.app.store.pictures()

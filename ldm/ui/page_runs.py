@@ -10,7 +10,7 @@ import gradio as gr
 from ldm.errors import UserError
 from ldm.ui import runs
 from ldm.ui.app import App
-from ldm.ui.page_draw import bar
+from ldm.ui.page_parts import bar
 from ldm.ui.tell import told
 from ldm.ui.watch import read_record, steps_per_s
 
@@ -41,7 +41,13 @@ class RunsTab:
             self.speed = _plot("Speed, steps per second", "minutes", "steps per s")
             self.memory = _plot("Memory, MB", "minutes", "MB", color="of")
         self.grids = gr.Gallery(
-            label="Samples while training", columns=6, object_fit="contain", format="png", height=260, elem_id="grids"
+            label="Samples while training",
+            columns=6,
+            fit_columns=False,
+            object_fit="contain",
+            format="png",
+            height=260,
+            elem_id="grids",
         )
         with gr.Accordion("Evaluation", open=True), gr.Row():
             self.report = gr.HTML("")
@@ -128,7 +134,9 @@ class RunsTab:
         said = (
             "\n".join(runs.tail(log, 200)) or "It wasn't started from this page, so what it printed isn't known here."
         )
-        return [status, loss_curves(run.path), speed, memory, grids, report(figures, key), evaluated, said, now]
+        plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (loss_curves(run.path), speed, memory)]
+        gallery = gr.update(value=evaluated, visible=bool(evaluated))
+        return [status, *plots, grids, report(figures, key), gallery, said, now]
 
     def describe(self, key: str) -> dict[str, Any]:
         """How a run stands, as plain data."""
@@ -213,7 +221,7 @@ def _figure(value: Any) -> str:
 
 
 def _plot(label: str, x: str, y: str, color: str | None = None) -> gr.LinePlot:
-    return gr.LinePlot(x=x, y=y, color=color, label=label, height=230, min_width=240, buttons=[])
+    return gr.LinePlot(x=x, y=y, color=color, label=label, height=280, min_width=240, buttons=[])
 
 
 def _stamp(path: Path) -> str:

@@ -9,7 +9,8 @@ from ldm.ui import form as forms
 from ldm.ui import png_settings, xy
 from ldm.ui.app import App
 from ldm.ui.generate import Cancelled, Progress
-from ldm.ui.page_draw import DrawTab, bar, named
+from ldm.ui.page_draw import DrawTab
+from ldm.ui.page_parts import bar, named
 from ldm.ui.tell import told
 
 HELP = """Draws one picture for each pair of values, with everything else as in the tab *Draw*.

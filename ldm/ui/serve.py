@@ -30,9 +30,11 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
 
     page = build(app)
     page.queue(max_size=QUEUED, default_concurrency_limit=4)
+    # gradio's look at its own page gives up after 3 seconds, which a machine that trains may take: _frontend=False.
     _, local, _ = page.launch(
         server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
         prevent_thread_lock=True, show_error=False, quiet=True, theme=theme(gradio), css=CSS, ssr_mode=False,
+        _frontend=False,
         enable_monitoring=False, footer_links=[], max_file_size="64mb",
     )  # fmt: skip
     served = Served(app, page, local)

@@ -9,7 +9,7 @@ from ldm.errors import UserError, did_you_mean
 
 MAX_PICTURES = 64
 MAX_STEPS = 1000
-SPACINGS = ("uniform", "karras", "leading", "linspace", "table")
+SPACINGS = ("uniform", "karras", "exponential", "beta", "kl_optimal", "leading", "linspace", "table")
 # Options that go to the sampler as they are; None: as the model was trained to be sampled.
 OPTIONS = ("sampler", "steps", "guidance", "spacing", "shift", "eta", "rescale", "interval")
 
@@ -43,6 +43,7 @@ class Settings:
     interval: tuple[float, float] | None = None
     loras: tuple[tuple[str, float], ...] = ()
     controlnets: tuple[tuple[str, float, float, float, str], ...] = ()
+    control_ready: bool = False  # the ControlNets' inputs are control images, not pictures to make them from
 
     def options(self) -> dict[str, Any]:
         """What is said of the sampler."""

@@ -13,6 +13,7 @@ CSS = """
 .ldm-bar.stopped div { background: #dc2626; }
 .ldm-bar span { position: absolute; left: 10px; top: 5px; font-size: .9em; }
 .alert { border-left: 4px solid #dc2626; padding: 4px 10px; margin: 2px 0; background: var(--block-background-fill); }
+.gradio-container .main { padding-top: 8px; }
 .alert i { opacity: .6; font-size: .85em; }
 .figures td { padding: 2px 14px 2px 0; }
 .log textarea { font-family: ui-monospace, monospace; font-size: .8em; }
@@ -23,6 +24,6 @@ CSS = """
 def theme(gradio: Any) -> Any:
     """Fonts of the system alone: the page asks no other server for anything."""
     fonts = ["system-ui", "sans-serif"]
-    return gradio.themes.Soft(
+    return gradio.themes.Default(
         font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo", radius_size="sm"
     )

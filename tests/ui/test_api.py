@@ -116,7 +116,8 @@ def test_variations_differ_from_one_another(page: Any, photo: Path) -> None:
 def test_a_grid_of_steps_and_seeds(page: Any) -> None:
     options = {"x_name": "seed", "x_values": "0-2", "y_name": "steps", "y_values": "1, 3", "prompt": "a cat"}
     _, sheet = page.predict(**options, api_name="/xy")
-    width, height = Image.open(_value(sheet)).size
+    sheet = _value(sheet)
+    width, height = Image.open(sheet["path"] if isinstance(sheet, dict) else sheet).size
     assert width > height > 150
 
 

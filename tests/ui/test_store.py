@@ -136,6 +136,13 @@ def test_a_cancelled_drawing_ends_and_leaves_no_picture(painter: Painter) -> Non
     assert finish(painter, Settings("tiny", n=1))[1], "the next one is drawn"
 
 
+def test_one_cancel_serves_drawings_in_a_row(painter: Painter) -> None:
+    cancel = threading.Event()
+    for _ in range(2):
+        assert list(painter.draw(Settings("tiny", steps=1, n=1), cancel))
+    assert not cancel.is_set()
+
+
 def test_a_drawing_that_waits_can_be_cancelled(painter: Painter) -> None:
     long, cancel = painter.draw(Settings("tiny", steps=1000, n=1)), threading.Event()
     next(long)
