@@ -11,6 +11,11 @@ the ceiling, what the autoencoder makes of the real images:
 - map: pixels that a segmentation network, trained on real pairs of the training split, reads as an object, right if the
   map has that object there.
 
+The score that counts is on scenes whose caption leaves open where its object is: one small object, anywhere. Two
+objects fill a scene of 32 pixels, so their caption alone says nearly everything: another scene of the same caption, a
+perfect base's picture, has an edge F1 of 0.7 there (0.38 where the place is open, 0.5 for any two scenes). The figures
+of all kinds of scenes stand beside.
+
 The picture shows, scene by scene, control image, sample, the base's picture and the real image.
 """
 
@@ -53,21 +58,20 @@ def map_f1(read: Tensor, wanted: Tensor) -> float:
 
 
 class Judge:
-    """Scores pictures (N, 3, H, W) against the scenes `rows` of `val`."""
+    """Scores pictures (N, 3, H, W) against what the control images of their scenes want."""
 
-    def __init__(self, control: str, table: Table, val: Table, rows: np.ndarray, hint, steps: int):
-        batch = val.batch(rows, ["image", "map"])
-        self.hint, self.segmenter = hint, None
-        if control == "map":
-            self.segmenter = train_segmenter(table, len(table.map_classes), steps, seed=1)
-            self.wanted = batch["map"]
-        else:
-            self.wanted = hint(batch["image"])[:, :1]
+    def __init__(self, control: str, table: Table, hint, steps: int):
+        self.hint = hint
+        is_map = control == "map"
+        self.segmenter = train_segmenter(table, len(table.map_classes), steps, seed=1) if is_map else None
 
-    def __call__(self, images: Tensor) -> float:
+    def wanted(self, batch: dict) -> Tensor:
+        return batch["map"] if self.segmenter is not None else self.hint(batch["image"])[:, :1]
+
+    def __call__(self, images: Tensor, wanted: Tensor) -> float:
         if self.segmenter is not None:
-            return map_f1(read_maps(self.segmenter, images), self.wanted)
-        return edge_f1(self.hint(images)[:, :1], self.wanted)
+            return map_f1(read_maps(self.segmenter, images), wanted)
+        return edge_f1(self.hint(images)[:, :1], wanted)
 
 
 def arguments() -> argparse.Namespace:
@@ -88,6 +92,28 @@ def arguments() -> argparse.Namespace:
     return args
 
 
+def scored(args: argparse.Namespace, model, hint, judge, val: Table, rows: np.ndarray) -> tuple[dict, Tensor]:
+    """Figures of the scenes `rows`, and their pictures: control image, sample, the base's, real; scene by scene."""
+    batch = val.batch(rows, {"image", "text", "map", hint.column})
+    wanted = judge.wanted(batch)
+    hints, asked = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}
+    drawn = model(batch["text"], control=hints, **asked)
+    plain = model(batch["text"], **asked)  # without a control image the model is its base
+    with torch.inference_mode():
+        decoded = torch.cat([model.decode(model.encode(images)) for images in batch["image"].split(50)])
+    kinds = {"real images": batch["image"], "reconstructions": decoded, "samples": drawn, "base": plain}
+    f1s = {kind: judge(images, wanted) for kind, images in kinds.items()}
+    figures = {
+        "scenes": len(rows),
+        "F1": f1s,
+        "share of the ceiling": f1s["samples"] / f1s["reconstructions"],
+        "times the base": f1s["samples"] / max(f1s["base"], 1e-9),
+        "share of the way from base to ceiling": (f1s["samples"] - f1s["base"])
+        / (f1s["reconstructions"] - f1s["base"]),
+    }
+    return figures, beside(beside(hint.show(hints), plain), beside(drawn, batch["image"]))
+
+
 def main() -> None:
     args = arguments()
     name = f"{Path(args.base).name}-{args.control}"
@@ -98,31 +124,20 @@ def main() -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     data = {key: value for key, value in config["data"].items() if key != "class" and value is not None}
     table, val = Emoji(**{"size": model.preprocess.height} | data).tables(Path(config["cache_dir"]) / "data")
-    rows = np.arange(args.n)
     hint = model.adapters[name][0].hint
-    judge = Judge(args.control, table, val, rows, hint, 300 if args.seconds >= 60 else 20)
-    batch = val.batch(rows, {"image", "text", hint.column})
-    hints, asked = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}
-    drawn = model(batch["text"], control=hints, **asked)
-    plain = model(batch["text"], **asked)  # without a control image the model is its base
-    with torch.inference_mode():
-        decoded = torch.cat([model.decode(model.encode(images)) for images in batch["image"].split(50)])
-    scores = {"real images": judge(batch["image"]), "reconstructions": judge(decoded)}
-    scores |= {"samples": judge(drawn), "base": judge(plain)}
-    figures = {
-        "control": args.control,
-        "F1": scores,
-        "share of the ceiling": scores["samples"] / scores["reconstructions"],
-        "times the base": scores["samples"] / max(scores["base"], 1e-9),
+    judge = Judge(args.control, table, hint, 300 if args.seconds >= 60 else 20)
+    is_open = (np.asarray(val.columns["second"]) < 0) & (np.asarray(val.columns["size"]) == 0)
+    figures, pictures = scored(args, model, hint, judge, val, np.flatnonzero(is_open)[: args.n])
+    of_all, _ = scored(args, model, hint, judge, val, np.arange(min(args.n, len(val))))
+    about = {
         "wanted": {"share of the ceiling": 0.6, "times the base": 2.0},
-        "scenes": args.n,
         "seconds": spent,
         "sampling": model.sampling,
     }
-    some = slice(0, args.shown)
-    pairs = beside(beside(hint.show(hints[some]), plain[some]), beside(drawn[some], batch["image"][some]))
     out = Path(args.out or f"{args.runs}/{name}.png")
-    report(figures, pairs, 8, out)
+    report(
+        {"control": args.control, **figures, "all kinds of scenes": of_all, **about}, pictures[: 4 * args.shown], 8, out
+    )
 
 
 if __name__ == "__main__":
