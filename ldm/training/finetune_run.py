@@ -20,6 +20,7 @@ from ldm.registry import build, lookup, spec_of
 from ldm.training import finetune_kinds, resume
 from ldm.training.callbacks import Pictures
 from ldm.training.finetune import Finetune
+from ldm.training.finetune_prior import with_prior
 from ldm.training.finetune_task import FinetuneTask
 from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, task_options
 from ldm.training.ldm_run import latents
@@ -41,6 +42,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         tables = kind.tables(source.tables(cache_of(config) / "data"))
         check_preprocess(tables[0], model)
         kind.check(model, tables)
+        tables = with_prior(tables, model, config.get("prior_path"), cache_of(config), config["seed"])
         base = base_of(model, path, folder.model)
         depends_on = {"data": tables[0].key, "first_stage": model_hash(model.first_stage), "base": base["hash"]}
         start = resume.check(folder, config, depends_on)

@@ -1,0 +1,198 @@
+"""A LoRA of an object that the base never saw: is it drawn when asked for, and only then?
+
+    python benchmarks/lora_object.py BASE [SECONDS] [--object guitar] [--runs DIR] [--out PNG] [KEY=VALUE ...]
+
+BASE is a trained run of emoji scenes. 40 captioned pictures of scenes that hold the object are written to a folder, and
+prompts of the base's own kind to a file beside it, which the base draws as its prior. A LoRA of rank 8 is trained on
+both by `train_ldm.py finetune=lora` for SECONDS (300) of wall clock, all of it. Then a reader that knows the base's
+objects and the new one reads
+
+- 50 pictures of captions with the object that are not among the 40, and 50 without it, by base and LoRA;
+- 200 pictures of the base's held-out captions, by the base with and without the LoRA.
+
+The picture shows some that ask for the object, by the base and by the LoRA, and some that don't.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from recipe import report, train
+from torch import Tensor
+
+import ldm
+from ldm.data.emoji import DEFAULT_OBJECTS, OBJECTS, Emoji
+from ldm.data.scenes import Scenes, draw_any
+from ldm.evaluation.reader import Reader, codes, score, train_reader
+from ldm.images import to_pil8
+
+PICTURES, ASKED, OTHERS, PRIOR = 40, 50, 200, 80
+SHOWN = 8
+
+
+@dataclass
+class Drawn:
+    """Pictures (N, C, H, W) by the base and by the base with the LoRA, of the same prompts and seeds."""
+
+    base: Tensor
+    lora: Tensor
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", help="a run of train_ldm.py on emoji scenes")
+    parser.add_argument("seconds", type=int, nargs="?", default=300, help="wall clock of the LoRA's run")
+    parser.add_argument("--object", default="guitar", choices=sorted(OBJECTS), help="that the base never saw")
+    parser.add_argument("--runs", default="runs", help="folder of the runs, the base's too")
+    parser.add_argument("--out", default=None, help="the picture; its figures go beside it as .json")
+    parser.add_argument("--prior", type=int, default=PRIOR, help="pictures by the base among those of the object")
+    parser.add_argument("--n", type=int, default=OTHERS, help="pictures of the base's other prompts")
+    parser.add_argument("--reader-steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("options", nargs="*", default=[], help="further KEY=VALUE of train_ldm.py")
+    return parser.parse_intermixed_args()
+
+
+def both_emoji(base: Path, thing: str) -> tuple[Emoji, Emoji]:
+    """The source of the base's scenes, and one that knows the new object too, as the last."""
+    config = yaml.safe_load((base / "config.yaml").read_text())["data"]
+    options = {key: value for key, value in config.items() if key != "class" and value is not None}
+    objects = list(options.get("objects") or DEFAULT_OBJECTS)
+    if thing in objects:
+        raise SystemExit(f"the base knows '{thing}' already; name another --object.")
+    return Emoji(**options), Emoji(**options | {"objects": [*objects, thing]})
+
+
+def scenes_with(emoji: Emoji, thing: int, n: int, seed: int) -> Scenes:
+    """`n` scenes that hold the object: half of them it alone, in the others it and another, in either place."""
+    scenes = draw_any(emoji.held_out, 200 * n, seed)
+    alone = (scenes.first == thing) & (scenes.second < 0)
+    paired = (scenes.second >= 0) & ((scenes.first == thing) | (scenes.second == thing))
+    return scenes[np.concatenate([np.flatnonzero(alone)[: n // 2], np.flatnonzero(paired)[: n - n // 2]])]
+
+
+def unseen(scenes: Scenes, captions: list[str], seen: set[str], n: int) -> tuple[Scenes, list[str]]:
+    """The first `n` whose captions aren't among those seen."""
+    rows = np.array([i for i, caption in enumerate(captions) if caption not in seen][:n])
+    return scenes[rows], [captions[i] for i in rows]
+
+
+def write_pictures(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> list[str]:
+    """Pictures with their captions beside them; the captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = scenes.captions(emoji.objects, emoji.backgrounds)
+    images, _ = emoji.compose(scenes, seed)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        to_pil8(torch.from_numpy(image).float() / 127.5 - 1).save(folder / f"{i:03d}.png")
+        (folder / f"{i:03d}.txt").write_text(caption + "\n")
+    return captions
+
+
+@torch.inference_mode()
+def share_with(reader: Reader, images: Tensor, thing: int) -> float:
+    """The share of pictures in which the reader sees the object, in either place."""
+    logits = [reader(batch) for batch in images.split(256)]
+    first, second = (torch.cat([batch[name] for batch in logits]).argmax(1) for name in ("first", "second"))
+    return float(((first == thing) | (second == thing + 1)).float().mean())  # an absent second object is class 0
+
+
+def main() -> None:
+    args = arguments()
+    base_path = Path(args.runs) / "ldm" / args.base if not Path(args.base).is_dir() else Path(args.base)
+    emoji, wide = both_emoji(base_path, args.object)
+    thing = len(wide.objects) - 1
+    name = f"{base_path.name}-{args.object}"
+    folder = Path(args.runs) / "benchmarks" / name
+    captions = write_pictures(wide, scenes_with(wide, thing, PICTURES, args.seed), folder / "pictures", args.seed)
+    usual = draw_any(emoji.held_out, ASKED + args.prior, args.seed + 1)
+    words = usual.captions(emoji.objects, emoji.backgrounds)
+    (folder / "prior.txt").write_text("\n".join(words[ASKED:]) + "\n")
+
+    options = ["finetune=lora", f"base={base_path}", "rank=8", f"name={name}", f"seed={args.seed}"]
+    pictures = folder / "pictures"  # all of them train; validation looks at them again
+    options += ["data=folder", f"data.root={pictures}", f"data.val_root={pictures}"]
+    options += ["targets=[attention,conv1,conv2]", "text_encoder=true"]
+    options += [f"prior_path={folder / 'prior.txt'}"] if args.prior else []
+    spent = train("train_ldm.py", args.seconds, args.runs, *options, *args.options)
+
+    base, tuned = ldm.load(base_path), ldm.load(Path(args.runs) / "ldm" / name)
+    more = scenes_with(wide, thing, 3 * ASKED, args.seed + 2)
+    asked, asked_captions = unseen(more, more.captions(wide.objects, wide.backgrounds), set(captions), ASKED)
+    columns, other_captions = emoji.held_out_captions(args.n, 3 * args.n // 4, args.seed)
+    drawn = {what: draw(base, tuned, prompts) for what, prompts in
+             (("asked", asked_captions), ("unasked", words[:ASKED]), ("others", other_captions))}  # fmt: skip
+    reader = train_reader(wide, args.reader_steps)
+    figures = {
+        "object": args.object,
+        "drawn when asked for": shares(reader, drawn["asked"], thing),
+        "drawn when not asked for": shares(reader, drawn["unasked"], thing),
+        "everything right, asked": rights(reader, drawn["asked"], asked.columns()),
+        "everything right, the base's prompts": rights(reader, drawn["others"], columns),
+        "reader on real scenes": real(reader, wide, args.seed),
+        "bytes": sizes(base_path, Path(args.runs) / "ldm" / name),
+        "merged differs by": merged_differs(tuned, asked_captions[:4]),
+        "seconds": spent,
+        "pictures": {"trained on": len(captions), "prior": args.prior, "asked": len(asked_captions)},
+        "wanted": {"asked": 0.8, "unasked": 0.02, "points lost": 5},
+    }
+    table(figures)
+    rows = [drawn["asked"].base[:SHOWN], drawn["asked"].lora[:SHOWN], drawn["unasked"].lora[:SHOWN]]
+    report(figures, torch.cat(rows), SHOWN, Path(args.out or folder / "grid.png"))
+
+
+def draw(base: ldm.LatentDiffusion, tuned: ldm.LatentDiffusion, prompts: list[str]) -> Drawn:
+    one, two = (model(prompts, seed=0, output="pt", batch_size=50) for model in (base, tuned))
+    return Drawn(one, two)
+
+
+def shares(reader: Reader, drawn: Drawn, thing: int) -> dict[str, float]:
+    return {"base": share_with(reader, drawn.base, thing), "lora": share_with(reader, drawn.lora, thing)}
+
+
+def rights(reader: Reader, drawn: Drawn, columns: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: score(reader, images, columns)["all"] for name, images in vars(drawn).items()}
+
+
+def real(reader: Reader, wide: Emoji, seed: int, n: int = 400) -> float:
+    """How often real scenes, the new object among them, are read all right: the reader's own ceiling."""
+    scenes = draw_any(wide.held_out, n, seed + 3)
+    images, _ = wide.compose(scenes, seed + 3)
+    assert codes(scenes.columns())["first"].max() <= len(wide.objects)
+    return score(reader, torch.from_numpy(images).float() / 127.5 - 1, scenes.columns())["all"]
+
+
+def sizes(base: Path, lora: Path) -> dict[str, float]:
+    files = {"base": base, "lora": lora}
+    found = {name: (path / "model" / "model.safetensors").stat().st_size for name, path in files.items()}
+    return found | {"share": found["lora"] / found["base"]}
+
+
+def merged_differs(tuned: ldm.LatentDiffusion, prompts: list[str]) -> float:
+    """The largest difference of a denoised latent between the LoRA beside the weights and in them, over one step."""
+    x = torch.randn(len(prompts), tuned.first_stage.latent_channels, *_latent(tuned))
+    sigma = torch.ones(len(prompts))
+    with torch.inference_mode():
+        cond = tuned.conditioner(tuned.conditioner.parse({"text": prompts}))
+        beside = tuned.denoiser(x, sigma, cond)
+        tuned.merge_lora()
+        return float((tuned.denoiser(x, sigma, cond) - beside).abs().max())
+
+
+def _latent(model: ldm.LatentDiffusion) -> tuple[int, int]:
+    factor = model.first_stage.factor
+    return model.preprocess.height // factor, model.preprocess.width // factor
+
+
+def table(figures: dict) -> None:
+    print(f"\n{'':40}{'base':>8}{'LoRA':>8}")
+    for name, row in figures.items():
+        if isinstance(row, dict) and set(row) == {"base", "lora"}:
+            print(f"{name:<40}{row['base']:8.3f}{row['lora']:8.3f}")
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Prior preservation (Ruiz et al. 2023, DreamBooth): pictures by the base itself among those that it is tuned on.
+
+Without them a model that sees one object for a while comes to draw it whatever it is asked for.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ldm.adapters.base import hash_of
+from ldm.data import table as data
+from ldm.data.table import Table
+from ldm.errors import UserError
+from ldm.pipeline import LatentDiffusion
+
+Tables = tuple[Table, Table]
+
+
+def with_prior(tables: Tables, model: LatentDiffusion, path: str | None, cache: Path, seed: int) -> Tables:
+    """Training data with one picture more for each line of the text file `path`, which the base draws now, or drew
+    before; validation stays as it is."""
+    if path is None:
+        return tables
+    prompts = _lines(Path(path).expanduser())
+    if "text" not in model.conditioner.takes:
+        raise UserError("prior_path holds prompts, which this base doesn't take: it was trained without captions.")
+    train, val = tables
+    key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
+
+    def make(_: Path) -> Tables:
+        print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
+        images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
+        joined = np.concatenate([train.images, images.astype(train.images.dtype)])
+        text = [*train.columns["text"], *prompts]
+        both = replace(train, images=joined, columns={"text": text}, names=[*train.names, *prompts], key=key)
+        return both, replace(val, columns={"text": val.columns["text"]})
+
+    made = data.cached(cache / "prior", key, make)
+    return made[0], val
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prior_path={path} can't be read as text ({error}).") from None
+    if not any(lines):
+        raise UserError(f"prior_path={path} holds no prompt; write one a line.")
+    return [line for line in lines if line]
