@@ -148,14 +148,10 @@ def entry(script: str) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    if value is None or isinstance(value, (bool, int, float)):
-        return (
-            {None: "null", True: "true", False: "false"}.get(value, str(value)) if not _is_number(value) else str(value)
-        )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return str(value)
     if isinstance(value, (list, tuple)):
         return f"[{','.join(_plain(v) if not isinstance(v, str) else overrides.quote(v) for v in value)}]"
     return str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ from ldm.ui import png_settings
 from ldm.ui.app import App
 from ldm.ui.generate import Cancelled, Drawn, Progress
 from ldm.ui.models import Traits
-from ldm.ui.page_fields import Fields
+from ldm.ui.page_fields import Fields, plain_guidance
 from ldm.ui.page_parts import bar, big, named, to_mode
 from ldm.ui.settings import Settings
 from ldm.ui.tell import told
@@ -87,8 +87,8 @@ class DrawTab:
         ):
             send = told(self.send_to_editor if target == "editor" else self.send)
             # The drawing field takes a picture only once it is on the screen.
-            shown = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **private)
-            shown.then(send, [self.drawn, self.chosen], fields[target], **private)
+            open_there = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **private)
+            open_there.then(send, [self.drawn, self.chosen], fields[target], **private)
 
     def _choices(self) -> list[Any]:
         return [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
@@ -145,7 +145,8 @@ class DrawTab:
             gr.Info("There is no trained run of stage two yet: start one under Runs.")
         loras, controls = self.app.models.adapters()
         choices = [gr.update(choices=["", *loras])] * forms.SLOTS + [gr.update(choices=["", *controls])] * forms.SLOTS
-        return [gr.update(choices=names, **({"value": names[0]} if len(names) == 1 else {})), *choices]
+        only: dict[str, Any] = {"value": names[0]} if len(names) == 1 else {}
+        return [gr.update(choices=names, **only), *choices]
 
     def reuse_seed(self, seed: float | None) -> tuple[Any, Any]:
         if seed is None:
@@ -222,18 +223,17 @@ class DrawTab:
         about = about or self.app.models.traits(run)
         own, needs = about.sampling, about.needs
         text, label = "text" in needs, "label" in needs
-        guidance = own["guidance"] if isinstance(own["guidance"], (int, float)) else 1.0
         return {
             "checkpoint": gr.update(
                 choices=[forms.FINISHED, *reversed(self.app.models.checkpoints(run))], value=forms.FINISHED
             ),
-            "prompt": gr.update(visible=text, **({} if text else {"value": ""})),
-            "negative": gr.update(visible=text, **({} if text else {"value": ""})),
-            "labels": gr.update(choices=list(about.classes), visible=label, **({} if label else {"value": []})),
-            "map": gr.update(visible="map" in needs, **({} if "map" in needs else {"value": None})),
+            "prompt": gr.update(visible=text, **_cleared(text, "")),
+            "negative": gr.update(visible=text, **_cleared(text, "")),
+            "labels": gr.update(choices=list(about.classes), visible=label, **_cleared(label, [])),
+            "map": gr.update(visible="map" in needs, **_cleared("map" in needs, None)),
             "sampler": gr.update(value=own["sampler"]),
             "steps": gr.update(value=own["steps"]),
-            "guidance": gr.update(value=guidance),
+            "guidance": gr.update(value=plain_guidance(own)),
         }
 
 
@@ -263,3 +263,8 @@ def _value(value: Any) -> Any:
 
 def _shown_canvas(canvas: Any) -> Any:
     return canvas if canvas is None else {**canvas, "composite": canvas["background"]}
+
+
+def _cleared(kept: bool, value: Any) -> dict[str, Any]:
+    """What empties a field that the model doesn't read."""
+    return {} if kept else {"value": value}

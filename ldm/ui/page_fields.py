@@ -1,10 +1,13 @@
 """The fields of the tab that draws."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 from ldm.diffusion import SAMPLERS
+from ldm.errors import UserError
+from ldm.pipeline import DEFAULTS
 from ldm.ui import form as forms
 from ldm.ui.app import App
 from ldm.ui.settings import MAX_PICTURES, MAX_STEPS, SPACINGS
@@ -16,6 +19,7 @@ class Fields:
     def __init__(self, app: App):
         self.app = app
         self.fields: dict[str, Any] = {}
+        self._own = _own_sampling(app)
         self._ask()
 
     def _field(self, name: str, component: Any) -> Any:
@@ -72,9 +76,14 @@ class Fields:
                 self._field("new_seed", gr.Checkbox(True, label="New seed each time", container=False))
                 self.reuse = gr.Button("♻ Reuse the last seed", size="sm", elem_id="reuse")
         with gr.Row():
-            self._field("sampler", gr.Dropdown(sorted(SAMPLERS), label="Sampler", min_width=120))
-            self._field("steps", gr.Slider(1, MAX_STEPS, 20, step=1, label="Steps", min_width=120))
-            self._field("guidance", gr.Slider(0, 20, 3, step=0.1, label="Guidance (1 is off)", min_width=120))
+            self._field(
+                "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
+            )
+            self._field("steps", gr.Slider(1, MAX_STEPS, self._own["steps"], step=1, label="Steps", min_width=120))
+            self._field(
+                "guidance",
+                gr.Slider(0, 20, plain_guidance(self._own), step=0.1, label="Guidance (1 is off)", min_width=120),
+            )
         with gr.Accordion("More of the sampler", open=False):
             with gr.Row():
                 self._field("width", gr.Number(None, label="Width", precision=0, min_width=80))
@@ -103,6 +112,19 @@ class Fields:
                     self._field(f"control_{i}_end", gr.Slider(0, 1, 1.0, step=0.05, label="To", min_width=90))
                 self._field(f"control_{i}_image", _image(f"Picture that ControlNet {i + 1} follows", height=160))
             self._field("control_ready", gr.Checkbox(False, label="These are control images already, as edges or maps"))
+
+
+def plain_guidance(sampling: Mapping[str, Any]) -> float:
+    """A model's own guidance as one number; 1, off, where it is one for each condition."""
+    return sampling["guidance"] if isinstance(sampling["guidance"], (int, float)) else 1.0
+
+
+def _own_sampling(app: App) -> Mapping[str, Any]:
+    """How the run that the page begins with is sampled, so that a click is right before the page has filled itself."""
+    try:
+        return app.models.traits(app.models.names()[0]).sampling
+    except (UserError, IndexError):
+        return DEFAULTS
 
 
 def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:

@@ -92,7 +92,8 @@ def _set(settings: Settings, axis: Axis, value: Any) -> Settings:
         if part not in settings.prompt:
             raise UserError(f"the prompt has no '{part}', which the axis's first value says to replace.")
         return replace(settings, prompt=settings.prompt.replace(part, value))
-    return replace(settings, **{axis.name: None if value == FINISHED else value})
+    changed: dict[str, Any] = {axis.name: None if value == FINISHED else value}
+    return replace(settings, **changed)
 
 
 def _spread(piece: str) -> Iterator[str]:
