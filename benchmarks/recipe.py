@@ -22,7 +22,7 @@ def arguments(about: str | None, seconds: int) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=None, help="pictures that are scored")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("options", nargs="*", default=[], help="further KEY=VALUE of train_ldm.py")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()  # options may come before and after flags
 
 
 def train(script: str, seconds: float, runs: str, *options: str) -> float:
