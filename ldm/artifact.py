@@ -29,7 +29,7 @@ MOST_NUMBER = 10**7  # in a config out of a file
 MOST_PIXELS = 2**28
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save(model: Any, folder: str | Path) -> Path:
     """Writes `model` (of a registered class) as a model folder; the manifest comes last and makes it whole."""
     from ldm.files import atomic_write
 

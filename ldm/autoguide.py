@@ -27,7 +27,8 @@ class Autoguided:
 
         Raises UserError if it isn't of the same latents.
         """
-        guide, where = path, "the model"
+        guide: Any = path
+        where = "the model"
         if isinstance(path, (str, Path)):  # what loads models stands above them
             guide, where = importlib.import_module("ldm.loading").load(path), str(path)
         self.check_autoguide(guide, where)
@@ -38,7 +39,8 @@ class Autoguided:
             raise UserError(
                 f"autoguide={where} is no diffusion model: name a run of train_ldm.py or a checkpoint of it."
             )
-        mine, other = (torch.stack([m.latent_mean.cpu(), m.latent_std.cpu()]) for m in (self, guide))
+        pair: tuple[Any, Any] = (self, guide)
+        mine, other = (torch.stack([m.latent_mean.cpu(), m.latent_std.cpu()]) for m in pair)
         if mine.shape != other.shape or not torch.allclose(mine, other, rtol=1e-4, atol=1e-5):
             raise UserError(
                 f"autoguide={where} was trained on other latents: it has to share the first stage and the data."

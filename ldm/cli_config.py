@@ -99,7 +99,7 @@ _BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "contr
 def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
     """The config as a plain dict, or a UserError that says what is missing or unknown in it."""
     try:
-        _refuse_missing(cfg)
+        _refuse_missing(script, cfg)
         config = _plain(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
@@ -128,23 +128,23 @@ def hurried(config: dict[str, Any], steps: int) -> dict[str, Any]:
     return config
 
 
-def _refuse_missing(cfg: DictConfig) -> None:
+def _refuse_missing(script: str, cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        meanings = _meanings()
-        listed = [
-            f"{key}= ({meanings[last]})" if (last := key.rsplit(".", 1)[-1]) in meanings else f"{key}="
-            for key in missing
-        ]
+        listed = [f"{key}= ({meaning})" if (meaning := _meaning(script, key, cfg)) else f"{key}=" for key in missing]
         raise UserError(f"please give {', '.join(listed)}.")
 
 
-def _meanings() -> dict[str, str]:
-    """What the values that YAML leaves open mean: the comments beside their ???."""
-    found = (
-        re.finditer(r"^ *(\w+): \?\?\? *# *(.+)$", file.read_text(), re.MULTILINE) for file in CONF.rglob("*.yaml")
-    )
-    return {match[1]: match[2] for matches in found for match in matches}
+def _meaning(script: str, key: str, cfg: DictConfig) -> str | None:
+    """What a value that YAML leaves open means: the comment beside its ???, in the script's file or its class's."""
+    section, _, last = key.rpartition(".")
+    kind = OmegaConf.select(cfg, f"{section}.class") if section else None
+    for file in sorted(CONF.rglob("*.yaml")) if section else [CONF / f"{script}.yaml"]:
+        text = file.read_text()
+        found = re.search(rf"^ *{last}: \?\?\? *# *(.+)$", text, re.MULTILINE)
+        if found and (kind is None or f"class: {kind}" in text):
+            return found[1]
+    return None
 
 
 def _import_modules(config: dict[str, Any]) -> None:

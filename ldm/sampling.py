@@ -19,8 +19,10 @@ from ldm.pipeline import LatentDiffusion, sample_prior
 from ldm.training.run import find_run
 
 # Options of the sampler itself; null in the YAML means: as the model was trained to be sampled.
-OPTIONS = ("sampler", "steps", "guidance", "interval", "rescale", "spacing", "shift", "eta", "variance", "clip")
-OPTIONS += ("order", "variant", "autoguidance")
+OPTIONS = (
+    *("sampler", "steps", "guidance", "interval", "rescale", "spacing", "shift", "eta", "variance", "clip"),
+    *("order", "variant", "autoguidance"),
+)
 
 CONTROL = ("control", "control_scale", "control_start", "control_end")
 CONTROL_PICTURES = ("control_image", "control_from")
@@ -66,8 +68,8 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
         images = enlarged(model, images, given, config)
     asked = next(iter(given.values()), [""])
     captions = [str(value) for value in asked for _ in range(len(images) // len(asked))]
-    shown = ("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", *CONTROL)
-    shown += (*CONTROL_PICTURES, "lora")
+    shown = [*("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora")]
+    shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named}
 

@@ -221,7 +221,8 @@ def test_help_names_groups_choices_and_options(capsys, script):
     text = capsys.readouterr().out
     assert f"python {script}.py" in text
     wanted = {"train_vae": ["emoji*", "kl_f8", "beta:"], "train_ldm": ["edm*", "flow", "first_stage:"]}
-    assert all(word in text for word in wanted.get(script, ["run: ???", "guidance:"]))
+    wanted |= {"sample": ["run: ???", "guidance:"], "evaluate": ["stage: ldm", "features:"]}
+    assert all(word in text for word in wanted[script])
 
 
 def test_help_is_quick_and_cfg_shows_the_config():

@@ -28,7 +28,7 @@ class Inpaint(Part):
     """
 
     column = "masked"
-    sources = ("image",)
+    sources: tuple[str, ...] = ("image",)
     guided = False  # guidance by a prompt must not lead away from what is there
 
     def __init__(
@@ -45,7 +45,7 @@ class Inpaint(Part):
         self.latent_channels, self.factor = latent_channels, factor
         self.size = (size[0], size[1]) if size else None
         if masks == "data":
-            self.sources = ("image", "mask")
+            self.sources = (*self.sources, "mask")
         self.concat_channels = 1 + latent_channels
 
     @classmethod

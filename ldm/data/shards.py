@@ -5,17 +5,18 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ldm.data.decode import Decoder, Tally, class_names
 from ldm.data.sharing import share
-from ldm.data.stored import column_names, report
+from ldm.data.stored import as_shape, column_names, report
 from ldm.data.table import Column, Table, cached, hash_of, new_array
 from ldm.data.tar import listed, opened
 from ldm.errors import UserError
@@ -60,17 +61,18 @@ class Shards:
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
         self.root, self.val_root, self.val_share, self.max_bad_share = root, val_root, val_share, max_bad_share
-        self.size = (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
+        self.size = as_shape(size)
         self.channels, self.bits, self.columns = channels, bits, column_names(columns)
         self._made: tuple[Table, Table] | None = None
-        self.options = {"resize": resize if size else "none", "background": background, "low": low, "high": high}
+        resize = resize if size else "none"
+        self.options: dict[str, Any] = {"resize": resize, "background": background, "low": low, "high": high}
 
     @property
     def name(self) -> str:
         first = self.root if isinstance(self.root, str) else self.root[0]
         path = Path(first)
-        stem = re.split(r"[{*]", path.name.removesuffix(".gz").removesuffix(".tar"))[0].rstrip("-_.")
-        return stem or path.parent.name
+        stem = re.split(r"[{*]", path.name.removesuffix(".gz").removesuffix(".tar"))[0]
+        return re.sub(r"[^\w.-]", "", stem).strip("-_.") or path.parent.name
 
     @property
     def default_condition(self) -> str | None:
@@ -87,8 +89,11 @@ class Shards:
             pieces.mkdir(parents=True, exist_ok=True)
             urls = train | val
             share(pieces, list(urls), lambda name: self._decode(urls[name], pieces / name, name), home.is_dir)
-        found = ([pieces / name for name in names] for names in (train, val))
-        self._made = cached(Path(cache), key, lambda folder: self._join(*found, folder, key))
+
+        def paths(names: Iterable[str]) -> list[Path]:
+            return [pieces / name for name in names]
+
+        self._made = cached(Path(cache), key, lambda folder: self._join(paths(train), paths(val), folder, key))
         shutil.rmtree(pieces, ignore_errors=True)
         skipped = json.loads((home / "skipped.json").read_text("utf-8"))
         report(skipped, home / "skipped.json", self._made[0])
@@ -172,7 +177,8 @@ def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, ke
 
     columns = {name: column([table.columns[name] for table in tables], name) for name in tables[0].columns}
     names = [table.names[i] for table, some in zip(tables, rows, strict=True) for i in some.tolist()]
-    return Table(column([table.images for table in tables], "images"), columns, tables[0].preprocess, key, names)
+    images = np.asanyarray(column([table.images for table in tables], "images"))
+    return Table(images, columns, tables[0].preprocess, key, names)
 
 
 def expand(pattern: str | Sequence[str]) -> list[str]:

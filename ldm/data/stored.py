@@ -42,7 +42,7 @@ class Stored:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
         if size is not None and not isinstance(size, int) and len(size) != 2:
             raise UserError(f"data.size={list(size)}: give one number or [height, width].")
-        self.size = (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
+        self.size = as_shape(size)
         self.channels, self.bits, self.val_share, self.max_bad_share = channels, bits, val_share, max_bad_share
         self.columns, self.options = column_names(columns), dict(options)
         self.bucket_step, self.bucket_least = bucket_step, bucket_least
@@ -178,6 +178,14 @@ def column_names(columns: Sequence[str] | Mapping[str, str] | None) -> dict[str,
     if isinstance(columns, Mapping):
         return {key: columns.get(key, key) for key in COLUMNS}
     return {key: key for key in COLUMNS if columns is None or key in columns}
+
+
+def as_shape(size: int | Sequence[int] | None) -> Shape | None:
+    """One side, or (height, width), as both."""
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def _common_size(heads: Mapping[tuple[str, str], Head]) -> Shape:

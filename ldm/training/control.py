@@ -51,7 +51,7 @@ class ControlFinetune(Finetune):
         super().check(model, tables)
 
     def prepare(self, model: LatentDiffusion) -> None:
-        base = model.denoiser.network
+        base: Any = model.denoiser.network
         net = ControlNet(base, self.hint.channels, model.first_stage.factor * base.patch).train()
         model.denoiser.network = Controlled(base)
         model.denoiser.network.add(NAME, net)
@@ -79,7 +79,8 @@ class ControlFinetune(Finetune):
         return draw
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
-        return Control(model.denoiser.network.controlnets[0], self.hint, base)
+        network: Any = model.denoiser.network
+        return Control(network.controlnets[0], self.hint, base)
 
 
 def beside(a: Tensor, b: Tensor) -> Tensor:
