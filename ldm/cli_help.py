@@ -21,8 +21,14 @@ EXAMPLES = {
         "run=emoji prompts_file=prompts.txt",
         "run=digits 'labels=[3,7]' n=2",
     ],
+    "augment": ["run=photos data.root=photos n=3 temperature=0.7 out=more"],
     "app": ["run=emoji port=7860", "host=0.0.0.0 auth=ME:PASSWORD"],
-    "evaluate": ["run=emoji", "run=emoji stage=vae"],
+    "evaluate": [
+        "run=emoji",
+        "run=emoji stage=vae",
+        "run=emoji 'curve.guidance=[1,2,3]' 'curve.steps=[4,8,16]'",
+        "run=emoji samples=pictures_of_another_tool",
+    ],
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 END = "<end>"
+_WITHOUT_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 log = logging.getLogger("ldm")
 
 
@@ -21,12 +22,20 @@ def train(captions: list[str], vocab_size: int) -> str:
     """The tokenizer as JSON text.
 
     The whole byte alphabet is kept, seen or not: without it bytes that the captions lack are dropped in silence, and a
-    prompt in another language loses its letters. Every caption ends in END, so that the empty one has a token too.
+    prompt in another language loses its letters. Scripts that write without blanks are cut into characters: a whole
+    clause would else be one word, and merge into one token. Every caption ends in END, so that the empty one has a
+    token too.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(" ", "first", split=False),  # the first word is written as any other
+            pre_tokenizers.Split(Regex(_WITHOUT_BLANKS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

