@@ -133,7 +133,7 @@ def train(arms: Sequence[str], seed: int, vae: Path, o: Mapping[str, Any], passe
     named = [f"first_stage={vae}", f"name={run_name(seed, o)}", f"runs_dir={o['runs_dir']}", f"seed={seed}"]
     limit = [f"trainer.max_time={clock(o['seconds'])}", "samples.every_n_steps=1000000000"]
     sweep = f"+arm=choice({','.join(arms)})"  # a choice is a sweep even of one
-    run("train_ldm.py", ["-m", f"--config-dir={ARMS}", *passed, sweep, *named, "logger=none", *limit], check=False)
+    run("train_ldm.py", ["-m", f"--config-dir={ARMS}", *passed, sweep, *named, "logger=none", *limit], may_end=(0, 1))
 
 
 def evaluated(arm: str, seed: int, tables: tuple[Table, Table], o: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,11 +243,13 @@ def chosen_arms(o: Mapping[str, Any], out: Path) -> list[str]:
     return baselines[:1] + others[: o["best"]]
 
 
-def run(script: str, words: Sequence[str], check: bool = True) -> None:
+def run(script: str, words: Sequence[str], may_end: Sequence[int] = (0,)) -> None:
+    """An entry script. Exit code 1 says that some of a sweep's jobs failed, which is a result; any other that it was
+    refused or ended from outside, after which the next call goes on."""
     print(f"$ python {script} {' '.join(words)}", flush=True)
-    result = subprocess.run([sys.executable, str(ROOT / script), *words], check=False)
-    if result.returncode and check:
-        sys.exit(result.returncode)
+    code = subprocess.run([sys.executable, str(ROOT / script), *words], check=False).returncode
+    if code not in may_end:
+        sys.exit(f"{script} ended with exit code {code}; call again to go on from here.")
 
 
 def put(path: Path, name: str, text: str) -> None:

@@ -32,6 +32,7 @@ class Curves:
         found: dict[str, Any] = {}
         for option in ("guidance", "steps"):
             values = self.config["curve"][option]
+            values = values if isinstance(values, list) else [values]
             if values:
                 points = [self.point(**{option: value}) for value in values]
                 found[f"curve over {option}"] = points

@@ -9,6 +9,7 @@ from torch import Tensor
 from ldm.data.table import Table
 
 RATIO = 1 / 3  # Yoon et al. 2023, section 4
+MOST_VALUES = 2**25  # of training images at once
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def neighbours(images: Tensor, table: Table, chunk: int = 4096) -> Neighbours:
     """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels."""
     flat = images.flatten(1)
     n, scale = len(flat), flat.shape[1] ** -0.5
+    chunk = max(1, min(chunk, MOST_VALUES // flat.shape[1]))
     best, other = torch.full((n,), float("inf")), torch.full((n,), float("inf"))
     which = torch.zeros(n, dtype=torch.long)
     for start in range(0, len(table), chunk):

@@ -14,6 +14,7 @@ from ldm.evaluation.classifier import own_features
 from ldm.evaluation.features import Features, open_features
 from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.report import Report, plain, shown
+from ldm.evaluation.scoring import LEAST
 from ldm.images import Preprocess
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
@@ -48,6 +49,8 @@ def check(config: Mapping[str, Any]) -> None:
     for key in ("n", "seeds", "reference_n", "batch_size"):
         if config[key] < 1:
             raise UserError(f"{key}={config[key]}: has to be at least 1.")
+    if config["curve"]["n"] < LEAST:
+        raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} pictures.")
 
 
 def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:

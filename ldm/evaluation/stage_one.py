@@ -12,13 +12,14 @@ from ldm.evaluation.distances import frechet_distance, kernel_distance
 from ldm.evaluation.features import Features
 from ldm.evaluation.latents import LatentStatistics, latent_statistics
 from ldm.evaluation.perceptual import open_lpips, ssim
-from ldm.evaluation.pictures import Pictures, refuse_unlike
+from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike, to_bytes
 from ldm.evaluation.report import Report, new_figure
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Gaussian
 from ldm.pipeline import sample_prior
 from ldm.randomness import permutation
+from ldm.registry import spec_of
 from ldm.training.fit import cache_of
 from ldm.training.vae_task import psnr
 
@@ -42,12 +43,11 @@ def measure(
     real = Pictures.of_table(val, rows, f"{len(rows)} validation images")
     found = _reconstruct(vae, val, rows, config)
     latents = latent_statistics(found.posteriors)
-    images = val.batch(rows, ["image"])["image"]
-    mean_image_db = float(psnr((images - images.mean(0)).square().mean()))
+    mean_image_db = float(psnr(found.variance.clamp(min=0).mean()))
     db = float(psnr(found.errors.mean()))
     verdict = judge(latents, db, mean_image_db, beta)
     preprocess: Preprocess = getattr(vae, "preprocess", None) or val.preprocess
-    decoded = Pictures.of_tensor(found.decoded, preprocess, "their reconstructions")
+    decoded = Pictures(found.decoded, spec_of(preprocess), "their reconstructions")
     refuse_unlike(decoded, real)
     a, b = features.of(decoded), features.of(real, cache_of(config))
     figures: dict[str, Any] = {
@@ -62,7 +62,7 @@ def measure(
     }
     figures |= latent_figures(latents)
     _fill(report, figures, verdict, features, latents)
-    _show(report, vae, images, found, preprocess, config)
+    _show(report, vae, real, found, config)
     return figures | {
         "verdict": str(verdict),
         "findings": [vars(finding) for finding in verdict.findings],
@@ -87,11 +87,13 @@ def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
 
 
 class _Reconstructions:
-    """Of all measured images: `decoded` (N, C, H, W) in [-1, 1], mean squared `errors`, `ssim`, `lpips` (N,)."""
+    """Of all measured images: `decoded` (N, C, H, W) uint8, mean squared `errors`, `ssim`, `lpips` (N,), and their own
+    `variance` at each place (C, H, W)."""
 
     def __init__(self) -> None:
         self.posteriors: list[Gaussian] = []
         self.decoded, self.errors, self.ssim = torch.empty(0), torch.empty(0), torch.empty(0)
+        self.variance = torch.empty(0)
         self.lpips: Tensor | None = None
         self.lpips_note = ""
 
@@ -101,6 +103,7 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
     found = _Reconstructions()
     lpips, found.lpips_note = open_lpips(config["lpips"], str(device))
     decoded, errors, similar, perceptual = [], [], [], []
+    first = second = torch.zeros((), dtype=torch.float64)
     for batch in np.array_split(rows, -(-len(rows) // config["batch_size"])):
         images = val.batch(batch, ["image"])["image"].to(device)
         posterior = vae.encode(images)
@@ -110,9 +113,12 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
         similar.append(ssim(again, images).cpu())
         if lpips:
             perceptual.append(lpips(again, images).cpu())
-        decoded.append(again.cpu())
+        decoded.append(to_bytes(again))
+        values = images.double().cpu()
+        first, second = first + values.sum(0), second + values.square().sum(0)
     found.decoded, found.errors, found.ssim = torch.cat(decoded), torch.cat(errors), torch.cat(similar)
     found.lpips = torch.cat(perceptual) if perceptual else None
+    found.variance = second / len(rows) - (first / len(rows)).square()
     return found
 
 
@@ -142,25 +148,22 @@ def _fill(
 
 
 def _show(
-    report: Report,
-    vae: AutoencoderKL,
-    images: Tensor,
-    found: _Reconstructions,
-    preprocess: Preprocess,
-    config: Mapping[str, Any],
+    report: Report, vae: AutoencoderKL, real: Pictures, found: _Reconstructions, config: Mapping[str, Any]
 ) -> None:
+    def pairs(rows: Tensor) -> Tensor:
+        return from_bytes(torch.stack([real.images[rows], found.decoded[rows]], 1).flatten(0, 1))  # (2N, C, H, W)
+
     report.heading("Pictures")
-    pairs = torch.stack([images, found.decoded], 1)  # (N, 2, C, H, W)
-    report.pictures("reconstructions", pairs[:SHOWN].flatten(0, 1), 8, "Images, each beside its reconstruction.")
+    some = torch.arange(min(SHOWN, len(real)))
+    report.pictures("reconstructions", pairs(some), 8, "Images, each beside its reconstruction.")
     worst = found.errors.argsort(descending=True)[:8]
-    report.pictures("worst", pairs[worst].flatten(0, 1), 8, "The worst reconstructions.")
-    z = torch.cat([p.mean for p in found.posteriors])[:8]  # (8, C, h, w)
+    report.pictures("worst", pairs(worst), 8, "The worst reconstructions.")
+    z = found.posteriors[0].mean[:8]  # (8, C, h, w)
     scaled = (z / (3 * z.std((0, 2, 3), keepdim=True).clamp(min=1e-6))).clamp(-1, 1)
-    report.pictures(
-        "latents", scaled.flatten(0, 1)[:, None], z.shape[1], "Latents of the first images, channel by channel."
-    )
-    size = (preprocess.height, preprocess.width)
-    prior = sample_prior(vae, 16, size, config["seed"], config["batch_size"]).cpu()
+    caption = "Latents of the first images, channel by channel."
+    report.pictures("latents", scaled.flatten(0, 1)[:, None], z.shape[1], caption)
+    height, width = real.images.shape[2:]
+    prior = sample_prior(vae, 16, (height, width), config["seed"], config["batch_size"]).cpu()
     report.pictures("prior", prior, 8, "Decoded from z ~ N(0, 1): no picture is expected of a first stage.")
 
 

@@ -80,6 +80,15 @@ def test_an_arm_without_a_run_is_a_failure_not_a_stop(tmp_path: Path) -> None:
     assert ablation.evaluated("edm", 0, (None, None), o)["error"] == "no finished run"  # type: ignore[arg-type]
 
 
+def test_a_killed_sweep_stops_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.CompletedProcess([], -9)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: ended)
+    with pytest.raises(SystemExit, match="call again"):
+        ablation.run("train_ldm.py", [], may_end=(0, 1))
+    ended.returncode = 1
+    ablation.run("train_ldm.py", [], may_end=(0, 1))
+
+
 def test_every_arm_composes() -> None:
     from hydra import initialize_config_dir
 
