@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ldm import overrides
 from ldm.cli_config import CONF
 from ldm.errors import UserError
@@ -125,17 +127,38 @@ def option_words(options: str) -> list[str]:
     return words
 
 
-def words_of_config(config: Mapping[str, Any], path: str = "") -> list[str]:
+def words_of_config(config: Mapping[str, Any]) -> list[str]:
     """Options that compose the config of a run, which is all that is known of one started elsewhere."""
+    sections = {key: value for key, value in config.items() if key not in (*OURS, "cache_dir")}
+    groups = [f"{group}={choice}" for group in sections if (choice := _choice(group, sections[group]))]
+    return [*groups, *_flat(sections)]
+
+
+def _choice(group: str, section: Any) -> str | None:
+    """The choice of a config group that a section may have come from: of the same class, with no key that it lacks."""
+    if not isinstance(section, Mapping):
+        return None
+    for file in sorted((CONF / group).glob("*.yaml")):
+        text = file.read_text("utf-8")
+        read = yaml.safe_load(text) or {}
+        same = read["class"] == section.get("class") if "class" in read else set(read) == set(section)
+        if "@package" not in text and same and _has_keys(section, read):
+            return file.stem
+    return None
+
+
+def _has_keys(section: Any, read: Any) -> bool:
+    """Whether every key of `read`, at any depth, is in `section`."""
+    if not isinstance(read, Mapping):
+        return True
+    return isinstance(section, Mapping) and all(k in section and _has_keys(section[k], v) for k, v in read.items())
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> list[str]:
     words = []
     for key, value in config.items():
         where = f"{path}.{key}" if path else str(key)
-        if not path and key in (*OURS, "cache_dir"):
-            continue
-        if isinstance(value, Mapping):
-            words += words_of_config(value, where)
-        else:
-            words.append(f"{where}={_plain(value)}")
+        words += _flat(value, where) if isinstance(value, Mapping) else [f"{where}={_plain(value)}"]
     return words
 
 
@@ -148,10 +171,9 @@ def entry(script: str) -> list[str]:
 
 
 def _plain(value: Any) -> str:
+    """A value as Hydra's grammar has it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (int, float)):
-        return str(value)
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(_plain(v) if not isinstance(v, str) else overrides.quote(v) for v in value)}]"
+        return f"[{','.join(overrides.quote(v) if isinstance(v, str) else _plain(v) for v in value)}]"
     return str(value)
