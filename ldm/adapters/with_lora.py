@@ -61,7 +61,7 @@ class WithLora:
 
     def unload_lora(self, name: str | None = None) -> None:
         """Takes a LoRA off again, or all of them: the base is then bit for bit the one it was."""
-        for one in self._loras() if name is None else [name]:
+        for one in self.loras if name is None else [name]:
             self._lora(one)
             for _, module in lora.components(self, None).items():
                 layers.remove(module, lora.inner_name(one))
@@ -72,7 +72,7 @@ class WithLora:
 
         The weights of before are kept for `unmerge_lora`, which costs their memory.
         """
-        names = self._loras()
+        names = self.loras
         if not names:
             raise UserError("there is no LoRA to merge: load one by load_lora(path).")
         if self.merged:
@@ -95,7 +95,7 @@ class WithLora:
 
     def export_lora(self, out: str | Path, to: str = "diffusers", name: str | None = None) -> Path:
         """Writes the LoRA `name`, or the only one, as a .safetensors file for diffusers or for kohya's tools."""
-        names = self._loras()
+        names = self.loras
         if name is None and len(names) != 1:
             raise UserError(f"say which LoRA to export by name=: {', '.join(names) or 'there is none on this model'}.")
         out = Path(out)
@@ -105,12 +105,14 @@ class WithLora:
         files.write(out, self._lora(name or names[0]).lora, to)
         return out
 
-    def _loras(self) -> list[str]:
+    @property
+    def loras(self) -> list[str]:
+        """The names of the LoRAs that are on it, merged ones not among them."""
         return [name for name, (adapter, _) in self.adapters.items() if isinstance(adapter, LoraAdapter)]
 
     def _lora(self, name: str) -> Any:
-        if name not in self._loras():
-            raise UserError(f"there is no LoRA '{name}' on this model.{did_you_mean(name, self._loras())}")
+        if name not in self.loras:
+            raise UserError(f"there is no LoRA '{name}' on this model.{did_you_mean(name, self.loras)}")
         return self.adapters[name][0]
 
 

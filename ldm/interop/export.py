@@ -55,6 +55,8 @@ def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapp
     """
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
+    if callable(bare := getattr(model, "bare", None)):
+        bare("export")  # what is put on a model isn't exported with it
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name another folder to export to.")
@@ -236,7 +238,11 @@ def main(arguments: list[str]) -> None:
     run = named if named.exists() else Path(options["run"])
     about: dict[str, Any] = {"licence": options.get("licence"), "run": run}
     load = importlib.import_module("ldm.loading").load  # a command stands above its module, as a user does
-    report = export(load(run), options["out"], options.get("to", "diffusers"), about)
+    model, to = load(run), options.get("to", "diffusers")
+    if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
+        print(model.export_lora(options["out"], to))
+        return
+    report = export(model, options["out"], to, about)
     print(f"{options['out']}\n{report}")
 
 

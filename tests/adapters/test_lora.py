@@ -9,6 +9,7 @@ import ldm
 from ldm.adapters import LoraAdapter, layers, lora
 from ldm.errors import UserError
 from ldm.interop import lora as files
+from ldm.sampling import loras
 from tests.adapters.models import equal, pictures, small
 
 peft = pytest.importorskip("peft")
@@ -172,3 +173,10 @@ def test_it_goes_out_to_other_tools_files_and_comes_back(model, tmp_path, to):
     fresh.load_lora(out, 0.7, name="foreign")
     assert torch.equal(pictures(fresh), there)
     assert "hash" not in fresh.adapters["foreign"][0].base
+
+
+def test_the_command_line_names_several_with_their_scales():
+    assert loras(None) == []
+    assert loras("mine") == [("mine", 1.0)]
+    assert loras("runs/ldm/mine:0.8") == [("runs/ldm/mine", 0.8)]
+    assert loras("[a b:.5, C:/x.safetensors,y:-1]") == [("a b", 0.5), ("C:/x.safetensors", 1.0), ("y", -1.0)]
