@@ -16,7 +16,7 @@ from ldm.evaluation.pictures import Pictures
 from ldm.evaluation.report import spread
 from ldm.randomness import permutation
 
-RIDGE = 1e-2  # of the features' mean variance, times the number of images
+RIDGE = 0.1  # of the features' variance, times the number of images: of 1e-2 to 30 what reads held-out emoji best
 
 
 @dataclass(frozen=True)
