@@ -124,6 +124,7 @@ def merge(conds: list[Cond]) -> Cond:
         tokens=_join([c.tokens for c in conds], 1),
         mask=torch.cat(masks, 1) if masks else None,
         concat=_join([c.concat for c in conds], 1),
+        base=next((c.base for c in conds if c.base is not None), None),
         control={name: t for c in conds for name, t in c.control.items()},
     )
 

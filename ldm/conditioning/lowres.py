@@ -29,8 +29,10 @@ class LowRes(Part):
     of another model above all. Sampling adds `level`.
 
     It reaches the latent's resolution without loss: enlarged (bicubic) where the latent is finer, then by moving pixels
-    into channels. With `encoded` it is enlarged to the image's size and goes through the first stage. Null is level 1
-    and nothing else. `channels`, `size`, `factor` and `latent_channels` are read off data and first stage.
+    into channels. With `encoded` it is enlarged to the image's size and goes through the first stage. On
+    pixels, or `encoded`, it then is what is to be drawn but for details, and only the difference is diffused
+    (`residual`; Li et al. 2022, SRDiff, section 3.1): before the first step of training it already enlarges as bicubic
+    does. Null is level 1 and nothing else. `channels`, `size`, `factor` and `latent_channels` are read off data and first stage.
     """
 
     column = "low"
@@ -46,6 +48,7 @@ class LowRes(Part):
         latent_channels: int | None = None,
         size: list[int] | None = None,
         encoded: bool = False,
+        residual: bool = True,
         level: float = 0.05,
         max_level: float = 0.3,
         drop_prob: float = 0.0,
@@ -62,6 +65,7 @@ class LowRes(Part):
         self.encoded, self.level, self.max_level = encoded, level, max_level
         common = gcd(scale, factor)
         self.enlarge, self.shuffle = scale // common, factor // common
+        self.residual = residual and (encoded or (factor == 1 and latent_channels == channels))
         self.planes = (latent_channels or 0) if encoded else channels * self.shuffle**2
         self.concat_channels = self.planes
         self.embedding = nn.Linear(FEATURES, FEATURES)
@@ -131,9 +135,9 @@ class LowRes(Part):
             nothing = torch.zeros_like(values)
             nothing[:, -1] = NOTHING
             values = torch.where(drop[:, None, None, None], nothing, values)
-        level = values[:, -1, 0, 0]  # (B,)
+        planes, level = values[:, :-1], values[:, -1, 0, 0]  # (B, ., h, w), (B,)
         vector = self.embedding(timestep_embedding(1000 * level, FEATURES))  # (B, FEATURES)
-        return Cond(vector=vector, concat=values[:, :-1])
+        return Cond(vector=vector, concat=planes, base=planes if self.residual else None)
 
 
 def smaller(images: Tensor, scale: int) -> Tensor:

@@ -27,6 +27,9 @@ class Denoiser(nn.Module):
     `offset_noise` s adds s times a standard normal number a channel, the same at all places, to the noise of training
     (Guttenberg 2023): a model whose schedule doesn't end in pure noise learns to change the mean colour. 0 is off, 0.1
     usual; zero-terminal SNR is the sounder cure.
+
+    Where `cond` has a `base` b (B, C, H, W), an image that is right but for details, what is diffused is the difference
+    from it: D(x, sigma) = b + D'(x - b, sigma), and x = x0 + sigma noise stays as it is.
     """
 
     def __init__(
@@ -56,12 +59,17 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         """The denoised x0 (B, C, H, W) of `x` (B, C, H, W) at `sigma` (B,). One call of the network."""
         x, sigma = at_least_float32(x), at_least_float32(sigma)
+        base = getattr(cond, "base", None)
+        x = x if base is None else x - base
         c = self.parameterization.coefficients(sigma)
-        return broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * self._raw(x, c, cond)
+        denoised = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * self._raw(x, c, cond)
+        return denoised if base is None else denoised + base
 
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         """The weighted loss of each sample, (B,): the mean over C, H, W between the raw output and its target."""
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
+        base = getattr(cond, "base", None)
+        x0 = x0 if base is None else x0 - base
         c = self.parameterization.coefficients(sigma)
         raw = self._raw(x0 + broadcast(sigma, x0) * noise, c, cond)
         error = raw - self.parameterization.target(x0, noise, sigma)

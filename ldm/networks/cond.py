@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TENSORS = ("vector", "tokens", "mask", "concat")
+_TENSORS = ("vector", "tokens", "mask", "concat", "base")
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,16 @@ class Cond:
 
     `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where
     `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
-    map, masked image, low resolution). `control` maps a ControlNet's name to its image (B, C, H, W), and
-    where its outputs have weights, `networks.controlnet.weights_of(name)` to these.
+    map, masked image, low resolution). `base` (B, C, h, w) is an image that is right but for details, from which the
+    denoised is measured. `control` maps a ControlNet's name to its image (B, C, H, W), and where its outputs have
+    weights, `networks.controlnet.weights_of(name)` to these.
     """
 
     vector: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     concat: Tensor | None = None
+    base: Tensor | None = None
     control: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cat(self, *others: "Cond") -> "Cond":

@@ -99,6 +99,16 @@ def test_mistakes_are_answered_in_words() -> None:
             LowRes(3, **wrong)
 
 
+def test_the_difference_is_diffused_where_it_lies_in_the_network_s_space() -> None:
+    on_pixels, on_latents = LowRes(3, latent_channels=3), LowRes(3, factor=4, latent_channels=3)
+    values = on_pixels.prepare(batch(), same, 0)
+    assert torch.equal(on_pixels(values).base, values[:, :-1])
+    assert (on_pixels(on_pixels.null_sized(1, (16, 16))).base == 0).all()
+    assert on_latents(on_latents.prepare(batch(), same, 0)).base is None
+    assert LowRes(3, latent_channels=3, residual=False)(values).base is None
+    assert Conditioner({"low": on_pixels})({"low": values}).base is not None
+
+
 def test_what_a_user_passes_is_by_another_name_than_the_data_s() -> None:
     conditioner = Conditioner({"low": LowRes(3)})
     assert conditioner.needs == ("image",) and conditioner.takes == ("low_res", "noise_level")

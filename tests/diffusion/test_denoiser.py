@@ -151,3 +151,17 @@ def test_defaults_and_refusals():
         Denoiser(Oracle(), V(), loss="hubber")
     with pytest.raises(UserError, match="huber_c"):
         Denoiser(Oracle(), V(), loss="huber", huber_c=0.0)
+
+
+def test_a_base_is_only_another_origin() -> None:
+    """D(x; b) = b + D(x - b; 0), and the loss is that of the difference."""
+    from ldm.networks import Cond
+
+    torch.manual_seed(0)
+    denoiser = Denoiser(lambda x, t, cond: x.tanh() * t.view(-1, 1, 1, 1), EDM())
+    x0, noise, base = torch.randn(3, 2, 3, 4, 4, dtype=torch.float64)
+    sigma = torch.tensor([0.5, 3.0], dtype=torch.float64)
+    moved = denoiser(x0 + base, sigma, Cond(base=base))
+    torch.testing.assert_close(moved, base + denoiser(x0, sigma, Cond()))
+    loss = denoiser.loss(x0 + base, noise, sigma, Cond(base=base))
+    torch.testing.assert_close(loss, denoiser.loss(x0, noise, sigma, Cond()))
