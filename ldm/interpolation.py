@@ -112,6 +112,7 @@ def between(a: Cond, b: Cond, t: Tensor) -> Cond:
         tokens=tokens,
         mask=mask,
         concat=None if a.concat is None or b.concat is None else torch.lerp(a.concat, b.concat, t[:, None, None, None]),
+        base=None if a.base is None or b.base is None else torch.lerp(a.base, b.base, t[:, None, None, None]),
     )
 
 

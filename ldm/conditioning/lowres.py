@@ -32,7 +32,8 @@ class LowRes(Part):
     into channels. With `encoded` it is enlarged to the image's size and goes through the first stage. On
     pixels, or `encoded`, it then is what is to be drawn but for details, and only the difference is diffused
     (`residual`; Li et al. 2022, SRDiff, section 3.1): before the first step of training it already enlarges as bicubic
-    does. Null is level 1 and nothing else. `channels`, `size`, `factor` and `latent_channels` are read off data and first stage.
+    does. Null is level 1 and nothing else. `channels`, `size`, `factor` and `latent_channels` are read off data and
+    first stage.
     """
 
     column = "low"
