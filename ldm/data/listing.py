@@ -128,12 +128,15 @@ def samples(store: Store, under: str, columns: Mapping[str, str]) -> list[Sample
 
     `columns` says which of COLUMNS are wanted and what metadata.jsonl calls them.
     """
-    described = list(_from_metadata(store, under, columns))
+    described = list(_from_metadata(store, under, {key: key for key in PATHS} | dict(columns)))
     if not described:
         return _from_files(store, under, columns)
     named = {path for sample in described for path in (sample.image, sample.map, sample.mask, sample.control)}
     if unnamed := [path for path in store.under(under) if _is_image(path) and path not in named]:
         _log.warning("%d images aren't in %s and are left out, such as %s", len(unnamed), METADATA, unnamed[0])
+    for key in [key for key in PATHS if key not in columns]:
+        for sample in described:
+            setattr(sample, key, None)
     return described
 
 

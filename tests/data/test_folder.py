@@ -333,3 +333,16 @@ def test_wrong_options_are_told_before_any_file_is_read():
     ):
         with pytest.raises(UserError, match=said):
             Folder("nowhere", **options)
+
+
+def test_maps_that_are_not_wanted_are_not_taken_for_images(tmp_path, caplog):
+    folder = tmp_path / "mapped"
+    folder.mkdir()
+    rows = []
+    for i in range(4):
+        for name in (f"{i}.png", f"map-{i}.png"):
+            Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / name)
+        rows.append(json.dumps({"file_name": f"{i}.png", "map": f"map-{i}.png", "text": "a square"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    train, _ = Folder(str(folder), columns=["text"]).tables(tmp_path / "cache")
+    assert set(train.columns) == {"text"} and "left out" not in caplog.text
