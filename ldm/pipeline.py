@@ -118,8 +118,7 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         `control` is what a ControlNet (`load_controlnet`) reads, or `control_from` a picture that it's made from: one
         for all, one each, or of several ControlNets by name; see `ldm.adapters.steering`.
 
-        `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H,
-        W, C) uint8.
+        `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
         """
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}

@@ -1,6 +1,6 @@
 """The cross-attention U-Net of latent diffusion (Rombach et al. 2022), with the state-dict names of diffusers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -156,29 +156,16 @@ class UNet(Encoder):
                 linear_projection=linear_projection,
             )
 
+        def level(i: int, resnets: list[ResnetBlock], sampler: Sampler) -> Level:
+            return Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler)
+
         self.patch = patch
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
         self.class_embedding = nn.Linear(vector_dim, embed_dim, vector_bias) if vector_dim else None
-        self.down_blocks = nn.ModuleList()
-        skips = [widths[0]]
-        for i, width in enumerate(widths):
-            before = widths[max(i - 1, 0)]
-            resnets = [resnet(before if j == 0 else width, width) for j in range(blocks)]
-            last = i == levels - 1
-            sampler: Sampler = None if last else ("down", Downsample(width))
-            self.down_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
-            skips += [width] * (blocks + (not last))
+        self.down_blocks, skips = _way_down(widths, blocks, resnet, level)
         self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
-        self.up_blocks: Any = nn.ModuleList()
-        width = widths[-1]
-        for i in reversed(range(levels)):
-            resnets = []
-            for _ in range(blocks + 1):
-                resnets.append(resnet(width + skips.pop(), widths[i]))
-                width = widths[i]
-            sampler = None if i == 0 else ("up", Upsample(width))
-            self.up_blocks.append(Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler))
+        self.up_blocks: Any = _way_up(widths, blocks, skips, resnet, level)
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], 1e-5)
         self.conv_out = zero_(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
 
@@ -202,6 +189,34 @@ class UNet(Encoder):
                 h = level.upsamplers[0](h, skips[-1].shape[2:])
         out = self.conv_out(F.silu(self.conv_norm_out(h)))
         return F.pixel_shuffle(out, self.patch)[..., : x.shape[2], : x.shape[3]] if self.patch > 1 else out
+
+
+MakeResnet = Callable[[int, int], ResnetBlock]
+MakeLevel = Callable[[int, list[ResnetBlock], Sampler], Level]
+
+
+def _way_down(widths: list[int], blocks: int, resnet: MakeResnet, level: MakeLevel) -> tuple[nn.ModuleList, list[int]]:
+    """The levels from fine to coarse, and the widths of the skips that they leave, in the order they arise."""
+    levels, skips = nn.ModuleList(), [widths[0]]
+    for i, width in enumerate(widths):
+        before = widths[max(i - 1, 0)]
+        resnets = [resnet(before if j == 0 else width, width) for j in range(blocks)]
+        last = i == len(widths) - 1
+        levels.append(level(i, resnets, None if last else ("down", Downsample(width))))
+        skips += [width] * (blocks + (not last))
+    return levels, skips
+
+
+def _way_up(widths: list[int], blocks: int, skips: list[int], resnet: MakeResnet, level: MakeLevel) -> nn.ModuleList:
+    """The levels from coarse to fine; every block reads one skip beside what comes from below."""
+    levels, width, left = nn.ModuleList(), widths[-1], list(skips)
+    for i in reversed(range(len(widths))):
+        resnets = []
+        for _ in range(blocks + 1):
+            resnets.append(resnet(width + left.pop(), widths[i]))
+            width = widths[i]
+        levels.append(level(i, resnets, None if i == 0 else ("up", Upsample(width))))
+    return levels
 
 
 def _per_level(value, levels: int, name: str) -> list:
