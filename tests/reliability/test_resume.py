@@ -63,7 +63,7 @@ def test_the_total_of_a_run_limited_by_time_is_kept(here, monkeypatch):
     from ldm.training import schedule
 
     monkeypatch.setattr(schedule, "MEASURED_STEPS", 4)
-    words = ("name=timed", "trainer.max_steps=-1", "trainer.max_time=00:00:00:20")
+    words = ("name=timed", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00")
     first = struck_run("vae", Task, "training_step", 36, TERM, *words)
     assert forked(first) == 143
     total = checkpoint(run_of("vae", "timed"), 36)["ldm_total_steps"]
