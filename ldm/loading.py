@@ -37,7 +37,10 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
         return _on_base(model, path.parent.parent / "model", path).to(device)
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
     if not whole and interop.is_diffusers(path):
-        return interop.load_folder(path).to(device)
+        model: Any = interop.load_folder(path)
+        if control := interop.controlnet_in(path):
+            model.load_controlnet(control)
+        return model.to(device)
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():
             model = artifact.load(folder, device)

@@ -194,11 +194,12 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
     def export(self, out: str | Path, to: str = "diffusers") -> Any:
         """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
 
-        `to` is "diffusers", or "ldm": a model folder with a frozen text encoder's files in it.
+        `to` is "diffusers", or "ldm": a model folder with a frozen text encoder's files in it. A ControlNet that is on
+        it goes to diffusers with it, if the model is a StableDiffusionPipeline there.
         """
         from ldm.interop.export import export
 
-        return export(self.bare("export"), out, to)
+        return export(self, out, to)
 
     def as_output(self, images: Tensor, output: str = "pil") -> Any:
         """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.adapters.base import Adapter
-from ldm.adapters.control import open_control
+from ldm.adapters.control import Control, open_control
 from ldm.adapters.with_lora import WithLora
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError
@@ -45,9 +45,10 @@ class Adaptable(WithLora):
         folder = path.parent if path.name == "model" else path
         self.put_on(control, name or (path.stem if path.is_file() else folder.name), scale, str(path), force)
 
-    def bare(self, what: str) -> Any:
-        """The model, if nothing is on it that its file wouldn't hold."""
-        lost = [name for name, (adapter, _) in self.adapters.items() if not isinstance(adapter, WordEmbedding)]
+    def bare(self, what: str, controlnets: bool = False) -> Any:
+        """The model, if nothing is on it that its file wouldn't hold; some files hold `controlnets` too."""
+        held = (WordEmbedding, Control) if controlnets else WordEmbedding
+        lost = [name for name, (adapter, _) in self.adapters.items() if not isinstance(adapter, held)]
         if lost:
             raise UserError(f"{what}: {', '.join(lost)} would be lost; merge_lora() makes a LoRA part of the model.")
         return self

@@ -4,7 +4,7 @@ A mapping of names is data (`names`, `compvis`), checked to be a bijection; what
 name.
 """
 
-from ldm.interop.folder import is_diffusers, load_folder
+from ldm.interop.folder import controlnet_in, is_diffusers, load_folder
 from ldm.interop.single_file import is_single_file, load_single_file
 
-__all__ = ["is_diffusers", "is_single_file", "load_folder", "load_single_file"]
+__all__ = ["controlnet_in", "is_diffusers", "is_single_file", "load_folder", "load_single_file"]

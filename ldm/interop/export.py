@@ -8,6 +8,7 @@ Stock classes where there are any; where not, classes of ours in a file beside t
 
 import importlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from ldm.files import atomic_write
 from ldm.interop import controlnet, schedulers, unet, vae
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
-from ldm.networks import AutoencoderKL, ControlNet, Identity, UNet
+from ldm.networks import AutoencoderKL, Controlled, ControlNet, Identity, UNet
 from ldm.registry import spec_of
 
 FORMATS = ("diffusers", "ldm")
@@ -56,13 +57,19 @@ def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapp
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
     if callable(bare := getattr(model, "bare", None)):
-        bare("export")  # what is put on a model isn't exported with it
+        bare("export", controlnets=to == "diffusers")  # what else is put on a model isn't exported with it
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name another folder to export to.")
     out.mkdir(parents=True, exist_ok=True)
-    if to == "ldm":
-        return _bundle(model, out)
+    try:
+        return _bundle(model, out) if to == "ldm" else _to_diffusers(model, out, about or {})
+    except UserError:
+        shutil.rmtree(out)  # half a model, in a folder that was new or empty
+        raise
+
+
+def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Report:
     report = Report()
     if isinstance(model, AutoencoderKL):
         z = model.latent_channels
@@ -70,14 +77,12 @@ def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapp
     elif isinstance(model, UNet):
         _write_unet(model, out, report, None)
     elif isinstance(model, ControlNet):
-        config = controlnet.to_diffusers(model)
-        _write_part(out, config, controlnet.weights(model.state_dict(), config))
-        report.parts["controlnet"] = "stock"
+        _write_controlnet(model, out, report)
     elif hasattr(model, "denoiser"):
         _write_pipeline(model, out, report)
     else:
         raise UserError(f"a {type(model).__name__} can't be exported to diffusers.")
-    atomic_write(out / "README.md", card(model, report, about or {}))
+    atomic_write(out / "README.md", card(model, report, about))
     return report
 
 
@@ -97,13 +102,13 @@ def _frozen(model: Any) -> list[FrozenText]:
 
 
 def _write_pipeline(model: Any, out: Path, report: Report) -> None:
-    network, z = model.denoiser.network, model.first_stage.latent_channels
+    network, z, controlnets = model.denoiser.network, model.first_stage.latent_channels, []
+    if isinstance(network, Controlled):
+        network, controlnets = network.network, list(network.controlnets)
     factor = model.first_stage.factor
     size = (model.preprocess.height // factor, model.preprocess.width // factor)
     index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size)}
-    scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling["sampler"])
-    if model.sampling.get("spacing") == "karras" and scheduler["_class_name"].startswith("DPMSolver"):
-        scheduler["use_karras_sigmas"] = True
+    scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling)
     _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     report.parts["scheduler"] = "stock"
@@ -112,7 +117,15 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         where = out / "vae"
         index["vae"] = _write_vae(model.first_stage, model.latent_mean, model.latent_std, where, report, side)
     index |= _write_conditions(model.conditioner, out, report)
-    if reason := _needs_own_pipeline(model, index):
+    reason = _needs_own_pipeline(model, index)
+    if controlnets:
+        if reason or len(controlnets) > 1:
+            reason = reason or f"there are {len(controlnets)} of them"
+            raise UserError(
+                f"the model and its ControlNet aren't a StableDiffusionControlNetPipeline: {reason}. Export each alone."
+            )
+        index["controlnet"] = _write_controlnet(controlnets[0], out / "controlnet", report)
+    if reason:
         report.parts["pipeline"] = reason
         _copy_source("ldm_pipeline", out)
         index |= {"_class_name": ["ldm_pipeline", "LdmPipeline"], "shape": [z, *size], "sampling": dict(model.sampling)}
@@ -123,7 +136,8 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
     else:
         report.parts["pipeline"] = "stock"
         index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
-        index |= {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+        name = "StableDiffusionControlNetPipeline" if controlnets else "StableDiffusionPipeline"
+        index |= {"_class_name": name, "requires_safety_checker": False}
     _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
 
 
@@ -155,6 +169,13 @@ def _write_unet(network: nn.Module, out: Path, report: Report, size: tuple[int, 
     config = unet.to_diffusers(network, sample_size)
     _write_part(out, config, unet.weights(network.state_dict(), config))
     return ["diffusers", "UNet2DConditionModel"]
+
+
+def _write_controlnet(model: ControlNet, out: Path, report: Report) -> list[str]:
+    config = controlnet.to_diffusers(model)
+    _write_part(out, config, controlnet.weights(model.state_dict(), config))
+    report.parts["controlnet"] = "stock"
+    return ["diffusers", "ControlNetModel"]
 
 
 def _write_vae(

@@ -30,10 +30,15 @@ def is_diffusers(folder: Path) -> bool:
     return config.is_file() and "_class_name" in read_json(config)
 
 
+def controlnet_in(folder: Path) -> Path | None:
+    """The folder of the ControlNet that a pipeline's folder holds beside its base."""
+    return folder / "controlnet" if (folder / "controlnet" / "config.json").is_file() else None
+
+
 def load_folder(folder: str | Path) -> nn.Module:
     """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL, a UNet or a ControlNet.
 
-    Raises UserError naming what can't be represented.
+    A pipeline's ControlNet isn't read with it: see `controlnet_in`. Raises UserError naming what can't be represented.
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
@@ -139,7 +144,7 @@ def _pipeline(folder: Path) -> nn.Module:
     # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
-    known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "safety_checker",
+    known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
              "feature_extractor"}  # fmt: skip
     if extra := sorted(present - known):
         raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")

@@ -157,4 +157,35 @@ def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_fold
     assert (ours - plain).abs().max() > 0.02
 
 
+def test_with_its_base_it_goes_out_and_in_as_one_pipeline(text_folder, tmp_path):
+    model = make({"text": frozen(text_folder)}, sampling={"sampler": "ddim"})
+    export(randomised(ControlNet(model.denoiser.network, factor=2)), tmp_path / "control")
+    model.load_controlnet(tmp_path / "control")
+    assert model.export(tmp_path / "both").stock
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "both")
+    assert type(pipe).__name__ == "StableDiffusionControlNetPipeline"
+
+    hint, sigma = torch.rand(1, 3, 16, 16), model.denoiser.parameterization.sigma_max
+    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
+    options = {"num_inference_steps": 10, "guidance_scale": 3.0, "height": 16, "width": 16}
+    theirs, expected = both(pipe, start, prompt=PROMPT, image=hint, **options)
+    for one in (model, ldm.load(tmp_path / "both")):
+        ours, latents = draw(one, prompt=PROMPT, steps=10, guidance=3.0, control=hint)
+        agree(ours, theirs, latents, expected)
+
+
+def test_with_a_base_or_another_that_no_stock_pipeline_takes_it_is_refused_and_nothing_is_left(text_folder, tmp_path):
+    stock, own = make({"text": frozen(text_folder)}), make({"text": frozen(text_folder, masked=True)})
+    export(ControlNet(stock.denoiser.network, factor=2), tmp_path / "control")
+    own.load_controlnet(tmp_path / "control")
+    stock.load_controlnet(tmp_path / "control")
+    stock.load_controlnet(tmp_path / "control", name="second")
+    for model, says in ((own, "masked"), (stock, "there are 2 of them")):
+        with pytest.raises(UserError, match=f"{says}.*Export each alone"):
+            model.export(tmp_path / "both")
+        assert not (tmp_path / "both").exists()
+    with pytest.raises(UserError, match="would be lost"):
+        own.export(tmp_path / "both", to="ldm")
+
+
 _OURS = {"scale": "control_scale", "start": "control_start", "end": "control_end", "guess": "guess_mode"}

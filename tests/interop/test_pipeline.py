@@ -65,7 +65,16 @@ def both(pipe, latents, **options):
 
 
 @pytest.mark.parametrize("kind", [Eps, V])
-@pytest.mark.parametrize(("sampler", "name"), [("ddim", "DDIM"), ("dpmpp_2m", "DPMSolverMultistep")])
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        ("ddim", "DDIM"),
+        ("dpmpp_2m", "DPMSolverMultistep"),
+        ("unipc", "UniPCMultistep"),
+        ("euler", "EulerDiscrete"),
+        ("heun", "HeunDiscrete"),
+    ],
+)
 def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(sampler, name, kind, text_folder, tmp_path):
     model = make({"text": frozen(text_folder)}, kind(), sampling={"sampler": sampler})
     report = model.export(tmp_path / "out")
@@ -75,7 +84,9 @@ def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(samp
     assert type(pipe.scheduler).__name__ == f"{name}Scheduler"
 
     sigma = model.denoiser.parameterization.sigma_max
-    start = noise(model) * sigma / (1 + sigma**2) ** 0.5  # x_T = x / sqrt(1 + sigma^2)
+    start = noise(model)
+    if pipe.scheduler.init_noise_sigma == 1:
+        start = start * sigma / (1 + sigma**2) ** 0.5  # x_T = x / sqrt(1 + sigma^2)
     ours, latents = draw(model, prompt=PROMPT, steps=20, guidance=3.0, sampler=sampler)
     theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=20, guidance_scale=3.0, height=16, width=16)
     agree(ours, theirs, latents, expected)
