@@ -29,20 +29,25 @@ MOST_NUMBER = 10**7  # in a config out of a file
 MOST_PIXELS = 2**28
 
 
-def save(model: Any, folder: str | Path) -> Path:
-    """Writes `model` (of a registered class) as a model folder; the manifest comes last and makes it whole."""
-    from ldm.files import atomic_write
+def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Writes `model` (of a registered class) as a model folder, or leaves the one that is there as it was.
+
+    `weights` are the model's own where it doesn't hold them itself, being spread over several processes.
+    """
+    from ldm.files import make_folder, replace_together
 
     if hasattr(model, "bare"):  # what is put on a model isn't in its file
         model.bare("save")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    folder = make_folder(Path(folder))
     with _bundled(model, folder):
-        atomic_write(folder / "config.json", to_json(describe(model)))
-    atomic_write(folder / "model.safetensors", _safetensors(model.state_dict()))
-    manifest = {name: _fingerprint(folder / name) for name in FILES}
-    atomic_write(folder / "manifest.json", to_json({"format": FORMAT, "files": manifest}))
+        config = to_json(describe(model))
+    contents = {"config.json": config, "model.safetensors": _safetensors(weights or model.state_dict())}
+    manifest = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    seal = to_json({"format": FORMAT, "files": manifest})
+    replace_together(folder, {**contents, "manifest.json": seal}, seal="manifest.json")
     return folder
 
 

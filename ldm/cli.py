@@ -10,6 +10,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 import hydra
 import yaml
@@ -164,12 +165,24 @@ def _job(script: str, cfg: DictConfig, options: list[str]) -> float | None:
         if "resume" in config and not config["overwrite"]:
             config["resume"] = True  # a repeated sweep skips what is finished and goes on with the rest
         print(f"-- {name or 'job'}", flush=True)
-    left = importlib.import_module(WORK[script]).main(config, name)
+    left = _work(script, config, name)
     if not sweeping or not config.get("objective"):
         return None
     from ldm.cli_objective import objective
 
     return objective(config, script.removeprefix("train_"), left)
+
+
+def _work(script: str, config: dict[str, Any], name: str | None) -> Any:
+    """What `script` does; a failure of the machine, as of a full disk, becomes a UserError that says what to do."""
+    try:
+        return importlib.import_module(WORK[script]).main(config, name)
+    except (OSError, MemoryError, RuntimeError) as error:
+        from ldm.training.guards import explained
+
+        if mendable := explained(error, config):
+            raise mendable from error
+        raise
 
 
 def _check_sweep(script: str, options: list[str]) -> None:

@@ -1,42 +1,115 @@
 """Files that are whole or absent, whatever is killed or full while they are written."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.errors import UserError
 
+Content = bytes | str | Callable[[BinaryIO], object]
 
-def atomic_write(path: str | Path, content: bytes | str | Callable[[BinaryIO], object]) -> None:
+
+def atomic_write(path: str | Path, content: Content) -> None:
     """Replaces `path` by `content` (bytes, text, or a function that writes to the open file), or leaves it as it was.
 
     The new file is staged in the target's own folder, since a move across file systems isn't atomic, and both file and
     folder are synced, so that after a power cut the name never points at a half. Raises UserError where it can't write.
     """
-    path = Path(path)
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path), staged(Path(path), content) as file:
+        os.replace(file, path)
+        sync_folder(Path(path).parent)
+
+
+def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -> None:
+    """Replaces several files of `folder`, which the one named `seal` makes whole, or leaves all as they were.
+
+    All are staged before the first is moved, so a full disk changes nothing. A process killed between the moves leaves
+    the folder without its seal.
+    """
+    with writing(folder), contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(staged(folder / name, content)) for name, content in contents.items()}
+        (folder / seal).unlink(missing_ok=True)
+        sync_folder(folder)
+        for name in sorted(files, key=lambda name: name == seal):
+            os.replace(files[name], folder / name)
+        sync_folder(folder)
+
+
+@contextlib.contextmanager
+def staged(path: Path, content: Content) -> Iterator[Path]:
+    """`content`, synced, in a new file beside `path`, to be moved there; what isn't is removed."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(staged, "wb") as file:
+        with open(beside, "wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): make room or mend the rights, then resume=true."
-        ) from error
+        yield beside
     finally:
         with contextlib.suppress(OSError):
-            staged.unlink()
+            beside.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says what can't be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}): make room or mend the rights, then resume=true."
+        ) from error
+
+
+def append(path: Path, text: str) -> None:
+    """Adds whole lines to a file: all of `text`, or where there is no room, nothing."""
+    with writing(path):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(text.encode())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def take_room(path: Path) -> None:
+    """Takes the room on the disk that a file has by its size and not yet by its content."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that can't
+                raise
+
+
+def sync(path: Path) -> None:
+    """Makes what was appended to a file last through a power cut."""
+    with writing(path), open(path, "ab") as file:
+        os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> Path:
+    """The folder and those above it, or a UserError that says why it can't be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be made ({error.strerror}): mend it, or take another runs_dir=.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
+    return path
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,8 +4,18 @@ import os
 
 
 def rank() -> int:
-    """0 for the only process or the first one, as torchrun, Lightning's launcher or SLURM number them."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
-        if (value := os.environ.get(name, "")).isdigit():
-            return int(value)
-    return 0
+    """0 for the only process or the first one, as torchrun, SLURM or Lightning's launcher number them.
+
+    With Lightning's launcher on several machines, those of the others are only told from the first, by NODE_RANK.
+    """
+    if (value := _number("RANK")) is not None:
+        return value
+    local, node = _number("LOCAL_RANK"), _number("NODE_RANK")
+    if local is not None or node is not None:
+        return (node or 0) + (local or 0)
+    return _number("SLURM_PROCID") or 0
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else None

@@ -45,11 +45,16 @@ class Rows(Dataset):
     """Batches of at most `most` rows, chosen once and for all: for validation.
 
     They come in a fixed random order, so that a few batches stand for the whole, even where rows are sorted by class.
+    Of each batch a rank has its part, and in `counted` its length: where there are fewer rows than ranks, some have one
+    that doesn't count.
     """
 
-    def __init__(self, table: Gathers, keys: Collection[str], batch_size: int, most: int):
+    def __init__(
+        self, table: Gathers, keys: Collection[str], batch_size: int, most: int, rank: int = 0, world: int = 1
+    ):
         self.table, self.keys, self.batch_size = table, tuple(keys), batch_size
         self.order = permutation(0, 0, len(table))[:most]
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)
@@ -57,11 +62,14 @@ class Rows(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         if i >= len(self):
             raise IndexError(i)
-        position = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.order)))
+        whole = np.arange(i * self.batch_size, min((i + 1) * self.batch_size, len(self.order)))
+        own = np.array_split(whole, self.world)[self.rank]
+        position = own if len(own) else whole[:1]
         index = self.order[position]
         return self.table.batch(index, self.keys) | {
             "position": torch.from_numpy(position),
             "index": torch.from_numpy(index),
+            "counted": len(own),
         }
 
 
@@ -96,14 +104,20 @@ class BatchModule(pl.LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = PositionSampler(self.batch_size, start=self.position, rank=rank, world=world)
+        sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
         return DataLoader(
             TrainBatches(self.train, self.keys, self.seed, self.batch_size), sampler=sampler, **self.options
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(Rows(self.val, self.keys, self.batch_size, self.val_samples), **self.options)
+        rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share)
+        return DataLoader(rows, **self.options)
+
+    @property
+    def _share(self) -> dict[str, int]:
+        """Which part of each batch is this process's."""
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {"rank": 0, "world": 1}
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}

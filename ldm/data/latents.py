@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.artifact import model_hash, to_json
 from ldm.data.buckets import Buckets
 from ldm.data.sharing import is_done, share
-from ldm.data.table import Table
+from ldm.data.table import Table, new_array
 from ldm.files import atomic_write, one_at_a_time
 from ldm.networks import AutoencoderKL, Identity
 
@@ -160,7 +160,7 @@ def _lay_out(folder: Path, shape: tuple[int, ...]) -> None:
         done.unlink()
     for name in ("mean", "std"):
         part = folder / f"{name}.part"
-        np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        new_array(part, np.float32, shape)
         part.rename(folder / f"{name}.npy")
 
 

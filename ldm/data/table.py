@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.files import take_room, writing
 from ldm.images import Preprocess
 from ldm.ranks import rank
 from ldm.registry import build, spec_of
@@ -105,9 +106,19 @@ class Table:
 
 
 def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
-    """An array in a new .npy file, to be filled piece by piece; `Table.save` into its folder leaves it there."""
+    """An array in a new .npy file, to be filled piece by piece; `Table.save` into its folder leaves it there.
+
+    Its room on the disk is taken at once: where a disk fills up under a memory map, the kernel ends the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with writing(path):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        try:
+            take_room(path)
+        except OSError:
+            path.unlink()
+            raise
+    return array
 
 
 def hash_of(*parts: Any) -> str:

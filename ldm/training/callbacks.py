@@ -11,8 +11,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from ldm.files import atomic_write
 from ldm.images import grid
 from ldm.training.run import RunFolder
+from ldm.training.sharded import is_sharded
 
 
 def progress() -> pl.Callback:
@@ -85,10 +87,15 @@ class Pictures(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
         path = self.folder.samples / f"step-{trainer.global_step:08d}.png"
-        if not trainer.is_global_zero or path.exists():
+        together = is_sharded(pl_module)  # then all processes draw, each with its part of the weights
+        if not (together or trainer.is_global_zero):
+            return
+        if trainer.strategy.broadcast(path.exists()) if together else path.exists():
             return
         picture = grid(self.draw(pl_module), self.columns)
-        picture.save(path)
+        if not trainer.is_global_zero:
+            return
+        atomic_write(path, lambda file: picture.save(file, "PNG"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 pixels = np.asarray(picture.convert("RGB"))

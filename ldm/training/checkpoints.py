@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import artifact
 from ldm.training.run import RunFolder, remove_checkpoint, write_checkpoint
+from ldm.training.sharded import is_sharded, whole_weights
 from ldm.training.signals import Stopped
 
 
@@ -49,8 +50,8 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.save(trainer, pl_module)
-        if trainer.is_global_zero and self._model_saved != trainer.global_step:  # killed before it got to this
-            artifact.save(pl_module.saved(), self.folder.model)
+        if self._model_saved != trainer.global_step:  # killed before it got to this
+            self._save_model(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         if isinstance(exception, Stopped) and not exception.at_once:
@@ -64,9 +65,15 @@ class Checkpoints(pl.Callback):
             logger.save()  # a resumed run goes on behind these rows
         trainer.save_checkpoint(self.folder.checkpoints / f"step-{step:08d}.ckpt")
         self._saved = step
+        self._save_model(trainer, pl_module)
         if trainer.is_global_zero:
-            artifact.save(pl_module.saved(), self.folder.model)
-            self._model_saved = step
             for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
                 if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:
                     remove_checkpoint(old)
+
+    def _save_model(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        model = pl_module.saved()
+        weights = whole_weights(model, trainer.is_global_zero) if is_sharded(model) else None
+        if trainer.is_global_zero:
+            artifact.save(model, self.folder.model, weights)
+        self._model_saved = trainer.global_step

@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ldm.training.sharded import own_part
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -24,6 +26,6 @@ def clone(module: M) -> M:
 def update(average: nn.Module, module: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * module over all parameters that train; buffers are copied."""
     pairs = [(a, p) for a, p in zip(average.parameters(), module.parameters(), strict=True) if p.requires_grad]
-    torch._foreach_lerp_([a for a, _ in pairs], [p for _, p in pairs], 1 - decay)
+    torch._foreach_lerp_([own_part(a) for a, _ in pairs], [own_part(p) for _, p in pairs], 1 - decay)
     for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(buffer)

@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from ldm.data.datamodule import BatchModule, Gathers
-from ldm.errors import UserError
+from ldm.errors import UserError, did_you_mean
+from ldm.training import sharded
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from ldm.training.guards import FiniteGuard, explained
+from ldm.training.guards import FiniteGuard
 from ldm.training.loggers import loggers
 from ldm.training.resume import Start
 from ldm.training.run import RunFolder, open_run
@@ -62,7 +63,7 @@ def fit(
 ) -> pl.Trainer:
     """Trains from `start` to the end, and validates once more.
 
-    Raises SystemExit (143, 130) where SIGTERM or Ctrl-C stopped the run, and UserError for what the user can mend.
+    Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
     """
     trainer = trainer_of(folder, config, pictures, started, start.step)
     prepare(
@@ -76,10 +77,6 @@ def fit(
     except Stopped as stopped:
         report_stop(stopped, trainer, folder)
         sys.exit(stopped.exit_code)
-    except Exception as error:
-        if mendable := explained(error, config):
-            raise mendable from error
-        raise
     return trainer
 
 
@@ -93,6 +90,7 @@ def trainer_of(
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
     options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
+    options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
     if limit:
         options["max_steps"] = -1
         callbacks.insert(0, TimeBudget(parse_time(limit), started))
@@ -115,6 +113,19 @@ def trainer_of(
     )
 
 
+STRATEGIES = ("auto", "ddp", sharded.NAME)
+
+
+def strategy_of(name: str, config: Mapping[str, Any], precision: Any) -> Any:
+    """Lightning's strategy of that name, and for fsdp this package's, under which averages are spread too."""
+    if name == sharded.NAME:
+        sharded.check(config, precision)
+        return sharded.FullySharded()
+    if name != "auto" and name != "single_device" and not name.startswith("ddp"):
+        raise UserError(f"trainer.strategy={name} isn't known here.{did_you_mean(name, STRATEGIES)}")
+    return name
+
+
 def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:
     """Says where the run stands and how it goes on."""
     if not trainer.is_global_zero:
@@ -127,7 +138,12 @@ def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> Non
 def quieten() -> None:
     """Silences what Lightning says at every start and no user needs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for words in ("Found .* in eval mode", ".*isinstance.treespec, LeafSpec", ".*does not have many workers"):
+    for words in (
+        "Found .* in eval mode",
+        ".*isinstance.treespec, LeafSpec",
+        ".*does not have many workers",
+        ".*sync_dist=True",
+    ):
         warnings.filterwarnings("ignore", words)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.training.run import RunFolder
+from ldm.training.sharded import is_sharded, whole
+from ldm.training.sharing import gathered
 
 NAMED = 8  # samples named in a message
 CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
@@ -20,7 +22,8 @@ class FiniteGuard(pl.Callback):
     """Stops the run before an update whose gradient isn't finite, or leaves out up to `skip` such updates.
 
     A loss that isn't finite has such a gradient too, so one norm a step is all it costs. With half precision's loss
-    scaling the scaler itself leaves such updates out, as it must while it looks for its scale.
+    scaling the scaler itself leaves such updates out, as it must while it looks for its scale. Sharded networks run on
+    all processes or none, so their samples aren't tried one by one.
     """
 
     def __init__(self, folder: RunFolder, skip: int = 0):
@@ -37,7 +40,7 @@ class FiniteGuard(pl.Callback):
             return
         optimized = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in optimized if p.grad is not None]
-        if not gradients or torch.nn.utils.get_total_norm(gradients).isfinite():
+        if not gradients or whole(torch.nn.utils.get_total_norm(gradients)).isfinite():
             return
         found = f"step {trainer.global_step + 1}: {self._what(trainer, pl_module)}"
         if self.skipped >= self.skip:
@@ -54,12 +57,16 @@ class FiniteGuard(pl.Callback):
         self.skipped = state_dict["skipped"]
 
     def _what(self, trainer: pl.Trainer, pl_module: Any) -> str:
-        """Which samples have a loss that isn't finite when they stand alone; else all of the step."""
-        alone = [(row, loss_of(pl_module, row)) for batch in self._batches for row in rows_of(batch)]
-        bad = [row for row, loss in alone if not loss.isfinite()]
-        names = names_of([int(row["index"][0]) for row in bad or [row for row, _ in alone]], trainer.datamodule)  # type: ignore[attr-defined]
-        what = "the loss isn't finite" if bad else "the loss is finite and its gradient isn't"
-        return f"{what}, of {'' if bad else 'one or more of '}{names}"
+        """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
+        rows, spread = [row for batch in self._batches for row in rows_of(batch)], is_sharded(pl_module)
+        bad = [] if spread else [row for row in rows if not loss_of(pl_module, row).isfinite()]
+        parts = gathered((indices_of(bad), indices_of(rows)))
+        found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
+        names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
+        if found:
+            return f"the loss isn't finite, of {names}"
+        what = "the loss or its gradient isn't finite" if spread else "the loss is finite and its gradient isn't"
+        return f"{what}, of one or more of {names}"
 
     def _way_out(self) -> str:
         checkpoint = self.folder.newest_checkpoint()
@@ -84,6 +91,10 @@ def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["index"]))]
 
 
+def indices_of(rows: list[dict[str, Any]]) -> list[int]:
+    return [int(row["index"][0]) for row in rows]
+
+
 def names_of(indices: list[int], data: Any) -> str:
     """'sample 3 (a/b.png), sample 8 (c.png) and 4 more'."""
     names = getattr(getattr(data.train, "table", data.train), "names", ())
@@ -95,13 +106,7 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
     """What to tell the user of a failure of the machine, with the values at hand; None for what isn't one."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        batch, parts = config["batch_size"], config["trainer"].get("accumulate_grad_batches") or 1
-        half = f"batch_size={max(1, batch // 2)} trainer.accumulate_grad_batches={2 * parts}"
-        return UserError(
-            f"out of memory at batch_size={batch}, trainer.precision={config['trainer'].get('precision')}. "
-            f"Take {half}, which gives the same steps, or smaller images or channels; resume=true goes on from the "
-            "last checkpoint."
-        )
+        return UserError(_out_of_memory(config))
     if "DataLoader worker" in text:
         workers, killed = config["loader"].get("workers", 0), re.search(r"signal: (\w+)", text)
         how = f" by the signal {killed[1]}" if killed else ""
@@ -110,8 +115,24 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
             "fewer, and resume=true to go on from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in CANT_WRITE:
+        again = "resume=true" if "resume" in config else "try again"
+        done = "opened" if error.errno == errno.EACCES else "written"
         return UserError(
-            f"{error.filename or 'a file'} can't be written ({error.strerror}): make room or mend the rights, then "
-            "resume=true."
+            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): make room or mend the rights, then "
+            f"{again}."
         )
     return None
+
+
+def _out_of_memory(config: Mapping[str, Any]) -> str:
+    batch: Any = config.get("batch_size")
+    if "trainer" not in config:
+        less = f"Take batch_size={max(1, batch // 2)}, or fewer or smaller" if batch else "Take fewer or smaller"
+        return f"out of memory{f' at batch_size={batch}' if batch else ''}. {less} images."
+    parts = config["trainer"].get("accumulate_grad_batches") or 1
+    half = f"batch_size={max(1, batch // 2)} trainer.accumulate_grad_batches={2 * parts}"
+    return (
+        f"out of memory at batch_size={batch}, trainer.precision={config['trainer'].get('precision')}. "
+        f"Take {half}, which gives the same steps, or smaller images or channels; resume=true goes on from the "
+        "last checkpoint."
+    )

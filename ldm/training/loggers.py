@@ -10,21 +10,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.errors import UserError, did_you_mean
-from ldm.files import atomic_write
+from ldm.files import append, atomic_write, sync
 from ldm.training.run import RunFolder
 
 
 class MetricsCsv(Logger):
-    """One row a call, `step,name,value,...` in wide form; a resumed run goes on in the same file.
+    """One row a call, `step,name,value,...` in wide form, appended at once; a resumed run goes on in the same file.
 
     Rows from `start` on, the step that a run resumes from, are dropped, so the file is what an uninterrupted run would
-    have written.
+    have written. A name that is new rewrites the file with another column, which mostly happens once: at the first
+    validation.
     """
 
     def __init__(self, path: Path, start: int = 0):
         super().__init__()
         self.path, self.start = path, start
-        self._rows: list[dict[str, str]] | None = None
+        self._names: list[str] = []
 
     @property
     def name(self) -> str:
@@ -39,33 +40,42 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if self._rows is None:
-            self._rows = [row for row in _read(self.path) if int(row["step"]) < self.start]
-        self._rows.append({"step": str(step)} | {k: f"{v:.7g}" for k, v in metrics.items() if k != "epoch"})
-        if len(self._rows) % 20 == 0:
-            self.save()
+        row = {"step": str(step)} | {k: f"{v:.7g}" for k, v in metrics.items() if k != "epoch"}
+        if not self._names:
+            self._write([*(old for old in rows_of(self.path) if int(old["step"]) < self.start), row])
+        elif row.keys() <= set(self._names):
+            append(self.path, _lines(self._names, [row]))
+        else:
+            self._write([*rows_of(self.path), row])
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        self._names = list(dict.fromkeys(name for row in rows for name in row))
+        atomic_write(self.path, _lines(self._names, [dict(zip(self._names, self._names, strict=True)), *rows]))
 
     @rank_zero_only
     def save(self) -> None:
-        if not self._rows:
-            return
-        names = list(dict.fromkeys(name for row in self._rows for name in row))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        atomic_write(self.path, text.getvalue())
+        """Called before a checkpoint is written: the rows before it then outlast a power cut."""
+        if self._names:
+            sync(self.path)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv, without empty cells: what a power cut left of a last one doesn't count."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    whole = path.read_text("utf-8", errors="replace").rpartition("\n")[0]
+    rows = csv.DictReader(line for line in whole.splitlines() if "\0" not in line)
+    return [{k: v for k, v in row.items() if k and v} for row in rows if (row.get("step") or "").isdigit()]
+
+
+def _lines(names: list[str], rows: list[dict[str, str]]) -> str:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, names).writerows(rows)
+    return text.getvalue()
 
 
 def loggers(config: dict[str, dict[str, Any]], folder: RunFolder, start: int = 0) -> list[Logger]:

@@ -5,7 +5,6 @@ of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs 
 """
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError, did_you_mean
-from ldm.files import atomic_write, is_whole, record_of, write_recorded
+from ldm.files import atomic_write, is_whole, make_folder, record_of, write_recorded
 from ldm.ranks import rank
 from ldm.training import lock
 
@@ -154,16 +153,6 @@ def _path_of(stage: str, name: str, runs_dir: str | Path) -> Path:
     return Path(runs_dir).expanduser() / stage / name
 
 
-def make_folder(path: Path) -> None:
-    """The folder and those above it, or a UserError that says why it can't be made or written to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} can't be made ({error.strerror}): mend it, or take another runs_dir=.") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
-
-
 def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     """Makes a locked folder ready for a run, or refuses."""
     old = list(_own_entries(folder.path))
@@ -185,7 +174,7 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
                 remove_checkpoint(path)
     for part in (folder.samples, folder.checkpoints):
         part.mkdir(exist_ok=True)
-    for part in (folder.path, folder.checkpoints, folder.model):
+    for part in (folder.path, folder.checkpoints, folder.model, folder.samples, folder.path / "ema"):
         for staged in part.glob(".*.tmp"):  # of a process that was killed while it wrote
             staged.unlink()
 

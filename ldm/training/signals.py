@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the running step ends, the run is saved, and the command that continues is shown."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the running step ends, the run is saved, and the command that continues is shown."""
 
 import shlex
 import signal
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+
+# SLURM sends the one that its --signal names; SIGUSR1 is the usual one, and would end the process at once.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(Exception):
@@ -19,7 +22,7 @@ class Stopped(Exception):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells count: 143 for SIGTERM, 130 for Ctrl-C."""
+        """128 + the signal's number, as shells count: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1."""
         return 128 + self.number
 
 
@@ -34,7 +37,7 @@ class StopOnSignal(pl.Callback):
         self.received: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             try:
                 signal.signal(number, self._note)
             except ValueError:  # not the main thread, as in some notebooks: nothing can be caught there

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.files import atomic_write
+from ldm.files import atomic_write, make_folder
 from ldm.training.power_ema import combination
+from ldm.training.sharded import is_sharded, own_part, whole
 
 
 def interval(step: int, most: int) -> int:
@@ -40,11 +41,16 @@ class Snapshots(pl.Callback):
         self._store(trainer, pl_module)
 
     def _store(self, trainer: pl.Trainer, task: Any) -> None:
-        if not trainer.is_global_zero or not task.power_lengths or not trainer.global_step:
+        if not task.power_lengths or not trainer.global_step:
             return
-        step = trainer.global_step
-        self.folder.mkdir(exist_ok=True)
-        write(self.folder, step, dict(zip(task.power_lengths, task.power, strict=True)), names_of(task))
+        if not (trainer.is_global_zero or is_sharded(task)):
+            return
+        step, averages = trainer.global_step, dict(zip(task.power_lengths, task.power, strict=True))
+        tensors = weights_of(averages, names_of(task))  # put together by all, where they are spread
+        if not trainer.is_global_zero:
+            return
+        make_folder(self.folder)
+        write(self.folder, step, tensors)
         for old in steps_of(self.folder):
             if old != step and old % interval(step, self.most):
                 path_of(self.folder, old).unlink()
@@ -52,8 +58,8 @@ class Snapshots(pl.Callback):
 
 def names_of(task: Any) -> list[str]:
     """The name of each averaged parameter in the saved model, in the order of `parameters()`."""
-    names = {tensor.data_ptr(): name for name, tensor in task.saved().state_dict().items()}
-    return [names.get(parameter.data_ptr(), "") for parameter in task.average.parameters()]
+    names = {own_part(tensor).data_ptr(): name for name, tensor in task.saved().state_dict().items()}
+    return [names.get(own_part(parameter).data_ptr(), "") for parameter in task.average.parameters()]
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -64,16 +70,20 @@ def steps_of(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
 
 
-def write(folder: Path, step: int, averages: Mapping[float, nn.Module], names: list[str]) -> None:
-    """One file of the averages by length, the keys LENGTH/NAME."""
-    from safetensors.torch import save
-
-    tensors = {
-        f"{length}/{name}": parameter.detach().float().cpu().contiguous()
+def weights_of(averages: Mapping[float, nn.Module], names: list[str]) -> dict[str, Tensor]:
+    """The parameters of the averages by length, under the keys LENGTH/NAME."""
+    return {
+        f"{length}/{name}": whole(parameter.detach()).float().cpu().contiguous()
         for length, average in averages.items()
         for name, parameter in zip(names, average.parameters(), strict=True)
         if name
     }
+
+
+def write(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
+    """One file of a step's averages."""
+    from safetensors.torch import save
+
     atomic_write(path_of(folder, step), save(tensors))
 
 

@@ -1,6 +1,6 @@
 """What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
-from ldm.training import ema, optimizers, power_ema
+from ldm.training import ema, optimizers, power_ema, sharded
 from ldm.training.schedule import LearningRate
+from ldm.training.sharing import gathered
 
 
 class Task(pl.LightningModule):
@@ -49,6 +50,12 @@ class Task(pl.LightningModule):
         self.depends_on = depends_on or {}
         self._steps_averaged = 0
 
+    def configure_model(self) -> None:
+        """With trainer.strategy=fsdp, which makes a mesh of the processes, spreads what trains and its averages."""
+        if self._device_mesh is not None and not sharded.is_sharded(self.trained):
+            for network in (self.trained, self.average, *self.power):
+                sharded.shard(network, self._device_mesh["data_parallel"])
+
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise, and what to log."""
         raise NotImplementedError
@@ -73,7 +80,8 @@ class Task(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss, logged = self.losses(batch, self.trained)
         if (self.global_step + 1) % self.every == 0:  # when Lightning writes: what it holds longer, a resume would lose
-            self.log_dict({f"train/{name}": value.detach() for name, value in logged.items()}, sync_dist=True)
+            logged, _ = self._of_all(logged, len(batch["position"]))
+            self.log_dict({f"train/{name}": value for name, value in logged.items()})
             self.log("train/lr", self.learning_rate(self.global_step))
         return loss
 
@@ -90,9 +98,23 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         _, logged = self.losses(batch, self.average)
-        self.log_dict(
-            {f"val/{name}": value for name, value in logged.items()}, batch_size=len(batch["position"]), sync_dist=True
-        )
+        logged, rows = self._of_all(logged, batch["counted"])
+        self.log_dict({f"val/{name}": value for name, value in logged.items()}, batch_size=rows)
+
+    def _of_all(self, logged: dict[str, Tensor], rows: int) -> tuple[dict[str, Tensor], int]:
+        """Out of the means over each rank's `rows` of a batch, those over the whole, with what is derived of them; and
+        the number of all rows. What only some ranks have is the mean over theirs."""
+        if self.trainer.world_size > 1:
+            own = {name: float(value) for name, value in logged.items()} if rows else {}
+            parts = gathered((own, rows))
+            rows = sum(count for _, count in parts)
+            logged = {name: torch.tensor(_mean_of(name, parts), device=self.device) for name in logged}
+        logged = {name: value.detach() for name, value in logged.items()}
+        return logged | self.derived(logged), rows
+
+    def derived(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Figures that are a function of others, and no mean of their own: logged beside them."""
+        return {}
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups of parameters."""
@@ -106,9 +128,11 @@ class Task(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
         model = self.saved()
-        places = {tensor.data_ptr(): name for name, tensor in self.state_dict().items()}
+        places = {sharded.own_part(tensor).data_ptr(): name for name, tensor in self.state_dict().items()}
         checkpoint["ldm_model"] = artifact.describe(model)
-        checkpoint["ldm_weights"] = {name: places[tensor.data_ptr()] for name, tensor in model.state_dict().items()}
+        checkpoint["ldm_weights"] = {
+            name: places[sharded.own_part(tensor).data_ptr()] for name, tensor in model.state_dict().items()
+        }
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
@@ -121,3 +145,9 @@ class Task(pl.LightningModule):
         if self.learning_rate.total_steps is None:  # limited by time, which the run's first part has measured
             self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
+
+
+def _mean_of(name: str, parts: Sequence[tuple[Mapping[str, float], int]]) -> float:
+    """The mean of a figure over all rows, out of (the figures, the rows) of each rank."""
+    having = [(figures[name], rows) for figures, rows in parts if name in figures]
+    return sum(value * rows for value, rows in having) / max(1, sum(rows for _, rows in having))

@@ -1,5 +1,6 @@
 """`train_vae.py`: one run of stage one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.images import grid
+from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.pipeline import sample_prior
@@ -45,7 +47,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
-            report(task, trainer.callback_metrics, train, folder.samples, config["seed"])
+            report(load(folder.model, task.device), trainer.callback_metrics, folder.samples, config["seed"])
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
     return folder.path
@@ -81,13 +83,13 @@ def reconstructions(table: Table, n: int):
     return draw
 
 
-def report(task: VAETask, metrics: dict[str, Tensor], train: Table, folder: Any, seed: int) -> None:
+def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor], samples: Path, seed: int) -> None:
     """Prints what stage two will stand on, and writes samples from the prior."""
-    size = (train.preprocess.height, train.preprocess.width)
-    grid(sample_prior(task.average, 64, size, seed), 8).save(folder / "prior.png")
+    images: Any = vae.preprocess
+    grid(sample_prior(vae, 64, (images.height, images.width), seed), 8).save(samples / "prior.png")
     if "val/psnr" not in metrics:
         return  # trainer.limit_val_batches=0
-    kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(task.average.latent_channels)]
+    kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(vae.latent_channels)]
     print(f"validation: {float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction", flush=True)
     print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
     if dead := [i for i, value in enumerate(kl) if value < 0.01]:

@@ -47,13 +47,16 @@ class VAETask(Task):
         mse, kl = (decoded - images).square().mean(), posterior.kl()  # kl (B, C, h, w)
         reconstruction, logged = terms.reconstruction(decoded, images)
         loss = reconstruction + self.beta * kl.mean()
-        logged |= {"loss": loss, "mse": mse, "kl": kl.mean(), "psnr": psnr(mse)}
+        logged |= {"loss": loss, "mse": mse, "kl": kl.mean()}
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         if terms.critic is not None and training and torch.is_grad_enabled():
             added, seen = terms.against_critic(reconstruction, decoded, images, network.last_layer, self.global_step)
             loss, logged = loss + added, logged | seen
         return loss, logged
+
+    def derived(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"psnr": psnr(logged["mse"])}
 
     def groups(self) -> list[dict[str, Any]]:
         """The critic is a group of the same optimizer, with the betas of adversarial training (LDM)."""

@@ -3,6 +3,8 @@
 import itertools
 
 import numpy as np
+import pytest
+import torch
 
 from ldm.data import Table
 from ldm.data.datamodule import BatchModule, Rows, TrainBatches
@@ -59,3 +61,14 @@ def test_validation_is_the_same_every_time_and_of_all_classes_from_its_first_bat
     assert (index == again).all()
     assert len({label for b in rows[:3] for label in b["label"].tolist()}) >= 7
     assert len(Rows(table(5), ["label"], 8, 512)) == 1
+
+
+@pytest.mark.parametrize("n", [16, 17, 3])
+def test_ranks_validate_each_row_once(n):
+    whole = Rows(table(n), ["label"], 8, 512)
+    parts = [Rows(table(n), ["label"], 8, 512, rank, 3) for rank in range(3)]
+    for i in range(len(whole)):
+        batches = [part[i] for part in parts]
+        assert all(len(batch["position"]) for batch in batches)
+        counted = torch.cat([batch["position"][: batch["counted"]] for batch in batches])
+        assert torch.equal(counted, whole[i]["position"])

@@ -2,15 +2,24 @@
 
 import csv
 import os
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from ldm import artifact
+from ldm import artifact, ranks
+from ldm.data import latents
+from ldm.errors import UserError
+from ldm.loading import load
+from ldm.training import snapshots
 from ldm.training.checkpoints import Checkpoints
-from tests.reliability.runs import checkpoint, forked, train
+from ldm.training.fit import strategy_of
+from ldm.training.task import Task, _mean_of
+from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, train
 
 
 def free_port() -> int:
@@ -19,17 +28,17 @@ def free_port() -> int:
         return made.getsockname()[1]
 
 
-def together(world: int, stage: str, *words: str) -> list[int]:
+def together(world: int, stage: str, *words: str, trainer: str = "ddp", work: Callable | None = None) -> list[int]:
     """Exit codes of `world` processes started as torchrun starts them."""
     port, pids = free_port(), []
-    words += ("trainer.devices=2", "trainer.strategy=ddp")
+    words = (f"trainer={trainer}", *words, "trainer.devices=2")
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             os.environ |= {"LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os._exit(forked(lambda: train_and_hash(stage, *words), Path(f"out-{rank}")))
+            os._exit(forked(lambda: (work or train_and_hash)(stage, *words), Path(f"out-{rank}")))
         pids.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
@@ -54,21 +63,121 @@ def rows(run: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize("stage", ["vae", "ldm"])
-def test_two_processes_train_what_one_does(here, stage_one, stage):
-    words = ["trainer.max_steps=20", "checkpoint.every_n_steps=10"]
+def test_two_processes_train_what_one_does(here, stage_one, stage, monkeypatch):
+    monkeypatch.setattr(latents, "NOTE_EVERY", 64)  # both encode
+    words = ["trainer.max_steps=20", "checkpoint.every_n_steps=10", "data.n=200", "trainer.limit_val_batches=8"]
+    if stage == "ldm":
+        words += [f"first_stage={stage_one}", "network.dropout=0"]
+    train(stage, "name=one", "cache_dir=cache-one", *words)
+    codes = together(2, stage, "name=two", "cache_dir=cache-two", *words)
+    assert codes == [0, 0], Path("out-0").read_text() + Path("out-1").read_text()
+    one, two = Path("runs") / stage / "one", Path("runs") / stage / "two"
+    assert any("val/loss" in row for row in rows(one))
+    assert_close_rows(rows(one), rows(two))
+    saved = [checkpoint(run, 20) for run in (one, two)]
+    assert distance(*saved, "") < 1e-4 and distance(*saved, "average.") < 1e-4
+    assert Path("average-0").read_text() == Path("average-1").read_text()
+    assert contents("cache-one") == contents("cache-two")
+    if stage == "ldm":
+        assert {Path(name).name for name in contents("cache-one")} == {"latents.json", "mean.npy", "std.npy"}
+        assert all(torch.equal(*(s["state_dict"][k] for s in saved)) for k in ("latent_mean", "latent_std"))
+
+
+def assert_close_rows(one: list[dict[str, str]], two: list[dict[str, str]]) -> None:
+    """The same figures at the same steps, to 1e-5."""
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert (value == "") == (b[name] == ""), name
+            assert not value or float(value) == pytest.approx(float(b[name]), abs=1e-5, rel=1e-5), name
+
+
+def distance(one: dict, two: dict, part: str) -> float:
+    """The squared distance of the weights whose names begin with `part`, as a share of their own.
+
+    Adam makes steps of full length out of rounding where the true gradient is 0, as of a bias before a norm: so not of
+    each weight, but of all together.
+    """
+    pairs = [(value, two["state_dict"][name]) for name, value in one["state_dict"].items() if name.startswith(part)]
+    return sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_two_processes_that_share_the_weights_train_what_one_does(here, stage_one, stage):
+    words = ["trainer.max_steps=6", "ema.lengths=[0.05,0.1]", "ema.snapshots=8"]
     if stage == "ldm":
         words += [f"first_stage={stage_one}", "network.dropout=0"]
     train(stage, "name=one", *words)
-    codes = together(2, stage, "name=two", *words)
-    assert codes == [0, 0], Path("out-0").read_text() + Path("out-1").read_text()
-    one, two = Path("runs") / stage / "one", Path("runs") / stage / "two"
-    for a, b in zip(rows(one), rows(two), strict=True):
-        for name, value in a.items():
-            if value and not name.startswith("train/psnr"):  # the mean of logarithms isn't that of the mean
-                assert float(value) == pytest.approx(float(b[name]), abs=1e-5), name
-    # Adam makes steps of full length out of rounding where the true gradient is 0, as of a bias before a norm: so not
-    # each weight, but all together.
-    weights, others = (checkpoint(run, 20)["state_dict"] for run in (one, two))
-    distance = sum(float((weights[name] - others[name]).square().sum()) for name in weights)
-    assert distance < 1e-4 * sum(float(value.square().sum()) for value in weights.values())
-    assert Path("average-0").read_text() == Path("average-1").read_text()
+    one, two, cut = (Path("runs") / stage / name for name in ("one", "two", "cut"))
+    assert together(2, stage, "name=two", *words, trainer="fsdp", work=train) == [0, 0], Path("out-0").read_text()
+    assert_close_rows(rows(one), rows(two))
+    a, b = checkpoint(one, 6), checkpoint(two, 6)
+    assert a["ldm_weights"] == b["ldm_weights"] and a["ldm_model"] == b["ldm_model"]
+    assert {name: value.shape for name, value in a["state_dict"].items()} == {
+        name: value.shape for name, value in b["state_dict"].items()
+    }
+    assert distance(a, b, "") < 1e-4 and distance(a, b, "average.") < 1e-4
+    for name, value in load(one / "model").state_dict().items():
+        assert value.shape == load(two / "model").state_dict()[name].shape
+    model, saved = load(two / "model"), load(two / "checkpoints" / "step-00000006.ckpt")
+    assert artifact.model_hash(model) == artifact.model_hash(saved)
+    for length in (0.05, 0.1):
+        tracked, wanted = (snapshots.rebuild(run / "ema", length).weights for run in (two, one))
+        assert {name: value.shape for name, value in tracked.items()} == {k: v.shape for k, v in wanted.items()}
+    for run in (one, two):
+        assert sorted(path.name for path in (run / "samples").iterdir())
+
+    stopped = struck_train(Task, "training_step", 3, signalled(signal.SIGTERM))
+    codes = together(2, stage, "name=cut", *words, trainer="fsdp", work=stopped)
+    assert codes == [143, 143] and steps(cut) == [2, 3], Path("out-0").read_text() + Path("out-1").read_text()
+    assert together(2, stage, "name=cut", *words, "resume=true", trainer="fsdp", work=train) == [0, 0]
+    assert_same_run(two, cut, 6)
+
+
+def struck_train(*blow) -> Callable[..., None]:
+    def work(stage: str, *words: str) -> None:
+        strike(*blow)
+        train(stage, *words)
+
+    return work
+
+
+def contents(cache: str) -> dict[str, bytes]:
+    """What a cache holds, statistics and all."""
+    return {str(path.relative_to(cache)): path.read_bytes() for path in Path(cache).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("fsdp", {"optimizer": {"name": "muon"}}, "can't be used with optimizer.name=muon"),
+        ("fsdp", {"finetune": {"class": "LoRA"}, "compile": True}, "with finetune=, compile=true"),
+        ("deepspeed", {}, "isn't known here. Known: auto, ddp, fsdp"),
+        ("fsdp_cpu_offload", {}, "isn't known here"),
+    ],
+)
+def test_what_sharing_the_weights_cannot_do_is_refused(name, options, said):
+    with pytest.raises(UserError, match=said):
+        strategy_of(name, {"optimizer": {}} | options, "32-true")
+
+
+def test_the_first_process_of_a_second_machine_is_not_the_first(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks.rank() == 0
+    monkeypatch.setenv("NODE_RANK", "1")  # set by hand for Lightning's own launcher
+    assert ranks.rank() > 0
+    monkeypatch.delenv("NODE_RANK")
+    monkeypatch.setenv("SLURM_PROCID", "0")  # of the shell in which Lightning's launcher starts others
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks.rank() == 1
+    monkeypatch.setenv("RANK", "0")
+    assert ranks.rank() == 0
+
+
+def test_figures_are_means_over_the_rows_of_all_processes():
+    parts = [({"mse": 1.0, "lpips": 4.0}, 3), ({"mse": 3.0}, 1), ({}, 0)]
+    assert _mean_of("mse", parts) == 1.5
+    assert _mean_of("lpips", parts) == 4.0  # of those that have it

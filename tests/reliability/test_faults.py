@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,25 @@ from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
-from ldm.training import guards
+from ldm.training import guards, lock
+from ldm.training.loggers import MetricsCsv, rows_of
 from ldm.training.signals import continuing_command
 from ldm.training.task import Task
-from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, struck_run, train
+from tests.reliability.runs import (
+    SMALL,
+    STAGE,
+    assert_same_run,
+    checkpoint,
+    forked,
+    signalled,
+    steps,
+    strike,
+    struck_run,
+    train,
+)
 
 RUN = Path("runs/vae/squares")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -203,6 +217,123 @@ def test_a_run_in_use_is_refused_with_its_process(started, tmp_path):
     assert (RUN / "DONE").exists()
 
 
+def in_a_small_room(script: str, megabytes: float) -> subprocess.CompletedProcess:
+    """Runs a shell script in a mount namespace of its own, whose folder `room` is a file system of that size."""
+    Path("room").mkdir(exist_ok=True)
+    mounted = f"mount -t tmpfs -o size={int(megabytes * 2**20)} tmpfs room && {script}"
+    try:
+        shell = subprocess.run(["unshare", "-rm", "sh", "-c", mounted], capture_output=True, text=True, timeout=500)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if "unshare" in shell.stderr or "mount:" in shell.stderr:
+        pytest.skip("no namespaces here")
+    return shell
+
+
+@pytest.mark.parametrize(("megabytes", "left"), [(0.01, "nothing"), (0.2, "no cache"), (0.55, "no checkpoint")])
+def test_a_disk_that_is_full_from_the_start_is_said_wherever_it_fills_up(here, megabytes, left):
+    """No process ends by SIGBUS, as it does where a disk fills up under a memory map."""
+    words = [*SMALL, *STAGE["vae"], "runs_dir=room/runs", "data=folder", "data.root=photos", "trainer.max_steps=8"]
+    words = [word for word in words if not word.startswith(("data.class", "data.n"))]
+    random = np.random.default_rng(0)
+    Path("photos").mkdir()
+    for i in range(400):
+        Image.fromarray(random.integers(0, 256, (32, 32), np.uint8)).save(f"photos/{i}.png")
+    command = shlex.join([sys.executable, str(ROOT / "train_vae.py"), *words])
+    made = in_a_small_room(f"PYTHONPATH={ROOT} {command}", megabytes)
+    said = made.stdout + made.stderr
+    assert made.returncode == 2, said
+    assert "Traceback" not in said
+    assert "error: " in said and ("No space left" in said) and "make room" in said
+
+
+def test_a_full_disk_leaves_the_model_folder_as_it_was(started, monkeypatch):
+    """The new files are staged, all of them, before the first is moved."""
+    before = {path.name: path.read_bytes() for path in (RUN / "model").iterdir()}
+    vae = load(RUN)
+    for parameter in vae.parameters():
+        parameter.mul_(1.01)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+    def save():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        size = len(before["model.safetensors"]) // 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        try:
+            artifact.save(vae, RUN / "model")
+        except UserError as error:
+            print(error)
+            raise SystemExit(2) from None
+
+    assert forked(save, Path("out")) == 2
+    assert "can't be written (File too large)" in Path("out").read_text()
+    assert {path.name: path.read_bytes() for path in (RUN / "model").iterdir()} == before
+
+
+def test_figures_stay_whole_rows_on_a_full_disk_and_go_on_behind_the_last_whole_row(here, tmp_path):
+    train("vae", "trainer.max_steps=2")
+
+    def full():
+        log = MetricsCsv(RUN / "metrics.csv", start=100)
+        log.log_metrics({"train/loss": 1.0}, 100)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((RUN / "metrics.csv").stat().st_size + 7, limits[1]))
+        try:
+            log.log_metrics({"train/loss": 2.0}, 101)
+        except UserError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)  # what is printed is a file too
+            print(error)
+            raise SystemExit(2) from None
+
+    assert forked(full, tmp_path / "out") == 2
+    assert "metrics.csv can't be written (File too large)" in (tmp_path / "out").read_text()
+    assert rows_of(RUN / "metrics.csv")[-1] == {"step": "100", "train/loss": "1"}
+    with (RUN / "metrics.csv").open("a") as file:
+        file.write("10")  # as a power cut leaves a row
+    log = MetricsCsv(RUN / "metrics.csv", start=101)
+    log.log_metrics({"train/loss": 3.0}, 101)
+    log.log_metrics({"val/loss": 4.0}, 101)  # a column more
+    log.log_metrics({"train/loss": 5.0}, 102)
+    assert [row for row in rows_of(RUN / "metrics.csv") if int(row["step"]) >= 100] == [
+        {"step": "100", "train/loss": "1"},
+        {"step": "101", "train/loss": "3"},
+        {"step": "101", "val/loss": "4"},
+        {"step": "102", "train/loss": "5"},
+    ]
+
+
+def test_figures_are_appended(here):
+    log = MetricsCsv(Path("metrics.csv"))
+    log.log_metrics({"a": 1.0, "b": 2.0}, 0)
+    inode = os.stat("metrics.csv").st_ino
+    for step in range(1, 50):
+        log.log_metrics({"b": step}, step)
+    assert os.stat("metrics.csv").st_ino == inode  # not replaced
+    assert [int(row["step"]) for row in rows_of(Path("metrics.csv"))] == list(range(50))
+
+
+# SLURM ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_job_that_slurm_stops_and_queues_again_goes_on_in_its_folder(here, monkeypatch, capfd, number):
+    words = ("trainer.max_steps=8", "resume=true")
+    train("vae", *words, "name=whole")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NNODES": "1"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert forked(struck_run("vae", Task, "training_step", 5, signalled(number), *words)) == 128 + number
+    assert f"stopped by {number.name}: saved runs/vae/squares/checkpoints/step-00000005.ckpt" in capfd.readouterr().err
+    # a node that dies leaves its lock; the job is put on another one
+    (RUN / lock.NAME).write_text(json.dumps(lock._identity() | {"host": "node-1"}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train("vae", *words)
+    assert "resumed runs/vae/squares at step 5 (sample 40)" in capfd.readouterr().out
+    assert_same_run(Path("runs/vae/whole"), RUN, 8)
+
+
 # What a run stands on ------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +342,22 @@ def test_a_changed_option_is_said_and_another_architecture_refused(started, tmp_
     assert "can't be resumed as another model: vae.channels was 8, is 16" in said
     train("vae", "resume=true", "trainer.max_steps=8", "optimizer.lr=0.5")
     assert "changed since it was started: optimizer.lr was 0.003, is 0.5" in capfd.readouterr().out
+
+
+def test_data_that_changed_are_said(here, capfd):
+    Path("photos").mkdir()
+    for i in range(30):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(f"photos/{i}.png")
+    words = ("data=folder", "data.root=photos", "trainer.max_steps=6")
+    run = Path("runs/vae/photos")
+    stop = struck_run("vae", Task, "training_step", 2, signalled(signal.SIGTERM), *words)
+    assert forked(stop) == 143
+    shutil.copy("photos/3.png", "photos/30.png")
+    capfd.readouterr()
+    train("vae", *words, "resume=true")
+    said = capfd.readouterr().out
+    assert f"{run}: the data have changed; samples come in another order from here on" in said
+    assert f"resumed {run} at step 2" in said and steps(run)[-1] == 6
 
 
 def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_one, tmp_path):
@@ -296,6 +443,11 @@ def test_one_corrupt_image_in_a_thousand_is_named_once_and_both_stages_train_and
     data = ("data=folder", "data.root=photos", "trainer.max_steps=8")
     train("vae", *data)
     assert caplog.text.count("0334.png") == 1
+    cut = struck_run("vae", Task, "training_step", 5, signalled(signal.SIGKILL), *data, "name=cut")
+    assert forked(cut) == 137
+    train("vae", *data, "name=cut", "resume=true")
+    assert_same_run(Path("runs/vae/photos"), Path("runs/vae/cut"), 8)
+    assert caplog.text.count("0334.png") == 1  # and later only counted
     train("ldm", *data, "name=whole", "first_stage=photos")
     words = (*data, "name=cut", "first_stage=photos")
     assert forked(struck_run("ldm", Task, "training_step", 5, signalled(signal.SIGKILL), *words)) == 137
