@@ -1,5 +1,6 @@
 """`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
 
+import inspect
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from ldm import artifact, interop
 from ldm.adapters import Adapter
 from ldm.cascade import cascade
 from ldm.conditioning import FrozenText, ImageEmbedding
-from ldm.errors import UserError
+from ldm.errors import UserError, did_you_mean
 from ldm.files import is_whole, record_of
 
 
@@ -29,6 +30,10 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
         return cascade([load(one) for one in path], device or "cpu")
     path, device = Path(path), device or "cpu"
     if path.is_file() and interop.is_single_file(path):
+        known = [key for key in inspect.signature(interop.load_single_file).parameters if key != "path"]
+        for key in options:
+            if key not in known:
+                raise UserError(f"a single-file checkpoint has no option '{key}'.{did_you_mean(key, known)}")
         return interop.load_single_file(path, **options).to(device)
     if options:
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")

@@ -27,7 +27,7 @@ def is_diffusers(folder: Path) -> bool:
     if (folder / "model_index.json").is_file():
         return True
     config = folder / "config.json"
-    return config.is_file() and "_class_name" in read_json(config)
+    return config.is_file() and "_class_name" in read_json(config)  # a model folder's has none
 
 
 def controlnet_in(folder: Path) -> Path | None:
@@ -52,6 +52,13 @@ def load_part(folder: Path) -> nn.Module:
     name = config.get("_class_name")
     if name not in _PARTS:
         raise UserError(f"{folder} holds a {name}, which has no counterpart here; known: {', '.join(_PARTS)}.")
+    try:
+        return _part(folder, name, config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'} isn't a whole config of {name} ({error}).") from None
+
+
+def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
     state = read_weights(folder)
     if name in _OWN:
         network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
@@ -64,10 +71,15 @@ def load_part(folder: Path) -> nn.Module:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, where a config is a table of settings.")
+    return content
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
@@ -91,9 +103,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickled one that holds nothing but tensors and plain data."""
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
+            return _read_safetensors(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(
@@ -101,6 +111,23 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ) from None
     state = content.get("state_dict", content)
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    """Tensor by tensor, each copied out of a mapping of its own, in the layout that models have here.
+
+    The mapping of a whole file would take memory beside the copies until the last tensor of it is gone.
+    """
+    from safetensors import safe_open
+
+    def read(name: str) -> Tensor:
+        with safe_open(file, "pt") as mapped:
+            tensor = mapped.get_tensor(name)
+            return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)
+
+    with safe_open(file, "pt") as opened:
+        names = list(opened.keys())
+    return {name: read(name) for name in names}
 
 
 def as_float32(tensor: Tensor) -> Tensor:
@@ -117,6 +144,9 @@ def assemble(
     size: tuple[int, int],
 ) -> nn.Module:
     """The parts as one LatentDiffusion; `size` is the pictures' height and width."""
+    latent, wanted = first_stage.latent_channels, network.in_channels
+    if latent != wanted:
+        raise UserError(f"the parts don't fit: the autoencoder has {latent} latent channels, the U-Net {wanted}.")
     preprocess = Preprocess(first_stage.in_channels, *size)  # type: ignore[arg-type]
     model = lookup("LatentDiffusion")(
         first_stage, Denoiser(network, parameterization), conditioner, preprocess, sampling
@@ -150,7 +180,9 @@ def _pipeline(folder: Path) -> nn.Module:
         raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")
     if missing := [name for name in ("unet", "scheduler") if name not in present]:
         raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
-    network = load_part(folder / "unet")
+    network: Any = load_part(folder / "unet")
+    if not hasattr(network, "in_channels"):
+        raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
     parameterization, sampling = schedulers.from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json"))
     first_stage, whitening = _first_stage(folder, present, network)
     conditioner = _conditioner(folder, present, index.get("text") or {})
@@ -168,6 +200,8 @@ def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Modu
         return build({"class": "Identity", "in_channels": z}), ([0.0] * z, [1.0] * z)
     config = read_json(folder / "vae" / "config.json")
     first_stage: Any = load_part(folder / "vae")
+    if not hasattr(first_stage, "factor"):
+        raise UserError(f"{folder / 'vae'} holds a {type(first_stage).__name__}, no autoencoder.")
     if config["_class_name"] in _OWN:
         return first_stage, (config["latent_mean"], config["latent_std"])
     return first_stage, vae.whitening(config)

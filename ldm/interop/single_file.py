@@ -56,6 +56,22 @@ def load_single_file(
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
     path = Path(path)
+    try:
+        return _load(path, text_encoder, heads, head_dim, prediction, scaling_factor, ema, size)
+    except KeyError as error:
+        raise UserError(f"{path} isn't a whole checkpoint: {error.args[0]} is missing.") from None
+
+
+def _load(
+    path: Path,
+    text_encoder: str | None,
+    heads: int | None,
+    head_dim: int | None,
+    prediction: str | None,
+    scaling_factor: float,
+    ema: bool,
+    size: int | None,
+) -> nn.Module:
     state = {name: as_float32(tensor) for name, tensor in read_tensors(path).items()}
     if ema:
         state |= _averaged(state)

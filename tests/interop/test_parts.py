@@ -167,6 +167,22 @@ def test_half_precision_and_shards_are_read(tmp_path):
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ({"block_out_channels": 32}, "config.json isn't a whole config of UNet2DConditionModel"),
+        ([1], "manifest.json is missing|holds a list"),
+    ],
+)
+def test_a_broken_config_is_named(broken, says, tmp_path):
+    diffusers.UNet2DConditionModel(**UNETS["two levels"]).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps(whole | broken if isinstance(broken, dict) else broken))
+    with pytest.raises(UserError, match=says):
+        ldm.load(tmp_path)
+
+
 def test_an_export_never_writes_over_what_is_there(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="isn't empty"):
