@@ -42,10 +42,7 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
         return _on_base(model, path.parent.parent / "model", path).to(device)
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
     if not whole and interop.is_diffusers(path):
-        model: Any = interop.load_folder(path)
-        if control := interop.controlnet_in(path):
-            model.load_controlnet(control)
-        return model.to(device)
+        return _with_control(interop.load_folder(path), path).to(device)
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():
             model = artifact.load(folder, device)
@@ -58,6 +55,13 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
             f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
         )
     raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.")
+
+
+def _with_control(model: Any, path: Path) -> Any:
+    """The model of a diffusers folder, with the ControlNet that its pipeline steers it by."""
+    if control := interop.controlnet_in(path):
+        model.load_controlnet(control)
+    return model
 
 
 def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:

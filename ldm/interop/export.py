@@ -102,9 +102,11 @@ def _frozen(model: Any) -> list[FrozenText]:
 
 
 def _write_pipeline(model: Any, out: Path, report: Report) -> None:
-    network, z, controlnets = model.denoiser.network, model.first_stage.latent_channels, []
+    network, z = model.denoiser.network, model.first_stage.latent_channels
+    controlnets: list[Any] = []
     if isinstance(network, Controlled):
-        network, controlnets = network.network, list(network.controlnets)
+        controlnets[:] = network.controlnets
+        network = network.network
     factor = model.first_stage.factor
     size = (model.preprocess.height // factor, model.preprocess.width // factor)
     index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size)}
