@@ -20,7 +20,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.images import Preprocess
 from ldm.registry import register
 
-_VERSION = "emoji-2"
+_VERSION = "emoji-3"
 _CHUNK_PIXELS = 2**21  # composed at once
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -150,7 +150,7 @@ class Emoji:
         return images, maps
 
     def _compose(self, scenes: Scenes, seed: int, images: np.ndarray, maps: np.ndarray) -> None:
-        small, big = self.size // 2, round(self.size * 26 / 32)
+        small, big = self.size // 2, self.size * 3 // 4
         art = {pixels: np.stack([_sprite(OBJECTS[name], pixels) for name in self.objects]) for pixels in (small, big)}
         places = _places(scenes, self.size, small, big, np.random.default_rng([seed, 3]))  # (N, 2 objects, 2)
         colours = np.array([BACKGROUNDS[name] for name in self.backgrounds], np.uint8)
@@ -194,15 +194,16 @@ def _check_languages(languages: Sequence[str], objects: Sequence[str]) -> None:
 
 
 def _places(scenes: Scenes, size: int, small: int, big: int, rng: np.random.Generator) -> np.ndarray:
-    """Top-left corners (N, 2 objects, 2) int64, on a grid of a sixteenth of the side.
+    """Top-left corners (N, 2 objects, 2) int64.
 
-    Two objects share the side along their relation, and each is shifted across it by up to an eighth of the side.
+    Two objects share the side along their relation; across it each is in the middle, as one alone is both ways, but for
+    a shift by up to a sixteenth of the side.
     """
-    n, grid = len(scenes), size // 16
+    n, shift = len(scenes), size // 16
     single = np.where(scenes.size == 1, big, small)
-    alone = grid * rng.integers(0, (size - single) // grid + 1, (2, n)).T  # (N, 2) anywhere
+    alone = ((size - single) // 2)[:, None] + shift * rng.integers(-1, 2, (n, 2))
     along = np.broadcast_to([0, size - small], (n, 2))
-    across = (size - small) // 2 + grid * rng.integers(-2, 3, (n, 2))  # (N, 2)
+    across = (size - small) // 2 + shift * rng.integers(-1, 2, (n, 2))  # (N, 2)
     above = scenes.relation[:, None] == 1
     pair = np.stack([np.where(above, along, across), np.where(above, across, along)], 2)  # (N, 2 objects, 2)
     return np.where((scenes.relation == 0)[:, None, None], alone[:, None], pair)
