@@ -1,8 +1,9 @@
 """The MNIST recipe, judged by a classifier of real MNIST: latents against pixels at equal time.
 
-    python benchmarks/mnist.py ROOT [RUN ...]
+    python benchmarks/mnist.py ROOT [n=1000] [RUN ...]
 
-ROOT holds MNIST as torchvision keeps it; the runs are mnist and ddpm by default. For each run of stage two: the share
+ROOT holds MNIST as torchvision keeps it; the runs are mnist and ddpm by default. For each run of stage two, `n` samples
+(pixels take ten times as long to draw, and distances of different n can't be compared): the share
 of class-conditional samples that are read as asked, and the Frechet distance between samples and the real test images
 in the classifier's features (not FID, whose features are Inception's).
 """
@@ -61,14 +62,16 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def main() -> None:
-    root, runs = sys.argv[1], sys.argv[2:] or ["mnist", "ddpm"]
+    root, *rest = sys.argv[1:]
+    n = int(next((word[2:] for word in rest if word.startswith("n=")), 1000))
+    runs = [word for word in rest if not word.startswith("n=")] or ["mnist", "ddpm"]
     model = train_classifier(root)
     x, y = images_of(root, False)
     real = torch.cat([model.body(batch) for batch in x.split(500)])
     accuracy = float((model.head(real).argmax(1) == y).float().mean())
     print(f"real test images: read rightly {accuracy:.3f}, between halves {frechet(real[::2], real[1::2]):.2f}")
     for run in runs:
-        labels = torch.arange(1000) % 10
+        labels = torch.arange(n) % 10
         generator = ldm.load(f"runs/ldm/{run}")
         samples = generator(
             labels=labels, seed=0, output="pt", batch_size=100, sampler="dpmpp_2m", steps=20, spacing=None
