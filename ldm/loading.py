@@ -38,6 +38,11 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
     if options:
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
+        if path.suffix == ".safetensors":
+            raise UserError(
+                f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
+                "goes on a loaded model: model.load_lora, model.load_controlnet; a folder of diffusers is loaded whole."
+            )
         model = _from_checkpoint(path)
         return _on_base(model, path.parent.parent / "model", path).to(device)
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.describe import Described, millions
 from ldm.errors import UserError
-from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of, zero_
+from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of, silu, zero_
 from ldm.randomness import normal
 from ldm.registry import register
 
@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for stage in self.down_blocks:
             h = stage(h)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h))))
+        return self.conv_out(silu(self.conv_norm_out(self.mid_block(h))))
 
 
 class Decoder(nn.Module):
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         h = self.mid_block(self.conv_in(z))
         for stage in self.up_blocks:
             h = stage(h)
-        return self.conv_out(F.silu(self.conv_norm_out(h)))
+        return self.conv_out(silu(self.conv_norm_out(h)))
 
 
 @register

@@ -18,6 +18,11 @@ def zero_(module: nn.Module) -> nn.Module:
     return module
 
 
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x) of a tensor that nobody else reads: in place where no gradient will ask for what was before."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 def groups_of(channels: int) -> int:
     """32 groups where they divide `channels`, as everywhere in LDM; else the largest power of two that does."""
     return math.gcd(32, channels)
@@ -77,7 +82,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """`x` (B, C, H, W), `embedding` (B, E) already through SiLU -> (B, out_channels, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         if embedding is None:
             h = self.norm2(h)
         else:
@@ -87,7 +92,7 @@ class ResnetBlock(nn.Module):
                 h = torch.addcmul(shift, self.norm2(h), 1 + scale)
             else:
                 h = self.norm2(h + e)
-        h = self.conv2(self.dropout(F.silu(h)))
+        h = self.conv2(self.dropout(silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

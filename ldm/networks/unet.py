@@ -16,6 +16,7 @@ from ldm.networks.layers import (
     TimestepEmbedding,
     Upsample,
     groups_of,
+    silu,
     timestep_embedding,
     zero_,
 )
@@ -187,7 +188,7 @@ class UNet(Encoder):
                 h = level.block(i, torch.cat([h, skips.pop()], 1), embedding, cond)
             if level.upsamplers is not None:
                 h = level.upsamplers[0](h, skips[-1].shape[2:])
-        out = self.conv_out(F.silu(self.conv_norm_out(h)))
+        out = self.conv_out(silu(self.conv_norm_out(h)))
         return F.pixel_shuffle(out, self.patch)[..., : x.shape[2], : x.shape[3]] if self.patch > 1 else out
 
 

@@ -197,3 +197,9 @@ def test_a_controlnets_names_are_one_to_one_and_diffusers_own(levels):
 def test_a_table_that_isnt_one_to_one_is_refused():
     with pytest.raises(ValueError, match="one to one"):
         by_prefix(["a.x", "b.x"], {"a": "c", "b": "c"}, {})
+
+
+def test_a_file_of_something_else_is_named_as_such(tmp_path):
+    save_file({"lora_unet_down.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="no Stable Diffusion 1 or 2.*load_lora"):
+        ldm.load(tmp_path / "lora.safetensors")
