@@ -57,7 +57,8 @@ def load(json: str) -> Any:
 
 def fitting_length(json: str, captions: list[str], most: int = 256) -> int:
     """The longest caption in tokens, with a quarter of room, a multiple of 8, at most `most`."""
-    longest = max(len(e.ids) for e in load(json).encode_batch(captions))
+    pieces = (captions[i : i + 4096] for i in range(0, len(captions), 4096))  # an encoding is far larger than its text
+    longest = max(len(e.ids) for piece in pieces for e in load(json).encode_batch(piece))
     return min(-(-int(1.25 * longest) // 8) * 8, most)
 
 

@@ -165,7 +165,7 @@ def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, ke
     n = sum(map(len, rows))
 
     def column(parts: Sequence[Column], name: str) -> Column:
-        if isinstance(parts[0], list):
+        if not isinstance(parts[0], np.ndarray):
             return [part[i] for part, some in zip(parts, rows, strict=True) for i in some.tolist()]
         array = new_array(folder / f"{name}.npy", parts[0].dtype.type, (n, *parts[0].shape[1:]))
         at = 0

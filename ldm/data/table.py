@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.strings import Strings
 from ldm.errors import UserError
 from ldm.files import take_room, writing
 from ldm.images import Preprocess
 from ldm.ranks import rank
 from ldm.registry import build, spec_of
 
-Column = np.ndarray | list
+Column = np.ndarray | list | Strings
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
 _PAIR = ("train", "val")
 
@@ -30,9 +31,9 @@ _PAIR = ("train", "val")
 class Table:
     """N samples: `images` (N, C, H, W) uint8 or uint16, a memory map mostly, and columns of the same length.
 
-    Columns with a meaning: `label` (N,) int64, `text` list of captions (or of lists of alternative captions), `map`
-    (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8. Others are kept as
-    they are. `key` names data and preprocessing: equal keys mean equal arrays.
+    Columns with a meaning: `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
+    `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8.
+    Others are kept as they are. `key` names data and preprocessing: equal keys mean equal arrays.
     """
 
     images: np.ndarray
@@ -74,14 +75,12 @@ class Table:
     def save(self, folder: Path) -> None:
         """Writes the table into `folder`; `table.json` comes last and says that the rest is whole."""
         folder.mkdir(parents=True, exist_ok=True)
-        kinds = {}
-        for name, column in {"images": self.images, **self.columns}.items():
-            kinds[name] = "npy" if isinstance(column, np.ndarray) else "json"
-            _save_column(folder / f"{name}.{kinds[name]}", column)
-        _save_column(folder / "names.json", list(self.names))
+        columns = {"images": self.images, **self.columns, "names": self.names}
+        kinds = {name: _save_column(folder, name, column) for name, column in columns.items()}
         about = {
             "length": len(self),
-            "columns": {name: kind for name, kind in kinds.items() if name != "images"},
+            "columns": {name: kinds[name] for name in self.columns},
+            "names": kinds["names"],
             "preprocess": spec_of(self.preprocess),
             "key": self.key,
             "classes": self.classes,
@@ -96,10 +95,10 @@ class Table:
         length = about["length"]
         return cls(
             images=np.load(folder / "images.npy", mmap_mode="r")[:length],
-            columns={name: _load_column(folder / f"{name}.{kind}", length) for name, kind in about["columns"].items()},
+            columns={name: _load_column(folder, name, kind, length) for name, kind in about["columns"].items()},
             preprocess=build(about["preprocess"]),
             key=about["key"],
-            names=json.loads((folder / "names.json").read_text("utf-8")),
+            names=_load_column(folder, "names", about.get("names", "json"), length),
             classes=tuple(about["classes"]),
             map_classes=tuple(about["map_classes"]),
         )
@@ -197,22 +196,32 @@ def _tensor(key: str, column: np.ndarray, index: np.ndarray, preprocess: Preproc
     return torch.from_numpy(values)
 
 
-def _save_column(path: Path, column: Column) -> None:
+def _save_column(folder: Path, name: str, column: Any) -> str:
+    """Writes a column in the form that suits it, and says which one that is."""
+    path = folder / f"{name}.npy"
     if isinstance(column, np.memmap) and Path(str(column.filename)).resolve() == path.resolve():
         column.flush()  # made in place
-    elif isinstance(column, np.ndarray):
+        return "npy"
+    if isinstance(column, np.ndarray):
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.save(file, column)
         part.replace(path)
-    else:
-        _replace(path, json.dumps(column, ensure_ascii=False).encode())
+        return "npy"
+    if Strings.fits(column):
+        Strings.save(folder, name, column)
+        return "strings"
+    _replace(folder / f"{name}.json", json.dumps(list(column), ensure_ascii=False).encode())
+    return "json"
 
 
-def _load_column(path: Path, length: int) -> Column:
-    if path.suffix == ".json":
-        return json.loads(path.read_text("utf-8"))
-    return np.load(path, mmap_mode="r")[:length]  # a source that skips bad images leaves unused rows at the end
+def _load_column(folder: Path, name: str, kind: str, length: int) -> Any:
+    if kind == "strings":
+        return Strings(folder, name)
+    if kind == "json":
+        return json.loads((folder / f"{name}.json").read_text("utf-8"))
+    # a source that skips bad images leaves unused rows at the end
+    return np.load(folder / f"{name}.npy", mmap_mode="r")[:length]
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     (a, _), (b, _), (c, _) = (
         Emoji(**make, seed=seed).tables(tmp_path / name) for seed, name in ((5, "a"), (5, "b"), (6, "c"))
     )
-    for name in ("images.npy", "map.npy", "text.json", "first.npy"):
+    for name in ("images.npy", "map.npy", "text.utf8", "first.npy"):
         assert (tmp_path / "a" / a.key[:16] / "train" / name).read_bytes() == (
             tmp_path / "b" / b.key[:16] / "train" / name
         ).read_bytes()

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.data.strings import Strings
 from ldm.data.table import Table, cached, column_names, hash_of, new_array
 from ldm.errors import UserError
 from ldm.images import Preprocess
@@ -66,7 +67,7 @@ def test_a_saved_table_comes_back_memory_mapped(tmp_path):
     np.testing.assert_array_equal(again.images, data.images)
     for name, column in data.columns.items():
         np.testing.assert_array_equal(again.columns[name], column)
-    assert isinstance(again.columns["text"], list)
+    assert isinstance(again.columns["text"], Strings)
     assert (again.key, list(again.names), again.classes, again.map_classes) == (
         "k", list(data.names), ("a", "b"), ("ground", "tree"),
     )  # fmt: skip
