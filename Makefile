@@ -16,6 +16,7 @@ test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 bench: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python -m benchmarks
 
 lint: install

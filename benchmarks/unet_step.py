@@ -1,16 +1,10 @@
-"""A training step of the U-Net: ours against diffusers' with the same weights, as it comes and tuned.
+"""A training step of the U-Net: ours against diffusers' with the same weights, as it comes and tuned; and MONAI's.
 
-    python -m benchmarks [rounds=9] [batch=32]
-
-Paired: in one process, in turn, medians of the ratios. Tuned means channels_last and a fused AdamW, as shipped neither.
-A ratio is diffusers' time over ours. Prints a table and JSON; the largest difference of the two outputs stands beside.
+Tuned means channels_last and a fused AdamW. MONAI's network has the same widths, blocks and attention, but weights of
+its own and a little less arithmetic, so its ratio is of time for each operation.
 """
 
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,75 +12,89 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 import ldm
+from benchmarks.paired import alternate, compared, flops, peak_flops, rows, stepper
 from ldm.networks import Cond
 
-CASES = {"8x8, text": (8, True), "16x16, text": (16, True), "8x8": (8, False)}
+CASES = {f"{side}x{side}{', text' * cross}": (side, cross) for cross in (True, False) for side in (8, 16, 32)}
+WIDTHS, CONTEXT, TOKENS, HEADS = (64, 128, 256), 128, 12, 4
+LAST = torch.channels_last
+
+
+def diffusers_unet(side: int, cross: bool) -> UNet2DConditionModel:
+    down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if cross else ("DownBlock2D", "UpBlock2D")
+    return UNet2DConditionModel(
+        sample_size=side,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
+        down_block_types=(down,) * 3,
+        up_block_types=(up,) * 3,
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=HEADS,
+        norm_num_groups=32,
+    )
+
+
+def monai_unet(cross: bool) -> nn.Module | None:
+    try:
+        from monai.networks.nets import DiffusionModelUNet
+    except ImportError:
+        return None
+    return DiffusionModelUNet(
+        spatial_dims=2,
+        in_channels=4,
+        out_channels=4,
+        channels=WIDTHS,
+        num_res_blocks=1,
+        attention_levels=(cross,) * 3,
+        num_head_channels=[width // HEADS for width in WIDTHS],
+        norm_num_groups=32,
+        with_conditioning=cross,
+        cross_attention_dim=CONTEXT if cross else None,
+    )
 
 
 def networks(side: int, cross: bool) -> dict[str, Any]:
-    """Ours, diffusers' as shipped, and diffusers' in channels_last: the same weights in all."""
+    """Ours and diffusers', as shipped and in channels_last, with the same weights; MONAI's where it is installed."""
     torch.manual_seed(0)
-    down, up = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if cross else ("DownBlock2D", "UpBlock2D")
-    config = {
-        "sample_size": side,
-        **{"in_channels": 4, "out_channels": 4, "block_out_channels": (64, 128, 256), "layers_per_block": 1},
-        **{"down_block_types": (down,) * 3, "up_block_types": (up,) * 3},
-        **{"cross_attention_dim": 128, "attention_head_dim": 4, "norm_num_groups": 32},
-    }
-    shipped, tuned = UNet2DConditionModel(**config), UNet2DConditionModel(**config)
+    shipped, tuned = (diffusers_unet(side, cross) for _ in range(2))
     tuned.load_state_dict(shipped.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         shipped.save_pretrained(folder)
         ours = ldm.load(folder)
-    last = torch.channels_last
-    networks = {"ours": ours.to(memory_format=last), "shipped": shipped, "tuned": tuned.to(memory_format=last)}
-    return {name: network.train().requires_grad_(True) for name, network in networks.items()}
+    found = {"ours": ours.to(memory_format=LAST), "diffusers": shipped, "tuned": tuned.to(memory_format=LAST)}
+    if (monai := monai_unet(cross)) is not None:
+        found["MONAI"] = monai
+    return {name: network.train().requires_grad_(True) for name, network in found.items()}
 
 
-def stepper(network: nn.Module, call: Callable[[], Tensor], fused: bool) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=fused)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        call().square().mean().backward()
-        optimizer.step()
-
-    return step
-
-
-def measure(side: int, cross: bool, batch: int, rounds: int) -> dict[str, float]:
+def measure(side: int, cross: bool, batch: int, rounds: int) -> dict[str, Any]:
     nets = networks(side, cross)
-    x, t, tokens = torch.randn(batch, 4, side, side), torch.rand(batch) * 999, torch.randn(batch, 12, 128)
-    last = x.contiguous(memory_format=torch.channels_last)
+    x, t = torch.randn(batch, 4, side, side), torch.rand(batch) * 999
+    tokens = torch.randn(batch, TOKENS, CONTEXT)
+    last = x.contiguous(memory_format=LAST)
     calls = {
         "ours": lambda: nets["ours"](x, t, Cond(tokens=tokens)),
-        "shipped": lambda: nets["shipped"](x, t, tokens).sample,
+        "diffusers": lambda: nets["diffusers"](x, t, tokens).sample,
         "tuned": lambda: nets["tuned"](last, t, tokens).sample,
+        "MONAI": lambda: nets["MONAI"](x, t, tokens if cross else None),
     }
     with torch.no_grad():
-        difference = float((calls["ours"]() - calls["shipped"]()).abs().max())
-    steps = {name: stepper(nets[name], calls[name], name != "shipped") for name in nets}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if i > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    report = {"ours, ms": 1e3 * statistics.median(seconds["ours"]), "largest difference": difference}
-    for name in ("shipped", "tuned"):
-        ratios = sorted(a / b for a, b in zip(seconds[name], seconds["ours"], strict=True))
-        report |= {
-            f"{name} / ours": statistics.median(ratios),
-            f"{name}, least": ratios[0],
-            f"{name}, most": ratios[-1],
-        }
-    return report
+        difference = float((calls["ours"]() - calls["diffusers"]()).abs().max())
+    losses = {name: (lambda call=calls[name]: square(call())) for name in nets}
+    steps = {name: stepper(nets[name], losses[name], fused=name in ("ours", "tuned")) for name in nets}
+    work = {name: flops(steps[name]) for name in ("ours", "MONAI") if name in nets}
+    seconds = alternate(steps, rounds)
+    if "MONAI" in work:
+        seconds["MONAI"] = [s * work["ours"] / work["MONAI"] for s in seconds["MONAI"]]
+    return compared(seconds) | {"flops": work["ours"], "largest difference": difference}
 
 
-def main(arguments: list[str]) -> None:
-    options = {"rounds": 9, "batch": 32} | {k: int(v) for k, _, v in (a.partition("=") for a in arguments)}
-    report = {name: measure(*case, options["batch"], options["rounds"]) for name, case in CASES.items()}
-    for name, row in report.items():
-        print(f"{name:<12}" + "".join(f"  {key} {value:.4g}" for key, value in row.items()))
-    print(json.dumps(report))
+def square(out: Tensor) -> Tensor:
+    return out.square().mean()
+
+
+def main(rounds: int = 9, batch: int = 32) -> dict[str, Any]:
+    peak = peak_flops()
+    return {name: rows(measure(*case, batch, rounds), peak) for name, case in CASES.items()}

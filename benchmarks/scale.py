@@ -1,0 +1,149 @@
+"""How stage two's training goes with batch, resolution, channels, the size of the data, and two processes.
+
+Data of any size are written synthetically: random latents with labels. The anonymous memory (RssAnon) of a process that
+trains on them says whether it grows with the data; what the memory map holds of the files isn't its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.paired import alternate
+from ldm.data.datamodule import BatchModule
+from ldm.data.latents import LatentTable
+from ldm.data.strings import Strings
+from ldm.data.table import Table, new_array
+from ldm.diffusion import EDM, Denoiser
+from ldm.images import Preprocess
+from ldm.networks import UNet
+
+SHAPE, FACTOR = (4, 8, 8), 4
+ROOT = Path(__file__).parents[1]
+
+
+def synthetic(folder: Path, n: int) -> LatentTable:
+    """`n` cached latents with labels and captions, on disk; the pixels are a file without content."""
+    side = SHAPE[1] * FACTOR
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, 3, side, side))
+    arrays = [new_array(folder / f"{name}.npy", np.float32, (n, *SHAPE)) for name in ("mean", "std")]
+    rng = np.random.default_rng(0)
+    for start in range(0, n, 4096):
+        rows = slice(start, min(n, start + 4096))
+        arrays[0][rows] = rng.standard_normal((rows.stop - start, *SHAPE), np.float32)
+        arrays[1][rows] = 0.1
+    Strings.save(folder, "text", [f"picture {i} of {n}" for i in range(n)])
+    labels = new_array(folder / "label.npy", np.int64, (n,))
+    columns = {"label": labels, "text": Strings(folder, "text")}
+    table = Table(images, columns, Preprocess(3, side, side), f"synthetic-{n}")
+    return LatentTable(table, *arrays, torch.zeros(SHAPE[0]), torch.ones(SHAPE[0]))
+
+
+def reopened(folder: Path, n: int) -> LatentTable:
+    """The same in another process, all of it read-only."""
+    images, mean, std, label = (np.load(folder / f"{k}.npy", mmap_mode="r") for k in ("images", "mean", "std", "label"))
+    side = SHAPE[1] * FACTOR
+    columns = {"label": label, "text": Strings(folder, "text")}
+    table = Table(images, columns, Preprocess(3, side, side), f"synthetic-{n}")
+    return LatentTable(table, mean, std, torch.zeros(SHAPE[0]), torch.ones(SHAPE[0]))
+
+
+def denoiser(in_channels: int, width: int) -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(UNet(in_channels, channels=width, multipliers=(1, 2)), EDM(sigma_data=1.0))
+
+
+def trainer(net: Denoiser, x0: torch.Tensor) -> Any:
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def sweep(rounds: int) -> dict[str, Any]:
+    """Images a second by batch, side of the latents and width, one changed at a time from 32, 8x8 and 64."""
+    cases = {f"batch {b}": (b, 8, 64) for b in (8, 16, 32, 64, 128)}
+    cases |= {f"{side}x{side} latents": (32, side, 64) for side in (8, 16, 32)}
+    cases |= {f"{width} channels": (32, 8, width) for width in (32, 64, 128)}
+    report = {}
+    for name, (batch, side, width) in cases.items():
+        step = trainer(denoiser(4, width).to(memory_format=torch.channels_last), torch.randn(batch, 4, side, side))
+        report[name] = {"images/s": batch / median(alternate({name: step}, rounds)[name])}
+    return report
+
+
+def anonymous_memory() -> float:
+    """RssAnon of this process in MB: what it alone holds, without files."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 2**10
+
+
+def train_on(folder: Path, n: int, steps: int, batch: int = 64) -> dict[str, float]:
+    """Some steps on the latents in `folder`, in this process: RssAnon after them, and the seconds to gather a batch."""
+    table = reopened(folder, n)
+    data = BatchModule(table, table, ("label", "text"), batch, seed=0)
+    batches, net = iter(data.train_dataloader()), denoiser(SHAPE[0], 32)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+    gathering = alternate({"gather": lambda: next(batches)}, 50)["gather"]
+    for _ in range(steps):
+        some = next(batches)
+        x0 = torch.addcmul(some["latent_mean"], some["latent_std"], torch.randn_like(some["latent_mean"]))
+        optimizer.zero_grad()
+        net.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1).mean().backward()
+        optimizer.step()
+    return {"RssAnon, MB": anonymous_memory(), "a batch gathered in ms": 1e3 * median(gathering)}
+
+
+def of_size(n: int, steps: int) -> dict[str, float]:
+    """`train_on` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic(Path(folder), n)
+        call = f"train_on(Path({folder!r}), {n}, {steps})"
+        code = (
+            f"import json; from pathlib import Path; from benchmarks.scale import train_on; print(json.dumps({call}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def processes(steps: int = 60) -> dict[str, Any]:
+    """Images a second of `train_ldm.py` in one process of two threads, and in two processes (gloo) of one thread."""
+    report = {}
+    for devices in (1, 2):
+        with tempfile.TemporaryDirectory() as runs:
+            common = ["data=emoji", f"runs_dir={runs}", "trainer.max_time=null", "logger=none"]
+            run("train_vae.py", *common, "trainer.max_steps=5")
+            two = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"] if devices == 2 else []
+            seconds = [
+                took(run("train_ldm.py", *common, *two, f"trainer.max_steps={n}", f"name=n{n}"))
+                for n in (20, 20 + steps)
+            ]
+            report[f"{devices} process{'es' * (devices > 1)}"] = {"images/s": 32 * steps / (seconds[1] - seconds[0])}
+    return report
+
+
+def run(script: str, *words: str) -> str:
+    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
+
+
+def took(output: str) -> float:
+    """The seconds that a run says it took."""
+    return float(output.rpartition(" steps in ")[2].split()[0])
+
+
+def main(rounds: int = 5, sizes: str = "10000,100000,1000000", steps: int = 20) -> dict[str, Any]:
+    grown = {f"{int(n):,} latents": of_size(int(n), steps) for n in sizes.split(",")}
+    return sweep(rounds) | grown | processes()
