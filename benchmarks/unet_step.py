@@ -95,6 +95,7 @@ def square(out: Tensor) -> Tensor:
     return out.square().mean()
 
 
-def main(rounds: int = 9, batch: int = 32) -> dict[str, Any]:
-    peak = peak_flops()
-    return {name: rows(measure(*case, batch, rounds), peak) for name, case in CASES.items()}
+def main(rounds: int = 9, batch: int = 32, sides: str | int = "8,16,32") -> dict[str, Any]:
+    peak, wanted = peak_flops(), [int(side) for side in str(sides).split(",")]
+    cases = {name: case for name, case in CASES.items() if case[0] in wanted}
+    return {name: rows(measure(*case, batch, rounds), peak) for name, case in cases.items()}
