@@ -70,7 +70,7 @@ def trainer(net: Denoiser, x0: torch.Tensor) -> Any:
     return step
 
 
-def sweep(rounds: int) -> dict[str, Any]:
+def shapes(rounds: int) -> dict[str, Any]:
     """Images a second by batch, side of the latents and width, one changed at a time from 32, 8x8 and 64."""
     cases = {f"batch {b}": (b, 8, 64) for b in (8, 16, 32, 64, 128)}
     cases |= {f"{side}x{side} latents": (32, side, 64) for side in (8, 16, 32)}
@@ -144,6 +144,14 @@ def took(output: str) -> float:
     return float(output.rpartition(" steps in ")[2].split()[0])
 
 
-def main(rounds: int = 5, sizes: str = "10000,100000,1000000", steps: int = 20) -> dict[str, Any]:
-    grown = {f"{int(n):,} latents": of_size(int(n), steps) for n in sizes.split(",")}
-    return sweep(rounds) | grown | processes()
+def main(
+    rounds: int = 5, sizes: str | int = "10000,100000,1000000", steps: int = 20, parts: str = "shapes,sizes,processes"
+) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    if "shapes" in parts:
+        report |= shapes(rounds)
+    if "sizes" in parts:
+        report |= {f"{int(n):,} latents": of_size(int(n), steps) for n in str(sizes).split(",")}
+    if "processes" in parts:
+        report |= processes()
+    return report
