@@ -8,7 +8,7 @@ from ldm.data.strings import Strings
     "column",
     [
         ["a cat", "", "一条鱼", "قطة", "a cat"],
-        [["a cat", "kitty"], ["fish"], [], ["", "x"]],
+        [["a cat", "kitty"], ["fish", "herring"], [], ["", "x"]],
         [],
         [""],
         ["na\udce9me.png"],  # a file name that isn't UTF-8, as Python gives it
