@@ -46,6 +46,7 @@ _HOMES = {
     "pipeline": ("LatentDiffusion", "sample_prior"),
     "registry": ("build", "register", "spec_of"),
 }
+_REGISTERED = ("data", "networks", "conditioning", "diffusion")  # whose classes `build` knows by name, as YAML does
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",
@@ -75,6 +76,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'ldm' has no attribute '{name}'")
+    if name == "build":
+        for package in _REGISTERED:
+            importlib.import_module(f"ldm.{package}")
     return getattr(importlib.import_module(f"ldm.{_HOME_OF[name]}"), name)
 
 

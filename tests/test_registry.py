@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +106,9 @@ def test_did_you_mean():
     assert did_you_mean("stpes", ["steps", "scale"]) == " Did you mean 'steps'?"
     assert did_you_mean("xyz", ["steps", "scale"]) == " Known: scale, steps."
     assert did_you_mean("xyz", []) == ""
+
+
+def test_a_fresh_process_builds_by_name_what_yaml_can_name():
+    code = "import ldm; print(type(ldm.build({'class': 'Digits'})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "Digits\n", done.stderr
