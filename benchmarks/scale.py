@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paired import alternate
+from benchmarks.paired import Call, alternate, stepper
 from ldm.data.datamodule import BatchModule
 from ldm.data.latents import LatentTable
 from ldm.data.strings import Strings
@@ -28,10 +29,10 @@ SHAPE, FACTOR = (4, 8, 8), 4
 ROOT = Path(__file__).parents[1]
 
 
-def synthetic(folder: Path, n: int) -> LatentTable:
+def synthetic(folder: Path, n: int) -> None:
     """`n` cached latents with labels and captions, on disk; the pixels are a file without content."""
     side = SHAPE[1] * FACTOR
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, 3, side, side))
+    np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (n, 3, side, side))
     arrays = [new_array(folder / f"{name}.npy", np.float32, (n, *SHAPE)) for name in ("mean", "std")]
     rng = np.random.default_rng(0)
     for start in range(0, n, 4096):
@@ -39,14 +40,11 @@ def synthetic(folder: Path, n: int) -> LatentTable:
         arrays[0][rows] = rng.standard_normal((rows.stop - start, *SHAPE), np.float32)
         arrays[1][rows] = 0.1
     Strings.save(folder, "text", [f"picture {i} of {n}" for i in range(n)])
-    labels = new_array(folder / "label.npy", np.int64, (n,))
-    columns = {"label": labels, "text": Strings(folder, "text")}
-    table = Table(images, columns, Preprocess(3, side, side), f"synthetic-{n}")
-    return LatentTable(table, *arrays, torch.zeros(SHAPE[0]), torch.ones(SHAPE[0]))
+    new_array(folder / "label.npy", np.int64, (n,))
 
 
-def reopened(folder: Path, n: int) -> LatentTable:
-    """The same in another process, all of it read-only."""
+def opened(folder: Path, n: int) -> LatentTable:
+    """What `synthetic` wrote, memory-mapped as a run's data are."""
     images, mean, std, label = (np.load(folder / f"{k}.npy", mmap_mode="r") for k in ("images", "mean", "std", "label"))
     side = SHAPE[1] * FACTOR
     columns = {"label": label, "text": Strings(folder, "text")}
@@ -59,15 +57,14 @@ def denoiser(in_channels: int, width: int) -> Denoiser:
     return Denoiser(UNet(in_channels, channels=width, multipliers=(1, 2)), EDM(sigma_data=1.0))
 
 
-def trainer(net: Denoiser, x0: torch.Tensor) -> Any:
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+def stepping(net: Denoiser, latents: Callable[[], torch.Tensor]) -> Call:
+    """A training step of `net` on the latents that it is given."""
 
-    def step() -> None:
-        optimizer.zero_grad()
-        net.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1).mean().backward()
-        optimizer.step()
+    def loss() -> torch.Tensor:
+        x0 = latents()
+        return net.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1).mean()
 
-    return step
+    return stepper(net, loss, fused=True)
 
 
 def shapes(rounds: int) -> dict[str, Any]:
@@ -77,7 +74,8 @@ def shapes(rounds: int) -> dict[str, Any]:
     cases |= {f"{width} channels": (32, 8, width) for width in (32, 64, 128)}
     report = {}
     for name, (batch, side, width) in cases.items():
-        step = trainer(denoiser(4, width).to(memory_format=torch.channels_last), torch.randn(batch, 4, side, side))
+        net, x0 = denoiser(4, width).to(memory_format=torch.channels_last), torch.randn(batch, 4, side, side)
+        step = stepping(net, lambda x0=x0: x0)
         report[name] = {"images/s": batch / median(alternate({name: step}, rounds)[name])}
     return report
 
@@ -90,17 +88,18 @@ def anonymous_memory() -> float:
 
 def train_on(folder: Path, n: int, steps: int, batch: int = 64) -> dict[str, float]:
     """Some steps on the latents in `folder`, in this process: RssAnon after them, and the seconds to gather a batch."""
-    table = reopened(folder, n)
+    table = opened(folder, n)
     data = BatchModule(table, table, ("label", "text"), batch, seed=0)
-    batches, net = iter(data.train_dataloader()), denoiser(SHAPE[0], 32)
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-4, fused=True)
+    batches = iter(data.train_dataloader())
     gathering = alternate({"gather": lambda: next(batches)}, 50)["gather"]
-    for _ in range(steps):
+
+    def drawn() -> torch.Tensor:
         some = next(batches)
-        x0 = torch.addcmul(some["latent_mean"], some["latent_std"], torch.randn_like(some["latent_mean"]))
-        optimizer.zero_grad()
-        net.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1).mean().backward()
-        optimizer.step()
+        return torch.addcmul(some["latent_mean"], some["latent_std"], torch.randn_like(some["latent_mean"]))
+
+    step = stepping(denoiser(SHAPE[0], 32), drawn)
+    for _ in range(steps):
+        step()
     return {"RssAnon, MB": anonymous_memory(), "a batch gathered in ms": 1e3 * median(gathering)}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.paired import Call, alternate, compared, rows
+from benchmarks.paired import Call, alternate, compared, rows, stepper
 from benchmarks.vae_step import default_vae, diffusers_vae
 from ldm import cli
 from ldm.data.emoji import Emoji
@@ -28,17 +28,13 @@ BATCH = 32
 
 
 def bare_loop(task: DiffusionTask, batch: dict[str, Any]) -> Call:
-    trained = copy.deepcopy(task.trained)
-    optimizer = torch.optim.AdamW(trained.parameters(), 1e-4, fused=True)
+    trained, x0 = copy.deepcopy(task.trained), task.latents(batch, 0)
     conditioner, denoiser = trained["conditioner"], trained["denoiser"]
-    x0 = task.latents(batch, 0)
 
-    def step() -> None:
-        optimizer.zero_grad()
-        denoiser.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1, conditioner(batch)).mean().backward()
-        optimizer.step()
+    def loss() -> torch.Tensor:
+        return denoiser.loss(x0, torch.randn_like(x0), torch.rand(len(x0)) + 0.1, conditioner(batch)).mean()
 
-    return step
+    return stepper(trained, loss, fused=True)
 
 
 def diffusers_loop(widths: list[int], images: torch.Tensor, tokens: torch.Tensor) -> Call:
