@@ -96,7 +96,7 @@ def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, tra
 
 def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
     words = (*LORA, "finetune.dropout=0.1", "trainer.max_steps=7", "checkpoint.every_n_steps=2")
-    whole = train("ldm", runs, *words, "name=whole")
+    whole = train("ldm", runs, *words, "name=lora-whole")
     step, calls = Task.training_step, []
 
     def struck(self, batch, batch_idx):
@@ -107,11 +107,11 @@ def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
 
     monkeypatch.setattr(Task, "training_step", struck)
     with pytest.raises(ZeroDivisionError):
-        train("ldm", runs, *words, "name=cut")
+        train("ldm", runs, *words, "name=lora-cut")
     monkeypatch.undo()
-    cut = train("ldm", runs, *words, "name=cut", "resume=true")
+    cut = train("ldm", runs, *words, "name=lora-cut", "resume=true")
     assert_same_run(whole, cut, 7)
-    assert isinstance(load(cut).adapters["cut"][0], LoraAdapter)
+    assert isinstance(load(cut).adapters["lora-cut"][0], LoraAdapter)
 
 
 def test_a_full_fine_tuning_goes_on_from_the_base_and_gives_a_whole_model(runs, train):
