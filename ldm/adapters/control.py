@@ -13,7 +13,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.images.hints import ColumnHint, Hint
 from ldm.images.preprocess import Preprocess
 from ldm.networks import Cond, Controlled, ControlNet
-from ldm.networks.controlnet import weights_of
+from ldm.networks.controlnet import AnyControlNet, weights_of
 from ldm.registry import register
 
 Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name; None: as loaded
@@ -26,7 +26,7 @@ class Control(Adapter):
 
     scale, begin, end = 1.0, 0.0, 1.0
 
-    def __init__(self, network: ControlNet, hint: Hint, base: Mapping[str, str] | None = None):
+    def __init__(self, network: AnyControlNet, hint: Hint, base: Mapping[str, str] | None = None):
         super().__init__(base)
         self.network, self.hint = network, hint
 

@@ -26,7 +26,7 @@ from ldm.files import atomic_write
 from ldm.interop import controlnet, schedulers, unet, vae
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
-from ldm.networks import AutoencoderKL, Controlled, ControlNet, Identity, UNet
+from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, Identity, UNet
 from ldm.registry import spec_of
 
 FORMATS = ("diffusers", "ldm")
@@ -50,7 +50,7 @@ class Report:
 
 
 def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapping[str, Any] | None = None) -> Report:
-    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet or ControlNet) to the folder `out`, which is empty or new.
+    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet, DiT or ControlNet) to the folder `out`, empty or new.
 
     `to="ldm"` writes a model folder with a frozen text encoder's files in it. `about` goes into the model card.
     """
@@ -74,7 +74,7 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
     if isinstance(model, AutoencoderKL):
         z = model.latent_channels
         _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32)
-    elif isinstance(model, UNet):
+    elif isinstance(model, (UNet, DiT)):
         _write_unet(model, out, report, None)
     elif isinstance(model, ControlNet):
         _write_controlnet(model, out, report)
@@ -161,11 +161,11 @@ def _needs_own_pipeline(model: Any, index: Mapping[str, Any]) -> str | None:
 
 
 def _write_unet(network: nn.Module, out: Path, report: Report, size: tuple[int, int] | None) -> list[str]:
-    if not isinstance(network, UNet):
-        raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet can.")
+    if not isinstance(network, (UNet, DiT)):
+        raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet or a DiT can.")
     sample_size: Any = size and (size[0] if size[0] == size[1] else list(size))
-    if reasons := unet.obstacles(network):
-        report.parts["unet"] = "; ".join(reasons)
+    if isinstance(network, DiT) or (reasons := unet.obstacles(network)):
+        report.parts["unet"] = "a DiT of ours" if isinstance(network, DiT) else "; ".join(reasons)
         return _write_own("ldm_unet", "LdmUNet", network, out, {"sample_size": sample_size})
     report.parts["unet"] = "stock"
     config = unet.to_diffusers(network, sample_size)

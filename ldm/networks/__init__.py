@@ -2,7 +2,7 @@
 
 from ldm.networks.autoencoder import AutoencoderKL, Gaussian, Identity
 from ldm.networks.cond import Cond
-from ldm.networks.controlnet import Controlled, ControlNet
+from ldm.networks.controlnet import Controlled, ControlNet, DiTControlNet, controlnet_for
 from ldm.networks.dit import DiT
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
@@ -13,8 +13,10 @@ __all__ = [
     "ControlNet",
     "Controlled",
     "DiT",
+    "DiTControlNet",
     "Gaussian",
     "Identity",
     "TextTransformer",
     "UNet",
+    "controlnet_for",
 ]

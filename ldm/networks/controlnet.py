@@ -1,4 +1,5 @@
-"""ControlNet (Zhang et al. 2023): a picture tells a frozen U-Net what goes where. State-dict names of diffusers."""
+"""ControlNet (Zhang et al. 2023): a picture tells a frozen network what goes where. For the U-Net, under diffusers'
+state-dict names; for the DiT after PixArt-delta."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.cond import Cond
+from ldm.networks.dit import DiT, Patched
 from ldm.networks.layers import zero_
 from ldm.networks.unet import Encoder, UNet
 from ldm.registry import register, spec_of
@@ -18,6 +20,8 @@ from ldm.registry import register, spec_of
 HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
 _COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
 _PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "widths")
+_DIT_COPIED = ("conv_in", "time_embedding", "class_embedding")
+_DIT_PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "channels")
 
 
 class HintEncoder(nn.Module):
@@ -27,8 +31,14 @@ class HintEncoder(nn.Module):
     base's own pictures at the start, and so the second step of training already reaches everything.
     """
 
-    def __init__(self, channels: int, out_channels: int, strides: Sequence[int], widths: Sequence[int]):
+    def __init__(self, channels: int, out_channels: int, factor: int, widths: Sequence[int] | None = None):
+        """`widths`, one more than `factor` has primes, are those of the convolutions; by default HINT_WIDTHS."""
         super().__init__()
+        strides = primes(factor)
+        widths = list(widths or (*HINT_WIDTHS, *HINT_WIDTHS[-1:] * len(strides))[: len(strides) + 1])
+        if len(widths) != len(strides) + 1:
+            raise UserError(f"hint_widths={widths}: a factor of {factor} takes {len(strides) + 1} widths.")
+        self.widths = widths
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for (a, b), stride in zip(pairwise(widths), strides, strict=True):
@@ -62,19 +72,10 @@ class ControlNet(Encoder):
             raise UserError(
                 f"a ControlNet copies the encoder of a UNet; the base's network is {type(network).__name__}."
             )
-        strides = primes(factor)
-        widths = list(hint_widths or (*HINT_WIDTHS, *HINT_WIDTHS[-1:] * len(strides))[: len(strides) + 1])
-        if len(widths) != len(strides) + 1:
-            raise UserError(f"hint_widths={widths}: a factor of {factor} takes {len(strides) + 1} widths.")
-        # the spec alone: the network itself would stay in memory with the copy, and be copied with it
-        object.__setattr__(self, "_spec", self._spec | {"network": spec_of(network)})
-        for name in _PLAIN:
-            setattr(self, name, getattr(network, name))
-        for name in _COPIED:
-            part = getattr(network, name)
-            setattr(self, name, part if part is None else deepcopy(part).requires_grad_(True))
-        self.hint_channels, self.factor, self.hint_widths = hint_channels, factor, widths
-        self.controlnet_cond_embedding = HintEncoder(hint_channels, self.widths[0], strides, widths)
+        copy_parts(self, network, _PLAIN, _COPIED)
+        self.hint_channels, self.factor = hint_channels, factor
+        self.controlnet_cond_embedding = HintEncoder(hint_channels, self.widths[0], factor, hint_widths)
+        self.hint_widths = self.controlnet_cond_embedding.widths
         outputs = [zero_(nn.Conv2d(width, width, 1)) for width in skip_widths(network)]
         self.controlnet_down_blocks = nn.ModuleList(outputs)
         self.controlnet_mid_block = zero_(nn.Conv2d(self.widths[-1], self.widths[-1], 1))
@@ -90,10 +91,7 @@ class ControlNet(Encoder):
         features = self.controlnet_cond_embedding(hint)  # (B, widths[0], h, w)
         middle, skips = self.encode(x, self.embed(c_noise, cond), cond, features)
         residuals = [out(skip) for out, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
-        residuals.append(self.controlnet_mid_block(middle))
-        if weights is None:
-            return residuals
-        return [r * w[:, None, None, None] for r, w in zip(residuals, weights.unbind(1), strict=True)]
+        return weighted([*residuals, self.controlnet_mid_block(middle)], weights)
 
     @property
     def outputs(self) -> int:
@@ -104,14 +102,9 @@ class ControlNet(Encoder):
         """Why this can't be put on `network`; empty if it can."""
         if not isinstance(network, UNet):
             return [f"the network is a {type(network).__name__}, no UNet"]
-        reasons = []
+        reasons = differences(self, network, ("context_dim", "in_channels", "patch"))
         if skip_widths(self) != skip_widths(network):
             reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
-        for name in ("context_dim", "in_channels", "patch"):
-            if getattr(self, name) != getattr(network, name):
-                reasons.append(f"{name} {getattr(self, name)}, the network's {getattr(network, name)}")
-        if self.vector_dim and self.vector_dim != network.vector_dim:
-            reasons.append(f"vector_dim {self.vector_dim}, the network's {network.vector_dim}")
         return reasons
 
     context_dim: int | None
@@ -119,19 +112,117 @@ class ControlNet(Encoder):
     _spec: dict[str, Any]
 
 
+@register
+class DiTControlNet(Patched):
+    """The same for a DiT (Chen et al. 2024, PixArt-delta, section 3.3): trainable copies of its first blocks see the
+    control image too, and the output of each is added, through a linear layer that starts at zero, to that of the
+    frozen block that it copies. `blocks` is how many, by default half.
+
+    `factor` is the autoencoder's times the network's patch, as above.
+    """
+
+    def __init__(
+        self,
+        network: DiT,
+        hint_channels: int = 3,
+        factor: int = 8,
+        hint_widths: Sequence[int] | None = None,
+        blocks: int | None = None,
+    ):
+        super().__init__()
+        if not isinstance(network, DiT):
+            raise UserError(f"a DiTControlNet copies blocks of a DiT; the base's network is {type(network).__name__}.")
+        blocks = (len(network.blocks) + 1) // 2 if blocks is None else blocks
+        if not 1 <= blocks <= len(network.blocks):
+            raise UserError(f"blocks={blocks}: the base has {len(network.blocks)}, of which at least one is copied.")
+        copy_parts(self, network, _DIT_PLAIN, _DIT_COPIED)
+        self.blocks = nn.ModuleList([deepcopy(block).requires_grad_(True) for block in network.blocks[:blocks]])
+        self.hint_channels, self.factor = hint_channels, factor
+        self.controlnet_cond_embedding = HintEncoder(hint_channels, self.channels, factor, hint_widths)
+        self.controlnet_blocks = nn.ModuleList([zero_(nn.Linear(self.channels, self.channels)) for _ in range(blocks)])
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, cond: Cond, hint: Tensor, weights: Tensor | None = None
+    ) -> list[Tensor]:
+        """What `DiT.forward` takes as `residuals`, (B, N, D) each; arguments as those of `ControlNet.forward`."""
+        h, _ = self.tokens(x, cond)
+        h = h + self.controlnet_cond_embedding(hint).flatten(2).transpose(1, 2)  # (B, N, D)
+        embedding = self.embed(c_noise, cond)
+        residuals = []
+        for block, out in zip(self.blocks, self.controlnet_blocks, strict=True):
+            h = block(h, embedding, cond.tokens, cond.mask)
+            residuals.append(out(h))
+        return weighted(residuals, weights)
+
+    @property
+    def outputs(self) -> int:
+        """How many residuals there are."""
+        return len(self.blocks)
+
+    def misfits(self, network: Any) -> list[str]:
+        """Why this can't be put on `network`; empty if it can."""
+        if not isinstance(network, DiT):
+            return [f"the network is a {type(network).__name__}, no DiT"]
+        reasons = differences(self, network, ("channels", "context_dim", "in_channels", "patch"))
+        if len(self.blocks) > len(network.blocks):
+            reasons.append(f"it steers {len(self.blocks)} blocks, the network has {len(network.blocks)}")
+        return reasons
+
+    context_dim: int | None
+    vector_dim: int | None
+    _spec: dict[str, Any]
+
+
+AnyControlNet = ControlNet | DiTControlNet
+
+
+def controlnet_for(network: Any, hint_channels: int, factor: int) -> AnyControlNet:
+    """A new ControlNet on `network`, of the kind that its architecture takes."""
+    if isinstance(network, UNet):
+        return ControlNet(network, hint_channels, factor)
+    if isinstance(network, DiT):
+        return DiTControlNet(network, hint_channels, factor)
+    raise UserError(f"a ControlNet copies a part of a UNet or a DiT; the base's network is {type(network).__name__}.")
+
+
+def copy_parts(net: Any, network: nn.Module, plain: Sequence[str], copied: Sequence[str]) -> None:
+    """Gives `net` the numbers `plain` of `network` and trainable copies of its parts `copied`, and the spec alone of
+    the network: itself it would stay in memory with the copy, and be copied with it."""
+    object.__setattr__(net, "_spec", net._spec | {"network": spec_of(network)})
+    for name in plain:
+        setattr(net, name, getattr(network, name))
+    for name in copied:
+        part = getattr(network, name)
+        setattr(net, name, part if part is None else deepcopy(part).requires_grad_(True))
+
+
+def weighted(residuals: list[Tensor], weights: Tensor | None) -> list[Tensor]:
+    """Residuals (B, ...) times their column of `weights` (B, outputs); as they are without."""
+    if weights is None:
+        return residuals
+    return [r * w.view(-1, *[1] * (r.ndim - 1)) for r, w in zip(residuals, weights.unbind(1), strict=True)]
+
+
+def differences(net: Any, network: Any, names: Sequence[str]) -> list[str]:
+    """In which of the numbers `names` a ControlNet and a network differ; `vector_dim` only if the ControlNet has it."""
+    names = [*names, "vector_dim"] if net.vector_dim else names
+    pairs = [(name, getattr(net, name), getattr(network, name)) for name in names]
+    return [f"{name} {own}, the network's {theirs}" for name, own, theirs in pairs if own != theirs]
+
+
 class Controlled(nn.Module):
-    """A U-Net with the ControlNets that are on it, by `names`: a network like any other, which adds up the residuals of
-    those whose control images are in `cond.control`. Without one it computes what the U-Net alone does.
+    """A network with the ControlNets that are on it, by `names`: a network like any other, which adds up the residuals
+    of those whose control images are in `cond.control`. Without one it computes what the network alone does.
 
     `cond.control` may also have under `weights_of(name)` the weights (B, outputs) of that ControlNet's residuals.
     """
 
-    def __init__(self, network: UNet):
+    def __init__(self, network: UNet | DiT):
         super().__init__()
         self.network, self.names = network, list[str]()
         self.controlnets: Any = nn.ModuleList()
 
-    def add(self, name: str, net: ControlNet) -> None:
+    def add(self, name: str, net: AnyControlNet) -> None:
         self.names.append(name)
         self.controlnets.append(net)
 

@@ -1,6 +1,7 @@
 """A Transformer in the U-Net's place: DiT (Peebles and Xie 2023) that also attends to a context (Chen et al. 2023)."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -63,8 +64,38 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+class Patched(nn.Module):
+    """What a DiT and its ControlNets compute alike: the embedding, and patches as tokens with their places."""
+
+    concat_channels: int
+    channels: int
+    patch: int
+    conv_in: nn.Conv2d
+    time_embedding: TimestepEmbedding
+    class_embedding: nn.Linear | None
+
+    def tokens(self, x: Tensor, cond: Cond) -> tuple[Tensor, tuple[int, int]]:
+        """The patches of `x` (B, C, h, w), joined with the condition's channels: (B, N, D), and the rows and columns
+        that the N patches make, h / p and w / p rounded up."""
+        if self.concat_channels:
+            assert cond.concat is not None, "this network was built with concat_channels"
+            x = torch.cat([x, cond.concat], 1)
+        h = self.conv_in(F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch)))  # (B, D, rows, columns)
+        rows, columns = h.shape[2:]
+        places = positions(rows, columns, self.channels, x.device).to(h.dtype)  # (N, D)
+        return h.flatten(2).transpose(1, 2) + places, (rows, columns)
+
+    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
+        """Noise level and vector condition in one embedding, already through SiLU: (B, D)."""
+        features = timestep_embedding(c_noise, self.channels).to(self.conv_in.weight.dtype)
+        embedding = self.time_embedding(features)  # (B, D)
+        if self.class_embedding is not None:
+            embedding = embedding + self.class_embedding(cond.vector)
+        return F.silu(embedding)
+
+
 @register
-class DiT(nn.Module):
+class DiT(Patched):
     """`depth` Transformer blocks of width `channels` over patches of `patch` x `patch` places of the latent.
 
     The interface is the U-Net's, and latents of any size work: positions are sinusoidal, and what doesn't fill a patch
@@ -106,33 +137,18 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w)."""
-        if residuals is not None:
-            raise UserError("a ControlNet steers a UNet: train one by network=unet.")
+        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w).
+
+        `residuals`, a ControlNet's, are added to the outputs of the first blocks.
+        """
         cond = cond or Cond()
         height, width = x.shape[2:]
-        h = self.patches(x, cond)  # (B, D, h', w')
-        rows, columns = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2) + positions(rows, columns, self.channels, x.device).to(h.dtype)  # (B, N, D)
+        h, (rows, columns) = self.tokens(x, cond)
         embedding = self.embed(c_noise, cond)
-        for block in self.blocks:
+        for block, residual in zip_longest(self.blocks, residuals or ()):
             h = block(h, embedding, cond.tokens, cond.mask)
+            h = h if residual is None else h + residual
         shift, scale = self.modulation_out(embedding)[:, None].chunk(2, 2)  # (B, 1, D)
         h = self.linear_out(modulated(self.norm_out(h), shift, scale))  # (B, N, out p^2)
         h = h.transpose(1, 2).unflatten(2, (rows, columns))  # (B, out p^2, h', w')
         return F.pixel_shuffle(h, self.patch)[..., :height, :width]
-
-    def patches(self, x: Tensor, cond: Cond) -> Tensor:
-        """The latent, joined with the condition's channels, in patches: (B, D, h / p, w / p), rounded up."""
-        if self.concat_channels:
-            assert cond.concat is not None, "this network was built with concat_channels"
-            x = torch.cat([x, cond.concat], 1)
-        return self.conv_in(F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch)))
-
-    def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        """Noise level and vector condition in one embedding, already through SiLU: (B, D)."""
-        features = timestep_embedding(c_noise, self.channels).to(self.conv_in.weight.dtype)
-        embedding = self.time_embedding(features)  # (B, D)
-        if self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(cond.vector)
-        return F.silu(embedding)

@@ -12,7 +12,7 @@ from ldm.adapters.control import Control, Steering
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.images.hints import Hint, hint_for
-from ldm.networks import Cond, Controlled, ControlNet, UNet
+from ldm.networks import Cond, Controlled, DiT, UNet, controlnet_for
 from ldm.pipeline import LatentDiffusion
 from ldm.registry import register
 from ldm.training.finetune import Finetune, Tables
@@ -45,14 +45,14 @@ class ControlFinetune(Finetune):
 
     def check(self, model: LatentDiffusion, tables: Tables) -> None:
         self.hint = hint_for(self.control, tables[0], self.options)
-        if not isinstance(model.denoiser.network, UNet):
+        if not isinstance(model.denoiser.network, (UNet, DiT)):
             name = type(model.denoiser.network).__name__
-            raise UserError(f"a ControlNet copies the encoder of a UNet; the base has a {name}.")
+            raise UserError(f"a ControlNet copies a part of a UNet or a DiT; the base has a {name}.")
         super().check(model, tables)
 
     def prepare(self, model: LatentDiffusion) -> None:
         base: Any = model.denoiser.network
-        net = ControlNet(base, self.hint.channels, model.first_stage.factor * base.patch).train()
+        net = controlnet_for(base, self.hint.channels, model.first_stage.factor * base.patch).train()
         model.denoiser.network = Controlled(base)
         model.denoiser.network.add(NAME, net)
         for part in model.conditioner.parts.values():

@@ -22,7 +22,7 @@ def make(parts, parameterization=None, vae=None, sampling=None, **network):
     conditioner = Conditioner(parts)
     vae = vae or ldm.AutoencoderKL(3, 4, channels=8, multipliers=[1, 2])
     options = {"channels": 8, "heads": 2, "context_dim": conditioner.token_dim, "vector_dim": conditioner.vector_dim}
-    unet = ldm.UNet(vae.latent_channels, **(options | network))
+    unet = ldm.build({"class": "UNet", "in_channels": vae.latent_channels, **options, **network})
     preprocess = Preprocess(vae.in_channels, 16, 16)
     model = LatentDiffusion(vae, Denoiser(unet, parameterization or Eps()), conditioner, preprocess, sampling)
     randomised(model)
@@ -96,9 +96,11 @@ def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(samp
     torch.testing.assert_close(back, ours, atol=1e-4, rtol=0)
 
 
+DIT = {"class": "DiT", "depth": 2}
 DEMO_VAE = {"channels": 8, "multipliers": [1, 2], "stem": 2, "shortcut": True}
 CUSTOM = {
-    "the demo's: edm, stem, shortcut, own text": (EDM, "text", DEMO_VAE, {"patch": 2}),
+    "the demo's: edm, stem, shortcut, own text, DiT": (EDM, "text", DEMO_VAE, DIT | {"patch": 2}),
+    "edm, stem, shortcut, own text, patches": (EDM, "text", DEMO_VAE, {"patch": 2}),
     "flow, own text": (Flow, "text", {}, {}),
     "eps, class labels": (Eps, "label", {}, {}),
     "v, nothing said": (V, None, {}, {}),

@@ -6,16 +6,25 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.networks import Cond, Controlled, ControlNet, UNet
+from ldm.networks import Cond, Controlled, ControlNet, DiT, DiTControlNet, UNet, controlnet_for
 from ldm.networks.controlnet import primes, weights_of
 
 OPTIONS = {"channels": [8, 16], "heads": 2, "groups": 4, "context_dim": 6, "vector_dim": 5}
+DIT_OPTIONS = {"channels": 8, "heads": 2, "depth": 3, "context_dim": 6, "vector_dim": 5}
+BASES = [
+    (UNet, OPTIONS),
+    (UNet, OPTIONS | {"patch": 2}),
+    (UNet, OPTIONS | {"attention": [False, True], "blocks": 2, "concat_channels": 2}),
+    (DiT, DIT_OPTIONS),
+    (DiT, DIT_OPTIONS | {"patch": 2, "concat_channels": 2}),
+]
 
 
-@pytest.fixture(params=[{}, {"patch": 2}, {"attention": [False, True], "blocks": 2, "concat_channels": 2}])
+@pytest.fixture(params=BASES)
 def base(request):
     torch.manual_seed(0)
-    network = UNet(3, **OPTIONS | request.param)
+    kind, options = request.param
+    network = kind(3, **options)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -37,7 +46,7 @@ def inputs(base, control=True, side=6, factor=2):
 def controlled(base, factor=2):
     torch.manual_seed(2)
     network = Controlled(base)
-    network.add("a", ControlNet(base, factor=factor * base.patch))
+    network.add("a", controlnet_for(base, 3, factor * base.patch))
     return network
 
 
@@ -58,7 +67,7 @@ def test_two_steps_reach_everything_that_trains_and_nothing_else(base):
         (network(x, t, cond) - 1).square().mean().backward()
         reached.append({name for name, p in trained.items() if p.grad is not None and p.grad.any()})
         optimizer.step()
-    outputs = {n for n in trained if "controlnet_down_blocks" in n or "controlnet_mid_block" in n}
+    outputs = {n for n in trained if any(part in n for part in ("net_down_blocks", "net_mid_block", "net_blocks"))}
     assert reached[0] == outputs and reached[1] == set(trained)
     assert all(torch.equal(a, b) for a, b in zip(frozen.values(), base.state_dict().values(), strict=True))
     assert all(p.grad is None for p in base.parameters())
@@ -66,20 +75,29 @@ def test_two_steps_reach_everything_that_trains_and_nothing_else(base):
 
 @torch.no_grad()
 def test_it_copies_the_encoder_and_keeps_no_hold_of_the_base(base):
-    net = ControlNet(base, factor=2)
+    net = controlnet_for(base, 3, 2)
     own, theirs = net.state_dict(), base.state_dict()
     shared = own.keys() & theirs.keys()
-    assert shared == {n for n in theirs if not n.startswith(("up_blocks", "conv_norm_out", "conv_out"))}
+    left = (
+        "up_blocks",
+        "conv_norm_out",
+        "conv_out",
+        "blocks.2",
+        "modulation_out",
+        "linear_out",
+    )  # of 3 blocks the last
+    assert shared == {n for n in theirs if not n.startswith(left)}
     assert all(torch.equal(own[n], theirs[n]) and own[n].data_ptr() != theirs[n].data_ptr() for n in shared)
     assert not any(value is base for value in vars(net).values()) and isinstance(net._spec["network"], dict)
 
 
 @torch.no_grad()
-def test_several_add_up_and_weights_scale_each_output():
+@pytest.mark.parametrize(("kind", "options"), [(UNet, OPTIONS), (DiT, DIT_OPTIONS)])
+def test_several_add_up_and_weights_scale_each_output(kind, options):
     torch.manual_seed(0)
-    base = UNet(3, **OPTIONS)
+    base = kind(3, **options)
     network = controlled(base)
-    network.add("b", ControlNet(base, factor=2))
+    network.add("b", controlnet_for(base, 3, 2))
     for parameter in network.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     x, t, cond = inputs(base)
@@ -89,7 +107,10 @@ def test_several_add_up_and_weights_scale_each_output():
     n = network.controlnets[0].outputs
     weights = torch.rand(2, n)
     both = Cond(cond.vector, cond.tokens, control={**hints, weights_of("b"): weights})
-    summed = [a + b * weights[:, i, None, None, None] for i, (a, b) in enumerate(zip(*residuals, strict=True))]
+    summed = [
+        a + torch.stack([w * part for w, part in zip(weights[:, i], b, strict=True)])
+        for i, (a, b) in enumerate(zip(*residuals, strict=True))
+    ]
     torch.testing.assert_close(network(x, t, both), base(x, t, plain, summed))
     assert torch.equal(network(x, t, plain), base(x, t, plain))  # no control image, no ControlNet
 
@@ -120,6 +141,32 @@ def test_what_doesnt_fit_is_named(other, says):
     net = ControlNet(UNet(3, **OPTIONS))
     assert not net.misfits(UNet(3, **OPTIONS))
     assert says in "; ".join(net.misfits(UNet(3, **OPTIONS | other)))
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"channels": 16}, "channels 8"),
+        ({"patch": 2}, "patch 1"),
+        ({"depth": 1}, "steers 2 blocks"),
+        ({"vector_dim": None}, "vector_dim 5"),
+    ],
+)
+def test_what_doesnt_fit_a_dit_is_named(other, says):
+    net = DiTControlNet(DiT(3, **DIT_OPTIONS))
+    assert not net.misfits(DiT(3, **DIT_OPTIONS))
+    assert says in "; ".join(net.misfits(DiT(3, **DIT_OPTIONS | other)))
+
+
+def test_each_kind_copies_its_own_kind_of_network():
+    unet, dit = UNet(3, **OPTIONS), DiT(3, **DIT_OPTIONS)
+    assert "no UNet" in ControlNet(unet).misfits(dit)[0] and "no DiT" in DiTControlNet(dit).misfits(unet)[0]
+    with pytest.raises(UserError, match="a DiT; the base's network is UNet"):
+        DiTControlNet(unet)
+    with pytest.raises(UserError, match="at least one"):
+        DiTControlNet(dit, blocks=4)
+    with pytest.raises(UserError, match="Linear"):
+        controlnet_for(torch.nn.Linear(1, 1), 3, 2)
 
 
 def test_only_a_unet_has_an_encoder_to_copy():

@@ -9,16 +9,19 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from ldm.networks.cond import Cond
+from ldm.networks.dit import DiT
 from ldm.networks.unet import UNet
+
+NETWORKS = {"UNet": UNet, "DiT": DiT}
 
 
 class LdmUNet(ModelMixin, ConfigMixin):
-    """Called as UNet2DConditionModel is."""
+    """A UNet or DiT of ldm, called as UNet2DConditionModel is."""
 
     @register_to_config
     def __init__(self, spec: dict[str, Any], sample_size: list[int] | int | None = None):
         super().__init__()
-        self.network = UNet(**{key: value for key, value in spec.items() if key != "class"})
+        self.network = NETWORKS[spec["class"]](**{key: value for key, value in spec.items() if key != "class"})
 
     def forward(
         self,
