@@ -28,6 +28,7 @@ from ldm.data.emoji import DEFAULT_OBJECTS, OBJECTS, Emoji
 from ldm.data.scenes import Scenes, draw_any
 from ldm.evaluation.reader import Reader, codes, score, train_reader
 from ldm.images import to_pil8
+from ldm.networks import DiT
 
 PICTURES, ASKED, OTHERS, PRIOR = 40, 50, 200, 80
 SHOWN = 8
@@ -114,7 +115,9 @@ def main() -> None:
     options = ["finetune=lora", f"base={base_path}", "rank=8", f"name={name}", f"seed={args.seed}"]
     pictures = folder / "pictures"  # all of them train; validation looks at them again
     options += ["data=folder", f"data.root={pictures}", f"data.val_root={pictures}"]
-    options += ["targets=[attention,conv1,conv2]", "text_encoder=true"]
+    # what an object needs beside attention: a U-Net's residual blocks, a DiT's feed-forward layers
+    blocks = "ff" if isinstance(ldm.load(base_path).denoiser.network, DiT) else "conv1,conv2"
+    options += [f"targets=[attention,{blocks}]", "text_encoder=true"]
     options += [f"prior_path={folder / 'prior.txt'}"] if args.prior else []
     spent = train("train_ldm.py", args.seconds, args.runs, *options, *args.options)
 
