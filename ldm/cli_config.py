@@ -294,6 +294,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         tab = " YAML is indented with blanks, not tabs." if "'\\t'" in str(error.problem) else ""
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}.{tab}"
+    if match := re.match(r"In 'experiment/([^']+)': Could not override '([^']+)'", text):
+        return f"experiment={match[1]} is one of the other stage: this command has no group {match[2]}."
     if match := re.match(r"Could not override '([^']+)'", text):
         return f"this command has no group {match[1]}; --help lists what it has."
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):

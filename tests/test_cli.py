@@ -115,6 +115,7 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
         ("train_ldm", ["seed=abc"], "give a number"),
         ("train_ldm", ["modules=[nope]"], "No module named 'nope'"),
         ("train_vae", ["network=unet"], "no group network"),
+        ("train_vae", ["experiment=emoji_map"], "one of the other stage"),
         ("sample", [], "run= (a run, by name or path)"),
         ("sample", ["run=x", "n=1,2"], "-m"),
         ("sample", ["run=x", "labels=[3,猫]"], "quotes"),

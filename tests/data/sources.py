@@ -11,7 +11,7 @@ from ldm import cli
 
 _COMMON = "trainer.max_steps=20 batch_size=4 samples.n=2 logger=none trainer.limit_val_batches=1"
 _VAE = f"{_COMMON} vae.channels=8 vae.multipliers=[1] vae.stem=4 vae.latent_channels=2"
-_LDM = f"{_COMMON} network.channels=[8] network.heads=2 diffusion.sampling.steps=2"
+_LDM = f"{_COMMON} network=unet network.channels=[8] network.heads=2 diffusion.sampling.steps=2"
 
 
 def picture(i: int, height: int = 16, width: int = 16) -> Image.Image:

@@ -138,7 +138,9 @@ def test_stage_two_trains_without_the_encoder(t5, tmp_path, encoded, monkeypatch
     monkeypatch.setattr(FrozenText, "encoder", property(noted))
     monkeypatch.setattr(DiffusionTask, "losses", checked)
     words = f"data=emoji data.n=40 data.val_n=8 data.size=16 runs_dir={tmp_path} logger=none trainer.max_steps=20"
-    words += " batch_size=4 samples.n=2 first_stage=identity network.channels=[8] network.heads=2 name=frozen"
+    words += (
+        " batch_size=4 samples.n=2 first_stage=identity network=unet network.channels=[8] network.heads=2 name=frozen"
+    )
     words += " network.attention=true"
     words += f" conditioner=frozen_text conditioner.text.path={t5} conditioner.text.tokenizer=byt5"
     cli.run("train_ldm", words.split())

@@ -117,6 +117,7 @@ def test_five_seconds_an_arm(tmp_path: Path) -> None:
         "features=random",
         f"table={tmp_path / 'quality.md'}",
         "trainer.accelerator=cpu",
+        "network=unet",
         "network.channels=[16,16]",
         "diffusion.sampling.steps=4",
     ]

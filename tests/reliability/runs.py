@@ -33,6 +33,7 @@ SMALL = [
 STAGE = {
     "vae": ["vae.channels=8", "vae.multipliers=[1,1]", "vae.latent_channels=2", "vae.stem=2", "vae.shortcut=false"],
     "ldm": [
+        "network=unet",
         "network.channels=[8,8]",
         "network.attention=[false,true]",
         "network.dropout=0.1",

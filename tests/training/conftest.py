@@ -25,7 +25,14 @@ COMMON = [
     "optimizer.warmup_steps=3",
 ]
 VAE = [*COMMON, "vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=1"]
-LDM = [*COMMON, "network.channels=[8,8]", "network.heads=2", "network.attention=false", "diffusion.sampling.steps=2"]
+LDM = [
+    *COMMON,
+    "network=unet",
+    "network.channels=[8,8]",
+    "network.heads=2",
+    "network.attention=false",
+    "diffusion.sampling.steps=2",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,7 +20,13 @@ COMMON = [
     *("trainer.limit_val_batches=1", "trainer.log_every_n_steps=1"),
 ]
 VAE = ["vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=2"]
-LDM = ["network.channels=[8,8]", "network.heads=2", "network.attention=false", "diffusion.sampling.steps=2"]
+LDM = [
+    "network=unet",
+    "network.channels=[8,8]",
+    "network.heads=2",
+    "network.attention=false",
+    "diffusion.sampling.steps=2",
+]
 
 
 def config(script: str, runs: Path, *words: str) -> dict[str, Any]:
