@@ -143,9 +143,9 @@ def evaluated(arm: str, seed: int, tables: tuple[Table, Table], o: Mapping[str, 
     if path is None:
         return about | {"error": "no finished run"}
     try:
+        scoring = Scoring(ldm.load(path), tables, o)  # with gradients: it may train its features
         with torch.inference_mode():
-            model = ldm.load(path)
-            scored = Scoring(model, tables, o).best_of(o["guidances"])
+            scored = scoring.best_of(o["guidances"])
     except Exception as error:  # a failed arm is a result too
         return about | {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
     return about | {"steps trained": steps_of(path), **scored}

@@ -114,7 +114,7 @@ def test_five_seconds_an_arm(tmp_path: Path) -> None:
         "n=30",
         "tune_n=20",
         "guidances=1,2",
-        "features=random",
+        "features=own",
         f"table={tmp_path / 'quality.md'}",
         "trainer.accelerator=cpu",
         "network=unet",
