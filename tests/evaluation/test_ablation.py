@@ -100,7 +100,7 @@ def test_every_arm_composes() -> None:
         for arm in arms:
             config = checked("train_ldm", *compose("train_ldm", ["data=emoji", f"+arm={arm}", path]))
             assert config["data"]["class"] == "Emoji"
-    assert {"baseline_lr5e-4", "baseline_lr1e-3", "baseline_lr2e-3"} < set(arms)
+    assert {"baseline_lr4e-3", "baseline_lr1e-3", "baseline_lr2e-3"} < set(arms)
 
 
 @pytest.mark.slow
