@@ -105,7 +105,7 @@ def end_to_end(steps: int, runs: str) -> dict[str, Any]:
     try:
         words = ["data=emoji", f"runs_dir={runs}", "trainer.max_time=null", f"batch_size={BATCH}"]
         cli.run("train_vae", [*words, "trainer.max_steps=10", "logger=none"])
-        cli.run("train_ldm", [*words, f"trainer.max_steps={steps}"])
+        cli.run("train_ldm", [*words, "network=unet", f"trainer.max_steps={steps}"])
     finally:
         DiffusionTask.on_train_batch_end = own  # type: ignore[method-assign]
     seconds = {name: values[: len(clock.seconds["ours"])] for name, values in clock.seconds.items()}

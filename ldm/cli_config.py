@@ -105,7 +105,10 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
         raise UserError(explain(error)) from None
     if config.get("modules"):
         _import_modules(config)
-    _check_section(config, _reference(script, choices), "")
+    try:
+        _check_section(config, _reference(script, choices), "")
+    except UserError as error:
+        raise _with_network(error, config, choices) from None
     return hurried(config, int(os.environ.get("LDM_FAST") or 0))
 
 
@@ -155,6 +158,14 @@ def _import_modules(config: dict[str, Any]) -> None:
         config["modules"] = [config["modules"]]
     sys.path.append("")
     import_modules(config)
+
+
+def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[str, Any]) -> UserError:
+    """Where an option of a network isn't known, whose it would be: nobody asked for the one that the data chose."""
+    chosen = choices.get("network") == "auto" and str(error).startswith("network.")
+    if not chosen or config["network"].get("class") != "DiT":
+        return error
+    return UserError(f"{error} network=auto took the DiT, which suits these data; network=unet takes the U-Net.")
 
 
 def _check_section(section: dict[str, Any], reference: Mapping[str, Any], path: str) -> None:
@@ -295,7 +306,7 @@ def explain(error: Exception) -> str:
         tab = " YAML is indented with blanks, not tabs." if "'\\t'" in str(error.problem) else ""
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}.{tab}"
     if match := re.match(r"In 'experiment/([^']+)': Could not override '([^']+)'", text):
-        return f"experiment={match[1]} is one of the other stage: this command has no group {match[2]}."
+        return f"experiment={match[1]} is one of stage two: train its stage one by the data's name, as in data=emoji."
     if match := re.match(r"Could not override '([^']+)'", text):
         return f"this command has no group {match[1]}; --help lists what it has."
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):

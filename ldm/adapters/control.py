@@ -108,7 +108,7 @@ class Steering:
         for name, net in zip(network.names, network.controlnets, strict=True):
             if name in self.hints:
                 n = net.outputs
-                even = torch.logspace(-1, 0, n) if self.guess else torch.ones(n)
+                even = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
                 hint = self.hints[name]
                 weights = (share * self.scales[name] * even).to(hint.device)
                 control |= {name: hint, weights_of(name): weights.expand(len(hint), n)}

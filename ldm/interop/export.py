@@ -26,7 +26,7 @@ from ldm.files import atomic_write
 from ldm.interop import controlnet, schedulers, unet, vae
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
-from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, Identity, UNet
+from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
 from ldm.registry import spec_of
 
 FORMATS = ("diffusers", "ldm")
@@ -81,7 +81,8 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
     elif hasattr(model, "denoiser"):
         _write_pipeline(model, out, report)
     else:
-        raise UserError(f"a {type(model).__name__} can't be exported to diffusers.")
+        more = " Only a U-Net's ControlNet can." if isinstance(model, DiTControlNet) else ""
+        raise UserError(f"a {type(model).__name__} can't be exported to diffusers.{more}")
     atomic_write(out / "README.md", card(model, report, about))
     return report
 
@@ -107,6 +108,8 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
     if isinstance(network, Controlled):
         controlnets[:] = network.controlnets
         network = network.network
+        if any(isinstance(net, DiTControlNet) for net in controlnets):
+            raise UserError("a DiT's ControlNet can't be exported to diffusers: export the model without it.")
     factor = model.first_stage.factor
     size = (model.preprocess.height // factor, model.preprocess.width // factor)
     index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size)}

@@ -3,7 +3,7 @@ state-dict names; for the DiT after PixArt-delta."""
 
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ class ControlNet(Encoder):
         """Why this can't be put on `network`; empty if it can."""
         if not isinstance(network, UNet):
             return [f"the network is a {type(network).__name__}, no UNet"]
-        reasons = differences(self, network, ("context_dim", "in_channels", "patch"))
+        reasons = differences(self, network, ("concat_channels", "context_dim", "in_channels", "patch"))
         if skip_widths(self) != skip_widths(network):
             reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
         return reasons
@@ -163,7 +163,7 @@ class DiTControlNet(Patched):
         """Why this can't be put on `network`; empty if it can."""
         if not isinstance(network, DiT):
             return [f"the network is a {type(network).__name__}, no DiT"]
-        reasons = differences(self, network, ("channels", "context_dim", "in_channels", "patch"))
+        reasons = differences(self, network, ("channels", "concat_channels", "context_dim", "in_channels", "patch"))
         if len(self.blocks) > len(network.blocks):
             reasons.append(f"it steers {len(self.blocks)} blocks, the network has {len(network.blocks)}")
         return reasons
@@ -203,6 +203,11 @@ def weighted(residuals: list[Tensor], weights: Tensor | None) -> list[Tensor]:
     return [r * w.view(-1, *[1] * (r.ndim - 1)) for r, w in zip(residuals, weights.unbind(1), strict=True)]
 
 
+def added(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
+    """The sums of two ControlNets' residuals; one of a DiT may steer fewer blocks than the other."""
+    return [x if y is None else y if x is None else x + y for x, y in zip_longest(a, b)]
+
+
 def differences(net: Any, network: Any, names: Sequence[str]) -> list[str]:
     """In which of the numbers `names` a ControlNet and a network differ; `vector_dim` only if the ControlNet has it."""
     names = [*names, "vector_dim"] if net.vector_dim else names
@@ -233,7 +238,7 @@ class Controlled(nn.Module):
             if name in cond.control:
                 weights = cond.control.get(weights_of(name))
                 residuals = net(x, c_noise, cond, cond.control[name], weights)
-                total = residuals if total is None else [a + b for a, b in zip(total, residuals, strict=True)]
+                total = residuals if total is None else added(total, residuals)
         return self.network(x, c_noise, cond, total)
 
 

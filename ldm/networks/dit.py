@@ -119,10 +119,14 @@ class DiT(Patched):
         dropout: float = 0.0,
     ):
         super().__init__()
+        sizes = {"channels": channels, "depth": depth, "heads": heads, "patch": patch, "mlp": mlp}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise UserError(
+                    f"network.{name}={value}: a DiT takes a whole number of at least 1; levels are the UNet's."
+                )
         if channels % 4 or channels % heads:
             raise UserError(f"network: channels={channels} has to be divisible by 4 and by heads={heads}.")
-        if patch < 1 or depth < 1:
-            raise UserError(f"network: patch={patch} and depth={depth} have to be at least 1.")
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.context_dim, self.vector_dim, self.concat_channels = context_dim, vector_dim, concat_channels
         self.channels, self.patch = channels, patch

@@ -149,6 +149,7 @@ def test_what_doesnt_fit_is_named(other, says):
         ({"channels": 16}, "channels 8"),
         ({"patch": 2}, "patch 1"),
         ({"depth": 1}, "steers 2 blocks"),
+        ({"concat_channels": 2}, "concat_channels 0"),
         ({"vector_dim": None}, "vector_dim 5"),
     ],
 )
@@ -156,6 +157,23 @@ def test_what_doesnt_fit_a_dit_is_named(other, says):
     net = DiTControlNet(DiT(3, **DIT_OPTIONS))
     assert not net.misfits(DiT(3, **DIT_OPTIONS))
     assert says in "; ".join(net.misfits(DiT(3, **DIT_OPTIONS | other)))
+
+
+@torch.no_grad()
+def test_controlnets_of_different_depth_on_one_dit_add_up():
+    torch.manual_seed(0)
+    base = DiT(3, **DIT_OPTIONS)
+    network = Controlled(base)
+    for name, blocks in (("a", 3), ("b", 1)):
+        network.add(name, DiTControlNet(base, factor=2, blocks=blocks))
+    for parameter in network.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    x, t, cond = inputs(base)
+    hints = {"a": cond.control["a"], "b": torch.rand_like(cond.control["a"])}
+    deep, shallow = (net(x, t, cond, hints[n]) for n, net in zip("ab", network.controlnets, strict=True))
+    summed = [deep[0] + shallow[0], *deep[1:]]
+    both = Cond(cond.vector, cond.tokens, control=hints)
+    torch.testing.assert_close(network(x, t, both), base(x, t, Cond(cond.vector, cond.tokens), summed))
 
 
 def test_each_kind_copies_its_own_kind_of_network():

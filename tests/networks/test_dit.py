@@ -107,7 +107,19 @@ def test_every_parameter_is_trained():
     assert all(p.grad is not None and p.grad.any() for p in dit.parameters())
 
 
-@pytest.mark.parametrize("wrong", [{"channels": 30}, {"heads": 5}, {"patch": 0}, {"depth": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"channels": 30},
+        {"channels": [64, 128]},
+        {"heads": 5},
+        {"heads": 0},
+        {"patch": 0},
+        {"depth": 0},
+        {"depth": 2.5},
+        {"mlp": 0.5},
+    ],
+)
 def test_what_is_refused(wrong):
     with pytest.raises(UserError, match="network"):
         DiT(**{**OPTIONS, **wrong})
