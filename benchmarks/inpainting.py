@@ -1,6 +1,7 @@
 """Inpainting: is a removed object filled in as the prompt says, and do known pixels stay as they were?
 
     python benchmarks/inpainting.py [SECONDS] [--runs DIR] [--out PNG] [KEY=VALUE ...]
+    python benchmarks/inpainting.py 600 --runs runs run=emoji     # a run as it is, which was never shown a mask
 
 Emoji scenes. Stage one gets an eighth of the budget, stage two (experiment=emoji_inpaint) the rest. Of held-out scenes
 with two objects one is hidden (its bounding box and a pixel around it), and the hole is filled by the scene's caption
@@ -9,6 +10,7 @@ with another object's name in its place, which is no copy of what was there. A c
 shown, and of what it made of it.
 """
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,19 @@ def agrees(reader: Reader, images: Tensor, scenes: Scenes, hidden: np.ndarray) -
     return float(np.where(hidden, first, second).mean()), float(np.where(hidden, second, first).mean())
 
 
-def main() -> None:
-    args = arguments(__doc__, 600)
+def trained(args: Namespace) -> dict[str, float]:
+    """Both stages; the seconds that each took."""
     stage_one = args.seconds / 8
     spent = {"train_vae": train("train_vae.py", stage_one, args.runs, "data=emoji")}
     options = ("experiment=emoji_inpaint", *args.options)
     spent["train_ldm"] = train("train_ldm.py", args.seconds - stage_one, args.runs, *options)
+    return spent
+
+
+def main() -> None:
+    args = arguments(__doc__, 600)
+    run = next((word.removeprefix("run=") for word in args.options if word.startswith("run=")), None)
+    spent = {} if run else trained(args)
     emoji, n = Emoji(), args.n or 100
     reader = train_reader(emoji, 300 if args.seconds >= 120 else 20)
     scenes = draw_held_out(emoji.held_out, n, n, args.seed)
@@ -64,7 +73,7 @@ def main() -> None:
     hidden = np.random.default_rng(args.seed).random(n) < 0.5
     mask = holes(maps, np.where(hidden, scenes.first, scenes.second))
     wanted = others(scenes, hidden, len(emoji.objects), args.seed)
-    model = ldm.load(f"{args.runs}/ldm/emoji_inpaint")
+    model = ldm.load(f"{args.runs}/ldm/{run or 'emoji_inpaint'}")
     drawn = model(
         wanted.captions(emoji.objects, emoji.backgrounds),
         image=images,
