@@ -18,6 +18,7 @@ from ldm.networks.unet import Encoder, UNet
 from ldm.registry import register, spec_of
 
 HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
+SILU_POWER = 0.356  # the mean of silu(x)^2 for normal x
 _COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
 _PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "widths")
 _DIT_COPIED = ("conv_in", "time_embedding", "class_embedding")
@@ -46,6 +47,18 @@ class HintEncoder(nn.Module):
             kernel = stride + 1 - stride % 2  # odd, and no place is left out
             self.blocks.append(nn.Conv2d(a, b, kernel, stride, padding=kernel // 2))
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self._start_at_unit_scale()
+
+    def _start_at_unit_scale(self) -> None:
+        """Kaiming's variance for SiLU, without biases, so that a control image's pixel of norm one leaves features of
+        about one: six layers of PyTorch's own initialisation bring it down to 1e-4, and a one-hot map is ignored."""
+        first, *convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        nn.init.normal_(first.weight, std=first.kernel_size[0] ** -1.0)
+        for conv in convs:
+            fan_in = conv.weight[0].numel()
+            nn.init.normal_(conv.weight, std=(fan_in * SILU_POWER) ** -0.5)
+        for conv in (first, *convs):
+            nn.init.zeros_(conv.bias)
 
     def forward(self, hint: Tensor) -> Tensor:
         h = F.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))

@@ -7,7 +7,7 @@ import torch
 
 from ldm.errors import UserError
 from ldm.networks import Cond, Controlled, ControlNet, DiT, DiTControlNet, UNet, controlnet_for
-from ldm.networks.controlnet import primes, weights_of
+from ldm.networks.controlnet import HintEncoder, primes, weights_of
 
 OPTIONS = {"channels": [8, 16], "heads": 2, "groups": 4, "context_dim": 6, "vector_dim": 5}
 DIT_OPTIONS = {"channels": 8, "heads": 2, "depth": 3, "context_dim": 6, "vector_dim": 5}
@@ -122,6 +122,18 @@ def test_hints_come_down_to_the_latents_size_by_any_factor(factor):
     residuals = net(torch.randn(1, 2, 3, 5), torch.rand(1), Cond(), torch.rand(1, 1, 3 * factor, 5 * factor))
     assert residuals[0].shape == (1, 8, 3, 5)
     assert torch.tensor(primes(factor)).prod() == factor and len(net.hint_widths) == len(primes(factor)) + 1
+
+
+@pytest.mark.parametrize(("channels", "factor"), [(25, 4), (3, 8), (1, 2)])
+def test_a_control_image_is_heard_from_the_first_step(channels, factor):
+    """PyTorch's own initialisation lets 1e-4 of a one-hot map through."""
+    torch.manual_seed(0)
+    net = HintEncoder(channels, 64, factor)
+    one = torch.zeros(1, channels, 8 * factor, 8 * factor)
+    other = one.clone()
+    one[:, 0], other[:, -1, ::2] = 1, 1
+    with torch.no_grad():
+        assert 0.05 < (net(one) - net(other)).std() < 3
 
 
 def test_a_factor_of_8_has_the_widths_of_stable_diffusion():
