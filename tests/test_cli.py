@@ -222,7 +222,7 @@ def test_help_names_groups_choices_and_options(capsys, script):
     cli.run(script, ["--help"])
     text = capsys.readouterr().out
     assert f"python {script}.py" in text
-    wanted = {"train_vae": ["emoji*", "kl_f8", "beta:"], "train_ldm": ["edm*", "flow", "first_stage:"]}
+    wanted = {"train_vae": ["emoji*", "kl_f8", "beta:"], "train_ldm": ["flow*", "edm", "first_stage:"]}
     wanted |= {"sample": ["run: ???", "guidance:"], "evaluate": ["stage: ldm", "features:"]}
     assert all(word in text for word in wanted[script])
 
