@@ -20,6 +20,7 @@ from ldm.images import Pictures, Preprocess
 from ldm.interpolation import Interpolating
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
+from ldm.networks.layers import constant_contexts
 from ldm.registry import register
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
@@ -264,7 +265,8 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
                 denoise = keeping(denoise, known, start.kept_latents(known.shape[2:]), noise())
         else:
             x = x * sigmas[0].item()
-        denoised = run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step) if len(sigmas) > 1 else x
+        with constant_contexts():
+            denoised = run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step) if len(sigmas) > 1 else x
         images = self.decode(denoised)
         return images if start is None else start.paste(images)
 

@@ -1,6 +1,7 @@
 """The model as its user calls it: pictures are their own whatever the batch, and what is asked for is checked."""
 
 import functools
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -285,3 +286,17 @@ def test_samples_of_the_prior_are_their_own_too():
     torch.testing.assert_close(images[4:], sample_prior(vae, 1, (8, 12), seed=7), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="isn't divisible"):
         sample_prior(vae, 1, (7, 8))
+
+
+def test_keys_and_values_of_a_prompt_are_computed_once_a_run(monkeypatch):
+    model = make(("text",))
+    calls = []
+    layers = {n: m for n, m in model.denoiser.named_modules() if n.endswith("attn2.to_k")}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    asked = {"prompt": PROMPTS[:3], "seed": 1, "steps": 4, "guidance": 3.0, "output": "pt"}
+    once = model(**asked)
+    assert sorted(calls) == sorted(layers)
+    monkeypatch.setattr("ldm.pipeline.constant_contexts", nullcontext)
+    torch.testing.assert_close(model(**asked), once, rtol=0, atol=1e-6)
+    assert len(calls) == 5 * len(layers)

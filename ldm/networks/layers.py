@@ -1,7 +1,9 @@
 """The parts that autoencoder, U-Net and text encoder share, under the names that adapters and converters know."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,19 @@ from torch import Tensor, nn
 
 # On a CPU a plain batched product beats the fused kernel up to about this many query-key pairs a head.
 PLAIN_ATTENTION_PAIRS = 64 * 128
+
+_seen: ContextVar[dict[tuple[int, int], tuple[Tensor, ...]] | None] = ContextVar("_seen", default=None)
+
+
+@contextmanager
+def constant_contexts() -> Iterator[None]:
+    """Inside, keys and values of a context tensor are computed when it is first attended to, and kept: a prompt's are
+    the same at every step of a sampling run. Neither weights nor contexts may change inside, and no gradient flows."""
+    token = _seen.set({})
+    try:
+        yield
+    finally:
+        _seen.reset(token)
 
 
 def zero_(module: nn.Module) -> nn.Module:
@@ -109,9 +124,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`x` (B, N, C), `context` (B, L, D), `mask` (B, L) True where there is something to see -> (B, N, C)."""
-        context = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        return self.to_out[0](attend(q, k, v, self.heads, mask))
+        k, v = self._keys_and_values(x) if context is None else self._of_context(context)
+        return self.to_out[0](attend(self.to_q(x), k, v, self.heads, mask))
+
+    def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        return self.to_k(context), self.to_v(context)
+
+    def _of_context(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling() or (seen := _seen.get()) is None:
+            return self._keys_and_values(context)
+        key = (id(self), id(context))
+        if key not in seen:
+            seen[key] = (context, *self._keys_and_values(context))  # with the context itself, whose id stays its own
+        _, k, v = seen[key]
+        return k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
