@@ -105,8 +105,10 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
         raise UserError(explain(error)) from None
     if config.get("modules"):
         _import_modules(config)
+    reference = _reference(script, choices)
+    _refuse_numbers_of_another_network(config, reference, choices)
     try:
-        _check_section(config, _reference(script, choices), "")
+        _check_section(config, reference, "")
     except UserError as error:
         raise _with_network(error, config, choices) from None
     return hurried(config, int(os.environ.get("LDM_FAST") or 0))
@@ -158,6 +160,19 @@ def _import_modules(config: dict[str, Any]) -> None:
         config["modules"] = [config["modules"]]
     sys.path.append("")
     import_modules(config)
+
+
+def _refuse_numbers_of_another_network(
+    config: Mapping[str, Any], reference: Mapping[str, Any], choices: Mapping[str, Any]
+) -> None:
+    """`network.class=UNet` alone would give a U-Net the sizes that were measured for the DiT."""
+    groups = {"UNet": "unet", "DiT": "dit"}
+    asked, took = (_mapping(one.get("network")).get("class") for one in (config, reference))
+    if choices.get("network") == "auto" and asked != took and asked in groups:
+        raise UserError(
+            f"network.class={asked}: network=auto took sizes of a {took}, which suits these data; "
+            f"network={groups[asked]} takes the {asked} with its own."
+        )
 
 
 def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[str, Any]) -> UserError:

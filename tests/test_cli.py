@@ -116,6 +116,7 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
         ("train_ldm", ["modules=[nope]"], "No module named 'nope'"),
         ("train_vae", ["network=unet"], "no group network"),
         ("train_ldm", ["network.attention=false"], "network=unet takes the U-Net"),
+        ("train_ldm", ["network.class=UNet"], "network=unet takes the UNet with its own"),
         ("train_vae", ["experiment=emoji_map"], "is one of stage two"),
         ("sample", [], "run= (a run, by name or path)"),
         ("sample", ["run=x", "n=1,2"], "-m"),
