@@ -167,8 +167,10 @@ def _refuse_numbers_of_another_network(
 ) -> None:
     """`network.class=UNet` alone would give a U-Net the sizes that were measured for the DiT."""
     groups = {"UNet": "unet", "DiT": "dit"}
-    asked, took = (_mapping(one.get("network")).get("class") for one in (config, reference))
-    if choices.get("network") == "auto" and asked != took and asked in groups:
+    network, measured = _mapping(config.get("network")), dict(_mapping(reference.get("network")))
+    asked, took = network.get("class"), measured.pop("class", None)
+    kept = measured and measured.items() <= network.items()
+    if choices.get("network") == "auto" and asked != took and asked in groups and kept:
         raise UserError(
             f"network.class={asked}: network=auto took sizes of a {took}, which suits these data; "
             f"network={groups[asked]} takes the {asked} with its own."

@@ -17,7 +17,7 @@ from tests.adapters.models import pictures, small
 from tests.reliability.runs import assert_same_run
 
 pytest.importorskip("peft")
-LORA = ("finetune=lora", "base=digits", "rank=2", "optimizer.lr=0.01", "samples.every_n_steps=2")
+LORA = ("finetune=lora", "base=digits", "rank=2", "optimizer.lr=0.1", "samples.every_n_steps=2")
 KINDS = {
     "lora": lambda: LoRAFinetune(rank=2, targets="all", text_encoder=True),
     "attention": lambda: LoRAFinetune(rank=2),
