@@ -58,7 +58,7 @@ class HintEncoder(nn.Module):
             fan_in = conv.weight[0].numel()
             nn.init.normal_(conv.weight, std=(fan_in * SILU_POWER) ** -0.5)
         for conv in (first, *convs):
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, hint: Tensor) -> Tensor:
         h = F.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))

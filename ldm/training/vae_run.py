@@ -43,7 +43,8 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
         print(equivalents(config["beta"], vae), flush=True)
         options = task_options(config)
-        task = VAETask(vae, train.preprocess, config["beta"], config["loss"], depends_on=depends_on, **options)
+        terms = (config["loss"], config["beta_warmup_steps"])
+        task = VAETask(vae, train.preprocess, config["beta"], *terms, depends_on=depends_on, **options)
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:

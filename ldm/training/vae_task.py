@@ -20,6 +20,9 @@ class VAETask(Task):
     That is the negative evidence lower bound of Kingma and Welling 2014 (eq. 3) up to a factor, for a decoder of fixed
     variance; `equivalents` says which, and what other projects would call this beta. `terms`, the options of `VAELoss`,
     put other reconstruction terms in the MSE's place or beside it.
+
+    Over the first `beta_warmup_steps` beta rises from 0 in a line (Bowman et al. 2016, Sonderby et al. 2016): a large
+    one from the start ends in posterior collapse, before the decoder has learnt to read anything.
     """
 
     def __init__(
@@ -28,10 +31,11 @@ class VAETask(Task):
         preprocess: Preprocess,
         beta: float,
         terms: Mapping[str, Any] | None = None,
+        beta_warmup_steps: int = 0,
         **options: Any,
     ):
         super().__init__(vae, **options)
-        self.beta, self.preprocess = beta, preprocess
+        self.beta, self.beta_warmup_steps, self.preprocess = beta, beta_warmup_steps, preprocess
         side = min(preprocess.height, preprocess.width) if preprocess else 0
         self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
 
@@ -46,7 +50,7 @@ class VAETask(Task):
         decoded = network.decode(latents)
         mse, kl = (decoded - images).square().mean(), posterior.kl()  # kl (B, C, h, w)
         reconstruction, logged = terms.reconstruction(decoded, images)
-        loss = reconstruction + self.beta * kl.mean()
+        loss = reconstruction + self.beta_now(training) * kl.mean()
         logged |= {"loss": loss, "mse": mse, "kl": kl.mean()}
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
@@ -54,6 +58,11 @@ class VAETask(Task):
             added, seen = terms.against_critic(reconstruction, decoded, images, network.last_layer, self.global_step)
             loss, logged = loss + added, logged | seen
         return loss, logged
+
+    def beta_now(self, training: bool) -> float:
+        """Beta at this step of training; validation always has the whole."""
+        warm = min(1.0, (self.global_step + 1) / self.beta_warmup_steps) if training and self.beta_warmup_steps else 1.0
+        return self.beta * warm
 
     def derived(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"psnr": psnr(logged["mse"])}

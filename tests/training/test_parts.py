@@ -2,6 +2,7 @@
 
 import copy
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_the_loss_is_the_evidence_lower_bound_up_to_a_factor():
     bound = likelihood.sum() - constant - posterior.kl().sum()
     assert loss.item() == pytest.approx(-bound.item() * 2 * std**2 / images.numel(), rel=2e-2)  # std is printed short
     assert task.derived(logged) == {"psnr": psnr(logged["mse"])}
+
+
+def test_beta_rises_over_its_warmup_and_validation_has_the_whole():
+    torch.manual_seed(0)
+    task = VAETask(
+        ldm.AutoencoderKL(1, 2, channels=8, multipliers=(1, 1)), None, 0.5, None, 10, learning_rate=LearningRate(1.0)
+    )
+    batch = {"image": torch.rand(3, 1, 8, 8) * 2 - 1, "position": torch.arange(3)}
+    loss, logged = task.losses(batch, task.trained)  # the first of ten steps
+    assert loss.item() == pytest.approx((logged["mse"] + 0.05 * logged["kl"]).item())
+    loss, logged = task.losses(batch, task.average)
+    assert loss.item() == pytest.approx((logged["mse"] + 0.5 * logged["kl"]).item())
+    assert [
+        VAETask.beta_now(SimpleNamespace(beta=2.0, beta_warmup_steps=n, global_step=7), True) for n in (0, 4, 16)
+    ] == [2, 2, 1]
 
 
 def test_psnr_is_of_images_whose_peak_is_2():
