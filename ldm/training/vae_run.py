@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ldm.data.table import Table
@@ -48,7 +49,9 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
-            report(load(folder.model, task.device), trainer.callback_metrics, folder.samples, config["seed"])
+            vae = load(folder.model, task.device)
+            draw_prior(vae, config).save(folder.samples / "prior.png")
+            report(vae, trainer.callback_metrics)
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
     return folder.path
@@ -84,10 +87,15 @@ def reconstructions(table: Table, n: int):
     return draw
 
 
-def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor], samples: Path, seed: int) -> None:
-    """Prints what stage two will stand on, and writes samples from the prior."""
+def draw_prior(vae: AutoencoderKL, config: Mapping[str, Any]) -> Image.Image:
+    """Decoded draws of N(0, 1), as many as the run's other pictures: a large decoder takes seconds for each."""
     images: Any = vae.preprocess
-    grid(sample_prior(vae, 64, (images.height, images.width), seed), 8).save(samples / "prior.png")
+    n = config["samples"]["n"]
+    return grid(sample_prior(vae, n, (images.height, images.width), config["seed"], config["batch_size"]), 8)
+
+
+def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor]) -> None:
+    """Prints what stage two will stand on."""
     if "val/psnr" not in metrics:
         return  # trainer.limit_val_batches=0
     kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(vae.latent_channels)]
