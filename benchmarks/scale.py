@@ -68,26 +68,34 @@ def stepping(net: Denoiser, latents: Callable[[], torch.Tensor]) -> Call:
 
 
 def shapes(rounds: int) -> dict[str, Any]:
-    """Images a second by batch, side of the latents and width, one changed at a time from 32, 8x8 and 64."""
+    """`of_shape` by batch, side of the latents and width, one changed at a time from 32, 8x8 and 64."""
     cases = {f"batch {b}": (b, 8, 64) for b in (8, 16, 32, 64, 128)}
     cases |= {f"{side}x{side} latents": (32, side, 64) for side in (8, 16, 32)}
     cases |= {f"{width} channels": (32, 8, width) for width in (32, 64, 128)}
-    report = {}
-    for name, (batch, side, width) in cases.items():
-        net, x0 = denoiser(4, width).to(memory_format=torch.channels_last), torch.randn(batch, 4, side, side)
-        step = stepping(net, lambda x0=x0: x0)
-        report[name] = {"images/s": batch / median(alternate({name: step}, rounds)[name])}
-    return report
+    return {
+        name: in_a_process(f"of_shape({batch}, {side}, {width}, {rounds})")
+        for name, (batch, side, width) in cases.items()
+    }
 
 
-def anonymous_memory() -> float:
-    """RssAnon of this process in MB: what it alone holds, without files."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 2**10
+def of_shape(batch: int, side: int, width: int, rounds: int) -> dict[str, float]:
+    """Images a second of training steps, and the peak of this process's memory."""
+    net, x0 = denoiser(4, width).to(memory_format=torch.channels_last), torch.randn(batch, 4, side, side)
+    step = stepping(net, lambda: x0)
+    seconds = median(alternate({"step": step}, rounds)["step"])
+    return {"images/s": batch / seconds, "peak, MB": memory("VmHWM")}
+
+
+def memory(kind: str) -> float:
+    """MB of this process: VmHWM is its peak, RssAnon what it alone holds, without files. Only Linux tells it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(kind)) / 2**10
 
 
 def train_on(folder: Path, n: int, steps: int, batch: int = 64) -> dict[str, float]:
-    """Some steps on the latents in `folder`, in this process: RssAnon after them, and the seconds to gather a batch."""
+    """Some steps on the latents in `folder`, in this process: their rate, RssAnon after them, what a gather takes."""
     table = opened(folder, n)
     data = BatchModule(table, table, ("label", "text"), batch, seed=0)
     batches = iter(data.train_dataloader())
@@ -98,20 +106,22 @@ def train_on(folder: Path, n: int, steps: int, batch: int = 64) -> dict[str, flo
         return torch.addcmul(some["latent_mean"], some["latent_std"], torch.randn_like(some["latent_mean"]))
 
     step = stepping(denoiser(SHAPE[0], 32), drawn)
-    for _ in range(steps):
-        step()
-    return {"RssAnon, MB": anonymous_memory(), "a batch gathered in ms": 1e3 * median(gathering)}
+    seconds = median(alternate({"step": step}, steps)["step"])
+    gathered = 1e3 * median(gathering)
+    return {"images/s": batch / seconds, "RssAnon, MB": memory("RssAnon"), "a batch gathered in ms": gathered}
 
 
 def of_size(n: int, steps: int) -> dict[str, float]:
     """`train_on` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         synthetic(Path(folder), n)
-        call = f"train_on(Path({folder!r}), {n}, {steps})"
-        code = (
-            f"import json; from pathlib import Path; from benchmarks.scale import train_on; print(json.dumps({call}))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        return in_a_process(f"train_on(Path({folder!r}), {n}, {steps})")
+
+
+def in_a_process(call: str) -> dict[str, float]:
+    """What a function of this module returns in a process of its own, whose memory nothing else has touched."""
+    code = f"import json; from benchmarks.scale import *; print(json.dumps({call}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,5 +1,7 @@
 """The benchmarks' own arithmetic, and that what they compare is the same function."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -50,3 +52,25 @@ def test_unknown_benchmarks_and_options_are_refused():
         bench.main(["unet"])
     with pytest.raises(SystemExit, match="option rouds"):
         bench.main(["start_up", "rouds=3"])
+
+
+def test_what_scale_measured_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    measured = {
+        "batch 16": {"images/s": 58.0, "peak, MB": 900.0},
+        "batch 8": {"images/s": 44.0, "peak, MB": 800.0},
+        "8x8 latents": {"images/s": 68.0, "peak, MB": 900.0},
+        "1,000,000 latents": {"images/s": 150.0, "RssAnon, MB": 645.0, "a batch gathered in ms": 1.0},
+        "2 processes": {"images/s": 59.0},
+    }
+    assert plot.series(measured, r"batch (\d+)", ("images/s",)) == [(8, 44.0), (16, 58.0)]
+    assert plot.series(measured, r"([\d,]+) latents", ("peak, MB", "RssAnon, MB")) == [(1e6, 645.0)]
+    source, out = tmp_path / "bench.json", tmp_path / "scale.png"
+    source.write_text(json.dumps({"scale": measured}))
+    plot.main([str(source), str(out)])
+    assert out.stat().st_size > 5000
+    source.write_text("{}")
+    with pytest.raises(SystemExit, match="no part called scale"):
+        plot.main([str(source), str(out)])

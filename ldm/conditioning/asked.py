@@ -94,11 +94,13 @@ def ask(
     `negative` takes the place of the null caption. Raises UserError for what the model can't take, and where the lists
     differ in length.
     """
+    conditioner.check(given)
     most = max(map(len, given.values()), default=1)
     given = {k: list(v) * most if k in ONE_FOR_ALL and len(v) == 1 else v for k, v in given.items()}
     lengths = {len(values) for values in given.values()}
     if len(lengths) > 1:
-        raise UserError(f"the conditions differ in number: { {k: len(v) for k, v in given.items()} }.")
+        counts = ", ".join(f"{len(values)} of {key}" for key, values in given.items())
+        raise UserError(f"the conditions differ in number: {counts}; give as many of each.")
     batch = conditioner.parse(given, size)
     count = n * (lengths.pop() if lengths else 1)
     if count < 1:

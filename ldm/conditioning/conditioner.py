@@ -1,6 +1,6 @@
 """All conditions of a model: the batch in, one `Cond` out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -73,14 +73,18 @@ class Conditioner(nn.Module):
         """The prepared batch that means "nothing said"."""
         return {part.column: _to(part.null_sized(n, size), self._place.device) for part in self.parts.values()}
 
+    def check(self, given: Iterable[str]) -> None:
+        """Refuses names of conditions that this model doesn't have."""
+        if unknown := [key for key in given if key not in self.takes]:
+            has = ", ".join(self.takes) or "no condition at all"
+            raise UserError(f"this model can't take {', '.join(unknown)}; it was trained with {has}.")
+
     def parse(self, given: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
         """What a user passes, by the names in `takes`, with the null value where a condition isn't given.
 
         Every value is a list of one entry a picture. Raises UserError for a condition that this model doesn't have.
         """
-        if unknown := [key for key in given if key not in self.takes]:
-            has = ", ".join(self.takes) or "no condition at all"
-            raise UserError(f"this model can't take {', '.join(unknown)}; it was trained with {has}.")
+        self.check(given)
         n = max((len(values) for values in given.values()), default=1)
         batch: dict[str, Any] = {}
         for part in self.parts.values():

@@ -123,10 +123,11 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
     sampler = sampling.get("sampler", "dpmpp_2m")
     multistep = sampler.startswith(("dpmpp", "unipc"))
     if isinstance(parameterization, Flow):
+        shift = sampling.get("shift", 1.0)  # theirs and ours are the same: t' = k t / (1 + (k - 1) t)
         return {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
             "num_train_timesteps": 1000,
-            "shift": 1.0,
+            "shift": 1.0 if shift == "auto" else float(shift),  # auto is 1 at the size of training
             "t_max": full_spec(parameterization)["t_max"],
         }
     if isinstance(parameterization, EDM):

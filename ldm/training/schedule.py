@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -59,37 +60,48 @@ def parse_time(value: Any) -> timedelta:
 
 
 class TimeBudget(pl.Callback):
-    """Turns a wall-clock limit into a number of steps, once, after 50 steps have been measured.
+    """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew at a quarter, half
+    and three quarters of them, since a machine that was busy at first, or is later, does more or fewer than it seemed.
 
     The clock started when the run did, so loading and encoding count. `reserve` is the share kept for validation,
     sample grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run
-    is the run.
+    keeps it. The first process's clock counts for all, which have to stop together.
     """
 
     def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):
         self.limit, self.started, self.reserve = limit.total_seconds(), started, reserve
-        self._times: list[float] = []  # when each optimizer step ended
+        self._ended: deque[float] = deque(maxlen=2000)  # when each optimizer step did
         self._step = 0
+        self._looks: set[int] | None = None  # the steps at which to count anew; None: not measured yet
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.learning_rate.total_steps:
             trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps
+            self._looks = set()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if pl_module.learning_rate.total_steps:
+        step = trainer.global_step
+        if step == self._step:  # gradients are being accumulated
             return
-        step, now = trainer.global_step, time.monotonic()
-        if step > self._step:  # not at every batch, where gradients are accumulated
-            self._step = step
-            self._times.append(now)
-        left = self.limit * (1 - self.reserve) - (now - self.started)
-        if left <= 0:  # too short for measuring
-            self._fix(trainer, pl_module, step)
-        elif step >= MEASURED_STEPS and len(self._times) > 10:
-            # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
-            seconds_per_step = statistics.median(b - a for a, b in pairwise(self._times))
-            self._fix(trainer, pl_module, max(step + 1, step + int(left / seconds_per_step)))
-            trainer.print(f"{1 / seconds_per_step:.2f} steps/s: {trainer.max_steps} steps fit into the time given")
-
-    def _fix(self, trainer: pl.Trainer, pl_module: Any, total: int) -> None:
+        self._step = step
+        self._ended.append(time.monotonic())
+        if self._looks is not None and step not in self._looks:
+            return
+        total = trainer.strategy.broadcast(self._fitting(step))
+        if total is None or total == pl_module.learning_rate.total_steps:
+            return
+        if self._looks is None:
+            self._looks = {quarter * total // 4 for quarter in (1, 2, 3)}
         trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps = total
+        trainer.print(f"{total} steps fit into the time given")
+
+    def _fitting(self, step: int) -> int | None:
+        """The number of steps in all, or None where too few are measured."""
+        left = self.limit * (1 - self.reserve) - (self._ended[-1] - self.started)
+        if left <= 0:
+            return step
+        if step < MEASURED_STEPS or len(self._ended) <= 10:
+            return None
+        # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
+        seconds_per_step = statistics.median(b - a for a, b in pairwise(self._ended))
+        return max(step + 1, step + int(left / seconds_per_step))

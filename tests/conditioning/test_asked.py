@@ -109,7 +109,8 @@ def test_what_is_there_is_never_guided_away_from_by_a_number() -> None:
     [
         (GIVEN, {"mpa": 2}, "no condition 'mpa'; it has text, kind, map"),
         ({"image": [0]}, 1, "can't take image; it was trained with text, label, map"),
-        ({"text": ["a", "b"], "label": [0]}, 1, "differ in number"),
+        ({"image": [0], "text": ["a", "b"]}, 1, "can't take image"),
+        ({"text": ["a", "b"], "label": [0]}, 1, "differ in number: 2 of text, 1 of label"),
         ({"map": [torch.full((4, 4), 2)]}, 1, "class 2; this model knows 0 to 1"),
     ],
 )

@@ -3,6 +3,7 @@
 import copy
 from datetime import timedelta
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 
 import ldm
 from ldm.errors import UserError
-from ldm.training import ema
-from ldm.training.schedule import LearningRate, parse_time
+from ldm.training import ema, schedule
+from ldm.training.schedule import LearningRate, TimeBudget, parse_time
 from ldm.training.vae_task import VAETask, equivalents, psnr
 
 
@@ -42,6 +43,31 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
     assert LearningRate(2.0, 0, "cosine")(9) == 2.0  # the run's length isn't known yet
     with pytest.raises(UserError, match="constant, cosine, linear"):
         LearningRate(1.0, schedule="cosin")
+
+
+def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkeypatch):
+    def run(seconds_of_step) -> tuple[int, list[int]]:
+        """Steps and totals of a run of 100 s, whose step n takes seconds_of_step(n)."""
+        now, totals = [0.0], []
+        monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0)
+        trainer = MagicMock(global_step=0)
+        trainer.strategy.broadcast = lambda value: value
+        trainer.print = lambda text: totals.append(int(text.split()[0]))
+        module = SimpleNamespace(learning_rate=LearningRate(1.0))
+        budget.on_train_start(trainer, module)
+        while not (total := module.learning_rate.total_steps) or trainer.global_step < total:
+            now[0] += seconds_of_step(trainer.global_step)
+            trainer.global_step += 1
+            budget.on_train_batch_end(trainer, module)
+        return now[0], totals
+
+    spent, totals = run(lambda n: 0.25)
+    assert spent == 100 and totals == [400]
+    spent, totals = run(lambda n: 0.5 if n < 60 else 0.25)  # busy at first
+    assert totals[0] == 200 and totals[-1] == 340 and spent == pytest.approx(100, abs=0.5)
+    spent, totals = run(lambda n: 0.25 if n < 60 else 0.5)  # busy from then on
+    assert totals[0] == 400 and spent < 125 and totals[-1] < 250
 
 
 def test_times():
