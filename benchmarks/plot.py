@@ -45,7 +45,7 @@ def draw(scale: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
                 continue
             panel.plot(*zip(*points, strict=True), marker="o")
             panel.set(xscale="log", xlabel=axis, ylabel=label)
-            panel.set_ylim(bottom=0)
+            panel.set_ylim(0, 1.1 * max(y for _, y in points))
             panel.set_xticks([x for x, _ in points], [f"{x:,.0f}" for x, _ in points])
             panel.minorticks_off()
             panel.grid(alpha=0.3)
