@@ -30,6 +30,8 @@ CONTROL_PICTURES = ("control_image", "control_from")
 
 def main(config: dict[str, Any], job: str | None = None) -> None:
     """Writes a grid and, with `single`, each picture, every one with its settings in a text chunk."""
+    if config["n"] is None:
+        config = config | {"n": 1 if config["prompts_file"] else 4}
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]))
     put_loras_on(model, config)

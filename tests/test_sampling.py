@@ -69,6 +69,20 @@ def test_pictures_get_new_names_in_the_run_by_default(runs: Path) -> None:
     assert {p.name for p in (runs / "ldm/tiny/samples").glob("*.png")} == {"sample-001.png", "sample-002.png"}
 
 
+def test_a_file_s_prompts_get_a_picture_each_by_default(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    drawn = []
+
+    def draw(model: Any, config: dict[str, Any]) -> None:
+        drawn.append(config["n"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "from_model", draw)
+    for changes in ({"labels": [1]}, {"prompts_file": "p.txt"}, {"prompts_file": "p.txt", "n": 3}):
+        with pytest.raises(KeyboardInterrupt):
+            sampling.main(config(runs, **changes))
+    assert drawn == [4, 1, 3]
+
+
 def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
     sampling.main(config(runs, stage="vae", n=3, out=str(tmp_path / "p.png")))
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
