@@ -177,7 +177,7 @@ def _work(script: str, config: dict[str, Any], name: str | None) -> Any:
     """What `script` does; a failure of the machine, as of a full disk, becomes a UserError that says what to do."""
     try:
         return importlib.import_module(WORK[script]).main(config, name)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, EOFError, MemoryError, RuntimeError) as error:
         from ldm.training.guards import explained
 
         if mendable := explained(error, config):

@@ -2,7 +2,14 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message names the cause and the next step."""
+    """A mistake that the user can mend. The message names the cause and the next step.
+
+    PyTorch raises a data worker's error anew, with the worker's traceback before the message: that is left out.
+    """
+
+    def __init__(self, message: str):
+        _, raised, own = message.rpartition(f"{type(self).__module__}.{type(self).__name__}: ")
+        super().__init__(own.rstrip() if raised else message)
 
 
 def did_you_mean(word: str, known) -> str:

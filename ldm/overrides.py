@@ -17,6 +17,7 @@ PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
 PATHS |= {"reference", "samples", "features"}
 _PATH_ENDINGS = ("path", "root", "dir")
+_BY_CONDITION = re.compile(r"(conditioner|guidance)\.\w+")  # `text` and `map` are a condition's name there, no raw text
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
 _FLAGS |= {"--shell-completion", "-sc", "--help", "-h"}
@@ -97,6 +98,8 @@ def _override(word: str, groups: Collection[str], sweeping: bool) -> str:
 
 
 def _value(key: str, value: str, sweeping: bool) -> str:
+    if _BY_CONDITION.fullmatch(key):
+        return value
     last = key.rsplit(".", 1)[-1]
     if last in PROSE:
         return quote(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value))  # no interpolation in prose

@@ -78,6 +78,13 @@ def test_values_need_no_plus_and_groups_pass():
     assert prepared(*untouched) == untouched
 
 
+def test_a_condition_named_as_an_option_for_raw_text_is_no_text():
+    assert read(*prepared("conditioner.text={class: Text}")) == {"class": "Text"}
+    assert read(*prepared("conditioner.map={class: MapTokens, grid: 8}")) == {"class": "MapTokens", "grid": 8}
+    assert read(*prepared("guidance.text=4")) == 4
+    assert read(*prepared("conditioner.text.path=a, b")) == "a, b"
+
+
 def test_steps_asked_for_replace_a_limit_of_time():
     assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
     assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return UserError(_out_of_memory(config))
-    if "DataLoader worker" in text:
+    if _worker_was_ended(error):
         workers, killed = config["loader"].get("workers", 0), re.search(r"signal: (\w+)", text)
         how = f" by the signal {killed[1]}" if killed else ""
         return UserError(
@@ -122,6 +123,13 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
             f"{again}."
         )
     return None
+
+
+def _worker_was_ended(error: BaseException) -> bool:
+    """PyTorch says so where it waits for a batch; where one was on its way, the connection to the worker breaks."""
+    on_its_way = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    frames = traceback.extract_tb(error.__traceback__) if on_its_way else []
+    return "DataLoader worker (pid" in str(error) or any("multiprocessing" in frame.filename for frame in frames)
 
 
 def _out_of_memory(config: Mapping[str, Any]) -> str:

@@ -186,6 +186,34 @@ def test_a_killed_worker_is_said(started, tmp_path):
     load(RUN / "checkpoints" / "step-00000004.ckpt")
 
 
+def test_a_worker_killed_while_its_batch_was_on_its_way_is_said_too(tmp_path):
+    """The batch's memory is fetched from the worker through a connection, which breaks with it."""
+    from multiprocessing.connection import Pipe
+
+    ours, theirs = Pipe()
+    theirs.close()
+    with pytest.raises(EOFError) as broken:
+        ours.recv()
+    assert "data worker" in str(guards.explained(broken.value, {"loader": {"workers": 2}}))
+    assert guards.explained(EOFError("a file's end"), {"loader": {"workers": 2}}) is None
+
+
+def test_an_error_in_a_worker_is_said_as_without_workers(started, tmp_path):
+    from ldm.data.datamodule import TrainBatches
+
+    def work_with(error):
+        def give():
+            raise error
+
+        return lambda: strike(TrainBatches, "__getitem__", 2, give)
+
+    words = ("trainer.max_steps=8", "resume=true", "loader.workers=1")
+    said = fails(tmp_path / "out", "vae", *words, before=work_with(UserError("mend the image a.png.")))
+    assert said == "mend the image a.png.\n"
+    with pytest.raises(AssertionError, match="ValueError: five"):  # no fault of the machine: its traceback
+        fails(tmp_path / "bug", "vae", *words, before=work_with(ValueError("five")))
+
+
 def test_out_of_memory_comes_with_advice(started, tmp_path):
     def allocate():
         torch.empty(2**50)
