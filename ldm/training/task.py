@@ -105,7 +105,7 @@ class Task(pl.LightningModule):
         """Out of the means over each rank's `rows` of a batch, those over the whole, with what is derived of them; and
         the number of all rows. What only some ranks have is the mean over theirs."""
         if self.trainer.world_size > 1:
-            own = {name: float(value) for name, value in logged.items()} if rows else {}
+            own = {name: value.item() for name, value in logged.items()} if rows else {}
             parts = gathered((own, rows))
             rows = sum(count for _, count in parts)
             logged = {name: torch.tensor(_mean_of(name, parts), device=self.device) for name in logged}
