@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm.errors import UserError, did_you_mean
 
-PROSE = {"prompt", "negative", "text", "auth", "webhook"}
+PROSE = {"prompt", "negative", "text", "auth", "webhook", "word", "init", "trigger"}
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
 PATHS |= {"reference", "samples", "features"}

@@ -85,6 +85,11 @@ def test_a_condition_named_as_an_option_for_raw_text_is_no_text():
     assert read(*prepared("conditioner.text.path=a, b")) == "a, b"
 
 
+def test_a_new_word_needs_no_quotes():
+    assert read(*prepared("word=<mine>")) == "<mine>"
+    assert read(*prepared("trigger=Mona's cat")) == "Mona's cat"
+
+
 def test_steps_asked_for_replace_a_limit_of_time():
     assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
     assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2

@@ -20,7 +20,8 @@ class Folder(Stored):
     """A folder or .zip of images, with what it says about them.
 
     - `metadata.jsonl` as the Hugging Face image folder has it: one line of JSON an image, with `file_name` and any of
-      `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`;
+      `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`; or `metadata.csv`
+      with columns of these names;
     - or NAME.txt beside NAME.png, one caption a line; and one subfolder for each class.
 
     Splits: `train/` and `val/` (`valid/`, `validation/`, `test/`) where there are both; otherwise `val_root`, or a

@@ -1,5 +1,7 @@
 """What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and controls."""
 
+import csv
+import io
 import json
 import logging
 import os
@@ -18,7 +20,8 @@ IMAGES = frozenset(
 )
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # files that may be meant as metadata
 MAX_BYTES = 2**30  # beyond this a packed file is taken for a bomb
 _log = logging.getLogger("ldm")
 
@@ -126,14 +129,16 @@ def open_store(root: str | Path) -> Store:
 def samples(store: Store, under: str, columns: Mapping[str, str]) -> list[Sample]:
     """The samples inside the folder `under` of the store, in the order of their paths or their metadata.
 
-    `columns` says which of COLUMNS are wanted and what metadata.jsonl calls them.
+    `columns` says which of COLUMNS are wanted and what the metadata call them.
     """
     described = list(_from_metadata(store, under, {key: key for key in PATHS} | dict(columns)))
     if not described:
+        if unread := [path for path in store.under(under) if path.lower().endswith(TABLES)]:
+            _log.warning("%s isn't read: captions and labels come from metadata.jsonl or metadata.csv", unread[0])
         return _from_files(store, under, columns)
     named = {path for sample in described for path in (sample.image, sample.map, sample.mask, sample.control)}
     if unnamed := [path for path in store.under(under) if _is_image(path) and path not in named]:
-        _log.warning("%d images aren't in %s and are left out, such as %s", len(unnamed), METADATA, unnamed[0])
+        _log.warning("%d images aren't in the metadata and are left out, such as %s", len(unnamed), unnamed[0])
     for key in [key for key in PATHS if key not in columns]:
         for sample in described:
             setattr(sample, key, None)
@@ -162,9 +167,13 @@ def _from_files(store: Store, under: str, columns: Mapping[str, str]) -> list[Sa
 def _from_metadata(store: Store, under: str, columns: Mapping[str, str]) -> Iterable[Sample]:
     for path in store.entries:
         folder, name = posixpath.split(path)
-        if name != METADATA:
+        if name not in METADATA:
             continue
-        rows = list(_rows(store, path))
+        if name == METADATA[1] and posixpath.join(folder, METADATA[0]) in store.entries:
+            raise UserError(
+                f"{store.where}/{folder or '.'} holds both {' and '.join(METADATA)}; take one of them away."
+            )
+        rows = list(_csv_rows(store, path, columns.get("label")) if name.endswith(".csv") else _json_rows(store, path))
         _check_columns(f"{store.where}/{path}", rows, columns)
         for row in rows:
             image = _inside(path, folder, row["file_name"])
@@ -187,12 +196,8 @@ def _sample(path: str, folder: str, image: str, row: Mapping[str, Any], columns:
     return Sample(image, **values)
 
 
-def _rows(store: Store, path: str) -> Iterable[dict[str, Any]]:
-    try:
-        lines = store.read(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{store.where}/{path} isn't UTF-8 ({error}); save it so.") from None
-    for number, line in enumerate(lines, 1):
+def _json_rows(store: Store, path: str) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(_text(store, path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -204,11 +209,38 @@ def _rows(store: Store, path: str) -> Iterable[dict[str, Any]]:
         yield row
 
 
+def _csv_rows(store: Store, path: str, label: str | None) -> Iterable[dict[str, Any]]:
+    """As of JSON: an empty field says nothing, and a label in digits is a number."""
+    table = csv.DictReader(io.StringIO(_text(store, path), newline=""))
+    if "file_name" not in (names := table.fieldnames or []):
+        found = f"its columns are {', '.join(names)}" if names else "it is empty"
+        raise UserError(f"{store.where}/{path} has no column file_name, which names each row's image; {found}.")
+    for row in table:
+        if not row["file_name"]:
+            raise UserError(f"{store.where}/{path}, line {table.line_num} has no file_name; each row names its image.")
+        said: dict[str, Any] = {name: value for name, value in row.items() if name and value}
+        if label in said and said[label].isdecimal():
+            said[label] = int(said[label])
+        yield said
+
+
+def _text(store: Store, path: str) -> str:
+    try:
+        return store.read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{store.where}/{path} isn't UTF-8 ({error}); save it so.") from None
+
+
 def _check_columns(path: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     present = {name for row in rows for name in row} - {"file_name"}
     for key, name in columns.items():
         if name != key and name not in present:
             raise UserError(f"data.columns: {path} has no column '{name}'.{did_you_mean(name, present)}")
+    if present and not present & set(columns.values()):
+        said = (
+            f"%s has the columns %s, of which none is read; data.columns={{text: {min(present)}}} takes captions by it"
+        )
+        _log.warning(said, path, ", ".join(sorted(present)))
 
 
 def _inside(metadata: str, folder: str, name: str) -> str:

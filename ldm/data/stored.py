@@ -163,7 +163,7 @@ class Stored:
 def split_off(store: Store, found: list[Sample], share: float) -> tuple[Split, Split]:
     """A fixed random `share` of the samples for validation, the others for training."""
     if len(found) < 2:
-        raise UserError(f"{store.where} holds {len(found)} images; training and validation need one each.")
+        raise UserError(f"{store.where} holds too few images, {len(found)}; training and validation need one each.")
     order = permutation(0, 0, len(found))
     n_val = max(1, round(share * len(found)))
     train, val = np.sort(order[n_val:]), np.sort(order[:n_val])

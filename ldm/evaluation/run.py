@@ -116,8 +116,17 @@ def trained_as(path: Path) -> dict[str, Any]:
 
 
 def reference_of(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
-    """What is compared against: validation by default."""
-    return pictures_of(config["reference"] or "val", tables, preprocess, config)
+    """What is compared against: validation by default, or training where validation has too few images for it."""
+    few = tables is not None and len(tables[1]) < LEAST
+    if few and config["reference"] is None:
+        print(f"validation has fewer than {LEAST} images: compared against training images", flush=True)
+    found = pictures_of(config["reference"] or ("train" if few else "val"), tables, preprocess, config)
+    if len(found) < LEAST:
+        raise UserError(
+            f"{found.what} are {len(found)} images, and a distance needs at least {LEAST}: name others by reference=, "
+            "such as reference=train, another run, or a folder."
+        )
+    return found
 
 
 def pictures_of(

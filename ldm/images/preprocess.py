@@ -135,7 +135,7 @@ class Preprocess:
         if pixels.dtype == bool:
             return np.where(pixels, top, 0).astype(self.dtype)
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise BadImage(f"holds {pixels.dtype} values: say which are black and white with low= and high=")
+            raise BadImage(f"holds {pixels.dtype} values: say which are black and white by data.low= and data.high=")
         if pixels.dtype == self.dtype:
             return pixels
         if self.bits == 16:

@@ -299,7 +299,7 @@ def test_too_few_images_are_told(tmp_path, make):
         root.mkdir()
     if make == "one":
         save(root / "1.png")
-    with pytest.raises(UserError, match="doesn't exist" if make == "missing" else "holds [01] images"):
+    with pytest.raises(UserError, match="doesn't exist" if make == "missing" else "too few images, [01]"):
         load(root)
 
 
@@ -316,6 +316,43 @@ def test_broken_metadata_and_missing_labels_are_told(tmp_path):
     describe(root, [{"file_name": f"{i}.png", **({"label": 1} if i else {})} for i in range(3)])
     with pytest.raises(UserError, match="0.png has no label"):
         load(root)
+
+
+def test_metadata_may_be_a_table_of_commas(tmp_path, caplog):
+    root = tmp_path / "d"
+    for i in range(10):
+        save(root / f"{i}.png", (i, 0, 0))
+    rows = [f'{i}.png,"no. {i}, été ""猫""",{i},{i * i}' for i in range(10)]
+    (root / "metadata.csv").write_text("\n".join(["\ufefffile_name,text,label,other", *rows]), "utf-8")
+    for table in load(root):
+        number = table.images[:, 0, 0, 0].astype(int)
+        assert table.columns["text"] == [f'no. {i}, été "猫"' for i in number]
+        np.testing.assert_array_equal(table.columns["label"], number)
+        assert table.classes == tuple("0123456789")  # in the order of numbers
+    assert not caplog.records
+
+    describe(root, [{"file_name": "0.png"}])
+    with pytest.raises(UserError, match=r"holds both metadata.jsonl and metadata.csv"):
+        load(root)
+
+
+def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
+    root = tmp_path / "d"
+    for i in range(4):
+        save(root / f"{i}.png")
+    (root / "captions.csv").write_text("file_name,text\n0.png,a\n")
+    load(root)
+    assert "captions.csv isn't read: captions and labels come from metadata.jsonl or metadata.csv" in caplog.text
+    (root / "captions.csv").rename(root / "metadata.csv")
+    (root / "metadata.csv").write_text("image,text\n0.png,a\n")
+    with pytest.raises(UserError, match="no column file_name, .* its columns are image, text"):
+        load(root)
+    (root / "metadata.csv").write_text("file_name,text\n,a\n")
+    with pytest.raises(UserError, match="line 2 has no file_name"):
+        load(root)
+    (root / "metadata.csv").write_text("file_name,says\n" + "".join(f"{i}.png,a\n" for i in range(4)))
+    load(root)
+    assert "has the columns says, of which none is read; data.columns={text: says}" in caplog.text
 
 
 def test_a_file_that_is_no_zip_is_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,23 @@ def test_two_folders_need_no_run(config, digits: tuple[Table, Table], tmp_path: 
 def test_real_validation_images_against_themselves_are_at_zero(config, tmp_path: Path) -> None:
     found = evaluation.main(config(samples="val", out=str(tmp_path)))
     assert found["FD on random convolutions"] < 1e-3 and found["precision (k = 3)"] == 1
+
+
+def test_a_few_validation_images_are_no_reference(
+    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def few(path, config, load=evaluation.data_of):
+        train, val = load(path, config)
+        columns = {name: column[:3] for name, column in val.columns.items()}
+        return train, replace(val, images=val.images[:3], columns=columns, names=val.names[:3], key="few")
+
+    monkeypatch.setattr(evaluation, "data_of", few)
+    found = evaluation.main(config(out=str(tmp_path / "ldm")))
+    assert found["reference"].endswith("training images") and found["reference images"] == 60
+    assert "fewer than 8 images: compared against training images" in capsys.readouterr().out
+    assert evaluation.main(config(stage="vae", out=str(tmp_path / "vae")))["PSNR in dB"] < 20
+    with pytest.raises(UserError, match="validation images are 3 images.*reference=train"):
+        evaluation.main(config(reference="val", out=str(tmp_path)))
 
 
 def test_a_sweep_s_jobs_report_apart(config, tmp_path: Path) -> None:
