@@ -170,9 +170,7 @@ def _from_metadata(store: Store, under: str, columns: Mapping[str, str]) -> Iter
         if name not in METADATA:
             continue
         if name == METADATA[1] and posixpath.join(folder, METADATA[0]) in store.entries:
-            raise UserError(
-                f"{store.where}/{folder or '.'} holds both {' and '.join(METADATA)}; take one of them away."
-            )
+            raise UserError(f"{store.where}/{folder or '.'} holds both {' and '.join(METADATA)}; take one away.")
         rows = list(_csv_rows(store, path, columns.get("label")) if name.endswith(".csv") else _json_rows(store, path))
         _check_columns(f"{store.where}/{path}", rows, columns)
         for row in rows:
@@ -237,10 +235,8 @@ def _check_columns(path: str, rows: Sequence[Mapping[str, Any]], columns: Mappin
         if name != key and name not in present:
             raise UserError(f"data.columns: {path} has no column '{name}'.{did_you_mean(name, present)}")
     if present and not present & set(columns.values()):
-        said = (
-            f"%s has the columns %s, of which none is read; data.columns={{text: {min(present)}}} takes captions by it"
-        )
-        _log.warning(said, path, ", ".join(sorted(present)))
+        hint = f"data.columns={{text: {min(present)}}} reads captions by that name"
+        _log.warning("none of the columns of %s is read (%s); %s", path, ", ".join(sorted(present)), hint)
 
 
 def _inside(metadata: str, folder: str, name: str) -> str:

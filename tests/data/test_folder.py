@@ -352,7 +352,7 @@ def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
         load(root)
     (root / "metadata.csv").write_text("file_name,says\n" + "".join(f"{i}.png,a\n" for i in range(4)))
     load(root)
-    assert "has the columns says, of which none is read; data.columns={text: says}" in caplog.text
+    assert "d/metadata.csv is read (says); data.columns={text: says}" in caplog.text
 
 
 def test_a_file_that_is_no_zip_is_told(tmp_path):
