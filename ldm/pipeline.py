@@ -299,11 +299,12 @@ def _as_list(value: Any) -> list:
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
-    if isinstance(seed, (int, Integral)):
-        return [int(seed) + i for i in range(n)]
-    if len(seed) != n:
-        raise UserError(f"{len(seed)} seeds for {n} pictures; give one number, or one a picture.")
-    return list(seed)
+    seeds = [int(seed) + i for i in range(n)] if isinstance(seed, (int, Integral)) else [int(s) for s in seed]
+    if len(seeds) != n:
+        raise UserError(f"{len(seeds)} seeds for {n} pictures; give one number, or one a picture.")
+    if seeds and (min(seeds) < -(2**63) or max(seeds) >= 2**63):
+        raise UserError(f"seed={seed} is too large: a seed has at most 63 bits.")
+    return seeds
 
 
 def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.adapters.control import Control
 from ldm.cascade import check_fit, enlarge
 from ldm.errors import UserError
 from ldm.images import grid, save_png
@@ -33,6 +34,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     if config["n"] is None:
         config = config | {"n": 1 if config["prompts_file"] else 4}
     path = find_run(config["stage"], config["run"], config["runs_dir"])
+    out = place(config["out"]) if config["out"] else unused(path, job)
     model = load(path, device(config["device"]))
     put_loras_on(model, config)
     if isinstance(model, AutoencoderKL):
@@ -42,8 +44,19 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     else:
         raise UserError(f"{path} holds a {type(model).__name__}, which can't be sampled.")
     settings = {"run": str(config["run"]), **settings}
-    out = Path(config["out"]) if config["out"] else unused(path, job)
     write(images, captions, settings, config, out)
+
+
+def place(named: str) -> Path:
+    """Where `out` says, its folder made: what can't be written is told before anything is drawn."""
+    out = Path(named).expanduser()
+    if out.suffix.lower() != ".png":
+        raise UserError(f"out={out} has to end in .png.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out}: its folder can't be made ({error.strerror}); name another.") from None
+    return out
 
 
 def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
@@ -99,8 +112,13 @@ def steered(model: LatentDiffusion, given: Mapping[str, list], start: Any, confi
     for name in names if isinstance(names, (list, tuple)) else [names]:
         model.load_controlnet(find_run("ldm", name, config["runs_dir"]), name=str(name))
     control, made_from = (config[key] for key in CONTROL_PICTURES)
-    if names and control is None and made_from is None:
-        raise UserError("control= needs a control image, control_image=, or control_from=, a picture to make it from.")
+    on = [name for name, (adapter, _) in model.adapters.items() if isinstance(adapter, Control)]
+    if on and control is None and made_from is None:
+        if names:
+            raise UserError(
+                "control= needs a control image, control_image=, or control_from=, a picture to make it from."
+            )
+        print(f"no control_image= or control_from=: drawn as by the base of {', '.join(on)}", flush=True)
     options = {key: config[f"control_{key}"] for key in ("scale", "start", "end")}
     begin, guess = options.pop("start"), config["guess_mode"]
     size = config["size"]
@@ -157,9 +175,6 @@ def write(
     images: Tensor, captions: list[str], settings: Mapping[str, Any], config: Mapping[str, Any], out: Path
 ) -> None:
     """The grid as `out`, and the pictures beside it in a folder of its name."""
-    if out.suffix.lower() != ".png":
-        raise UserError(f"out={out} has to end in .png.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     columns = config["columns"] or (config["n"] if len(captions) > config["n"] > 1 else near_square(len(images)))
     about = {"seed": config["seed"], "prompts": list(dict.fromkeys(captions)), **settings}
     save_png(grid(images, columns), out, {"ldm": json.dumps(about, ensure_ascii=False)})

@@ -1,6 +1,7 @@
 """`sample.py` on a tiny model in a run folder."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def test_a_picture_s_own_seed_draws_it_again(runs: Path, tmp_path: Path) -> None
     assert np.array_equal(again, first)
 
 
+def test_a_place_that_cannot_be_is_told_before_anything_is_drawn(runs: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "load", None)
+    with pytest.raises(UserError, match=r"x.jpg has to end in .png"):
+        sampling.main(config(runs, labels=[1], out="x.jpg"))
+
+
 def test_pictures_get_new_names_in_the_run_by_default(runs: Path) -> None:
     for _ in range(2):
         sampling.main(config(runs, labels=1, n=1, single=False))
@@ -97,12 +104,13 @@ def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
         ({"labels": [1], "sampler": "eulr"}, "Did you mean 'euler'"),
         ({"labels": [1], "eta": 0.5}, "no option 'eta'"),
         ({"labels": [1], "size": 17}, "isn't divisible by"),
-        ({"labels": [1], "out": "x.jpg"}, "has to end in .png"),
+        ({"labels": [1], "out": "/dev/null/x.png"}, "its folder can't be made"),
+        ({"labels": [1], "seed": 10**20}, "is too large"),
         ({"run": "tinny"}, "Did you mean 'tiny'"),
         ({"prompt": "a", "prompts_file": "b"}, "exclude each other"),
         ({"prompts_file": "/nowhere"}, "can't be read"),
     ],
 )
 def test_mistakes_are_answered_in_words(runs: Path, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match="(?s)" + words.replace("(", r"\(")):
+    with pytest.raises(UserError, match="(?s)" + re.escape(words)):
         sampling.main(config(runs, **changes))

@@ -59,7 +59,7 @@ def test_a_resumed_run_is_the_run(runs, tuned, train):
         assert (run / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
 
 
-def test_from_the_command_line(runs, tuned, tmp_path):
+def test_from_the_command_line(runs, tuned, tmp_path, capsys):
     _, run = tuned
     from PIL import Image
 
@@ -72,6 +72,8 @@ def test_from_the_command_line(runs, tuned, tmp_path):
     assert np.array_equal(own, named)
     with pytest.raises(UserError, match="needs a control image"):
         sampling.main(sample_config(runs, run="digits", control="digits-canny", labels=[3]))
+    sampling.main(sample_config(runs, run="digits-canny", out=out["own"], **shared | {"control_image": None}))
+    assert "no control_image= or control_from=: drawn as by the base of digits-canny" in capsys.readouterr().out
 
 
 def test_the_name_is_that_of_base_and_control(runs, train):
