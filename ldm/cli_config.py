@@ -8,12 +8,13 @@ import functools
 import importlib
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm import overrides, registry
+from ldm import kinds, overrides, registry
 from ldm.errors import UserError, did_you_mean
 
 _PACKAGE = Path(__file__).parent
@@ -91,6 +92,25 @@ def _plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]
 
 
+_RANGES = {
+    "batch_size": (1, math.inf),
+    "beta": (0, math.inf),
+    "beta_warmup_steps": (0, math.inf),
+    "columns": (1, math.inf),
+    "skip_bad_batches": (0, math.inf),
+    "optimizer.lr": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "optimizer.warmup_steps": (0, math.inf),
+    "ema.decay": (0, 1),
+    "ema.snapshots": (2, math.inf),
+    "checkpoint.every_n_steps": (1, math.inf),
+    "checkpoint.keep_last": (1, math.inf),
+    "samples.every_n_steps": (0, math.inf),
+    "samples.n": (1, math.inf),
+    "loader.workers": (0, math.inf),
+}
+_CHOICES = {"latents": ("cached", "online")}
+Kinds = dict[str, Any]  # an option's name and its annotation
 _BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "control_start", "control_end")
 
 # Checking ------------------------------------------------------------------------------------------------------------
@@ -108,9 +128,12 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
     reference = _reference(script, choices)
     _refuse_numbers_of_another_network(config, reference, choices)
     try:
-        _check_section(config, reference, "")
+        own = _SCRIPTS.get(script, dict)()
+        _check_section(config, reference, "", {key: kind for key, kind in own.items() if key in reference})
     except UserError as error:
         raise _with_network(error, config, choices) from None
+    _check_ranges(config)
+    _check_choices(config)
     return hurried(config, int(os.environ.get("LDM_FAST") or 0))
 
 
@@ -185,8 +208,11 @@ def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[
     return UserError(f"{error} network=auto took the DiT, which suits these data; network=unet takes the U-Net.")
 
 
-def _check_section(section: dict[str, Any], reference: Mapping[str, Any], path: str) -> None:
-    known = set(reference) | _SIGNATURES.get(path, set)()
+def _check_section(
+    section: dict[str, Any], reference: Mapping[str, Any], path: str, declared: Kinds | None = None
+) -> None:
+    declared = _SIGNATURES.get(path, dict)() if declared is None else declared
+    known = set(reference) | set(declared)
     known |= {key for key in section if path == "conditioner" and _is_component(section[key])}  # any parts
     for key in section:
         if key not in known:
@@ -197,12 +223,46 @@ def _check_section(section: dict[str, Any], reference: Mapping[str, Any], path: 
             _load_classes()
             _drop_of_other_class(value, _mapping(reference.get(key)))
             registry.check(value, where)
-        elif isinstance(value, dict) and key in _BY_NAME:
-            continue  # one for each condition or ControlNet; which there are the model knows
-        elif isinstance(value, dict):
+            _check_kinds(value, where)
+        elif isinstance(value, dict) and key not in _BY_NAME:  # one for each condition or ControlNet, the model's own
             _check_section(value, _mapping(reference.get(key)), where)
+        elif key in declared and (reference.get(key) is None or kinds.fits(reference[key], declared[key])):
+            if value is not None:
+                kinds.refuse(value, declared[key], where)
         else:
             _check_kind(value, reference.get(key), where)
+
+
+def _check_kinds(spec: Mapping[str, Any], where: str) -> None:
+    """A component's values by its constructor's annotations, the nested ones too."""
+    declared = kinds.kinds_of(registry.lookup(spec["class"]).__init__)
+    for key, value in spec.items():
+        if _is_component(value):
+            _check_kinds(value, f"{where}.{key}")
+        elif key in declared:
+            kinds.refuse(value, declared[key], f"{where}.{key}")
+
+
+def _check_ranges(config: Mapping[str, Any]) -> None:
+    """Refuses numbers that no run can be made of, of options that are no class's own."""
+    for key, (low, high) in _RANGES.items():
+        section, _, last = key.rpartition(".")
+        value = _mapping(config.get(section)).get(last) if section else config.get(key)
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UserError(f"{key}={value}: has to be {bounds}.")
+
+
+def _check_choices(config: Mapping[str, Any]) -> None:
+    """Refuses words that aren't one of the few that an option knows, and a time that is none."""
+    for key, known in _CHOICES.items():
+        if config.get(key, known[0]) not in known:
+            raise UserError(f"{key}={config[key]}: give {' or '.join(known)}.")
+    limit = _mapping(config.get("trainer")).get("max_time")
+    if limit is not None:
+        from ldm.training.schedule import parse_time
+
+        parse_time(limit)
 
 
 def _drop_of_other_class(spec: dict[str, Any], reference: Mapping[str, Any]) -> None:
@@ -215,11 +275,13 @@ def _drop_of_other_class(spec: dict[str, Any], reference: Mapping[str, Any]) -> 
 
 
 def _check_kind(value: Any, reference: Any, where: str) -> None:
-    """A number or a switch in YAML is one on the command line too."""
-    if value is None or not isinstance(reference, (bool, int, float)):
+    """A number, a switch or a list of numbers in YAML is one on the command line too."""
+    if value is None:
         return
-    if isinstance(reference, bool) != isinstance(value, bool) or not isinstance(value, (bool, int, float)):
-        raise UserError(f"{where}={value}: give {'true or false' if isinstance(reference, bool) else 'a number'}.")
+    if isinstance(reference, (bool, int, float)):
+        kinds.refuse(value, type(reference), where)
+    elif isinstance(reference, list) and reference and kinds.fits(reference, list[float]):
+        kinds.refuse(value, list[float], where)
 
 
 def _is_component(value: Any) -> bool:
@@ -242,59 +304,81 @@ def _load_classes() -> None:
         importlib.import_module(package)
 
 
-def _optional(function: Any) -> set[str]:
+def _optional(function: Any, but: Sequence[str] = ()) -> Kinds:
     """Options that may be left out: what has no default is the program's to give."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name for p in parameters if p.default is not p.empty}
+    parameters, declared = inspect.signature(function).parameters.values(), kinds.kinds_of(function)
+    return {p.name: declared.get(p.name, Any) for p in parameters if p.default is not p.empty and p.name not in but}
 
 
-def _trainer() -> set[str]:
+def _trainer() -> Kinds:
     from lightning.pytorch import Trainer
 
     return _optional(Trainer.__init__)
 
 
-def _denoiser() -> set[str]:
+def _denoiser() -> Kinds:
     from ldm.diffusion import Denoiser
 
-    return _optional(Denoiser.__init__) | {"sampling"}
+    return _optional(Denoiser.__init__) | {"sampling": Any}
 
 
-def _sampling() -> set[str]:
+def _sampling() -> Kinds:
     from ldm.diffusion import SAMPLERS, guided
 
-    options = {option for function in [*SAMPLERS.values(), guided] for option in _optional(function)}
-    return options - {"noise", "on_step", "scale", "batched"} | {"sampler", "steps", "guidance", "spacing", "shift"}
+    functions = [*SAMPLERS.values(), guided]
+    options = {k: v for one in functions for k, v in _optional(one, ("noise", "on_step", "scale", "batched")).items()}
+    own = {"sampler": str, "steps": int, "guidance": float | Mapping[str, float], "spacing": str | None}
+    return options | own | {"shift": float | Literal["auto"]}
 
 
-def _optimizer() -> set[str]:
+def _drawing() -> Kinds:
+    """What sample.py has of the options of sampling and of `LatentDiffusion.generate`."""
+    from ldm.pipeline import LatentDiffusion
+
+    asked = "n strength feather pad noise_level size batch_size guess_mode control_scale control_start control_end"
+    generate = _optional(LatentDiffusion.generate)
+    return (
+        {key: generate[key] for key in asked.split()}
+        | _sampling()
+        | {"seed": int, "columns": int, "autoguidance": float}
+    )
+
+
+def _evaluating() -> Kinds:
+    own = _sampling()
+    return {key: own[key] for key in ("sampler", "steps", "guidance")} | {"size": int | Sequence[int]}
+
+
+def _optimizer() -> Kinds:
     from ldm.training.schedule import LearningRate
 
-    return _optional(LearningRate) - {"total_steps"}
+    return _optional(LearningRate, ("total_steps",))
 
 
-def _loader() -> set[str]:
+def _loader() -> Kinds:
     from ldm.data.datamodule import BatchModule
 
     return _optional(BatchModule.__init__)
 
 
-def _logger(name: str) -> Callable[[], set[str]]:
-    def options() -> set[str]:
+def _logger(name: str) -> Callable[[], Kinds]:
+    def options() -> Kinds:
         from lightning.pytorch import loggers
 
-        return _optional(getattr(loggers, name).__init__) - {"save_dir", "version"}
+        return _optional(getattr(loggers, name).__init__, ("save_dir", "version"))
 
     return options
 
 
-_SIGNATURES: dict[str, Callable[[], set[str]]] = {
+_SCRIPTS: dict[str, Callable[[], Kinds]] = {"sample": _drawing, "evaluate": _evaluating}
+_SIGNATURES: dict[str, Callable[[], Kinds]] = {
     "trainer": _trainer,
     "optimizer": _optimizer,
     "loader": _loader,
+    "ema": lambda: {"lengths": Sequence[float] | None},
     "diffusion": _denoiser,
     "diffusion.sampling": _sampling,
-    "logger": lambda: {"csv", "tensorboard", "wandb", "mlflow"},
+    "logger": lambda: dict.fromkeys(("csv", "tensorboard", "wandb", "mlflow"), Any),
     "logger.tensorboard": _logger("TensorBoardLogger"),
     "logger.wandb": _logger("WandbLogger"),
     "logger.mlflow": _logger("MLFlowLogger"),

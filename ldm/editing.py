@@ -162,7 +162,12 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
     """Pictures, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch
     dimension."""
     if isinstance(given, Tensor):
-        return given[None] if given.ndim == 3 else given
+        images = given[None] if given.ndim == 3 else given
+        if images.ndim != 4 or images.shape[1] != preprocess.channels:
+            raise UserError(f"a tensor {tuple(given.shape)} is no image (C, H, W) of {preprocess.channels} channels.")
+        if not (images.abs() <= 1.5).all():  # a decoder's own overshoot is fine
+            raise UserError("a tensor of images has to lie in [-1, 1], without values that are not numbers.")
+        return images
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     return preprocess.to_tensor(np.stack([preprocess.array(item) for item in items]))
 

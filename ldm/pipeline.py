@@ -159,6 +159,8 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
             guide = guide.to_fill(start.image, start.mask)
         steering = steering and steering.repeated(count)
         seeds, options = _seeds(seed, count), self._options(options)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: has to be at least 1.")
         latent_size = height // self.first_stage.factor, width // self.first_stage.factor
         pictures = []
         for rows in torch.arange(count).split(batch_size):
@@ -253,6 +255,8 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
             ran = sigmas if start is None else sigmas[round((1 - start.strength) * steps) :]
             denoiser, conds, weights = steering.steer(denoiser, conds, weights, ran, guidance)
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
+        if interval is not None and not interval[0] < interval[1]:
+            raise UserError(f"interval={list(interval)}: guidance lies between a lower and a higher noise level.")
         denoise = mixed(denoiser, conds, weights, interval=interval, rescale=rescale)
         denoise = self.autoguided(denoise, guide, options.pop("autoguidance", None), interval, seeds)
         run = get_sampler(name, **options)

@@ -204,5 +204,10 @@ def unused(run: Path, job: str | None) -> Path:
 def device(name: str) -> str:
     """The torch device that `name` means; auto: a GPU where there is one."""
     if name != "auto":
-        return name
+        try:
+            return str(torch.empty(0, device=name).device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"device={name} can't be used ({str(error).splitlines()[0]}); device=auto finds one."
+            ) from None
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

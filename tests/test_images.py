@@ -114,7 +114,7 @@ def test_npy_holds_any_number_of_channels(channels_first):
 
 def test_floats_need_their_range():
     values = np.array([[-1.0, 0.0, 1.0, 9.0]], np.float32)
-    with pytest.raises(BadImage, match="low= and high="):
+    with pytest.raises(BadImage, match="data.low= and data.high="):
         Preprocess(1, 1, 4).array(npy(values))
     assert Preprocess(1, 1, 4, low=-1, high=1).array(npy(values)).tolist() == [[[0, 128, 255, 255]]]
     with pytest.raises(BadImage, match="not numbers"):

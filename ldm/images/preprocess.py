@@ -135,7 +135,9 @@ class Preprocess:
         if pixels.dtype == bool:
             return np.where(pixels, top, 0).astype(self.dtype)
         if pixels.dtype not in (np.uint8, np.uint16):
-            raise BadImage(f"holds {pixels.dtype} values: say which are black and white by data.low= and data.high=")
+            raise BadImage(
+                f"holds {pixels.dtype}, not 8 or 16 bits: say what is black and white by data.low= and data.high="
+            )
         if pixels.dtype == self.dtype:
             return pixels
         if self.bits == 16:

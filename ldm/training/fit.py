@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ldm.data.datamodule import BatchModule, Gathers
 from ldm.errors import UserError, did_you_mean
@@ -98,19 +99,22 @@ def trainer_of(
     if SLURMEnvironment.detect():  # Lightning's own requeueing saves elsewhere: SIGTERM and resume=true do it here
         plugins.append(SLURMEnvironment(auto_requeue=False))
     quieten()
-    return pl.Trainer(
-        **options,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=loggers(config["logger"], folder, first_step),
-        plugins=plugins,
-        default_root_dir=str(folder.path),
-        enable_checkpointing=False,
-        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
+    try:
+        return pl.Trainer(
+            **options,
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=loggers(config["logger"], folder, first_step),
+            plugins=plugins,
+            default_root_dir=str(folder.path),
+            enable_checkpointing=False,
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Lightning's Trainer can't take these options, trainer.X: {error}") from error
 
 
 STRATEGIES = ("auto", "ddp", sharded.NAME)

@@ -3,7 +3,6 @@
 import math
 import statistics
 import time
-from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -13,7 +12,8 @@ import lightning.pytorch as pl
 
 from ldm.errors import UserError
 
-MEASURED_STEPS = 50
+MEASURED_STEPS = 50  # before the first count
+FEWEST = 10  # steps of which a speed is taken
 
 
 @dataclass
@@ -21,7 +21,9 @@ class LearningRate:
     """Linear warm-up over `warmup_steps`, then constant, or falling to `final` * lr at `total_steps` by a cosine or a
     line.
 
-    `total_steps` None: not known yet, since the run is limited by time and hasn't been measured.
+    `total_steps` None: not known yet, since the run is limited by time and hasn't been measured. Where that number
+    changes on the way (`end_at`), the fall goes on from where it is to the new end: the rate never jumps. `since` is
+    the step, and the share of the fall done by then, from which it goes on; None: from the end of the warm-up.
     """
 
     lr: float
@@ -29,6 +31,7 @@ class LearningRate:
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     final: float = 0.0
     total_steps: int | None = None
+    since: tuple[int, float] | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "linear"):
@@ -38,12 +41,23 @@ class LearningRate:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return self.lr * warm * self._decay(step)
 
+    def end_at(self, total_steps: int, step: int) -> None:
+        """Takes another number of steps in all, from `step` on."""
+        self.since, self.total_steps = (max(step, self.warmup_steps), self._progress(step)), total_steps
+
     def _decay(self, step: int) -> float:
-        if self.schedule == "constant" or not self.total_steps or step < self.warmup_steps:
+        if self.schedule == "constant":
             return 1.0
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        progress = self._progress(step)
         fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
         return self.final + (1 - self.final) * fall
+
+    def _progress(self, step: int) -> float:
+        """The share of the fall that is done, in 0..1."""
+        start, done = self.since or (self.warmup_steps, 0.0)
+        if not self.total_steps or step < start:
+            return done
+        return min(1.0, done + (1 - done) * (step - start) / max(1, self.total_steps - start))
 
 
 def parse_time(value: Any) -> timedelta:
@@ -60,8 +74,8 @@ def parse_time(value: Any) -> timedelta:
 
 
 class TimeBudget(pl.Callback):
-    """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew at a quarter, half
-    and three quarters of them, since a machine that was busy at first, or is later, does more or fewer than it seemed.
+    """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew each sixteenth of
+    the time, since a machine that was busy at first, or is later, does more or fewer than it seemed.
 
     The clock started when the run did, so loading and encoding count. `reserve` is the share kept for validation,
     sample grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run
@@ -70,38 +84,41 @@ class TimeBudget(pl.Callback):
 
     def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):
         self.limit, self.started, self.reserve = limit.total_seconds(), started, reserve
-        self._ended: deque[float] = deque(maxlen=2000)  # when each optimizer step did
-        self._step = 0
-        self._looks: set[int] | None = None  # the steps at which to count anew; None: not measured yet
+        self._ended: list[float] = []  # when each optimizer step since the last look did
+        self._step = self._said = 0
+        self._next_look: int | None = 0  # None: never, a resumed run keeps its number
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.learning_rate.total_steps:
             trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps
-            self._looks = set()
+            self._next_look = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
-        if step == self._step:  # gradients are being accumulated
+        if step == self._step or self._next_look is None:  # the former while gradients are being accumulated
             return
         self._step = step
         self._ended.append(time.monotonic())
-        if self._looks is not None and step not in self._looks:
+        if step < self._next_look:
             return
-        total = trainer.strategy.broadcast(self._fitting(step))
-        if total is None or total == pl_module.learning_rate.total_steps:
+        total, self._next_look = trainer.strategy.broadcast(self._look(step))
+        if total is None:
             return
-        if self._looks is None:
-            self._looks = {quarter * total // 4 for quarter in (1, 2, 3)}
-        trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps = total
-        trainer.print(f"{total} steps fit into the time given")
+        self._ended = self._ended[-1:]
+        pl_module.learning_rate.end_at(total, step)
+        trainer.fit_loop.epoch_loop.max_steps = total
+        if abs(total - self._said) > 0.1 * self._said:
+            self._said = total
+            trainer.print(f"{total} steps fit into the time given")
 
-    def _fitting(self, step: int) -> int | None:
-        """The number of steps in all, or None where too few are measured."""
+    def _look(self, step: int) -> tuple[int | None, int]:
+        """The number of steps in all, None where too few are measured; and the step at which to look again."""
         left = self.limit * (1 - self.reserve) - (self._ended[-1] - self.started)
         if left <= 0:
-            return step
-        if step < MEASURED_STEPS or len(self._ended) <= 10:
-            return None
+            return step, step
+        if step < MEASURED_STEPS or len(self._ended) <= FEWEST:
+            return None, step + 1
         # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
         seconds_per_step = statistics.median(b - a for a, b in pairwise(self._ended))
-        return max(step + 1, step + int(left / seconds_per_step))
+        until_next = int(self.limit / 16 / seconds_per_step)
+        return step + max(1, int(left / seconds_per_step)), step + max(FEWEST, until_next)

@@ -134,6 +134,7 @@ class Task(pl.LightningModule):
             name: places[sharded.own_part(tensor).data_ptr()] for name, tensor in model.state_dict().items()
         }
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
+        checkpoint["ldm_schedule_since"] = self.learning_rate.since
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
         # The batch at whose start this is saved hasn't begun for a resumed run, which draws it again.
@@ -144,6 +145,7 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.learning_rate.total_steps is None:  # limited by time, which the run's first part has measured
             self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
+            self.learning_rate.since = checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -46,28 +47,46 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
 
 
 def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkeypatch):
-    def run(seconds_of_step) -> tuple[int, list[int]]:
-        """Steps and totals of a run of 100 s, whose step n takes seconds_of_step(n)."""
-        now, totals = [0.0], []
+    def run(seconds_of_step) -> tuple[float, list[int], list[float]]:
+        """Seconds, totals told and learning rates of a run of 100 s, whose step n takes seconds_of_step(n)."""
+        now, totals, rates = [0.0], [], []
         monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
         budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0)
         trainer = MagicMock(global_step=0)
         trainer.strategy.broadcast = lambda value: value
         trainer.print = lambda text: totals.append(int(text.split()[0]))
-        module = SimpleNamespace(learning_rate=LearningRate(1.0))
+        module = SimpleNamespace(learning_rate=LearningRate(1.0, warmup_steps=20))
         budget.on_train_start(trainer, module)
         while not (total := module.learning_rate.total_steps) or trainer.global_step < total:
+            rates.append(module.learning_rate(trainer.global_step))
             now[0] += seconds_of_step(trainer.global_step)
             trainer.global_step += 1
             budget.on_train_batch_end(trainer, module)
-        return now[0], totals
+        return now[0], totals, rates
 
-    spent, totals = run(lambda n: 0.25)
-    assert spent == 100 and totals == [400]
-    spent, totals = run(lambda n: 0.5 if n < 60 else 0.25)  # busy at first
-    assert totals[0] == 200 and totals[-1] == 340 and spent == pytest.approx(100, abs=0.5)
-    spent, totals = run(lambda n: 0.25 if n < 60 else 0.5)  # busy from then on
-    assert totals[0] == 400 and spent < 125 and totals[-1] < 250
+    def falls_without_a_jump(rates) -> bool:
+        steps = [a - b for a, b in pairwise(rates[20:])]
+        return min(steps) >= 0 and max(steps) < 0.02 and rates[-1] < 1e-3
+
+    spent, totals, rates = run(lambda n: 0.25)
+    assert spent == 100 and totals == [400] and falls_without_a_jump(rates)
+    spent, totals, rates = run(lambda n: 0.5 if n < 60 else 0.25)  # busy at first
+    assert spent == pytest.approx(100, abs=0.5) and totals == [200, 340] and falls_without_a_jump(rates)
+    spent, totals, rates = run(lambda n: 0.25 if n < 60 else 0.5)  # busy from then on
+    assert spent == pytest.approx(100, abs=0.5) and totals == [400, 230] and falls_without_a_jump(rates)
+    spent, totals, rates = run(lambda n: 200)
+    assert len(rates) == 1 and spent == 200  # no step could be measured in time
+
+
+def test_a_fall_goes_on_from_where_it_is():
+    rate = LearningRate(2.0, warmup_steps=0, schedule="linear", total_steps=10)
+    rate.end_at(30, 5)
+    assert [rate(i) for i in (5, 10, 30)] == pytest.approx([1.0, 0.8, 0.0])
+    rate.end_at(20, 15)
+    assert [rate(i) for i in (15, 20)] == pytest.approx([0.6, 0.0])
+    rate = LearningRate(2.0, warmup_steps=20, schedule="linear", total_steps=40)
+    rate.end_at(120, 10)  # in the warm-up
+    assert [rate(i) for i in (19, 20, 70, 120)] == pytest.approx([2.0, 2.0, 1.0, 0.0])
 
 
 def test_times():
