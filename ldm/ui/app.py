@@ -39,6 +39,11 @@ class App:
         event.set()
         return True
 
+    def ended(self, session: str | None, event: threading.Event) -> None:
+        """A drawing of this session is over: there is nothing to cancel, unless another began meanwhile."""
+        if self.cancels.get(session or "") is event:
+            del self.cancels[session or ""]
+
     def close(self) -> None:
         self.watcher.close()
         self.shown.close()

@@ -14,7 +14,7 @@ from ldm.images import grid, to_pil8
 from ldm.pipeline import LatentDiffusion
 from ldm.ui.models import Models, Traits, traits
 from ldm.ui.png_settings import chunks
-from ldm.ui.settings import Settings, checked
+from ldm.ui.settings import Settings, check_size, checked
 from ldm.ui.store import Store
 
 if TYPE_CHECKING:
@@ -95,9 +95,12 @@ class Painter:
         loras, controls = ([one[0] for one in some] for some in (settings.loras, settings.controlnets))
         model = self.models.get(settings.run, settings.checkpoint, loras, controls)
         about = traits(model)
-        watch = Watch(model, settings, self.batch_size, stop, tell, self.preview_seconds)
+        check_size(settings, about.width, about.height)
+        area = (settings.width or about.width) * (settings.height or about.height)
+        at_once = max(1, self.batch_size * about.width * about.height // area)
+        watch = Watch(model, settings, at_once, stop, tell, self.preview_seconds)
         given = arguments(settings, about, self.store) | steered(model, settings, self.store)
-        images = model.generate(output="pt", batch_size=self.batch_size, on_step=watch, **given)
+        images = model.generate(output="pt", batch_size=at_once, on_step=watch, **given)
         return [
             self._keep(image, replace(settings, **one), about)
             for image, one in zip(images, each(settings), strict=True)

@@ -19,6 +19,7 @@ from ldm.cli_config import CONF
 from ldm.errors import UserError
 from ldm.files import atomic_write
 from ldm.training import lock
+from ldm.training.run import DONE, is_run
 from ldm.ui.runs import config_of, folder
 
 SCRIPTS = {"vae": "train_vae", "ldm": "train_ldm"}
@@ -38,6 +39,8 @@ class Launcher:
         words = option_words(options)
         if not name.strip() or any(part in ("", ".", "..") for part in name.split("/")):
             raise UserError("give the run a name: a plain word, which becomes its folder's.")
+        if is_run(self.runs_dir / stage / name) and not overwrite:
+            raise UserError(f"there is a run {stage}/{name} already: resume it, throw it away, or take another name.")
         self._spawn(f"{stage}/{name}", [*words, *(["overwrite=true"] if overwrite else [])])
         return f"{stage}/{name}"
 
@@ -45,19 +48,20 @@ class Launcher:
         """Goes on with a run, by the options that it was started with, here or, as far as config.yaml has them,
         elsewhere."""
         path = folder(self.runs_dir, key)
+        if (path / DONE).exists():
+            raise UserError(f"{key} is finished: start another run, with more steps.")
         words = self.record(key).get("words")
         self._spawn(key, [*(words if isinstance(words, list) else words_of_config(config_of(path))), "resume=true"])
 
     def stop(self, key: str) -> None:
         """Asks a run to save and end (SIGTERM)."""
-        holder = lock.read(folder(self.runs_dir, key))
-        process = self._processes.get(key)
+        holder = lock.read(self.runs_dir / key if self.is_live(key) else folder(self.runs_dir, key))
         if holder and lock.is_live(holder):
             if holder["host"] != os.uname().nodename:
                 raise UserError(f"{key} runs on {holder['host']}; stop it there.")
             os.kill(int(holder["pid"]), signal.SIGTERM)
-        elif process and process.poll() is None:
-            process.terminate()  # not yet so far that it holds its folder
+        elif self.is_live(key):
+            self._processes[key].terminate()  # not yet so far that it holds its folder
         else:
             raise UserError(f"{key} isn't running.")
 
@@ -70,9 +74,14 @@ class Launcher:
         process = self._processes.get(key)
         return process.poll() if process else None
 
-    def starting(self) -> list[str]:
-        """Runs whose process was started here and has not ended."""
-        return [key for key, process in list(self._processes.items()) if process.poll() is None]
+    def is_live(self, key: str) -> bool:
+        """Whether a process that was started here for this run has not ended."""
+        process = self._processes.get(key)
+        return process is not None and process.poll() is None
+
+    def started(self) -> list[str]:
+        """Runs whose process was started here, the newest first, even where it ended before it had a folder."""
+        return list(reversed(self._processes))
 
     def record(self, key: str) -> dict[str, Any]:
         """Options and start of a run, as kept when it was started here."""
@@ -82,8 +91,7 @@ class Launcher:
     def _spawn(self, key: str, words: Sequence[str]) -> None:
         stage, _, name = key.partition("/")
         with self._lock:
-            process = self._processes.get(key)
-            if process and process.poll() is None:
+            if self.is_live(key):
                 raise UserError(f"{key} is running already.")
             holder = lock.read(self.runs_dir / key)
             if holder and lock.is_live(holder):

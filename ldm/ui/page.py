@@ -31,7 +31,7 @@ def build(app: App) -> gr.Blocks:
             draw.look, None, [draw.fields["run"], *draw._choices()], api_visibility="private", show_progress="hidden"
         )
         pictures_tab.select(pictures.look, None, pictures.outputs, api_visibility="private", show_progress="hidden")
-        alerts_tab.select(alerts.listing, None, alerts.outputs, api_visibility="private", show_progress="hidden")
+        alerts_tab.select(alerts.look, None, alerts.outputs, api_visibility="private", show_progress="hidden")
         for tab in (draw_tab, xy_tab, pictures_tab, alerts_tab, runs_tab):
             live = tab is runs_tab  # the page asks for the run's state only while it is looked at
             tab.select(_timer(live), None, runs.timer, api_visibility="private", show_progress="hidden")

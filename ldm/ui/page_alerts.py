@@ -38,29 +38,32 @@ class AlertsTab:
 
     def __init__(self, app: App):
         self.app = app
-        rules = app.watcher.rules
         gr.Markdown(
             "Told on every tab, and sent to the webhook: a loss that isn't a number, a run that fails, and what is set "
             "here. Zero turns a rule off.",
             elem_classes="hint",
         )
         with gr.Row():
-            stall = gr.Number(rules.stall_minutes, label="No step for so many minutes", minimum=0)
-            disk = gr.Number(rules.disk_gb, label="Less than so many GB free", minimum=0)
-        thresholds = gr.Textbox(
-            "\n".join(map(str, rules.thresholds)), label="Thresholds, one a line", lines=3, placeholder="val/loss > 2"
-        )
+            stall = gr.Number(label="No step for so many minutes", minimum=0)
+            disk = gr.Number(label="Less than so many GB free", minimum=0)
+        thresholds = gr.Textbox(label="Thresholds, one a line", lines=3, placeholder="val/loss > 2")
         webhook = gr.Textbox(
-            rules.webhook, label="Webhook: gets each alert as JSON by POST", placeholder="https://...", type="password"
+            label="Webhook: gets each alert as JSON by POST", placeholder="https://...", type="password"
         )
         with gr.Row():
             keep = gr.Button("Keep", variant="primary")
             test = gr.Button("Send a test to the webhook")
-        told_html = gr.HTML(self.listing())
+        told_html = gr.HTML()
         fields = [stall, disk, thresholds, webhook]
         keep.click(told(self.keep), fields, told_html, api_name="set_alerts")
         test.click(told(self.test), webhook, told_html, api_visibility="private")
-        self.outputs = [told_html]
+        self.outputs = [*fields, told_html]
+
+    def look(self) -> list[Any]:
+        """The rules as they are now, whoever set them, and what was told."""
+        rules = self.app.watcher.rules
+        thresholds = "\n".join(map(str, rules.thresholds))
+        return [rules.stall_minutes, rules.disk_gb, thresholds, rules.webhook, self.listing()]
 
     def keep(self, stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> str:
         """Sets the rules, for this start and the next ones."""

@@ -120,6 +120,7 @@ class DrawTab:
             raise
         finally:
             drawing.close()  # type: ignore[attr-defined]
+            self.app.ended(request.session_hash, cancel)
 
     def _finished(self, pictures: list[Drawn]) -> tuple[Any, ...]:
         files = [(self.app.shown.copy(one.path), f"seed {one.settings.seed}") for one in pictures]

@@ -101,18 +101,8 @@ class RunsTab:
 
     def show(self, key: str | None, shown: str) -> list[Any]:
         """All that there is of a run; what hasn't changed since it was `shown` is left as it is."""
-        if not key or key not in runs.keys(self.app.runs_dir):
-            starting = key in self.app.launcher.starting()
-            said = "\n".join(runs.tail(self.app.launcher.log(key), 200)) if key else ""
-            failed = key and self.app.launcher.exit_code(key)
-            text = (
-                "starting"
-                if starting
-                else "it ended before it began: see what it printed"
-                if failed
-                else "no run is chosen"
-            )
-            return [bar(f"{key or ''} {text}", 0, "stopped" if failed else ""), *[gr.skip()] * 6, said, ""]
+        if not key or key not in self.app.watcher.listed():
+            return [bar(f"there is no run {key}" if key else "no run is chosen"), *[gr.skip()] * 7, ""]
         run = self.app.watcher.state(key)
         record, log = self.app.watcher.record(key), self.app.launcher.log(key)
         now = "|".join(
@@ -140,12 +130,11 @@ class RunsTab:
 
     def describe(self, key: str) -> dict[str, Any]:
         """How a run stands, as plain data."""
-        runs.folder(self.app.runs_dir, key)
         run = self.app.watcher.state(key)
         return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.said}
 
     def found(self) -> Any:
-        return gr.update(choices=runs.keys(self.app.runs_dir))
+        return gr.update(choices=self.app.watcher.listed())
 
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
         """Starts a run in a process of its own."""
@@ -153,8 +142,7 @@ class RunsTab:
             raise UserError(f"there is no stage '{stage}': take vae or ldm.")
         self.app.store.remember("start", {"stage": stage, "name": name, "options": options})
         key = self.app.launcher.start(stage, name.strip(), options, overwrite)
-        choices = list(dict.fromkeys([key, *runs.keys(self.app.runs_dir)]))
-        return gr.update(choices=choices, value=key), bar(f"{key} starting")
+        return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} starting")
 
     def stop_run(self, key: str) -> str:
         """Asks a run to save and end."""

@@ -47,11 +47,9 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
         if not isinstance(given, dict):
             raise UserError("the picture's settings are damaged: its text chunk 'ldm' isn't JSON.")
         try:
-            return _ours(given, sampling or {}) if "width" not in given else (from_dict(given), [])
-        except TypeError:
-            raise UserError(
-                "the picture's settings are damaged: its text chunk 'ldm' has values of a wrong kind."
-            ) from None
+            return _ours(given, sampling or {})
+        except UserError as error:
+            raise UserError(f"the picture's settings are damaged: {error}") from None
     if "parameters" in text:
         return from_parameters(text["parameters"]), []
     raise UserError("this picture carries no settings: take a PNG as the page or sample.py wrote it, unchanged.")
@@ -75,7 +73,7 @@ def to_parameters(settings: Settings, size: tuple[int, int], defaults: Mapping[s
 
 
 def from_parameters(text: str) -> Settings:
-    """What a `parameters` chunk says that we know."""
+    """What a `parameters` chunk says that we know. Its size is that of another tool's model, and isn't taken."""
     *lines, last = text.strip().split("\n")
     pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
     if len(pairs) < 3:
@@ -88,7 +86,6 @@ def from_parameters(text: str) -> Settings:
         texts[target].append(line)
     sampler = pairs.get("Sampler", "")
     sampler = ELSEWHERE.get(sampler.lower(), sampler.lower())
-    width, _, height = pairs.get("Size", "").partition("x")
     given = {
         **{key: "\n".join(found).strip() for key, found in texts.items()},
         "sampler": sampler if sampler in SAMPLERS else None,
@@ -96,8 +93,6 @@ def from_parameters(text: str) -> Settings:
         "guidance": _number(pairs.get("CFG scale"), float),
         "seed": _number(pairs.get("Seed"), int),
         "strength": _number(pairs.get("Denoising strength"), float),
-        "width": _number(width, int),
-        "height": _number(height, int),
         "run": pairs.get("Model"),
         "labels": pairs["Class"].split("|") if pairs.get("Class") else None,
         "n": 1,
@@ -109,11 +104,14 @@ def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> t
     """Settings and remarks from the JSON of sample.py or of the page."""
     remarks = []
     if "prompts" in given:  # a grid of sample.py
-        given = given | {"prompt": given["prompts"][0] if given["prompts"] else ""}
+        given = given | {"prompt": str(given["prompts"][0]) if given["prompts"] else ""}
         if len(given["prompts"]) > 1:
             remarks.append(f"The grid was drawn of {len(given['prompts'])} prompts; this is the first.")
     if "n" not in given and "prompts" not in given:
         given = given | {"n": 1}
+    if isinstance(given.get("guidance"), dict):
+        remarks.append("It was drawn with a guidance for each condition, which the page has no fields for.")
+        given = {k: v for k, v in given.items() if k != "guidance"}
     for key in ("image", "mask"):
         if given.get(key) and not re.fullmatch(r"[0-9a-f]{16}", str(given[key])):
             remarks.append(f"It was drawn with {key}={given[key]}: put that in again.")

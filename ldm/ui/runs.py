@@ -23,7 +23,7 @@ _LINE = re.compile(r"step (\d+)(?:/(\d+))?  loss (\S+)  (\d+) samples/s")
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands. `status` is running, finished, stopped, or failed where the page knows its exit code."""
+    """How a run stands. `status` is running, finished or stopped; or, where the page started it, starting or failed."""
 
     stage: str
     name: str
@@ -55,13 +55,16 @@ def folder(runs_dir: Path, key: str) -> Path:
     return runs_dir / key
 
 
-def state(runs_dir: Path, key: str, log: Path | None = None, exit_code: int | None = None) -> RunState:
-    """How the run STAGE/NAME stands; `log` is what it printed, where the page started it."""
+def state(
+    runs_dir: Path, key: str, log: Path | None = None, exit_code: int | None = None, starting: bool = False
+) -> RunState:
+    """How the run STAGE/NAME stands; `log` is what it printed, where the page started it. `starting`: its process
+    lives, whether it holds its folder yet or not."""
     path, (stage, _, name) = runs_dir / key, key.partition("/")
     holder = lock.read(path)
     live = holder is not None and lock.is_live(holder)
     lines = tail(log, 60) if log else []
-    status = "running" if live else "finished" if (path / DONE).exists() else "stopped"
+    status = "running" if live else "starting" if starting else "finished" if (path / DONE).exists() else "stopped"
     if status == "stopped" and exit_code not in (None, 0, 130, 143, -15, -2):
         status = "failed"
     step, loss, rate = _latest(path, lines)

@@ -2,7 +2,9 @@
 
 import ipaddress
 import os
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +22,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
 
 def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     """The page as it is served. Raises UserError where it may not or can't be."""
-    user = access(config["host"], config["auth"])
+    user = access(config["host"], config["auth"], config["port"])
     free_port(config["host"], config["port"])
     gradio = _gradio()
     app = make(config["runs_dir"], config["run"], device(config["device"]), config["webhook"] or "")
@@ -33,14 +35,16 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     # gradio's look at its own page gives up after 3 seconds, which a machine that trains may take: _frontend=False.
     _, local, _ = page.launch(
         server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
-        prevent_thread_lock=True, show_error=False, quiet=True, theme=theme(gradio), css=CSS, ssr_mode=False,
+        prevent_thread_lock=True, show_error=True, quiet=True, theme=theme(gradio), css=CSS, ssr_mode=False,
         _frontend=False,
         enable_monitoring=False, footer_links=[], max_file_size="64mb",
+        app_kwargs={"middleware": [] if user else [own_name_only(config["host"])]},
     )  # fmt: skip
     served = Served(app, page, local)
     app.watcher.start()
     print(f"the page is at {local}" + ("" if is_local(config["host"]) else f", for {user and user[0]}"), flush=True)
     if block:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: what it served from is taken away
         try:
             page.block_thread()
         finally:
@@ -59,7 +63,7 @@ class Served:
         self.app.close()
 
 
-def access(host: str, auth: str | None) -> tuple[str, str] | None:
+def access(host: str, auth: str | None, port: int = 7860) -> tuple[str, str] | None:
     """User and password for the page. Raises UserError for a host that others reach without a password."""
     user, colon, password = (auth or "").partition(":")
     if auth and not (user and colon and password):
@@ -67,7 +71,7 @@ def access(host: str, auth: str | None) -> tuple[str, str] | None:
     if not is_local(host) and not auth:
         raise UserError(
             f"host={host} lets others in, who could draw, read and start runs: give auth=USER:PASSWORD as well, or "
-            "leave host as it is and reach the page through ssh -L 7860:localhost:7860."
+            f"leave host as it is and reach the page through ssh -L {port}:localhost:{port}."
         )
     return (user, password) if auth else None
 
@@ -80,6 +84,16 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def own_name_only(host: str) -> Any:
+    """Middleware that answers only those who call this machine by its own name. A page of elsewhere, whose name was
+    made to lead here after it was loaded, would else be let in by the browser (DNS rebinding)."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    # "[": some versions of Starlette cut an address of IPv6 at its first colon.
+    return Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host, "[::1]", "["])
 
 
 def free_port(host: str, port: int) -> None:

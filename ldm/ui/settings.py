@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ldm import kinds
 from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError, did_you_mean
 
 MAX_PICTURES = 64
 MAX_STEPS = 1000
+MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it
 SPACINGS = ("uniform", "karras", "exponential", "beta", "kl_optimal", "leading", "linspace", "table")
 # Options that go to the sampler as they are; None: as the model was trained to be sampled.
 OPTIONS = ("sampler", "steps", "guidance", "spacing", "shift", "eta", "rescale", "interval")
@@ -71,10 +73,24 @@ def checked(settings: Settings) -> Settings:
     return settings
 
 
+def check_size(settings: Settings, width: int, height: int) -> None:
+    """Raises UserError for pictures much larger than those of a model of `width` x `height`: one request for them would
+    take the memory of all."""
+    asked = (settings.width or width) * (settings.height or height)
+    if asked > MAX_AREA * width * height:
+        raise UserError(
+            f"{settings.width}x{settings.height} is too large for a model of {width}x{height}: the page draws up to "
+            f"{MAX_AREA} times as many pixels."
+        )
+
+
 def from_dict(given: Mapping[str, Any]) -> Settings:
-    """Settings from plain data; keys that aren't ours are left out."""
-    known = {f.name for f in fields(Settings)}
-    return Settings(**{key: _tuples(value) for key, value in given.items() if key in known and value is not None})
+    """Settings from plain data; keys that aren't ours are left out. Raises UserError for values of another kind."""
+    declared = kinds.kinds_of(Settings)
+    said = {key: _tuples(value) for key, value in given.items() if key in declared and value is not None}
+    for key, value in said.items():
+        kinds.refuse(value, declared[key], key)
+    return Settings(**said)
 
 
 def parse_interval(text: str) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ldm.errors import UserError
 from ldm.ui.alerts import Alarms, Alert, Rules, of_disk, of_run
 from ldm.ui.launch import Launcher
 from ldm.ui.runs import RunState, curves, keys, memory_mb, state
@@ -43,14 +44,23 @@ class Watcher:
         if self._thread:
             self._thread.join()
 
+    def listed(self) -> list[str]:
+        """All runs, those first that were started here and have no folder yet, or never came to have one."""
+        known = keys(self.runs_dir)
+        return [*(key for key in self.launcher.started() if key not in known), *known]
+
     def state(self, key: str) -> RunState:
         """How a run stands, with what the launcher knows of it."""
-        return state(self.runs_dir, key, self.launcher.log(key), self.launcher.exit_code(key))
+        if key not in self.listed():
+            raise UserError(f"there is no run {key} in {self.runs_dir}.")
+        return state(
+            self.runs_dir, key, self.launcher.log(key), self.launcher.exit_code(key), self.launcher.is_live(key)
+        )
 
     def look(self) -> list[Alert]:
         """Notes how the running runs stand; returns the alerts that are new."""
         holding: list[Alert] = []
-        for key in keys(self.runs_dir):
+        for key in self.listed():
             run = self.state(key)
             if run.status in ("running", "failed"):
                 holding += of_run(run, curves(run.path), self._idle(run), self.rules)

@@ -137,6 +137,8 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
         ({"sampler": "warp"}, "warp"),
         ({"checkpoint": "../../x.ckpt"}, "no checkpoint"),
         ({"seed": -4}, "seed"),
+        ({"width": 100_000, "height": 100_000}, "too large for a model of 16x16"),
+        ({"width": -16, "height": -16}, "make no image"),
     ],
 )
 def test_a_mistake_is_a_message_and_the_server_lives_on(page: Any, fields: dict[str, Any], words: str) -> None:
@@ -169,12 +171,19 @@ def test_a_drawing_can_be_cancelled(page: Any) -> None:
     last = job.result(timeout=60)
     assert "cancelled at step" in last[0] or any("cancelled at step" in out[0] for out in job.outputs())
     assert draw(page)
+    assert "nothing to cancel" in page.predict(api_name="/cancel")
+
+
+def test_a_file_that_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no picture")
+    words = refused(page, mode="image", image=file(tmp_path / "notes.png"))
+    assert "image" in words.lower() and "show_error" not in words
 
 
 # What others can reach -----------------------------------------------------------------------------------------------
 
 
-def status(url: str) -> int:
+def status(url: Any) -> int:
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.status
@@ -192,6 +201,15 @@ def test_no_file_outside_the_pages_own_folder_is_served(served: Any, page: Any, 
         assert status(f"{base}{path}") in (403, 404), path
     for way in (f"{served.app.shown.path}/../../etc/passwd", f"{served.app.shown.path}/%2e%2e/%2e%2e/etc/passwd"):
         assert status(f"{base}{way}") in (403, 404), way
+
+
+def test_only_this_machines_own_names_are_answered(served: Any) -> None:
+    def asked_as(host: str) -> int:
+        return status(urllib.request.Request(served.url, headers={"Host": host}))
+
+    port = served.page.server_port
+    assert [asked_as(host) for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")] == [200] * 3
+    assert asked_as(f"attacker.example:{port}") == 400
 
 
 def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, photo: Path) -> None:

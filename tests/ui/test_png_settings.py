@@ -59,7 +59,7 @@ def test_parameters_of_another_tool_are_understood() -> None:
     assert settings.prompt == "a (red:1.2) cat,\nsecond line"
     assert settings.negative == "blur, text"
     assert (settings.sampler, settings.steps, settings.guidance, settings.seed) == ("euler_ancestral", 25, 7.5, 42)
-    assert (settings.width, settings.height, settings.run) == (64, 48, "a, b")
+    assert (settings.width, settings.height, settings.run) == (None, None, "a, b"), "its size is its own model's"
 
 
 LINE = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=20).map(str.strip)
@@ -92,7 +92,7 @@ def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: 
     assert len(remarks) == 2 and "cat.png" in remarks[1]
 
 
-@pytest.mark.parametrize("text", [{}, {"ldm": "{"}, {"ldm": "[1]"}])
+@pytest.mark.parametrize("text", [{}, {"ldm": "{"}, {"ldm": "[1]"}, {"ldm": '{"n": "x"}'}, {"ldm": '{"prompt": [1]}'}])
 def test_a_picture_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
     with pytest.raises(UserError, match="settings"):
         read(png(tmp_path / "a.png", text))

@@ -176,6 +176,24 @@ def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
     wait_for(lambda: launcher.exit_code(key) is not None)
     assert launcher.exit_code(key) == 2
     assert "channels" in runs.tail(launcher.log(key), 5)[-1]
+    watch = Watcher(tmp_path, launcher, Alarms())
+    assert watch.listed() == [key], "what ended before it had a folder is listed"
+    state = watch.state(key)
+    assert state.status == "failed" and "channels" in state.said
+    assert [alert.run for alert in watch.look()] == [key]
+    with pytest.raises(UserError, match="no run vae/other"):
+        watch.state("vae/other")
+
+
+def test_a_name_that_is_taken_and_a_run_that_is_finished_are_said_before_anything_starts(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path, tmp_path / "app")
+    path = make_run(tmp_path, "vae/old")
+    with pytest.raises(UserError, match="vae/old already"):
+        launcher.start("vae", "old", "data=digits")
+    (path / runs.DONE).touch()
+    with pytest.raises(UserError, match="is finished"):
+        launcher.resume("vae/old")
+    assert launcher.started() == []
 
 
 @pytest.mark.slow
