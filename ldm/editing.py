@@ -206,7 +206,10 @@ def _ids(item: Any) -> np.ndarray:
 
 def _grey(item: Any) -> np.ndarray:
     if isinstance(item, np.ndarray):
-        return item.astype(np.uint8) * (255 if item.max() <= 1 else 1)
+        grey = item[..., :3].mean(2) if item.ndim == 3 and item.shape[2] in (1, 3, 4) else item
+        if grey.ndim != 2:
+            raise UserError(f"a mask {item.shape} is no picture (H, W), white or 1 where to draw.")
+        return (grey * (255.0 if grey.max() <= 1 else 1.0)).clip(0, 255).astype(np.uint8)
     return np.asarray(item.convert("L")) if hasattr(item, "convert") else open_mask(item)
 
 

@@ -14,6 +14,7 @@ from ldm.conditioning import Asked, ask
 from ldm.diffusion import slerp
 from ldm.editing import Start, read_images
 from ldm.errors import UserError
+from ldm.images import IMAGES
 from ldm.networks import Cond
 
 
@@ -147,6 +148,8 @@ def _between_images(
 
 def _given(end: Any) -> dict[str, list] | None:
     """A prompt or label by column; None for an image."""
-    if isinstance(end, str) and not (Path(end).suffix and Path(end).is_file()):
+    if isinstance(end, str) and Path(end).suffix.lower() not in IMAGES:
         return {"text": [end]}
+    if isinstance(end, str) and not Path(end).is_file():
+        raise UserError(f"there is no file {end} to interpolate from or to.")
     return {"label": [end]} if isinstance(end, Integral) else None

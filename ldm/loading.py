@@ -59,7 +59,9 @@ def load(path: str | Path | Sequence[str | Path], device: str | torch.device | N
         raise UserError(
             f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
         )
-    raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.")
+    likely = [run for stage in ("ldm", "vae") if (run := Path("runs", stage, path)).is_dir()]
+    hint = f" Did you mean '{likely[0]}'?" if likely else ""
+    raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.{hint}")
 
 
 def _with_control(model: Any, path: Path) -> Any:

@@ -101,7 +101,7 @@ def _value(key: str, value: str, sweeping: bool) -> str:
     if _BY_CONDITION.fullmatch(key):
         return value
     last = key.rsplit(".", 1)[-1]
-    if last in PROSE:
+    if last in PROSE and not (value == "null" and last not in ("prompt", "negative", "text")):
         return quote(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value))  # no interpolation in prose
     if last not in PATHS and not last.endswith(_PATH_ENDINGS):
         return value

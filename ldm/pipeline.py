@@ -303,7 +303,11 @@ def _as_list(value: Any) -> list:
 
 
 def _seeds(seed: int | Sequence[int], n: int) -> list[int]:
-    seeds = [int(seed) + i for i in range(n)] if isinstance(seed, (int, Integral)) else [int(s) for s in seed]
+    seed = seed.tolist() if isinstance(seed, Tensor) else seed
+    given = list(seed) if isinstance(seed, Sequence) else [seed]
+    if not all(isinstance(one, Integral) for one in given):
+        raise UserError(f"seed={seed}: give a whole number, or one a picture.")
+    seeds = [int(seed) + i for i in range(n)] if isinstance(seed, Integral) else [int(one) for one in given]
     if len(seeds) != n:
         raise UserError(f"{len(seeds)} seeds for {n} pictures; give one number, or one a picture.")
     if seeds and (min(seeds) < -(2**63) or max(seeds) >= 2**63):

@@ -1,6 +1,7 @@
 """`sample.py`: pictures from a trained model, as files."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ OPTIONS = (
 )
 
 CONTROL = ("control", "control_scale", "control_start", "control_end")
+ASKED = ("prompt", "prompts_file", "negative", "labels", "map", "image", "mask", "embed_image", "control", "then")
 CONTROL_PICTURES = ("control_image", "control_from")
 
 
@@ -52,10 +54,14 @@ def place(named: str) -> Path:
     out = Path(named).expanduser()
     if out.suffix.lower() != ".png":
         raise UserError(f"out={out} has to end in .png.")
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder; name a file.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={out}: its folder can't be made ({error.strerror}); name another.") from None
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"out={out}: its folder can't be written to; name another.")
     return out
 
 
@@ -164,6 +170,8 @@ def read_prompts(path: Path) -> list[str]:
 
 def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
     """`n` images decoded from z ~ N(0, I)."""
+    if asked := [key for key in ASKED if config[key] is not None]:
+        raise UserError(f"{asked[0]}= is for a run of stage two: an autoencoder by itself draws whatever it may be.")
     preprocess = vae.preprocess
     size = config["size"] or (preprocess.height, preprocess.width)
     height, width = (size, size) if isinstance(size, int) else size
@@ -186,7 +194,11 @@ def write(
         for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
             about = {"prompt": caption, "seed": config["seed"] + i, **settings}
             save_png(to_pil8(image), singles / f"{i:05d}.png", {"ldm": json.dumps(about, ensure_ascii=False)})
-    print(f"{len(images)} pictures: {out}" + (f" and {out.with_suffix('')}/" if config["single"] else ""), flush=True)
+    print(
+        f"{len(images)} picture{'s' * (len(images) > 1)}: {out}"
+        + (f" and {out.with_suffix('')}/" if config["single"] else ""),
+        flush=True,
+    )
 
 
 def near_square(n: int) -> int:

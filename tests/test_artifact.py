@@ -203,6 +203,13 @@ def test_what_holds_no_model_is_refused(tmp_path, files, message):
         ldm.load(tmp_path / "nowhere")
 
 
+def test_a_run_that_is_named_without_its_folder_is_pointed_to(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "ldm" / "emoji").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="Did you mean 'runs/ldm/emoji'"):
+        ldm.load("emoji")
+
+
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "spoilt.ckpt").write_bytes(b"PK" * 50)

@@ -11,6 +11,7 @@ from PIL import Image
 import ldm
 from ldm import cli
 from ldm.data import Folder
+from ldm.errors import UserError
 from ldm.images import Preprocess
 
 
@@ -76,6 +77,9 @@ def test_variants_spread_with_the_temperature_and_not_with_the_batch(run):
     assert spreads[0] == 0 < spreads[1] < spreads[2]
     whole = vae.augment(images, 2, seed=5)
     torch.testing.assert_close(vae.augment(images[2:], 2, seed=5, position=torch.tensor([2, 3])), whole[2:])
+    for wrong in ({"images": list(images)}, {"n": 0}, {"temperature": -1.0}):
+        with pytest.raises(UserError, match="augment takes|at least one variant"):
+            vae.augment(**{"images": images} | wrong)
 
 
 @pytest.mark.parametrize(

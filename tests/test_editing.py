@@ -9,6 +9,7 @@ from PIL import Image
 
 from ldm.conditioning import Conditioner
 from ldm.diffusion import EDM, Denoiser
+from ldm.editing import read_masks
 from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, UNet
@@ -76,6 +77,18 @@ def test_pictures_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> N
     read = model(image=str(tmp_path / "p.png"), mask=str(tmp_path / "m.png"), output="np")
     assert np.array_equal(given, read)
     assert (given[0, 4:] == 200).all() and not (given[0, :4] == 200).all()
+
+
+def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torch.Tensor) -> None:
+    size = tuple(images.shape[2:])
+    grey = np.zeros(size, np.uint8)
+    grey[: size[0] // 2] = 255
+    wanted = read_masks(grey, model.preprocess)
+    assert wanted.mean() == 0.5
+    for same in (grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
+        assert torch.equal(read_masks(same, model.preprocess), wanted)
+    with pytest.raises(UserError, match="is no picture"):
+        read_masks(np.zeros((2, *size)), model.preprocess)
 
 
 @pytest.mark.parametrize(

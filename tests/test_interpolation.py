@@ -84,6 +84,11 @@ def test_files_may_be_named(model, tmp_path):
     assert torch.equal(named, model.interpolate(image(0), image(1), n=2, output="pt"))
 
 
+def test_a_file_that_is_not_there_is_no_prompt(model):
+    with pytest.raises(UserError, match="there is no file a.png"):
+        model.interpolate("a.png", "b.png")
+
+
 def test_variations_differ_from_each_other_and_not_much_from_the_image(model):
     made = model.variations(image(0), n=3, strength=0.4, output="pt")
     assert made.shape == (3, 3, 8, 8) and all(step > 0 for step in distances(made))

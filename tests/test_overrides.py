@@ -58,6 +58,8 @@ def test_paths_are_raw_text(key, path):
 
 def test_a_path_may_be_null_and_may_interpolate():
     assert prepared("first_stage=null") == ["++first_stage=null"]
+    assert prepared("init=null", "trigger=null") == ["++init=null", "++trigger=null"]
+    assert prepared("prompt=null") == ["++prompt='null'"], "a prompt is what it says"
     assert prepared("data.root=${oc.env:X}/y") == ["++data.root='${oc.env:X}/y'"]
 
 

@@ -128,6 +128,9 @@ def test_seeds_count_up_or_are_listed(model):
     assert torch.equal(draw(model, "a cat", seed=torch.tensor([7])), draw(model, "a cat", seed=7))
     with pytest.raises(UserError, match="2 seeds for 3 pictures"):
         model("a cat", n=3, seed=[1, 2])
+    for wrong in (1.5, "7", [1, 2.5, 3], torch.tensor(0.5)):
+        with pytest.raises(UserError, match="give a whole number"):
+            model("a cat", n=3, seed=wrong)
 
 
 @pytest.mark.parametrize("options", [{"seed": np.int64(7)}, {"seed": 7, "labels": np.int64(3)}], ids=["seed", "label"])

@@ -68,6 +68,9 @@ def test_a_place_that_cannot_be_is_told_before_anything_is_drawn(runs: Path, mon
     monkeypatch.setattr(sampling, "load", None)
     with pytest.raises(UserError, match=r"x.jpg has to end in .png"):
         sampling.main(config(runs, labels=[1], out="x.jpg"))
+    (runs / "taken.png").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        sampling.main(config(runs, labels=[1], out=str(runs / "taken.png")))
 
 
 def test_pictures_get_new_names_in_the_run_by_default(runs: Path) -> None:
@@ -106,6 +109,8 @@ def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
         ({"labels": [1], "size": 17}, "isn't divisible by"),
         ({"labels": [1], "out": "/dev/null/x.png"}, "its folder can't be made"),
         ({"labels": [1], "seed": 10**20}, "is too large"),
+        ({"labels": [1], "guidance": float("nan")}, "finite number"),
+        ({"stage": "vae", "prompt": "a cat"}, "prompt= is for a run of stage two"),
         ({"run": "tinny"}, "Did you mean 'tiny'"),
         ({"prompt": "a", "prompts_file": "b"}, "exclude each other"),
         ({"prompts_file": "/nowhere"}, "can't be read"),

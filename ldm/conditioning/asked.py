@@ -1,5 +1,6 @@
 """What is asked for: the conditions of some pictures, what they are led away from, and how strongly by each."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -74,6 +75,8 @@ class Asked:
             scales = dict.fromkeys(guided, 1.0)
             for name, scale in guidance.items():
                 scales |= dict.fromkeys(self.conditioner.columns(name), float(scale))
+        if not all(map(math.isfinite, scales.values())):
+            raise UserError(f"guidance={guidance} has to be a finite number, or one for each condition.")
         return {column: scale for column, scale in scales.items() if column in self.said}
 
     def _cond(self, batch: Mapping[str, Any], told: Any) -> Cond:

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ldm.errors import UserError, did_you_mean
+from ldm.images import IMAGES
 
-IMAGES = frozenset(
-    ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
-)
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -195,7 +193,7 @@ def _sample(path: str, folder: str, image: str, row: Mapping[str, Any], columns:
 
 
 def _json_rows(store: Store, path: str) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(_text(store, path).splitlines(), 1):
+    for number, line in enumerate(_text(store, path).split("\n"), 1):  # splitlines() splits inside of captions too
         if not line.strip():
             continue
         try:
@@ -208,18 +206,39 @@ def _json_rows(store: Store, path: str) -> Iterable[dict[str, Any]]:
 
 
 def _csv_rows(store: Store, path: str, label: str | None) -> Iterable[dict[str, Any]]:
-    """As of JSON: an empty field says nothing, and a label in digits is a number."""
-    table = csv.DictReader(io.StringIO(_text(store, path), newline=""))
-    if "file_name" not in (names := table.fieldnames or []):
-        found = f"its columns are {', '.join(names)}" if names else "it is empty"
-        raise UserError(f"{store.where}/{path} has no column file_name, which names each row's image; {found}.")
-    for row in table:
+    """As of JSON: an empty field says nothing, and labels that are all in digits are numbers."""
+    rows: list[dict[str, Any]] = []
+    for number, row in _csv_table(store, path):
         if not row["file_name"]:
-            raise UserError(f"{store.where}/{path}, line {table.line_num} has no file_name; each row names its image.")
-        said: dict[str, Any] = {name: value for name, value in row.items() if name and value}
-        if label in said and said[label].isdecimal():
-            said[label] = int(said[label])
-        yield said
+            raise UserError(f"{store.where}/{path}, line {number} has no file_name; each row names its image.")
+        rows.append({name: value for name, value in row.items() if value})
+    labels = [row[label] for row in rows if label in row]
+    if label is not None and all(value.isdecimal() for value in labels):
+        for row in rows:
+            if label in row:
+                row[label] = int(row[label])
+    return rows
+
+
+def _csv_table(store: Store, path: str) -> Iterable[tuple[int, dict[str, Any]]]:
+    """(number of the line, fields by column) of each row. Raises UserError for what is no table."""
+    where = f"{store.where}/{path}"
+    table = csv.reader(io.StringIO(_text(store, path), newline=""), strict=True)
+    try:
+        names = [name.strip() for name in next(table, [])]
+        if "file_name" not in names:
+            found = f"its columns are {', '.join(names)}" if names else "it is empty"
+            raise UserError(f"{where} has no column file_name, which names each row's image; {found}.")
+        if len(set(names)) < len(names):
+            raise UserError(f"{where} names a column twice: {', '.join(names)}.")
+        for row in table:
+            if len(row) > len(names):
+                said = f"line {table.line_num} has {len(row)} fields for {len(names)} columns"
+                raise UserError(f"{where}, {said}: put captions that hold commas in double quotes.")
+            if row:
+                yield table.line_num, dict(zip(names, row, strict=False))
+    except csv.Error as error:
+        raise UserError(f"{where}, line {table.line_num} can't be read ({error}).") from None
 
 
 def _text(store: Store, path: str) -> str:

@@ -17,6 +17,9 @@ from ldm.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+IMAGES = frozenset(
+    ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
+)
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
 _BITS, _SAMPLES = 258, 277  # TIFF's tags

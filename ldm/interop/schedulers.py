@@ -123,7 +123,7 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
     sampler = sampling.get("sampler", "dpmpp_2m")
     multistep = sampler.startswith(("dpmpp", "unipc"))
     if isinstance(parameterization, Flow):
-        shift = sampling.get("shift", 1.0)  # theirs and ours are the same: t' = k t / (1 + (k - 1) t)
+        shift = sampling.get("shift") or 1.0  # theirs and ours are the same: t' = k t / (1 + (k - 1) t)
         return {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
             "num_train_timesteps": 1000,

@@ -1,5 +1,6 @@
 """The KL autoencoder of stage one, with the state-dict names of diffusers' AutoencoderKL."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -157,6 +158,11 @@ class AutoencoderKL(Described, nn.Module):
     ):
         super().__init__()
         widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
+        if min(in_channels, latent_channels, *widths, blocks) < 1 or not widths:
+            raise UserError(
+                f"vae: {latent_channels} latent channels, widths {widths} and {blocks} blocks make no network; each "
+                "has to be at least 1."
+            )
         groups = groups or groups_of(widths[0])
         if bad := [w for w in widths if w % groups]:
             raise UserError(f"vae: widths {bad} can't be split into {groups} groups; choose other vae.channels.")
@@ -216,6 +222,10 @@ class AutoencoderKL(Described, nn.Module):
         term lets the posterior spread. The draws are fixed by `seed` and each image's `position` (B,), by default its
         place in the batch.
         """
+        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+            raise UserError("augment takes a tensor of images (B, C, H, W) in [-1, 1]; augment.py reads files.")
+        if n < 1 or not 0 <= temperature < math.inf:
+            raise UserError(f"n={n}, temperature={temperature}: give at least one variant, at a temperature from 0 on.")
         posterior = self.encode(images)
         position = torch.arange(len(images)) if position is None else position
         shape = (n, *posterior.mean.shape[1:])

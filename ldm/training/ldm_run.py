@@ -149,7 +149,8 @@ def build_conditioner(
 def _check_columns(where: str, keys: tuple[str, ...], table: Table) -> None:
     for key in keys:
         if key != "image" and key not in table.columns:
-            raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {', '.join(table.columns)}.")
+            known = ", ".join(table.columns) or "images alone"
+            raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {known}.")
 
 
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:

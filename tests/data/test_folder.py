@@ -336,6 +336,38 @@ def test_metadata_may_be_a_table_of_commas(tmp_path, caplog):
         load(root)
 
 
+def test_tables_that_are_not_whole_are_refused(tmp_path):
+    root = tmp_path / "d"
+    for i in range(30):
+        save(root / f"{i}.png")
+
+    def table(text: str) -> None:
+        (root / "metadata.csv").write_text(text)
+
+    table("file_name,text\n0.png,a cat, sleeping\n")
+    with pytest.raises(UserError, match="line 2 has 3 fields for 2 columns: put captions that hold commas in double"):
+        load(root)
+    table('file_name,text\n0.png,"a\n')
+    with pytest.raises(UserError, match="can't be read"):
+        load(root)
+    table("file_name,text,text\n0.png,a,b\n")
+    with pytest.raises(UserError, match="names a column twice"):
+        load(root)
+    table("file_name, text,label\n" + "".join(f"{i}.png,a,{'12x'[i % 3]}\n" for i in range(30)))
+    assert load(root)[0].classes == ("1", "2", "x"), "words, as one of them is"
+
+
+def test_a_caption_may_hold_any_separator_of_lines(tmp_path):
+    root = tmp_path / "d"
+    for i in range(4):
+        save(root / f"{i}.png")
+    rows = [
+        json.dumps({"file_name": f"{i}.png", "text": "one\u2028two\x85three"}, ensure_ascii=False) for i in range(4)
+    ]
+    (root / "metadata.jsonl").write_text("\r\n".join(rows), "utf-8")
+    assert set(load(root)[0].columns["text"]) == {"one\u2028two\x85three"}
+
+
 def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
     root = tmp_path / "d"
     for i in range(4):

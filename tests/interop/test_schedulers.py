@@ -139,7 +139,7 @@ def test_diffusers_bh1_is_exported_such_that_it_gives_numbers():
     assert (result - expected).norm() / expected.norm() < 0.05  # theirs ends at sigma_0, which is 0.03
 
 
-@pytest.mark.parametrize(("shift", "theirs"), [(3.0, 3.0), ("auto", 1.0)])
+@pytest.mark.parametrize(("shift", "theirs"), [(3.0, 3.0), ("auto", 1.0), (None, 1.0)])
 def test_flows_shift_comes_back(shift, theirs):
     config = schedulers.to_diffusers(Flow(), {"sampler": "euler", "shift": shift})
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)

@@ -150,7 +150,12 @@ def test_a_size_that_cannot_be_halved_is_refused_with_one_that_can(height, width
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"stem": 3}, "vae.stem=3"), ({"stem": 0}, "vae.stem=0"), ({"channels": [8, 12]}, r"widths \[12\].* 8 groups")],
+    [
+        ({"stem": 3}, "vae.stem=3"),
+        ({"stem": 0}, "vae.stem=0"),
+        ({"latent_channels": 0}, "0 latent channels"),
+        ({"channels": [8, 12]}, r"widths \[12\].* 8 groups"),
+    ],
 )
 def test_what_does_not_fit_is_refused(options, message):
     with pytest.raises(UserError, match=message):
