@@ -50,7 +50,9 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.path / DONE).exists()
+        """Whether the run is done; one that is begun again isn't, though the first process may not have cleared its
+        folder yet."""
+        return not self._fresh and (self.path / DONE).exists()
 
     def save_config(self, config: dict[str, Any]) -> None:
         if rank() == 0:

@@ -96,6 +96,15 @@ def test_overwriting_clears_the_run_but_not_a_sweeps_runs_inside(runs):
     assert path.exists()
 
 
+def test_a_second_process_takes_no_overwritten_run_for_finished(runs, monkeypatch):
+    """It may come before the first one has cleared the folder: it left, and the first waited for it for ever."""
+    with open_run("ldm", "a", runs_dir=runs) as run:
+        run.finish()
+    monkeypatch.setenv("RANK", "1")
+    second = open_run("ldm", "a", overwrite=True, runs_dir=runs)
+    assert (run.path / "DONE").exists() and not second.finished
+
+
 def test_a_sweeps_run_may_lie_in_a_folder_that_is_no_run_yet(runs):
     make_run(runs, "emoji/channels-64")
     open_run("ldm", "emoji", runs_dir=runs).close()
