@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import ldm.pipeline  # noqa: F401  registers the classes that files name
 from ldm import artifact
 from ldm.errors import UserError, did_you_mean
 from ldm.files import atomic_write
