@@ -1,6 +1,7 @@
 """From listed samples to a table: decoding on threads, piece by piece, into memory-mapped arrays."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ R = TypeVar("R")
 
 
 class Tally:
-    """Counts what can't be used, and stops the run when it is more than `max_share` of `total`."""
+    """Counts what can't be used, and stops the run when it is more than `max_share` of `total`.
+
+    `notes` counts, in words, what was done to images that are used: a colour profile converted, say.
+    """
 
     def __init__(self, total: int, max_share: float):
         self.total, self.max_share = total, max_share
         self.bad: dict[str, str] = {}
+        self.notes: Counter[str] = Counter()
 
     def add(self, path: str, reason: str) -> None:
         """Notes one bad image."""
@@ -79,10 +84,11 @@ class Decoder:
         store, rows = split
         arrays = self._arrays(folder, len(rows))
         kept: list[Sample] = []
-        for sample, decoded in self._decode(store, rows):
+        for sample, (decoded, notes) in self._decode(store, rows):
             if isinstance(decoded, BadImage):
                 tally.add(sample.image, str(decoded))
                 continue
+            tally.notes.update(notes)
             for name, value in decoded.items():
                 arrays[name][len(kept)] = value
             kept.append(sample)
@@ -107,8 +113,8 @@ class Decoder:
 
     def _decode(
         self, store: Store, rows: Sequence[Sample]
-    ) -> Iterator[tuple[Sample, dict[str, np.ndarray] | BadImage]]:
-        """Each sample with its arrays or with what is wrong, in order."""
+    ) -> Iterator[tuple[Sample, tuple[dict[str, np.ndarray] | BadImage, list[str]]]]:
+        """Each sample, in order, with its arrays or with what is wrong, and what is to be noted of it."""
         from tqdm import tqdm
 
         chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
@@ -116,7 +122,8 @@ class Decoder:
         bar = tqdm(decoded, desc="decoding", total=len(rows), disable=len(rows) < _SHOW_PROGRESS, mininterval=1)
         return zip(rows, bar, strict=True)
 
-    def _one(self, store: Store, sample: Sample) -> dict[str, np.ndarray] | BadImage:
+    def _one(self, store: Store, sample: Sample) -> tuple[dict[str, np.ndarray] | BadImage, list[str]]:
+        notes: list[str] = []
         try:
             picture = self.preprocess.open(_read(store, sample.image))
             out = {"images": self.preprocess.array(picture)}
@@ -127,9 +134,9 @@ class Decoder:
                     out[key] = self.preprocess.resize_map(values)
             if self.control:
                 out["control"] = self.control.array(_read(store, _path(sample, "control")))
-            return out
+            return out, notes
         except BadImage as error:
-            return error
+            return error, notes
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, threads: bool = True) -> Iterator[R]:
