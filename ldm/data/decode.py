@@ -13,7 +13,7 @@ import numpy as np
 from ldm.data.listing import Sample, Store
 from ldm.data.table import Column, Table, new_array
 from ldm.errors import UserError
-from ldm.images import BadImage, Preprocess, open_image, open_map, open_mask
+from ldm.images import BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
 _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes
@@ -125,15 +125,17 @@ class Decoder:
     def _one(self, store: Store, sample: Sample) -> tuple[dict[str, np.ndarray] | BadImage, list[str]]:
         notes: list[str] = []
         try:
-            picture = self.preprocess.open(_read(store, sample.image))
-            out = {"images": self.preprocess.array(picture)}
+            content = _read(store, sample.image)
+            out = {"images": self.preprocess.array(content, notes)}
             for key, opener in (("map", open_map), ("mask", open_mask)):
                 if key in self.has:
                     values = opener(_read(store, _path(sample, key)))
-                    _check_aspect(picture, values, key)
+                    _check_aspect(content, values, key)
                     out[key] = self.preprocess.resize_map(values)
             if self.control:
-                out["control"] = self.control.array(_read(store, _path(sample, "control")))
+                control = _read(store, _path(sample, "control"))
+                _check_aspect(content, control, "control")
+                out["control"] = self.control.array(control)
             return out, notes
         except BadImage as error:
             return error, notes
@@ -155,16 +157,10 @@ def big_files(store: Store, rows: Sequence[Sample]) -> bool:
     return sum(sizes) > _BIG_FILE * len(sizes)
 
 
-def _check_aspect(picture: Any, values: np.ndarray, key: str) -> None:
-    """A map or mask may be larger or smaller than its image, but must show the same part of the world."""
-    if isinstance(picture, np.ndarray):
-        height, width = (
-            picture.shape[1:] if picture.ndim == 3 and picture.shape[0] < picture.shape[2] else picture.shape[:2]
-        )
-    else:
-        width, height = picture.size
-    h, w = values.shape
-    if abs(h * width - w * height) > 0.05 * h * width:
+def _check_aspect(image: bytes, other: Any, key: str) -> None:
+    """What belongs to an image may be larger or smaller, but must show the same part of the world."""
+    (height, width), (h, w) = shape_of(image), shape_of(other)
+    if not alike((height, width), (h, w)):
         raise BadImage(f"is {height}x{width} but its {key} is {h}x{w}, of another shape")
 
 

@@ -21,7 +21,7 @@ from ldm.data.table import Column, Table, cached, hash_of, new_array
 from ldm.data.tar import listed, opened
 from ldm.errors import UserError
 from ldm.files import atomic_write
-from ldm.images import Preprocess, probe
+from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
 from ldm.registry import register
 
@@ -82,7 +82,7 @@ class Shards:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, decoded once and cached under `cache`."""
         train, val = (_stamped(urls) for urls in (self._urls, self._val_urls))
-        about = [self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
+        about = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
         key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, about)
         home, pieces = Path(cache) / key, Path(cache) / f".{key}-pieces"
         if not home.is_dir():

@@ -16,7 +16,7 @@ from ldm.data.decode import Decoder, Split, Tally, big_files, in_order
 from ldm.data.listing import COLUMNS, Sample, Store
 from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
-from ldm.images import Preprocess, probe
+from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
@@ -85,7 +85,16 @@ class Stored:
 
     def _about(self) -> list[Any]:
         """The options that shape the tables."""
-        about = [self.size, self.channels, self.bits, self.options, self.columns, self.val_share, self.max_bad_share]
+        about = [
+            READER,
+            self.size,
+            self.channels,
+            self.bits,
+            self.options,
+            self.columns,
+            self.val_share,
+            self.max_bad_share,
+        ]
         return [*about, self.bucket_step, self.bucket_least] if self.bucket_step else about
 
     def _make(self, key: str, folder: Path) -> dict[str, Table]:

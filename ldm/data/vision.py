@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from ldm.data.table import Table, cached, hash_of, new_array
 from ldm.errors import UserError, did_you_mean
-from ldm.images import BadImage, Preprocess
+from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
 from ldm.randomness import permutation
 from ldm.registry import register
 
@@ -119,7 +120,7 @@ class TorchVision:
         return tables
 
     def _preprocess(self, picture: Any) -> Preprocess:
-        own = picture.height, picture.width
+        own = shape_of(picture)
         height, width = (
             own if self.size is None else (self.size, self.size) if isinstance(self.size, int) else self.size
         )
@@ -135,14 +136,17 @@ class TorchVision:
             return Table(held[0][index], {"label": held[1][index]}, preprocess, key, names, classes)
         images = new_array(folder / "images.npy", preprocess.dtype, (len(index), *preprocess.shape))
         labels = np.empty(len(index), np.int64)
+        notes: Notes = []
         for row, i in enumerate(index.tolist()):
             picture, label = data[i]
             try:
-                images[row], labels[row] = preprocess.array(picture), int(label)
+                images[row], labels[row] = preprocess.array(picture, notes), int(label)
             except BadImage as error:
                 raise UserError(f"{self.dataset}, picture {i}: {error}; set data.size or data.channels.") from None
             except (TypeError, ValueError, RuntimeError):
                 raise UserError(f"{self.dataset} isn't labelled with one class a picture.") from None
+        for note, count in Counter(notes).items():
+            _log.warning("%d of %d images: %s", count, len(index), note)
         return Table(images, {"label": labels}, preprocess, key, names, classes)
 
 
@@ -165,6 +169,7 @@ def _fingerprint(data: Any) -> str:
         digest.update(np.ascontiguousarray(data.data).data)
         digest.update(str(np.asarray(getattr(data, "targets", getattr(data, "labels", 0))).tolist()).encode())
     else:
+        digest.update(f"read {READER}".encode())  # not where pixels are in memory, which no file can be behind
         for i in np.linspace(0, len(data) - 1, 64).astype(int).tolist():
             picture, label = data[i]
             digest.update(picture.tobytes() + str(label).encode())

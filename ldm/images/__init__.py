@@ -3,20 +3,28 @@
 An image is (C, H, W) uint8 or uint16 on disk and float32 in [-1, 1] in a batch.
 """
 
+from ldm.images.aspect import alike, check_alike, shape_of
+from ldm.images.colour import CONVERTED, Notes
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import IMAGES, BadImage, open_image, open_map, open_mask, probe
+from ldm.images.reading import IMAGES, READER, BadImage, open_image, open_map, open_mask, probe
 
 __all__ = [
+    "CONVERTED",
     "IMAGES",
+    "READER",
     "BadImage",
+    "Notes",
     "Pictures",
     "Preprocess",
+    "alike",
+    "check_alike",
     "grid",
     "open_image",
     "open_map",
     "open_mask",
     "probe",
     "save_png",
+    "shape_of",
     "to_pil8",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError, did_you_mean
+from ldm.images.colour import Notes
 from ldm.images.output import to_pil8
 from ldm.images.reading import BadImage, channels_last, named, open_image, pixels_of
 from ldm.registry import register
@@ -65,13 +66,15 @@ class Preprocess:
         """numpy's uint8 or uint16."""
         return np.uint8 if self.bits == 8 else np.uint16
 
-    def open(self, source: str | Path | bytes) -> "Image | np.ndarray":
-        """The picture as it is in a file or its bytes, for `array`; big JPEGs are decoded no larger than needed."""
-        return open_image(source, 0 if self.resize == "none" else 2 * max(self.height, self.width))
+    def open(
+        self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None
+    ) -> "Image | np.ndarray":
+        """The picture as it is meant, for `array`: see `open_image`. Big JPEGs are decoded no larger than needed."""
+        return open_image(source, 0 if self.resize == "none" else 2 * max(self.height, self.width), notes)
 
-    def array(self, source: "str | Path | bytes | Image | np.ndarray") -> np.ndarray:
+    def array(self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None) -> np.ndarray:
         """The picture as (C, H, W) uint8 or uint16. Raises BadImage for what can't be read or doesn't fit."""
-        picture = self.open(source) if isinstance(source, (str, Path, bytes)) else source
+        picture = self.open(source, notes)
         try:
             return self._array(picture)
         except (BadImage, ValueError) as error:  # Pillow raises ValueError for modes that it can't convert
@@ -115,7 +118,7 @@ class Preprocess:
     def _array(self, picture: "Image | np.ndarray") -> np.ndarray:
         if isinstance(picture, np.ndarray):
             pixels = channels_last(picture, self.channels)  # (h, w, C)
-        elif self.bits == 16 and picture.info.get("cut_to_8_bits"):
+        elif self.bits == 16 and picture.info.get("ldm_cut_to_8_bits"):
             raise BadImage("is a colour PNG of 16 bits, of which Pillow reads 8: make it a .npy or TIFF, or set bits=8")
         else:
             pixels = pixels_of(picture, self.channels, self.background)  # (h, w, C)

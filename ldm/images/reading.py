@@ -1,4 +1,4 @@
-"""Reading picture files as they are meant: turned, with their colours, in all their bits.
+"""Reading pictures as they are meant: turned, with their colours, in all their bits.
 
 Pillow reads what it can hold; .npy and TIFF (the `tiff` extra) hold the rest: Pillow has no 16-bit colour and no more
 than four channels.
@@ -6,13 +6,15 @@ than four channels.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from ldm.errors import UserError
+from ldm.images.colour import CICP, Notes, cicp, in_srgb, unconverted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,46 +22,56 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
 )
+READER = 2  # in the keys of decoded data; raise it whenever some image is read otherwise than before
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
-_BITS, _SAMPLES = 258, 277  # TIFF's tags
+_BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
+_AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+Source = Any  # a file's path or bytes, a Pillow image, or an array
 
 
 class BadImage(UserError):
     """A file that isn't a picture that can be taken: its path and why."""
 
 
-def open_image(source: str | Path | bytes, draft: int = 0) -> "Image | np.ndarray":
-    """A picture from a file or its bytes: a Pillow image, turned as its EXIF says, or an array from .npy and TIFF.
+def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
+    """A picture from a file, its bytes or Pillow: a Pillow image in sRGB, turned as its EXIF says, or an array from
+    .npy and TIFF.
 
     With `draft` a JPEG may be decoded at a fraction of its size, no side below `draft` pixels, which is much faster.
-    Raises BadImage.
+    What was done about its colours, or couldn't be, goes to `notes`. Raises BadImage.
     """
-    try:
-        return _open(_bytes(source), draft)
-    except UserError as error:
-        raise BadImage(named(source, str(error))) from None
-    except Exception as error:  # Pillow's readers raise anything
-        raise BadImage(named(source, f"can't be read ({error})")) from error
+    notes = [] if notes is None else notes
+    with _named(source):
+        picture = _turned(source, draft, notes)
+        if isinstance(picture, np.ndarray) or picture.info.get(_AS_MEANT):
+            return picture
+        picture = in_srgb(picture, notes)
+        picture.info[_AS_MEANT] = True
+        return picture
 
 
-def open_map(source: str | Path | bytes) -> np.ndarray:
+def open_map(source: Source) -> np.ndarray:
     """A picture of ids, (h, w) uint8: grey values or palette indices as they are. Raises BadImage."""
-    values = np.asarray(open_image(source))
+    with _named(source):
+        values = np.asarray(_turned(source))  # not in sRGB: ids are no colours
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as colour
-    if values.ndim != 2 or _bytes(source).startswith(b"\xff\xd8"):
+    if values.ndim != 2 or _is_jpeg(source):
         raise BadImage(named(source, "isn't a map of ids: it has one channel or a palette and is no JPEG, which blurs"))
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > 255:
         raise BadImage(named(source, f"holds {values.dtype} values; ids are whole numbers from 0 to 255"))
     return values.astype(np.uint8)
 
 
-def open_mask(source: str | Path | bytes) -> np.ndarray:
+def open_mask(source: Source) -> np.ndarray:
     """A picture of yes and no, (h, w) uint8 of 0 and 255, cut at half; 0 and 1 will do too. Raises BadImage."""
-    picture = open_image(source)
+    with _named(source):
+        picture = _turned(source)
     values = picture if isinstance(picture, np.ndarray) else pixels_of(picture, 1, (0,))
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
@@ -74,21 +86,16 @@ def probe(file: BinaryIO | str | Path) -> tuple[int, int, int, int]:
 
     Alpha doesn't count as a channel, a palette counts as three. Raises BadImage.
     """
-    try:
-        with open(file, "rb") if isinstance(file, (str, Path)) else file as stream:
-            magic = stream.read(len(_NPY))
-            stream.seek(0)
-            if magic == _NPY:
-                return _probe_array(*_npy_header(stream))
-            picture = _pillow(stream)
-            if picture is None:
-                array = _tiff(stream, head_only=True)
-                return _probe_array(array.shape, array.dtype)
-            return _probe_picture(picture)
-    except UserError as error:
-        raise BadImage(named(file, str(error))) from None
-    except Exception as error:  # Pillow's readers raise anything
-        raise BadImage(named(file, f"can't be read ({error})")) from error
+    with _named(file), open(file, "rb") if isinstance(file, (str, Path)) else file as stream:
+        magic = stream.read(len(_NPY))
+        stream.seek(0)
+        if magic == _NPY:
+            return _probe_array(*_npy_header(stream))
+        picture = _pillow(stream)
+        if picture is None:
+            array = _tiff(stream, [], head_only=True)
+            return _probe_array(array.shape, array.dtype)
+        return _probe_picture(picture)
 
 
 def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
@@ -102,6 +109,19 @@ def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
     return array
 
 
+def shape_of_array(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of (H, W), (H, W, C) or (C, H, W): the shorter end is the channels'."""
+    if len(shape) not in (2, 3):
+        raise BadImage(f"has shape {tuple(shape)}; an image has (H, W), (H, W, C) or (C, H, W)")
+    return (shape[1], shape[2]) if len(shape) == 3 and shape[0] < shape[2] else (shape[0], shape[1])
+
+
+def shape_of_picture(picture: "Image") -> tuple[int, int]:
+    """Height and width once it is turned as its EXIF says."""
+    width, height = picture.size if picture.getexif().get(_ORIENTATION, 1) < 5 else picture.size[::-1]
+    return height, width
+
+
 def pixels_of(picture: "Image", channels: int, background: Sequence[float]) -> np.ndarray:
     """A Pillow image as (H, W, C): grey, RGB, or with alpha for 2 and 4 channels; otherwise alpha is laid on."""
     from PIL import Image
@@ -113,7 +133,7 @@ def pixels_of(picture: "Image", channels: int, background: Sequence[float]) -> n
         fits = picture.mode == "I" and values.min() >= 0 and values.max() < 2**16
         return values.astype(np.uint16) if fits else values
     if picture.mode == "CMYK":
-        picture = _from_cmyk(picture)
+        picture = picture.convert("RGB")  # the plain complement: it has no profile that could be read
     if channels in (2, 4):
         return np.asarray(picture.convert("LA" if channels == 2 else "RGBA"))
     if channels not in (1, 3):
@@ -131,13 +151,37 @@ def named(source: Any, reason: str) -> str:
     return f"{source}: {reason}" if isinstance(source, (str, Path)) else reason
 
 
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Whatever Pillow's readers raise as BadImage, with the file's name."""
+    try:
+        yield
+    except UserError as error:
+        raise BadImage(named(source, str(error))) from None
+    except Exception as error:
+        raise BadImage(named(source, f"can't be read ({error})")) from error
+
+
+def _turned(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
+    """A picture as `open_image` gives it but for its colours."""
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, (str, Path, bytes)):
+        return _open(_bytes(source), draft, [] if notes is None else notes)
+    return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
+
+
 def _bytes(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
-def _open(content: bytes, draft: int) -> "Image | np.ndarray":
-    from PIL import ImageOps
+def _is_jpeg(source: Source) -> bool:
+    if isinstance(source, (str, Path, bytes)):
+        return _bytes(source).startswith(b"\xff\xd8")
+    return getattr(source, "format", None) == "JPEG"
 
+
+def _open(content: bytes, draft: int, notes: Notes) -> "Image | np.ndarray":
     if content.startswith(_NPY):
         shape, dtype = _npy_header(io.BytesIO(content))
         if math.prod(shape) * dtype.itemsize > len(content):
@@ -146,12 +190,23 @@ def _open(content: bytes, draft: int) -> "Image | np.ndarray":
     stream = io.BytesIO(content)
     picture: Any = _pillow(stream)
     if picture is None:
-        return _tiff(stream)
-    deep = picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in str(picture.tile)
+        return _tiff(stream, notes)
+    if code := cicp(content):
+        picture.info[CICP] = code
     if draft:
         picture.draft(None, (draft, draft))
+    return _upright(picture)
+
+
+def _upright(picture: Any) -> "Image":
+    """A copy, turned as its EXIF says."""
+    from PIL import Image, ImageOps
+
+    if not isinstance(picture, Image.Image):
+        raise BadImage(f"a {type(picture).__name__} is no image: give a file, a PIL image or an array")
+    deep = picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in str(getattr(picture, "tile", ""))
     turned = ImageOps.exif_transpose(picture)
-    turned.info["cut_to_8_bits"] = deep
+    turned.info["ldm_cut_to_8_bits"] = deep or picture.info.get("ldm_cut_to_8_bits", False)
     return turned
 
 
@@ -181,7 +236,7 @@ def _pillow(stream: BinaryIO) -> "Image | None":
     return picture
 
 
-def _tiff(stream: BinaryIO, head_only: bool = False) -> np.ndarray:
+def _tiff(stream: BinaryIO, notes: Notes, head_only: bool = False) -> np.ndarray:
     """A TIFF's first picture (H, W) or (H, W, C); without its values (zeros that take no memory) if `head_only`."""
     try:
         import tifffile
@@ -195,6 +250,9 @@ def _tiff(stream: BinaryIO, head_only: bool = False) -> np.ndarray:
         other = [i for i, axis in enumerate(first.axes) if axis not in "YX"]
         if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > MAX_PIXELS:
             raise BadImage(f"{first.shape} pixels are too many")
+        page: Any = file.pages[0]
+        profile = page.tags.get(_PROFILE)
+        notes += unconverted(profile and bytes(profile.value), "RGB" if other else "L")
         array = np.broadcast_to(first.dtype.type(0), first.shape) if head_only else first.asarray()
     return np.moveaxis(array, other, range(-len(other), 0)) if other else array
 
@@ -208,31 +266,12 @@ def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 def _probe_array(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int, int]:
     bits = 8 if dtype in (np.uint8, np.bool_) else 16
-    if len(shape) == 2:
-        return shape[0], shape[1], 1, bits
-    if len(shape) != 3:
-        raise BadImage(f"has shape {shape}; an image has (H, W), (H, W, C) or (C, H, W)")
-    if shape[0] < shape[2]:  # the shorter end is the channels'
-        return shape[1], shape[2], shape[0], bits
-    return shape[0], shape[1], shape[2], bits
+    height, width = shape_of_array(shape)
+    return height, width, math.prod(shape) // max(1, height * width), bits
 
 
 def _probe_picture(picture: "Image") -> tuple[int, int, int, int]:
-    width, height = picture.size if picture.getexif().get(_ORIENTATION, 1) < 5 else picture.size[::-1]
+    height, width = shape_of_picture(picture)
     deep = picture.mode[0] in "IF"
     grey = deep or picture.mode in ("1", "L", "LA", "La")
     return height, width, 1 if grey else 3, 16 if deep else 8
-
-
-def _from_cmyk(picture: "Image") -> "Image":
-    """CMYK as sRGB: by the file's own colour profile where it has one, by the plain complement otherwise."""
-    from PIL import ImageCms
-
-    profile = picture.info.get("icc_profile")
-    if profile:
-        try:
-            source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(picture, source, target, outputMode="RGB") or picture.convert("RGB")
-        except (ImageCms.PyCMSError, OSError):
-            pass  # a broken profile is no reason to lose the picture
-    return picture.convert("RGB")
