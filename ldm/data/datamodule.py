@@ -1,7 +1,8 @@
 """Batches for Lightning, fetched whole: the sampler yields positions, the table gathers their rows."""
 
+import os
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -73,11 +74,22 @@ class Rows(Dataset):
         }
 
 
+def workers_beside(device: torch.device, processes: int) -> int:
+    """How many workers each of `processes` on this machine takes: none on a CPU or Apple's GPU, whose memory is the
+    CPU's, and else at most 4, which leave it a core."""
+    if device.type in ("cpu", "mps"):
+        return 0
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container or a batch system may lend fewer
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(0, min(4, cores // processes - 1))
+
+
 class BatchModule(pl.LightningDataModule):
     """Training batches in the order that (seed, position) fixes, from `position` on; validation on fixed rows.
 
-    `batch_size` counts the samples of one batch on all ranks together. Workers are off by default: a gather out of a
-    memory map costs less than handing its result from one process to another.
+    `batch_size` counts the samples of one batch on all ranks together. `workers` are processes that make batches; auto
+    takes none on a CPU, where a gather out of a memory map costs less than handing its result from one process to
+    another, and `workers_beside` an accelerator, which else would wait for it.
     """
 
     def __init__(
@@ -88,7 +100,7 @@ class BatchModule(pl.LightningDataModule):
         batch_size: int,
         seed: int,
         *,
-        workers: int = 0,
+        workers: int | Literal["auto"] = "auto",
         pin_memory: bool | None = None,
         val_samples: int = 512,
     ):
@@ -96,22 +108,34 @@ class BatchModule(pl.LightningDataModule):
         self.train, self.val, self.keys, self.batch_size, self.seed = train, val, keys, batch_size, seed
         self.val_samples = val_samples
         self.position = 0
-        self.options: dict[str, Any] = {
-            "batch_size": None,
-            "num_workers": workers,
-            "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
-            "persistent_workers": workers > 0,
-        }
+        self.workers = workers
+        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
 
     def train_dataloader(self) -> DataLoader:
         sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
         return DataLoader(
-            TrainBatches(self.train, self.keys, self.seed, self.batch_size), sampler=sampler, **self.options
+            TrainBatches(self.train, self.keys, self.seed, self.batch_size), sampler=sampler, **self._options
         )
 
     def val_dataloader(self) -> DataLoader:
         rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share)
-        return DataLoader(rows, **self.options)
+        return DataLoader(rows, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        workers = self._workers
+        return {
+            "batch_size": None,
+            "num_workers": workers,
+            "pin_memory": self.pin_memory,
+            "persistent_workers": workers > 0,
+        }
+
+    @property
+    def _workers(self) -> int:
+        if self.workers != "auto":
+            return self.workers
+        return workers_beside(self.trainer.strategy.root_device, self.trainer.num_devices) if self.trainer else 0
 
     @property
     def _share(self) -> dict[str, int]:

@@ -109,11 +109,11 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return UserError(_out_of_memory(config))
     if _worker_was_ended(error):
-        workers, killed = config["loader"].get("workers", 0), re.search(r"signal: (\w+)", text)
+        killed = re.search(r"signal: (\w+)", text)
         how = f" by the signal {killed[1]}" if killed else ""
         return UserError(
-            f"one of the {workers} data workers was ended{how}, mostly for want of memory. Take loader.workers=0, or "
-            "fewer, and resume=true to go on from the last checkpoint."
+            f"one of the data workers was ended{how}, mostly for want of memory. Take loader.workers=0, or fewer, "
+            "and resume=true to go on from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in CANT_WRITE:
         again = "resume=true" if "resume" in config else "try again"

@@ -1,13 +1,14 @@
 """Batches for training and validation: which samples, in which order, by whom."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from ldm.data import Table
-from ldm.data.datamodule import BatchModule, Rows, TrainBatches
+from ldm.data.datamodule import BatchModule, Rows, TrainBatches, workers_beside
 from ldm.data.order import index_of
 from ldm.images import Preprocess
 
@@ -72,3 +73,13 @@ def test_ranks_validate_each_row_once(n):
         assert all(len(batch["position"]) for batch in batches)
         counted = torch.cat([batch["position"][: batch["counted"]] for batch in batches])
         assert torch.equal(counted, whole[i]["position"])
+
+
+def test_workers_by_themselves_are_none_on_a_cpu_and_a_few_beside_an_accelerator(monkeypatch):
+    assert module().train_dataloader().num_workers == module().val_dataloader().num_workers == 0
+    asked = BatchModule(table(), table(), ["label"], 8, seed=3, workers=2).train_dataloader()
+    assert asked.num_workers == 2 and asked.persistent_workers
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    found = [workers_beside(device, n) for device, n in ((cpu, 1), (gpu, 1), (gpu, 2), (gpu, 4), (gpu, 16))]
+    assert found == [0, 4, 3, 1, 0]
