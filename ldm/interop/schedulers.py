@@ -98,6 +98,8 @@ def _sampler(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], list
         kind = config.get("variance_type", "fixed_small")
         sampling["variance"] = _VARIANCES.get(kind, "posterior")
         left_out += [] if kind in _VARIANCES else [f"variance_type={kind!r}"]
+    elif name == "HeunDiscreteScheduler":
+        sampling["variant"] = "karras"
     if config.get("clip_sample"):
         if name == "DDPMScheduler":
             sampling["clip"] = float(config.get("clip_sample_range", 1.0))
@@ -143,6 +145,8 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
     if not isinstance(parameterization, VariancePreserving):
         raise UserError(f"{type(parameterization).__name__} has no scheduler in diffusers.")
     scheduler = _betas(parameterization) | _CLASSES[sampler] | _options(sampling)
+    if sampler == "heun" and sampling.get("variant") != "karras":
+        log.warning("diffusers' Heun is ours with variant=karras: it samples a little differently, at few steps worse")
     spacing = sampling.get("spacing")
     if spacing in _SIGMAS.values() and scheduler["_class_name"] not in _NO_KARRAS:
         scheduler |= {"timestep_spacing": "linspace"} | {key: True for key, ours in _SIGMAS.items() if ours == spacing}

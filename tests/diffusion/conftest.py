@@ -40,7 +40,7 @@ class _Widened:
 def schedulers(monkeypatch):
     """`schedulers("DDIMScheduler", **config)`: diffusers' class of that name, computing in float64."""
     diffusers = pytest.importorskip("diffusers")
-    for name in (*MODULES, "flow_match_euler_discrete"):
+    for name in (*MODULES, "flow_match_euler_discrete", "flow_match_heun_discrete"):
         module = importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
         monkeypatch.setattr(module, "torch", _Widened(torch))
         monkeypatch.setattr(module, "np", _Widened(np))

@@ -62,7 +62,7 @@ CASES = {
         True,
     ),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}, euler_ancestral, {}, "uniform", True),
-    "heun": ("HeunDiscreteScheduler", {}, heun, {}, "uniform", True),
+    "heun": ("HeunDiscreteScheduler", {}, heun, {"variant": "karras"}, "uniform", True),
     "dpmpp": ("DPMSolverMultistepScheduler", DPM, dpmpp_2m, {}, "uniform", False),
     "dpmpp-sde": (
         "DPMSolverMultistepScheduler",
@@ -176,10 +176,100 @@ def test_euler_on_flow_is_diffusers(shift, schedulers, recorder):
     torch.testing.assert_close(result, z, rtol=0, atol=1e-9)
 
 
+def test_heun_on_flow_is_diffusers(schedulers, recorder):
+    theirs = schedulers("FlowMatchHeunDiscreteScheduler")
+    sigmas = Flow().grid(20)
+    t = sigmas / (1 + sigmas)
+    theirs.set_timesteps(20)
+    theirs.sigmas = torch.cat([t[:1], t[1:-1].repeat_interleave(2), t[-1:]])  # theirs starts at t = 1
+    theirs.timesteps = 1000 * torch.cat([t[:1], t[1:-1].repeat_interleave(2)])
+    z = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    ours, reference = recorder(), recorder()
+    result = heun(Denoiser(ours, Flow()), z * (1 + sigmas[0]), sigmas)
+    for t in theirs.timesteps:
+        z = theirs.step(reference(z, t), t, z).prev_sample
+    torch.testing.assert_close(torch.stack(ours.inputs), torch.stack(reference.inputs), rtol=0, atol=1e-10)
+    torch.testing.assert_close(result, z, rtol=0, atol=1e-9)
+
+
+PARAMETERIZATIONS = {
+    "eps, v": Eps(),  # one grid
+    "v, zero SNR": V(Schedule(zero_terminal_snr=True)),
+    "x0, cosine": X0(Schedule("cosine")),
+    "flow": Flow(),
+    "edm": EDM(),
+}
+WAYS = {
+    **{name: (name, {}) for name in SAMPLERS},
+    "ddim, eta 0.5": ("ddim", {"eta": 0.5}),
+    "ddpm, beta": ("ddpm", {"variance": "beta"}),
+    "unipc, order 1": ("unipc", {"order": 1}),
+    "unipc, order 3": ("unipc", {"order": 3}),
+    "unipc, bh1": ("unipc", {"variant": "bh1"}),
+}
+
+
+def spread(name, sigmas, **options):
+    """The standard deviation that a sampler gives white data N(0, 1): exactly, since their ideal denoiser is linear.
+
+    Each source of noise, the start's and every step's, has a channel of its own.
+    """
+    x = torch.zeros(1, len(sigmas), 1, 1, dtype=torch.float64)
+    x[0, 0] = sigmas[0]
+    sources = iter(torch.eye(len(sigmas), dtype=torch.float64)[1:])
+    denoise = lambda x, sigma: x / (1 + sigma[0] ** 2)  # noqa: E731
+    return SAMPLERS[name](denoise, x, sigmas, noise=lambda x: next(sources).view_as(x), **options).norm().item()
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_few_steps_are_sane(name):
+    """Whatever the sampler, the spacing and the number of steps: no step throws x beyond the data's spread."""
+    parameterization = PARAMETERIZATIONS[name]
+    zero_snr = name == "v, zero SNR"
+    spacings = [s for s in parameterization.spacings if s != "table" and not (zero_snr and s == "leading")]
+    for spacing in spacings:
+        for steps in (1, 2, 3, 4, 6, 10, 20):
+            sigmas = parameterization.grid(steps, spacing)
+            for way, (sampler, options) in WAYS.items():
+                assert spread(sampler, sigmas, **options) < 1.25, (spacing, steps, way)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+@pytest.mark.parametrize("second", ["heun", "dpmpp_2m", "unipc"])
+def test_second_order_beats_euler_at_equal_calls(name, second):
+    grid = PARAMETERIZATIONS[name].grid
+    spacings = ("uniform", "karras", "exponential", "beta", "kl_optimal")
+    for spacing in spacings:
+        for steps in (5, 6, 8, 10, 20):
+            error = abs(spread(second, grid(steps, spacing)) - 1)
+            eulers = abs(spread("euler", grid(calls(second, steps), spacing)) - 1)
+            assert error < eulers + 1e-3, (spacing, steps)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_the_error_falls_at_the_samplers_order(name):
+    """From 10 to 80 steps, equal in the flow's time t from the model's own noisiest level to sigma 0.05."""
+    parameterization = PARAMETERIZATIONS[name]
+    top, end = parameterization.sigma_max, 0.05
+
+    def error(sampler, steps, options):
+        t = torch.linspace(top / (1 + top), end / (1 + end), steps + 1, dtype=torch.float64)
+        exact = top * math.sqrt((1 + end**2) / (1 + top**2))
+        return abs(spread(sampler, t / (1 - t), **options) - exact)
+
+    orders = {"heun": 2, "dpmpp_2m": 2, "dpmpp_2m_sde": 1.4, "unipc": 2.7, "unipc, order 1": 2, "unipc, bh1": 2.7}
+    for way, (sampler, options) in WAYS.items():
+        if way in ("ddpm, beta", "unipc, order 3"):  # exact for this data; of an error too small to have an order
+            continue
+        fell = math.log2(error(sampler, 10, options) / error(sampler, 80, options)) / 3
+        assert fell > 0.9 * orders.get(way, 1), way
+
+
 ORDERS = [
     ("euler", {}, 1),
     ("ddim", {}, 1),
     ("heun", {}, 2),
+    ("heun", {"variant": "karras"}, 2),
     ("dpmpp_2m", {}, 2),
     ("unipc", {"order": 1}, 2),
     ("unipc", {}, 3),
@@ -277,7 +367,7 @@ def test_clipping_bounds_what_is_denoised(recorder):
 @pytest.mark.parametrize("parameterization", [Flow(), V(Schedule("linear", zero_terminal_snr=True)), EDM()])
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
 def test_float32_keeps_its_digits(parameterization, name, gaussian):
-    """From sigma 999 and 30,812 too. Heun's first step from there multiplies what D rounds by sigma / 2s."""
+    """From sigma 999 and 30,812 too."""
     sigmas = parameterization.grid(40, "karras")
     x = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * sigmas[0].item()
     exact = SAMPLERS[name](gaussian, x.double(), sigmas)
@@ -312,6 +402,8 @@ def test_samplers_by_name():
         get_sampler("euler", eta=1.0)
     with pytest.raises(UserError, match="no sampler 'plms'"):
         calls("plms", 3)
+    with pytest.raises(UserError, match="heun has no variant 'sigma'"):
+        heun(None, torch.zeros(1), torch.ones(2), variant="sigma")
     for wrong in ({"order": 4}, {"variant": "bh3"}):
         with pytest.raises(UserError, match="unipc has no"):
             unipc(None, torch.zeros(1), torch.ones(2), **wrong)

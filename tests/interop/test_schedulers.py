@@ -81,7 +81,7 @@ OUT = [
     {"sampler": "ddpm", "variance": "posterior"},
     {"sampler": "euler"},
     {"sampler": "euler_ancestral"},
-    {"sampler": "heun", "spacing": "karras"},
+    {"sampler": "heun", "variant": "karras", "spacing": "karras"},
     {"sampler": "dpmpp_2m", "spacing": "karras"},
     {"sampler": "dpmpp_2m", "spacing": "exponential"},
     {"sampler": "dpmpp_2m_sde"},

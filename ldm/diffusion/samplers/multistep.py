@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
+from ldm.diffusion.samplers.steps import LONGEST, DenoiseFn, NoiseFn, OnStep, full, start
 
 
 def dpmpp_2m(
@@ -29,8 +29,11 @@ def dpmpp_2m_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5; k-diffusion's midpoint form), `dpmpp_2m` at eta = 0.
 
-    With h = ln(sigma / s) and D* = D + (D - D_prev) h / (2 h_prev),
+    With h = ln(sigma / s) and D* = D + (D - D_prev) r / 2, r = h / h_prev,
     x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) D* + s sqrt(1 - e^(-2 eta h)) noise. Costs N calls of `denoise`.
+
+    r counts as at most 2 (`LONGEST`): few steps of a grid such as `kl_optimal` or `linspace` are up to 7 times as long
+    as the one before, and D, which is bounded, isn't where a line through two old values leads that far on.
     """
     noise = noise or torch.randn_like
     x, steps = start(x, sigmas)
@@ -41,7 +44,7 @@ def dpmpp_2m_sde(
             x = denoised  # h is infinite: the limit, without the correction
         else:
             h = math.log(sigma / s)
-            ahead = denoised if previous is None else denoised.lerp(previous, -h / (2 * h_previous))
+            ahead = denoised if previous is None else denoised.lerp(previous, -min(h / h_previous, LONGEST) / 2)
             x = torch.lerp(ahead, x, (s / sigma) ** (1 + eta))
             if eta > 0:
                 x = x.add_(noise(x), alpha=s * math.sqrt(-math.expm1(-2 * eta * h)))

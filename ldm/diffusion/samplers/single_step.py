@@ -78,20 +78,38 @@ def euler_ancestral(
 
 
 def heun(
-    denoise: DenoiseFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn | None = None, on_step: OnStep | None = None
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: NoiseFn | None = None,
+    on_step: OnStep | None = None,
+    variant: str = "flow",
 ) -> Tensor:
-    """Heun's method on the probability-flow ODE (Karras et al. 2022, algorithm 1). Second order.
+    """Heun's method on the probability-flow ODE: Euler's step, then the mean of the slopes at both its ends.
 
-    With e the Euler step and D, D' the denoised images at x and e, the mean of both slopes gives
-    e + (sigma - s) / (2 s) (D' - D): the correction without the slopes' cancellation. Costs 2N - 1 calls of `denoise`
-    on a grid that ends at 0, where the last step is Euler's. It draws no noise.
+    With e the Euler step and D, D' the denoised images at x and e, that is e + w (D' - D), written so to spare the
+    slopes' cancellation. Which slopes are averaged decides w:
+
+    - `karras`: dx/dsigma, w = (sigma - s) / (2 s) (Karras et al. 2022, algorithm 1). Their grid has steps small beside
+      sigma; from sigma 999 to 3 w is 166, and what D rounds or the network errs becomes the image.
+    - `flow`, the default: dz/dt of rectified flow, z = x / (1 + sigma) and t = sigma / (1 + sigma), whatever the model
+      was trained as. It is the same w times (1 + s) / (1 + sigma), and for a flow model Heun's method on its own ODE
+      (diffusers' FlowMatchHeunDiscreteScheduler). Where sigma is small beside the data, of standard deviation 1, both
+      are one; from pure noise w stays near (1 - t) / (2 t).
+
+    Second order. Costs 2N - 1 calls of `denoise` on a grid that ends at 0, where the last step is Euler's. It draws no
+    noise.
     """
+    if variant not in ("flow", "karras"):
+        raise UserError(f"heun has no variant '{variant}'.{did_you_mean(variant, ('flow', 'karras'))}")
     x, steps = start(x, sigmas)
     for i, (sigma, s) in enumerate(steps):
         denoised = denoise(x, full(x, sigma))
         x = torch.lerp(denoised, x, s / sigma)
         if s > 0:
-            x = torch.add(x, denoise(x, full(x, s)) - denoised, alpha=(sigma - s) / (2 * s))
+            scale = (1 + s) / (1 + sigma) if variant == "flow" else 1.0
+            x = torch.add(x, denoise(x, full(x, s)) - denoised, alpha=scale * (sigma - s) / (2 * s))
         if on_step:
             on_step(i, len(steps), denoised)
     return x

@@ -13,6 +13,8 @@ DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), sigma (B,)) -
 NoiseFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> standard normal noise like it
 OnStep = Callable[[int, int, Tensor], Any]  # (i, n, denoised)
 
+LONGEST = 2.0  # how long a step may be, in ln sigma, beside the one before for which a multistep formula is taken
+
 
 def start(x: Tensor, sigmas: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
     """x in float32 or wider, and the pairs (sigma, next sigma) as Python's floats."""

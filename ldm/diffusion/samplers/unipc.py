@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
+from ldm.diffusion.samplers.steps import LONGEST, DenoiseFn, NoiseFn, OnStep, full, start
 from ldm.errors import UserError, did_you_mean
 
 VARIANTS = ("bh1", "bh2")
@@ -38,6 +38,10 @@ def unipc(
     then serves twice: to correct that point, to order + 1, and to start the next step: N calls of `denoise`. `variant`
     is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); for few guided steps bh2 is the paper's choice. The
     order rises over the first steps, and where the grid ends at 0 falls to 1 on the last. It draws no noise.
+
+    Beyond the paper, so that few and uneven steps stay bounded: a step more than twice as long as the one before is of
+    order 1, one with h > 1 of order 2 at most, and bh1's |B| is at most bh2's at h = 1. The order's proof asks of B no
+    more than to be O(h).
     """
     if order not in (1, 2, 3):
         raise UserError(f"unipc has no order={order}: it is 1, 2 or 3.")
@@ -52,11 +56,22 @@ def unipc(
             x = _stepped(last, variant, denoised)
         history = [(sigma, denoised), *history][:order]
         left = len(steps) - i if steps[-1][1] == 0 else order
-        last = _Step(x, sigma, s, history, min(len(history), left))
+        last = _Step(x, sigma, s, history, min(left, _sound_order(history, s)))
         x = denoised if s == 0 else _stepped(last, variant)
         if on_step:
             on_step(i, len(steps), denoised)
     return x
+
+
+def _sound_order(history: list[tuple[float, Tensor]], s: float) -> int:
+    """How many of the last denoised images, those of `history`, the step to s may be predicted from."""
+    if s == 0 or len(history) == 1:
+        return 1
+    sigmas = [sigma for sigma, _ in history]
+    h = math.log(sigmas[0] / s)
+    if h > LONGEST * math.log(sigmas[1] / sigmas[0]):
+        return 1
+    return min(len(history), 2 if h > 1 else 3)
 
 
 def _stepped(step: _Step, variant: str, ahead: Tensor | None = None) -> Tensor:
@@ -71,7 +86,7 @@ def _stepped(step: _Step, variant: str, ahead: Tensor | None = None) -> Tensor:
     slopes = [(denoised - newest) / place for (_, denoised), place in zip(older, places, strict=True)]
     if ahead is not None:
         places, slopes = [*places, 1.0], [*slopes, ahead - newest]
-    b = math.expm1(-h) if variant == "bh2" else -h
+    b = math.expm1(-h) if variant == "bh2" else max(-h, math.expm1(-1))
     x = torch.lerp(newest, step.x, step.s / step.sigma)
     for weight, slope in zip(_weights(places, h, b), slopes, strict=True):
         x = torch.add(x, slope, alpha=-b * weight)
