@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from ldm.data.lazy import Joined
 from ldm.data.table import Table
 
 Shape = tuple[int, int]  # height, width
@@ -23,7 +24,7 @@ class Buckets(Table):
     def of(cls, tables: Sequence[Table], key: str) -> "Buckets":
         largest = max(tables, key=len)
         own = {f.name: getattr(largest, f.name) for f in fields(Table)}
-        names = [name for table in tables for name in table.names]  # by the numbers that batches give their samples
+        names = Joined([table.names for table in tables])  # by the numbers that batches give their samples
         return cls(**own | {"key": key, "names": names}, buckets=list(tables))
 
 

@@ -29,13 +29,14 @@ PIECE = 8192  # captions: what an interrupted call has to do again at most
 class States:
     """States of captions, memory-mapped, found by a caption's hash.
 
-    Pieces are as they were written: `states.npy` (T, D) with the tokens of all captions one after the other,
-    `ends.npy` (N,) where each caption's end, `hashes.npy` (N,), and `pooled.npy` (N, D) if the encoder pools.
+    `folder` holds them in pieces, each as it was written: `states.npy` (T, D) with the tokens of all captions one after
+    the other, `ends.npy` (N,) where each caption's end, `hashes.npy` (N,), and `pooled.npy` (N, D) if the encoder
+    pools.
     """
 
-    def __init__(self, folders: Iterable[Path], masked: bool):
-        self.masked = masked
-        self.pieces = [_read(folder) for folder in folders]
+    def __init__(self, folder: Path, masked: bool):
+        self.folder, self.masked = folder.absolute(), masked
+        self.pieces = [_read(piece) for piece in _pieces(folder)]
         hashes = [piece["hashes"] for piece in self.pieces] or [np.empty(0, np.uint64)]
         where = np.concatenate([_pairs(i, len(h)) for i, h in enumerate(hashes)])  # (N, 2): piece and row
         order = np.argsort(joined := np.concatenate(hashes), kind="stable")
@@ -43,6 +44,9 @@ class States:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "States":
         return self  # files that nobody writes: the averaged network reads the same
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return States, (self.folder, self.masked)  # another process reads the files, and those written since
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -97,15 +101,15 @@ def cached_states(part: FrozenText, captions: Iterable[str], root: Path, batch_s
     folder = root / "captions" / _key(part)
     folder.mkdir(parents=True, exist_ok=True)
     captions = set(captions)
-    states = States(_pieces(folder), part.masked)
+    states = States(folder, part.masked)
     if states.missing(captions):
         with one_at_a_time(folder):
-            missing = States(_pieces(folder), part.masked).missing(captions)
+            missing = States(folder, part.masked).missing(captions)
             if missing:
                 log.info("encoding %d captions by the text encoder at %s", len(missing), part.path)
             for start in range(0, len(missing), PIECE):
                 _encode(part, missing[start : start + PIECE], folder, batch_size)
-        states = States(_pieces(folder), part.masked)
+        states = States(folder, part.masked)
     return states
 
 

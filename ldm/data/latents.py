@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.artifact import model_hash, to_json
 from ldm.data.buckets import Buckets
+from ldm.data.mapped import ByPath
 from ldm.data.sharing import is_done, share
 from ldm.data.table import Table, new_array
 from ldm.files import atomic_write, one_at_a_time
@@ -27,7 +28,7 @@ NOTE_EVERY = 2000  # images: what an interrupted call has to do again at most
 
 
 @dataclass
-class LatentTable:
+class LatentTable(ByPath):
     """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32,
     memory-mapped.
 

@@ -1,14 +1,16 @@
 """Captions and names as files that are memory-mapped: a million of them take no memory of the process's own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldm.data.lazy import Lazy
 
-class Strings(Sequence[Any]):
+
+class Strings(Lazy):
     """A sequence of strings, or of lists of strings, read where it is asked.
 
     In a folder: `NAME.utf8` with all strings one after the other, `NAME.ends.npy` (K,) with the byte at which each
@@ -41,25 +43,11 @@ class Strings(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.ends if self.rows is None else self.rows)
 
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]  # counts negative ones from the end, and raises IndexError
+    def row(self, i: int) -> Any:
         if self.rows is None:
             return self._text(i)
         texts = [self._text(k) for k in range(int(self.rows[i - 1]) if i else 0, int(self.rows[i]))]
         return texts[0] if len(texts) == 1 else texts
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Strings({self[:3]}{', ...' if len(self) > 3 else ''})"
 
     def _text(self, k: int) -> str:
         return (

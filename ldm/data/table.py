@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.lazy import Json, Lazy
+from ldm.data.mapped import ByPath
 from ldm.data.strings import Strings
 from ldm.errors import UserError
 from ldm.files import take_room, writing
@@ -22,18 +24,19 @@ from ldm.images import Preprocess
 from ldm.ranks import rank
 from ldm.registry import build, spec_of
 
-Column = np.ndarray | list | Strings
+Column = np.ndarray | list | Lazy
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
 _PAIR = ("train", "val")
 
 
 @dataclass
-class Table:
+class Table(ByPath):
     """N samples: `images` (N, C, H, W) uint8 or uint16, a memory map mostly, and columns of the same length.
 
     Columns with a meaning: `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
     `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8.
-    Others are kept as they are. `key` names data and preprocessing: equal keys mean equal arrays.
+    Others are kept as they are. `key` names data and preprocessing: equal keys mean equal arrays. Pickled, a table that
+    was loaded is the names of its files, and one that was made in memory a copy.
     """
 
     images: np.ndarray
@@ -219,7 +222,7 @@ def _load_column(folder: Path, name: str, kind: str, length: int) -> Any:
     if kind == "strings":
         return Strings(folder, name)
     if kind == "json":
-        return json.loads((folder / f"{name}.json").read_text("utf-8"))
+        return Json(folder / f"{name}.json")
     # a source that skips bad images leaves unused rows at the end
     return np.load(folder / f"{name}.npy", mmap_mode="r")[:length]
 

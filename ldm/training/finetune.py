@@ -1,7 +1,7 @@
 """What a kind of fine-tuning says: what trains, what it reads, and what comes out."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ldm.conditioning import ClassLabel
+from ldm.data.lazy import Lazy
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.networks import Cond
@@ -87,13 +88,25 @@ def with_word(tables: Tables, word: str | None) -> Tables:
 
 
 def _with_word(table: Table, word: str) -> Table:
-    def worded(caption: str) -> str:
-        there = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption)
-        return caption if there else f"{word} {caption}".strip()
+    return replace(table, columns={**table.columns, "text": Worded(table.columns.get("text"), word, len(table))})
 
-    captions = table.columns.get("text", [""] * len(table))
-    text = [worded(c) if isinstance(c, str) else [worded(one) for one in c] for c in captions]
-    return replace(table, columns={**table.columns, "text": text})
+
+class Worded(Lazy):
+    """The `n` captions, or lists of them, each with `word`; `word` alone where there are none."""
+
+    def __init__(self, captions: Sequence[Any] | np.ndarray | None, word: str, n: int):
+        self.captions, self.word, self.n = captions, word, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def row(self, i: int) -> Any:
+        captions = "" if self.captions is None else self.captions[i]
+        return self._worded(captions) if isinstance(captions, str) else [self._worded(one) for one in captions]
+
+    def _worded(self, caption: str) -> str:
+        there = re.search(rf"(?<!\w){re.escape(self.word)}(?!\w)", caption)
+        return caption if there else f"{self.word} {caption}".strip()
 
 
 def drop_captions(model: LatentDiffusion, share: float | None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ldm.adapters.base import hash_of
 from ldm.data import table as data
+from ldm.data.shards import joined
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.pipeline import LatentDiffusion
@@ -28,16 +29,15 @@ def with_prior(tables: Tables, model: LatentDiffusion, path: str | None, cache: 
     train, val = tables
     key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
 
-    def make(_: Path) -> Tables:
+    def make(folder: Path) -> dict[str, Table]:
         print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
         images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
-        joined = np.concatenate([train.images, images.astype(train.images.dtype)])
-        text = [*train.columns["text"], *prompts]
-        both = replace(train, images=joined, columns={"text": text}, names=[*train.names, *prompts], key=key)
-        return both, replace(val, columns={"text": val.columns["text"]})
+        own = replace(train, columns={"text": train.columns["text"]})
+        drawn = replace(own, images=images.astype(train.images.dtype), columns={"text": prompts}, names=prompts)
+        both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)
+        return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 
-    made = data.cached(cache / "prior", key, make)
-    return made[0], val
+    return data.cached_parts(cache / "prior", key, make)["train"], val
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,76 @@
+"""Memory maps that go to another process as the names of their files, and not as copies of what is in them.
+
+Pickling a numpy memory map reads all of it, and gives the other process an array of its own. Workers that are started
+anew (spawn, forkserver) get their data by pickling.
+"""
+
+import mmap
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class FileMap(NamedTuple):
+    """An array as a place in a file: `offset` in bytes, row-major."""
+
+    path: str
+    offset: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    mode: str
+
+    def open(self) -> np.memmap:
+        return np.memmap(self.path, self.dtype, self.mode, self.offset, self.shape)  # type: ignore[call-overload]
+
+
+class ByPath:
+    """Pickles the memory maps among its attributes, and in dicts there, as places in files; all else as it is."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return packed(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(unpacked(state))
+
+
+def packed(value: Any) -> Any:
+    """Memory maps as the place where another process finds them."""
+    if isinstance(value, dict):
+        return {key: packed(one) for key, one in value.items()}
+    place = file_map(value) if isinstance(value, np.ndarray) else None
+    return value if place is None else place
+
+
+def unpacked(value: Any) -> Any:
+    """The inverse of `packed`."""
+    if isinstance(value, dict):
+        return {key: unpacked(one) for key, one in value.items()}
+    return value.open() if isinstance(value, FileMap) else value
+
+
+def file_map(array: np.ndarray) -> FileMap | None:
+    """Where `array` lies in a file; None for what lies in memory alone, or no longer in a file of that name."""
+    owner, opened = _owner(array)
+    if owner is None or opened is None or owner.mode == "c" or not array.flags.c_contiguous or not array.size:
+        return None
+    begin = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY  # of the pages in memory, in the file
+    offset = begin + _address(array) - _address(np.frombuffer(opened, np.uint8))
+    path = str(owner.filename)
+    if not os.path.exists(path) or os.path.getsize(path) < offset + array.nbytes:
+        return None
+    return FileMap(path, offset, array.dtype, array.shape, "r+" if array.flags.writeable else "r")
+
+
+def _owner(array: Any) -> tuple[np.memmap | None, mmap.mmap | None]:
+    """The array that opened the file in which `array` lies, and the pages."""
+    owner = None
+    while isinstance(array, np.ndarray):
+        owner = array if isinstance(array, np.memmap) else owner
+        array = array.base
+    named = owner is not None and owner.filename is not None
+    return (owner, array) if named and isinstance(array, mmap.mmap) else (None, None)
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])

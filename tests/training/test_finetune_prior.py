@@ -1,0 +1,66 @@
+"""Images by the base among those that it is tuned on."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm.data import Table
+from ldm.errors import UserError
+from ldm.images import Preprocess
+from ldm.registry import register
+from ldm.training.finetune_prior import with_prior
+
+PROMPTS = ["a cat", "a dog on grass"]
+
+
+@register
+class StubBase(nn.Module):
+    """Gives image k all in the value 10 k + seed."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.conditioner = SimpleNamespace(takes=("text",))
+        self.asked: list[list[str]] = []
+
+    def forward(self, prompts, seed, output):
+        self.asked.append(prompts)
+        return np.stack([np.full((4, 5, 3), 10 * k + seed, np.uint8) for k in range(len(prompts))])
+
+
+def tables(n: int = 3) -> tuple[Table, Table]:
+    images = np.full((n, 3, 4, 5), 99, np.uint8)
+    columns = {"text": [f"sks {i}" for i in range(n)], "label": np.arange(n)}
+    made = Table(images, columns, Preprocess(3, 4, 5), "own", [f"{i}.png" for i in range(n)], ("a", "b", "c"))
+    return made, made
+
+
+def test_the_bases_images_and_prompts_stand_behind_the_own(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a cat\n\na dog on grass\n")
+    given, base = tables(), StubBase()
+    train, val = with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=2)
+    assert train.images[:, 0, 0, 0].tolist() == [99, 99, 99, 2, 12] and train.images.shape == (5, 3, 4, 5)
+    assert train.columns["text"] == ["sks 0", "sks 1", "sks 2", *PROMPTS] and list(train.columns) == ["text"]
+    assert train.names == ["0.png", "1.png", "2.png", *PROMPTS] and train.classes == ("a", "b", "c")
+    assert isinstance(train.images, np.memmap) and val is given[1]
+    again, _ = with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=2)
+    assert base.asked == [PROMPTS] and again.key == train.key != given[0].key  # kept
+    with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=3)
+    assert len(base.asked) == 2
+
+
+def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
+    given, base = tables(), StubBase()
+    assert with_prior(given, base, None, tmp_path, 0) is given
+    with pytest.raises(UserError, match="can't be read"):
+        with_prior(given, base, str(tmp_path / "none.txt"), tmp_path, 0)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="one a line"):
+        with_prior(given, base, str(tmp_path / "empty.txt"), tmp_path, 0)
+    (tmp_path / "full.txt").write_text("a cat")
+    base.conditioner.takes = ("label",)
+    with pytest.raises(UserError, match="without captions"):
+        with_prior(given, base, str(tmp_path / "full.txt"), tmp_path, 0)
