@@ -1,6 +1,7 @@
 """`augment.py`: variants of every image of a folder by an autoencoder, written as a folder that `data=folder` reads.
 
-Captions, labels, maps and masks are carried over: a variant shows what its image shows, in the same places.
+Captions, labels, maps, masks and control images are carried over: a variant shows what its image shows, in the same
+places.
 """
 
 import json
@@ -54,13 +55,16 @@ def write(
     """The variants of a table's images with their metadata.jsonl; how many images were written."""
     lines = []
     kept = [key for key in ("map", "mask") if key in table.columns]
-    for folder in ("images", *(f"{key}s" for key in kept)):
+    control = "control" in table.columns
+    for folder in ("images", *(["controls"] if control else []), *(f"{key}s" for key in kept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for row, variants in _variants(vae, table, n, temperature, seed, batch_size):
         about = {key: value for key in ("text", "label") if (value := _said(table, key, row)) is not None}
         for key in kept:
             about[key] = f"{key}s/{row:07d}.png"
             _save_ids(out / about[key], np.asarray(table.columns[key][row]))
+        if control:
+            about["control"] = _save(out / "controls" / f"{row:07d}", np.asarray(table.columns["control"][row]), out)
         arrays = list(table.preprocess.to_uint(variants).cpu().numpy())
         for i, array in enumerate([*([np.asarray(table.images[row])] if originals else []), *arrays]):
             name = f"images/{row:07d}-{i}"

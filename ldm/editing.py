@@ -1,5 +1,6 @@
 """Pictures that a model is given: what image to image, inpainting and conditions begin from."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from ldm.conditioning import Conditioner, LowRes
 from ldm.errors import UserError
-from ldm.images import Preprocess, open_map, open_mask
+from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.networks.autoencoder import check_size
 from ldm.registry import build, spec_of
+
+_log = logging.getLogger("ldm")
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,7 @@ class Start:
         """With a margin to be drawn: `pad` pixels on every side, or (left, top, right, bottom)."""
         if pad is None:
             return self
-        sides = [pad] * 4 if isinstance(pad, int) else [int(p) for p in pad]
-        if len(sides) != 4 or min(sides) < 0:
-            raise UserError(f"pad={pad}: give one number of pixels, or four: left, top, right, bottom.")
-        left, top, right, bottom = sides
+        left, top, right, bottom = margins(pad)
         mask = self.mask if self.mask is not None else torch.zeros_like(self.image[:, :1])
         image = F.pad(self.image, (left, right, top, bottom), mode="replicate")
         return Start(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
@@ -71,6 +71,14 @@ class Start:
         return Start(function(self.image), mask, self.strength, self.feather)
 
 
+def margins(pad: int | Sequence[int]) -> tuple[int, int, int, int]:
+    """Pixels on the left, at the top, on the right and at the bottom."""
+    sides = [pad] * 4 if isinstance(pad, int) else [int(p) for p in pad]
+    if len(sides) != 4 or min(sides) < 0:
+        raise UserError(f"pad={pad}: give one number of pixels, or four: left, top, right, bottom.")
+    return sides[0], sides[1], sides[2], sides[3]
+
+
 class ReadsPictures:
     """What a model does with the pictures it is given before it draws: their sizes, and what they are to it."""
 
@@ -88,6 +96,28 @@ class ReadsPictures:
     def scale(self) -> int:
         """How many times larger it makes an image; 1: no model of super-resolution."""
         return next((part.scale for part in self.conditioner.parts.values() if isinstance(part, LowRes)), 1)
+
+    def check_pictures(
+        self,
+        *,
+        image: Any = None,
+        mask: Any = None,
+        pad: int | Sequence[int] | None = None,
+        map: Any = None,
+        control: Any = None,
+        control_from: Any = None,
+    ) -> None:
+        """Raises UserError unless what `generate` is given to lie over each other has one aspect."""
+        fits = self.preprocess.height, self.preprocess.width
+        check_alike({"image": image, "mask": mask}, fits)
+        over = {"map": map, **_by_name("control image", control), **_by_name("image of the ControlNet", control_from)}
+        if pad is not None and image is not None:  # what lies over a padded image shows its margin too
+            left, top, right, bottom = margins(pad)
+            height, width = image.shape[-2:] if isinstance(image, Tensor) else fits
+            padded = torch.empty(1, height + top + bottom, width + left + right, device="meta")
+            check_alike({"padded image": padded, **over}, fits)
+        else:
+            check_alike({"image": image, **over}, fits)
 
     def read(
         self,
@@ -169,7 +199,12 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
             raise UserError("a tensor of images has to lie in [-1, 1], without values that are not numbers.")
         return images
     items = list(given) if isinstance(given, (list, tuple)) else [given]
-    return preprocess.to_tensor(np.stack([preprocess.array(item) for item in items]))
+    notes: Notes = []
+    arrays = [preprocess.array(item, notes) for item in items]
+    for note in dict.fromkeys(notes):
+        if not note.startswith(CONVERTED):
+            _log.warning("an image that is given: %s", note)
+    return preprocess.to_tensor(np.stack(arrays))
 
 
 def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
@@ -198,10 +233,16 @@ def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
     return build({**spec_of(preprocess), "height": height, "width": width})
 
 
+def _by_name(what: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        return {f"{what} '{name}'": item for name, item in given.items()}
+    return {what: given}
+
+
 def _ids(item: Any) -> np.ndarray:
     if isinstance(item, (Tensor, np.ndarray)):
         return np.asarray(item.cpu() if isinstance(item, Tensor) else item)
-    return np.asarray(item) if hasattr(item, "convert") else open_map(item)
+    return open_map(item)
 
 
 def _grey(item: Any) -> np.ndarray:
@@ -210,7 +251,7 @@ def _grey(item: Any) -> np.ndarray:
         if grey.ndim != 2:
             raise UserError(f"a mask {item.shape} is no picture (H, W), white or 1 where to draw.")
         return (grey * (255.0 if grey.max() <= 1 else 1.0)).clip(0, 255).astype(np.uint8)
-    return np.asarray(item.convert("L")) if hasattr(item, "convert") else open_mask(item)
+    return open_mask(item)
 
 
 def _repeated(tensor: Tensor, n: int) -> Tensor:

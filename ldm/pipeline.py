@@ -119,11 +119,16 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         `control` is what a ControlNet (`load_controlnet`) reads, or `control_from` a picture that it's made from: one
         for all, one each, or of several ControlNets by name; see `ldm.adapters.steering`.
 
+        What is to lie over each other, image, mask, map and control images, must have one aspect: each is cropped to
+        the model's. Images are turned as their EXIF says and converted to sRGB by their colour profile.
+
         `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
         """
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}
         shown = {"image": image, "strength": strength, "mask": mask, "feather": feather, "pad": pad}
+        over = {"map": map, "control": control, "control_from": control_from}
+        self.check_pictures(image=image, mask=mask, pad=pad, **over)
         start, pictures = self.read(**shown, map=map, embed_image=embed_image, noise_level=noise_level, size=size)
         given |= pictures
         asked = {"control": control, "made_from": control_from, "guess": guess_mode}

@@ -72,6 +72,8 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     if config["autoguide"]:
         model.load_autoguide(find_run("ldm", config["autoguide"], config["runs_dir"]))
     keys = ("image", "strength", "mask", "feather", "pad", "map", "embed_image", "noise_level", "size")
+    over = {"control": config["control_image"], "control_from": config["control_from"]}
+    model.check_pictures(**{key: config[key] for key in ("image", "mask", "pad", "map")}, **over)
     start, pictures = model.read(**{key: config[key] for key in keys})
     steering = steered(model, given | pictures, start, config)
     images = model.draw(

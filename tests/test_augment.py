@@ -35,7 +35,9 @@ def photos(tmp_path) -> Path:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         Image.fromarray(np.full((16, 16), i, np.uint8)).save(folder / f"map-{i}.png")
         text = ["one way", "another"] if i == 1 else f"number {i}, 猫"
-        rows.append({"file_name": f"{i}.png", "text": text, "label": ["pug", "corgi"][i % 2], "map": f"map-{i}.png"})
+        Image.fromarray(np.full((16, 16, 3), 20 * i, np.uint8)).save(folder / f"edges-{i}.png")
+        more = {"map": f"map-{i}.png", "control": f"edges-{i}.png"}
+        rows.append({"file_name": f"{i}.png", "text": text, "label": ["pug", "corgi"][i % 2], **more})
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
 
@@ -53,7 +55,8 @@ def test_a_folder_of_variants_that_training_reads(run, photos, tmp_path):
     assert train.classes == ("corgi", "pug")
     assert train.columns["text"] == [text for text in before.columns["text"] for _ in range(3)]
     assert train.columns["label"].tolist() == np.repeat(before.columns["label"], 3).tolist()
-    assert np.array_equal(train.columns["map"], np.repeat(before.columns["map"], 3, 0))
+    for key in ("map", "control"):
+        assert np.array_equal(train.columns[key], np.repeat(before.columns[key], 3, 0))
     variants = np.asarray(train.images).reshape(8, 3, 3, 16, 16)
     assert all(not np.array_equal(v[0], v[1]) for v in variants)
 

@@ -1,5 +1,6 @@
 """Image to image and inpainting, with a small random model whose autoencoder loses something."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ldm.conditioning import Conditioner
 from ldm.diffusion import EDM, Denoiser
-from ldm.editing import read_masks
+from ldm.editing import read_images, read_maps, read_masks
 from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, UNet
@@ -77,6 +78,49 @@ def test_pictures_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> N
     read = model(image=str(tmp_path / "p.png"), mask=str(tmp_path / "m.png"), output="np")
     assert np.array_equal(given, read)
     assert (given[0, 4:] == 200).all() and not (given[0, :4] == 200).all()
+
+
+def on_its_side(picture: Image.Image) -> Image.Image:
+    """The picture as a camera stores it: lying, with a tag that says how to turn it upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    file = io.BytesIO()
+    picture.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    return Image.open(file)
+
+
+def test_a_picture_is_turned_as_its_exif_says_whatever_it_is(model: LatentDiffusion, tmp_path: Any) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    mask = Image.fromarray(np.pad(np.full((3, 8), 255, np.uint8), ((0, 5), (0, 0))))
+    lying, lying_mask = on_its_side(image), on_its_side(mask)
+    wanted = read_images(image, model.preprocess)
+    for given in (lying, lying.convert("RGB"), [lying]):
+        assert torch.equal(read_images(given, model.preprocess), wanted)
+    assert torch.equal(read_masks(lying_mask, model.preprocess), read_masks(mask, model.preprocess))
+    ids = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    assert torch.equal(read_maps(on_its_side(ids), model.preprocess)[0], torch.arange(64).view(8, 8))
+    given = model(image=lying, mask=lying_mask, output="pt")
+    assert torch.equal(given, model(image=image, mask=mask, output="pt"))
+    between = model.interpolate(lying, lying, n=2, output="pt")
+    assert torch.equal(between, model.interpolate(image, image, n=2, output="pt"))
+
+
+def test_what_lies_over_each_other_must_have_one_aspect(model: LatentDiffusion, tmp_path: Any) -> None:
+    wide, tall = Image.new("RGB", (20, 10)), Image.new("L", (10, 20), 255)
+    wide.save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match="the image is 10x20, the mask 20x10 .height x width."):
+        model(image=tmp_path / "wide.png", mask=tall)
+    model(image=wide, mask=Image.new("L", (40, 20), 255), steps=1)
+    with pytest.raises(UserError, match="no image: give a file"):
+        model(image=3, steps=1)
+
+
+def test_a_profile_that_cannot_be_read_is_said(model: LatentDiffusion, caplog: Any) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", icc_profile=b"junk" * 40)
+    read_images([file.getvalue()], model.preprocess)
+    assert "an image that is given: colour profile is broken, read as sRGB" in caplog.text
 
 
 def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torch.Tensor) -> None:

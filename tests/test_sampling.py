@@ -98,6 +98,16 @@ def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
+def test_a_mask_of_another_aspect_is_refused_before_anything_is_drawn(runs: Path, tmp_path: Path) -> None:
+    for name, size in (("image", (20, 10)), ("mask", (10, 20))):
+        Image.new("L", size).save(tmp_path / f"{name}.png")
+    given = {name: str(tmp_path / f"{name}.png") for name in ("image", "mask")}
+    with pytest.raises(UserError, match="the image is 10x20, the mask 20x10"):
+        sampling.main(config(runs, labels=[1], **given))
+    with pytest.raises(UserError, match="the image is 10x20, the control image 20x10"):
+        sampling.main(config(runs, labels=[1], image=given["image"], control_image=given["mask"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -7,7 +7,7 @@ from ldm.images.aspect import alike, check_alike, shape_of
 from ldm.images.colour import CONVERTED, Notes
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import IMAGES, READER, BadImage, open_image, open_map, open_mask, probe
+from ldm.images.reading import IMAGES, READER, BadImage, open_image, open_map, open_mask, probe, turned
 
 __all__ = [
     "CONVERTED",
@@ -26,5 +26,6 @@ __all__ = [
     "probe",
     "save_png",
     "shape_of",
+    "turned",
     "to_pil8",
 ]

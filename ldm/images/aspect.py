@@ -34,22 +34,29 @@ def alike(a: Shape, b: Shape) -> bool:
     return abs(a[0] * b[1] - b[0] * a[1]) <= TOLERANCE * max(a[0] * b[1], b[0] * a[1])
 
 
-def check_alike(given: Mapping[str, Any]) -> None:
-    """Raises UserError unless what is given by name, a picture or a list of them or None, has the aspect of the first.
+def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
+    """Raises UserError unless what is given by name, an image or a list of them or None, has the aspect of the first.
 
-    Of lists the i-th are held against each other; of fewer each stands for as many as there are to one.
+    Of lists the i-th are held against each other; of fewer each stands for as many as there are to one. A tensor of the
+    shape `fits`, the model's own, has been cropped already and lies over any.
     """
     named = {name: _items(value) for name, value in given.items() if value is not None}
+    first = next(iter(named), "")
     for name, items in list(named.items())[1:]:
-        first = next(iter(named))
         for a, b in _pairs(named[first], items):
-            shapes = shape_of(a), shape_of(b)
-            if not alike(*shapes):
-                (h, w), (height, width) = shapes
+            if _cropped(a, fits) or _cropped(b, fits):
+                continue
+            (h, w), (height, width) = shape_of(a), shape_of(b)
+            if not alike((h, w), (height, width)):
                 raise UserError(
-                    f"the {first} is {h}x{w} and the {name} {height}x{width} (height x width): they would be cropped "
-                    "unlike each other and not lie over each other; crop them to one aspect."
+                    f"the {first} is {h}x{w}, the {name} {height}x{width} (height x width): cropped to the model's "
+                    "aspect they wouldn't lie over each other; give both the same aspect."
                 )
+
+
+def _cropped(item: Any, fits: Shape) -> bool:
+    tensor = hasattr(item, "shape") and not isinstance(item, np.ndarray)
+    return tensor and tuple(item.shape[-2:]) == fits
 
 
 def _items(value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ldm.errors import UserError, did_you_mean
 from ldm.images.canny import canny, luminance
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import open_map
+from ldm.images.reading import BadImage, open_map
 from ldm.registry import build, lookup, register
 
 KINDS = {"canny": "Canny", "map": "MapHint", "mask": "MaskHint", "grey": "Grey", "colour": "Colour"}
@@ -122,11 +122,12 @@ class MapHint(Hint):
         return F.one_hot(values.long(), self.classes).movedim(-1, 1).float()  # (B, classes, H, W)
 
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
-        ids = open_map(item) if isinstance(item, (str, bytes)) or hasattr(item, "suffix") else np.asarray(item)
-        if ids.ndim == 3 and self.coloured:
-            return super().read(item, preprocess)
-        if ids.ndim != 2:
-            raise UserError(f"a map of ids has one channel; this one is {ids.shape}.")
+        try:
+            ids = open_map(item)
+        except BadImage:
+            if self.coloured:
+                return super().read(item, preprocess)
+            raise
         return self(torch.from_numpy(preprocess.resize_map(ids.astype(np.uint8)).copy())[None])[0]
 
     def show(self, hints: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "I
     """
     notes = [] if notes is None else notes
     with _named(source):
-        picture = _turned(source, draft, notes)
+        picture = turned(source, draft, notes)
         if isinstance(picture, np.ndarray) or picture.info.get(_AS_MEANT):
             return picture
         picture = in_srgb(picture, notes)
@@ -55,10 +55,19 @@ def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "I
         return picture
 
 
+def turned(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
+    """A picture as `open_image` gives it but for its colours."""
+    if isinstance(source, np.ndarray):
+        return source
+    if isinstance(source, (str, Path, bytes)):
+        return _open(_bytes(source), draft, [] if notes is None else notes)
+    return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
+
+
 def open_map(source: Source) -> np.ndarray:
     """A picture of ids, (h, w) uint8: grey values or palette indices as they are. Raises BadImage."""
     with _named(source):
-        values = np.asarray(_turned(source))  # not in sRGB: ids are no colours
+        values = np.asarray(turned(source))  # not in sRGB: ids are no colours
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as colour
     if values.ndim != 2 or _is_jpeg(source):
@@ -71,7 +80,7 @@ def open_map(source: Source) -> np.ndarray:
 def open_mask(source: Source) -> np.ndarray:
     """A picture of yes and no, (h, w) uint8 of 0 and 255, cut at half; 0 and 1 will do too. Raises BadImage."""
     with _named(source):
-        picture = _turned(source)
+        picture = turned(source)
     values = picture if isinstance(picture, np.ndarray) else pixels_of(picture, 1, (0,))
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
@@ -160,15 +169,6 @@ def _named(source: Source) -> Iterator[None]:
         raise BadImage(named(source, str(error))) from None
     except Exception as error:
         raise BadImage(named(source, f"can't be read ({error})")) from error
-
-
-def _turned(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
-    """A picture as `open_image` gives it but for its colours."""
-    if isinstance(source, np.ndarray):
-        return source
-    if isinstance(source, (str, Path, bytes)):
-        return _open(_bytes(source), draft, [] if notes is None else notes)
-    return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
 
 
 def _bytes(source: str | Path | bytes) -> bytes:

@@ -128,9 +128,9 @@ def _own_sampling(app: App) -> Mapping[str, Any]:
 
 
 def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:
-    return gr.Image(
-        label=label, type="pil", format="png", sources=["upload", "clipboard"], visible=visible, height=height
-    )
+    """`image_mode` leaves a palette its ids, and an image its transparency and bits, for the model to read."""
+    options: dict[str, Any] = {"type": "pil", "format": "png", "image_mode": None, "sources": ["upload", "clipboard"]}
+    return gr.Image(label=label, visible=visible, height=height, **options)
 
 
 def _editor() -> gr.ImageEditor:

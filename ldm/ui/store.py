@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
 from ldm.files import atomic_write
-from ldm.images import save_png
+from ldm.images import open_image, save_png, turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,10 +43,16 @@ class Store:
         return [path for path, _ in zip(found, range(limit), strict=False)]
 
     def keep_input(self, picture: "Image") -> str:
-        """Keeps a picture that others begin from; returns its name, of 16 hexadecimal digits of its pixels' hash."""
+        """Keeps an image that others begin from, turned as its EXIF says and with its colour profile; returns its name,
+        16 hexadecimal digits of the hash of pixels and profile."""
+        upright: Any = turned(picture)
+        if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):  # what a PNG holds
+            upright = open_image(upright).convert("RGB")  # type: ignore[union-attr]
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        name = hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]
+        upright.save(buffer, format="PNG")
+        profile = upright.info.get("icc_profile") or b""
+        content = f"{upright.mode}{upright.size}".encode() + upright.tobytes() + profile
+        name = hashlib.sha256(content).hexdigest()[:16]
         path = self.folder / "inputs" / f"{name}.png"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """ControlNets on a model: nothing without a control image, with one as asked; files, bases, and what is refused."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ldm
 from ldm.adapters import Control
@@ -169,6 +171,30 @@ def test_control_images_may_be_pictures_or_made_from_pictures():
     assert torch.equal(draw(model, control_from=picture), draw(model, control=made))
     larger = draw(model, control=edges, size=(32, 24))
     assert larger.shape[2:] == (32, 24)
+
+
+def test_a_control_image_lies_over_the_image_and_the_other_control_images():
+    model = steered()
+    wide, tall = np.zeros((16, 32, 3), np.uint8), np.zeros((32, 16, 3), np.uint8)
+    for option in ("control", "control_from"):
+        with pytest.raises(UserError, match="the image is 16x32, the .*32x16 .height x width"):
+            draw(model, image=wide, **{option: tall})
+        assert draw(model, image=wide, steps=1, **{option: wide[::2, ::2]}).isfinite().all()
+    with pytest.raises(UserError, match="the padded image is 16x32, the control image 16x16"):
+        draw(model, image=np.zeros((16, 16, 3), np.uint8), pad=[8, 0, 8, 0], control=tall[:16])
+    model.put_on(control(make(), seed=2), "b")
+    with pytest.raises(UserError, match="the control image 'a' is 16x32, the control image 'b' 32x16"):
+        draw(model, control={"a": wide, "b": tall})
+
+
+def test_a_control_image_is_turned_as_its_exif_says():
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    picture.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    model, lying = steered(), Image.open(file)
+    for option in ("control", "control_from"):
+        assert torch.equal(draw(model, **{option: lying}), draw(model, **{option: picture}))
 
 
 def test_an_adapters_folder_brings_its_base_and_refuses_another(tmp_path):

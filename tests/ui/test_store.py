@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm.errors import UserError
+from ldm.images import Preprocess, open_map
 from ldm.ui.form import canvas, drawn_mask
 from ldm.ui.generate import Cancelled, Painter, Progress, enlarged, plain
 from ldm.ui.models import Models
@@ -16,6 +17,7 @@ from ldm.ui.png_settings import read
 from ldm.ui.serve import access, free_port
 from ldm.ui.settings import Settings
 from ldm.ui.store import Shown, Store
+from tests.icc import display_p3
 
 
 @pytest.fixture
@@ -47,6 +49,24 @@ def test_inputs_are_reached_by_their_hash_alone(store: Store, name: str) -> None
 def test_an_input_is_kept_once(store: Store) -> None:
     names = {store.keep_input(Image.new("RGB", (3, 3), colour)) for colour in ("red", "red", "blue")}
     assert len(names) == 2 == len(list((store.folder / "inputs").iterdir()))
+
+
+def test_an_input_is_kept_upright_with_its_ids_and_its_colours(store: Store, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (8, 4), (40, 200, 60))
+    stored.save(tmp_path / "a.png", exif=exif, icc_profile=display_p3())
+    with Image.open(store.input(store.keep_input(Image.open(tmp_path / "a.png")))) as kept:
+        assert kept.size == (4, 8)
+        assert Preprocess(3, 8, 4).array(kept)[:, 0, 0].tolist() == [0, 204, 12]
+    assert store.keep_input(stored.transpose(Image.Transpose.ROTATE_270)) != store.keep_input(
+        Image.open(tmp_path / "a.png")
+    )
+    palette = Image.new("P", (4, 4), 5)
+    palette.putpalette([i for i in range(255, -1, -1) for _ in range(3)])
+    assert (open_map(store.input(store.keep_input(palette))) == 5).all()
+    cyan = store.input(store.keep_input(Image.new("CMYK", (4, 4), (255, 0, 0, 0))))
+    assert Image.open(cyan).getpixel((0, 0)) == (0, 255, 255)
 
 
 def test_what_is_shown_is_a_copy_that_goes_with_the_server(tmp_path: Path) -> None:
