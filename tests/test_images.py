@@ -229,6 +229,38 @@ def test_what_cannot_be_read_names_its_file(tmp_path):
         Preprocess(3, 8, 8).array(tmp_path / "five.npy")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(600), "is HEIC, which isn't read: convert it"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is JPEG XL"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "is a film"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="x">\n</svg>', "is SVG"),
+        (b"<!DOCTYPE html>\n<html><body>403</body></html>", "is a web page under an image's name"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (bytes(2000), "is full of zeros"),
+        (b"hello", "isn't an image of a known kind"),
+    ],
+)
+def test_what_is_no_image_is_named_by_its_content(tmp_path, content, says):
+    path = tmp_path / "IMG_1.jpg"  # as phones and downloads have it
+    path.write_bytes(content)
+    for read in (open_image, probe):
+        with pytest.raises(BadImage, match=f"IMG_1.jpg: {says}" if says[:2] == "is" else says):
+            read(path)
+
+
+def test_avif_without_its_decoder_is_named(monkeypatch):
+    avif = pytest.importorskip("PIL.AvifImagePlugin")
+    if not avif.SUPPORTED:
+        pytest.skip("this Pillow can't make one")
+    content = packed(Image.new("RGB", (8, 8)), "AVIF")
+    monkeypatch.setattr(avif, "SUPPORTED", False)
+    with pytest.raises(BadImage, match="is AVIF, which this Pillow doesn't read"), pytest.warns(UserWarning):
+        open_image(content)
+
+
 def test_decompression_bombs_are_refused(monkeypatch):
     monkeypatch.setattr("ldm.images.reading.MAX_PIXELS", 1000)
     with pytest.raises(BadImage, match="too many"):

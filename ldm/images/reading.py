@@ -15,6 +15,7 @@ import numpy as np
 
 from ldm.errors import UserError
 from ldm.images.colour import CICP, Notes, cicp, in_srgb, unconverted
+from ldm.images.unknown import HEAD, what_it_is
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -218,14 +219,14 @@ def _pillow(stream: BinaryIO) -> "Image | None":
     """
     from PIL import Image, UnidentifiedImageError
 
-    magic = stream.read(4)
+    head = stream.read(HEAD)
     stream.seek(0)
     try:
         picture: Any = Image.open(stream)
     except UnidentifiedImageError:
-        if magic in _TIFF:
+        if head[:4] in _TIFF:
             return None
-        raise BadImage("isn't a picture of a known kind") from None
+        raise BadImage(what_it_is(head)) from None
     if picture.width * picture.height > MAX_PIXELS:
         raise BadImage(f"{picture.width}x{picture.height} pixels are too many")
     if picture.format == "TIFF":
