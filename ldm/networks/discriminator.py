@@ -2,10 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ldm.errors import UserError
 from ldm.networks.layers import groups_of
+
+LOSS_SCALE = 2.0**12  # a power of 2: in float32 it changes nothing
 
 
 class PatchDiscriminator(nn.Module):
@@ -48,8 +50,20 @@ def smallest_side(layers: int) -> int:
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """|grad reconstruction| / (|grad adversarial| + 1e-4) at the decoder's last layer, at most 1e4 (Esser et al. 2021,
-    eq. 7; Rombach et al. 2022, appendix G): both then pull equally hard. No gradient flows through it."""
+    eq. 7; Rombach et al. 2022, appendix G): both then pull equally hard. No gradient flows through it.
+
+    The losses are those of this process's part of a batch; the gradients those of the whole, so called by all.
+    """
     with torch.autocast(last_layer.device.type, enabled=False):
-        own = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
-        other = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
-    return (own / (other + 1e-4)).clamp(0, 1e4).detach()
+        gradients = torch.stack([_gradient(loss, last_layer) for loss in (reconstruction, adversarial)])
+    if distributed.is_initialized():
+        distributed.all_reduce(gradients)
+        gradients = gradients / distributed.get_world_size()
+    own, other = gradients.flatten(1).norm(dim=1)
+    return (own / (other + 1e-4)).clamp(0, 1e4)
+
+
+def _gradient(loss: Tensor, at: Tensor) -> Tensor:
+    """The gradient of a mean over pixels, which in float16 would come out as 0 if it weren't scaled on its way."""
+    scaled = torch.autograd.grad(loss, at, torch.full_like(loss, LOSS_SCALE), retain_graph=True)[0]
+    return scaled / LOSS_SCALE

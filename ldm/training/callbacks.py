@@ -36,7 +36,7 @@ class Throughput:
 
 
 class Lines(pl.Callback):
-    """A line of step, loss and throughput every `seconds`."""
+    """A line of step, the loss that was logged last, and throughput every `seconds`."""
 
     def __init__(self, seconds: float = 15.0):
         self.seconds = seconds
@@ -51,8 +51,8 @@ class Lines(pl.Callback):
         self._last = time.monotonic()
         of = f"/{trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
         rate = self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
-        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        print(f"step {trainer.global_step}{of}  loss {loss:.4f}  {rate:.0f} samples/s", flush=True)
+        loss = f"  loss {pl_module.shown['loss']:.4f}" if "loss" in pl_module.shown else ""
+        print(f"step {trainer.global_step}{of}{loss}  {rate:.0f} samples/s", flush=True)
 
 
 class Bar(TQDMProgressBar):
@@ -65,8 +65,8 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
-        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
-            metrics["loss"] = f"{float(loss):.4f}"
+        if "loss" in pl_module.shown:
+            metrics["loss"] = f"{pl_module.shown['loss']:.4f}"
         if (rate := self._rate(trainer.datamodule.position)) > 0:  # type: ignore[attr-defined]
             self._shown = rate
         return metrics | {"samples/s": f"{self._shown:.0f}", "step": trainer.global_step}

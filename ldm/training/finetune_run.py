@@ -22,7 +22,7 @@ from ldm.training.callbacks import Pictures
 from ldm.training.finetune import Finetune
 from ldm.training.finetune_prior import with_prior
 from ldm.training.finetune_task import FinetuneTask
-from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, task_options
+from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, task_options, validated
 from ldm.training.ldm_run import latents
 from ldm.training.run import find_run
 
@@ -63,7 +63,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         trainer = fit(task, batches(train, val, tuple(needs), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
-            print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
+            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)
     return folder.path
 
 

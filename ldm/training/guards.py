@@ -3,16 +3,19 @@
 import errno
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from ldm.devices import Later
 from ldm.errors import UserError
+from ldm.training import gradients
 from ldm.training.run import RunFolder
-from ldm.training.sharded import is_sharded, whole
+from ldm.training.sharded import is_sharded
 from ldm.training.sharing import gathered
 
 NAMED = 8  # samples named in a message
@@ -20,47 +23,75 @@ CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
 
 
 class FiniteGuard(pl.Callback):
-    """Stops the run before an update whose gradient isn't finite, or leaves out up to `skip` such updates.
+    """Has updates left out whose gradient isn't finite, and stops the run at the first, or after `skip` of them.
 
-    A loss that isn't finite has such a gradient too, so one norm a step is all it costs. With half precision's loss
-    scaling the scaler itself leaves such updates out, as it must while it looks for its scale. Sharded networks run on
-    all processes or none, so their samples aren't tried one by one.
+    A loss that isn't finite has such a gradient too, so the norm that clipping needs anyway is all that it costs: the
+    optimizer's own step obeys the flag (`gradients.leaves_out`), and the host reads it before the next update, before
+    anything is saved, and at the end. An optimizer that doesn't obey has the host wait, and its gradients taken away.
+
+    With float16 the scaler leaves such updates out, as it must while it looks for its scale. There it is the loss
+    itself that has to be finite, and the gradient once the scale is 1: no smaller one would help. Sharded networks run
+    on all processes or none, so their samples aren't tried one by one.
     """
 
     def __init__(self, folder: RunFolder, skip: int = 0):
         self.folder, self.skip, self.skipped = folder, skip, 0
         self._batches: list[dict[str, Any]] = []
+        self._losses: list[Tensor] = []
+        self._judge: Callable[[], None] | None = None  # the update before, once its flag has come to the host
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._batches.clear()
+            self._batches, self._losses = [], []
         self._batches.append(batch)
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        self._settle()
+        scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
+        spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
+        self._judge = partial(self._judged, trainer, pl_module, trainer.global_step + 1, self._batches, Later(spoilt))
+        if scaler is not None:
             return
-        optimized = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in optimized if p.grad is not None]
-        if not gradients or whole(torch.nn.utils.get_total_norm(gradients)).isfinite():
-            return
-        found = f"step {trainer.global_step + 1}: {self._what(trainer, pl_module)}"
-        if self.skipped >= self.skip:
-            raise UserError(f"{found}. {self._way_out()}")
-        self.skipped += 1
-        trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
-        for parameter in optimized:
-            parameter.grad = None  # the optimizer passes over these
+        if gradients.leaves_out(optimizer):
+            optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
+        elif spoilt:
+            self._settle()
+            optimizer.zero_grad()  # it passes over parameters without a gradient
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._settle()
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.skipped = state_dict["skipped"]
 
-    def _what(self, trainer: pl.Trainer, pl_module: Any) -> str:
+    def _settle(self) -> None:
+        judge, self._judge = self._judge, None
+        if judge:
+            judge()
+
+    def _judged(
+        self, trainer: pl.Trainer, pl_module: Any, step: int, batches: list[dict[str, Any]], spoilt: Later
+    ) -> None:
+        if not spoilt.read():
+            return
+        found = f"step {step}: {self._what(trainer, pl_module, batches)}"
+        if self.skipped >= self.skip:
+            raise UserError(f"{found}. {self._way_out()}")
+        self.skipped += 1
+        trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
+
+    def _what(self, trainer: pl.Trainer, pl_module: Any, batches: list[dict[str, Any]]) -> str:
         """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
-        rows, spread = [row for batch in self._batches for row in rows_of(batch)], is_sharded(pl_module)
-        bad = [] if spread else [row for row in rows if not loss_of(pl_module, row).isfinite()]
+        rows, spread = [row for batch in batches for row in rows_of(batch)], is_sharded(pl_module)
+        with trainer.precision_plugin.train_step_context():
+            bad = [] if spread else [row for row in rows if not loss_of(pl_module, row).isfinite()]
         parts = gathered((indices_of(bad), indices_of(rows)))
         found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
         names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
@@ -73,9 +104,20 @@ class FiniteGuard(pl.Callback):
         checkpoint = self.folder.newest_checkpoint()
         good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
         return (
-            f"{good}; nothing was saved since. Lower optimizer.lr or mend these samples and take resume=true, or leave "
+            f"{good}; nothing was saved since. Lower optimizer.lr or fix these samples and take resume=true, or leave "
             "such updates out by skip_bad_batches=10."
         )
+
+
+def spoilt_by_more_than_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -> Tensor:
+    """Whether no smaller loss scale would help a step, on any process: a bool ()."""
+    scale = scaler.scale(norm.new_ones(()))
+    spoilt = ~torch.stack(losses).isfinite().all() | (~norm.isfinite() & (scale <= 1))
+    if distributed.is_initialized():  # each process has losses of its own
+        counts = spoilt.float()
+        distributed.all_reduce(counts)
+        spoilt = counts > 0
+    return spoilt
 
 
 @torch.no_grad()

@@ -21,7 +21,17 @@ from ldm.networks import AutoencoderKL, Identity
 from ldm.registry import build, check, lookup, spec_of
 from ldm.training import resume
 from ldm.training.callbacks import Pictures
-from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
+from ldm.training.fit import (
+    Clock,
+    batches,
+    cache_of,
+    fit,
+    import_modules,
+    open_named,
+    parameters_line,
+    task_options,
+    validated,
+)
 from ldm.training.ldm_task import DiffusionTask
 from ldm.training.run import find_run
 from ldm.training.vae_run import check as check_images
@@ -71,9 +81,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
-            loss = trainer.callback_metrics.get("val/loss")
-            validation = "" if loss is None else f", validation loss {float(loss):.4f}"
-            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validation}", flush=True)
+            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)
     return folder.path
 
 

@@ -51,12 +51,17 @@ def build_optimizer(
     lr: float,
     betas: tuple[float, float],
     weight_decay: float,
-    fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """`fused` False where gradients have to be unscaled before they are clipped (half precision)."""
-    if check_name(name) == "muon":
-        return Muon(groups, lr=lr, betas=betas, weight_decay=weight_decay)
-    return torch.optim.AdamW(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    """Fused in every precision, so that `found_inf` can have a step left out; see `gradients.leaves_out`."""
+    kind = Muon if check_name(name) == "muon" else torch.optim.AdamW
+    optimizer = kind(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    optimizer.register_load_state_dict_pre_hook(_fused)
+    return optimizer
+
+
+def _fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer that may not have been fused, for one that is."""
+    return state | {"param_groups": [group | {"fused": True, "foreach": None} for group in state["param_groups"]]}
 
 
 class Muon(torch.optim.AdamW):
@@ -66,6 +71,9 @@ class Muon(torch.optim.AdamW):
     0.2 sqrt(max(m, n)): the size of AdamW's steps, so that one learning rate and weight decay serve both (Liu et al.
     2025, arXiv 2502.16982, eq. 4). Convolutions count as matrices of (out, in * height * width). Costs 15 products of
     an m x n matrix by an m x m one a step.
+
+    As torch's fused optimizers it obeys `found_inf` and `grad_scale`, tensors () that a `GradScaler` or the run's guard
+    sets: where `found_inf` is 1 the step changes nothing.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.95, **options: Any):
@@ -93,11 +101,12 @@ class Muon(torch.optim.AdamW):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike[parameter.shape].append(parameter)
+        decay = 1 - group["lr"] * group["weight_decay"]
         for shape, parameters in alike.items():
             steps = orthogonalised(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
             scale = 0.2 * max(steps.shape[1:]) ** 0.5
-            for parameter, step in zip(parameters, steps, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            for parameter, step in zip(parameters, self._or(steps, torch.zeros_like(steps)), strict=True):
+                parameter.mul_(self._or(decay, 1.0))
                 parameter.add_(step.view(shape), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
@@ -107,8 +116,16 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
             state["step"] = torch.zeros(())  # AdamW looks for one when it is restored
         assert parameter.grad is not None
-        state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum"], momentum).flatten(1)
+        scale = getattr(self, "grad_scale", None)
+        gradient = parameter.grad if scale is None else parameter.grad / scale
+        gradient = self._or(gradient, state["momentum"])  # which its own then leaves as it is
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(state["momentum"], momentum).flatten(1)
+
+    def _or(self, value: Any, other: Any) -> Any:
+        """`value`, or in a step that is left out the `other`; the host doesn't know which."""
+        found = getattr(self, "found_inf", None)
+        return value if found is None else torch.where(found > 0, other, value)
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:

@@ -1,6 +1,6 @@
 """What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,18 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
-from ldm.training import ema, optimizers, power_ema, sharded
+from ldm.training import ema, gradients, optimizers, power_ema, sharded
+from ldm.training.figures import Means
 from ldm.training.schedule import LearningRate
-from ldm.training.sharing import gathered
 
 
 class Task(pl.LightningModule):
     """Trains `trained`, keeps its average in `average`, and knows how to assemble the model that users load.
 
-    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. `position` counts the
-    samples seen on all ranks together. All random numbers come from (seed, position); modules with dropout, which draw
-    from torch's generator, get it seeded by the step. `depends_on` names by their hashes what the run stands on and a
-    checkpoint doesn't hold, such as the data.
+    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. What is logged are means
+    over a batch's samples: of training over all batches of an optimizer step, the last in `shown`; of validation over
+    `validated` images. `position` counts the samples seen on all ranks together. All random numbers come from (seed,
+    position); modules with dropout, which draw from torch's generator, get it seeded by the step. `depends_on` names by
+    their hashes what the run stands on and a checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
@@ -49,6 +50,10 @@ class Task(pl.LightningModule):
         self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
         self.depends_on = depends_on or {}
         self._steps_averaged = 0
+        self.shown: dict[str, float] = {}
+        self.validated = 0
+        self._training, self._validation = Means(), Means()
+        self._norms: gradients.Norms | None = None
 
     def configure_model(self) -> None:
         """With trainer.strategy=fsdp, which makes a mesh of the processes, spreads what trains and its averages."""
@@ -78,16 +83,48 @@ class Task(pl.LightningModule):
         torch.manual_seed(hash((self.seed, int(batch["position"][0]))) % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        loss, logged = self.losses(batch, self.trained)
-        if (self.global_step + 1) % self.every == 0:  # when Lightning writes: what it holds longer, a resume would lose
-            logged, _ = self._of_all(logged, len(batch["position"]))
-            self.log_dict({f"train/{name}": value for name, value in logged.items()})
-            self.log("train/lr", self.learning_rate(self.global_step))
+        loss, figures = self.losses(batch, self.trained)
+        if self.logs_now:
+            self._training.add(figures, len(batch["position"]))
         return loss
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether Lightning writes figures of this step: what it holds longer, a resume would lose."""
+        return (self.global_step + 1) % self.every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.global_step)
+        if self.logs_now:
+            self.shown, _ = self._training.taken()
+            self.log_dict({f"train/{name}": value for name, value in self.shown.items()})
+            self.log("train/lr", self.learning_rate(self.global_step))
+
+    def norms(self, optimizer: torch.optim.Optimizer) -> gradients.Norms:
+        """The norms of the gradients as they are before they are clipped, computed once a step."""
+        if self._norms is None:
+            gradients.unscale(optimizer, getattr(self.trainer.precision_plugin, "scaler", None))
+            self._norms = gradients.norms_of(self.clipped_alone(optimizer))
+        return self._norms
+
+    def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+        """The sets of parameters that are clipped each by the norm of its own gradients."""
+        return [gradients.parameters_of(optimizer)]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips in every precision: Lightning's mixed ones refuse to where the optimizer is fused."""
+        norms, self._norms = self.norms(optimizer), None
+        if self.logs_now:
+            self.log("train/grad_norm", norms.total)
+        if gradient_clip_val:
+            clip = gradients.clip_by_value if gradient_clip_algorithm == "value" else gradients.clip_by_norm
+            clip(norms, gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         self.trainer.datamodule.position += self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
@@ -97,33 +134,20 @@ class Task(pl.LightningModule):
             power_ema.update(self.power, self.power_lengths, self.trained, self.global_step)  # type: ignore[arg-type]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        _, logged = self.losses(batch, self.average)
-        logged, rows = self._of_all(logged, batch["counted"])
-        self.log_dict({f"val/{name}": value for name, value in logged.items()}, batch_size=rows)
+        _, figures = self.losses(batch, self.average)
+        self._validation.add(figures, batch["counted"])
 
-    def _of_all(self, logged: dict[str, Tensor], rows: int) -> tuple[dict[str, Tensor], int]:
-        """Out of the means over each rank's `rows` of a batch, those over the whole, with what is derived of them; and
-        the number of all rows. What only some ranks have is the mean over theirs."""
-        if self.trainer.world_size > 1:
-            own = {name: value.item() for name, value in logged.items()} if rows else {}
-            parts = gathered((own, rows))
-            rows = sum(count for _, count in parts)
-            logged = {name: torch.tensor(_mean_of(name, parts), device=self.device) for name in logged}
-        logged = {name: value.detach() for name, value in logged.items()}
-        return logged | self.derived(logged), rows
-
-    def derived(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Figures that are a function of others, and no mean of their own: logged beside them."""
-        return {}
+    def on_validation_epoch_end(self) -> None:
+        means, self.validated = self._validation.taken()
+        self.log_dict({f"val/{name}": value for name, value in means.items()})
 
     def groups(self) -> list[dict[str, Any]]:
         """The optimizer's groups of parameters."""
         return optimizers.groups_of(self.optimizer_name, self.trained)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         options = (self.learning_rate(0), self.betas, self.weight_decay)
-        return optimizers.build_optimizer(self.optimizer_name, self.groups(), *options, fused=not scaled)
+        return optimizers.build_optimizer(self.optimizer_name, self.groups(), *options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
@@ -147,9 +171,3 @@ class Task(pl.LightningModule):
             self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
             self.learning_rate.since = checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
-
-
-def _mean_of(name: str, parts: Sequence[tuple[Mapping[str, float], int]]) -> float:
-    """The mean of a figure over all rows, out of (the figures, the rows) of each rank."""
-    having = [(figures[name], rows) for figures, rows in parts if name in figures]
-    return sum(value * rows for value, rows in having) / max(1, sum(rows for _, rows in having))

@@ -59,7 +59,7 @@ class VAELoss(nn.Module):
         loss, logged = error.mean(), {}
         if self._lpips and min(images.shape[2:]) >= self.smallest[1]:
             net = self._lpips[0] = self._lpips[0].to(images.device)
-            logged["lpips"] = net(_rgb(decoded).clamp(-1, 1), _rgb(images)).mean()
+            logged["lpips"] = net(_rgb(decoded).clamp(-1, 1), _rgb(images)).float().mean()
             loss = loss + self.perceptual * logged["lpips"]
         return loss, logged
 
@@ -76,9 +76,9 @@ class VAELoss(nn.Module):
             nothing = sum((p.sum() for p in self.critic.parameters()), torch.zeros((), device=images.device))
             return 0.0 * nothing, {}  # in the graph: the ranks of a distributed run wait for the same gradients
         constants = {name: p.detach() for name, p in self.critic.named_parameters()}
-        verdict = -torch.func.functional_call(self.critic, constants, (decoded,)).mean()
+        verdict = -torch.func.functional_call(self.critic, constants, (decoded,)).float().mean()
         weight = self.adversarial * adaptive_weight(reconstruction, verdict, last_layer)
-        critic = hinge(self.critic(images), self.critic(decoded.detach()))
+        critic = hinge(self.critic(images).float(), self.critic(decoded.detach()).float())
         return weight * verdict + critic, {"adversarial": verdict, "adversarial_weight": weight, "critic": critic}
 
     def transformed(

@@ -51,7 +51,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         if trainer.is_global_zero:
             vae = load(folder.model, task.device)
             draw_prior(vae, config).save(folder.samples / "prior.png")
-            report(vae, trainer.callback_metrics)
+            report(vae, trainer.callback_metrics, task.validated)
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
     return folder.path
@@ -94,12 +94,13 @@ def draw_prior(vae: AutoencoderKL, config: Mapping[str, Any]) -> Image.Image:
     return grid(sample_prior(vae, n, (images.height, images.width), config["seed"], config["batch_size"]), 8)
 
 
-def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor]) -> None:
-    """Prints what stage two will stand on."""
+def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor], images: int) -> None:
+    """Prints what stage two will stand on, by the metrics of that many images."""
     if "val/psnr" not in metrics:
         return  # trainer.limit_val_batches=0
     kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(vae.latent_channels)]
-    print(f"validation: {float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction", flush=True)
+    psnr = f"{float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction"
+    print(f"validation: {psnr}, the mean of {images} images", flush=True)
     print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
     if dead := [i for i, value in enumerate(kl) if value < 0.01]:
         print(f"channels {dead} carry nothing (KL below 0.01): beta is high for this many latent_channels", flush=True)

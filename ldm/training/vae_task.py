@@ -48,10 +48,11 @@ class VAETask(Task):
         if training:
             latents, images = terms.transformed(latents, images, network.factor, self.seed, batch["position"])
         decoded = network.decode(latents)
-        mse, kl = (decoded - images).square().mean(), posterior.kl()  # kl (B, C, h, w)
+        errors = (decoded - images).square().mean((1, 2, 3))  # (B,)
+        kl = posterior.kl()  # (B, C, h, w)
         reconstruction, logged = terms.reconstruction(decoded, images)
         loss = reconstruction + self.beta_now(training) * kl.mean()
-        logged |= {"loss": loss, "mse": mse, "kl": kl.mean()}
+        logged |= {"loss": loss, "mse": errors.mean(), "psnr": psnr(errors).mean(), "kl": kl.mean()}
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         if terms.critic is not None and training and torch.is_grad_enabled():
@@ -64,27 +65,17 @@ class VAETask(Task):
         warm = min(1.0, (self.global_step + 1) / self.beta_warmup_steps) if training and self.beta_warmup_steps else 1.0
         return self.beta * warm
 
-    def derived(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"psnr": psnr(logged["mse"])}
-
     def groups(self) -> list[dict[str, Any]]:
         """The critic is a group of the same optimizer, with the betas of adversarial training (LDM)."""
         critic = self.criterion.critic
         own = [] if critic is None else [{"params": list(critic.parameters()), "betas": (0.5, 0.9)}]
         return super().groups() + own
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
-        if self.criterion.critic is None or not gradient_clip_val or gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        for module in (self.trained, self.criterion.critic):
-            nn.utils.clip_grad_norm_(module.parameters(), gradient_clip_val)
+    def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+        """The autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
+        critic = self.criterion.critic
+        modules: list[nn.Module] = [self.trained] if critic is None else [self.trained, critic]
+        return [list(module.parameters()) for module in modules]
 
     def assemble(self, trained: Any) -> nn.Module:
         trained.preprocess = self.preprocess
@@ -92,7 +83,7 @@ class VAETask(Task):
 
 
 def psnr(mse: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2."""
+    """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2, by their mean squared error."""
     return 10 * torch.log10(4 / mse.clamp(min=1e-12))
 
 

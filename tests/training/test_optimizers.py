@@ -98,6 +98,86 @@ def test_it_goes_on_bit_for_bit_from_its_state():
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def made(name: str, network: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(name, groups_of(name, network), 0.01, (0.9, 0.99), 0.1)
+
+
+def some_gradients(network: nn.Module, factor: float = 1.0) -> None:
+    for parameter in network.parameters():
+        parameter.grad = factor * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_with_found_inf_changes_nothing(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = made(name, network)
+    for found in (1.0, 0.0, 1.0):  # the first too, which makes the state
+        some_gradients(network, float("nan") if found else 1.0)
+        before, state = copy.deepcopy(network), copy.deepcopy(optimizer.state_dict()["state"])
+        optimizer.found_inf = torch.tensor(found)
+        optimizer.step()
+        same = all(torch.equal(a, b) for a, b in zip(before.parameters(), network.parameters(), strict=True))
+        assert same == bool(found) and all(p.isfinite().all() for p in network.parameters())
+        if found and state:
+            now = optimizer.state_dict()["state"]
+            assert all(torch.equal(now[i][k], v) for i, own in state.items() for k, v in own.items())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_found_inf_of_0_is_no_other_step(name):
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))]
+    networks.append(copy.deepcopy(networks[0]))
+    optimizers = [made(name, network) for network in networks]
+    optimizers[0].found_inf = torch.tensor(0.0)
+    for seed in range(3):
+        for network, optimizer in zip(networks, optimizers, strict=True):
+            torch.manual_seed(seed)
+            some_gradients(network)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in networks), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_scaler_alone_may_drive_it(name):
+    """Without `unscale_`: then the optimizer divides by the scale itself."""
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))]
+    networks.append(copy.deepcopy(networks[0]))
+    plain, scaled = (made(name, network) for network in networks)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x = torch.randn(8, 4)
+    for _ in range(3):
+        for network, optimizer in zip(networks, (plain, scaled), strict=True):
+            optimizer.zero_grad()
+            loss = network(x).square().mean()
+            (loss if optimizer is plain else scaler.scale(loss)).backward()
+        plain.step()
+        scaler.step(scaled)
+        scaler.update()
+    for a, b in zip(*(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_state_saved_before_it_was_fused_is_gone_on_with(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = made(name, network)
+    some_gradients(network)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for group in saved["param_groups"]:
+        group |= {"fused": False, "foreach": True}
+    resumed = made(name, network)
+    resumed.load_state_dict(saved)
+    resumed.found_inf = torch.tensor(0.0)  # which only fused kernels take
+    some_gradients(network)
+    resumed.step()
+    assert {float(own["step"]) for own in resumed.state.values() if "exp_avg" in own} == {2.0}
+
+
 def test_it_learns_what_adamw_learns():
     torch.manual_seed(0)
     x = torch.randn(256, 16)

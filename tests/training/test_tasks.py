@@ -12,7 +12,9 @@ import yaml
 
 import ldm
 from ldm import artifact
+from ldm.data.digits import Digits
 from ldm.errors import UserError
+from ldm.randomness import permutation
 from ldm.training import ema, ldm_run, schedule
 from ldm.training.task import Task
 
@@ -62,9 +64,35 @@ def test_stage_one_leaves_a_whole_run(runs):
     assert yaml.safe_load((run / "config.yaml").read_text())["data"] == {"class": "Digits", "size": 8}
     last = rows(run)[-1]
     assert {"val/loss", "val/psnr", "val/kl_channel_0", "val/kl_channel_1"} <= set(last)
-    assert float(last["val/psnr"]) == pytest.approx(10 * np.log10(4 / float(last["val/mse"])), abs=0.05)
     vae = ldm.load(run)
+    assert float(last["val/psnr"]) == pytest.approx(mean_psnr(vae, 32), abs=1e-3)  # of two batches, as configured
+    assert "PSNR of the reconstruction, the mean of 32 images" in (runs / "said.txt").read_text()
     assert vae.factor == 2 and vae.preprocess.shape == (1, 8, 8)
+
+
+@torch.no_grad()
+def mean_psnr(vae, n: int) -> float:
+    """The mean of the PSNRs of the first `n` validation images in validation's order."""
+    _, val = Digits(8).tables(Path("unused"))
+    images = val.batch(permutation(0, 0, len(val))[:n], ["image"])["image"]
+    errors = (vae.decode(vae.encode(images).mode()) - images).square().mean((1, 2, 3))
+    return (10 * torch.log10(4 / errors)).mean().item()
+
+
+def test_figures_do_not_depend_on_the_batch_size(runs, train):
+    """A validation over 50 images, however they are batched; and a step's loss over all that it is made of."""
+    words = ["trainer.max_steps=2", "loader.val_samples=50", "trainer.limit_val_batches=1.0", "optimizer.lr=0"]
+    found = []
+    for name, *batched in (
+        ("whole", "batch_size=24", "trainer.val_check_interval=2"),
+        ("parts", "batch_size=8", "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=6"),
+    ):
+        run = train("vae", runs, f"name=figures-{name}", *words, *batched)
+        found.append([{k: float(v) for k, v in row.items() if v and k != "step"} for row in rows(run)])
+    assert {"train/psnr", "train/grad_norm"} <= found[0][0].keys()
+    assert {"val/psnr", "val/loss", "val/kl_channel_1"} <= found[0][-1].keys()
+    for one, two in zip(*found, strict=True):
+        assert one == {name: pytest.approx(value, rel=2e-5) for name, value in two.items()}
 
 
 def test_stage_one_says_what_it_is_worth(runs):
