@@ -111,7 +111,9 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         were trained with them, as are `labels`.
 
         `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`,
-        from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the steps that is run. With a
+        from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the way from noise to image that
+        is gone, in as large a share of the steps, from exactly the noise level that is there (for flow at t = strength,
+        whatever the steps). With a
         `mask`, white where something new shall be drawn, all else is kept exactly, over `feather` pixels blended;
         strength is then 1 unless given. `pad` adds a margin to be drawn: pixels, or (left, top, right, bottom). For a
         model of super-resolution `image` is the low resolution, which gets noise of `noise_level`.
@@ -252,28 +254,25 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         if shift == "auto":  # from the size that it was trained at
             trained = self.preprocess.height * self.preprocess.width
             shift = resolution_shift(size[0] * size[1] * self.first_stage.factor**2, trained)
-        sigmas = self.denoiser.parameterization.grid(steps, spacing, shift=shift)
+        strength = 1.0 if start is None else start.strength
+        sigmas = self.denoiser.parameterization.grid(steps, spacing, shift, strength)
         denoiser: Any = self.denoiser
         guidance = options.pop("guidance")
         conds, weights = asked.weighted(guidance, self.encode, seeds)
         if steering is not None:
-            ran = sigmas if start is None else sigmas[round((1 - start.strength) * steps) :]
-            denoiser, conds, weights = steering.steer(denoiser, conds, weights, ran, guidance)
+            denoiser, conds, weights = steering.steer(denoiser, conds, weights, sigmas, guidance)
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
         if interval is not None and not interval[0] < interval[1]:
             raise UserError(f"interval={list(interval)}: guidance lies between a lower and a higher noise level.")
         denoise = mixed(denoiser, conds, weights, interval=interval, rescale=rescale)
         denoise = self.autoguided(denoise, guide, options.pop("autoguidance", None), interval, seeds)
         run = get_sampler(name, **options)
-        x = noise()
+        x = noise() * sigmas[0].item()
         if start is not None:
             known = self.encode(start.image)
-            sigmas = sigmas[round((1 - start.strength) * steps) :]
-            x = x * sigmas[0].item() + (known if start.strength < 1 else 0)
+            x = x + (known if strength < 1 else 0)
             if start.mask is not None and not self.fills:
                 denoise = keeping(denoise, known, start.kept_latents(known.shape[2:]), noise())
-        else:
-            x = x * sigmas[0].item()
         with constant_contexts():
             denoised = run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step) if len(sigmas) > 1 else x
         images = self.decode(denoised)

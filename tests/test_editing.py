@@ -1,6 +1,7 @@
 """Image to image and inpainting, with a small random model whose autoencoder loses something."""
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,13 @@ def test_the_image_is_left_further_behind_with_more_strength(model: LatentDiffus
     base = model(n=2, image=images, strength=0, output="pt")
     change = [(model(n=2, image=images, strength=s, output="pt") - base).square().mean().item() for s in (0.2, 0.6, 1)]
     assert 0 < change[0] < change[1] < change[2]
+
+
+@pytest.mark.parametrize(("steps", "strengths"), [(20, (0.78, 0.79, 0.8, 0.81, 0.82)), (1, (0.1, 0.2, 0.3, 0.4))])
+def test_every_strength_begins_at_its_own_noise(model: LatentDiffusion, images: torch.Tensor, steps, strengths) -> None:
+    results = [model(n=2, image=images, strength=s, steps=steps, output="pt") for s in (0, *strengths)]
+    changes = [(b - a).abs().max().item() for a, b in itertools.pairwise(results)]
+    assert min(changes) > 1e-3
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m_sde"])

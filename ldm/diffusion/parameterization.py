@@ -47,6 +47,7 @@ class Parameterization:
     sigma_min: float
     sigma_max: float
     spacings: tuple[str, ...] = ("uniform", "karras", "exponential", "beta", "kl_optimal")
+    to_sigma_min: tuple[str, ...] = ("karras", "exponential", "kl_optimal", "linspace")  # those whose last level it is
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The four numbers at `sigma` (B,)."""
@@ -60,7 +61,7 @@ class Parameterization:
         """sigma at a time drawn uniformly, u (B,) in (0, 1)."""
         raise UserError(f"{type(self).__name__} has no uniform timesteps: train with LogNormal or LogitNormal noise.")
 
-    def grid(self, steps: int, spacing: str | None = None, shift: float = 1.0) -> Tensor:
+    def grid(self, steps: int, spacing: str | None = None, shift: float = 1.0, strength: float = 1.0) -> Tensor:
         """Noise levels for a sampler: (steps + 1,) float64 on the CPU, from sigma_max strictly falling to 0.
 
         `uniform`, the default, is the parameterization's own. `karras` is EDM's eq. 5 with rho = 7, `exponential` has
@@ -71,6 +72,10 @@ class Parameterization:
 
         `shift` k multiplies every sigma by k, which for flow is SD3's t' = k t / (1 + (k - 1) t); k = sqrt(m / n) moves
         a model from n pixels to m (Esser et al. 2024, eq. 23). The grid starts at sigma_max whatever the shift.
+
+        With a `strength` below 1 the last share `strength` of it, for image to image: from exactly the noise level that
+        is there, whatever `steps`, to 0 by ceil(strength steps) steps of the same spacing; for flow from t = strength.
+        Where strength steps is whole, that is for spacings without sigma_min the end of the whole grid.
         """
         spacing = spacing or "uniform"
         if spacing not in self.spacings:
@@ -80,39 +85,52 @@ class Parameterization:
             raise UserError(f"steps={steps}, shift={shift}: sampling needs at least one step and a shift above 0.")
         if shift != 1 and spacing in ("leading", "table"):
             raise UserError(f"spacing '{spacing}' can't be shifted: use another spacing, or shift=1.")
-        sigmas = shift * getattr(self, f"_{spacing}")(steps, self.sigma_max / shift)  # (steps,)
-        if spacing != "leading":
+        left = _left(steps, strength, spacing in self.to_sigma_min)
+        sigmas = shift * getattr(self, f"_{spacing}")(left, self.sigma_max / shift, steps)
+        if strength == 1 and spacing != "leading":
             sigmas[0] = self.sigma_max
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])  # (steps + 1,)
         if not (sigmas.diff() < 0).all():
             raise UserError(f"{type(self).__name__} can't tell {steps} steps with shift={shift:g} apart: use fewer.")
         return sigmas
 
-    # Each spacing gives sigmas (steps,) for a model whose noise ends at `top`; `grid` multiplies them by the shift.
+    # Each spacing gives sigmas (n,) at the shares `left` (n,) of its way from noise to image that are still to go, for
+    # a model whose noise ends at `top`; `grid` multiplies them by the shift. The whole way takes `steps` steps.
 
-    def _uniform(self, steps: int, top: float) -> Tensor:
-        return self._karras(steps, top)
+    def _uniform(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return self._karras(left, top, steps)
 
-    def _karras(self, steps: int, top: float, rho: float = 7.0) -> Tensor:
-        return _between(top ** (1 / rho), self.sigma_min ** (1 / rho), steps) ** rho
+    def _karras(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return _between(self.sigma_min ** (1 / 7), top ** (1 / 7), left) ** 7
 
-    def _exponential(self, steps: int, top: float) -> Tensor:
-        return _between(math.log(top), math.log(self.sigma_min), steps).exp()
+    def _exponential(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return _between(math.log(self.sigma_min), math.log(top), left).exp()
 
-    def _kl_optimal(self, steps: int, top: float) -> Tensor:
-        return _between(math.atan(top), math.atan(self.sigma_min), steps).tan()
+    def _kl_optimal(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return _between(math.atan(self.sigma_min), math.atan(top), left).tan()
 
-    def _beta(self, steps: int, top: float) -> Tensor:
-        return self._at(beta_quantile(1 - torch.arange(steps, device="cpu").double() / steps, 0.6, 0.6), top)
+    def _beta(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return self._at(beta_quantile(left, 0.6, 0.6), top)
 
     def _at(self, tau: Tensor, top: float) -> Tensor:
         """sigma at the share `tau` of the model's own time between sigma_min and `top`; here that of `karras`."""
-        low, high = self.sigma_min ** (1 / 7), top ** (1 / 7)
-        return (low + tau * (high - low)) ** 7
+        return _between(self.sigma_min ** (1 / 7), top ** (1 / 7), tau) ** 7
 
 
-def _between(first: float, last: float, steps: int) -> Tensor:
-    return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
+def _left(steps: int, strength: float, to_sigma_min: bool) -> Tensor:
+    """The shares of the way at which steps begin, (n,) float64, from `strength` evenly down to the last step's length,
+    or with `to_sigma_min`, where one more step goes to 0, to 0."""
+    n = min(steps, math.ceil(strength * steps - 1e-9)) if strength > 1e-9 else 0
+    i = torch.arange(n, dtype=torch.float64, device="cpu")
+    return strength * (1 - i / max(1, n - 1 if to_sigma_min else n))
+
+
+def _is_whole(left: Tensor) -> bool:
+    return left[:1].tolist() == [1.0]
+
+
+def _between(low: float, high: float, share: Tensor) -> Tensor:
+    return low + share * (high - low)
 
 
 class VariancePreserving(Parameterization):
@@ -128,37 +146,36 @@ class VariancePreserving(Parameterization):
         """sigma of a whole timestep of the table, each equally likely."""
         return self.schedule.sigma((u * self.schedule.timesteps).floor())
 
-    def _uniform(self, steps: int, top: float) -> Tensor:
+    def _uniform(self, left: Tensor, top: float, steps: int) -> Tensor:
         """From the last timestep down by T / steps ("trailing" in Lin et al. 2023, table 2), rounded to whole ones."""
-        n = self._timestep(top) + 1
-        return self._sigmas(n * (1 - torch.arange(steps, device="cpu").double() / steps) - 1)
+        return self._sigmas(left, (self._timestep(top) + 1) * left - 1)
 
-    def _leading(self, steps: int, top: float) -> Tensor:
+    def _leading(self, left: Tensor, top: float, steps: int) -> Tensor:
         """Multiples of T // steps: it never sees the noisiest steps, and is here for parity with older code."""
         if self.schedule.zero_terminal_snr:
             raise UserError("a zero-terminal-SNR model is sampled from its last timestep on: use another spacing.")
-        step = self.schedule.timesteps // steps
-        return self._sigmas(torch.arange(steps - 1, -1, -1, device="cpu").double() * step)
+        return self._sigmas(left, self.schedule.timesteps // steps * (steps * left - 1))
 
-    def _linspace(self, steps: int, top: float) -> Tensor:
-        return self._sigmas(_between(self._timestep(top), 0, steps))
+    def _linspace(self, left: Tensor, top: float, steps: int) -> Tensor:
+        return self._sigmas(left, self._timestep(top) * left)
 
     def _at(self, tau: Tensor, top: float) -> Tensor:
         return self.schedule.sigma(tau * self._timestep(top))
 
-    def _table(self, steps: int, top: float) -> Tensor:
+    def _table(self, left: Tensor, top: float, steps: int) -> Tensor:
         if steps != self.schedule.timesteps:
             raise UserError(
                 f"spacing 'table' takes all {self.schedule.timesteps} timesteps: set steps={self.schedule.timesteps}, "
                 "or use the spacing 'uniform'."
             )
-        return self.schedule.sigmas.flip(0)
+        return self.schedule.sigmas.flip(0) if _is_whole(left) else self.schedule.sigma(steps * left - 1)
 
     def _timestep(self, sigma: float) -> float:
         return self.schedule.timestep(torch.tensor([sigma], dtype=torch.float64, device="cpu")).item()
 
-    def _sigmas(self, t: Tensor) -> Tensor:
-        return self.schedule.sigma(t.round())
+    def _sigmas(self, left: Tensor, t: Tensor) -> Tensor:
+        """sigma at the timesteps `t` (n,), whole ones where the whole way is gone; its part begins in between."""
+        return self.schedule.sigma(t.round() if _is_whole(left) else t)
 
 
 @register
@@ -231,14 +248,12 @@ class Flow(Parameterization):
         """sigma of t = u."""
         return u / (1 - u)
 
-    def _uniform(self, steps: int, top: float) -> Tensor:
+    def _uniform(self, left: Tensor, top: float, steps: int) -> Tensor:
         """t = 1, 1 - 1/steps, ..., 1/steps, the first one capped."""
-        t = 1 - torch.arange(steps, device="cpu").double() / steps
-        return (t / (1 - t)).clamp(max=top)
+        return (left / (1 - left)).clamp(max=top)
 
     def _at(self, tau: Tensor, top: float) -> Tensor:
-        low, high = self.sigma_min / (1 + self.sigma_min), top / (1 + top)
-        t = low + tau * (high - low)
+        t = _between(self.sigma_min / (1 + self.sigma_min), top / (1 + top), tau)
         return t / (1 - t)
 
 
@@ -248,6 +263,8 @@ class EDM(Parameterization):
 
     `sigma_data` is the standard deviation of the data: 1 for whitened latents (0.5 in the paper, for pixels).
     """
+
+    to_sigma_min = ("uniform", *Parameterization.to_sigma_min)
 
     def __init__(self, sigma_data: float = 1.0, sigma_min: float = 0.002, sigma_max: float = 80.0):
         if not (sigma_data > 0 and 0 < sigma_min < sigma_max < math.inf):

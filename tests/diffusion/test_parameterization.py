@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -191,6 +194,48 @@ def test_every_spacing_falls_from_the_most_noise_to_0(parameterization, spacing,
         sigmas = parameterization.grid(steps, spacing, shift)
         assert len(sigmas) == steps + 1 and (sigmas.diff() < 0).all()
         assert sigmas[0].item() == parameterization.sigma_max and sigmas[-1] == 0
+
+
+@pytest.mark.parametrize("parameterization", [Eps(), V(Schedule(zero_terminal_snr=True)), X0(Schedule("cosine"))])
+@pytest.mark.parametrize("spacing", ["uniform", "beta"])
+def test_a_whole_number_of_steps_is_the_grids_end(parameterization, spacing):
+    whole = parameterization.grid(20, spacing)
+    for n in (1, 13, 16, 19, 20):
+        part = parameterization.grid(20, spacing, strength=n / 20)
+        torch.testing.assert_close(part, whole[20 - n :], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("parameterization", [Eps(), Flow(), EDM(), V(Schedule(zero_terminal_snr=True))])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_part_begins_at_its_own_noise_level_whatever_the_steps(parameterization, shift):
+    """It rises with the strength and is the same for one step and for many; nothing is left at strength 0."""
+    zero_snr = parameterization.sigma_max > 1000
+    for spacing in parameterization.spacings:
+        if spacing == "table" or (spacing == "leading" and (zero_snr or shift != 1)):
+            continue
+        begun = []
+        for strength in (0.04, 0.1, 0.4, 0.78, 0.79, 0.8, 0.805, 0.82, 0.999):
+            grids = [parameterization.grid(steps, spacing, shift, strength) for steps in (1, 2, 5, 20)]
+            assert [len(grid) - 1 for grid in grids] == [math.ceil(strength * steps) for steps in (1, 2, 5, 20)]
+            if spacing != "leading":  # whose whole way depends on the steps
+                assert all(grid[0].item() == pytest.approx(grids[0][0].item(), rel=1e-9) for grid in grids)
+            begun.append(grids[-1][0].item())
+        assert parameterization.sigma_min <= begun[0] and begun[-1] <= parameterization.sigma_max
+        assert all(low < high for low, high in itertools.pairwise(begun)), spacing
+        assert parameterization.grid(20, spacing, shift, 0.0).tolist() == [0]
+
+
+def test_a_part_of_a_flows_way_begins_at_t_its_strength():
+    sigmas = Flow().grid(20, strength=0.785)
+    t = sigmas / (1 + sigmas)
+    torch.testing.assert_close(t, 0.785 * torch.linspace(1, 0, 17, dtype=torch.float64))
+
+
+def test_a_part_of_the_table_takes_its_share_of_the_timesteps():
+    parameterization = Eps(Schedule(timesteps=50))
+    sigmas = parameterization.grid(50, "table", strength=0.5)
+    assert torch.allclose(sigmas, parameterization.grid(50, "table")[25:])
+    assert len(parameterization.grid(50, "table", strength=0.51)) == 27
 
 
 def test_grids_that_are_refused():
