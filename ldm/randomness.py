@@ -7,6 +7,7 @@ SplitMix64's finalizer (Steele, Lea, Flood 2014), a counter-based generator in a
 
 import math
 import zlib
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -37,8 +38,7 @@ def low_discrepancy(seed: int, stream: str, position: Tensor) -> Tensor:
     A batch of B consecutive samples then covers all noise levels, which takes variance out of the loss (Kingma et al.
     2021, appendix I.1, has the idea for a batch alone).
     """
-    offset = _mix(torch.tensor(seed, device=position.device) * _GOLDEN + zlib.crc32(stream.encode()))
-    return _to_unit(position.long() * _GOLDEN + offset)
+    return _to_unit(position.long() * _GOLDEN + _key(seed, stream))
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -49,10 +49,15 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
 
 def _bits(seed: int, stream: str, position: Tensor, n: int) -> Tensor:
     """64 random bits as int64, (B, n)."""
-    key = _mix(torch.tensor(seed, device=position.device) * _GOLDEN + zlib.crc32(stream.encode()))
-    row = _mix(position.long() * _GOLDEN + key)  # (B,)
+    row = _mix(position.long() * _GOLDEN + _key(seed, stream))  # (B,)
     column = torch.arange(1, n + 1, device=position.device) * _GOLDEN  # (n,)
     return _mix(row[:, None] + column)
+
+
+@lru_cache(maxsize=256)
+def _key(seed: int, stream: str) -> int:
+    """The hash of seed and stream, a number of the host's: a tensor made of it would be copied to the device."""
+    return int(_mix(torch.tensor(seed, device="cpu") * _GOLDEN + zlib.crc32(stream.encode())))
 
 
 def _mix(z: Tensor) -> Tensor:

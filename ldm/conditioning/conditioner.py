@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning.parts import Encode, Part
+from ldm.conditioning.reader import PartReader, Reader, coins
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.networks import Cond
-from ldm.randomness import uniform
 from ldm.registry import register
 
 
@@ -42,8 +43,17 @@ class Conditioner(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
         """The conditions of a prepared batch; `drop` says by part which samples (B,) bool get the null condition."""
-        drop = drop or {}
-        return merge([part(batch[part.column], drop.get(name)) for name, part in self.parts.items()])
+        drop, ready = drop or {}, batch.get("ready", {})
+        conds = []
+        for name, part in self.parts.items():
+            values = ready[name] if name in ready else batch[part.column]
+            conds.append(part(values, drop.get(name)))
+        return merge(conds)
+
+    def reader(self, seed: int) -> Reader:
+        """What makes `drop` and `ready` of a batch where it is made: on the host, in data workers too."""
+        parts = {name: PartReader(part.column, part.drop_prob, part.reader()) for name, part in self.parts.items()}
+        return Reader(parts, seed)
 
     def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> dict[str, Any]:
         """The batch with the columns that parts make themselves: masked images, low resolutions, embeddings.
@@ -59,11 +69,7 @@ class Conditioner(nn.Module):
 
     def coins(self, seed: int, position: Tensor) -> dict[str, Tensor]:
         """Which samples drop which condition: one independent coin a part, fixed by (seed, position)."""
-        return {
-            name: uniform(seed, f"drop {name}", position) < part.drop_prob
-            for name, part in self.parts.items()
-            if part.drop_prob > 0
-        }
+        return coins(seed, position, {name: part.drop_prob for name, part in self.parts.items()})
 
     def null(self, n: int, size: tuple[int, int] | None = None) -> Cond:
         """The null condition for `n` samples of `size` (height, width) in pixels, by default as trained."""
@@ -151,4 +157,4 @@ def _listed(values: Any) -> list:
 
 
 def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    return send(value, device) if isinstance(value, Tensor) else value

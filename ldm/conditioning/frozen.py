@@ -4,7 +4,7 @@ Its weights belong to no model of ours: a model folder names it (path or name, a
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from ldm.conditioning.encoders import (
     width_of,
 )
 from ldm.conditioning.parts import Part
+from ldm.conditioning.reader import States, without
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.networks import Cond
 from ldm.registry import register
@@ -36,6 +38,20 @@ class Known(Protocol):
     def get(self, captions: list[str]) -> Cond | None:
         """Their states, or None if one of them isn't among the known."""
         ...
+
+
+class Remember:
+    """Captions to the `States` that are known of them, or as they are where one isn't known."""
+
+    def __init__(self, known: Known):
+        self.known = known
+
+    def __call__(self, captions: list[str]) -> States | list[str]:
+        cond = self.known.get(captions)
+        if cond is None:
+            return captions
+        assert cond.tokens is not None
+        return States(cond.tokens, cond.mask, cond.vector)
 
 
 @register
@@ -111,12 +127,17 @@ class FrozenText(Part):
         self._load()
         return self._held[0]
 
-    def forward(self, values: list[str], drop: Tensor | None = None) -> Cond:
-        if drop is not None:
-            values = ["" if d else v for v, d in zip(values, drop.tolist(), strict=True)]
+    def reader(self) -> Callable[[list[str]], States | list[str]] | None:
+        return Remember(self.known) if self.known else None
+
+    def forward(self, values: list[str] | States, drop: Tensor | None = None) -> Cond:
+        if not isinstance(values, States):
+            values = without(values, drop)
+            values = Remember(self.known)(values) if self.known else values
+        if not isinstance(values, States):
+            return self.encode(values)
         place: torch.device = self._place.device
-        known = self.known.get(values) if self.known else None
-        return self.encode(values) if known is None else known.map(lambda t: t.to(place))
+        return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, place))
 
     @torch.no_grad()
     def encode(self, values: list[str]) -> Cond:
@@ -124,8 +145,9 @@ class FrozenText(Part):
         place: torch.device = self._place.device
         encoder = self.encoder.to(place)
         batch = self._tokens(values)
-        ids, mask = batch["input_ids"].to(place), batch["attention_mask"].to(place)  # (B, L)
+        ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
         mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
+        ids, mask = send(ids, place), send(mask, place)
         output = encoder(input_ids=ids, attention_mask=mask if self.masked else None)
         keep = mask.bool() if self.masked else None
         return Cond(vector=self._pool(output, mask), tokens=output.last_hidden_state.float(), mask=keep)

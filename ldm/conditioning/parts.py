@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import tokenizer
+from ldm.conditioning.reader import Tokens, without
+from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
 from ldm.networks import Cond, TextTransformer
 from ldm.registry import register
@@ -67,6 +69,10 @@ class Part(nn.Module):
     def example(self, batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """What a user would pass to draw the samples of a batch out of the data."""
         return {key: batch[key] for key in self.takes}
+
+    def reader(self) -> Callable[[list[str]], Any] | None:
+        """What makes tensors of captions on the host, without any weights; None for columns that are tensors."""
+        return None
 
     def null_values(self, n: int) -> Any:
         """`n` values of the column that mean "nothing said"."""
@@ -163,12 +169,24 @@ class Text(Part):
     def parse(self, values: Any) -> list[str]:
         return [str(v) for v in values]
 
-    def forward(self, values: list[str], drop: Tensor | None = None) -> Cond:
-        if drop is not None:
-            values = ["" if d else v for v, d in zip(values, drop.tolist(), strict=True)]
+    def reader(self) -> Callable[[list[str]], Tokens]:
+        return Tokenize(self.tokenizer.to_str(), self.length)
+
+    def forward(self, values: list[str] | Tokens, drop: Tensor | None = None) -> Cond:
+        if not isinstance(values, Tokens):
+            values = Tokens(*tokenizer.encode(self.tokenizer, without(values, drop), self.length))
         device = self.encoder.position_embedding.device
-        ids, mask = tokenizer.encode(self.tokenizer, values, self.length)  # (B, L)
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = send(values.ids, device), send(values.mask, device)  # (B, L)
         states = self.encoder(ids, mask)  # (B, L, D)
         vector = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) if self.vector_dim else None
         return Cond(vector=vector, tokens=states, mask=mask)
+
+
+class Tokenize:
+    """Captions to `Tokens`, by a tokenizer that travels as text."""
+
+    def __init__(self, tokenizer_json: str, length: int):
+        self.tokenizer_json, self.length = tokenizer_json, length
+
+    def __call__(self, captions: list[str]) -> Tokens:
+        return Tokens(*tokenizer.encode(tokenizer.load(self.tokenizer_json), captions, self.length))

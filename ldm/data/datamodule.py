@@ -1,7 +1,7 @@
 """Batches for Lightning, fetched whole: the sampler yields positions, the table gathers their rows."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -10,28 +10,49 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.order import PositionSampler, bucket_rows, index_of
+from ldm.data.table import values
+from ldm.images import Preprocess
 from ldm.randomness import permutation, uniform
 
 
 class Gathers(Protocol):
     """What `Table` and `LatentTable` have in common."""
 
+    preprocess: Preprocess
+
     def __len__(self) -> int: ...
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
+    def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
+
+
+Read = Callable[[dict[str, Any], bool], dict[str, Any]]  # (batch, training) -> what conditions read of it, added
+
+
+def as_gathered(batch: dict[str, Any], training: bool) -> dict[str, Any]:
+    return batch
 
 
 class TrainBatches(Dataset):
-    """Positions (B,) of the endless training order -> their batch, with `position` and `index` (B,) int64."""
+    """Positions (B,) of the endless training order -> their batch as it is stored, with `position` and `index` (B,)
+    int64 and `start`, the first position of the batch on all ranks together, a number of the host's.
 
-    def __init__(self, table: Gathers, keys: Collection[str], seed: int, batch_size: int = 1):
-        self.table, self.keys, self.seed, self.batch_size = table, tuple(keys), seed, batch_size
+    `read` adds what conditions make of it on the host.
+    """
+
+    def __init__(self, table: Gathers, keys: Collection[str], seed: int, batch_size: int = 1, read: Read = as_gathered):
+        self.table, self.keys, self.seed, self.batch_size, self.read = table, tuple(keys), seed, batch_size, read
         self.buckets: list[Gathers] = getattr(table, "buckets", [])
 
     def __getitem__(self, position: np.ndarray) -> dict[str, Any]:
         table, index, before = self._rows(position)
         where = torch.from_numpy(position)
         draw = uniform(self.seed, "caption", where).numpy() if "text" in self.keys else None
-        return table.batch(index, self.keys, draw) | {"position": where, "index": torch.from_numpy(index + before)}
+        batch = table.gather(index, self.keys, draw) | {
+            "position": where,
+            "index": torch.from_numpy(index + before),
+            "start": int(position[0]) // self.batch_size * self.batch_size,
+        }
+        return self.read(batch, True)
 
     def _rows(self, position: np.ndarray) -> tuple[Gathers, np.ndarray, int]:
         """The table that a batch comes from, its rows there (B,), and how many rows the tables before it have."""
@@ -51,9 +72,16 @@ class Rows(Dataset):
     """
 
     def __init__(
-        self, table: Gathers, keys: Collection[str], batch_size: int, most: int, rank: int = 0, world: int = 1
+        self,
+        table: Gathers,
+        keys: Collection[str],
+        batch_size: int,
+        most: int,
+        rank: int = 0,
+        world: int = 1,
+        read: Read = as_gathered,
     ):
-        self.table, self.keys, self.batch_size = table, tuple(keys), batch_size
+        self.table, self.keys, self.batch_size, self.read = table, tuple(keys), batch_size, read
         self.order = permutation(0, 0, len(table))[:most]
         self.rank, self.world = rank, world
 
@@ -67,11 +95,12 @@ class Rows(Dataset):
         own = np.array_split(whole, self.world)[self.rank]
         position = own if len(own) else whole[:1]
         index = self.order[position]
-        return self.table.batch(index, self.keys) | {
+        batch = self.table.gather(index, self.keys) | {
             "position": torch.from_numpy(position),
             "index": torch.from_numpy(index),
             "counted": len(own),
         }
+        return self.read(batch, False)
 
 
 def workers_beside(device: torch.device, processes: int) -> int:
@@ -103,10 +132,11 @@ class BatchModule(pl.LightningDataModule):
         workers: int | Literal["auto"] = "auto",
         pin_memory: bool | None = None,
         val_samples: int = 512,
+        read: Read = as_gathered,
     ):
         super().__init__()
         self.train, self.val, self.keys, self.batch_size, self.seed = train, val, keys, batch_size, seed
-        self.val_samples = val_samples
+        self.val_samples, self.read = val_samples, read
         self.position = 0
         self.workers = workers
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
@@ -114,11 +144,11 @@ class BatchModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
         return DataLoader(
-            TrainBatches(self.train, self.keys, self.seed, self.batch_size), sampler=sampler, **self._options
+            TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read), sampler=sampler, **self._options
         )
 
     def val_dataloader(self) -> DataLoader:
-        rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share)
+        rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share, read=self.read)
         return DataLoader(rows, **self._options)
 
     @property
@@ -136,6 +166,10 @@ class BatchModule(pl.LightningDataModule):
         if self.workers != "auto":
             return self.workers
         return workers_beside(self.trainer.strategy.root_device, self.trainer.num_devices) if self.trainer else 0
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Pixels travel as bytes and become floats on the device."""
+        return values(batch, self.train.preprocess)
 
     @property
     def _share(self) -> dict[str, int]:

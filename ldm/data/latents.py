@@ -18,8 +18,9 @@ from ldm.artifact import model_hash, to_json
 from ldm.data.buckets import Buckets
 from ldm.data.mapped import ByPath
 from ldm.data.sharing import is_done, share
-from ldm.data.table import Table, new_array
+from ldm.data.table import Table, new_array, values
 from ldm.files import atomic_write, one_at_a_time
+from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Identity
 
 log = logging.getLogger("ldm")
@@ -46,13 +47,21 @@ class LatentTable(ByPath):
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.table.preprocess
+
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
         """`latent_mean`, `latent_std` (B, C, h, w) and the other columns; pixels only if `keys` asks for `image`."""
+        return values(self.gather(index, keys, draw), self.preprocess)
+
+    def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """The same as they are stored: see `Table.gather`."""
         moments = {
             "latent_mean": torch.from_numpy(self.mean[index]),
             "latent_std": torch.from_numpy(self.std[index]),
         }
-        return moments | self.table.batch(index, keys, draw)
+        return moments | self.table.gather(index, keys, draw)
 
 
 def cached_latents(

@@ -37,6 +37,11 @@ class Hint:
         """The control images (B, channels, H, W) of a batch's column."""
         raise NotImplementedError
 
+    def on_host(self, values: Tensor) -> Tensor:
+        """What `__call__` takes in place of the column, made where a batch is made: for kinds that would otherwise make
+        the host wait for the device."""
+        return values
+
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
         """A control image (channels, H, W) out of a picture, a file or an array, at `preprocess`'s size and crop."""
         values = Preprocess(3, preprocess.height, preprocess.width, resize=preprocess.resize, background=[0.0]).array(
@@ -61,7 +66,12 @@ class Canny(Hint):
         self.low, self.high, self.sigma = low, high, sigma
 
     def __call__(self, values: Tensor) -> Tensor:
-        return canny(values, self.low, self.high, self.sigma).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+        edges = values if values.dtype == torch.bool else self.on_host(values)
+        return edges.float().expand(-1, 3, -1, -1)  # (B, 3, H, W)
+
+    def on_host(self, values: Tensor) -> Tensor:
+        """(B, 1, H, W) bool: how long edges have to be followed, only the numbers tell."""
+        return canny(values, self.low, self.high, self.sigma) > 0
 
 
 @register

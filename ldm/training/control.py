@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.adapters.control import Control, Steering
-from ldm.data.table import Table
+from ldm.data.datamodule import Read
+from ldm.data.table import Table, values
 from ldm.errors import UserError
+from ldm.images import Preprocess
 from ldm.images.hints import Hint, hint_for
 from ldm.networks import Cond, Controlled, DiT, UNet, controlnet_for
 from ldm.pipeline import LatentDiffusion
@@ -60,7 +62,12 @@ class ControlFinetune(Finetune):
                 part.drop_prob = self.prompt_dropout
 
     def condition(self, cond: Cond, batch: Mapping[str, Any], seed: int, training: bool) -> Cond:
-        return replace(cond, control={**cond.control, NAME: self.hint(batch[self.hint.column])})
+        column = batch["hint"] if "hint" in batch else batch[self.hint.column]
+        return replace(cond, control={**cond.control, NAME: self.hint(column)})
+
+    def reader(self, read: Read, preprocess: Preprocess) -> Read:
+        on_host = type(self.hint).on_host is not Hint.on_host
+        return HintReader(read, self.hint, preprocess) if on_host else read
 
     def pictures(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
         """Control images of validation scenes, each with what is drawn after it beside."""
@@ -81,6 +88,18 @@ class ControlFinetune(Finetune):
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
         network: Any = model.denoiser.network
         return Control(network.controlnets[0], self.hint, base)
+
+
+class HintReader:
+    """Adds `hint`, what the control image is made of, by a kind that makes it on the host."""
+
+    def __init__(self, read: Read, hint: Hint, preprocess: Preprocess):
+        self.read, self.hint, self.preprocess = read, hint, preprocess
+
+    def __call__(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
+        column = self.hint.column
+        made = self.hint.on_host(values({column: batch[column]}, self.preprocess)[column])
+        return self.read(batch, training) | {"hint": made}
 
 
 def beside(a: Tensor, b: Tensor) -> Tensor:

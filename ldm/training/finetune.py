@@ -9,9 +9,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from ldm.conditioning import ClassLabel
+from ldm.data.datamodule import Read
 from ldm.data.lazy import Lazy
 from ldm.data.table import Table
 from ldm.errors import UserError
+from ldm.images import Preprocess
 from ldm.networks import Cond
 from ldm.pipeline import LatentDiffusion
 
@@ -34,6 +36,7 @@ class Finetune:
     - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
       `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
       `ldm.randomness` with (seed, batch["position"]);
+    - `reader(read, preprocess)`: what adds to a batch on the host, beside `read`, which is the conditioner's own;
     - `pictures(val, n, seed)`: what the samples show while training;
     - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
       `model` itself, not copies (a checkpoint finds them by where they lie), or the model. `base` is what an adapter
@@ -67,6 +70,9 @@ class Finetune:
 
     def condition(self, cond: Cond, batch: Mapping[str, Any], seed: int, training: bool) -> Cond:
         return cond
+
+    def reader(self, read: Read, preprocess: Preprocess) -> Read:
+        return read
 
     def pictures(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
         """A function of a model that draws `n` pictures of the first validation conditions, from the same noise."""

@@ -60,7 +60,9 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         shown = config["samples"]
         draw = kind.pictures(tables[1], shown["n"], config["seed"])
         pictures = FromTheStart(folder, lambda task: draw(task.model()), 4, shown["every_n_steps"])
-        trainer = fit(task, batches(train, val, tuple(needs), config), folder, config, pictures, clock.started, start)
+        read = kind.reader(model.conditioner.reader(config["seed"]), tables[0].preprocess)
+        data = batches(train, val, tuple(needs), config, read)
+        trainer = fit(task, data, folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)

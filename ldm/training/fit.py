@@ -17,7 +17,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ldm.data.datamodule import BatchModule, Gathers
+from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
 from ldm.devices import available
 from ldm.errors import UserError, did_you_mean
 from ldm.training import sharded
@@ -52,8 +52,10 @@ def task_options(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def batches(train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[str, Any]) -> BatchModule:
-    return BatchModule(train, val, keys, config["batch_size"], config["seed"], **config["loader"])
+def batches(
+    train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[str, Any], read: Read = as_gathered
+) -> BatchModule:
+    return BatchModule(train, val, keys, config["batch_size"], config["seed"], read=read, **config["loader"])
 
 
 def fit(

@@ -131,7 +131,18 @@ def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
 
 def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A batch as batches of one."""
-    return [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["index"]))]
+    return [_row(batch, i) for i in range(len(batch["index"]))]
+
+
+def _row(value: Any, i: int) -> Any:
+    """Of what a batch holds, that of its sample `i`; numbers are of all."""
+    if isinstance(value, (Tensor, list)):
+        return value[i : i + 1]
+    if isinstance(value, Mapping):
+        return {key: _row(part, i) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return type(value)(*(_row(part, i) for part in value))
+    return value
 
 
 def indices_of(rows: list[dict[str, Any]]) -> list[int]:

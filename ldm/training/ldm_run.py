@@ -78,7 +78,8 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         needs = tuple(dict.fromkeys((*(("image",) if isinstance(train, Table) else ()), *conditioner.needs)))
         shown = config["samples"]
         pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
-        trainer = fit(task, batches(train, val, needs, config), folder, config, pictures, clock.started, start)
+        data = batches(train, val, needs, config, conditioner.reader(config["seed"]))
+        trainer = fit(task, data, folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)

@@ -53,7 +53,10 @@ class DiffusionTask(Task):
         """
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
-        return conditioner(batch, conditioner.coins(seed, batch["position"]) if training else None)
+        if not training:
+            return conditioner(batch)
+        coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])
+        return conditioner(batch, coins)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

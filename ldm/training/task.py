@@ -80,7 +80,7 @@ class Task(pl.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Lightning's own count of steps, by which it logs, is one off after some resumes
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
-        torch.manual_seed(hash((self.seed, int(batch["position"][0]))) % 2**63)
+        torch.manual_seed(hash((self.seed, batch["start"], self.global_rank)) % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss, figures = self.losses(batch, self.trained)

@@ -81,18 +81,16 @@ class VAELoss(nn.Module):
         critic = hinge(self.critic(images).float(), self.critic(decoded.detach()).float())
         return weight * verdict + critic, {"adversarial": verdict, "adversarial_weight": weight, "critic": critic}
 
-    def transformed(
-        self, latents: Tensor, images: Tensor, factor: int, seed: int, position: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def transformed(self, latents: Tensor, images: Tensor, factor: int, seed: int, start: int) -> tuple[Tensor, Tensor]:
         """Latents and images, with probability `equivariance` both turned by quarters and made smaller alike.
 
         EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): the decoder learns tau(x) from tau(z), and the encoder
-        latents that bear it, smoother ones. The scale is one of 8/32 to 31/32. One draw for a batch (of a rank), which
-        its first sample's position fixes.
+        latents that bear it, smoother ones. The scale is one of 8/32 to 31/32. One draw for a batch, which its `start`,
+        the position of its first sample on all ranks together, fixes.
         """
         if not self.equivariance:
             return latents, images
-        coin, scale, turn = uniform(seed, "equivariance", position[:1], (3,))[0].tolist()
+        coin, scale, turn = uniform(seed, "equivariance", torch.tensor([start]), (3,))[0].tolist()
         if coin >= self.equivariance:
             return latents, images
         h, w = latents.shape[2:]

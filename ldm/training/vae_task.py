@@ -45,8 +45,8 @@ class VAETask(Task):
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
         # Validation is of the mode: what stage two's decoder will be fed is near it.
         latents = posterior.sample(noise) if training else posterior.mode()
-        if training:
-            latents, images = terms.transformed(latents, images, network.factor, self.seed, batch["position"])
+        if training and terms.equivariance:
+            latents, images = terms.transformed(latents, images, network.factor, self.seed, batch["start"])
         decoded = network.decode(latents)
         errors = (decoded - images).square().mean((1, 2, 3))  # (B,)
         kl = posterior.kl()  # (B, C, h, w)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ldm import artifact
 from ldm.data import latents
+from ldm.data.datamodule import BatchModule
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.loading import load
@@ -97,15 +98,15 @@ def test_the_command_that_continues_is_this_one_with_resume():
 
 def poison(sample: int) -> None:
     """Makes the loss of one training sample infinite."""
-    original = Table.batch
+    original = BatchModule.on_after_batch_transfer
 
-    def batch(self, index, keys, draw=None):
-        out = original(self, index, keys, draw)
-        if "image" in out and len(self) > 8:
-            out["image"][torch.from_numpy(np.asarray(index) == sample)] = float("inf")
+    def poisoned(self, batch, dataloader_idx):
+        out = original(self, batch, dataloader_idx)
+        if "image" in out and "start" in out:
+            out["image"][out["index"] == sample] = float("inf")
         return out
 
-    Table.batch = batch
+    BatchModule.on_after_batch_transfer = poisoned
 
 
 def sample_of_step(step: int) -> int:

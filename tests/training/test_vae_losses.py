@@ -14,10 +14,6 @@ from ldm.training import vae_losses
 from ldm.training.vae_losses import VAELoss, lpips
 
 
-def position(n: int = 2, start: int = 0) -> torch.Tensor:
-    return torch.arange(start, start + n)
-
-
 def test_pixel_errors():
     images, decoded = torch.rand(2, 2, 3, 8, 8) * 2 - 1
     for pixel, wanted in (("mse", F.mse_loss(decoded, images)), ("l1", F.l1_loss(decoded, images))):
@@ -90,7 +86,7 @@ def test_equivariance_transforms_latents_and_images_alike():
     latents = F.avg_pool2d(images, 4)
     seen, plain = set(), 0
     for start in range(200):
-        some, pictures = loss.transformed(latents, images, 4, 0, position(start=start))
+        some, pictures = loss.transformed(latents, images, 4, 0, start)
         if some is latents:
             plain += 1
             continue
@@ -102,15 +98,15 @@ def test_equivariance_transforms_latents_and_images_alike():
         seen.add((some.shape[2], near.index(min(near))))
     assert 70 < plain < 130
     assert {k for _, k in seen} == {0, 1, 2, 3} and {h for h, _ in seen} >= {4, 8, 12}
-    again = [loss.transformed(latents, images, 4, 0, position(start=7))[0] for _ in range(2)]
+    again = [loss.transformed(latents, images, 4, 0, 7)[0] for _ in range(2)]
     assert torch.equal(*again)
     flat = VAELoss(1, 32, equivariance=1.0, equivariance_turns=False)
     wide = torch.randn(1, 2, 6, 9)
     for start in range(20):
-        some, pictures = flat.transformed(wide, torch.randn(1, 1, 12, 18), 2, 0, position(start=start))
+        some, pictures = flat.transformed(wide, torch.randn(1, 1, 12, 18), 2, 0, start)
         assert some.shape[2] <= 6 and some.shape[3] <= 9 and pictures.shape[3] == 2 * some.shape[3]
     off = VAELoss(1, 32)
-    assert off.transformed(latents, images, 4, 0, position())[0] is latents
+    assert off.transformed(latents, images, 4, 0, 0)[0] is latents
 
 
 def without_weights(monkeypatch):
