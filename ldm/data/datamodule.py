@@ -18,8 +18,8 @@ from ldm.randomness import permutation, uniform
 class Gathers(Protocol):
     """What `Table` and `LatentTable` have in common."""
 
-    preprocess: Preprocess
-
+    @property
+    def preprocess(self) -> Preprocess: ...
     def __len__(self) -> int: ...
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
     def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
@@ -139,7 +139,7 @@ class BatchModule(pl.LightningDataModule):
         self.val_samples, self.read = val_samples, read
         self.position = 0
         self.workers = workers
-        self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self.pin_memory = pin_memory
 
     def train_dataloader(self) -> DataLoader:
         sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
@@ -157,9 +157,14 @@ class BatchModule(pl.LightningDataModule):
         return {
             "batch_size": None,
             "num_workers": workers,
-            "pin_memory": self.pin_memory,
+            "pin_memory": self._beside_accelerator if self.pin_memory is None else self.pin_memory,
             "persistent_workers": workers > 0,
         }
+
+    @property
+    def _beside_accelerator(self) -> bool:
+        """Whether batches are copied to a memory that isn't the CPU's: then out of pinned memory."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type not in ("cpu", "mps")
 
     @property
     def _workers(self) -> int:
