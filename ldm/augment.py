@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.table import Table
+from ldm.data.table import Table, images_on
+from ldm.devices import device_of, fetched, send
 from ldm.errors import UserError
 from ldm.files import atomic_write
 from ldm.images import Preprocess
@@ -65,7 +66,7 @@ def write(
             _save_ids(out / about[key], np.asarray(table.columns[key][row]))
         if control:
             about["control"] = _save(out / "controls" / f"{row:07d}", np.asarray(table.columns["control"][row]), out)
-        arrays = list(table.preprocess.to_uint(variants).cpu().numpy())
+        arrays = list(variants.numpy())
         for i, array in enumerate([*([np.asarray(table.images[row])] if originals else []), *arrays]):
             name = f"images/{row:07d}-{i}"
             lines.append(json.dumps({"file_name": _save(out / name, array, out), **about}, ensure_ascii=False))
@@ -76,11 +77,12 @@ def write(
 def _variants(
     vae: AutoencoderKL, table: Table, n: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each row with its variants (n, C, H, W)."""
-    place = next(vae.parameters()).device
+    """Each row with its variants (n, C, H, W), as integers."""
+    place = device_of(vae)
     for rows in torch.arange(len(table)).split(batch_size):
-        images = table.batch(rows.numpy(), ["image"])["image"].to(place)
-        yield from zip(rows.tolist(), vae.augment(images, n, temperature, seed, rows), strict=True)
+        images = images_on(place, table, rows.numpy())
+        made = vae.augment(images, n, temperature, seed, send(rows, place))
+        yield from zip(rows.tolist(), fetched(table.preprocess.to_uint(made))[0], strict=True)
 
 
 def _said(table: Table, key: str, row: int) -> Any:

@@ -109,7 +109,7 @@ _RANGES = {
     "samples.n": (1, math.inf),
     "loader.workers": (0, math.inf),
 }
-_CHOICES = {"latents": ("cached", "online")}
+_CHOICES = {"latents": ("cached", "online"), "latents_dtype": ("float32", "float16")}
 Kinds = dict[str, Any]  # an option's name and its annotation
 _BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "control_start", "control_end")
 

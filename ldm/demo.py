@@ -18,6 +18,7 @@ from ldm.artifact import to_json
 from ldm.data.emoji import Emoji
 from ldm.data.table import Table
 from ldm.demo_page import write_page
+from ldm.devices import available
 from ldm.evaluation.reader import Reader, score, train_reader
 from ldm.images import grid, save_png
 
@@ -40,11 +41,11 @@ def main() -> None:
     _, val = emoji.tables(Path("runs/cache/data"))
     report = {"real validation scenes": score_of(reader, val, None)}
     report["their VAE reconstructions (the ceiling)"] = score_of(reader, val, ldm.load("runs/vae/emoji"))
-    model = ldm.load("runs/ldm/emoji")
+    model = ldm.load("runs/ldm/emoji", available())
     columns, captions = emoji.held_out_captions(CAPTIONS, TWO_OBJECTS, SEED)
     timings["a classifier that reads scenes"] = time.monotonic() - begun
     begun = time.monotonic()
-    images = model(captions, seed=SEED, output="pt", batch_size=50)
+    images = model(captions, seed=SEED, output="pt", batch_size=50).cpu()
     timings[f"drawing {CAPTIONS} pictures"] = time.monotonic() - begun
     report["pictures of held-out captions"] = score(reader, images, columns)
     about = {"captions": captions[:40], "seed": SEED, **model.sampling}

@@ -4,8 +4,11 @@ A copy to an accelerator returns at once only from pinned memory, and one to the
 number of the accelerator's on the host waits until all work queued before is done.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -14,6 +17,37 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     if device.type in ("cpu", "mps", "meta") or tensor.device.type != "cpu":
         return tensor.to(device, non_blocking=tensor.device.type != "cpu" and device.type != "cpu")
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetched(*tensors: Tensor) -> list[Tensor]:
+    """Tensors of one device on the host, which waits once for all of them."""
+    device = tensors[0].device
+    if device.type in ("cpu", "mps"):
+        return [tensor.cpu() for tensor in tensors]
+    held = [torch.empty(t.shape, dtype=t.dtype, device="cpu").pin_memory() for t in tensors]
+    for here, tensor in zip(held, tensors, strict=True):
+        here.copy_(tensor, non_blocking=True)
+    arrived = torch.Event(device=device)
+    arrived.record()
+    arrived.synchronize()
+    return held
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU for one without any."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+@contextmanager
+def lent(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """Has the module on `device` while the block runs, and then where it was; None leaves it there."""
+    before = device_of(module)
+    module.to(before if device is None else device)
+    try:
+        yield
+    finally:
+        module.to(before)
 
 
 class Later:

@@ -16,6 +16,12 @@ def rank() -> int:
     return _number("SLURM_PROCID") or 0
 
 
+def local_rank() -> int:
+    """The process's number on its own machine, from 0."""
+    local = _number("LOCAL_RANK")
+    return local if local is not None else _number("SLURM_LOCALID") or 0
+
+
 def _number(name: str) -> int | None:
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else None

@@ -18,6 +18,7 @@ from ldm.conditioning import Conditioner, FrozenText
 from ldm.conditioning.encoders import TOKENIZER, fingerprint, folder_of, tokenizer_of
 from ldm.conditioning.tokenizer import flatten
 from ldm.data.table import hash_of
+from ldm.devices import fetched, lent
 from ldm.files import atomic_write, one_at_a_time
 from ldm.networks import Cond
 
@@ -81,18 +82,29 @@ class States:
         return np.where(self.hashes[at] == wanted, at, -1) if len(self.hashes) else np.full(len(wanted), -1)
 
 
-def remember_captions(conditioner: Conditioner, tables: Iterable[Any], root: Path) -> None:
-    """Gives every frozen text encoder of `conditioner` the states of all captions of `tables`, and lets go of it."""
+def remember_captions(
+    conditioner: Conditioner, tables: Iterable[Any], root: Path, device: torch.device | str | None = None
+) -> None:
+    """Gives every frozen text encoder of `conditioner` the states of all captions of `tables`, and lets go of it.
+
+    `device` is where they are computed, by default where the conditioner is.
+    """
     frozen = [part for part in conditioner.parts.values() if isinstance(part, FrozenText)]
     if not frozen:
         return
     captions = {"", *(text for table in tables for text in flatten(table.columns["text"]))}
     for part in frozen:
-        part.known = cached_states(part, captions, root)
+        part.known = cached_states(part, captions, root, device=device)
         part.release()
 
 
-def cached_states(part: FrozenText, captions: Iterable[str], root: Path, batch_size: int = 64) -> States:
+def cached_states(
+    part: FrozenText,
+    captions: Iterable[str],
+    root: Path,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+) -> States:
     """The states of `captions`, those that aren't in the cache under `root` computed now.
 
     The cache belongs to the encoder, and grows: a caption that any run has had isn't computed again. Processes that
@@ -107,8 +119,9 @@ def cached_states(part: FrozenText, captions: Iterable[str], root: Path, batch_s
             missing = States(folder, part.masked).missing(captions)
             if missing:
                 log.info("encoding %d captions by the text encoder at %s", len(missing), part.path)
-            for start in range(0, len(missing), PIECE):
-                _encode(part, missing[start : start + PIECE], folder, batch_size)
+            with lent(part, device):
+                for start in range(0, len(missing), PIECE):
+                    _encode(part, missing[start : start + PIECE], folder, batch_size)
         states = States(folder, part.masked)
     return states
 
@@ -120,17 +133,12 @@ def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int
     work.mkdir()
     lengths: list[int] = []
     pooled: list[Tensor] = []
-    place = part._place.device
-    part.to("cuda" if torch.cuda.is_available() else place)
     with (work / "states.raw").open("wb") as file:
         for start in range(0, len(captions), batch_size):
-            cond = part.encode(captions[start : start + batch_size])
-            assert cond.tokens is not None
-            keep = cond.tokens.new_ones(cond.tokens.shape[:2]).bool() if cond.mask is None else cond.mask  # (B, L)
-            file.write(cond.tokens[keep].cpu().numpy().tobytes())
+            tokens, keep, vectors = _on_host(part.encode(captions[start : start + batch_size]))
+            file.write(tokens[keep].numpy().tobytes())
             lengths += keep.sum(1).tolist()
-            pooled += [] if cond.vector is None else [cond.vector.cpu()]
-    part.to(place)
+            pooled += vectors
     np.save(work / "ends.npy", np.cumsum(lengths))
     np.save(work / "hashes.npy", _hashes(captions))
     if pooled:
@@ -140,6 +148,14 @@ def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int
     piece = folder / hash_of(captions)
     shutil.rmtree(piece, ignore_errors=True)  # a damaged one
     work.rename(piece)
+
+
+def _on_host(cond: Cond) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The states (B, L, D), which of them are the captions' own (B, L), and the pooled ones (B, D) where there are."""
+    assert cond.tokens is not None
+    tokens, *others = fetched(*(t for t in (cond.tokens, cond.mask, cond.vector) if t is not None))
+    keep = torch.ones(tokens.shape[:2], dtype=torch.bool) if cond.mask is None else others.pop(0)
+    return tokens, keep, others
 
 
 def _pieces(folder: Path) -> Iterator[Path]:

@@ -18,19 +18,22 @@ from ldm.artifact import model_hash, to_json
 from ldm.data.buckets import Buckets
 from ldm.data.mapped import ByPath
 from ldm.data.sharing import is_done, share
-from ldm.data.table import Table, new_array, values
+from ldm.data.table import Table, images_on, new_array, values
+from ldm.devices import device_of, fetched, lent
+from ldm.errors import UserError
 from ldm.files import atomic_write, one_at_a_time
 from ldm.images import Preprocess
-from ldm.networks import AutoencoderKL, Identity
+from ldm.networks import AutoencoderKL, Gaussian, Identity
 
 log = logging.getLogger("ldm")
 MANIFEST = "latents.json"
+FirstStage = AutoencoderKL | Identity
 NOTE_EVERY = 2000  # images: what an interrupted call has to do again at most
 
 
 @dataclass
 class LatentTable(ByPath):
-    """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32,
+    """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32 or float16,
     memory-mapped.
 
     The moments are cached, not one draw of them: each visit draws anew. `channel_mean`, `channel_std` (C,) describe the
@@ -52,7 +55,8 @@ class LatentTable(ByPath):
         return self.table.preprocess
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
-        """`latent_mean`, `latent_std` (B, C, h, w) and the other columns; pixels only if `keys` asks for `image`."""
+        """`latent_mean`, `latent_std` (B, C, h, w) float32 and the other columns; pixels only if `keys` asks for
+        `image`."""
         return values(self.gather(index, keys, draw), self.preprocess)
 
     def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
@@ -65,32 +69,44 @@ class LatentTable(ByPath):
 
 
 def cached_latents(
-    table: Table, first_stage: AutoencoderKL | Identity, root: Path, batch_size: int = 64
+    table: Table,
+    first_stage: FirstStage,
+    root: Path,
+    batch_size: int = 64,
+    *,
+    dtype: str = "float32",
+    device: torch.device | str | None = None,
 ) -> LatentTable:
     """The latents of `table`, from the cache under `root` if this first stage and these data made one before.
 
     Processes that start together share the work. One that was interrupted is gone on with. Of buckets each has a cache
-    of its own, and all are whitened alike.
+    of its own, and all are whitened alike. `dtype` (float32 or float16) is how the moments are kept, `device` where
+    they are computed: by default where the first stage is.
+
+    Raises UserError for moments that aren't finite numbers in `dtype`.
     """
     if isinstance(table, Buckets):
-        return _of_buckets(table, [cached_latents(part, first_stage, root, batch_size) for part in table.buckets])
-    about = {"first_stage": model_hash(first_stage), "data": table.key, "n": len(table)}
-    key = hashlib.sha256(f"{about['first_stage']} {table.key}".encode()).hexdigest()[:20]
-    folder = root / "latents" / key
+        parts = [cached_latents(t, first_stage, root, batch_size, dtype=dtype, device=device) for t in table.buckets]
+        return _of_buckets(table, parts)
+    about: dict[str, Any] = {"first_stage": model_hash(first_stage), "data": table.key, "n": len(table)}
+    named = f"{about['first_stage']} {table.key}"
+    if dtype != "float32":  # caches of before there was a choice are of float32
+        about["dtype"], named = dtype, f"{named} {dtype}"
+    folder = root / "latents" / hashlib.sha256(named.encode()).hexdigest()[:20]
     if not _whole(folder):
         _say_why(folder.parent, about)
-        _make(table, first_stage, folder, batch_size, about)
+        with lent(first_stage, device):
+            _make(table, first_stage, folder, batch_size, about)
     return _open(table, folder)
 
 
-def _make(
-    table: Table, first_stage: AutoencoderKL | Identity, folder: Path, batch_size: int, about: dict[str, Any]
-) -> None:
+def _make(table: Table, first_stage: FirstStage, folder: Path, batch_size: int, about: dict[str, Any]) -> None:
     """Encodes in a folder beside it, which is renamed when whole, so nothing unfinished ever has the cache's name."""
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process was faster, and the folder has its name
-        encode_table(table, first_stage, work, batch_size, lambda: _whole(folder))
+        dtype = about.get("dtype", "float32")
+        encode_table(table, first_stage, work, batch_size, lambda: _whole(folder), dtype)
         with one_at_a_time(work):
             if not _whole(folder):
                 _finish(work, about)
@@ -124,12 +140,13 @@ def _say_why(root: Path, about: Mapping[str, Any]) -> None:
 @torch.inference_mode()
 def encode_table(
     table: Table,
-    first_stage: AutoencoderKL | Identity,
+    first_stage: FirstStage,
     folder: Path,
     batch_size: int,
     needless: Callable[[], bool] = lambda: False,
+    dtype: str = "float32",
 ) -> None:
-    """Writes the moments of every image into `folder`.
+    """Writes the moments of every image into `folder`, computed where the first stage is, as numbers of `dtype`.
 
     It goes on where an interrupted call had come to, and processes that start together share the images, as long as the
     whole isn't `needless`.
@@ -139,38 +156,55 @@ def encode_table(
     step = -(-NOTE_EVERY // batch_size) * batch_size
     pieces = [f"rows-{start:09d}" for start in range(0, len(table), step)]
     with one_at_a_time(folder):
-        _lay_out(folder, shape)
+        _lay_out(folder, shape, np.dtype(dtype))
     if done := [piece for piece in pieces if is_done(folder, piece)]:
         come_to = min(len(done) * step, len(table))
         print(f"going on with the latents of an interrupted run at image {come_to} of {len(table)}", flush=True)
     arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in ("mean", "std")}
-    device = next((p.device for p in first_stage.parameters()), torch.device("cpu"))
+    device = device_of(first_stage)
     log.info("encoding %d images into latents %s", len(table), "x".join(map(str, shape[1:])))
 
     def encode(piece: str) -> None:
         first = int(piece.removeprefix("rows-"))
         for rows in torch.arange(first, min(first + step, len(table))).split(batch_size):
-            images = table.batch(rows.numpy(), ["image"])["image"].to(device)
+            images = images_on(device, table, rows.numpy())
             posterior = first_stage.encode(images)
-            end = int(rows[-1]) + 1
-            arrays["mean"][rows[0] : end] = posterior.mean.cpu()
-            arrays["std"][rows[0] : end] = posterior.std.cpu()
+            found = fetched(*(moment.to(getattr(torch, dtype)) for moment in (posterior.mean, posterior.std)))
+            _refuse_not_finite(found, posterior, rows, table, dtype)
+            for array, moment in zip(arrays.values(), found, strict=True):
+                array[int(rows[0]) : int(rows[-1]) + 1] = moment.numpy()
         for array in arrays.values():
             array.flush()
 
     share(folder, pieces, encode, needless)
 
 
-def _lay_out(folder: Path, shape: tuple[int, ...]) -> None:
+def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, rows: Tensor, table: Table, dtype: str) -> None:
+    """`found` are the posterior's moments as they are to be kept, (B, C, h, w)."""
+    finite = torch.stack([moment.isfinite().flatten(1).all(1) for moment in found]).all(0)  # (B,)
+    if finite.all():
+        return
+    row = int(rows[finite.logical_not().nonzero()[0, 0]])
+    where = f"image {row}" + (f" ({table.names[row]})" if row < len(table.names) else "")
+    if all(moment.isfinite().all() for moment in (posterior.mean, posterior.std)):
+        raise UserError(f"the latents of {where} are too large for {dtype}: take latents_dtype=float32.")
+    raise UserError(
+        f"the first stage gives no finite latents for {where}: look at it by evaluate.py stage=vae, and train it again "
+        "with a smaller optimizer.lr."
+    )
+
+
+def _lay_out(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """The two arrays, empty, unless they are there; what was done on others is then forgotten."""
     with contextlib.suppress(OSError, ValueError):
-        if all(np.load(folder / f"{name}.npy", mmap_mode="r").shape == shape for name in ("mean", "std")):
+        there = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")]
+        if all(array.shape == shape and array.dtype == dtype for array in there):
             return
     for done in folder.glob("*.done"):
         done.unlink()
     for name in ("mean", "std"):
         part = folder / f"{name}.part"
-        new_array(part, np.float32, shape)
+        new_array(part, dtype.type, shape)
         part.rename(folder / f"{name}.npy")
 
 

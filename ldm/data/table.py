@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm.data.lazy import Json, Lazy
 from ldm.data.mapped import ByPath
 from ldm.data.strings import Strings
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.files import take_room, writing
 from ldm.images import Preprocess
@@ -197,6 +198,12 @@ def values(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
     """A gathered batch with its pixels as floats, ids as int64 and masks of 0 and 1, on the device where it is; what is
     so already stays as it is."""
     return {key: _value(key, value, preprocess) for key, value in batch.items()}
+
+
+def images_on(device: torch.device | str, table: Table, index: np.ndarray) -> Tensor:
+    """The images `index` (B,) as (B, C, H, W) in [-1, 1]; they come to the device as bytes."""
+    gathered = table.gather(index, ["image"])
+    return values({key: send(value, device) for key, value in gathered.items()}, table.preprocess)["image"]
 
 
 def _value(key: str, value: Any, preprocess: Preprocess) -> Any:

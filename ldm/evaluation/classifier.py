@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.table import Table
+from ldm.devices import send
 from ldm.evaluation.features import Features, prepared, weights_hash
 from ldm.evaluation.pictures import as_bytes
 from ldm.files import atomic_write
@@ -57,10 +58,10 @@ def own_features(table: Table, cache: Path | None = None, steps: int = 300, devi
     model = Classifier({name: heads_of(target) for name, target in targets.items()})
     path = cache / "features" / f"own-1-{table.key}-{steps}.pt" if cache else None
     if path and path.is_file():
-        model.load_state_dict(torch.load(path, weights_only=True))
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     else:
         print(f"training a classifier of {', '.join(targets)} whose features pictures are compared in", flush=True)
-        train(model, table, targets, steps)
+        train(model, table, targets, steps, device=device)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, lambda file: torch.save(model.state_dict(), file))
@@ -102,26 +103,40 @@ def heads_of(target: Tensor) -> int:
     return target.shape[1] if target.ndim == 2 else int(target.max()) + 1
 
 
-def train(model: Classifier, table: Table, targets: Targets, steps: int, batch_size: int = 64, seed: int = 1) -> None:
-    """Plain images and no noise: the features are to notice what a picture has that real ones don't."""
+def train(
+    model: Classifier,
+    table: Table,
+    targets: Targets,
+    steps: int,
+    batch_size: int = 64,
+    seed: int = 1,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Plain images and no noise: the features are to notice what a picture has that real ones don't.
+
+    The model is trained on `device` and comes back to the CPU.
+    """
     model.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.reset_parameters()
+        model.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
         n = min(len(table), MOST_IMAGES)
         for _ in range(steps):
             rows = torch.randint(n, (batch_size,)).sort().values
             images = as_bytes(torch.from_numpy(np.ascontiguousarray(table.images[rows.numpy()])))
-            logits = model(prepared(images, SIDE) / 127.5 - 1)
-            loss = torch.stack([_loss(logits[name], target[rows]) for name, target in targets.items()]).sum()
+            logits = model(prepared(send(images, device), SIDE) / 127.5 - 1)
+            wanted = {name: send(target[rows], device) for name, target in targets.items()}
+            loss = torch.stack([_loss(logits[name], target) for name, target in wanted.items()]).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+    model.cpu()
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:

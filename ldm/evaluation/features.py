@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.devices import fetched, send
 from ldm.errors import UserError
 from ldm.evaluation.efficientnet import EfficientNetLite0
 from ldm.evaluation.pictures import Pictures
@@ -53,7 +54,7 @@ class Features:
     @torch.inference_mode()
     def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Features (N, D) float32 of `images` (N, C, H, W) uint8, on the CPU."""
-        parts = [self._batch(batch.to(self.device)) for batch in images.split(batch_size)]
+        parts = [self._batch(send(batch, self.device)) for batch in images.split(batch_size)]
         return torch.cat(parts)
 
     def of(self, pictures: Pictures, cache: Path | None = None) -> Tensor:
@@ -78,7 +79,7 @@ class Features:
         if found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape)
             raise UserError(f"{self.name} gave {shape} for {len(images)} images; it has to give a row of numbers each.")
-        return found.float().cpu()
+        return fetched(found.float())[0]
 
 
 def prepared(images: Tensor, side: int) -> Tensor:

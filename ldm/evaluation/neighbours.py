@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.table import Table
+from ldm.data.table import Table, images_on
+from ldm.devices import fetched, send
 
 RATIO = 1 / 3  # Yoon et al. 2023, section 4
 MOST_VALUES = 2**25  # of training images at once
@@ -31,16 +32,16 @@ class Neighbours:
 
 
 @torch.inference_mode()
-def neighbours(images: Tensor, table: Table, chunk: int = 4096) -> Neighbours:
-    """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels."""
-    flat = images.flatten(1)
+def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.device | str = "cpu") -> Neighbours:
+    """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels, found on `device`."""
+    flat = send(images.flatten(1), device)
     n, scale = len(flat), flat.shape[1] ** -0.5
     chunk = max(1, min(chunk, MOST_VALUES // flat.shape[1]))
-    best, other = torch.full((n,), float("inf")), torch.full((n,), float("inf"))
-    which = torch.zeros(n, dtype=torch.long)
+    best, other = flat.new_full((n,), float("inf")), flat.new_full((n,), float("inf"))
+    which = torch.zeros(n, dtype=torch.long, device=flat.device)
     for start in range(0, len(table), chunk):
         rows = np.arange(start, min(start + chunk, len(table)))
-        found = table.batch(rows, ["image"])["image"].flatten(1)
+        found = images_on(device, table, rows).flatten(1)
         distance = torch.cdist(flat, found) * scale  # (N, chunk)
         near, index = distance.min(1)
         # what has the winner's distance to within rounding is taken for a copy of it
@@ -49,7 +50,7 @@ def neighbours(images: Tensor, table: Table, chunk: int = 4096) -> Neighbours:
         pool = pool.masked_fill(pool <= nearest[:, None] + 1e-4, float("inf"))
         which = torch.where(near < best, index + start, which)
         best, other = nearest, pool.min(1).values
-    return Neighbours(which, best, other)
+    return Neighbours(*fetched(which, best, other))
 
 
 def nearest(images: Tensor, table: Table, chunk: int = 4096) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class Pictures:
     @classmethod
     def of_tensor(cls, images: Tensor, preprocess: Preprocess, what: str) -> "Pictures":
         """A model's output, (N, C, H, W) in [-1, 1]."""
-        return cls(to_bytes(images), spec_of(preprocess), what)
+        return cls(to_bytes(images).cpu(), spec_of(preprocess), what)
 
     @classmethod
     def of_folder(cls, folder: str | Path, preprocess: Preprocess | None, resize: bool, most: int) -> "Pictures":
@@ -82,7 +82,7 @@ def refuse_unlike(a: Pictures, b: Pictures) -> None:
 
 def to_bytes(images: Tensor) -> Tensor:
     """[-1, 1] to uint8, as it is saved to a file."""
-    return images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).cpu()
+    return images.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def from_bytes(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.table import Table
+from ldm.devices import device_of, fetched, send
 from ldm.evaluation.distances import frechet_distance, kernel_distance
 from ldm.evaluation.features import Features
 from ldm.evaluation.latents import LatentStatistics, latent_statistics
@@ -99,25 +100,25 @@ class _Reconstructions:
 
 
 def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mapping[str, Any]) -> _Reconstructions:
-    device = next(vae.parameters()).device
+    device = device_of(vae)
     found = _Reconstructions()
     lpips, found.lpips_note = open_lpips(config["lpips"], str(device))
-    decoded, errors, similar, perceptual = [], [], [], []
+    parts: list[list[Tensor]] = []
     first = second = torch.zeros((), dtype=torch.float64)
     for batch in np.array_split(rows, -(-len(rows) // config["batch_size"])):
-        images = val.batch(batch, ["image"])["image"].to(device)
+        read = val.batch(batch, ["image"])["image"]
+        images = send(read, device)
         posterior = vae.encode(images)
         again = vae.decode(posterior.mode()).clamp(-1, 1)
-        found.posteriors.append(Gaussian(posterior.mean.cpu(), posterior.std.cpu()))
-        errors.append((again - images).square().flatten(1).mean(1).cpu())
-        similar.append(ssim(again, images).cpu())
-        if lpips:
-            perceptual.append(lpips(again, images).cpu())
-        decoded.append(to_bytes(again))
-        values = images.double().cpu()
+        measured = [to_bytes(again), (again - images).square().flatten(1).mean(1), ssim(again, images)]
+        measured += [lpips(again, images)] if lpips else []
+        mean, std, *figures = fetched(posterior.mean, posterior.std, *measured)
+        found.posteriors.append(Gaussian(mean, std))
+        parts.append(figures)
+        values = read.double()
         first, second = first + values.sum(0), second + values.square().sum(0)
-    found.decoded, found.errors, found.ssim = torch.cat(decoded), torch.cat(errors), torch.cat(similar)
-    found.lpips = torch.cat(perceptual) if perceptual else None
+    found.decoded, found.errors, found.ssim, *perceptual = map(torch.cat, zip(*parts, strict=True))
+    found.lpips = perceptual[0] if perceptual else None
     found.variance = second / len(rows) - (first / len(rows)).square()
     return found
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.table import Table
+from ldm.devices import device_of, send
 from ldm.errors import UserError
 from ldm.evaluation.curves import Curves
 from ldm.evaluation.drawing import chosen_options, conditions, draw
@@ -61,7 +62,7 @@ def measure(
     }
     floor = Pictures.of_table(train, np.sort(permutation(1, 0, len(train))[:n]), "training images")
     figures["as many training images"] = score(features.of(floor, cache_of(config)), real, features)
-    figures |= memorisation(drawn[0], train, val, report)
+    figures |= memorisation(drawn[0], train, val, report, device_of(model))
     labels = label_codes(train, val, rows)
     figures |= probe_figures(found, labels, (train, val), features, cache_of(config), config["reference_n"])
     summary = {**model.sampling, **chosen_options(config)}
@@ -80,19 +81,21 @@ def validation_loss(model: LatentDiffusion, val: Table, config: Mapping[str, Any
     rows = np.arange(min(len(val), MOST_LOSSES))
     for some in np.array_split(rows, -(-len(rows) // config["batch_size"])):
         batch = val.batch(some, ("image", *model.conditioner.needs)) | {"position": torch.from_numpy(some)}
-        batch = {key: value.to(here) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        batch = {key: send(value, here) if isinstance(value, Tensor) else value for key, value in batch.items()}
         latents = model.encode(batch["image"])
         cond = model.conditioner(model.conditioner.prepare(batch, model.encode, seed))
         losses.append(diffusion_loss(model.denoiser, cond, latents, seed, batch["position"]))
     return float(torch.cat(losses).mean())
 
 
-def memorisation(drawn: Pictures, train: Table, val: Table, report: Report) -> dict[str, Any]:
+def memorisation(
+    drawn: Pictures, train: Table, val: Table, report: Report, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """How many pictures are copies of training images, beside how many held-out real images would count as such."""
     images = from_bytes(drawn.images)
-    near = neighbours(images, train)
+    near = neighbours(images, train, device=device)
     held = val.batch(np.sort(permutation(0, 0, len(val))[: len(drawn)]), ["image"])["image"]
-    real = neighbours(held, train)
+    real = neighbours(held, train, device=device)
     report.heading("Nearest training images")
     order = near.first.argsort()[:16]
     beside = torch.stack([images[order], train.batch(near.row[order].numpy(), ["image"])["image"]], 1)
@@ -144,7 +147,7 @@ def score_set(
         halves = [frechet_distance_of(found[i::2], real, features) for i in (0, 1)]
         figures[f"{features.frechet_name} of each half"] = spread(halves)
     if train is not None:
-        near = neighbours(from_bytes(drawn.images), train)
+        near = neighbours(from_bytes(drawn.images), train, device=features.device)
         figures["memorisation rate"] = float(near.memorised.float().mean())
         figures["RMS distance to the nearest training image"] = float(near.first.mean())
     report.heading("Figures")

@@ -7,20 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ldm.adapters.base import hash_of
 from ldm.data import table as data
 from ldm.data.shards import joined
 from ldm.data.table import Table
+from ldm.devices import lent
 from ldm.errors import UserError
 from ldm.pipeline import LatentDiffusion
 
 Tables = tuple[Table, Table]
+Device = torch.device | str | None
 
 
-def with_prior(tables: Tables, model: LatentDiffusion, path: str | None, cache: Path, seed: int) -> Tables:
-    """Training data with one picture more for each line of the text file `path`, which the base draws now, or drew
-    before; validation stays as it is."""
+def with_prior(
+    tables: Tables, model: LatentDiffusion, path: str | None, cache: Path, seed: int, device: Device = None
+) -> Tables:
+    """Training data with one picture more for each line of the text file `path`, which the base draws now on `device`,
+    or drew before; validation stays as it is."""
     if path is None:
         return tables
     prompts = _lines(Path(path).expanduser())
@@ -31,7 +36,8 @@ def with_prior(tables: Tables, model: LatentDiffusion, path: str | None, cache: 
 
     def make(folder: Path) -> dict[str, Table]:
         print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
-        images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
+        with lent(model, device):
+            images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
         own = replace(train, columns={"text": train.columns["text"]})
         drawn = replace(own, images=images.astype(train.images.dtype), columns={"text": prompts}, names=prompts)
         both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)

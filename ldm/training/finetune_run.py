@@ -22,7 +22,17 @@ from ldm.training.callbacks import Pictures
 from ldm.training.finetune import Finetune
 from ldm.training.finetune_prior import with_prior
 from ldm.training.finetune_task import FinetuneTask
-from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, task_options, validated
+from ldm.training.fit import (
+    Clock,
+    batches,
+    cache_of,
+    device_for,
+    fit,
+    import_modules,
+    open_named,
+    task_options,
+    validated,
+)
 from ldm.training.ldm_run import latents
 from ldm.training.run import find_run
 
@@ -42,13 +52,14 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         tables = kind.tables(source.tables(cache_of(config) / "data"))
         check_preprocess(tables[0], model)
         kind.check(model, tables)
-        tables = with_prior(tables, model, config.get("prior_path"), cache_of(config), config["seed"])
+        device, cache = device_for(config), cache_of(config)
+        tables = with_prior(tables, model, config.get("prior_path"), cache, config["seed"], device)
         base = base_of(model, path, folder.model)
         depends_on = {"data": tables[0].key, "first_stage": model_hash(model.first_stage), "base": base["hash"]}
         start = resume.check(folder, config, depends_on)
         check_start(start, base)
         folder.save_config(config)
-        remember_captions(model.conditioner, tables, cache_of(config))
+        remember_captions(model.conditioner, tables, cache, device)
         train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
         torch.manual_seed(config["seed"])
         kind.prepare(model)

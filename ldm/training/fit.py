@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
 from ldm.devices import available
 from ldm.errors import UserError, did_you_mean
+from ldm.ranks import local_rank
 from ldm.training import sharded
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -199,6 +200,15 @@ class Clock:
 
     def __str__(self) -> str:
         return f"{time.monotonic() - self.started:.0f} s"
+
+
+def device_for(config: Mapping[str, Any]) -> torch.device:
+    """The device that the Trainer will take in this process, for the work before it."""
+    options, number = config["trainer"], local_rank()
+    devices = options.get("devices")
+    if isinstance(devices, list) and devices:
+        number = devices[number % len(devices)]
+    return available(options.get("accelerator") or "auto", number)
 
 
 def cache_of(config: Mapping[str, Any]) -> Path:

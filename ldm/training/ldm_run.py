@@ -25,6 +25,7 @@ from ldm.training.fit import (
     Clock,
     batches,
     cache_of,
+    device_for,
     fit,
     import_modules,
     open_named,
@@ -61,7 +62,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
         start = resume.check(folder, config, depends_on)
         folder.save_config(config)
-        remember_captions(conditioner, tables, cache_of(config))
+        remember_captions(conditioner, tables, cache_of(config), device_for(config))
         train, val, whitening = latents(tables, first_stage, config)
         about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {about}", flush=True)
@@ -199,8 +200,8 @@ def latents(
     """
     if isinstance(first_stage, Identity):
         return *tables, None
-    root = cache_of(config)
-    train, val = (cached_latents(table, first_stage, root) for table in tables)
+    root, device, dtype = cache_of(config), device_for(config), config.get("latents_dtype", "float32")
+    train, val = (cached_latents(table, first_stage, root, dtype=dtype, device=device) for table in tables)
     whitening = WHITENING[config.get("whitening", "channels")](train.channel_mean, train.channel_std)
     return (*tables, whitening) if config["latents"] == "online" else (train, val, whitening)
 

@@ -19,6 +19,10 @@ ARCHITECTURE = (
 )
 
 
+# What runs did whose config has no such option yet.
+IMPLIED = {"latents_dtype": "float32"}
+
+
 class Start(NamedTuple):
     """Where a run begins: at step 0, or at that of its newest good checkpoint."""
 
@@ -46,7 +50,8 @@ def check(folder: RunFolder, config: Mapping[str, Any], depends_on: Mapping[str,
     start = start_of(folder)
     if start.checkpoint is None:
         return start
-    changed = differences(_read(folder.config), config)
+    implied = {key: value for key, value in IMPLIED.items() if key in config}
+    changed = differences(implied | dict(_read(folder.config)), config)
     described = "; ".join(f"{key} was {_show(old)}, is {_show(new)}" for key, (old, new) in changed.items())
     ways = "Give the old values, or start anew by overwrite=true or another name="
     if any(_within(key, ARCHITECTURE) for key in changed):

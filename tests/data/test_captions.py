@@ -1,5 +1,6 @@
 """The caption cache: each caption through the encoder once, and the encoder gone while stage two trains."""
 
+import pickle
 import weakref
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def test_each_caption_is_encoded_once_whatever_the_run(t5, tmp_path, encoded, mo
     assert encoded == [] and not again.parts["text"]._held
     again.parts["text"](["a prompt of the user's"])
     assert encoded == ["a prompt of the user's"]  # the encoder is read again
+
+
+def test_the_encoder_is_on_the_named_device_while_it_encodes(t5, tmp_path, encoded, monkeypatch):
+    came: list[str] = []
+    conditioner = Conditioner({"text": part(t5)})
+    monkeypatch.setattr(FrozenText, "to", lambda self, device: came.append(f"{torch.device(device)} {len(encoded)}"))
+    remember_captions(conditioner, [table()], tmp_path, "cuda:1")
+    assert came == ["cuda:1 0", "cpu 6"]
+    known = conditioner.parts["text"].known
+    again = pickle.loads(data := pickle.dumps(known))
+    assert len(data) < 500 and torch.equal(again.get(["a cat", "ways"]).tokens, known.get(["a cat", "ways"]).tokens)
 
 
 def test_it_is_memory_mapped_and_shared_with_the_average(t5, tmp_path):

@@ -1,5 +1,6 @@
 """The latent cache: keyed by what it depends on, made once, with the moments and their statistics."""
 
+import hashlib
 import json
 import os
 import threading
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.artifact import model_hash
 from ldm.data import Table, latents
 from ldm.data.latents import cached_latents
+from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
 
@@ -116,15 +119,15 @@ class Killed(Exception):
 
 def at_batch(monkeypatch, number: int, event) -> None:
     """Calls `event` before the batch of this number, from 1 on, is read."""
-    batch, read = Table.batch, []
+    gather, read = Table.gather, []
 
     def counted(self, index, keys, draw=None):
         read.append(index)
         if len(read) == number:
             event()
-        return batch(self, index, keys, draw)
+        return gather(self, index, keys, draw)
 
-    monkeypatch.setattr(Table, "batch", counted)
+    monkeypatch.setattr(Table, "gather", counted)
 
 
 def kill() -> None:
@@ -169,6 +172,58 @@ def test_every_process_may_read_it(tmp_path):
     folder = tmp_path / "latents" / name
     assert os.stat(folder).st_mode & 0o055 == 0o055
     assert json.loads((folder / "latents.json").read_text())["n"] == 37
+
+
+def test_float16_is_another_cache_of_half_the_size_and_gives_float32(tmp_path, encodings):
+    whole, half = (cached_latents(table(), vae(), tmp_path, dtype=dtype) for dtype in ("float32", "float16"))
+    assert sum(encodings) == 2 * 37 and len(folders(tmp_path)) == 2
+    assert half.mean.dtype == half.std.dtype == np.float16 and whole.mean.dtype == np.float32
+    assert half.mean.nbytes * 2 == whole.mean.nbytes
+    index = np.array([36, 0, 17])
+    a, b = whole.batch(index, ["label"]), half.batch(index, ["label"])
+    for name in ("latent_mean", "latent_std"):
+        assert b[name].dtype == torch.float32 and not torch.equal(a[name], b[name])
+        torch.testing.assert_close(b[name], a[name], atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(half.channel_std, whole.channel_std, atol=0, rtol=1e-3)
+    again = cached_latents(table(), vae(), tmp_path, dtype="float16")
+    assert sum(encodings) == 2 * 37 and again.mean.dtype == np.float16
+
+
+def test_the_cache_of_before_there_was_a_choice_is_the_one_of_float32(tmp_path):
+    """What a manifest holds and how its folder is called must stay, or every cache would be made anew."""
+    cached_latents(table(), vae(), tmp_path, dtype="float32")
+    (name,) = folders(tmp_path)
+    assert name == hashlib.sha256(f"{model_hash(vae())} data".encode()).hexdigest()[:20]
+    about = json.loads((tmp_path / "latents" / name / "latents.json").read_text())
+    assert set(about) == {"first_stage", "data", "n", "channel_mean", "channel_std", "bytes"}
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (1e5, "float16", r"image 0 \(a.png\) are too large for float16: take latents_dtype=float32"),
+        (float("nan"), "float16", r"no finite latents for image 0 \(a.png\)"),
+        (float("inf"), "float32", r"no finite latents for image 0 \(a.png\).*evaluate.py"),
+    ],
+)
+def test_latents_that_are_no_numbers_are_refused(tmp_path, value, dtype, said):
+    broken = vae()
+    broken.quant_conv.bias[0] = value
+    with pytest.raises(UserError, match=said):
+        cached_latents(replace(table(), names=["a.png"]), broken, tmp_path, dtype=dtype)
+    if np.isfinite(value):
+        assert cached_latents(table(), broken, tmp_path).mean.max() > 65504  # float32 takes it
+
+
+def test_the_first_stage_is_on_the_named_device_while_it_encodes(tmp_path, monkeypatch):
+    came: list[str] = []
+    encode, model = AutoencoderKL.encode, vae()
+    monkeypatch.setattr(AutoencoderKL, "to", lambda self, device: came.append(f"to {torch.device(device)}"))
+    monkeypatch.setattr(AutoencoderKL, "encode", lambda self, images: came.append("encode") or encode(self, images))
+    cached_latents(table(), model, tmp_path, device="cuda:1")
+    assert came == ["to cuda:1", "encode", "to cpu"]
+    cached_latents(table(), model, tmp_path, device="cuda:1")  # nothing to encode
+    assert len(came) == 3
 
 
 def test_alternative_captions_are_drawn_through_it(tmp_path):

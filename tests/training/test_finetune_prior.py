@@ -52,6 +52,14 @@ def test_the_bases_images_and_prompts_stand_behind_the_own(tmp_path):
     assert len(base.asked) == 2
 
 
+def test_the_base_is_on_the_named_device_while_it_draws(tmp_path, monkeypatch):
+    came: list[str] = []
+    (tmp_path / "prompts.txt").write_text("a cat")
+    monkeypatch.setattr(StubBase, "to", lambda self, device: came.append(f"{torch.device(device)} {len(self.asked)}"))
+    with_prior(tables(), StubBase(), str(tmp_path / "prompts.txt"), tmp_path, 0, "cuda:1")
+    assert came == ["cuda:1 0", "cpu 1"]
+
+
 def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
     given, base = tables(), StubBase()
     assert with_prior(given, base, None, tmp_path, 0) is given

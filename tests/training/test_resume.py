@@ -1,0 +1,40 @@
+"""What is said where a run goes on with another config."""
+
+import pytest
+import torch
+import yaml
+
+from ldm.errors import UserError
+from ldm.training import resume
+from ldm.training.run import RunFolder, write_checkpoint
+
+
+def begun(path, config: dict) -> RunFolder:
+    """A run of that config with a checkpoint of step 3."""
+    folder = RunFolder(path)
+    folder.checkpoints.mkdir(parents=True)
+    folder.config.write_text(yaml.safe_dump(config))
+    saved = {"global_step": 3, "BatchModule": {"position": 24}, "ldm_depends_on": {"data": "d", "first_stage": "f"}}
+    write_checkpoint(folder.checkpoints / "step-00000003.ckpt", lambda file: torch.save(saved, file))
+    return folder
+
+
+DEPENDS = {"data": "d", "first_stage": "f"}
+
+
+def test_a_run_of_before_latents_had_a_type_goes_on_in_float32(tmp_path, capsys):
+    folder = begun(tmp_path, {"seed": 0, "vae": {"channels": 8}})
+    start = resume.check(folder, {"seed": 0, "vae": {"channels": 8}, "latents_dtype": "float32"}, DEPENDS)
+    assert (start.step, start.position) == (3, 24) and capsys.readouterr().out == ""
+    resume.check(folder, {"seed": 0, "vae": {"channels": 8}}, DEPENDS)  # stage one has no such option
+    assert capsys.readouterr().out == ""
+    resume.check(folder, {"seed": 0, "vae": {"channels": 8}, "latents_dtype": "float16"}, DEPENDS)
+    assert "latents_dtype was float32, is float16" in capsys.readouterr().out
+
+
+def test_another_architecture_or_first_stage_is_refused(tmp_path):
+    folder = begun(tmp_path, {"seed": 0, "vae": {"channels": 8}})
+    with pytest.raises(UserError, match="vae.channels was 8, is 16"):
+        resume.check(folder, {"seed": 0, "vae": {"channels": 16}}, DEPENDS)
+    with pytest.raises(UserError, match="another first stage"):
+        resume.check(folder, {"seed": 0, "vae": {"channels": 8}}, DEPENDS | {"first_stage": "g"})
