@@ -54,6 +54,7 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.noise = noise or default_noise(parameterization)
         self.weighting = weighting or Uniform()
+        self.weighting.reach(parameterization.sigma_max)
         self.penalty, self.huber_c, self.offset_noise = _PENALTIES[loss], huber_c, offset_noise
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:

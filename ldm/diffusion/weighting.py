@@ -9,9 +9,14 @@ from ldm.diffusion.parameterization import Coefficients
 from ldm.errors import UserError
 from ldm.registry import register
 
+PURE_NOISE = 100.0  # sigma from which on nothing of whitened data is left: S below 1e-4
+
 
 class Weighting:
     """The base of loss weights."""
+
+    def reach(self, sigma_max: float) -> None:
+        """Learns how noisy it gets, once, from the denoiser whose loss it weights."""
 
     def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
         """The weight (B,) of the loss at `sigma` (B,)."""
@@ -36,17 +41,23 @@ class MinSNR(Weighting):
 
     For eps that is min(1, gamma / S), for x0 min(S, gamma), for v min(S, gamma) / (S + 1).
 
-    v's weight goes to 0 with S: a zero-terminal-SNR model would hardly be trained where its sampling starts. With
-    `zero_terminal` S + 1 stands in S's place: for v min(S + 1, gamma) / (S + 1), which is 1 at S = 0.
+    All but eps's weight go to 0 with S: a model that goes to pure noise would hardly be trained where its sampling
+    starts. With `zero_terminal` S + 1 stands in S's place: for v min(S + 1, gamma) / (S + 1), which is 1 at S = 0. That
+    is the default (None) for models that do, with zero-terminal SNR, a cosine schedule or rectified flow; false takes
+    the published form for them too.
     """
 
-    def __init__(self, gamma: float = 5.0, zero_terminal: bool = False):
+    def __init__(self, gamma: float = 5.0, zero_terminal: bool | None = None):
         if not gamma > 0:
             raise UserError(f"gamma={gamma}: min-SNR weights need a gamma above 0, usually 5.")
         self.gamma, self.zero_terminal = gamma, zero_terminal
 
+    def reach(self, sigma_max: float) -> None:
+        if self.zero_terminal is None:
+            self.zero_terminal = sigma_max > PURE_NOISE
+
     def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
-        snr = sigma**-2 + float(self.zero_terminal)
+        snr = sigma**-2 + float(self.zero_terminal or False)
         return coefficients.c_out**2 * snr.clamp(max=self.gamma)
 
 
@@ -73,6 +84,9 @@ class LearnedUncertainty(Weighting, nn.Module):
         self.register_buffer("frequency", 2 * math.pi * torch.randn(features))
         self.register_buffer("phase", 2 * math.pi * torch.rand(features))
         self.slope = nn.Parameter(torch.zeros(features))
+
+    def reach(self, sigma_max: float) -> None:
+        self.base.reach(sigma_max)
 
     def u(self, sigma: Tensor) -> Tensor:
         """ln of the loss that is expected at `sigma` (B,), (B,)."""

@@ -71,7 +71,7 @@ def test_losses_and_weights():
         "huber": 2 * c * ((error**2 + c**2).sqrt() - c),
     }
     for loss, value in expected.items():
-        denoiser = Denoiser(Oracle(), Flow(), loss=loss, huber_c=c, weighting=MinSNR())
+        denoiser = Denoiser(Oracle(), Flow(), loss=loss, huber_c=c, weighting=MinSNR(zero_terminal=False))
         denoiser.network.answer = noise - x0 + error
         weight = MinSNR().weight(sigma, Flow().coefficients(sigma))
         torch.testing.assert_close(denoiser.loss(x0, noise, sigma), weight * value.mean((1, 2, 3)))

@@ -33,6 +33,29 @@ def test_zero_terminal_min_snr_trains_pure_noise():
     assert weight[-1].item() == pytest.approx(1) and MinSNR(G).weight(sigma, c)[-1] < 1e-6
 
 
+PURE = [V(Schedule("linear", zero_terminal_snr=True)), X0(Schedule(zero_terminal_snr=True)), Flow()]
+PURE += [V(Schedule("cosine")), X0(Schedule("cosine"))]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_by_default_no_weighting_leaves_out_the_noise_where_sampling_starts(wrapped):
+    """Published min-SNR weights of 5e-8 at a zero-terminal schedule's end, unless asked for by name."""
+
+    def weights(parameterization, **options):
+        weighting = MinSNR(**options)
+        used = LearnedUncertainty(base=weighting) if wrapped else weighting
+        denoiser = Denoiser(torch.nn.Identity(), parameterization, weighting=used)
+        sigma = torch.tensor([0.1, 1.0, parameterization.sigma_max], dtype=torch.float64)
+        return denoiser.weighting.weight(sigma, parameterization.coefficients(sigma)).detach()
+
+    for parameterization in PURE:
+        assert weights(parameterization)[-1] > 0.5
+        assert weights(parameterization, zero_terminal=False)[-1] < 2e-6
+    for parameterization in (V(), Eps(), EDM()):  # these end at sigma 14.6 and 80: as published
+        assert torch.equal(weights(parameterization), weights(parameterization, zero_terminal=False))
+    assert spec_of(MinSNR()) == {"class": "MinSNR"}  # what is saved doesn't depend on the denoiser
+
+
 def test_uniform_is_one_and_gamma_is_checked():
     assert torch.equal(Uniform().weight(SIGMA, Eps().coefficients(SIGMA)), torch.ones(7, dtype=torch.float64))
     with pytest.raises(UserError, match="gamma"):
@@ -74,6 +97,7 @@ def test_learned_uncertainty_multiplies_its_base_and_trains_with_the_network():
         denoiser.loss(x0, noise, sigma).mean().backward()
     assert weighting.slope.grad.abs().min() > 0
     again = build(spec_of(weighting))
+    again.reach(parameterization.sigma_max)  # as its denoiser lets it
     again.load_state_dict(weighting.state_dict())
     torch.testing.assert_close(again.weighted(loss, sigma, c), weighting.weighted(loss, sigma, c))
     with pytest.raises(UserError, match="features"):
