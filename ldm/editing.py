@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conditioning import Conditioner, LowRes
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.networks.autoencoder import check_size
@@ -49,7 +50,7 @@ class Start:
         return Start(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
 
     def take(self, rows: Tensor) -> "Start":
-        return self._map(lambda t: t[rows.to(t.device)])
+        return self._map(lambda t: t[send(rows, t.device)])
 
     def kept_latents(self, size: Sequence[int]) -> Tensor:
         """(B, 1, h, w): 1 where no pixel that the latent stands for is to be drawn anew."""
@@ -166,8 +167,8 @@ class ReadsPictures:
                 raise UserError("strength, mask and pad need an image to start from.")
             return None
         device = self.latent_mean.device
-        images = read_images(image, self.preprocess).to(device)
-        masks = None if mask is None else read_masks(mask, self.preprocess).to(device)
+        images = send(read_images(image, self.preprocess), device)
+        masks = None if mask is None else send(read_masks(mask, self.preprocess), device)
         if strength is None:
             strength = 0.8 if mask is None and pad is None else 1.0
         return Start(images, masks, strength, feather).padded(pad)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ldm.conditioning import Asked, ask
+from ldm.devices import send
 from ldm.diffusion import slerp
 from ldm.editing import Start, read_images
 from ldm.errors import UserError
@@ -83,7 +84,7 @@ class Between(Asked):
 
     def take(self, rows: Tensor) -> "Between":
         taken = super().take(rows)
-        return replace(taken, other=self.other.take(rows), t=self.t[rows])  # type: ignore[return-value, call-arg]
+        return replace(taken, other=self.other.take(rows), t=self.t[send(rows, self.t.device)])  # type: ignore[return-value, call-arg]
 
     def weighted(self, *arguments: Any) -> tuple[list[Cond], list[float]]:
         conds, weights = super().weighted(*arguments)
@@ -131,7 +132,7 @@ def _lengthened(cond: Cond, length: int) -> tuple[Tensor, Tensor]:
 def _between_images(
     model: Any, a: Any, b: Any, t: Tensor, prompt: str | None, strength: float, seed: int, batch_size: int, options: Any
 ) -> Tensor:
-    ends = [model.encode(read_images(end, model.preprocess).to(t.device)) for end in (a, b)]
+    ends = [model.encode(send(read_images(end, model.preprocess), t.device)) for end in (a, b)]
     if any(len(end) != 1 for end in ends):
         raise UserError("an interpolation goes from one image to one other.")
     latents = slerp(ends[0], ends[1], t[:, None, None, None], (1, 2, 3))  # (n, C, h, w)

@@ -12,6 +12,7 @@ from ldm.adapters import Adaptable, Steering, steering
 from ldm.autoguide import Autoguided
 from ldm.conditioning import Asked, Conditioner, ask
 from ldm.describe import Described, millions
+from ldm.devices import send
 from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
 from ldm.diffusion.inpainting import keeping
 from ldm.editing import ReadsPictures, Start, resized
@@ -287,7 +288,8 @@ class PictureNoise:
         self.shape, self.device = shape, device
 
     def __call__(self) -> Tensor:
-        return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(self.device)
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.generators])
+        return send(noise, self.device)
 
 
 @torch.inference_mode()

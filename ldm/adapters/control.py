@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.adapters.base import Adapter, read
+from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
 from ldm.images.hints import ColumnHint, Hint
 from ldm.images.preprocess import Preprocess
@@ -76,7 +77,7 @@ class Steering:
         return replace(self, hints={name: _repeated(hint, n, name) for name, hint in self.hints.items()})
 
     def take(self, rows: Tensor) -> "Steering":
-        return replace(self, hints={name: hint[rows.to(hint.device)] for name, hint in self.hints.items()})
+        return replace(self, hints={name: hint[send(rows, hint.device)] for name, hint in self.hints.items()})
 
     def steer(
         self, denoiser: Any, conds: Sequence[Cond], weights: Sequence[float], sigmas: Tensor, guidance: Any
@@ -110,7 +111,7 @@ class Steering:
                 n = net.outputs
                 even = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
                 hint = self.hints[name]
-                weights = (share * self.scales[name] * even).to(hint.device)
+                weights = send(share * self.scales[name] * even, hint.device)
                 control |= {name: hint, weights_of(name): weights.expand(len(hint), n)}
         return replace(cond, control=control)
 
@@ -143,7 +144,7 @@ def steering(
     given = _by_name(made_from if control is None else control, controls)
     take = _made if control is None else _read
     device = model.latent_mean.device
-    hints = {name: take(controls[name], image, preprocess).to(device) for name, image in given.items()}
+    hints = {name: send(take(controls[name], image, preprocess), device) for name, image in given.items()}
     spans = {}
     for name in given:
         first, last = _setting(begin, name, controls[name].begin), _setting(end, name, controls[name].end)

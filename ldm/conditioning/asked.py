@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.conditioning.conditioner import Conditioner
 from ldm.conditioning.parts import Encode
+from ldm.devices import send
 from ldm.errors import UserError
 from ldm.networks import Cond
 
@@ -54,7 +55,7 @@ class Asked:
         D_{1..k} has been trained, conditions together, as it is used. Costs a network evaluation for each different
         scale, and one for D_0 unless the smallest is 1.
         """
-        position = torch.tensor([int(seed) % 2**62 for seed in seeds], device=self.conditioner._place.device)
+        position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner._place.device)
         batch = self.conditioner.prepare(self.batch | {"position": position}, encode, 0)
         scales = self._scales(guidance)
         levels = sorted({scale for scale in scales.values() if scale != 0})
@@ -120,7 +121,7 @@ def ask(
 def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """The given rows of every column."""
     return {
-        k: v[rows.to(v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()
+        k: v[send(rows, v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()
     }
 
 

@@ -100,7 +100,7 @@ class LowRes(Part):
             level = self.max_level * uniform(seed, "low resolution's level", position)
         level = level.float()[:, None, None, None]
         noise = normal(seed, "low resolution's noise", position, tuple(low.shape[1:]))
-        low = (1 - level**2).sqrt() * low + level * noise.to(low.device)
+        low = (1 - level**2).sqrt() * low + level * noise
         planes = self._planes(low, encode)
         return torch.cat([planes, level.expand(-1, 1, *planes.shape[2:])], 1)
 

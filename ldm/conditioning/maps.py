@@ -57,7 +57,8 @@ class MapPart(Part):
 
     def one_hot(self, values: Tensor) -> Tensor:
         """(B, H, W) ids -> (B, classes, H, W) of 0 and 1; all 0 where nothing is said."""
-        return F.one_hot(values, self.classes + 1)[..., : self.classes].movedim(3, 1).float()
+        ids = torch.arange(self.classes, device=values.device)[:, None, None]
+        return (values[:, None] == ids).float()
 
     def _named(self) -> str:
         return f" ({', '.join(self.names[:12])}{', ...' if len(self.names) > 12 else ''})" if self.names else ""

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.conditioning.encoders import fingerprint
+from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -44,7 +45,7 @@ def normalised(images: Tensor, size: int, mean: tuple[float, ...], std: tuple[fl
     """Images (B, C, H, W) in [-1, 1] as an encoder wants them: RGB, `size` x `size`, less the mean, by the std."""
     images = images[:, :1].expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
     images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(-1, 1) / 2 + 0.5
-    middle, spread = (images.new_tensor(values)[:, None, None] for values in (mean, std))
+    middle, spread = (send(torch.tensor(values), images.device)[:, None, None] for values in (mean, std))
     return (images - middle) / spread
 
 

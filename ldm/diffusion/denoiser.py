@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ldm.devices import send
 from ldm.diffusion.noise import TrainingNoise, default_noise
 from ldm.diffusion.parameterization import Coefficients, Parameterization, at_least_float32, broadcast
 from ldm.diffusion.weighting import Uniform, Weighting
@@ -62,7 +64,7 @@ class Denoiser(nn.Module):
         x, sigma = at_least_float32(x), at_least_float32(sigma)
         base = getattr(cond, "base", None)
         x = x if base is None else x - base
-        c = self.parameterization.coefficients(sigma)
+        c = self._coefficients(x, sigma)
         denoised = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * self._raw(x, c, cond)
         return denoised if base is None else denoised + base
 
@@ -71,10 +73,16 @@ class Denoiser(nn.Module):
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
         base = getattr(cond, "base", None)
         x0 = x0 if base is None else x0 - base
-        c = self.parameterization.coefficients(sigma)
+        c = self._coefficients(x0, sigma)
         raw = self._raw(x0 + broadcast(sigma, x0) * noise, c, cond)
         error = raw - self.parameterization.target(x0, noise, sigma)
         return self.weighting.weighted(self.penalty(error, self.huber_c).flatten(1).mean(1), sigma, c)
+
+    def _coefficients(self, x: Tensor, sigma: Tensor) -> Coefficients:
+        """The four numbers on x's device. Samplers have sigma on the CPU: they are then made there, and go in one
+        copy."""
+        c = self.parameterization.coefficients(sigma)
+        return c if sigma.device == x.device else Coefficients(*send(torch.stack(c), x.device))
 
     def _raw(self, x: Tensor, c: Coefficients, cond: Any) -> Tensor:
         return at_least_float32(self.network(broadcast(c.c_in, x) * x, c.c_noise, cond))

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.diffusion.quantiles import beta_quantile
 from ldm.diffusion.schedule import Schedule
 from ldm.errors import UserError, did_you_mean
@@ -37,8 +38,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def broadcast(c: Tensor, x: Tensor) -> Tensor:
-    """c (B,) shaped to be multiplied with x (B, C, H, W)."""
-    return c.view(-1, *[1] * (x.ndim - 1))
+    """c (B,) shaped to be multiplied with x (B, C, H, W), and on its device."""
+    return send(c, x.device).view(-1, *[1] * (x.ndim - 1))
 
 
 class Parameterization:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import send
+
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (rows, columns) at 0, 45, 90 and 135 degrees
 _SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
@@ -32,12 +34,12 @@ def luminance(images: Tensor) -> Tensor:
     unit = images.float() * 0.5 + 0.5
     if unit.shape[1] < 3:
         return unit[:, :1]
-    return (unit[:, :3] * unit.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    return (unit[:, :3] * send(torch.tensor([0.299, 0.587, 0.114]), unit.device)[:, None, None]).sum(1, keepdim=True)
 
 
 def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
     """Sobel's derivatives along columns and rows, each (B, C, H, W)."""
-    kernel = images.new_tensor(_SOBEL)
+    kernel = send(torch.tensor(_SOBEL, dtype=images.dtype), images.device)
     kernels = torch.stack([kernel, kernel.T])[:, None]  # (2, 1, 3, 3)
     b, c, h, w = images.shape
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate").reshape(b * c, 1, h + 2, w + 2)

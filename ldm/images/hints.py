@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
 from ldm.images.canny import canny, luminance
 from ldm.images.preprocess import Preprocess
@@ -125,11 +126,17 @@ class MapHint(Hint):
         return {"classes": len(table.map_classes) or int(np.max(table.columns["map"])) + 1}
 
     def __call__(self, values: Tensor) -> Tensor:
-        if int(values.max()) >= self.classes:
-            raise UserError(f"the map has id {int(values.max())}; this ControlNet knows 0 to {self.classes - 1}.")
+        values = self.on_host(values) if values.device.type == "cpu" else values
         if self.coloured:
             return self._palette(values.device)[values.long()].movedim(-1, 1)  # (B, 3, H, W)
-        return F.one_hot(values.long(), self.classes).movedim(-1, 1).float()  # (B, classes, H, W)
+        ids = torch.arange(self.classes, device=values.device)[:, None, None]
+        return (values[:, None] == ids).float()  # (B, classes, H, W)
+
+    def on_host(self, values: Tensor) -> Tensor:
+        """The ids as they are, checked."""
+        if (highest := int(values.max())) >= self.classes:
+            raise UserError(f"the map has id {highest}; this ControlNet knows 0 to {self.classes - 1}.")
+        return values
 
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
         try:
@@ -149,7 +156,7 @@ class MapHint(Hint):
             colorsys.hsv_to_rgb(i * 0.618034 % 1, (1.0, 0.6)[i % 2], (1.0, 0.7, 0.85)[i % 3])
             for i in range(self.classes)
         ]
-        return torch.tensor([(0.0, 0.0, 0.0), *hues[1:]], device=device)
+        return send(torch.tensor([(0.0, 0.0, 0.0), *hues[1:]]), device)
 
 
 @register

@@ -123,6 +123,8 @@ def pretended(monkeypatch: Any) -> Iterator[collections.Counter[str]]:
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "autocast", no_autocast)
+        patch.setattr(torch.inference_mode, "__enter__", _enter_no_grad)
+        patch.setattr(torch.inference_mode, "__exit__", _exit_no_grad)
         patch.setattr(torch, "Event", Event)
         patch.setattr(Tensor, "pin_memory", pinned)
         patch.setattr(torch.accelerator, "is_available", lambda *_, **__: True)
@@ -137,6 +139,16 @@ def pretended(monkeypatch: Any) -> Iterator[collections.Counter[str]]:
                 yield WAITS
         finally:
             torch._C._set_only_lift_cpu_tensors(False)
+
+
+def _enter_no_grad(mode: Any) -> None:
+    """Inference mode as no_grad: a tensor of a class of one's own has no views in it."""
+    mode.in_its_place = torch.no_grad()
+    mode.in_its_place.__enter__()
+
+
+def _exit_no_grad(mode: Any, *raised: Any) -> None:
+    mode.in_its_place.__exit__(*raised)
 
 
 def tick() -> None:

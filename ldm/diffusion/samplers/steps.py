@@ -29,4 +29,5 @@ def pairs(values: list[float]) -> Iterator[tuple[float, float]]:
 
 
 def full(x: Tensor, sigma: float) -> Tensor:
-    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)  # (B,)
+    """The noise level of each sample, (B,), on the CPU: so whoever reads it there needn't wait for x's device."""
+    return torch.full((len(x),), sigma, dtype=x.dtype, device="cpu")
