@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.adapters import Adaptable, Steering, steering
 from ldm.autoguide import Autoguided
-from ldm.conditioning import Asked, Conditioner, ask
+from ldm.conditioning import Asked, ClassLabel, Conditioner, ask, classes_line
 from ldm.describe import Described, millions
 from ldm.devices import send
 from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
@@ -53,6 +53,11 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         self.register_buffer("latent_mean", torch.zeros(first_stage.latent_channels))
         self.register_buffer("latent_std", torch.ones(first_stage.latent_channels))
 
+    @property
+    def labels(self) -> dict[str, int]:
+        """The number of each class by its name; empty for a model that isn't conditioned on classes."""
+        return next((dict(p.table) for p in self.conditioner.parts.values() if isinstance(p, ClassLabel)), {})
+
     def facts(self) -> dict[str, Any]:
         own = {key: value for key, value in self.sampling.items() if value not in (None, 1.0)}
         size, given = self.preprocess, ", ".join(self.conditioner.parts) or "nothing"
@@ -61,6 +66,7 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
             "first stage": f"{type(self.first_stage).__name__}, {millions(self.first_stage.parameters())}",
             "network": f"{type(self.denoiser.network).__name__}, {millions(self.denoiser.network.parameters())}",
             "predicts": type(self.denoiser.parameterization).__name__,
+            **({"labels": classes_line(self.labels)} if self.labels else {}),
             "sampled by": ", ".join(f"{key} {value}" for key, value in own.items()),
             **({"adapters": ", ".join(map(str, self.adapters))} if self.adapters else {}),
         }
@@ -109,7 +115,8 @@ class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpola
         place of the null caption.
 
         `map` is an image or array of class ids, `embed_image` a picture whose meaning is to be drawn: for models that
-        were trained with them, as are `labels`.
+        were trained with them, as are `labels`: names of classes, or their numbers in `model.labels` where no class is
+        called so.
 
         `image` (a picture, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`,
         from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the way from noise to image that

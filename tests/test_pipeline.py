@@ -160,6 +160,11 @@ def test_conditions_change_the_picture_and_are_names_or_numbers(model):
     assert (draw(model, "a cat", labels=["c"]) - first).abs().max() > 1e-3
 
 
+def test_a_model_shows_its_classes(model):
+    assert model.labels["c"] == 2 and list(model.labels.values()) == list(range(len(model.labels)))
+    assert "2 = c" in repr(model)
+
+
 def test_guidance_one_is_the_conditional_and_zero_the_unconditional(model):
     plain = draw(model, "a cat", guidance=1.0)
     assert torch.equal(draw(model, "a cat"), plain)

@@ -7,7 +7,7 @@ from ldm.conditioning.image_embedding import ImageEmbedding
 from ldm.conditioning.inpaint import Inpaint
 from ldm.conditioning.lowres import LowRes
 from ldm.conditioning.maps import MapTokens, SemanticMap
-from ldm.conditioning.parts import ClassLabel, Part, Text
+from ldm.conditioning.parts import ClassLabel, Part, Text, classes_line
 
 __all__ = [
     "Asked",
@@ -22,5 +22,6 @@ __all__ = [
     "SemanticMap",
     "Text",
     "ask",
+    "classes_line",
     "merge",
 ]

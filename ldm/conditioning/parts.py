@@ -1,5 +1,6 @@
 """One condition each: from a column of the batch to its role in `Cond`, and what stands for its absence."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.networks import Cond, TextTransformer
 from ldm.registry import register
 
+_log = logging.getLogger("ldm")
 Encode = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] -> whitened latents (B, C', h, w)
 
 
@@ -87,6 +89,13 @@ class Part(nn.Module):
         return values
 
 
+def classes_line(labels: Mapping[str, int], most: int = 20) -> str:
+    """'2 classes: 0 = cat, 1 = dog': the numbers of classes with their names; where they are the same, once."""
+    same = all(name == str(i) for name, i in labels.items())
+    some = [name if same else f"{i} = {name}" for name, i in labels.items()][:most]
+    return f"{len(labels)} classes: {', '.join(some)}{', ...' if len(labels) > most else ''}"
+
+
 @register
 class ClassLabel(Part):
     """A class as a vector for the time embedding and as one token for cross-attention. Index `classes` is the null
@@ -109,19 +118,42 @@ class ClassLabel(Part):
     def null_values(self, n: int) -> Tensor:
         return torch.full((n,), self.classes)
 
-    def parse(self, values: Any) -> Tensor:
-        """Class numbers or names -> (B,) int64."""
-        return torch.tensor([self._index(v) for v in values])
+    @property
+    def table(self) -> dict[str, int]:
+        """The number of each class by its name; of several of one name the first."""
+        found: dict[str, int] = {}
+        for i, name in enumerate(self._all_names):
+            found.setdefault(name, i)
+        return found
 
-    def _index(self, value: Any) -> int:
-        if isinstance(value, str) and value in self.names:
-            return self.names.index(value)
+    @property
+    def _all_names(self) -> list[str]:
+        return self.names or [str(i) for i in range(self.classes)]
+
+    def example(self, batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """By name, since a number may be another class's name."""
+        names, table = self._all_names, self.table
+        return {self.column: [names[i] if table[names[i]] == i else i for i in batch[self.column].tolist()]}
+
+    def parse(self, values: Any) -> Tensor:
+        """Names of classes, or numbers where no class is called so, -> (B,) int64."""
+        table = self.table
+        return torch.tensor([self._index(v, table) for v in values])
+
+    def _index(self, value: Any, table: Mapping[str, int]) -> int:
+        if str(value) in table:
+            return table[str(value)]
         try:
             index = int(str(value))
         except ValueError:
             raise UserError(f"no class is called '{value}'.{did_you_mean(str(value), self.names)}") from None
+        same = [i for name, i in table.items() if name.isdecimal() and int(name) == index]
+        if len(same) == 1:  # 1 for 001
+            return same[0]
         if not 0 <= index < self.classes:
             raise UserError(f"label {index} is out of range: this model knows 0 to {self.classes - 1}.")
+        if any(name.isdecimal() for name in self.names):
+            _log.warning("no class is called %s: it is the number of class '%s'", index, self.names[index])
         return index
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.order import PositionSampler, bucket_rows, index_of
-from ldm.data.table import values
+from ldm.data.order import PositionSampler, Visits, bucket_rows, index_of
+from ldm.data.table import REPEATS, values
 from ldm.images import Preprocess
 from ldm.randomness import permutation, uniform
 
@@ -32,6 +32,12 @@ def as_gathered(batch: dict[str, Any], training: bool) -> dict[str, Any]:
     return batch
 
 
+def visits_of(table: Gathers) -> Visits:
+    """As the column of repeats says, if there is one."""
+    columns = getattr(getattr(table, "table", table), "columns", {})
+    return Visits(len(table), columns.get(REPEATS))
+
+
 class TrainBatches(Dataset):
     """Positions (B,) of the endless training order -> their batch as it is stored, with `position` and `index` (B,)
     int64 and `start`, the first position of the batch on all ranks together, a number of the host's.
@@ -42,6 +48,7 @@ class TrainBatches(Dataset):
     def __init__(self, table: Gathers, keys: Collection[str], seed: int, batch_size: int = 1, read: Read = as_gathered):
         self.table, self.keys, self.seed, self.batch_size, self.read = table, tuple(keys), seed, batch_size, read
         self.buckets: list[Gathers] = getattr(table, "buckets", [])
+        self.visits = [visits_of(part) for part in self.buckets or [table]]
 
     def __getitem__(self, position: np.ndarray) -> dict[str, Any]:
         table, index, before = self._rows(position)
@@ -57,10 +64,11 @@ class TrainBatches(Dataset):
     def _rows(self, position: np.ndarray) -> tuple[Gathers, np.ndarray, int]:
         """The table that a batch comes from, its rows there (B,), and how many rows the tables before it have."""
         if not self.buckets:
-            return self.table, index_of(position, len(self.table), self.seed), 0
-        sizes = [len(table) for table in self.buckets]
-        bucket, index = bucket_rows(position, sizes, self.batch_size, self.seed)
-        return self.buckets[bucket], index, sum(sizes[:bucket])
+            index = index_of(position, self.visits[0].total, self.seed)
+            return self.table, self.visits[0].rows(index), 0
+        bucket, index = bucket_rows(position, [visits.total for visits in self.visits], self.batch_size, self.seed)
+        before = sum(len(table) for table in self.buckets[:bucket])
+        return self.buckets[bucket], self.visits[bucket].rows(index), before
 
 
 class Rows(Dataset):

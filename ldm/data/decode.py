@@ -1,6 +1,6 @@
 """From listed samples to a table: decoding on threads, piece by piece, into memory-mapped arrays."""
 
-import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ldm.data.listing import Sample, Store
-from ldm.data.table import Column, Table, new_array
+from ldm.data.sample import Sample
+from ldm.data.store import Store
+from ldm.data.table import REPEATS, Column, Table, new_array
 from ldm.errors import UserError
 from ldm.images import BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
 _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes
 _SHOW_PROGRESS = 2000  # images
-_NAMED = 10  # bad images named one by one in the log; all are in skipped.json
-_log = logging.getLogger("ldm")
+_AT_ONCE = 10  # bad images from which on the run is stopped before all are decoded
 Split = tuple[Store, list[Sample]]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,20 +28,21 @@ R = TypeVar("R")
 class Tally:
     """Counts what can't be used, and stops the run when it is more than `max_share` of `total`.
 
-    `notes` counts, in words, what was done to images that are used: a colour profile converted, say.
+    `notes` counts, in words, what was done to images that are used: a colour profile converted, say. `no_caption` names
+    images without one, `several_lines` files of captions.
     """
 
     def __init__(self, total: int, max_share: float):
         self.total, self.max_share = total, max_share
         self.bad: dict[str, str] = {}
         self.notes: Counter[str] = Counter()
+        self.no_caption: list[str] = []
+        self.several_lines: list[str] = []
 
     def add(self, path: str, reason: str) -> None:
         """Notes one bad image."""
         self.bad[path] = reason
-        if len(self.bad) <= _NAMED:
-            _log.warning("left out %s: %s", path, reason)
-        if len(self.bad) > max(_NAMED, self.max_share * self.total):
+        if len(self.bad) > max(_AT_ONCE, self.max_share * self.total):
             self.check()
 
     def check(self) -> None:
@@ -62,9 +63,12 @@ class Decoder:
     control: Preprocess | None
     has: tuple[str, ...]  # columns of the training split
     classes: tuple[str, ...]
+    lines: bool = False  # each line of a caption's file is a caption
 
     @classmethod
-    def of(cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = ()) -> "Decoder":
+    def of(
+        cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = (), lines: bool = False
+    ) -> "Decoder":
         """Reads off the training split which columns there are; the validation split has to fit.
 
         `classes` are the names of the labels 0, 1, ...; without them they are read off the labels.
@@ -74,10 +78,10 @@ class Decoder:
         if any(row.text is not None or row.caption is not None for row in rows):
             has.append("text")
         if "label" in has:
-            _check_labels((*rows, *val[1]))
+            _check_labels(rows, val[1])
             classes = tuple(classes) or _classes(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
-        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else ())
+        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), lines)
 
     def table(self, split: Split, folder: Path, key: str, tally: Tally) -> Table:
         """Decodes a split into `folder`; bad images are left out and counted."""
@@ -97,11 +101,27 @@ class Decoder:
             raise UserError(f"{store.where} holds no image that can be used.")
         columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name != "images"}
         if "label" in self.has:
-            columns["label"] = np.array([_label(sample, self.classes) for sample in kept], np.int64)
+            numbers = {name: i for i, name in enumerate(self.classes)}
+            columns["label"] = np.array([numbers[str(sample.label)] for sample in kept], np.int64)
         if "text" in self.has:
-            columns["text"] = _texts(store, kept)
+            columns["text"] = self._texts(store, kept, tally)
+        if any(sample.repeats > 1 for sample in rows):
+            columns[REPEATS] = np.array([sample.repeats for sample in kept], np.int64)
         images = arrays["images"][: len(kept)]
         return Table(images, columns, self.preprocess, key, [sample.image for sample in kept], self.classes)
+
+    def _texts(self, store: Store, rows: Sequence[Sample], tally: Tally) -> list[str | list[str]]:
+        texts = []
+        for sample in rows:
+            text = _caption(store, sample.caption) if sample.caption else sample.text
+            if sample.caption and isinstance(text, str) and "\n" in text:
+                tally.several_lines += [] if self.lines else [sample.caption]
+                text = _lines(text) if self.lines else text
+            if not text:  # a file of nothing leaves its folder's word
+                text = (sample.text if sample.caption else None) or ""
+            tally.no_caption += [] if text else [sample.image]
+            texts.append(text)
+        return texts
 
     def _arrays(self, folder: Path, n: int) -> dict[str, np.memmap]:
         channels, height, width = self.preprocess.shape
@@ -190,48 +210,50 @@ def _control(split: Split, preprocess: Preprocess) -> Preprocess:
     return Preprocess(1 if grey else 3, height, width, resize=preprocess.resize, background=[0])
 
 
-def _check_labels(samples: Sequence[Sample]) -> None:
-    for sample in samples:
+def _check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
+    if val and all(sample.label is None for sample in val):
+        raise UserError(
+            f"none of the {len(val)} images for validation, such as {val[0].image}, has a label, unlike training's: "
+            "sort them into folders of the same names, or take them out and let data.val_share hold out others."
+        )
+    for sample in (*train, *val):
         if sample.label is None:
             raise UserError(f"{sample.image} has no label while others have; give it one, or take it out.")
 
 
 def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
-    """The sorted words, or the numbers up to the highest."""
+    """The words in natural order (2 before 10), or the numbers up to the highest."""
     numbers = [label for label in labels if isinstance(label, int) and label >= 0]
     if len(numbers) == len(labels):
         return tuple(str(i) for i in range(max(numbers) + 1))
-    return tuple(sorted(str(label) for label in labels))
+    return tuple(sorted({str(label) for label in labels}, key=_natural))
+
+
+def _natural(word: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sorts numbers within words by their value: by their length, then digit by digit."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", word)
+    numbers = [part.lstrip("0") if part[0] in "0123456789" else None for part in parts]
+    return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)], word
 
 
 def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
     """The class names of training, which validation must not go beyond."""
     classes = class_names({sample.label for sample in train})
+    known = set(classes)
     for sample in val:
-        if str(sample.label) not in classes:
+        if str(sample.label) not in known:
             raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have.")
     return classes
 
 
-def _label(sample: Sample, classes: tuple[str, ...]) -> int:
-    return classes.index(str(sample.label))
-
-
-def _texts(store: Store, rows: Sequence[Sample]) -> list:
-    texts = [sample.text if sample.caption is None else _caption(store, sample.caption) for sample in rows]
-    missing = [sample.image for sample, text in zip(rows, texts, strict=True) if not text]
-    if missing:
-        _log.warning(
-            "%d of %d images in %s have no caption, %s the first; they get an empty one",
-            len(missing), len(rows), store.where, missing[0],
-        )  # fmt: skip
-    return [text or "" for text in texts]
-
-
-def _caption(store: Store, path: str) -> str | list[str]:
+def _caption(store: Store, path: str) -> str:
     try:
         text = store.read(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{store.where}/{path} isn't UTF-8; save it so.") from None
+    return re.sub(r"\r\n?", "\n", text).strip()
+
+
+def _lines(text: str) -> str | list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines if len(lines) > 1 else "".join(lines)

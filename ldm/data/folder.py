@@ -1,18 +1,22 @@
 """Your own images: a folder or a .zip, decoded once into memory-mapped arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 
+from ldm.data.beside import tell_unread
 from ldm.data.decode import Split
-from ldm.data.listing import open_store, samples
-from ldm.data.stored import Stored, split_off
+from ldm.data.layout import Layout, layout_of
+from ldm.data.listing import samples
+from ldm.data.sample import Sample, Seen, plural, some
+from ldm.data.store import Store, open_store
+from ldm.data.stored import WHOLE, Stored, split_off, told
 from ldm.data.table import hash_of
 from ldm.errors import UserError
 from ldm.registry import register
 
-_VERSION = "folder-1"
-_VALIDATION = ("val", "valid", "validation", "test")
+_VERSION = "folder-2"
 
 
 @register
@@ -22,13 +26,17 @@ class Folder(Stored):
     - `metadata.jsonl` as the Hugging Face image folder has it: one line of JSON an image, with `file_name` and any of
       `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`; or `metadata.csv`
       with columns of these names;
-    - or NAME.txt beside NAME.png, one caption a line; and one subfolder for each class.
+    - or NAME.txt or NAME.caption beside NAME.png, one caption (with `captions=lines` one a line); and one subfolder for
+      each class, in natural order (2 before 10);
+    - or kohya's folders `10_name`: an epoch visits their images 10 times, and `name` is the caption of those without a
+      file. `repeats` says whether such folders are meant, by default if they look like it.
 
-    Splits: `train/` and `val/` (`valid/`, `validation/`, `test/`) where there are both; otherwise `val_root`, or a
-    fixed random `val_share`. `columns` takes only some columns ([text]) or gives their names in the metadata
-    ({text: caption}). `size` is a number or [height, width] and defaults to the images' own where all agree; `channels`
-    and `bits` default to what the images hold. `resize`, `background`, `low` and `high`: see Preprocess. What can't be
-    read is left out and counted; more than `max_bad_share` of it stops the run.
+    Splits: `train/` and `val/` where there are both, or as people spell them (training, valid, test, val2017);
+    otherwise `val_root`, or a fixed random `val_share` of the images. `columns` takes only some columns ([text]) or
+    gives their names in the metadata ({text: caption}). `size` is a number or [height, width] and defaults to the
+    images' own where all agree; `channels` and `bits` default to what the images hold. `resize`, `background`, `low`
+    and `high`: see Preprocess. What can't be read is left out and counted; more than `max_bad_share` of it stops the
+    run.
 
     With `buckets` images keep about their aspect: each goes to the nearest of several shapes that have the area of a
     square of `size`, sides that are multiples of `bucket_step` (an eighth of `size`, at least 8) and `bucket_least`
@@ -52,13 +60,15 @@ class Folder(Stored):
         buckets: bool = False,
         bucket_step: int | None = None,
         bucket_least: int = 16,
+        captions: str = WHOLE,
+        repeats: bool | None = None,
     ):
         options = {"resize": resize, "background": background, "low": low, "high": high}
         if buckets and not isinstance(size, int):
             raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square of the area of all shapes.")
         step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
-        super().__init__(size, channels, bits, val_share, columns, max_bad_share, options, step, bucket_least)
-        self.root, self.val_root = root, val_root
+        super().__init__(size, channels, bits, val_share, columns, max_bad_share, options, step, bucket_least, captions)
+        self.root, self.val_root, self.repeats = root, val_root, repeats
 
     @property
     def name(self) -> str:
@@ -66,25 +76,53 @@ class Folder(Stored):
         return path.name if path.is_dir() else path.stem
 
     def _key(self) -> str:
+        """Names files and options, and what the listing made of them: another version that makes other samples of the
+        same files has another key."""
         stores = {store.where: store for store, _ in self._splits}
         entries = [list(store.entries.items()) for store in stores.values()]
-        return hash_of(_VERSION, self.val_root is None, entries, self._about())
+        listed = [[astuple(sample) for sample in samples] for _, samples in self._splits]
+        return hash_of(_VERSION, entries, listed, self.captions, self._about())
+
+    def _split_said(self) -> str:
+        if self.val_root is not None:
+            return f"data.val_root={self.val_root}"
+        return f"{self._layout.val}/" if self._layout.val else super()._split_said()
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(self.root)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout_of(self._store.entries, self.val_root is not None, self.seen)
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        store = open_store(self.root)
-        folder = next((name for name in _VALIDATION if name in store.tops), "")
-        inner = "train" if "train" in store.tops and (folder or self.val_root or len(store.tops) == 1) else ""
-        train = samples(store, inner, self.columns)
-        if self.val_root is not None:
-            other = open_store(self.val_root)
-            within = next((name for name in _VALIDATION if name in other.tops and "train" in other.tops), "")
-            val = other, samples(other, within, self.columns)
-        elif inner and folder:
-            val = store, samples(store, folder, self.columns)
-        else:
-            return split_off(store, train, self.val_share)
-        for source, found in ((store, train), val):
+        store, layout = self._store, self._layout
+        train = self._listed(store, layout.train, without=layout.without)
+        if self.val_root is None and layout.val is None:
+            self._tell_unread(store)
+            return split_off(store, train, self.val_share, self.seen)
+        other = store if self.val_root is None else open_store(self.val_root)
+        within = layout.val if self.val_root is None else layout_of(other.entries, False, Seen()).val
+        known = {str(sample.label) for sample in train if sample.label is not None}
+        val = self._listed(other, within or "", known=known)
+        self._tell_unread(*dict.fromkeys((store, other)))
+        for source, found in ((store, train), (other, val)):
             if not found:
-                raise UserError(f"{source.where} holds no images for {'training' if found is train else 'validation'}.")
-        return (store, train), val
+                what = "training" if found is train else "validation"
+                raise UserError(f"{source.where} holds no images for {what}.{told(self.seen)}")
+        if both := {s.image for s in train} & {s.image for s in val} if other.where == store.where else set():
+            self.seen.note(
+                f"{plural(len(both), 'image')} are both for training and for validation: {some(sorted(both))}"
+            )
+        return (store, train), (other, val)
+
+    def _tell_unread(self, *stores: Store) -> None:
+        tell_unread([path for store in stores for path in store.entries if path not in self.seen.read], self.seen)
+
+    def _listed(
+        self, store: Store, under: str, without: str | None = None, known: Collection[str] = ()
+    ) -> list[Sample]:
+        options = {"without": without, "known": known, "repeats": self.repeats}
+        return samples(store, under, self.columns, self.seen, **options)  # type: ignore[arg-type]

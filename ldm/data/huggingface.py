@@ -9,13 +9,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm.data.decode import Split
-from ldm.data.listing import PATHS, Sample, Store
+from ldm.data.sample import PATHS, Sample, Text, plural, some, text_of
+from ldm.data.store import Store
 from ldm.data.stored import Stored, split_off
 from ldm.data.table import hash_of
 from ldm.errors import UserError, did_you_mean
 from ldm.registry import register
 
-_VERSION = "huggingface-1"
+_VERSION = "huggingface-2"
 _VALIDATION = ("validation", "val", "valid", "test", "dev")
 _NAMES = {  # what data sets call our columns, the first that is there
     "image": ("image", "img", "png", "jpg", "jpeg", "webp", "picture", "pixel_values"),
@@ -77,9 +78,16 @@ class HuggingFace(Stored):
     @property
     def _splits(self) -> tuple[Split, Split]:
         train, val = self._rows
+        for store in (train, val):
+            if store and store.samples and store.gaps:
+                said = f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives among them, are no text"
+                self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(store.gaps)}")
         if val is None:
-            return split_off(train, train.samples, self.val_share)
+            return split_off(train, train.samples, self.val_share, self.seen)
         return (train, train.samples), (val, val.samples)
+
+    def _split_said(self) -> str:
+        return self._rows[1].where if self._rows[1] else super()._split_said()
 
     @cached_property
     def _rows(self) -> "tuple[DatasetStore, DatasetStore | None]":
@@ -142,7 +150,7 @@ class DatasetStore(Store):
         for key in ("image", *PATHS):
             if (name := columns.get(key)) and isinstance(data.features[name], datasets.Image):
                 data = data.cast_column(name, datasets.Image(decode=False))
-        self.data, self.fingerprint = data, fingerprint
+        self.data, self.fingerprint, self.gaps = data, fingerprint, list[str]()
         kind = data.features[columns["label"]] if "label" in columns else None
         self.classes: tuple[str, ...] = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else ()
 
@@ -150,14 +158,16 @@ class DatasetStore(Store):
     def samples(self) -> list[Sample]:
         """Every row."""
         texts, labels = self._values("text"), self._values("label")
-        paths = [key for key in PATHS if key in self.columns]
         found = [
-            Sample(f"{i:08d}/image", _caption(text), label=self._label(label), **{k: f"{i:08d}/{k}" for k in paths})
+            Sample(f"{i:08d}/image", self._caption(i, text), None, self._label(label), **self._paths(i))
             for i, (text, label) in enumerate(zip(texts, labels, strict=True))
         ]
         some = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
         self.entries = {sample.image: (sum(some) // len(some), 0) for sample in found}  # about, for whom it concerns
         return found
+
+    def _paths(self, row: int) -> dict[str, Any]:
+        return {key: f"{row:08d}/{key}" for key in PATHS if key in self.columns}
 
     def open(self, path: str) -> BinaryIO:
         row, key = path.split("/")
@@ -166,16 +176,17 @@ class DatasetStore(Store):
     def _values(self, key: str) -> Sequence[Any]:
         return self.data[self.columns[key]][:] if key in self.columns else [None] * len(self.data)
 
+    def _caption(self, row: int, value: Any) -> Text:
+        """Empty alternatives say nothing."""
+        value = [text for text in value if text != ""] if isinstance(value, (list, tuple)) else value
+        text, whole = text_of(value)
+        self.gaps += [] if whole else [f"row {row}"]
+        return text
+
     def _label(self, value: Any) -> str | int | None:
         if self.classes and isinstance(value, int):
             return self.classes[value] if value >= 0 else None
         return value
-
-
-def _caption(value: Any) -> str | list[str] | None:
-    if isinstance(value, (list, tuple)):
-        return [str(text) for text in value if text] or None
-    return None if value is None else str(value)
 
 
 def _encoded(value: Any) -> bytes:

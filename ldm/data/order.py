@@ -40,6 +40,18 @@ def index_of(position: np.ndarray, n: int, seed: int) -> np.ndarray:
     return index  # (B,)
 
 
+class Visits:
+    """The visits of an epoch: each of n samples once, or as often as `repeats` (n,) says."""
+
+    def __init__(self, n: int, repeats: np.ndarray | None = None):
+        self.ends = None if repeats is None else np.cumsum(repeats)
+        self.total = n if self.ends is None else int(self.ends[-1])
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """The samples (B,) of these visits (B,)."""
+        return index if self.ends is None else np.searchsorted(self.ends, index, side="right")
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     order = permutation(seed, epoch, n)

@@ -2,7 +2,6 @@
 
 import glob
 import io
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from ldm.data.decode import Decoder, Tally, class_names
+from ldm.data.sample import Seen
 from ldm.data.sharing import share
-from ldm.data.stored import as_shape, column_names, report
+from ldm.data.stored import LINES, WHOLE, as_shape, check_captions, column_names
+from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Column, Table, cached, hash_of, new_array
 from ldm.data.tar import listed, opened
 from ldm.errors import UserError
-from ldm.files import atomic_write
 from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
 from ldm.registry import register
 
-_VERSION = "shards-1"
+_VERSION = "shards-2"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -39,8 +39,9 @@ class Shards:
     one process would. Processes that start together share the shards, and an interrupted start goes on with the shards
     that are left. `val_root` are the shards to validate on; otherwise a fixed random `val_share`.
 
-    What a shard may hold: see `ldm.data.tar.listed`. Channels, bits and, without `size`, the size are those of the
-    first image; images of other sizes are then left out and counted. The other options are those of `Folder`.
+    What a shard may hold: see `ldm.data.tar.listed`. A caption's file is one caption, or with `captions=lines` one a
+    line. Channels, bits and, without `size`, the size are those of the first image; images of other sizes are then left
+    out and counted. The other options are those of `Folder`.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Shards:
         background: Sequence[float] | None = None,
         low: float | None = None,
         high: float | None = None,
+        captions: str = WHOLE,
     ):
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
         self.root, self.val_root, self.val_share, self.max_bad_share = root, val_root, val_share, max_bad_share
-        self.size = as_shape(size)
+        self.size, self.captions = as_shape(size), check_captions(captions)
         self.channels, self.bits, self.columns = channels, bits, column_names(columns)
         self._made: tuple[Table, Table] | None = None
         resize = resize if size else "none"
@@ -83,7 +85,7 @@ class Shards:
         """Train and validation tables, decoded once and cached under `cache`."""
         train, val = (_stamped(urls) for urls in (self._urls, self._val_urls))
         about = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
-        key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, about)
+        key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, about, self.captions)
         home, pieces = Path(cache) / key, Path(cache) / f".{key}-pieces"
         if not home.is_dir():
             pieces.mkdir(parents=True, exist_ok=True)
@@ -95,8 +97,7 @@ class Shards:
 
         self._made = cached(Path(cache), key, lambda folder: self._join(paths(train), paths(val), folder, key))
         shutil.rmtree(pieces, ignore_errors=True)
-        skipped = json.loads((home / "skipped.json").read_text("utf-8"))
-        report(skipped, home / "skipped.json", self._made[0])
+        tell(Facts.load(home), home / FILE)
         return self._made
 
     @cached_property
@@ -117,7 +118,7 @@ class Shards:
             height, width, channels, bits = probe(io.BytesIO(store.read(rows[0].image)))
             size = self.size or (height, width)
             preprocess = Preprocess(self.channels or channels, *size, self.bits or bits, **self.options)
-            return Decoder.of((store, rows), (store, []), preprocess)
+            return Decoder.of((store, rows), (store, []), preprocess, lines=self.captions == LINES)
 
     def _decode(self, url: str, folder: Path, key: str) -> None:
         """One shard as a table of its own, whose labels are as the shard has them."""
@@ -125,26 +126,27 @@ class Shards:
         unlabelled = replace(decoder, has=tuple(column for column in decoder.has if column != "label"))
         shutil.rmtree(folder, ignore_errors=True)
         with opened(url) as store:
-            rows = listed(store, self.columns)
+            rows = listed(store, self.columns, seen := Seen())
             tally = Tally(len(rows), 1.0)  # the whole counts, when the pieces are joined
             table = unlabelled.table((store, rows), folder, key, tally)
         labels = {row.image: row.label for row in rows}
         if "label" in decoder.has:
             table.columns["label"] = [labels[name] for name in table.names]
         table.names = [f"{Path(url).name}/{name}" for name in table.names]
-        atomic_write(folder / "skipped.json", json.dumps({f"{url}/{k}": v for k, v in tally.bad.items()}))
+        tally.bad = {f"{url}/{path}": reason for path, reason in tally.bad.items()}
+        seen.left_out = {f"{url}/{path}": reason for path, reason in seen.left_out.items()}
+        facts_of(seen, url, len(table), 0, "", tally, len(table) - len(tally.no_caption), ()).save(folder)
         table.save(folder)
 
     def _join(self, train: Sequence[Path], val: Sequence[Path], folder: Path, key: str) -> tuple[Table, Table]:
         """The pieces of both splits as two tables."""
         paths = [*train, *val]
         tables = [Table.load(path) for path in paths]
-        tally = Tally(0, self.max_bad_share)
+        tally, seen = Tally(0, self.max_bad_share), Seen()
         for path in paths:
-            tally.bad |= json.loads((path / "skipped.json").read_text("utf-8"))
+            _add(Facts.load(path), tally, seen)
         tally.total = sum(map(len, tables)) + len(tally.bad)
         tally.check()
-        atomic_write(folder / "skipped.json", json.dumps(tally.bad, ensure_ascii=False, indent=1))
         ends = np.cumsum([0, *map(len, tables)])
         if val:
             rows, val_rows = np.arange(ends[len(train)]), np.arange(ends[len(train)], ends[-1])
@@ -157,7 +159,22 @@ class Shards:
         chosen = [[r[(a <= r) & (r < b)] - a for a, b in pairwise(ends)] for r in (rows, val_rows)]
         made = [joined(tables, of, folder / n, f"{key}-{n}") for of, n in zip(chosen, ("train", "val"), strict=True)]
         _name_classes(*made)
+        split = f"data.val_root={self.val_root}" if val else f"a fixed random {self.val_share:g} of all"
+        captioned = sum(map(len, made)) - len(tally.no_caption) if "text" in made[0].columns else 0
+        source = self.root if isinstance(self.root, str) else ", ".join(self.root)
+        facts_of(seen, source, len(made[0]), len(made[1]), split, tally, captioned, made[0].classes).save(folder)
         return made[0], made[1]
+
+
+def _add(piece: Facts, tally: Tally, seen: Seen) -> None:
+    """Adds what one shard told to what all tell."""
+    tally.bad |= piece.bad
+    tally.notes.update(piece.counts)
+    tally.no_caption += piece.no_caption
+    tally.several_lines += piece.several_lines
+    seen.left_out |= piece.left_out
+    for note in piece.notes:
+        seen.note(note)
 
 
 def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, key: str) -> Table:

@@ -1,8 +1,7 @@
 """Sources of encoded pictures: from splits of listed samples to decoded tables, one pair or a pair a bucket."""
 
 import io
-import json
-import logging
+import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,14 +12,16 @@ import numpy as np
 
 from ldm.data.buckets import Buckets, Shape, assign, shapes
 from ldm.data.decode import Decoder, Split, Tally, big_files, in_order
-from ldm.data.listing import COLUMNS, Sample, Store
+from ldm.data.sample import COLUMNS, Sample, Seen, plural
+from ldm.data.store import Store
+from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
-_log = logging.getLogger("ldm")
+WHOLE, LINES = "whole", "lines"  # what a caption's file holds: one caption, or one a line
 
 
 class Stored:
@@ -37,6 +38,7 @@ class Stored:
         options: Mapping[str, Any],
         bucket_step: int | None = None,
         bucket_least: int = 1,
+        captions: str = WHOLE,
     ):
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
@@ -46,6 +48,7 @@ class Stored:
         self.channels, self.bits, self.val_share, self.max_bad_share = channels, bits, val_share, max_bad_share
         self.columns, self.options = column_names(columns), dict(options)
         self.bucket_step, self.bucket_least = bucket_step, bucket_least
+        self.captions, self.seen = check_captions(captions), Seen()
         # a wrong option is told before any file is read
         height, width = self.size or (1, 1)
         Preprocess(channels or 3, height, width, bits or 8, **{k: v for k, v in options.items() if k != "background"})
@@ -66,8 +69,8 @@ class Stored:
         else:
             made = cached_parts(Path(cache), key, lambda folder: self._make(key, folder))
             pair = made["train"], made["val"]
-        skipped = Path(cache) / key / "skipped.json"
-        report(json.loads(skipped.read_text("utf-8")), skipped, pair[0])
+        home = Path(cache) / key
+        tell(Facts.load(home), home / FILE)
         return pair
 
     @property
@@ -129,25 +132,33 @@ class Stored:
         tally = Tally(len(train[1]) + len(val[1]), self.max_bad_share)
         tables = {}
         for suffix, (preprocess, *pair) in jobs.items():
-            decoder = Decoder.of(train, val, preprocess, self._classes())
+            decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions == LINES)
             for name, split in zip((f"train{suffix}", f"val{suffix}"), pair, strict=True):
                 if split[1]:
                     tables[name] = decoder.table(split, folder / name, f"{key}-{name}", tally)
         tally.check()
-        (folder / "skipped.json").write_text(json.dumps(tally.bad, ensure_ascii=False, indent=1), "utf-8")
+        self._facts(tables, tally).save(folder)
         if all("map" in table.columns for table in tables.values()):
             highest = max(int(np.max(table.columns["map"])) for table in tables.values())
             for table in tables.values():
                 table.map_classes = tuple(str(i) for i in range(highest + 1))
         return tables
 
+    def _facts(self, tables: Mapping[str, Table], tally: Tally) -> Facts:
+        training, validation = (sum(len(t) for n, t in tables.items() if n.startswith(s)) for s in ("train", "val"))
+        one = next(iter(tables.values()))
+        captioned = training + validation - len(tally.no_caption) if "text" in one.columns else 0
+        counts = (training, validation, self._split_said())
+        return facts_of(self.seen, self._splits[0][0].where, *counts, tally, captioned, one.classes)
+
+    def _split_said(self) -> str:
+        """How validation was chosen."""
+        return f"a fixed random {self.val_share:g} of all"
+
     def _preprocess(self, size: Shape, heads: Sequence[Head]) -> Preprocess:
         """The declared channels and bits, those that weren't read off the images' heads."""
-        counts = Counter(channels for _, _, channels, _ in heads)
-        # grey among colour becomes colour; where more channels occur, the most frequent number counts
-        most = max(counts) if max(counts, default=0) <= 3 else counts.most_common(1)[0][0]
         bits = self.bits or max(bits for *_, bits in heads)
-        return Preprocess(self.channels or most, *size, bits, **self.options)
+        return Preprocess(self.channels or _channels(heads), *size, bits, **self.options)
 
     @cached_property
     def _heads(self) -> dict[tuple[str, str], Head]:
@@ -165,18 +176,56 @@ class Stored:
         threads = any(big_files(store, found) for store, found in self._splits)
         heads = dict(found for found in in_order(lambda pair: head(*pair), pairs, threads=threads) if found)
         if not heads:
-            raise UserError(f"none of the {len(pairs)} images in {self._splits[0][0].where} can be read.")
+            store, sample = pairs[0]
+            raise UserError(f"none of the {len(pairs)} images in {store.where} can be read: {_fault(store, sample)}.")
         return heads
 
 
-def split_off(store: Store, found: list[Sample], share: float) -> tuple[Split, Split]:
-    """A fixed random `share` of the samples for validation, the others for training."""
-    if len(found) < 2:
-        raise UserError(f"{store.where} holds too few images, {len(found)}; training and validation need one each.")
-    order = permutation(0, 0, len(found))
-    n_val = max(1, round(share * len(found)))
-    train, val = np.sort(order[n_val:]), np.sort(order[:n_val])
-    return (store, [found[i] for i in train]), (store, [found[i] for i in val])
+def _channels(heads: Sequence[Head]) -> int:
+    """Grey among colour becomes colour; where more channels occur, the most frequent number counts."""
+    counts = Counter(channels for _, _, channels, _ in heads)
+    return max(counts) if max(counts) <= 3 else counts.most_common(1)[0][0]
+
+
+def _fault(store: Store, sample: Sample) -> str:
+    """Why an image's head can't be read."""
+    try:
+        with store.open(sample.image) as file:
+            probe(file)
+        return f"{sample.image} is one"
+    except Exception as error:
+        return f"{sample.image}: {error}"
+
+
+def split_off(store: Store, found: list[Sample], share: float, seen: Seen) -> tuple[Split, Split]:
+    """A fixed random `share` of the images for validation, the others for training.
+
+    Several samples of one image stay together: rows that name the same file, or files that differ in their ending.
+    """
+    first: dict[str, int] = {}
+    image = np.array([first.setdefault(posixpath.splitext(sample.image)[0], len(first)) for sample in found])  # (N,)
+    n = len(first)
+    if n < 2:
+        raise UserError(f"{store.where} holds too few images, {n}; training and validation need one each.{told(seen)}")
+    if n < len(found):
+        seen.aside(f"{len(found)} samples are of {n} images, which are wholly for training or for validation")
+    held = np.isin(image, permutation(0, 0, n)[: max(1, round(share * n))])  # (N,)
+    train, val = ([found[i] for i in np.flatnonzero(which)] for which in (~held, held))
+    return (store, train), (store, val)
+
+
+def told(seen: Seen) -> str:
+    """What else was seen where there are too few images."""
+    reasons = [
+        f"{reason} ({plural(count, 'file')})" for reason, count in Counter(seen.left_out.values()).most_common(3)
+    ]
+    return "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in [*reasons, *seen.notes[:2]])
+
+
+def check_captions(captions: str) -> str:
+    if captions not in (WHOLE, LINES):
+        raise UserError(f"data.captions={captions} is unknown.{did_you_mean(captions, (WHOLE, LINES))}")
+    return captions
 
 
 def column_names(columns: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
@@ -218,13 +267,3 @@ def _in_buckets(tables: Mapping[str, Table], key: str) -> tuple[Table, Table]:
     counts = {"x".join(map(str, t.images.shape[2:])): len(t) for t in made["train"].buckets}
     print("buckets: " + ", ".join(f"{n} images of {shape}" for shape, n in counts.items()), flush=True)
     return made["train"], made["val"]
-
-
-def report(bad: Mapping[str, str], where: Path, train: Table) -> None:
-    """Says at every start what the data lack."""
-    if bad:
-        _log.warning("%d images couldn't be used and are left out; %s lists them", len(bad), where)
-    tables: Sequence[Table] = getattr(train, "buckets", [train])
-    missing = sum(not text for table in tables for text in table.columns.get("text", ()))
-    if missing:
-        _log.warning("%d of %d images have no caption and get an empty one", missing, sum(map(len, tables)))

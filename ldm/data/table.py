@@ -27,6 +27,7 @@ from ldm.registry import build, spec_of
 
 Column = np.ndarray | list | Lazy
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
+REPEATS = "repeats"  # a column: how often an epoch visits each sample, once where there is none
 _PAIR = ("train", "val")
 
 

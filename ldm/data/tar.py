@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ldm.data.listing import COLUMNS, IMAGES, MAX_BYTES, PATHS, Sample, Store
+from ldm.data.beside import UNREADABLE, ending, is_image
+from ldm.data.metadata import USUAL
+from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, text_of
+from ldm.data.store import MAX_BYTES, Store
 from ldm.errors import UserError
 
 
@@ -23,8 +26,9 @@ class TarStore(Store):
         try:
             with tarfile.open(path, "r:*") as tar:
                 for member in tar:
-                    if member.isreg():
-                        self._members[member.name.removeprefix("./")] = member
+                    name = member.name.removeprefix("./")
+                    if member.isreg() and not any(step.startswith((".", "__MACOSX")) for step in name.split("/")):
+                        self._members[name] = member
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserError(f"{where} can't be read as a tar ({error}): fetch it again, or take it out.") from None
         self.entries = {name: (member.size, int(member.mtime)) for name, member in self._members.items()}
@@ -59,40 +63,54 @@ def opened(url: str) -> Iterator[TarStore]:
         yield TarStore(copy, url)
 
 
-def listed(store: TarStore, columns: Mapping[str, str]) -> list[Sample]:
+def listed(store: TarStore, columns: Mapping[str, str], seen: Seen | None = None) -> list[Sample]:
     """The samples of a shard in its order.
 
-    NAME.jpg, .png and so on is the image; NAME.txt its caption, one a line; NAME.cls its class; NAME.json may have all
-    that metadata.jsonl may have, by the names in `columns`; NAME.map.png, NAME.mask.png and NAME.control.png are its
-    map, mask and control.
+    NAME.jpg, .png and so on is the image; NAME.txt or NAME.caption its caption; NAME.cls its class; NAME.json may have
+    all that metadata.jsonl may have, by the names in `columns` or the usual ones; NAME.map.png, NAME.mask.png and
+    NAME.control.png are its map, mask and control.
     """
+    seen = Seen() if seen is None else seen
     groups: dict[str, dict[str, str]] = {}
     for path in store.entries:
         folder, name = posixpath.split(path)
-        stem, _, ending = name.partition(".")
-        groups.setdefault(f"{folder}/{stem}", {})[ending.lower()] = path
-    return [sample for files in groups.values() if (sample := _sample(store, files, columns))]
+        stem, _, rest = name.partition(".")
+        groups.setdefault(f"{folder}/{stem}", {})[rest.lower()] = path
+    return [sample for files in groups.values() if (sample := _sample(store, files, columns, seen))]
 
 
-def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str]) -> Sample | None:
-    image = next(
-        (p for e, p in files.items() if f".{e.split('.')[-1]}" in IMAGES and e.split(".")[0] not in PATHS), None
-    )
-    if image is None:
+def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str], seen: Seen) -> Sample | None:
+    images = [p for e, p in files.items() if is_image(p) and e.split(".")[0] not in PATHS]
+    seen.leave(images[1:], "another image of the same name")
+    for path in files.values():
+        if reason := UNREADABLE.get(ending(path)):
+            seen.leave([path], f"{ending(path)} files {reason}")
+    if not images:
         return None
     found: dict[str, Any] = dict.fromkeys(COLUMNS)
     if "json" in files:
         row = _json(store, files["json"])
-        found |= {key: row.get(name) for key, name in columns.items() if key not in PATHS}
+        found |= {key: _value(row, key, name) for key, name in columns.items() if key not in PATHS}
     if "cls" in files:
         word = store.read(files["cls"]).decode("utf-8", "replace").strip()
-        found["label"] = int(word) if word.isdigit() else word
+        found["label"] = int(word) if word.isdecimal() else word
     for key in PATHS:
         found[key] = next((p for e, p in files.items() if e.split(".")[0] == key and "." in e), None)
-    text = found["text"]
-    found["text"] = [str(t) for t in text if t] if isinstance(text, list) else None if text is None else str(text)
-    kept = {key: value if key in columns else None for key, value in found.items()}
-    return Sample(image, caption=files.get("txt") if "text" in columns else None, **kept)
+    found["text"], whole = text_of(found["text"])
+    if not whole:
+        seen.note("captions that are no text (null, not-a-number, true, a mapping) count as missing")
+    label = found["label"]
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
+        raise UserError(f"{store.where}: the label {label!r} of {images[0]} is neither a number nor a word.")
+    kept: dict[str, Any] = {key: value if key in columns else None for key, value in found.items()}
+    caption = files.get("txt", files.get("caption")) if "text" in columns else None
+    return Sample(images[0], caption=caption, **kept)
+
+
+def _value(row: Mapping[str, Any], key: str, name: str) -> Any:
+    """A row's value by the name that the user says, or by the usual ones where that is ours."""
+    names = USUAL.get(key, (key,)) if name == key else (name,)
+    return next((row[name] for name in names if name in row), None)
 
 
 def _json(store: TarStore, path: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.table import Table
+from ldm.data.table import REPEATS, Table
 from ldm.devices import send
 from ldm.evaluation.features import Features, prepared, weights_hash
 from ldm.evaluation.pictures import as_bytes
@@ -92,7 +92,7 @@ def label_columns(table: Table) -> Targets:
     found: Targets = {}
     for name, column in table.columns.items():
         values = np.asarray(column) if isinstance(column, np.ndarray) else np.empty((0, 0))
-        if values.ndim == 1 and values.dtype.kind in "iu" and len(values):
+        if values.ndim == 1 and values.dtype.kind in "iu" and len(values) and name != REPEATS:
             kinds, codes = np.unique(values, return_inverse=True)
             if 1 < len(kinds) <= MOST_CLASSES:
                 found[name] = torch.from_numpy(codes.astype(np.int64))

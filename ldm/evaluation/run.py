@@ -23,6 +23,7 @@ from ldm.randomness import permutation
 from ldm.registry import build
 from ldm.sampling import device
 from ldm.training.fit import cache_of, import_modules
+from ldm.training.ldm_run import names_of, numbered
 from ldm.training.run import find_run
 
 Tables = tuple[Table, Table]
@@ -63,6 +64,7 @@ def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
     if isinstance(model, AutoencoderKL):
         return stage_one.measure(model, tables[1], features, config, report, trained_as(path).get("beta")), report
     if isinstance(model, LatentDiffusion):
+        tables = numbered(tables, names_of(model.conditioner), f"the model {path}")
         reference = reference_of(config, tables, model.preprocess)
         return stage_two.measure(model, tables, reference, features, config, report), report
     raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")

@@ -28,6 +28,8 @@ MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
 _BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
+_OF_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # (a phone's MPO has a depth or a gain map behind its image)
+FIRST = "the first of several pages or frames"
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -192,6 +194,8 @@ def _open(content: bytes, draft: int, notes: Notes) -> "Image | np.ndarray":
     picture: Any = _pillow(stream)
     if picture is None:
         return _tiff(stream, notes)
+    if picture.format in _OF_SEVERAL and getattr(picture, "is_animated", False):
+        notes.append(FIRST)
     if code := cicp(content):
         picture.info[CICP] = code
     if draft:
@@ -248,6 +252,7 @@ def _tiff(stream: BinaryIO, notes: Notes, head_only: bool = False) -> np.ndarray
         first: Any = file.series[0]
         if set(first.axes) & set("ITZ"):  # a row of pages, of times or of depths
             first = file.pages[0]
+            notes += [FIRST] if len(file.pages) > 1 else []
         other = [i for i, axis in enumerate(first.axes) if axis not in "YX"]
         if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > MAX_PIXELS:
             raise BadImage(f"{first.shape} pixels are too many")

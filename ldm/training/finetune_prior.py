@@ -12,7 +12,7 @@ import torch
 from ldm.adapters.base import hash_of
 from ldm.data import table as data
 from ldm.data.shards import joined
-from ldm.data.table import Table
+from ldm.data.table import Column, Table
 from ldm.devices import lent
 from ldm.errors import UserError
 from ldm.pipeline import LatentDiffusion
@@ -38,8 +38,12 @@ def with_prior(
         print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
         with lent(model, device):
             images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
-        own = replace(train, columns={"text": train.columns["text"]})
-        drawn = replace(own, images=images.astype(train.images.dtype), columns={"text": prompts}, names=prompts)
+        kept = {key: train.columns[key] for key in ("text", data.REPEATS) if key in train.columns}
+        new: dict[str, Column] = {"text": prompts, data.REPEATS: np.ones(len(prompts), np.int64)}
+        own = replace(train, columns=kept)
+        drawn = replace(
+            own, images=images.astype(train.images.dtype), columns={key: new[key] for key in kept}, names=prompts
+        )
         both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 

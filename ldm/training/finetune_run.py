@@ -33,7 +33,7 @@ from ldm.training.fit import (
     task_options,
     validated,
 )
-from ldm.training.ldm_run import latents
+from ldm.training.ldm_run import latents, names_of, numbered, tell_classes
 from ldm.training.run import find_run
 
 __all__ = ["finetune_kinds", "main", "precheck"]  # importing finetune_kinds makes its classes known
@@ -50,6 +50,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         model = open_base(path)
         source = build(as_the_base(config["data"], model.preprocess), "data")
         tables = kind.tables(source.tables(cache_of(config) / "data"))
+        tables = numbered(tables, names_of(model.conditioner), "the base")
         check_preprocess(tables[0], model)
         kind.check(model, tables)
         device, cache = device_for(config), cache_of(config)
@@ -66,6 +67,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         task = FinetuneTask(model, kind, base, depends_on=depends_on, **task_options(config))
         count = sum(p.numel() for p in task.trained.parameters() if p.requires_grad)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {count} parameters train", flush=True)
+        tell_classes(model.conditioner)
         pixels = ("image",) if isinstance(train, Table) else ()
         needs = dict.fromkeys((*pixels, *model.conditioner.needs, *kind.needs))
         shown = config["samples"]

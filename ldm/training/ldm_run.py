@@ -1,6 +1,6 @@
 """`train_ldm.py`: one run of stage two."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ldm.artifact import model_hash
-from ldm.conditioning import Conditioner
+from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.data.captions import remember_captions
 from ldm.data.datamodule import Gathers
+from ldm.data.labels import numbered_as
 from ldm.data.latents import cached_latents
 from ldm.data.table import Table
 from ldm.diffusion import Denoiser
@@ -54,18 +55,20 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
     with open_named("ldm", source.name, config, job) as folder:
         if folder.finished:
             return folder.path
-        tables = source.tables(cache_of(config) / "data")
+        start = resume.start_of(folder)
+        tables = numbered(source.tables(cache_of(config) / "data"), start.classes, f"{folder.path}, which goes on,")
         first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
         torch.manual_seed(config["seed"])
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
         denoiser = build_denoiser(config, first_stage, conditioner)
         depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
-        start = resume.check(folder, config, depends_on)
+        start = resume.check(folder, config, depends_on, start)
         folder.save_config(config)
         remember_captions(conditioner, tables, cache_of(config), device_for(config))
         train, val, whitening = latents(tables, first_stage, config)
         about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {about}", flush=True)
+        tell_classes(conditioner)
         task = DiffusionTask(
             first_stage,
             denoiser,
@@ -161,6 +164,22 @@ def _check_columns(where: str, keys: tuple[str, ...], table: Table) -> None:
         if key != "image" and key not in table.columns:
             known = ", ".join(table.columns) or "images alone"
             raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {known}.")
+
+
+def numbered(tables: Tables, names: Sequence[str], whose: str) -> Tables:
+    """Both tables with their labels as numbers of `names`: see `numbered_as`."""
+    return numbered_as(tables[0], names, whose), numbered_as(tables[1], names, whose)
+
+
+def names_of(conditioner: Conditioner) -> Sequence[str]:
+    """The classes that a model was trained on, by their numbers."""
+    return next((part.names for part in conditioner.parts.values() if isinstance(part, ClassLabel)), ())
+
+
+def tell_classes(conditioner: Conditioner) -> None:
+    for part in conditioner.parts.values():
+        if isinstance(part, ClassLabel):
+            print(f"labels: {classes_line(part.table)}", flush=True)
 
 
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:

@@ -30,6 +30,7 @@ class Start(NamedTuple):
     step: int
     position: int
     depends_on: dict[str, str]
+    classes: tuple[str, ...] = ()  # by their numbers, of a model that is conditioned on them
 
 
 def start_of(folder: RunFolder) -> Start:
@@ -38,16 +39,28 @@ def start_of(folder: RunFolder) -> Start:
     if path is None:
         return Start(None, 0, 0, {})
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return Start(path, saved["global_step"], saved["BatchModule"]["position"], saved.get("ldm_depends_on", {}))
+    position, classes = saved["BatchModule"]["position"], _classes(saved.get("ldm_model", {}))
+    return Start(path, saved["global_step"], position, saved.get("ldm_depends_on", {}), classes)
 
 
-def check(folder: RunFolder, config: Mapping[str, Any], depends_on: Mapping[str, str]) -> Start:
+def _classes(spec: Any) -> tuple[str, ...]:
+    """The names of the classes in a model's spec, wherever its ClassLabel is."""
+    if not isinstance(spec, Mapping):
+        return ()
+    if spec.get("class") == "ClassLabel":
+        return tuple(spec.get("names") or ())
+    return next((found for inner in spec.values() if (found := _classes(inner))), ())
+
+
+def check(
+    folder: RunFolder, config: Mapping[str, Any], depends_on: Mapping[str, str], start: Start | None = None
+) -> Start:
     """Where the run begins. Says what changed since the run was started, and refuses what would make it another model.
 
     `depends_on` names by hash what the weights stand on, `first_stage`, and the `data`, whose change is only said: the
-    order of the samples is then another from here on.
+    order of the samples is then another from here on. `start` is what `start_of` gave, where that is known.
     """
-    start = start_of(folder)
+    start = start or start_of(folder)
     if start.checkpoint is None:
         return start
     implied = {key: value for key, value in IMPLIED.items() if key in config}

@@ -43,6 +43,15 @@ def test_labels_are_dropped_one_by_one():
 def test_labels_are_given_by_name_or_number():
     assert label().parse(["dog", 2, "1", np.int64(0)]).tolist() == [1, 2, 1, 0]
     assert ClassLabel(2, ["7", "1"]).parse(["7", "1", 1]).tolist() == [0, 1, 1]  # a word is a name first
+    folders = ClassLabel(4, ["1", "2", "3", "10"])
+    assert folders.parse([1, 2, 3, 10, "10", 0]).tolist() == [0, 1, 2, 3, 3, 0]
+    assert ClassLabel(2, ["01", "02"]).parse([1, "2", 0]).tolist() == [0, 1, 0]
+
+
+def test_examples_of_labels_are_the_classes_that_they_came_from():
+    part = ClassLabel(5, ["1", "2", "crane", "10", "crane"])  # ImageNet has two cranes
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    assert part.parse(part.example({"label": labels}, 0)["label"]).tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_captions_beside_images(tmp_path, caplog):
     (root / "4.txt").write_text("one line\n\nanother\n", "utf-8")
     with caplog.at_level(logging.WARNING, "ldm"):
         found = by_name(load(root, val_share=0.1))
-    assert found["2.png"] == (2, None, "the 2th") and found["4.png"][2] == ["one line", "another"]
+    assert found["2.png"] == (2, None, "the 2th") and found["4.png"][2] == "one line\n\nanother"
     assert found["5.png"][2] == ""  # said, not silent
     assert "have no caption" in caplog.text and "5.png" in caplog.text
     assert Folder(str(root)).default_condition == "text"
@@ -179,7 +179,7 @@ def test_metadata_that_leads_out_is_refused(tmp_path, name):
 
 
 def test_packed_bombs_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.data.listing.MAX_BYTES", 2000)
+    monkeypatch.setattr("ldm.data.store.MAX_BYTES", 2000)
     pack(tmp_path / "d.zip", {**{f"{i}.png": content(i) for i in range(5)}, "bomb.png": bytes(5000)})
     tables = load(tmp_path / "d.zip", max_bad_share=0.5)
     assert len(tables[0]) + len(tables[1]) == 5
@@ -248,6 +248,7 @@ def test_sizes_are_the_images_own_or_asked_for(tmp_path):
     with pytest.raises(UserError, match="2 sizes.*8x12.*data.size"):
         load(root)
     assert load(root, size=[4, 6])[0].images.shape[1:] == (3, 4, 6)
+    assert load(root, size=4, channels=1, bits=8)[0].images.shape[1:] == (1, 4, 4)
 
 
 def test_channels_and_bits_are_the_images_own(tmp_path):
@@ -384,7 +385,7 @@ def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
         load(root)
     (root / "metadata.csv").write_text("file_name,says\n" + "".join(f"{i}.png,a\n" for i in range(4)))
     load(root)
-    assert "d/metadata.csv is read (says); data.columns={text: says}" in caplog.text
+    assert "d/metadata.csv is read (says); data.columns='{text: says}'" in caplog.text
 
 
 def test_a_file_that_is_no_zip_is_told(tmp_path):

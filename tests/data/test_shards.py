@@ -128,8 +128,8 @@ def test_validation_shards_alternatives_missing_captions_and_maps(tmp_path, capl
     source = Shards(str(tmp_path / "a.tar"), val_root=str(tmp_path / "b.tar"), columns={"text": "x", "label": "breed"})
     train, val = source.tables(tmp_path / "cache")
     assert (len(train), len(val)) == (6, 3)
-    assert train.columns["text"] == ["only", ["one way", "another"], "", "only", "only", "only"]
-    assert "1 of 6 images have no caption" in caplog.text
+    assert train.columns["text"] == ["only", "one way\nanother", "", "only", "only", "only"]
+    assert "1 of 9 images have no caption" in caplog.text
     assert train.classes == ("corgi", "pug") and train.columns["label"].tolist() == [1, 0, 1, 0, 1, 0]
     assert np.array_equal(train.columns["map"][3], ids) and train.map_classes == tuple("01234")
     assert "text" not in Shards(str(tmp_path / "a.tar"), columns=["label"])._decoder.has
@@ -161,7 +161,7 @@ def test_bad_images_are_counted_over_all_shards(shards, tmp_path, caplog):
     with pytest.raises(UserError, match="1 of 32 images can't be used"):
         Shards(str(shards)).tables(tmp_path / "cache")
     train, val = Shards(str(shards), max_bad_share=0.1).tables(tmp_path / "cache")
-    assert len(train) + len(val) == 31 and "1 images couldn't be used" in caplog.text
+    assert len(train) + len(val) == 31 and "1 image couldn't be used" in caplog.text
 
 
 @pytest.mark.parametrize(

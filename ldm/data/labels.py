@@ -1,0 +1,45 @@
+"""Labels in a model's own numbering: data that are listed otherwise than they were keep the classes' numbers."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ldm.data.buckets import Buckets
+from ldm.data.table import Table
+from ldm.errors import UserError, did_you_mean
+
+
+def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
+    """The table with its labels as numbers of `names`, the classes that a model or run knows; without a change where
+    that is so already, and for a table without labels.
+
+    Classes that are numbers themselves, and not of `names`, are the positions there. Raises UserError for a class that
+    isn't known.
+    """
+    if "label" not in table.columns or not names or table.classes == tuple(names):
+        return table
+    used = np.unique(np.concatenate([np.asarray(part.columns["label"]) for part in getattr(table, "buckets", [table])]))
+    numbers = np.full(int(used.max()) + 1, -1)
+    for label in used.tolist():
+        numbers[label] = _number(table.classes[label] if table.classes else str(label), names, whose)
+    return _relabelled(table, numbers, tuple(names))
+
+
+def _relabelled(table: Table, numbers: np.ndarray, names: tuple[str, ...]) -> Table:
+    label = numbers[np.asarray(table.columns["label"])]
+    changed = replace(table, columns={**table.columns, "label": label}, classes=names)
+    if isinstance(changed, Buckets):
+        changed.buckets = [_relabelled(part, numbers, names) for part in changed.buckets]
+    return changed
+
+
+def _number(name: str, names: Sequence[str], whose: str) -> int:
+    if name in names:
+        return list(names).index(name)
+    if name.isdecimal() and int(name) < len(names) and not any(known.isdecimal() for known in names):
+        return int(name)  # data that number their classes, for a model that names them
+    raise UserError(
+        f"the data have a class '{name}', which {whose} doesn't know: leave it out or name it as there."
+        f"{did_you_mean(name, names)}"
+    )

@@ -1,0 +1,78 @@
+"""One image with what belongs to it, and what a listing of many met beside them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+COLUMNS = ("text", "label", "map", "mask", "control")
+PATHS = ("map", "mask", "control")  # columns that name files
+Text = str | list[str] | None
+
+
+@dataclass
+class Sample:
+    """One image and what belongs to it; paths are inside the store. `caption` is a file that holds the text, and an
+    epoch visits the image `repeats` times."""
+
+    image: str
+    text: Text = None
+    caption: str | None = None
+    label: str | int | None = None
+    map: str | None = None
+    mask: str | None = None
+    control: str | None = None
+    repeats: int = 1
+
+
+@dataclass
+class Seen:
+    """What a listing met beside its samples.
+
+    `left_out` are images by path, with the reason why they aren't taken; `notes` say what may be meant otherwise than
+    it was read, or wasn't read at all, and `asides` what is only good to know. `read` are the files beside the images
+    that were made use of.
+    """
+
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    asides: list[str] = field(default_factory=list)
+    read: set[str | None] = field(default_factory=set)
+
+    def leave(self, paths: list[str], reason: str) -> None:
+        self.left_out |= dict.fromkeys(paths, reason)
+
+    def note(self, sentence: str) -> None:
+        """Once, however often it is met."""
+        self.notes += [] if sentence in self.notes else [sentence]
+
+    def aside(self, sentence: str) -> None:
+        self.asides += [] if sentence in self.asides else [sentence]
+
+
+def text_of(value: Any) -> tuple[Text, bool]:
+    """A cell's caption, or alternatives in a list; and whether all of it was taken: what is no text (a mapping,
+    not-a-number, true, a gap in a list) isn't."""
+    if isinstance(value, (list, tuple)):
+        parts = [_words(part) for part in value]
+        return [part for part in parts if part is not None] or None, None not in parts
+    text = _words(value)
+    return text, text is not None or value is None
+
+
+def _words(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    number = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
+    return str(value) if number else None
+
+
+def plural(n: int, what: str) -> str:
+    """'1 image', '2 images'"""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def some(paths: Mapping[str, Any] | Sequence[str], most: int = 3) -> str:
+    """The first few by name."""
+    names = list(paths)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,346 @@
+"""Folders as people have them: what is meant is read, and what isn't read is said."""
+
+import json
+import logging
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ldm.data.datamodule import TrainBatches
+from ldm.data.folder import Folder
+from ldm.data.sample import Sample, Seen
+from ldm.data.stored import split_off
+from ldm.data.summary import MOST_LINES, Facts
+from ldm.errors import UserError
+
+
+def lay_out(root: Path, *paths: str) -> Path:
+    """Images of 4x4, the i-th grey of i; other endings hold their own path as text."""
+    for i, path in enumerate(paths):
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix in (".png", ".jpg", ".ppm"):
+            file.write_bytes(b"P6\n4 4\n255\n" + bytes([i] * 48))  # read by what it holds, not by its ending
+        else:
+            file.write_text(path)
+    return root
+
+
+def describe(root: Path, *rows: dict) -> None:
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def tables(root: Path, **options):
+    return Folder(str(root), **options).tables(root.parent / "cache")
+
+
+def facts(root: Path) -> Facts:
+    (folder,) = (root.parent / "cache").iterdir()
+    return Facts.load(folder)
+
+
+def names(tables) -> list[str]:
+    return sorted(name for table in tables for name in table.names)
+
+
+def numbered(*folders: str, n: int = 3) -> list[str]:
+    return [f"{folder}/{i}.png" for folder in folders for i in range(n)]
+
+
+# Classes -------------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_in_natural_order(tmp_path, capsys):
+    train, val = tables(lay_out(tmp_path / "d", *numbered("10", "2", "1", "3")))
+    assert train.classes == val.classes == ("1", "2", "3", "10")
+    for name, label in zip(train.names, train.columns["label"], strict=True):
+        assert train.classes[label] == name.split("/")[0]
+    assert "4 classes: 1, 2, 3, 10" in capsys.readouterr().out
+    mixed = tables(lay_out(tmp_path / "m", *numbered("b10", "b9", "B1", "b009", "7")))
+    assert mixed[0].classes == ("7", "B1", "b009", "b9", "b10")
+
+
+def test_a_folder_around_the_classes_is_looked_through(tmp_path):
+    assert tables(lay_out(tmp_path / "d", *numbered("photos/cat", "photos/dog")))[0].classes == ("cat", "dog")
+
+
+def test_an_image_beside_class_folders_is_told(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *numbered("cat", "dog"), "cover.png")
+    assert "label" not in tables(root)[0].columns
+    assert "no classes are taken from the folders cat, dog" in caplog.text and "cover.png" in caplog.text
+
+
+def test_folders_of_a_camera_are_no_classes(tmp_path):
+    assert "label" not in tables(lay_out(tmp_path / "d", *numbered("DCIM/100APPLE", "DCIM/101APPLE")))[0].columns
+
+
+# Splits --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training", "validation"),
+        ("Train", "Test"),
+        ("train2017", "val2017"),
+        ("x/train_set", "x/dev"),
+        ("trn", "valid"),
+    ],
+)
+def test_split_folders_as_people_spell_them(tmp_path, train, val):
+    found = tables(lay_out(tmp_path / "d", *numbered(f"{train}/a", f"{train}/b", f"{val}/a", n=2)))
+    assert [len(table) for table in found] == [4, 2] and found[0].classes == ("a", "b")
+    assert all(name.startswith(f"{val}/") for name in found[1].names)
+
+
+def test_validation_beside_what_it_looks_like(tmp_path):
+    found = tables(lay_out(tmp_path / "flat", "1.png", "2.png", "3.png", "val/4.png"))
+    assert (names(found[:1]), names(found[1:])) == (["1.png", "2.png", "3.png"], ["val/4.png"])
+    found = tables(lay_out(tmp_path / "classes", *numbered("a", "b", "valid/a")))
+    assert found[0].classes == ("a", "b") and len(found[1]) == 3
+    found = tables(lay_out(tmp_path / "words", *numbered("valid", "invalid")))
+    assert found[0].classes == ("invalid", "valid"), "no split: nothing in it is as beside it"
+
+
+def test_images_of_neither_split_are_told(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("train", "val", "test", "extra"))
+    assert [len(table) for table in tables(root)] == [3, 3]
+    assert set(facts(root).left_out) == set(numbered("test", "extra"))
+
+
+def test_validation_without_its_classes_is_told(tmp_path):
+    with pytest.raises(UserError, match="none of the 3 images for validation, such as val/0.png, has a label"):
+        tables(lay_out(tmp_path / "d", *numbered("train/a", "train/b", "val")))
+
+
+# One image, several samples ------------------------------------------------------------------------------------------
+
+
+def test_several_samples_of_an_image_stay_in_one_split(tmp_path):
+    root = lay_out(tmp_path / "rows", *(f"{i}.png" for i in range(8)))
+    describe(root, *({"file_name": f"{i}.png", "text": f"{i} {j}"} for j in range(5) for i in range(8)))
+    train, val = tables(root, val_share=0.3)
+    assert (len(train), len(val)) == (30, 10) and not set(train.names) & set(val.names)
+    root = lay_out(tmp_path / "formats", *(f"{i}.{kind}" for i in range(8) for kind in ("png", "jpg")))
+    train, val = tables(root, val_share=0.3)
+    assert not {Path(name).stem for name in train.names} & {Path(name).stem for name in val.names}
+    assert len(val) == 4
+
+
+def test_splits_without_duplicates_are_as_they_were():
+    found = [Sample(f"{i}.png") for i in range(40)]
+    (_, train), (_, val) = split_off(None, found, 0.1, Seen())  # type: ignore[arg-type]
+    assert [sample.image for sample in val] == ["12.png", "21.png", "22.png", "35.png"]
+    assert len(train) == 36
+
+
+# Captions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["{}.txt", "{}.caption", "{}.TXT", "{}.png.txt", "{}.cap"])
+def test_captions_files_as_people_call_them(tmp_path, name):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(4)), *(name.format(i) for i in range(4)))
+    train, _ = tables(root)
+    assert train.columns["text"] == [name.format(Path(image).stem) for image in train.names]
+
+
+def test_a_caption_column_beside_a_label_is_read(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(4)))
+    describe(root, *({"file_name": f"{i}.png", "label": "x", "caption": f"no. {i}", "url": "u"} for i in range(4)))
+    source = Folder(str(root))
+    train, _ = source.tables(tmp_path / "cache")
+    assert source.default_condition == "text" and set(train.columns) == {"label", "text"}
+    assert train.columns["text"] == [f"no. {name[0]}" for name in train.names]
+    assert not caplog.records and "columns of metadata.jsonl that aren't read: url" in facts(root).asides
+
+
+def test_captions_files_beside_metadata_without_text(tmp_path):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(4)), *(f"{i}.txt" for i in range(4)))
+    describe(root, *({"file_name": f"{i}.png", "label": i % 2} for i in range(4)))
+    train, _ = tables(root)
+    assert train.columns["text"] == [f"{name[0]}.txt" for name in train.names] and "label" in train.columns
+
+
+def test_the_hint_names_the_likeliest_column_as_the_shell_takes_it(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(4)))
+    describe(root, *({"file_name": f"{i}.png", "by": "me", "id": 7, "it's said": f"a cat, {i}"} for i in range(4)))
+    tables(root)
+    hint = caplog.text.split("data.columns=")[1].split(" reads captions")[0]
+    assert shlex.split(hint) == ['{text: "it\'s said"}']
+
+
+def test_what_is_beside_the_images_and_not_read_is_told(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *numbered("images"), "captions/0.txt", "annotations/captions.json", "README.md")
+    tables(root)
+    assert "annotations/captions.json isn't read" in caplog.text and "1 .txt file (captions/0.txt)" in caplog.text
+    assert "README" not in caplog.text
+
+
+def test_a_file_is_one_caption_unless_lines_are(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(4)))
+    for i in range(4):
+        (root / f"{i}.txt").write_bytes(b"First paragraph.\r\n\r\nSecond one.\r\n")
+    assert set(tables(root)[0].columns["text"]) == {"First paragraph.\n\nSecond one."}
+    assert "4 caption files of several lines, each one caption" in caplog.text
+    assert "data.captions=lines" in caplog.text
+    caplog.clear()
+    assert tables(root, captions="lines")[0].columns["text"][0] == ["First paragraph.", "Second one."]
+    assert not caplog.records
+    with pytest.raises(UserError, match="data.captions=line is unknown. Did you mean 'lines'"):
+        Folder(str(root), captions="line")
+
+
+def test_what_is_no_text_is_no_caption(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(8)))
+    values = [float("nan"), None, {"a": 1}, ["a", None, float("nan")], True, 7, ["b", {"c": 1}], "nan"]
+    describe(root, *({"file_name": f"{i}.png", "text": value} for i, value in enumerate(values)))
+    found = {n: t for table in tables(root) for n, t in zip(table.names, table.columns["text"], strict=True)}
+    assert [found[f"{i}.png"] for i in range(8)] == ["", "", "", "a", "", "7", "b", "nan"]
+    assert "5 captions of metadata.jsonl" in caplog.text and "4 of 8 images have no caption" in caplog.text
+    (root / "metadata.jsonl").unlink()
+    (root / "metadata.csv").write_text(
+        "file_name,text\n" + "".join(f"{i}.png,{'nan' if i % 2 else 'x'}\n" for i in range(8))
+    )
+    assert set(tables(root)[0].columns["text"]) == {"", "x"}
+
+
+def test_missing_captions_are_told_once(tmp_path, caplog):
+    tables(lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "1.txt"))
+    assert caplog.text.count("have no caption") == 1
+
+
+# Kohya's folders -----------------------------------------------------------------------------------------------------
+
+
+def test_kohyas_folders_are_repeats(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("img/10_sks dog", n=4), *numbered("img/2_cat", "reg/1_dog", n=2))
+    (root / "img/10_sks dog/1.txt").write_text("a caption of its own")
+    train, val = tables(root)
+    assert "label" not in train.columns and len(train) == 5 and len(val) == 1
+    wanted = {"img/10_sks dog/1.png": "a caption of its own"}
+    assert train.columns["text"] == [wanted.get(name, "cat" if "cat" in name else "sks dog") for name in train.names]
+    repeats = np.array([2 if "cat" in name else 10 for name in train.names])
+    np.testing.assert_array_equal(train.columns["repeats"], repeats)
+    assert set(facts(root).left_out) == {"reg/1_dog/0.png", "reg/1_dog/1.png"}
+    visits, epochs = TrainBatches(train, ("image", "text"), seed=3), 3
+    batch = visits[np.arange(epochs * repeats.sum())]
+    assert np.bincount(batch["index"].numpy()).tolist() == (epochs * repeats).tolist()
+
+
+def test_numbered_classes_are_no_repeats(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("1_dogs", "2_cats"))
+    assert tables(root)[0].classes == ("1_dogs", "2_cats")
+    assert set(tables(root, repeats=True)[0].columns) == {"text", "repeats"}
+    assert tables(lay_out(tmp_path / "k", *numbered("5_a", "9_b")), repeats=False)[0].classes == ("5_a", "9_b")
+
+
+# What isn't an image of the set --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        numbered("masks"),
+        ["images/0-masklabel.png", "images/1_mask.png"],
+        numbered("__MACOSX", "@eaDir/images", "images/thumbnails"),
+        ["images/.ipynb_checkpoints/0-checkpoint.png"],
+    ],
+)
+def test_masks_and_leavings_are_no_images(tmp_path, others):
+    root = lay_out(tmp_path / "d", *numbered("images"), *others)
+    found = tables(root)
+    assert names(found) == numbered("images") and "label" not in found[0].columns
+    assert set(facts(root).left_out) == {path for path in others if "/." not in path}
+
+
+def test_classes_that_are_called_masks_are_classes(tmp_path):
+    root = lay_out(tmp_path / "d", "mask/a.png", "mask/b.png", "no mask/c.png", "no mask/d.png")
+    assert tables(root)[0].classes == ("mask", "no mask")
+
+
+def test_formats_that_cannot_be_read_are_counted_with_the_reason(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.HEIC", "4.jxl", "5.heic")
+    tables(root)
+    assert ".heic files can't be read: convert them to .jpg or .png (2 files: 3.HEIC, 5.heic)" in caplog.text
+    with pytest.raises(UserError, match=r"too few images, 0.*\.heic files can't be read.*2 files"):
+        tables(lay_out(tmp_path / "h", "1.heic", "2.heic"))
+    for name in ("1.png", "2.png"):
+        (root / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=r"none of the 2 images .* can be read: \d.png: isn't an image of a known kind"):
+        tables(root, max_bad_share=0.9)
+
+
+# Metadata ------------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_may_name_paths_from_the_root(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *numbered("train", "val"))
+    for split in ("train", "val"):
+        describe(root / split, *({"file_name": f"{split}/{i}.png", "text": f"{split} {i}"} for i in range(3)))
+    train, val = tables(root)
+    assert train.columns["text"] == ["train 0", "train 1", "train 2"] and len(val) == 3
+    assert not caplog.records
+
+
+def test_metadata_that_names_nothing_that_is_there(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("images"))
+    describe(root, {"file_name": "0.png"}, {"file_name": "1.png"})
+    with pytest.raises(UserError, match=r"names '0.png', and none .* is there, but images/0.png is: file_name"):
+        tables(root)
+
+
+# The summary and the key ---------------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_a_dozen_lines_and_all_in_a_file(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *numbered("a", "b", n=6), "a/0.txt", "a/1.txt", "notes.json", "b/thumbs/1.png")
+    lay_out(
+        root, *(f"a/x{i}.{kind}" for i, kind in enumerate(("heic", "jxl", "psd", "svg", "pdf", "mov", "nef", "dng")))
+    )
+    (root / "a/1.txt").write_text("two\nlines")
+    (root / "b/5.png").write_bytes(b"nothing")
+    with caplog.at_level(logging.WARNING, "ldm"):
+        tables(root, max_bad_share=0.5)
+    (record,) = caplog.records
+    lines = record.getMessage().split("\n")
+    assert len(lines) <= MOST_LINES and "10 images for training, 1 for validation" in lines[0]
+    kept = facts(root)
+    assert list(kept.bad) == ["b/5.png"] and len(kept.left_out) == 9 and len(kept.no_caption) == 9
+    assert (kept.training, kept.validation, kept.captions) == (10, 1, 2)
+    assert kept.several_lines == ["a/1.txt"] and kept.classes == ["a", "b"]
+    caplog.clear()
+    tables(root, max_bad_share=0.5)  # out of the cache
+    assert [r.getMessage() for r in caplog.records] == [record.getMessage()]
+
+
+def test_a_clean_folder_is_summed_up_without_a_warning(tmp_path, caplog, capsys):
+    tables(lay_out(tmp_path / "d", *numbered("a", "b")))
+    assert not caplog.records and "5 images for training, 1 for validation" in capsys.readouterr().out
+
+
+def test_a_cache_that_the_listing_before_made_is_not_served(tmp_path):
+    """Of these very files the code before made the key 7a95a7447022cffd, and the classes 1, 10, 2."""
+    root = lay_out(tmp_path / "d", *numbered("1", "2", "10"))
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"P6\n4 4\n255\n" + bytes(48))
+        os.utime(path, ns=(10**9, 10**9))
+    made = tables(root)
+    for split, table in zip(("train", "val"), made, strict=True):
+        replace(table, classes=("1", "10", "2")).save(tmp_path / "cache" / "7a95a7447022cffd" / split)
+    train, val = tables(root)
+    assert train.key != "7a95a7447022cffd-train" and train.classes == ("1", "2", "10")
+    assert val.names == ["1/0.png"], "as it was split before"
+
+
+def test_what_the_listing_makes_of_the_files_is_part_of_the_key(tmp_path, monkeypatch):
+    root = lay_out(tmp_path / "d", *numbered("img/10_cat"))
+    for path in root.rglob("*.png"):
+        os.utime(path, (1, 1))
+    before, _ = tables(root)
+    assert tables(root)[0].key == before.key
+    monkeypatch.setattr("ldm.data.listing.repeats_of", lambda *args: {})
+    assert tables(root)[0].key != before.key
