@@ -59,7 +59,7 @@ class VAELoss(nn.Module):
         loss, logged = error.mean(), {}
         if self._lpips and min(images.shape[2:]) >= self.smallest[1]:
             net = self._lpips[0] = self._lpips[0].to(images.device)
-            logged["lpips"] = net(_rgb(decoded).clamp(-1, 1), _rgb(images)).float().mean()
+            logged["lpips"] = net(_rgb(decoded), _rgb(images)).float().mean()
             loss = loss + self.perceptual * logged["lpips"]
         return loss, logged
 
