@@ -41,6 +41,11 @@ VAES = {
 }
 
 
+def equal_weights(a, b):
+    """Whether two state dicts are bit-equal."""
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
 @pytest.mark.parametrize("name", UNETS)
 def test_a_unet_goes_to_compvis_and_back(name, tmp_path):
     torch.manual_seed(0)
@@ -51,8 +56,7 @@ def test_a_unet_goes_to_compvis_and_back(name, tmp_path):
     assert {n.split(".")[0] for n in state} >= {"input_blocks", "middle_block", "output_blocks", "time_embed", "out"}
     save_file({f"{compvis.UNET}{n}": t.contiguous() for n, t in state.items()}, tmp_path / "one.safetensors")
     back = ldm.load(tmp_path / "one.safetensors")
-    assert ours.state_dict().keys() == back.state_dict().keys()
-    assert all(torch.equal(t, back.state_dict()[n]) for n, t in ours.state_dict().items())
+    assert equal_weights(ours.state_dict(), back.state_dict())
     x, t, tokens = torch.randn(2, 4, 8, 8), torch.tensor([5.0, 600.0]), torch.randn(2, 5, 12)
     vector = torch.eye(3)[:2] if ours.vector_dim else None
     concat = torch.randn(2, 5, 8, 8) if ours.concat_channels else None
@@ -71,14 +75,13 @@ def test_an_autoencoder_goes_to_compvis_and_back(name, tmp_path):
     assert state["encoder.mid.attn_1.q.weight"].ndim == 4
     save_file({n: t.contiguous() for n, t in state.items()}, tmp_path / "one.safetensors")
     back = ldm.load(tmp_path / "one.safetensors")
-    assert all(torch.equal(t, back.state_dict()[n]) for n, t in ours.state_dict().items())
+    assert equal_weights(ours.state_dict(), back.state_dict())
 
     # diffusers' own converter reads it the same way
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     converted = convert_ldm_vae_checkpoint(dict(state), dict(theirs.config))
-    assert converted.keys() == theirs.state_dict().keys()
-    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in converted.items())
+    assert equal_weights(converted, theirs.state_dict())
 
 
 def test_diffusers_own_converter_reads_our_unet_the_same_way(tmp_path):
@@ -90,8 +93,7 @@ def test_diffusers_own_converter_reads_our_unet_the_same_way(tmp_path):
     state = single_file.to_compvis(ldm.load(tmp_path))
     prefixed = {f"{compvis.UNET}{n}": t for n, t in state.items()}
     converted = convert_ldm_unet_checkpoint(prefixed, dict(theirs.config))
-    assert converted.keys() == theirs.state_dict().keys()
-    assert all(torch.equal(t, theirs.state_dict()[n]) for n, t in converted.items())
+    assert equal_weights(converted, theirs.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_a_whole_checkpoint_draws_what_its_parts_draw(file, checkpoint):
     reference = ldm.FrozenText(str(root / "text_encoder"), str(root / "tokenizer"), length=16, masked=False)
     assert torch.equal(text(["a cat"]).tokens, reference(["a cat"]).tokens)
     unet_model = ldm.load(root / "unet")
-    assert all(torch.equal(t, unet_model.state_dict()[n]) for n, t in model.denoiser.network.state_dict().items())
+    assert equal_weights(model.denoiser.network.state_dict(), unet_model.state_dict())
     picture = model("a cat", steps=2, output="pt")
     assert picture.shape == (1, 3, 16, 16) and picture.std() > 0.05
 
