@@ -1,7 +1,6 @@
 """Your own images: a folder or a .zip, decoded once into memory-mapped arrays."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 
@@ -80,7 +79,7 @@ class Folder(Stored):
         same files has another key."""
         stores = {store.where: store for store, _ in self._splits}
         entries = [list(store.entries.items()) for store in stores.values()]
-        listed = [[astuple(sample) for sample in samples] for _, samples in self._splits]
+        listed = [[list(vars(sample).values()) for sample in samples] for _, samples in self._splits]
         return hash_of(_VERSION, entries, listed, self.captions, self._about())
 
     def _split_said(self) -> str:
