@@ -49,6 +49,8 @@ class _File:
         self.is_csv, self.gaps = path.endswith(".csv"), dict[str, None]()
         self.rows = list((_csv_rows if self.is_csv else _json_rows)(self.where, _text(store, path)))
         self.columns = self._known({key: key for key in PATHS} | dict(columns), columns)
+        if not self.rows:
+            seen.note(f"{self.where} has no rows: nothing is taken from it")
         if self.is_csv:
             _number(self.rows, self.columns.get("label", ""))
 

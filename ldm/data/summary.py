@@ -74,7 +74,8 @@ class Facts:
         found += self._captions()
         if self.classes:
             more = ", ..." if len(self.classes) > _MOST_CLASSES else ""
-            found.append(f"{len(self.classes)} classes: {', '.join(self.classes[:_MOST_CLASSES])}{more}")
+            count = "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
+            found.append(f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}")
         found += [f"{plural(count, 'image')}: {what}" for what, count in self.counts.items()]
         return found + self.notes + self.asides
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ldm.data.datamodule import TrainBatches
 from ldm.data.folder import Folder
@@ -291,6 +292,22 @@ def test_metadata_that_names_nothing_that_is_there(tmp_path):
     describe(root, {"file_name": "0.png"}, {"file_name": "1.png"})
     with pytest.raises(UserError, match=r"names '0.png', and none .* is there, but images/0.png is: file_name"):
         tables(root)
+
+
+def test_pages_and_frames_beyond_the_first_are_told(tmp_path):
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.png")
+    for name in ("4.gif", "5.tif"):
+        first, *others = [Image.new("RGB", (4, 4), (60 * i, 0, 0)) for i in range(3)]
+        first.save(root / name, save_all=True, append_images=others)
+    tables(root)
+    assert facts(root).counts == {"the first of several pages or frames": 2}
+
+
+def test_metadata_without_rows_is_told(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "1.png", "2.png")
+    (root / "metadata.csv").write_text("file_name,text\n")
+    tables(root)
+    assert "metadata.csv has no rows" in caplog.text
 
 
 # The summary and the key ---------------------------------------------------------------------------------------------
