@@ -50,8 +50,8 @@ class LoraAdapter(Adapter):
     ) -> "LoraAdapter":
         """Around the given tensors, without copying them."""
         adapter = cls({name: list(tensor.shape) for name, tensor in weights.items()}, alphas, trigger, base)
-        for name, parameter in adapter.named_parameters():
-            parameter.data = weights[name].detach()
+        for name, tensor in weights.items():
+            _grow(adapter, name, nn.Parameter(tensor.detach(), requires_grad=False))
         return adapter
 
     @property

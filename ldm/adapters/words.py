@@ -38,7 +38,7 @@ class WordEmbedding(Adapter):
     def holding(cls, word: str, row: Tensor, base: Mapping[str, str] | None = None) -> "WordEmbedding":
         """Around the given tensor, without copying it."""
         made = cls(word, row.shape[1], base)
-        made.row.data = row.detach()
+        made.row = nn.Parameter(row.detach(), requires_grad=False)
         return made
 
     def attach(self, model: Any, name: str, scale: float) -> None:

@@ -71,6 +71,9 @@ class ImageEmbedding(Part):
     def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> Tensor:
         return self.embed(batch["embed_image"] if "embed_image" in batch else batch["image"])
 
+    def move_to(self, device: torch.device) -> None:
+        self._load()[0].to(device)
+
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] -> the pooled state and those of the places, (B, 1 + places, width)."""

@@ -76,6 +76,9 @@ class Part(nn.Module):
         """What makes tensors of captions on the host, without any weights; None for columns that are tensors."""
         return None
 
+    def move_to(self, device: torch.device) -> None:
+        """Moves what isn't in the module's state: a frozen encoder, before the first step needs it."""
+
     def null_values(self, n: int) -> Any:
         """`n` values of the column that mean "nothing said"."""
         raise NotImplementedError

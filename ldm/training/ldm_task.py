@@ -39,6 +39,11 @@ class DiffusionTask(Task):
         self.register_buffer("latent_mean", whitening[0])
         self.register_buffer("latent_std", whitening[1])
 
+    def on_fit_start(self) -> None:
+        for network in (self.trained, self.average):
+            for part in network["conditioner"].parts.values():
+                part.move_to(self.device)
+
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time

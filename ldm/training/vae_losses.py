@@ -53,13 +53,17 @@ class VAELoss(nn.Module):
         self.critic = PatchDiscriminator(in_channels, critic_channels, critic_layers) if adversarial else None
         self._lpips = [lpips(perceptual_net, in_channels, side)] if perceptual else []  # a list: not in checkpoints
 
+    def move_to(self, device: torch.device) -> None:
+        """Moves what is no part of this module's state."""
+        for net in self._lpips:
+            net.to(device)
+
     def reconstruction(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The pixel and perceptual part, and what to log of it."""
         error = (decoded - images).square() if self.pixel == "mse" else (decoded - images).abs()
         loss, logged = error.mean(), {}
         if self._lpips and min(images.shape[2:]) >= self.smallest[1]:
-            net = self._lpips[0] = self._lpips[0].to(images.device)
-            logged["lpips"] = net(_rgb(decoded), _rgb(images)).float().mean()
+            logged["lpips"] = self._lpips[0](_rgb(decoded), _rgb(images)).float().mean()
             loss = loss + self.perceptual * logged["lpips"]
         return loss, logged
 

@@ -39,6 +39,9 @@ class VAETask(Task):
         side = min(preprocess.height, preprocess.width) if preprocess else 0
         self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
 
+    def on_fit_start(self) -> None:
+        self.criterion.move_to(self.device)
+
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, training, terms = batch["image"], network is self.trained, self.criterion
         posterior = network.encode(images)

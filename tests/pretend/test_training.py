@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
 from ldm import overrides
 from ldm.cli_config import CONF, compose, group_names
-from ldm.training import ldm_run, vae_run
+from ldm.training import ldm_run, vae_losses, vae_run
+from tests.conditioning.encoders import write_t5
 from tests.pretend.lightning import pretended_runs
 
 EMOJI = ["data=emoji", "data.size=16", "data.n=48", "data.val_n=8", "data.objects=[cat,dog,fish]"]
@@ -22,6 +24,7 @@ COMMON = [
     "trainer.log_every_n_steps=50",
 ]
 VAE = ["vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=2"]
+QUIET = ["trainer.max_steps=3", "samples.every_n_steps=0", "batch_size=8"]  # a fine-tuning has its own
 UNET = ["network=unet", "network.channels=[8,8]", "network.heads=2", "network.attention=false"]
 DIT = ["network=dit", "network.channels=16", "network.depth=2", "network.heads=2"]
 
@@ -87,6 +90,52 @@ STAGE_TWO = {
 @pytest.mark.parametrize("words", STAGE_TWO.values(), ids=STAGE_TWO)
 def test_stage_two(runs, monkeypatch, words):
     agrees(monkeypatch, "ldm", runs, "first_stage=emoji", *EMOJI, *words)
+
+
+FINETUNING = {
+    "lora": ["finetune=lora", "rank=2"],
+    "full": ["finetune=full"],
+    "word": ["finetune=textual_inversion", "word=<mine>"],
+    "canny": ["finetune=controlnet", "control=canny"],
+    "control map": ["finetune=controlnet", "control=map"],
+}
+
+
+@pytest.mark.parametrize("words", FINETUNING.values(), ids=FINETUNING)
+def test_finetuning(runs, monkeypatch, words):
+    if not (runs / "ldm" / "base").is_dir():
+        ldm_run.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
+    agrees(monkeypatch, "ldm", runs, "base=base", *EMOJI, *QUIET, *words)
+
+
+def test_frozen_text(runs, monkeypatch, tmp_path):
+    encoder = write_t5(tmp_path / "t5")
+    frozen = ["conditioner=frozen_text", f"conditioner.text.path={encoder}", "conditioner.text.tokenizer=byt5"]
+    agrees(monkeypatch, "ldm", runs, *EMOJI, *UNET, *frozen)
+
+
+def test_image_embedding(runs, monkeypatch, tmp_path):
+    weights = tmp_path / "net.pt"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=4).state_dict(), weights)
+    image = ["conditioner=image", "conditioner.image.encoder=resnet18", f"conditioner.image.weights={weights}"]
+    agrees(monkeypatch, "ldm", runs, *EMOJI, *UNET, *image, "conditioner.image.image_size=32")
+
+
+def test_lpips(runs, monkeypatch):
+    class Stub(torch.nn.Module):
+        """Squared differences of random features."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.features = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, a, b):
+            return (self.features(a) - self.features(b)).square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(vae_losses, "lpips", lambda *_: Stub().requires_grad_(False))
+    agrees(monkeypatch, "vae", runs, *EMOJI, *VAE, "loss.perceptual=0.5", "loss.perceptual_net=vgg")
 
 
 def test_labels(runs, monkeypatch):
