@@ -13,6 +13,7 @@ from ldm import cli
 from ldm.data import Folder
 from ldm.errors import UserError
 from ldm.images import Preprocess
+from tests.pretend.device import DEVICE, pretended
 
 
 @pytest.fixture
@@ -105,3 +106,17 @@ def test_nothing_is_overwritten(run, photos, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         augment(run, photos, tmp_path)
     assert "isn't empty" in capsys.readouterr().err
+
+
+def test_variants_made_on_another_device_are_the_same(run, photos, tmp_path, monkeypatch):
+    options = ("n=2", "temperature=0.5")
+    augment(run, photos, tmp_path, *options, "device=cpu")
+    (tmp_path / "more").rename(tmp_path / "cpu")
+    with pretended(monkeypatch):
+        augment(run, photos, tmp_path, *options, f"device={DEVICE}")
+    (tmp_path / "more").rename(tmp_path / DEVICE)
+    images = [sorted((tmp_path / device).glob("*/images/*")) for device in ("cpu", DEVICE)]
+    assert len(images[0]) == 20 and [path.name for path in images[0]] == [path.name for path in images[1]]
+    for a, b in zip(*images, strict=True):
+        difference = np.asarray(Image.open(a)).astype(int) - np.asarray(Image.open(b))
+        assert np.abs(difference).max() <= 1  # a value may be rounded the other way

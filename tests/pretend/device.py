@@ -18,6 +18,7 @@ Not pretended: autocast (without effect here), compilation, and kernels of its o
 import collections
 import contextlib
 import traceback
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,7 @@ def pretended(monkeypatch: Any) -> Iterator[collections.Counter[str]]:
         patch.setattr(torch.inference_mode, "__enter__", _enter_no_grad)
         patch.setattr(torch.inference_mode, "__exit__", _exit_no_grad)
         patch.setattr(torch, "Event", Event)
+        patch.setattr(torch, DEVICE, types.SimpleNamespace(device_count=lambda: 0), raising=False)  # none to seed
         patch.setattr(Tensor, "pin_memory", pinned)
         patch.setattr(torch.accelerator, "is_available", lambda *_, **__: True)
         patch.setattr(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device(DEVICE))

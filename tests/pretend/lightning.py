@@ -88,5 +88,6 @@ def pretended_runs(monkeypatch: Any) -> Iterator[Watch]:
 
     with pretended(monkeypatch), monkeypatch.context() as patch:
         patch.setattr(fit.pl, "Trainer", made)
-        patch.setattr(devices, "available", available)
+        for module in (devices, fit):
+            patch.setattr(module, "available", available)
         yield watch
