@@ -64,16 +64,29 @@ class States:
         at = self._find(captions)
         if (at < 0).any():
             return None
-        pieces = [(self.pieces[i], row) for i, row in self.where[at].tolist()]
-        rows = [piece["states"][piece["ends"][row - 1] if row else 0 : piece["ends"][row]] for piece, row in pieces]
-        lengths = np.array([len(row) for row in rows])
-        tokens = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)  # (B, L, D)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-        mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]) if self.masked else None  # (B, L)
-        pooled = "pooled" in self.pieces[0]
-        vector = torch.from_numpy(np.stack([piece["pooled"][row] for piece, row in pieces])) if pooled else None
+        of_piece, row = self.where[at].T  # (B,), (B,)
+        ends = [piece["ends"] for piece in self.pieces]
+        first, length = np.zeros_like(row), np.zeros_like(row)
+        for i in np.unique(of_piece).tolist():
+            here = of_piece == i
+            first[here] = np.where(row[here] > 0, ends[i][row[here] - 1], 0)
+            length[here] = ends[i][row[here]] - first[here]
+        tokens = np.zeros((len(at), length.max(), self.pieces[0]["states"].shape[1]), np.float32)  # (B, L, D)
+        pooled = np.zeros((len(at), self.pieces[0]["pooled"].shape[1]), np.float32) if self._pools else None
+        for i in np.unique(of_piece).tolist():
+            here = np.flatnonzero(of_piece == i)
+            n = length[here]
+            place = np.arange(n.sum()) - np.repeat(n.cumsum() - n, n)  # 0, 1, ... in each caption
+            tokens[np.repeat(here, n), place] = self.pieces[i]["states"][np.repeat(first[here], n) + place]
+            if pooled is not None:
+                pooled[here] = self.pieces[i]["pooled"][row[here]]
+        mask = torch.from_numpy(np.arange(length.max()) < length[:, None]) if self.masked else None  # (B, L)
+        vector = None if pooled is None else torch.from_numpy(pooled)
         return Cond(vector=vector, tokens=torch.from_numpy(tokens), mask=mask)
+
+    @property
+    def _pools(self) -> bool:
+        return "pooled" in self.pieces[0]
 
     def _find(self, captions: list[str]) -> np.ndarray:
         """Where each caption is among the hashes, (B,), -1 for nowhere."""

@@ -62,7 +62,7 @@ def agrees(monkeypatch: Any, made: Callable[[], Any], call: Callable[[Any], torc
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("parameterization", [Flow, EDM, Eps])
+@pytest.mark.parametrize("parameterization", [Flow, *(pytest.param(p, marks=pytest.mark.slow) for p in (EDM, Eps))])
 def test_every_sampler(monkeypatch, sampler, parameterization):
     agrees(
         monkeypatch,
@@ -83,7 +83,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES)
-@pytest.mark.parametrize("dit", [False, True], ids=["unet", "dit"])
+@pytest.mark.parametrize("dit", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["unet", "dit"])
 def test_features(monkeypatch, options, dit):
     agrees(
         monkeypatch,

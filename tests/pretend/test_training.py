@@ -55,6 +55,15 @@ def agrees(monkeypatch: Any, stage: str, runs: Path, *words: str) -> None:
     assert len(steps) == 3 and not any(steps), steps
 
 
+QUICK = ("critic", "text", "inpaint", "lora", "canny")
+
+
+def cases(words: dict[str, list[str]]) -> list[Any]:
+    """A few kinds in the quick suite, for each of which all takes part; the others take minutes."""
+    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in words}
+    return [pytest.param(own, id=name, marks=marks[name]) for name, own in words.items()]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stage one of both data sets."""
@@ -71,7 +80,7 @@ STAGE_ONE = {
 }
 
 
-@pytest.mark.parametrize("words", STAGE_ONE.values(), ids=STAGE_ONE)
+@pytest.mark.parametrize("words", cases(STAGE_ONE))
 def test_stage_one(runs, monkeypatch, words):
     agrees(monkeypatch, "vae", runs, *EMOJI, *VAE, *words)
 
@@ -87,7 +96,7 @@ STAGE_TWO = {
 }
 
 
-@pytest.mark.parametrize("words", STAGE_TWO.values(), ids=STAGE_TWO)
+@pytest.mark.parametrize("words", cases(STAGE_TWO))
 def test_stage_two(runs, monkeypatch, words):
     agrees(monkeypatch, "ldm", runs, "first_stage=emoji", *EMOJI, *words)
 
@@ -101,7 +110,7 @@ FINETUNING = {
 }
 
 
-@pytest.mark.parametrize("words", FINETUNING.values(), ids=FINETUNING)
+@pytest.mark.parametrize("words", cases(FINETUNING))
 def test_finetuning(runs, monkeypatch, words):
     if not (runs / "ldm" / "base").is_dir():
         ldm_run.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
@@ -114,6 +123,7 @@ def test_frozen_text(runs, monkeypatch, tmp_path):
     agrees(monkeypatch, "ldm", runs, *EMOJI, *UNET, *frozen)
 
 
+@pytest.mark.slow
 def test_image_embedding(runs, monkeypatch, tmp_path):
     weights = tmp_path / "net.pt"
     torch.manual_seed(0)
@@ -122,6 +132,7 @@ def test_image_embedding(runs, monkeypatch, tmp_path):
     agrees(monkeypatch, "ldm", runs, *EMOJI, *UNET, *image, "conditioner.image.image_size=32")
 
 
+@pytest.mark.slow
 def test_lpips(runs, monkeypatch):
     class Stub(torch.nn.Module):
         """Squared differences of random features."""
@@ -138,5 +149,6 @@ def test_lpips(runs, monkeypatch):
     agrees(monkeypatch, "vae", runs, *EMOJI, *VAE, "loss.perceptual=0.5", "loss.perceptual_net=vgg")
 
 
+@pytest.mark.slow
 def test_labels(runs, monkeypatch):
     agrees(monkeypatch, "ldm", runs, *DIGITS, *UNET)
