@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.errors import UserError
+from ldm.networks.finite import not_finite
 from ldm.registry import build, spec_of
 
 FORMAT = 1
@@ -94,6 +95,7 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
         raise UserError(f"{where}: its config says of no model how it is built; restore it.")
     model = _build_empty(config["model"], len(weights), where)
     report_mismatch(model.state_dict(), weights, where)
+    refuse_not_finite(weights, where)
     model.load_state_dict(weights, strict=True, assign=True)
     if "preprocess" in config:
         preprocess = _built(lambda: build(config["preprocess"]), where)
@@ -163,6 +165,16 @@ def report_mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], w
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise UserError(f"{where}: the weights don't fit the model: {shown}.")
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raises UserError naming weights with a value that is infinite or no number."""
+    if bad := not_finite(weights):
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(
+            f"{where}: {bad[0]}{more} isn't finite: training diverged or the file is damaged; take an earlier "
+            "checkpoint, or get the file anew."
+        )
 
 
 def verify(folder: Path) -> None:

@@ -22,13 +22,14 @@ from ldm.interpolation import Interpolating
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
 from ldm.networks.layers import constant_contexts
+from ldm.networks.precision import KeepsFloat32
 from ldm.registry import register
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
 
 
 @register
-class LatentDiffusion(ReadsPictures, Described, Adaptable, Autoguided, Interpolating, nn.Module):
+class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autoguided, Interpolating, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:

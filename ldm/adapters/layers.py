@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
+from ldm.interop.lora import commonest
 
 BASE = ".base_layer"
 
@@ -32,12 +33,14 @@ def inject(
 ) -> None:
     """Puts a LoRA called `name`, new, on the layers of `module` that `ranks` lists. It alone requires gradients."""
     peft = _peft()
+    rank, alpha = commonest(ranks.values()), commonest(alphas.values())
     config = peft.LoraConfig(
-        r=1,
-        lora_alpha=1,
+        r=int(rank),
+        lora_alpha=alpha,
         target_modules=f"({'|'.join(map(re.escape, ranks))})",
-        rank_pattern={f"^{re.escape(layer)}": rank for layer, rank in ranks.items()},
-        alpha_pattern={f"^{re.escape(layer)}": alpha for layer, alpha in alphas.items()},
+        # of the others alone: peft tries each pattern on each layer
+        rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
+        alpha_pattern={f"^{re.escape(layer)}": a for layer, a in alphas.items() if a != alpha},
         lora_dropout=dropout,
     )
     with warnings.catch_warnings():

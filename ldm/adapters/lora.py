@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ldm.adapters import layers
 from ldm.adapters.base import Adapter
 from ldm.conditioning import FrozenText, Text
+from ldm.conditioning.clip_names import canonical, installed
 from ldm.errors import UserError, did_you_mean
 from ldm.interop import lora as files
+from ldm.interop.lora_names import is_of_text
 from ldm.networks import Controlled
 from ldm.registry import register
 
@@ -62,11 +64,12 @@ class LoraAdapter(Adapter):
         """Puts the weights into layers of peft's; none of the base's changes."""
         lora, inner = self.lora, inner_name(name)
         for kind, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
-            given, alphas = lora.of(kind), _of(self.alphas, kind)
-            _check_fit(layers.adaptable(module), given, f"the LoRA '{name}'")
-            layers.inject(module, inner, {m: lora.rank(f"{kind}.{m}") for m in alphas}, alphas)
+            found = layers.adaptable(module)
+            given, alphas = _installed(lora.of(kind), found), _installed(_of(self.alphas, kind), found)
+            _check_fit(found, given, f"the LoRA '{name}'")
+            layers.inject(module, inner, {m: given[f"{m}.lora_A.weight"].shape[0] for m in alphas}, alphas)
             for where, weight in layers.weights(module, inner).items():
-                weight.data.copy_(given[where])
+                weight.data.copy_(given[where].reshape(weight.shape))
                 weight.requires_grad_(False)
             for _, layer in layers.holding(module, inner):
                 layer.eval()
@@ -119,24 +122,26 @@ def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
     network = model.denoiser.network
     found: dict[str, nn.Module] = {UNET: network.network if isinstance(network, Controlled) else network}
     for part in model.conditioner.parts.values():
-        if isinstance(part, Text) or (isinstance(part, FrozenText) and TEXT in (kinds or ())):
+        frozen = isinstance(part, FrozenText) and (part.is_held if kinds is None else TEXT in kinds)
+        if isinstance(part, Text) or frozen:
             found[TEXT] = part.encoder
     if unknown := sorted((kinds or set()) - found.keys()):
         raise UserError(f"the model has no {', '.join(unknown)} for a LoRA to change.")
     return {kind: module for kind, module in found.items() if kinds is None or kind in kinds}
 
 
+def changes_frozen_text(model: Any, adapter: LoraAdapter) -> bool:
+    """Whether a LoRA is on a text encoder that isn't part of the model."""
+    frozen = any(isinstance(part, FrozenText) for part in model.conditioner.parts.values())
+    return frozen and bool(_of(adapter.alphas, TEXT))
+
+
 def read_file(path: Path, model: Any) -> LoraAdapter:
     """A LoRA out of another tool's .safetensors file (diffusers', peft's, kohya's): of no known base."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as opened:
-            text = any(name.startswith((TEXT, "lora_te")) for name in opened.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} can't be read as a .safetensors file ({type(error).__name__}).") from None
-    parts = components(model, {UNET, TEXT} if text else {UNET})
-    lora = files.read(path, [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)])
+    state, metadata = files.contents(path)
+    parts = components(model, {UNET, TEXT} if any(map(is_of_text, state)) else {UNET})
+    modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
+    lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 
@@ -171,6 +176,17 @@ def _of(values: Mapping[str, float], kind: str) -> dict[str, float]:
     return {name.removeprefix(f"{kind}."): value for name, value in values.items() if name.startswith(f"{kind}.")}
 
 
+def _installed(values: Mapping[str, Any], found: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """By the names that the installed libraries give the layers: files call CLIP's otherwise."""
+    own = installed(found)
+
+    def name_of(name: str) -> str:
+        layer, dot, leaf = name.partition(".lora_")
+        return own.get(canonical(layer), layer) + dot + leaf
+
+    return {name_of(name): value for name, value in values.items()}
+
+
 def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what: str) -> None:
     """Refuses weights of layers that aren't there or are of another size."""
     problems = []
@@ -180,12 +196,17 @@ def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what
             problems.append(f"no layer {name}")
             continue
         down, up = given[f"{name}.lora_A.weight"], given[f"{name}.lora_B.weight"]
-        shape = tuple(layer.weight.shape)
-        if (up.shape[0], *down.shape[1:]) != shape or down.shape[0] != up.shape[1]:
-            problems.append(f"{name} is {shape}, not {(up.shape[0], *down.shape[1:])}")
+        shape, implied = tuple(layer.weight.shape), (up.shape[0], *down.shape[1:])
+        if _plain(implied) != _plain(shape) or down.shape[0] != up.shape[1] or max(up.shape[2:], default=1) > 1:
+            problems.append(f"{name} is {shape}, not {implied}")
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{what} doesn't fit the model: {'; '.join(sorted(problems)[:4])}{more}.")
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A 1x1 convolution's shape as a matrix's, which is how some tools write it."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def _grow(root: nn.Module, name: str, parameter: nn.Parameter) -> None:

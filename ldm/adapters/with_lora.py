@@ -32,14 +32,16 @@ class WithLora:
         raise NotImplementedError
 
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
-        """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya.
+        """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya, or the
+        folder of one.
 
         Its `name` is that of its run or file unless given. One that was trained on another base is refused unless
         forced; a file of another tool's names no base and is taken if it fits. The base's own weights don't change.
         """
         path = Path(path).expanduser()
         hash_of(self)  # while nothing is on it
-        adapter = lora.read_file(path, self) if path.suffix == ".safetensors" and path.is_file() else read(path)
+        file = files.file_at(path)
+        adapter = read(path) if file is None else lora.read_file(file, self)
         if not isinstance(adapter, LoraAdapter):
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
         self.put_on(adapter, name or _name_of(path), scale, str(path), force)
@@ -77,6 +79,11 @@ class WithLora:
             raise UserError("there is no LoRA to merge: load one by load_lora(path).")
         if self.merged:
             raise UserError("there is a merged LoRA already: unmerge_lora() first, then load both and merge them.")
+        if frozen := [name for name in names if lora.changes_frozen_text(self, self._lora(name))]:
+            raise UserError(
+                f"{', '.join(frozen)} changes the frozen text encoder too, which the model's file doesn't hold, so it "
+                "can't be merged: leave it on, and load it again where the model is used."
+            )
         weights = {kind: layers.merge(module) for kind, module in lora.components(self, None).items()}
         self.merged = Merged({name: self.adapters.pop(name) for name in names}, weights)
 

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ldm.conditioning.clip_names import canonical
 from ldm.errors import UserError
+from ldm.networks.finite import not_finite
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
@@ -56,9 +59,32 @@ def load_encoder(path: str) -> Any:
     try:
         kind = transformers.AutoConfig.from_pretrained(path).model_type
         cls = getattr(transformers, _TEXT_SIDE.get(kind, "AutoModel"))
-        return cls.from_pretrained(path, dtype=torch.float32)
+        encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
+    _check_loaded(encoder, info, path)
+    return encoder
+
+
+def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
+    """Refuses an encoder some of whose weights its files lack: transformers fills them at random, with a warning."""
+    lacking = sorted(str(name) for name in info["missing_keys"] if not name.endswith("position_ids"))
+    if any(name.startswith("pooler.") for name in lacking):
+        encoder.pooler = None  # which many files of BERT's kind don't have; the mean of the states takes its place
+    if lacking := [name for name in lacking if not name.startswith("pooler.")]:
+        raise UserError(f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; get it anew.")
+    if bad := not_finite(encoder.state_dict()):
+        raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; get it anew.")
+
+
+def save_encoder(encoder: Any, folder: Path) -> None:
+    """Writes a text encoder as transformers does, CLIP's weights under the names that all tools know."""
+    encoder.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    if type(encoder).__name__.startswith("CLIPText") and file.is_file():
+        from safetensors.torch import load_file, save_file
+
+        save_file({canonical(name): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
 
 def load_tokenizer(path: str) -> Any:

@@ -19,6 +19,7 @@ from ldm.conditioning.encoders import (
     folder_of,
     load_encoder,
     load_tokenizer,
+    save_encoder,
     tokenizer_of,
     width_of,
 )
@@ -118,6 +119,11 @@ class FrozenText(Part):
         self._held = []
 
     @property
+    def is_held(self) -> bool:
+        """Whether the encoder is in memory."""
+        return bool(self._held)
+
+    @property
     def encoder(self) -> Any:
         self._load()
         return self._held[1]
@@ -212,7 +218,7 @@ def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
     """Encoder and tokenizer of `part` as folders: the files themselves where there are any, else written anew."""
     source = Path(part.path)
     if not source.is_dir():
-        part.encoder.save_pretrained(encoder)
+        save_encoder(part.encoder, encoder)
         part.tokenizer.save_pretrained(tokenizer)
         return
     copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning import FrozenText
+from ldm.conditioning.clip_names import TEXT_MODEL
 from ldm.conditioning.encoders import load_tokenizer
 from ldm.interop.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.folder import read_json
 from ldm.interop.names import by_prefix, inverse, rename
 
-_FIRST = "transformer.text_model."
+_FIRST = "transformer."
 _IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
 _JOINED = "attn.in_proj_"
 
@@ -38,8 +39,11 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path) -> FrozenT
 
 
 def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stable Diffusion 1: transformers' own names under a prefix."""
-    named = {n.removeprefix(_FIRST): t for n, t in state.items() if n.startswith(_FIRST)}
+    """Stable Diffusion 1: transformers' own names under a prefix, with `text_model.` or, written by new ones, without.
+
+    Returned without.
+    """
+    named = {n.removeprefix(_FIRST).removeprefix(TEXT_MODEL): t for n, t in state.items() if n.startswith(_FIRST)}
     return {n: t for n, t in named.items() if not n.endswith("position_ids")}
 
 
@@ -70,15 +74,16 @@ def _build(weights: Mapping[str, Tensor], folder: Path, where: str) -> Any:
     """A CLIPTextModel with `weights`. Sizes are read off them; what leaves no trace comes from the folder's config."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ldm.artifact import report_mismatch
+    from ldm.artifact import refuse_not_finite, report_mismatch
 
     config = _config(weights, folder)
     with torch.device("meta"):
         model = CLIPTextModel(CLIPTextConfig(**config))
     wanted = model.state_dict()
-    prefix = "text_model." if any(n.startswith("text_model.") for n in wanted) else ""
+    prefix = TEXT_MODEL if any(n.startswith(TEXT_MODEL) for n in wanted) else ""
     named = {prefix + n: t for n, t in weights.items()}
     report_mismatch(wanted, named, f"{where}: the text encoder")
+    refuse_not_finite(named, f"{where}: the text encoder")
     model = CLIPTextModel(CLIPTextConfig(**config))  # buffers that no file has need memory
     model.load_state_dict(named, assign=True)
     return model

@@ -14,7 +14,7 @@ from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import controlnet, schedulers, unet, vae
+from ldm.interop import controlnet, latent_scale, schedulers, unet, vae
 from ldm.registry import build, lookup
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, where a config is a table of settings.")
@@ -101,22 +101,32 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickled one that holds nothing but tensors and plain data."""
+    return read_all(file)[0]
+
+
+def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A file's tensors, and what else it says by name: metadata, a trainer's settings, numbers among the tensors."""
     try:
         if file.suffix == ".safetensors":
             return _read_safetensors(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
+        state = content.get("state_dict", content)
+        named = {str(name): value for name, value in state.items()}
     except Exception as error:
         raise UserError(
             f"{file} can't be read without running its code, or is damaged ({type(error).__name__})."
         ) from None
-    state = content.get("state_dict", content)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    settings = content.get("hyper_parameters")
+    said = {**(settings if isinstance(settings, Mapping) else {}), **content, **named}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    return tensors, {name: v for name, v in said.items() if name not in tensors and not isinstance(v, Mapping)}
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Tensor by tensor, each copied out of a mapping of its own, in the layout that models have here.
+def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata.
 
-    The mapping of a whole file would take memory beside the copies until the last tensor of it is gone.
+    Tensor by tensor, each copied out of a mapping of its own, in the layout that models have here: the mapping
+    of a whole file would take memory beside the copies until the last tensor of it is gone.
     """
     from safetensors import safe_open
 
@@ -126,8 +136,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
             return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)
 
     with safe_open(file, "pt") as opened:
-        names = list(opened.keys())
-    return {name: read(name) for name in names}
+        names, metadata = list(opened.keys()), opened.metadata() or {}
+    return {name: read(name) for name in names}, metadata
 
 
 def as_float32(tensor: Tensor) -> Tensor:
@@ -202,9 +212,14 @@ def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Modu
     first_stage: Any = load_part(folder / "vae")
     if not hasattr(first_stage, "factor"):
         raise UserError(f"{folder / 'vae'} holds a {type(first_stage).__name__}, no autoencoder.")
+    where = str(folder / "vae" / "config.json")
     if config["_class_name"] in _OWN:
-        return first_stage, (config["latent_mean"], config["latent_std"])
-    return first_stage, vae.whitening(config)
+        mean, std = (
+            latent_scale.per_channel(config.get(name), first_stage.latent_channels, f"{where}: {name}")
+            for name in ("latent_mean", "latent_std")
+        )
+        return first_stage, (mean, latent_scale.positive(std, f"{where}: latent_std"))
+    return first_stage, latent_scale.of_config(config, where)
 
 
 def _conditioner(folder: Path, present: set[str], text: Mapping[str, Any]) -> Conditioner:

@@ -1,31 +1,29 @@
 """LoRA files in the formats of diffusers/peft and of kohya, as pure conversions of state dicts. Alpha is kept.
 
 Here a LoRA's weights have the names `unet.<module>.lora_A.weight` (down, (rank, in)) and `.lora_B.weight` (up), and
-`alphas` says by `unet.<module>` what alpha is: the change of a weight is alpha / rank * B A.
+`alphas` says by `unet.<module>` what alpha is: the change of a weight is alpha / rank * B A. Modules of CLIP's text
+encoder are called as files call them, with `text_model.`, whatever transformers is installed.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ldm.artifact import refuse_not_finite
+from ldm.conditioning.clip_names import canonical, spellings
 from ldm.errors import UserError, did_you_mean
+from ldm.interop import lora_strength
+from ldm.interop.folder import read_json
+from ldm.interop.lora_names import KOHYA, is_pefts, split, unsupported
 from ldm.interop.names import bijection, report
 
 FORMATS = ("diffusers", "kohya")
-_METADATA = "lora_adapter_metadata"  # the key under which diffusers keeps peft's config
-_KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
-_LEAVES = {  # what formats call the two matrices, the newest of diffusers first
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora.down.weight": "A",
-    ".lora.up.weight": "B",
-    ".lora_down.weight": "A",
-    ".lora_up.weight": "B",
-}
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's and diffusers', in their folders
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,36 @@ def adaptable(model: nn.Module, component: str = "unet") -> list[str]:
 def read(path: str | Path, modules: Iterable[str]) -> Lora:
     """The LoRA in a .safetensors file of either format; `modules` are the names that it may change (`adaptable`).
 
-    Raises UserError naming what fits none of them, and what is half there.
+    Of peft's own file the `adapter_config.json` beside it is read too. Raises UserError naming what fits no module,
+    what is half there, and what is said of its strength that has no counterpart here.
     """
+    state, metadata = contents(path)
+    return from_state(state, metadata, modules, str(path), config_beside(path, state))
+
+
+def file_at(path: Path) -> Path | None:
+    """The file of another tool's LoRA that a path means: itself, or the one in peft's or diffusers' folder."""
+    if path.is_file():
+        return path if path.suffix == ".safetensors" else None
+    return next((path / name for name in FILES if (path / name).is_file()), None)
+
+
+def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file's tensors and metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as opened:
-            state, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} can't be read as a .safetensors file ({type(error).__name__}).") from None
-    return from_state(state, metadata, modules, str(path))
+
+
+def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str, Any]] | None:
+    """peft's config, and where it lies, beside a file of peft's."""
+    config = Path(path).with_name("adapter_config.json")
+    pefts = Path(path).name == FILES[0] or is_pefts(names)
+    return (str(config), read_json(config)) if pefts and config.is_file() else None
 
 
 def write(path: str | Path, lora: Lora, to: str = "diffusers") -> None:
@@ -77,45 +95,51 @@ def write(path: str | Path, lora: Lora, to: str = "diffusers") -> None:
 
 def kohya_table(modules: Iterable[str]) -> dict[str, str]:
     """{ours: kohya's} for modules: dots become underscores, so only the list of modules can undo it."""
-    split = (m.partition(".")[::2] for m in modules)
-    return bijection((f"{c}.{m}", f"{_KOHYA[c]}_{m.replace('.', '_')}") for c, m in split)
+    return bijection((module, _kohya(_canonical(module))) for module in modules)
 
 
 def from_state(
-    state: Mapping[str, Tensor], metadata: Mapping[str, str], modules: Iterable[str], where: str = "the LoRA"
+    state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    modules: Iterable[str],
+    where: str = "the LoRA",
+    config: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Lora:
-    """A LoRA out of a file's tensors and metadata, whichever format it is in."""
-    modules = set(modules)
-    kohya = {theirs: ours for ours, theirs in kohya_table(modules).items()}
+    """A LoRA out of a file's tensors and metadata, whichever format it is in; `config` is peft's, and where it lies."""
+    known = _known(modules)
     weights: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
+    alphas: dict[str, Tensor] = {}
     unexpected = []
     for name, tensor in state.items():
-        given_module, leaf = _split(name)
-        module = _full_name(kohya.get(given_module, given_module), modules)
+        given, leaf = split(name)
+        module = known.get(given)
         if module is None or leaf is None:
             unexpected.append(name)
-        elif leaf == "alpha":
-            alphas[module] = float(tensor)
-        else:
-            weights[f"{module}.lora_{leaf}.weight"] = tensor
-    found = {name.rsplit(".lora_", 1)[0] for name in weights}
+            continue
+        kept, key = (alphas, module) if leaf == "alpha" else (weights, f"{module}.lora_{leaf}.weight")
+        if key in kept:
+            raise UserError(f"{where}: {name} is there twice, under two spellings: keep the one that is right.")
+        kept[key] = tensor
+    found = {*alphas, *(name.rsplit(".lora_", 1)[0] for name in weights)}
     missing = [f"{m}.lora_{x}" for m in sorted(found) for x in "AB" if f"{m}.lora_{x}.weight" not in weights]
     if unexpected or missing or not weights:
-        raise UserError(f"{where}: the LoRA doesn't fit the model: {report(missing, unexpected) or 'it is empty'}.")
-    given = _alphas_of(metadata, found)
-    ranks = {m: float(weights[f"{m}.lora_A.weight"].shape[0]) for m in found}
-    return Lora(weights, {m: alphas.get(m, given.get(m, ranks[m])) for m in sorted(found)})  # none: alpha is the rank
+        raise UserError(f"{where}: {_misfit(missing, unexpected)}")
+    _check_matrices(weights, where)
+    ordered = {module: weights[f"{module}.lora_A.weight"] for module in sorted(found)}
+    return Lora(weights, lora_strength.alphas(ordered, alphas, metadata, config, where, is_pefts(state)))
 
 
 def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under today's names of diffusers, and the metadata that carries ranks and alphas."""
+    """Tensors under today's names of diffusers, and the metadata that carries ranks and alphas.
+
+    There CLIP's modules are called without `text_model.`: peft matches the end of a name, so it fits both spellings.
+    """
     config: dict[str, object] = {}
     for component in sorted({module.partition(".")[0] for module in lora.alphas}):
-        own = {m.partition(".")[2]: m for m in lora.alphas if m.startswith(f"{component}.")}
+        own = {spellings(m.partition(".")[2])[-1]: m for m in lora.alphas if m.startswith(f"{component}.")}
         ranks = {short: lora.rank(m) for short, m in own.items()}
         alphas = {short: lora.alphas[m] for short, m in own.items()}
-        rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+        rank, alpha = commonest(ranks.values()), commonest(alphas.values())
         settings = {
             "r": rank,
             "lora_alpha": _plain(alpha),
@@ -124,7 +148,8 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
             "target_modules": sorted(own),
         }
         config |= {f"{component}.{key}": value for key, value in settings.items()}
-    return dict(lora.weights), {_METADATA: json.dumps(config, sort_keys=True)}
+    weights = {_canonical(name): tensor for name, tensor in lora.weights.items()}
+    return weights, {lora_strength.DIFFUSERS: json.dumps(config, sort_keys=True)}
 
 
 def to_kohya(lora: Lora) -> dict[str, Tensor]:
@@ -133,45 +158,51 @@ def to_kohya(lora: Lora) -> dict[str, Tensor]:
     for ours, theirs in kohya_table(lora.alphas).items():
         down, up = (lora.weights[f"{ours}.lora_{x}.weight"] for x in "AB")
         state |= {f"{theirs}.lora_down.weight": down, f"{theirs}.lora_up.weight": up}
-        state[f"{theirs}.alpha"] = down.new_tensor(lora.alphas[ours])
+        state[f"{theirs}.alpha"] = torch.tensor(lora.alphas[ours])
     return state
 
 
-def _split(name: str) -> tuple[str, str | None]:
-    """A tensor's module and what it is of it: A, B or alpha."""
-    name = name.removeprefix("base_model.model.")
-    # diffusers before 0.20: attn1.processor.to_q_lora.down.weight
-    name = re.sub(r"\.processor\.(to_\w+)_lora\.", lambda m: f".{'to_out.0' if m[1] == 'to_out' else m[1]}.lora.", name)
-    if name.endswith(".alpha"):
-        return name.removesuffix(".alpha"), "alpha"
-    for ending, leaf in _LEAVES.items():
-        if name.endswith(ending):
-            return name.removesuffix(ending), leaf
-    return name, None
-
-
-def _full_name(module: str, modules: set[str]) -> str | None:
-    """The module as it is listed. peft's own files name no component: it is the U-Net then."""
-    if module in modules:
-        return module
-    return f"unet.{module}" if f"unet.{module}" in modules else None
-
-
-def _alphas_of(metadata: Mapping[str, str], modules: set[str]) -> dict[str, float]:
-    if _METADATA not in metadata:
-        return {}
-    config = json.loads(metadata[_METADATA])
-    alphas = {}
-    for module in modules:
+def _known(modules: Iterable[str]) -> dict[str, str]:
+    """{as a file may call it: ours}: either spelling of CLIP, kohya's underscores, peft's own without a component."""
+    ours = list(dict.fromkeys(map(_canonical, modules)))
+    known = {module: module for module in ours} | {theirs: module for module, theirs in kohya_table(ours).items()}
+    for module in ours:
         component, _, short = module.partition(".")
-        pattern = config.get(f"{component}.alpha_pattern") or {}
-        alpha = pattern.get(short, config.get(f"{component}.lora_alpha"))
-        if alpha is not None:
-            alphas[module] = float(alpha)
-    return alphas
+        for name in spellings(short):
+            full = f"{component}.{name}"
+            aliases = (full, _kohya(full), _kohya(full).replace("lora_te_", "lora_te1_", 1), name)
+            for alias in aliases:
+                known.setdefault(alias, module)
+    return known
 
 
-def _commonest(values: Iterable) -> float:
+def _canonical(module: str) -> str:
+    component, _, short = module.partition(".")
+    return f"{component}.{canonical(short)}"
+
+
+def _kohya(module: str) -> str:
+    component, _, short = module.partition(".")
+    return f"{KOHYA[component]}_{short.replace('.', '_')}"
+
+
+def _check_matrices(weights: Mapping[str, Tensor], where: str) -> None:
+    """Refuses what no LoRA's matrices are."""
+    for name, tensor in weights.items():
+        if tensor.ndim not in (2, 4) or not tensor.numel() or not tensor.is_floating_point():
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+            raise UserError(f"{where}: {name} is {kind}, and no matrix of a LoRA's: get the file anew.")
+    refuse_not_finite(weights, where)
+
+
+def _misfit(missing: list[str], unexpected: list[str]) -> str:
+    if kinds := unsupported(unexpected):
+        return f"the LoRA can't be represented here: {kinds}."
+    return f"the LoRA doesn't fit the model: {report(missing, unexpected) or 'it is empty'}."
+
+
+def commonest(values: Iterable[float]) -> float:
+    """The value that is there most often, the least of several."""
     values = list(values)
     return max(sorted(set(values)), key=values.count)
 

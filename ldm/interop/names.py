@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from ldm.errors import UserError
 
 T = TypeVar("T")
+_OFF: tuple[Any, ...] = (None, False, [], {}, "")
 
 
 def bijection(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -51,13 +52,13 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
     """Refuses by name every setting of a foreign config that our classes have no counterpart of.
 
     `known` settings are read elsewhere; `fixed` ones must have the given value (or one of a tuple of values). Others
-    must be off (None or False).
+    must be off (None, False or empty).
     """
     wrong = []
     for key, value in config.items():
         if key.startswith("_") or key in known:
             continue
-        allowed = fixed.get(key, (None, False))
+        allowed = fixed.get(key, _OFF)
         if not _same(value, allowed):
             wrong.append(f"{key}={value!r}")
     if wrong:

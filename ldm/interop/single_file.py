@@ -1,5 +1,6 @@
 """A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1 and 2) as a model of ours."""
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,20 @@ from ldm import artifact
 from ldm.conditioning import Conditioner
 from ldm.diffusion import Schedule
 from ldm.errors import UserError
-from ldm.interop import compvis, controlnet, infer
+from ldm.interop import compvis, controlnet, infer, latent_scale
 from ldm.interop.clip_text import load_clip
-from ldm.interop.folder import as_float32, assemble, read_tensors
+from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.names import by_prefix, inverse, rename
 from ldm.networks import AutoencoderKL, UNet
 from ldm.registry import build
 
 log = logging.getLogger("ldm")
-_IGNORED = ("model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar")
-SD_FACTOR = 0.18215
+_IGNORED = (
+    "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
+)  # fmt: skip
+# of a tensor elsewhere that would change what the model draws
+_TELLING = ("scale", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
+_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
 
 
 def is_single_file(path: Path) -> bool:
@@ -44,14 +49,15 @@ def load_single_file(
     heads: int | None = None,
     head_dim: int | None = None,
     prediction: str | None = None,
-    scaling_factor: float = SD_FACTOR,
+    scaling_factor: float | None = None,
     ema: bool = False,
     size: int | None = None,
 ) -> nn.Module:
     """The LatentDiffusion, or the AutoencoderKL, UNet or ControlNet alone, in a single-file checkpoint.
 
-    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; by default v for a
-    context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor`, the pictures' `size`.
+    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; unless the file says it,
+    v for a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it,
+    0.18215), the pictures' `size`.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -68,11 +74,12 @@ def _load(
     heads: int | None,
     head_dim: int | None,
     prediction: str | None,
-    scaling_factor: float,
+    scaling_factor: float | None,
     ema: bool,
     size: int | None,
 ) -> nn.Module:
-    state = {name: as_float32(tensor) for name, tensor in read_tensors(path).items()}
+    tensors, said = read_all(path)
+    state = {name: as_float32(tensor) for name, tensor in tensors.items()}
     if ema:
         state |= _averaged(state)
     if any(name.startswith(controlnet.COMPVIS) for name in state):
@@ -83,14 +90,15 @@ def _load(
     if not any(name.startswith(compvis.VAE) for name in state):
         return network
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
+    latents = latent_scale.collect(state, said, str(path))
+    whitening = latent_scale.of_checkpoint(latents, scaling_factor, first_stage.latent_channels, str(path))
     two = network.context_dim == 1024
-    kind = prediction or ("v" if two else "eps")
+    kind = prediction or _prediction(state, said, path) or ("v" if two else "eps")
     if kind not in ("eps", "v"):
         raise UserError(f"prediction={kind}: a checkpoint predicts eps or v.")
     parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": _schedule(state)})
+    _check_rest(state, path)
     conditioner = _conditioner(_under(state, compvis.TEXT), text_encoder, path)
-    z = first_stage.latent_channels
-    whitening = ([0.0] * z, [1 / scaling_factor] * z)
     side = size or (768 if two and kind == "v" else 512)
     sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (side, side))
@@ -157,17 +165,51 @@ def _conditioner(state: Mapping[str, Tensor], text_encoder: str | None, path: Pa
     return Conditioner({"text": load_clip(state, Path(text_encoder), path)})
 
 
-def _schedule(state: Mapping[str, Tensor]) -> Schedule:
-    """The schedule whose table the file carries; Stable Diffusion's if it carries none."""
-    if (betas := state.get("betas")) is None:
-        return Schedule()
-    for kind in ("scaled_linear", "linear"):
-        schedule = Schedule(kind, betas[0].item(), betas[-1].item(), len(betas))
-        if torch.allclose(schedule.betas, betas.double(), rtol=1e-4, atol=1e-7):
-            return Schedule(kind, round(betas[0].item(), 7), round(betas[-1].item(), 7), len(betas))
+def _prediction(state: dict[str, Tensor], said: Mapping[str, Any], path: Path) -> str | None:
+    """What a file says that its network predicts: by the marker `v_pred`, in its metadata or its trainer's settings."""
+    if state.pop("v_pred", None) is not None:
+        return "v"
+    found = said.get("modelspec.prediction_type") or said.get("parameterization")
+    if found is None:
+        return None
+    if str(found) not in _PREDICTIONS:
+        raise UserError(f"{path} says that it predicts {str(found)[:40]!r}: give prediction=eps or prediction=v.")
+    return _PREDICTIONS[str(found)]
+
+
+def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors elsewhere in the file that speak of latents or noise, and names what else is left out."""
+    read = (compvis.UNET, compvis.VAE, compvis.TEXT, *_IGNORED)
+    rest = [name for name in state if not name.startswith(read)]
+    if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _TELLING)]:
+        raise UserError(f"{path} can't be represented here: it says {', '.join(telling[:4])}, which isn't read.")
+    if rest:
+        log.warning("%s: %d tensors have no counterpart here and are left out: %s, ...", path, len(rest), rest[0])
+
+
+def _schedule(state: dict[str, Tensor]) -> Schedule:
+    """The schedule whose table the file carries, Stable Diffusion's if none; the marker `ztsnr` says that its end was
+    stretched to zero SNR."""
+    zero = state.pop("ztsnr", None) is not None
+    betas = state.get("betas")
+    if betas is None and (abar := state.get("alphas_cumprod")) is not None:
+        betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
+    if betas is None:
+        return Schedule(zero_terminal_snr=zero)
+    for digits, kind in itertools.product((3, 7), ("scaled_linear", "linear")):  # 0.00085 is meant by 0.000850001
+        start, end = (float(f"{beta.item():.{digits}g}") for beta in (betas[0], betas[-1]))
+        if _is_table(Schedule(kind, start, end, len(betas)), betas):
+            return Schedule(kind, start, end, len(betas), zero_terminal_snr=zero)
+    if _is_table(stretched := Schedule(zero_terminal_snr=True), betas):
+        return stretched
     raise UserError(
         "the checkpoint's noise schedule is neither linear nor scaled_linear, and can't be represented here."
     )
+
+
+def _is_table(schedule: Schedule, betas: Tensor) -> bool:
+    same = len(schedule.betas) == len(betas)
+    return same and torch.allclose(schedule.betas, betas.double(), rtol=1e-4, atol=2e-7)
 
 
 def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -95,18 +95,6 @@ def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any
     return ours
 
 
-def whitening(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """(mean, std) per channel of the latents that a denoiser sees, from diffusers' four settings.
-
-    With statistics per channel, z' = (z - latents_mean) scaling_factor / latents_std; without,
-    z' = (z - shift_factor) scaling_factor.
-    """
-    z, factor = config.get("latent_channels", 4), config.get("scaling_factor") or 0.18215
-    mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0] * z
-    std = config.get("latents_std") or [1.0] * z
-    return list(mean), [s / factor for s in std]
-
-
 def stock_factor(mean: Tensor, std: Tensor) -> float | None:
     """The scaling_factor that says the same as this whitening, or None where one number doesn't."""
     plain = bool((mean == 0).all()) and bool((std == std[0]).all())

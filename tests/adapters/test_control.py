@@ -259,3 +259,11 @@ def test_what_doesnt_fit_or_isnt_there_is_named():
     ids = np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(ids).long(), 5).movedim(-1, 0).float()
     assert torch.equal(draw(mapped, control=ids), draw(mapped, control=one_hot))
+
+
+def test_a_controlnet_whose_weights_arent_finite_is_refused(tmp_path):
+    spoilt = control(make())
+    spoilt.network.conv_in.weight[0, 0, 0, 0] = float("inf")
+    ldm.save(spoilt, tmp_path / "edges")
+    with pytest.raises(UserError, match="network.conv_in.weight isn't finite"):
+        make().load_controlnet(tmp_path / "edges")

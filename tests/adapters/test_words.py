@@ -51,3 +51,10 @@ def test_what_is_no_new_word_is_refused():
         model.put_on(WordEmbedding.holding("<x>", torch.ones(1, 8)), "x", 0.5)
     with pytest.raises(UserError, match="has 4 numbers"):
         model.put_on(WordEmbedding.holding("<x>", torch.ones(1, 4)), "x")
+
+
+def test_a_word_whose_numbers_arent_finite_is_refused(tmp_path):
+    word = WordEmbedding.holding("<it>", torch.full((1, 8), float("inf")))
+    ldm.save(word, tmp_path / "word")
+    with pytest.raises(UserError, match="row isn't finite"):
+        small().load_word(tmp_path / "word")

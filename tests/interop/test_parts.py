@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import ldm
 from ldm.errors import UserError
-from ldm.interop import unet, vae
+from ldm.interop import latent_scale, unet, vae
 from ldm.interop.export import export
 from tests.interop.configs import UNETS, VAES
 from tests.interop.models import diffusers, randomised
@@ -145,6 +145,39 @@ def test_whitening_folds_into_the_autoencoder():
         close(two.mean, (one.mean - mean[:, None, None]) / std[:, None, None])
         torch.testing.assert_close(two.std, one.std / std[:, None, None], rtol=1e-4, atol=0)
         close(folded.decode(z), ours.decode(z * std[:, None, None] + mean[:, None, None]))
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({}, [0.0, 0.0], [1 / 0.18215] * 2),
+        ({"scaling_factor": 0.5, "shift_factor": 0.25}, [0.25, 0.25], [2.0, 2.0]),
+        ({"scaling_factor": 0.5, "shift_factor": None, "latents_mean": [1, 2], "latents_std": [3, 4]}, [1, 2], [6, 8]),
+        ({"scaling_factor": 0.5, "shift_factor": 0, "latents_mean": [1, 2]}, [1, 2], [2.0, 2.0]),
+    ],
+)
+def test_a_config_says_how_latents_are_scaled_and_shifted(said, mean, std):
+    assert latent_scale.of_config({"latent_channels": 2} | said, "here") == (mean, std)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor is 0"),
+        ({"scaling_factor": None}, "scaling_factor is 'None'"),
+        ({"scaling_factor": "0.2a"}, "scaling_factor is '0.2a'"),
+        ({"scaling_factor": float("inf")}, "scaling_factor is inf"),
+        ({"shift_factor": [0.1]}, "shift_factor is"),
+        ({"shift_factor": 0.1, "latents_mean": [1, 2]}, "a shift_factor and a latents_mean"),
+        ({"latents_mean": [1]}, "latents_mean has 1 numbers, where there are 2 latent channels"),
+        ({"latents_mean": 1.0}, "latents_mean has no list of numbers"),
+        ({"latents_std": [1, -1]}, "latents_std is -1"),
+        ({"latents_std": [1, "x"]}, r"latents_std\[1\] is 'x'"),
+    ],
+)
+def test_a_config_that_makes_no_sense_of_latents_is_refused_by_name(said, says):
+    with pytest.raises(UserError, match=f"here.*{says}"):
+        latent_scale.of_config({"latent_channels": 2} | said, "here")
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path):

@@ -135,6 +135,120 @@ def test_a_whole_checkpoint_draws_what_its_parts_draw(file, checkpoint):
     assert picture.shape == (1, 3, 16, 16) and picture.std() > 0.05
 
 
+def changed(root, path, metadata=None, settings=None, **tensors):
+    """The checkpoint with other tensors in it, or without those that are None."""
+    content = torch.load(root / "sd.ckpt", weights_only=True)
+    state = {n: t for n, t in content["state_dict"].items() if not n.startswith("model_ema")} | tensors
+    state = {n: t for n, t in state.items() if t is not None}
+    if path.suffix == ".ckpt":
+        torch.save({"state_dict": state, "hyper_parameters": settings or {}}, path)
+    else:
+        save_file({n: t.contiguous() for n, t in state.items()}, path, metadata)
+    return path
+
+
+T = torch.tensor
+MEANS, STDS = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "options", "mean", "std"),
+    [
+        ("a.safetensors", {}, {}, 0.0, 1 / 0.18215),
+        ("a.safetensors", {"scale_factor": T(0.25)}, {}, 0.0, 4.0),
+        ("a.safetensors", {"scale_factor": T([0.25])}, {}, 0.0, 4.0),
+        ("a.safetensors", {"scale_factor": T(0.25)}, {"scaling_factor": 0.5}, 0.0, 2.0),
+        ("a.safetensors", {"scaling_factor": T(0.25), "shift_factor": T(0.1)}, {}, 0.1, 4.0),
+        ("a.safetensors", {"latents_mean": T(MEANS), "latents_std": T(STDS).view(1, 4, 1, 1)}, {}, MEANS, STDS),
+        ("a.safetensors", {"latents_mean": T(MEANS), "scale_factor": T(0.5)}, {}, MEANS, 2.0),
+        ("a.safetensors", {"metadata": {"scale_factor": "0.25"}}, {}, 0.0, 4.0),
+        ("a.ckpt", {"scale_factor": 0.25}, {}, 0.0, 4.0),
+        ("a.ckpt", {"settings": {"scale_factor": 0.25, "shift_factor": 0.5}}, {}, 0.5, 4.0),
+    ],
+)
+def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, mean, std, checkpoint, tmp_path):
+    model = ldm.load(changed(checkpoint[0], tmp_path / name, **said), **options)
+    for found, wanted in ((model.latent_mean, mean), (model.latent_std, std)):
+        torch.testing.assert_close(found, torch.as_tensor(wanted, dtype=torch.float32).expand(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "says"),
+    [
+        ("a.safetensors", {"scale_factor": T(0.0)}, "scaling_factor is 0, where a number above 0"),
+        ("a.safetensors", {"scale_factor": T(float("nan"))}, "scaling_factor is nan"),
+        ("a.safetensors", {"scale_factor": T([0.2, 0.3])}, r"scaling_factor has the shape \(2,\)"),
+        (
+            "a.safetensors",
+            {"scale_factor": T(0.2), "scaling_factor": T(0.3)},
+            "scale_factor=0.2 and scaling_factor=0.3",
+        ),
+        ("a.safetensors", {"scale_factor": T(0.2), "metadata": {"scale_factor": "0.3"}}, "in another place, 0.3"),
+        ("a.safetensors", {"metadata": {"scale_factor": "high"}}, "scaling_factor is 'high'"),
+        ("a.safetensors", {"latents_mean": T([1.0])}, "latents_mean has 1 numbers, where there are 4"),
+        ("a.safetensors", {"latents_std": T([1.0, 1.0, 0.0, 1.0])}, "latents_std is 0"),
+        ("a.safetensors", {"latents_mean": T(MEANS), "shift_factor": T(0.1)}, "a shift_factor and a latents_mean"),
+        ("a.safetensors", {"edm_mean": T(MEANS), "edm_std": T(STDS)}, "it says edm_mean, edm_std, which isn't read"),
+        ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "it says denoiser.sigmas"),
+        ("a.safetensors", {"first_stage_model.scale_factor": T(0.2)}, "unexpected scale_factor"),
+        ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "predicts 'x0': give prediction=eps"),
+        ("a.ckpt", {"settings": {"scale_factor": [0.2]}}, "scaling_factor is '.0.2.'"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_by_name(name, said, says, checkpoint, tmp_path):
+    with pytest.raises(UserError, match=says):
+        ldm.load(changed(checkpoint[0], tmp_path / name, **said))
+
+
+def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
+    ldm.load(changed(checkpoint[0], tmp_path / "a.safetensors", **{"depth_model.conv.weight": T(MEANS)}))
+    assert "1 tensors have no counterpart here and are left out: depth_model.conv.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "kind"),
+    [
+        ({"v_pred": torch.zeros(1)}, {}, "V"),
+        ({"metadata": {"modelspec.prediction_type": "v"}}, {}, "V"),
+        ({"metadata": {"modelspec.prediction_type": "v"}}, {"prediction": "eps"}, "Eps"),
+        ({"metadata": {"modelspec.prediction_type": "epsilon"}}, {}, "Eps"),
+    ],
+)
+def test_a_checkpoint_may_say_what_it_predicts(said, options, kind, checkpoint, tmp_path):
+    model = ldm.load(changed(checkpoint[0], tmp_path / "a.safetensors", **said), **options)
+    assert type(model.denoiser.parameterization).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"kind": "linear", "beta_start": 0.0015, "beta_end": 0.0195},
+        {"kind": "scaled_linear", "beta_start": 0.00085123, "beta_end": 0.0123},
+        {"kind": "scaled_linear", "zero_terminal_snr": True},
+    ],
+)
+def test_the_noise_schedule_is_read_off_either_table(schedule, checkpoint):
+    wanted = ldm.diffusion.Schedule(**schedule)
+    for state in ({"betas": wanted.betas.float()}, {"alphas_cumprod": wanted.alphas_cumprod.float()}):
+        found = single_file._schedule(state)
+        torch.testing.assert_close(found.sigmas[:-1], wanted.sigmas[:-1], rtol=1e-3, atol=1e-6)
+    marked = single_file._schedule({"ztsnr": torch.zeros(1)})
+    assert marked.zero_terminal_snr
+
+
+@pytest.mark.parametrize("prefix", ["text_model.", ""])
+def test_the_text_encoder_comes_in_under_either_spelling(prefix, checkpoint, tmp_path):
+    root, _ = checkpoint
+    long = "cond_stage_model.transformer.text_model."
+    state = torch.load(root / "sd.ckpt", weights_only=True)["state_dict"]
+    texts = {n: t for n, t in state.items() if n.startswith(long)}
+    renamed = {f"cond_stage_model.transformer.{prefix}{n.removeprefix(long)}": t for n, t in texts.items()}
+    path = changed(root, tmp_path / "a.safetensors", **dict.fromkeys(texts) | renamed)
+    part = ldm.load(path, text_encoder=str(root)).conditioner.parts["text"]
+    reference = ldm.FrozenText(str(root / "text_encoder"), str(root / "tokenizer"), length=16, masked=False)
+    assert torch.equal(part(["a cat"]).tokens, reference(["a cat"]).tokens)
+
+
 def test_averaged_weights_are_taken_on_demand(checkpoint):
     root, _ = checkpoint
     plain, ema = ldm.load(root / "sd.ckpt"), ldm.load(root / "sd.ckpt", ema=True)
