@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import distributed
+
+from ldm.devices import Later
 
 # SLURM sends the one that its --signal names; SIGUSR1 is the usual one, and would end the process at once.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
@@ -29,14 +33,18 @@ class Stopped(Exception):
 class StopOnSignal(pl.Callback):
     """Ends the run by `Stopped` when the step has ended in which a signal came; a second Ctrl-C doesn't wait for that.
 
-    One process of several that gets the signal stops them all, at the same step. Lightning restores the handlers that
+    One process of several that gets the signal stops them all, at the same step: at each step they tell each other, and
+    what they told is read at the next one, so that no host waits for its device. Lightning restores the handlers that
     were there before `fit`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._agreed: Later | None = None  # the highest signal that any process had when the step before began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Lightning's own agreement on a SIGTERM, which this one replaces, makes the host wait at every step.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         for number in STOPPING:
             try:
                 signal.signal(number, self._note)
@@ -47,8 +55,11 @@ class StopOnSignal(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         received = self.received or 0
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(received > 0, all=False):
-            received = received or signal.SIGTERM
+        if trainer.world_size > 1:
+            own, received = received, int(self._agreed.read()) if self._agreed else 0
+            highest = torch.full((), float(own), device=pl_module.device)
+            distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+            self._agreed = Later(highest)
         if received:
             raise Stopped(received)
 

@@ -1,14 +1,17 @@
 """Whole runs on the pretended device, through Lightning's own Trainer and with every callback of a run."""
 
 import contextlib
+import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import Accelerator
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
 
 from tests.pretend.device import DEVICE, WAITS, moved, pretended, tick
 
@@ -52,6 +55,38 @@ class OnPretendedDevice(SingleDeviceStrategy):
         moved(self.model)
 
 
+class OnPretendedDevices(DDPStrategy):
+    """Two processes, each with a pretended device; gradients are averaged here, since DDP's own reducer is in C++ and
+    asks for the numbers' memory."""
+
+    def __init__(self) -> None:
+        devices = [torch.device(DEVICE, 0)] * 2
+        super().__init__(PretendedAccelerator(), devices, process_group_backend="gloo")
+
+    @property
+    def root_device(self) -> torch.device:
+        return torch.device(DEVICE, 0)
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        if not distributed.is_initialized():
+            distributed.init_process_group("gloo", rank=self.global_rank, world_size=self.world_size)
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        moved(self.model)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def post_backward(self, closure_loss: torch.Tensor) -> None:
+        for parameter in self.lightning_module.parameters():
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad.inner)
+                parameter.grad.div_(self.world_size)
+
+
 class Watch(pl.Callback):
     """Notes what each step of training waits for: from the start of its batch to that of the next."""
 
@@ -72,22 +107,24 @@ class Watch(pl.Callback):
 
 
 @contextlib.contextmanager
-def pretended_runs(monkeypatch: Any) -> Iterator[Watch]:
+def pretended_runs(monkeypatch: Any, strategy: Callable[[], Any] = OnPretendedDevice) -> Iterator[Watch]:
     """Inside, runs train on the pretended device; yields what watches their steps."""
     from ldm import devices
     from ldm.training import fit
 
     watch, trainer = Watch(), pl.Trainer
 
-    def made(**options: Any) -> pl.Trainer:
-        options |= {"strategy": OnPretendedDevice(), "accelerator": "auto", "devices": 1}
-        return trainer(**options | {"callbacks": [watch, *options["callbacks"]]})
+    class Pretending(trainer):  # type: ignore[misc, valid-type]
+        @functools.wraps(trainer.__init__)  # options are held against its signature
+        def __init__(self, **options: Any):
+            options |= {"strategy": strategy(), "accelerator": "auto", "devices": "auto"}
+            super().__init__(**options | {"callbacks": [watch, *options["callbacks"]]})
 
     def available(*_: Any) -> torch.device:
         return torch.device(DEVICE, 0)
 
     with pretended(monkeypatch), monkeypatch.context() as patch:
-        patch.setattr(fit.pl, "Trainer", made)
+        patch.setattr(fit.pl, "Trainer", Pretending)
         for module in (devices, fit):
             patch.setattr(module, "available", available)
         yield watch

@@ -136,7 +136,8 @@ def test_every_picture_draws_itself_again_from_its_file(painter: Painter) -> Non
     ]  # fmt: skip
     for one in pictures:
         _, (again,) = finish(painter, read(one.path)[0])
-        assert np.array_equal(np.asarray(Image.open(one.path)), np.asarray(Image.open(again.path)))
+        pixels, others = (np.asarray(Image.open(path)).astype(int) for path in (one.path, again.path))
+        assert np.abs(pixels - others).max() <= 1  # alone it may round otherwise than among others, by the processor
 
 
 def test_steps_are_counted_over_all_batches(painter: Painter) -> None:
