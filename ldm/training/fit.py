@@ -21,7 +21,7 @@ from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
 from ldm.devices import available
 from ldm.errors import UserError, did_you_mean
 from ldm.ranks import local_rank
-from ldm.training import sharded
+from ldm.training import resume, sharded
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from ldm.training.guards import FiniteGuard
@@ -40,7 +40,8 @@ def task_options(config: dict[str, Any]) -> dict[str, Any]:
     optimizer = dict(config["optimizer"])
     betas, weight_decay = tuple(optimizer.pop("betas")), optimizer.pop("weight_decay")
     name = optimizer.pop("name", "adamw")
-    total = None if config["trainer"].get("max_time") else config["trainer"]["max_steps"]
+    steps = config["trainer"]["max_steps"] or -1
+    total = None if config["trainer"].get("max_time") or steps < 0 else steps
     return {
         "learning_rate": LearningRate(**optimizer, total_steps=total),
         "optimizer": name,
@@ -72,12 +73,14 @@ def fit(
 
     Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
     """
-    trainer = trainer_of(folder, config, pictures, started, start.step)
+    trainer = trainer_of(folder, config, pictures, started, start)
     prepare(
         task.trained, checkpointing=config.get("gradient_checkpointing", False), compiled=config.get("compile", False)
     )
     if start.checkpoint:
         trainer.print(f"resumed {folder.path} at step {start.step} (sample {start.position})", flush=True)
+    if changed := resume.rescheduled(start, config, task.learning_rate):
+        trainer.print(f"{folder.path}: {changed}", flush=True)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint)
         trainer.validate(task, datamodule=data, verbose=False)
@@ -88,7 +91,7 @@ def fit(
 
 
 def trainer_of(
-    folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, first_step: int
+    folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, start: Start
 ) -> pl.Trainer:
     options = dict(config["trainer"])
     limit = options.pop("max_time", None)
@@ -100,7 +103,7 @@ def trainer_of(
     options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
     if limit:
         options["max_steps"] = -1
-        callbacks.insert(0, TimeBudget(parse_time(limit), started))
+        callbacks.insert(0, TimeBudget(parse_time(limit), started, used=start.used))
     plugins: list[Any] = [AtomicCheckpointIO()]
     if options["precision"] == "16-mixed" and available(options.get("accelerator") or "auto").type == "cpu":
         del options["precision"]
@@ -113,7 +116,7 @@ def trainer_of(
             **options,
             max_epochs=-1,
             callbacks=callbacks,
-            logger=loggers(config["logger"], folder, first_step),
+            logger=loggers(config["logger"], folder, start.step),
             plugins=plugins,
             default_root_dir=str(folder.path),
             enable_checkpointing=False,
@@ -183,6 +186,7 @@ def open_named(stage: str, default: str, config: Mapping[str, Any], job: str | N
         resume=config["resume"],
         overwrite=config["overwrite"],
         runs_dir=config["runs_dir"],
+        more=lambda folder: resume.is_more(folder, config),
     )
 
 

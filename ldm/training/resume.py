@@ -9,6 +9,7 @@ import yaml
 
 from ldm.errors import UserError
 from ldm.training.run import RunFolder
+from ldm.training.schedule import LearningRate, parse_time
 
 # Options that only say what to do with the folder.
 PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
@@ -24,23 +25,87 @@ IMPLIED = {"latents_dtype": "float32"}
 
 
 class Start(NamedTuple):
-    """Where a run begins: at step 0, or at that of its newest good checkpoint."""
+    """Where a run begins: at step 0, or at that of its newest good checkpoint.
+
+    `total` is the number of steps that it was to have, `rate` its last learning rate; of a run that was limited by time
+    `limit` and `used` are the seconds that it was given and has spent.
+    """
 
     checkpoint: Path | None
-    step: int
-    position: int
-    depends_on: dict[str, str]
+    step: int = 0
+    position: int = 0
+    depends_on: Mapping[str, str] = {}
     classes: tuple[str, ...] = ()  # by their numbers, of a model that is conditioned on them
+    total: int | None = None
+    rate: float = 0.0
+    limit: float | None = None
+    used: float = 0.0
 
 
 def start_of(folder: RunFolder) -> Start:
     """Reads no weights: the file is mapped."""
     path = folder.newest_checkpoint()
     if path is None:
-        return Start(None, 0, 0, {})
+        return Start(None)
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    position, classes = saved["BatchModule"]["position"], _classes(saved.get("ldm_model", {}))
-    return Start(path, saved["global_step"], position, saved.get("ldm_depends_on", {}), classes)
+    limit = limit_of(_read(folder.config))  # of runs from before the checkpoints said
+    time = saved["callbacks"].get("TimeBudget") or ({"limit": limit, "used": limit} if limit else {})
+    return Start(
+        path,
+        saved["global_step"],
+        saved["BatchModule"]["position"],
+        saved.get("ldm_depends_on", {}),
+        _classes(saved.get("ldm_model", {})),
+        saved["ldm_total_steps"],
+        saved["optimizer_states"][0]["param_groups"][0]["lr"],
+        **time,
+    )
+
+
+def limit_of(config: Mapping[str, Any]) -> float | None:
+    """The seconds that `trainer.max_time` gives a run; None where steps are its limit."""
+    limit = (config.get("trainer") or {}).get("max_time")
+    return parse_time(limit).total_seconds() if limit else None
+
+
+def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether the config gives a finished run more steps, or more time, than it had.
+
+    Raises UserError where it does and no checkpoint is left to go on from.
+    """
+    start, seconds, steps = start_of(folder), limit_of(config), config["trainer"]["max_steps"] or -1
+    if start.checkpoint:
+        if seconds is not None:
+            return start.limit is None or seconds > start.limit
+        return steps < 0 or steps > start.step
+    old = _read(folder.config)
+    before = limit_of(old) or 0
+    if seconds > before if seconds is not None else steps < 0 or steps > (old["trainer"]["max_steps"] or -1) > 0:
+        raise UserError(
+            f"{folder.path} is finished and has no checkpoint left to go on from: fine-tune its model by finetune=full "
+            "base=NAME, or start anew by overwrite=true or another name=."
+        )
+    return False
+
+
+def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> str | None:
+    """Fits the learning rate to another limit than the run had until now, and says how; None where that's the same.
+
+    The fall is the one of a run that had the new limit from its beginning: up to here it fell too fast, so it jumps.
+    """
+    limit = limit_of(config)
+    if start.checkpoint is None or (limit == start.limit and (limit or rate.total_steps == start.total)):
+        return None
+    if limit:
+        rate.since = (start.step, min(1.0, start.used / limit))
+        end = f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
+    elif rate.total_steps is None:
+        rate.since, end = (start.step, 0.0), "without an end"
+    else:
+        end = f"to step {rate.total_steps}"
+    fall = "" if rate.schedule == "constant" else f", whose {rate.schedule} now ends there,"
+    was, now = f"{start.rate:.3g}", f"{rate(start.step):.3g}"
+    return f"trains on from step {start.step} {end}; the learning rate{fall} was {was} and is {now}"
 
 
 def _classes(spec: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs 
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ DONE = "DONE"
 class RunFolder:
     """The files of one run, held for this process from `open_run` to `close`, or to the end of a `with`."""
 
-    def __init__(self, path: Path, held: lock.Lock | None = None, fresh: bool = False):
-        self.path, self._lock, self._fresh = path, held, fresh
+    def __init__(self, path: Path, held: lock.Lock | None = None, fresh: bool = False, goes_on: bool = False):
+        self.path, self._lock, self._fresh, self._goes_on = path, held, fresh, goes_on
 
     @property
     def config(self) -> Path:
@@ -50,20 +50,21 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is done; one that is begun again isn't, though the first process may not have cleared its
-        folder yet."""
-        return not self._fresh and (self.path / DONE).exists()
+        """Whether the run is done; one that is begun again or trained on isn't, though the first process may not have
+        cleared its folder yet."""
+        return not (self._fresh or self._goes_on) and (self.path / DONE).exists()
 
     def save_config(self, config: dict[str, Any]) -> None:
         if rank() == 0:
             atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            (self.path / DONE).unlink(missing_ok=True)  # of a run that is trained on
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose bytes are those that were written, or None."""
         return None if self._fresh else newest_checkpoint(self.checkpoints)
 
     def finish(self) -> None:
-        """Marks the run as finished: from now on `resume=true` has nothing to do."""
+        """Marks the run as finished: from now on `resume=true` has nothing to do but what exceeds its limit."""
         atomic_write(self.path / DONE, time.strftime("%Y-%m-%d %H:%M:%S\n"))
 
     def close(self) -> None:
@@ -80,9 +81,16 @@ class RunFolder:
 
 
 def open_run(
-    stage: str, name: str, *, resume: bool = False, overwrite: bool = False, runs_dir: str | Path = "runs"
+    stage: str,
+    name: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    runs_dir: str | Path = "runs",
+    more: Callable[[RunFolder], bool] = lambda folder: False,
 ) -> RunFolder:
-    """The folder of the run `name`, made and locked. A finished one comes back, unlocked, if it is to be resumed.
+    """The folder of the run `name`, made and locked. A finished one comes back, unlocked, if it is to be resumed,
+    unless `more` says of it that there is more to train than it was made for.
 
     Raises UserError for a run that exists, unless `resume` or `overwrite` says what to do with it, and for one in use.
     """
@@ -90,13 +98,14 @@ def open_run(
         raise UserError("resume=true and overwrite=true contradict each other; give one.")
     path = _path_of(stage, name, runs_dir)
     folder = RunFolder(path)
-    if resume and folder.finished:
+    goes_on = resume and folder.finished and more(folder)
+    if resume and folder.finished and not goes_on:
         print(f"{path} is finished: nothing to do.", flush=True)
         return folder
     if rank() > 0:  # the first process holds the folder for all
-        return RunFolder(path, fresh=overwrite)
+        return RunFolder(path, fresh=overwrite, goes_on=goes_on)
     make_folder(path)
-    folder = RunFolder(path, lock.Lock(path))
+    folder = RunFolder(path, lock.Lock(path), goes_on=goes_on)
     try:
         _take_over(folder, resume, overwrite)
     except BaseException:

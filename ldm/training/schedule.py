@@ -77,16 +77,20 @@ class TimeBudget(pl.Callback):
     """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew each sixteenth of
     the time, since a machine that was busy at first, or is later, does more or fewer than it seemed.
 
-    The clock started when the run did, so loading and encoding count. `reserve` is the share kept for validation,
+    The clock started when the run did, so loading and encoding count, and goes on from `used` seconds of earlier
+    processes, which checkpoints note. `reserve` is the share kept for validation,
     sample grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run
     keeps it. The first process's clock counts for all, which have to stop together.
     """
 
-    def __init__(self, limit: timedelta, started: float, reserve: float = 0.06):
-        self.limit, self.started, self.reserve = limit.total_seconds(), started, reserve
+    def __init__(self, limit: timedelta, started: float, reserve: float = 0.06, used: float = 0.0):
+        self.limit, self.started, self.reserve, self.used = limit.total_seconds(), started, reserve, used
         self._ended: list[float] = []  # when each optimizer step since the last look did
         self._step = self._said = 0
         self._next_look: int | None = 0  # None: never, a resumed run keeps its number
+
+    def state_dict(self) -> dict[str, float]:
+        return {"limit": self.limit, "used": self.used + time.monotonic() - self.started}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if pl_module.learning_rate.total_steps:
@@ -113,7 +117,7 @@ class TimeBudget(pl.Callback):
 
     def _look(self, step: int) -> tuple[int | None, int]:
         """The number of steps in all, None where too few are measured; and the step at which to look again."""
-        left = self.limit * (1 - self.reserve) - (self._ended[-1] - self.started)
+        left = self.limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
         if left <= 0:
             return step, step
         if step < MEASURED_STEPS or len(self._ended) <= FEWEST:

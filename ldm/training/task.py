@@ -167,7 +167,7 @@ class Task(pl.LightningModule):
             progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.learning_rate.total_steps is None:  # limited by time, which the run's first part has measured
-            self.learning_rate.total_steps = checkpoint["ldm_total_steps"]
-            self.learning_rate.since = checkpoint["ldm_schedule_since"]
+        rate = self.learning_rate
+        if rate.total_steps is None and rate.since is None:  # limited by time, which the run's first part has measured
+            rate.total_steps, rate.since = checkpoint["ldm_total_steps"], checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]

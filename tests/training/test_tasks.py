@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import types
 from pathlib import Path
 
@@ -208,6 +209,50 @@ def test_a_finished_run_is_not_trained_again(runs, train, monkeypatch, capsys):
     train("vae", runs, "trainer.max_steps=8", "resume=true")
     assert "finished: nothing to do" in capsys.readouterr().out
     assert model_files(runs / "vae" / "digits") == before
+
+
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+def test_a_finished_run_trains_on_to_more_steps_as_if_it_had_had_them(stage, runs, train, tmp_path, capsys):
+    first = [f"first_stage={runs / 'vae' / 'digits'}"] if stage == "ldm" else []
+    words = [*first, "optimizer.schedule=constant"]
+    whole = train(stage, tmp_path, "name=whole", "trainer.max_steps=5", *words)
+    run = train(stage, tmp_path, "name=part", "trainer.max_steps=3", *words)
+    capsys.readouterr()
+    train(stage, tmp_path, "name=part", "trainer.max_steps=5", "resume=true", *words)
+    said = capsys.readouterr().out
+    assert "trains on from step 3 to step 5; the learning rate was" in said and "nothing to do" not in said
+    assert model_files(run) == model_files(whole) and (run / "DONE").exists()
+    for steps in (5, 4):
+        train(stage, tmp_path, "name=part", f"trainer.max_steps={steps}", "resume=true", *words)
+        assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_that_trains_on_has_the_schedule_of_its_new_length(train, tmp_path, capsys):
+    words = ["optimizer.lr=0.1", "optimizer.warmup_steps=0", "name=part"]
+    run = train("vae", tmp_path, "trainer.max_steps=2", *words)
+    train("vae", tmp_path, "trainer.max_steps=4", "resume=true", *words)
+    assert "whose cosine now ends there, was 0.05 and is 0.05" in capsys.readouterr().out
+    rates = [row["train/lr"] for row in rows(run) if row["train/lr"]]
+    assert [float(rate) for rate in rates] == pytest.approx([0.1, 0.05, 0.05, 0.1 * (1 - math.sqrt(0.5)) / 2])
+    for file in run.glob("checkpoints/*"):
+        file.unlink()
+    with pytest.raises(UserError, match="no checkpoint left to go on from"):
+        train("vae", tmp_path, "trainer.max_steps=5", "resume=true", *words)
+    assert (run / "DONE").exists()
+
+
+def test_a_finished_run_trains_on_for_more_time(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(schedule, "MEASURED_STEPS", 2)
+    monkeypatch.setattr(schedule, "FEWEST", 1)
+    words = ["trainer.max_steps=-1", "name=timed"]
+    run = train("vae", tmp_path, "trainer.max_time=00:00:00:01", *words)
+    steps = newest(run)["global_step"]
+    used = newest(run)["callbacks"]["TimeBudget"]["used"]
+    train("vae", tmp_path, "trainer.max_time=00:00:00:01", "resume=true", *words)
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    train("vae", tmp_path, "trainer.max_time=00:00:00:02", "resume=true", *words)
+    assert f"trains on from step {steps} for the {max(0, 2 - used):.0f} s that are left" in capsys.readouterr().out
+    assert newest(run)["global_step"] > steps and newest(run)["callbacks"]["TimeBudget"]["used"] > used
 
 
 # The average ---------------------------------------------------------------------------------------------------------
