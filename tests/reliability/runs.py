@@ -44,7 +44,7 @@ STAGE = {
 
 @register
 class Squares:
-    """Grey noise with a class: a source that costs nothing."""
+    """Grey noise with a class and a caption: a source that costs nothing."""
 
     name, default_condition = "squares", "label"
 
@@ -55,9 +55,13 @@ class Squares:
         random = np.random.default_rng(self.seed)
         images = random.integers(0, 256, (self.n + 8, 1, 8, 8), np.uint8)
         labels, names = np.arange(self.n + 8) % 3, [f"{i}.png" for i in range(self.n + 8)]
+        texts = [f"a square of class {'abc'[i % 3]}" for i in range(self.n + 8)]
         pre = Preprocess(1, 8, 8)
         parts = (slice(self.n), f"squares-{self.n}-{self.seed}"), (slice(self.n, None), "squares-val")
-        made = [Table(images[s], {"label": labels[s]}, pre, key, names[s], ("a", "b", "c")) for s, key in parts]
+        made = [
+            Table(images[s], {"label": labels[s], "text": texts[s]}, pre, key, names[s], ("a", "b", "c"))
+            for s, key in parts
+        ]
         return made[0], made[1]
 
 

@@ -19,6 +19,7 @@ from ldm.training import snapshots
 from ldm.training.checkpoints import Checkpoints
 from ldm.training.fit import strategy_of
 from ldm.training.task import Task
+from tests.conditioning.encoders import write_t5
 from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, train
 
 
@@ -83,14 +84,78 @@ def test_two_processes_train_what_one_does(here, stage_one, stage, monkeypatch):
         assert all(torch.equal(*(s["state_dict"][k] for s in saved)) for k in ("latent_mean", "latent_std"))
 
 
-def assert_close_rows(one: list[dict[str, str]], two: list[dict[str, str]]) -> None:
-    """The same figures at the same steps, to 1e-5; to 1e-3 the gradient's norm, since Adam makes steps of rounding."""
+CRITIC = ("loss.adversarial=0.5", "loss.adversarial_start=0", "loss.critic_layers=1", "loss.critic_channels=8")
+CASES = {
+    "equivariance": ("vae", *CRITIC, "loss.equivariance=0.5"),
+    "text": ("ldm", "conditioner=text"),
+    "frozen_text": ("ldm", "conditioner=frozen_text", "conditioner.text.tokenizer=byt5", "conditioner.text.path=t5"),
+    "lora": ("ldm", "finetune=lora", "base=base", "rank=2", "targets=all", "text_encoder=true"),
+    "controlnet": ("ldm", "finetune=controlnet", "base=base", "control=canny"),
+    "textual_inversion": ("ldm", "finetune=textual_inversion", "base=base", "word=mine", "init=square"),
+    "full": ("ldm", "finetune=full", "base=base"),
+    "muon": ("ldm", "optimizer.name=muon"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_whatever_one_does(here, stage_one, case):
+    stage, *words = CASES[case]
+    if case == "frozen_text":
+        pytest.importorskip("transformers")
+        write_t5(Path("t5"))
+    plain = ("network.dropout=0", f"first_stage={stage_one}")
+    if "base=base" in words:
+        train("ldm", "name=base", "conditioner=text", "trainer.max_steps=2", *plain)
+    elif stage == "ldm":
+        words += plain
+    one, two = both(stage, *words, "trainer.max_steps=8")
+    assert_close_rows(rows(one), rows(two))
+    assert distance(checkpoint(one, 8), checkpoint(two, 8), "") < 1e-4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_two_processes_balance_the_critic_as_one_does(here):
+    """The adaptive weight is of the gradients of the whole batch, and no mean of those of its parts."""
+    one, two = both("vae", *CRITIC, "trainer.max_steps=2", "samples.n=1")
+    assert_close_rows(rows(one), rows(two))
+    assert float(rows(one)[0]["train/adversarial_weight"]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("stage", ["vae", "ldm"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_processes_train_in_bfloat16_what_one_does_to_its_rounding(here, stage_one, stage, trainer):
+    """bfloat16 has 8 bits: each process rounds the gradient of its own part, to 2^-9 of it."""
+    words = ("trainer.max_steps=8", "trainer.precision=bf16-mixed")
+    words += ("network.dropout=0", f"first_stage={stage_one}") if stage == "ldm" else ()
+    one, two = both(stage, *words, trainer=trainer)
+    assert_close_rows(rows(one), rows(two), close=1e-2, norm=0.1)
+    assert distance(checkpoint(one, 8), checkpoint(two, 8), "") < 1e-3
+
+
+def both(stage: str, *words: str, trainer: str = "ddp") -> tuple[Path, Path]:
+    """The runs of one process and of two."""
+    train(stage, "name=one", *words)
+    codes = together(2, stage, "name=two", *words, trainer=trainer, work=train)
+    assert codes == [0, 0], Path("out-0").read_text() + Path("out-1").read_text()
+    one, two = (Path("runs") / stage / name for name in ("one", "two"))
+    assert any("val/loss" in row for row in rows(one))
+    return one, two
+
+
+def assert_close_rows(
+    one: list[dict[str, str]], two: list[dict[str, str]], close: float = 1e-5, norm: float = 1e-3
+) -> None:
+    """The same figures at the same steps; the gradient's norm less exactly, since Adam makes steps of rounding."""
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name, value in a.items():
             assert (value == "") == (b[name] == ""), name
-            close = 1e-3 if name == "train/grad_norm" else 1e-5
-            assert not value or float(value) == pytest.approx(float(b[name]), abs=close, rel=close), name
+            near = norm if name == "train/grad_norm" else close
+            assert not value or float(value) == pytest.approx(float(b[name]), abs=near, rel=near), name
 
 
 def distance(one: dict, two: dict, part: str) -> float:
