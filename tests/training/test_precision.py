@@ -30,8 +30,11 @@ def assert_trained(run, steps: int) -> None:
     weights = [t for t in state["state_dict"].values() if t.is_floating_point()]
     assert all(t.isfinite().all() and t.dtype == torch.float32 for t in weights)
     assert state["global_step"] == steps
-    made = {float(own["step"]) for own in state["optimizer_states"][0]["state"].values() if "exp_avg" in own}
-    assert made == {steps - halvings(state)} and made.pop() > steps / 2
+    states = state["optimizer_states"][0]["state"].values()
+    made = {float(own["step"]) for own in states if "exp_avg" in own}
+    assert made <= {steps - halvings(state)} and halvings(state) < steps / 2
+    moved = [bool(own["momentum"].any()) for own in states if "momentum" in own]
+    assert sum(moved) >= 0.9 * len(moved)  # in float16 gradients of 1e-14, as an untrained text encoder's, are 0
 
 
 def halvings(state: dict, exponent: int = 16) -> float:
@@ -94,7 +97,7 @@ def test_the_critic_trains(runs, train, precision, optimizer):
     words += ("loss.critic_layers=1", f"optimizer.name={optimizer}", "optimizer.lr=1e-4")
     found = {}
     for name in ("32-true", precision):
-        own = f"name=critic-{name}-{optimizer}"
+        own = f"name=critic-{name}-{optimizer}-beside-{precision}"
         run = train("vae", runs, *words, f"trainer.precision={name}", own, "trainer.accumulate_grad_batches=2")
         assert_trained(run, 6)
         found[name] = [row["train/adversarial_weight"] for row in rows(run) if row["train/loss"]]
@@ -108,7 +111,8 @@ def test_the_critic_trains(runs, train, precision, optimizer):
 @pytest.mark.parametrize("kind", TUNING)
 def test_every_fine_tuning_trains(emoji, precision, optimizer, kind):
     words = (*TUNING[kind], "base=emoji", f"name={kind}-{precision}-{optimizer}", f"optimizer.name={optimizer}")
-    assert_trained(on_emoji("ldm", emoji, *words, f"trainer.precision={precision}", "trainer.max_steps=4"), 4)
+    words += ("trainer.max_steps=6", "optimizer.warmup_steps=1", "optimizer.lr=0.01", f"trainer.precision={precision}")
+    assert_trained(on_emoji("ldm", emoji, *words), 6)
 
 
 @pytest.mark.slow
