@@ -1,5 +1,6 @@
 """What is asked for: the conditions of some pictures, what they are led away from, and how strongly by each."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning.conditioner import Conditioner
+from ldm.conditioning.cut import sentences
 from ldm.conditioning.parts import Encode
 from ldm.devices import send
 from ldm.errors import UserError
 from ldm.networks import Cond
 
 ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
+log = logging.getLogger("ldm")
 Scale = float | Mapping[str, float]
 
 
@@ -96,7 +99,7 @@ def ask(
     """`n` pictures of each of the conditions given by name, one list entry each, of `size` (height, width) in pixels.
 
     `negative` takes the place of the null caption. Raises UserError for what the model can't take, and where the lists
-    differ in length.
+    differ in length; words beyond what the model reads are named in a warning.
     """
     conditioner.check(given)
     most = max(map(len, given.values()), default=1)
@@ -115,6 +118,9 @@ def ask(
     if negative is not None:
         null |= {"text": _negatives(conditioner, negative, count, size)}
         said.add("text")
+    prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
+    for sentence in sentences(conditioner, map(str, prompts)):
+        log.warning(sentence)
     return Asked(conditioner, batch, null, frozenset(said), count)
 
 

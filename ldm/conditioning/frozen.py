@@ -3,14 +3,15 @@
 Its weights belong to no model of ours: a model folder names it (path or name, and a hash), and `bundle` copies it.
 """
 
-import logging
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ldm.conditioning.cut import Cut, lost, may_exceed
 from ldm.conditioning.encoders import (
     TOKENIZER,
     WEIGHTS,
@@ -29,8 +30,6 @@ from ldm.devices import send
 from ldm.errors import UserError
 from ldm.networks import Cond
 from ldm.registry import register
-
-log = logging.getLogger("ldm")
 
 
 class Known(Protocol):
@@ -90,6 +89,7 @@ class FrozenText(Part):
         self.vector_dim = self.token_dim if pooled else None
         self.known: Known | None = None
         self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
+        self._reads: list[Any] = []  # the tokenizer alone
         # says where the model is; a model that is built without memory (device "meta") must still have it
         self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
 
@@ -159,13 +159,34 @@ class FrozenText(Part):
         return Cond(vector=self._pool(output, mask), tokens=output.last_hidden_state.float(), mask=keep)
 
     def _tokens(self, values: list[str]) -> Mapping[str, Tensor]:
-        tokenizer = self.tokenizer
-        limit = self.length or min(tokenizer.model_max_length, 512)
-        for caption, ids in zip(values, tokenizer(values)["input_ids"], strict=True):
-            if len(ids) > limit:
-                log.warning("caption cut from %d to %d tokens: %s", len(ids), limit, caption[:80])
-        padding = "longest" if self.masked else "max_length"
+        tokenizer, padding = self.tokenizer, "longest" if self.masked else "max_length"
+        limit = self._limit(tokenizer)
         return tokenizer(values, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
+
+    def _limit(self, tokenizer: Any) -> int:
+        return self.length or min(tokenizer.model_max_length, 512)
+
+    def cut(self, captions: Iterable[str]) -> list[Cut]:
+        if not self._held and not self._reads:
+            self._reads.append(load_tokenizer(self._words()))  # the encoder isn't needed for that
+        tokenizer = (self._held or self._reads)[0]
+        limit = self._limit(tokenizer)
+        suspects, found = may_exceed(captions, limit), []
+        for i in range(0, len(suspects), 4096):
+            some = suspects[i : i + 4096]
+            encoded = tokenizer(some, verbose=False)
+            for row, (caption, ids) in enumerate(zip(some, encoded["input_ids"], strict=True)):
+                if len(ids) > limit:
+                    ends = len(list(itertools.takewhile(lambda id: id in tokenizer.all_special_ids, reversed(ids))))
+                    if encoded.is_fast:
+                        rest = lost(caption, encoded.encodings[row], limit - ends)
+                    else:
+                        rest = tokenizer.decode(ids[limit - ends :], skip_special_tokens=True).strip()
+                    found.append(Cut(caption, len(ids), limit, rest))
+        return found
+
+    def _words(self) -> str:
+        return self.tokenizer_path or tokenizer_of(self.path)
 
     def _pool(self, output: Any, mask: Tensor) -> Tensor | None:
         if not self.pooled:
@@ -182,7 +203,7 @@ class FrozenText(Part):
         encoder = load_encoder(self.path)
         if not checked:  # a name whose files have only now come
             self._check_hash()
-        self.hold(load_tokenizer(self.tokenizer_path or tokenizer_of(self.path)), encoder)
+        self.hold(load_tokenizer(self._words()), encoder)
 
     def _check_hash(self) -> bool:
         folder = folder_of(self.path)

@@ -1,13 +1,14 @@
 """One condition each: from a column of the batch to its role in `Cond`, and what stands for its absence."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import tokenizer
+from ldm.conditioning.cut import Cut
 from ldm.conditioning.reader import Tokens, without
 from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
@@ -78,6 +79,10 @@ class Part(nn.Module):
 
     def move_to(self, device: torch.device) -> None:
         """Moves what isn't in the module's state: a frozen encoder, before the first step needs it."""
+
+    def cut(self, captions: Iterable[str]) -> list[Cut]:
+        """Those of `captions` that are longer than it reads."""
+        return []
 
     def null_values(self, n: int) -> Any:
         """`n` values of the column that mean "nothing said"."""
@@ -203,6 +208,9 @@ class Text(Part):
 
     def parse(self, values: Any) -> list[str]:
         return [str(v) for v in values]
+
+    def cut(self, captions: Iterable[str]) -> list[Cut]:
+        return tokenizer.cut(self.tokenizer, captions, self.length)
 
     def reader(self) -> Callable[[list[str]], Tokens]:
         return Tokenize(self.tokenizer.to_str(), self.length)

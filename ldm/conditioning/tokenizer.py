@@ -1,6 +1,5 @@
 """A byte-level BPE trained on the data's own captions, kept as JSON text in the model's config."""
 
-import logging
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.conditioning.cut import Cut, lost, may_exceed
+
 END = "<end>"
 _WITHOUT_BLANKS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
-log = logging.getLogger("ldm")
 
 
 def flatten(captions: Iterable[str | list[str]]) -> list[str]:
@@ -62,17 +62,25 @@ def fitting_length(json: str, captions: list[str], most: int = 256) -> int:
     return min(-(-int(1.25 * longest) // 8) * 8, most)
 
 
+def cut(bpe: Any, captions: Iterable[str], length: int) -> list[Cut]:
+    """Those of `captions` that `encode` cuts."""
+    bpe.encode_special_tokens = True
+    suspects, found = may_exceed(captions, length), []
+    for i in range(0, len(suspects), 4096):
+        some = suspects[i : i + 4096]
+        for caption, e in zip(some, bpe.encode_batch(some), strict=True):
+            if len(e.ids) > length:
+                found.append(Cut(caption, len(e.ids), length, lost(caption, e, length - 1)))
+    return found
+
+
 def encode(bpe: Any, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) and mask (B, L), True on tokens; L is the longest of the batch.
 
-    Captions longer than `length` are cut, and that's said.
+    Captions longer than `length` are cut; `cut` says which and where.
     """
     bpe.encode_special_tokens = True  # END in a caption's own words is text like any other
-    encodings = bpe.encode_batch(captions)
-    rows = [e.ids for e in encodings]
-    for caption, ids in zip(captions, rows, strict=True):
-        if len(ids) > length:
-            log.warning("caption cut from %d to %d tokens: %s", len(ids), length, caption[:80])
+    rows = [e.ids for e in bpe.encode_batch(captions)]
     end = bpe.token_to_id(END)
     rows = [ids if len(ids) <= length else [*ids[: length - 1], end] for ids in rows]
     longest = max(map(len, rows))

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ldm.artifact import to_json
 from ldm.conditioning import Conditioner, FrozenText
+from ldm.conditioning.cut import report
 from ldm.conditioning.encoders import TOKENIZER, fingerprint, folder_of, tokenizer_of
 from ldm.conditioning.tokenizer import flatten
 from ldm.data.table import hash_of
 from ldm.devices import fetched, lent
 from ldm.files import atomic_write, one_at_a_time
 from ldm.networks import Cond
+from ldm.ranks import rank
 
 log = logging.getLogger("ldm")
 MANIFEST = "captions.json"
@@ -100,15 +102,22 @@ def remember_captions(
 ) -> None:
     """Gives every frozen text encoder of `conditioner` the states of all captions of `tables`, and lets go of it.
 
+    First it tells how many captions are longer than what the encoders, frozen or not, read.
     `device` is where they are computed, by default where the conditioner is.
     """
+    if rank() == 0:
+        report(conditioner, list(dict.fromkeys(text for table in tables for text in captions_of(table))))
     frozen = [part for part in conditioner.parts.values() if isinstance(part, FrozenText)]
     if not frozen:
         return
-    captions = {"", *(text for table in tables for text in flatten(table.columns["text"]))}
+    captions = {"", *(text for table in tables for text in captions_of(table))}
     for part in frozen:
         part.known = cached_states(part, captions, root, device=device)
         part.release()
+
+
+def captions_of(table: Any) -> list[str]:
+    return flatten(table.columns.get("text", ()))
 
 
 def cached_states(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ldm.conditioning.cut import sentences
 from ldm.images import grid, to_pil8
 from ldm.pipeline import LatentDiffusion
 from ldm.ui.models import Models, Traits, traits
@@ -38,10 +39,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished picture, the file that keeps it, and what draws it again."""
+    """A finished picture, the file that keeps it, what draws it again, and what of its prompts wasn't read."""
 
     path: Path
     settings: Settings
+    remarks: tuple[str, ...] = ()
 
 
 class Painter:
@@ -101,15 +103,16 @@ class Painter:
         watch = Watch(model, settings, at_once, stop, tell, self.preview_seconds)
         given = arguments(settings, about, self.store) | steered(model, settings, self.store)
         images = model.generate(output="pt", batch_size=at_once, on_step=watch, **given)
+        remarks = tuple(sentences(model.conditioner, filter(None, (settings.prompt, settings.negative))))
         return [
-            self._keep(image, replace(settings, **one), about)
+            self._keep(image, replace(settings, **one), about, remarks)
             for image, one in zip(images, each(settings), strict=True)
         ]
 
-    def _keep(self, image: Tensor, settings: Settings, about: Traits) -> Drawn:
+    def _keep(self, image: Tensor, settings: Settings, about: Traits, remarks: tuple[str, ...]) -> Drawn:
         picture = to_pil8(image[: 1 if len(image) < 3 else 3])
         path = self.store.save_picture(picture, chunks(settings, picture.size, about.sampling), settings.seed)
-        return Drawn(path, settings)
+        return Drawn(path, settings, remarks)
 
 
 class Watch:

@@ -125,6 +125,8 @@ class DrawTab:
     def _finished(self, pictures: list[Drawn]) -> tuple[Any, ...]:
         files = [(self.app.shown.copy(one.path), f"seed {one.settings.seed}") for one in pictures]
         first, n = pictures[0].settings, len(pictures)
+        for remark in pictures[0].remarks:
+            gr.Warning(html.escape(remark), duration=None)
         text = bar(f"{n} picture{'s' * (n > 1)}, seed {first.seed}", 1, "done")
         columns = min(4, max(1, round(n**0.5 + 0.3)))
         gallery = gr.update(value=files, columns=columns, selected_index=None)

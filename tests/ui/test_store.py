@@ -217,3 +217,12 @@ def test_the_mask_is_what_was_drawn(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(drawn_mask(field).resize((16, 16), Image.Resampling.NEAREST)), np.asarray(mask))  # type: ignore[union-attr]
     assert drawn_mask({"layers": []}) is None
     assert drawn_mask({"layers": [Image.new("RGBA", (4, 4), (0, 0, 0, 0))]}) is None
+
+
+def test_words_that_are_left_out_of_prompts_are_named(painter: Painter) -> None:
+    settings = Settings("tiny", prompt="a dog " * 30 + "last", negative="a cat", n=1, steps=1)
+    _, (long,) = finish(painter, settings)
+    (remark,) = long.remarks
+    assert "the model reads 24; left out is: " in remark and remark.endswith("a dog last")
+    _, (short,) = finish(painter, Settings("tiny", prompt="a dog", n=1, steps=1))
+    assert short.remarks == ()
