@@ -135,16 +135,18 @@ class ReadsPictures:
     ) -> tuple[Start | None, dict[str, list]]:
         """Pictures that `generate` was given: what to begin from, and conditions by column for `draw`.
 
-        An image is what to begin from, except for a model that was trained to enlarge it.
+        An image is what to begin from, except for a model that was trained to enlarge it. It is brought to `size`
+        where that is given, else to the size that the model was trained at.
         """
         given: dict[str, list] = {}
+        wanted = self._resized(size)
         if image is not None and self.scale > 1:
             if strength is not None or mask is not None or pad is not None:
                 raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
-            small = resized(self.preprocess, self.preprocess.height // self.scale, self.preprocess.width // self.scale)
+            small = resized(self.preprocess, wanted.height // self.scale, wanted.width // self.scale)
             given["low_res"] = list(read_images(image, small))
             image = None
-        start = self.start(image, strength, mask, feather, pad)
+        start = self.start(image, strength, mask, feather, pad, size)
         if noise_level is not None:
             given["noise_level"] = [noise_level]
         if embed_image is not None:
@@ -160,18 +162,29 @@ class ReadsPictures:
         mask: Any = None,
         feather: int = 0,
         pad: int | Sequence[int] | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> Start | None:
-        """What `generate` shall begin from, read and checked; None without an image."""
+        """What `generate` shall begin from, read at `size` and checked; None without an image."""
         if image is None:
             if strength is not None or mask is not None or pad is not None:
                 raise UserError("strength, mask and pad need an image to start from.")
             return None
-        device = self.latent_mean.device
-        images = send(read_images(image, self.preprocess), device)
-        masks = None if mask is None else send(read_masks(mask, self.preprocess), device)
+        device, wanted = self.latent_mean.device, self._resized(size)
+        images = send(read_images(image, wanted), device)
+        if size is not None and images.shape[2:] != (wanted.height, wanted.width):
+            raise UserError(f"the image is a tensor of {tuple(images.shape[2:])}, size is {size}: leave size out.")
+        masks = None if mask is None else send(read_masks(mask, wanted), device)
         if strength is None:
             strength = 0.8 if mask is None and pad is None else 1.0
         return Start(images, masks, strength, feather).padded(pad)
+
+    def _resized(self, size: int | tuple[int, int] | None) -> Preprocess:
+        """The preprocessing to `size`; to the size that it was trained at where none is given."""
+        if size is None:
+            return self.preprocess
+        height, width = (size, size) if isinstance(size, int) else size
+        check_size(height, width, self.first_stage.factor)
+        return resized(self.preprocess, height, width)
 
     def _size(
         self, given: Mapping[str, list], start: Start | None, size: int | tuple[int, int] | None

@@ -155,3 +155,18 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
 def test_mistakes_are_answered_in_words(model: LatentDiffusion, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         model(**options)
+
+
+def test_an_image_is_brought_to_the_size_that_is_asked_for(model: LatentDiffusion) -> None:
+    photo = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :4] = 255
+    out = model(n=1, image=photo, strength=0, size=(16, 12), output="pt")
+    assert out.shape == (1, 3, 16, 12)
+    large = Image.fromarray(photo).resize((12, 16))
+    filled = model(n=1, image=large, mask=mask, size=(16, 12), output="np")
+    assert np.array_equal(filled[0, :, 6:], np.asarray(large)[:, 6:]), "kept pixels at that size"
+    with pytest.raises(UserError, match="leave size out"):
+        model(n=1, image=torch.zeros(1, 3, 8, 8), size=16)
+    with pytest.raises(UserError, match="factor"):
+        model(n=1, image=photo, size=15)
