@@ -11,6 +11,8 @@ from typing import Any
 from ldm.errors import UserError
 from ldm.sampling import device
 from ldm.ui.app import App, make
+from ldm.ui.guard import UPLOAD_BYTES, Guard
+from ldm.ui.store import Shown
 
 QUEUED = 64  # requests that wait; more are refused with a message
 
@@ -28,17 +30,17 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     app = make(config["runs_dir"], config["run"], device(config["device"]), config["webhook"] or "")
     os.environ["GRADIO_TEMP_DIR"] = str(app.shown.path)  # the one folder that it serves files from
     from ldm.ui.page import build
-    from ldm.ui.style import CSS, theme
+    from ldm.ui.style import CSS, HEAD, theme
 
     page = build(app)
     page.queue(max_size=QUEUED, default_concurrency_limit=4)
     # gradio's look at its own page gives up after 3 seconds, which a machine that trains may take: _frontend=False.
     _, local, _ = page.launch(
         server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
-        prevent_thread_lock=True, show_error=True, quiet=True, theme=theme(gradio), css=CSS, ssr_mode=False,
-        _frontend=False,
-        enable_monitoring=False, footer_links=[], max_file_size="64mb",
-        app_kwargs={"middleware": [] if user else [own_name_only(config["host"])]},
+        prevent_thread_lock=True, quiet=True, theme=theme(gradio), css=CSS, head=HEAD, ssr_mode=False, _frontend=False,
+        show_error=False,  # messages that aren't ours name folders of this machine
+        enable_monitoring=False, footer_links=[], max_file_size=UPLOAD_BYTES, mcp_server=False,
+        app_kwargs={"middleware": guards(app.shown, None if user else config["host"])},
     )  # fmt: skip
     served = Served(app, page, local)
     app.watcher.start()
@@ -86,14 +88,19 @@ def is_local(host: str) -> bool:
         return False
 
 
-def own_name_only(host: str) -> Any:
-    """Middleware that answers only those who call this machine by its own name. A page of elsewhere, whose name was
-    made to lead here after it was loaded, would else be let in by the browser (DNS rebinding)."""
+def guards(shown: Shown, host: str | None) -> list[Any]:
+    """The middleware of the server: `Guard`, and where there is no password one that answers only those who call this
+    machine by its own name, `host`. A page of elsewhere, whose name was made to lead here after it was loaded, would
+    else be let in by the browser (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    guard = Middleware(Guard, shown=shown)
+    if host is None:
+        return [guard]
     # "[": some versions of Starlette cut an address of IPv6 at its first colon.
-    return Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", host, "[::1]", "["])
+    names = ["localhost", "127.0.0.1", host, "[::1]", "["]
+    return [guard, Middleware(TrustedHostMiddleware, allowed_hosts=names)]
 
 
 def free_port(host: str, port: int) -> None:

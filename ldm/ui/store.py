@@ -1,5 +1,6 @@
 """The page's own folder, `RUNS/app/`: pictures drawn, pictures they began from, what was set, and records of runs."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,6 +19,11 @@ from ldm.images import open_image, save_png, turned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+INPUT_BYTES = 2**30  # of the images that others begin from; beyond, the oldest are removed
+SHOWN_BYTES = 2**30  # of uploads, and of copies of what is shown
+FILES = 20_000  # in either folder
 
 
 class Store:
@@ -57,6 +63,8 @@ class Store:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, buffer.getvalue())
+            trim(path.parent, INPUT_BYTES)
+        path.touch()  # as used now
         return name
 
     def input(self, name: str) -> Path:
@@ -89,9 +97,13 @@ class Store:
 class Shown:
     """The one folder that the server gives files from: copies of what the page shows, gone with the process."""
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ldm-page-")
-        self.path = Path(self._folder.name)
+    def __init__(self, limit: int = SHOWN_BYTES) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ldm-page-", ignore_cleanup_errors=True)
+        self.path, self.limit = Path(self._folder.name), limit
+
+    def trim(self, room: int = 0) -> None:
+        """Makes room for `room` bytes: the oldest uploads and copies go first."""
+        trim(self.path, self.limit - room)
 
     def copy(self, path: Path) -> str:
         """A copy of `path` that may be served, made anew when the file has changed."""
@@ -101,7 +113,27 @@ class Shown:
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+        target.touch()  # as used now
         return str(target)
 
     def close(self) -> None:
         self._folder.cleanup()
+
+
+def trim(folder: Path, limit: int, files: int = FILES) -> None:
+    """Removes the oldest files under `folder` until at most `limit` bytes in `files` files are left."""
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if path.is_file():
+                state = path.stat()
+                found.append((state.st_mtime_ns, state.st_size, path))
+    found.sort(key=lambda one: one[0], reverse=True)
+    kept = 0
+    for i, (_, size, path) in enumerate(found):
+        kept += size
+        if kept > limit or i >= files:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                if path.parent != folder:
+                    path.parent.rmdir()
