@@ -12,7 +12,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[notebook,sweep]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[browser,notebook,sweep]"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 bench: install

@@ -1,7 +1,6 @@
 """What stands behind the page, put together once for the server."""
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.ui.alerts import Alarms, Rules, rules_of
@@ -14,7 +13,7 @@ from ldm.ui.watch import Watcher
 
 @dataclass
 class App:
-    """The parts that the pages share. `cancels` has by browser session what ends its drawing."""
+    """The parts that the pages share."""
 
     runs_dir: Path
     models: Models
@@ -24,25 +23,6 @@ class App:
     alarms: Alarms
     watcher: Watcher
     shown: Shown
-    cancels: dict[str, threading.Event] = field(default_factory=dict)
-
-    def cancel_of(self, session: str | None) -> threading.Event:
-        """A new event for a drawing of this session, which `cancel` sets."""
-        event = threading.Event()
-        self.cancels[session or ""] = event
-        return event
-
-    def cancel(self, session: str | None) -> bool:
-        event = self.cancels.get(session or "")
-        if event is None or event.is_set():
-            return False
-        event.set()
-        return True
-
-    def ended(self, session: str | None, event: threading.Event) -> None:
-        """A drawing of this session is over: there is nothing to cancel, unless another began meanwhile."""
-        if self.cancels.get(session or "") is event:
-            del self.cancels[session or ""]
 
     def close(self) -> None:
         self.watcher.close()

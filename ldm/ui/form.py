@@ -1,58 +1,90 @@
 """Between the page's fields and `Settings`: what a field means, and what a request looks like in the fields."""
 
+import functools
+import math
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm.errors import UserError
+from ldm.images import open_image
 from ldm.ui.generate import enlarged
 from ldm.ui.models import Traits
-from ldm.ui.settings import Settings, parse_interval
+from ldm.ui.settings import Settings, checked, from_dict, parse_interval
 from ldm.ui.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Reader = Callable[[Any, str], Any]  # of a field's file, and the field's name
 MODES = {"text": "From nothing", "image": "Image to image", "inpaint": "Inpaint", "variations": "Variations"}
 AS_TRAINED = "as trained"
 FINISHED = "finished"  # among checkpoints: the finished model
 SLOTS = 2  # of LoRAs, and of ControlNets
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
+MAX_SEED = 2**53  # a browser's numbers are exact below
 CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
 
 
-def settings_of(form: Mapping[str, Any], store: Store) -> Settings:
-    """A request from the fields. Pictures in them are kept, under the names that the request has for them."""
+def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Settings:
+    """A request from the fields as they were sent, images as files in the folder `uploads`.
+
+    The images that the mode reads are kept, under the names that the request has for them. Raises UserError for what
+    can't be, before anything is kept.
+    """
     mode = form["mode"]
     if mode not in MODES:
         raise UserError(f"there is no mode '{mode}': take one of {', '.join(MODES)}.")
-    image, mask, strength = _begin(form, mode)
-    option = {
-        key: None if form[key] in (None, "", AS_TRAINED) else form[key]
-        for key in ("sampler", "spacing", "shift", "eta", "rescale", "guidance")
+    option = {key: None if form[key] == AS_TRAINED else form[key] for key in ("sampler", "spacing")}
+    plain = {
+        "run": form["run"] or "",
+        "checkpoint": None if form["checkpoint"] == FINISHED else form["checkpoint"],
+        "prompt": _text(form, "prompt"),
+        "negative": _text(form, "negative"),
+        "labels": [str(one) for one in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
+        "seed": secrets.randbelow(2**31) if form["new_seed"] else _seed(form),
+        "n": _whole(_needed(form, "n"), "n"),
+        **{key: _whole(form[key], key) for key in ("steps", "width", "height")},
+        **{key: _number(form[key], key) for key in ("shift", "eta", "rescale", "guidance")},
+        **{key: value or None for key, value in option.items()},
+        "interval": parse_interval(_text(form, "interval")),
+        "loras": [(form[f"lora_{i}"], _needed(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
+        "control_ready": bool(form["control_ready"]) and bool(_slots(form, "control")),
     }
-    return Settings(
-        run=form["run"] or "",
-        checkpoint=None if form["checkpoint"] in (None, "", FINISHED) else form["checkpoint"],
-        prompt=(form["prompt"] or "").strip(),
-        negative=(form["negative"] or "").strip(),
-        labels=tuple(str(label) for label in form["labels"] or ()),
-        map=None if form["map"] is None else store.keep_input(form["map"]),
+    settings = checked(from_dict(plain))
+    read = functools.partial(opened, uploads=uploads)
+    image, mask, strength = _begin(form, mode, read)
+    return replace(
+        settings,
         image=None if image is None else store.keep_input(image),
         mask=None if mask is None else store.keep_input(mask),
         strength=strength,
         feather=_whole(form["feather"], "feather") or 0 if mask is not None else 0,
-        seed=secrets.randbelow(2**31) if form["new_seed"] else _whole(form["seed"], "seed") or 0,
-        n=_whole(form["n"], "pictures") or 1,
-        steps=_whole(form["steps"], "steps"),
-        width=_whole(form["width"], "width") or None,
-        height=_whole(form["height"], "height") or None,
-        interval=parse_interval(form["interval"] or ""),
-        loras=tuple((form[f"lora_{i}"], float(form[f"lora_{i}_scale"])) for i in _slots(form, "lora")),
-        controlnets=tuple(_controlnet(form, i, store) for i in _slots(form, "control")),
-        control_ready=bool(form["control_ready"]) and bool(_slots(form, "control")),
-        **option,
+        map=None if form["map"] is None else store.keep_input(read(form["map"], "map")),
+        controlnets=tuple(_controlnet(form, i, store, read) for i in _slots(form, "control")),
     )
+
+
+def opened(file: Any, what: str, uploads: Path) -> "Image":
+    """An image that was put into a field. Raises UserError, which names the field and no folder, also for a file of
+    this machine that wasn't uploaded."""
+    from PIL import Image
+
+    path = file.get("path") if isinstance(file, Mapping) else None
+    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(uploads.resolve()):
+        raise UserError(f"the {what} has to be an uploaded file: put it in again.")
+    try:
+        image = open_image(Path(path).read_bytes())
+    except OSError:
+        raise UserError(f"the {what} isn't kept here any more: put it in again.") from None
+    except UserError as error:
+        raise UserError(f"the {what} {error}: put in another file, as PNG or JPEG.") from None
+    if not isinstance(image, Image.Image) or image.mode not in PNG_MODES:
+        raise UserError(f"the {what} holds values that a PNG can't: put it in as PNG or JPEG.")
+    return image.convert("RGB") if image.mode == "CMYK" else image
 
 
 def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
@@ -119,60 +151,101 @@ def canvas(picture: "Path | Image | None", mask: Path | None = None) -> dict[str
     return {"background": enlarged(ground, times), "layers": layers, "composite": None}
 
 
-def drawn_mask(editor: Mapping[str, Any]) -> "Image | None":
-    """White where anything was drawn in the drawing field; None where nothing was."""
+def drawn_mask(layers: "Sequence[Image]") -> "Image | None":
+    """White where anything was drawn on the layers of the drawing field; None where nothing was."""
     from PIL import Image, ImageChops
 
     mask = None
-    for layer in editor.get("layers") or ():
-        if layer is not None:
-            alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value > 127 else 0)
-            mask = (
-                alpha if mask is None else ImageChops.lighter(mask, alpha.resize(mask.size, Image.Resampling.NEAREST))
-            )
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value > 127 else 0)
+        mask = alpha if mask is None else ImageChops.lighter(mask, alpha.resize(mask.size, Image.Resampling.NEAREST))
     return mask if mask is not None and mask.getbbox() else None
 
 
-def _begin(form: Mapping[str, Any], mode: str) -> "tuple[Image | None, Image | None, float | None]":
-    """Picture, mask and strength of a mode. Raises UserError for what the mode needs and hasn't got."""
+def _begin(form: Mapping[str, Any], mode: str, read: Reader) -> "tuple[Image | None, Image | None, float | None]":
+    """Image, mask and strength of a mode. Raises UserError for what the mode needs and hasn't got."""
     if mode == "text":
         return None, None, None
     if mode == "inpaint":
-        editor = form["editor"] or {}
-        if editor.get("background") is None:
-            raise UserError("inpainting needs a picture: put one into the drawing field.")
-        mask = drawn_mask(editor)
-        if mask is None:
-            raise UserError("inpainting needs a mask: draw with the brush over what shall be made anew.")
-        return editor["background"].convert("RGB"), mask, float(form["mask_strength"])
-    image, strength = (form["image"], form["strength"]) if mode == "image" else (form["vary"], form["vary_strength"])
-    if image is None:
+        return *_edited(form["editor"], read), _needed(form, "mask_strength")
+    file, strength = (form["image"], "strength") if mode == "image" else (form["vary"], "vary_strength")
+    if file is None:
         raise UserError(f"{MODES[mode].lower()} needs a picture to begin from: put one in.")
-    return image, None, float(strength)
+    return read(file, "initial image"), None, _needed(form, strength)
 
 
-def _controlnet(form: Mapping[str, Any], i: int, store: Store) -> tuple[str, float, float, float, str]:
-    image = form[f"control_{i}_image"]
-    name, start, end = form[f"control_{i}"], float(form[f"control_{i}_start"]), float(form[f"control_{i}_end"])
+def _edited(editor: Any, read: Reader) -> "tuple[Image, Image]":
+    """Image and mask in the drawing field."""
+    editor = editor or {}
+    ground = editor.get("background")
+    if ground is None:
+        raise UserError("inpainting needs a picture: put one into the drawing field.")
+    mask = drawn_mask([read(layer, "mask") for layer in editor.get("layers") or () if layer is not None])
+    if mask is None:
+        raise UserError("inpainting needs a mask: draw with the brush over what shall be made anew.")
+    return read(ground, "initial image").convert("RGB"), mask
+
+
+def _controlnet(form: Mapping[str, Any], i: int, store: Store, read: Reader) -> tuple[str, float, float, float, str]:
+    image, name = form[f"control_{i}_image"], form[f"control_{i}"]
+    weight, start, end = (_needed(form, f"control_{i}_{key}") for key in ("weight", "start", "end"))
     if image is None:
         raise UserError(f"the ControlNet {name} needs a picture to follow: put one in.")
     if not 0 <= start < end <= 1:
         raise UserError(
             f"the ControlNet {name} works from {start:g} to {end:g}: give a start below the end, of 0 to 1."
         )
-    return name, float(form[f"control_{i}_weight"]), start, end, store.keep_input(image)
+    return str(name), weight, start, end, store.keep_input(read(image, f"control image {i + 1}"))
 
 
 def _slots(form: Mapping[str, Any], kind: str) -> list[int]:
     return [i for i in range(SLOTS) if form.get(f"{kind}_{i}") not in (None, "")]
 
 
-def _whole(value: Any, what: str) -> int | None:
+def _text(form: Mapping[str, Any], key: str) -> str:
+    value = "" if form[key] is None else form[key]
+    if not isinstance(value, str):
+        raise UserError(f"{key}={value} has to be text.")
+    return value.strip()
+
+
+def _number(value: Any, what: str) -> float | None:
+    """A finite number, or None for an empty field."""
     if value is None or value == "":
         return None
-    if float(value) != int(value):
-        raise UserError(f"{what}: {value} has to be a whole number.")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise UserError(f"{what}={value} has to be a number.")
+    return value
+
+
+def _whole(value: Any, what: str) -> int | None:
+    number = _number(value, what)
+    if number is not None and number != int(number):
+        raise UserError(f"{what}={value} has to be a whole number.")
+    return None if number is None else int(number)
+
+
+def _needed(form: Mapping[str, Any], key: str) -> float:
+    number = _number(form[key], _named(key))
+    if number is None:
+        raise UserError(f"{_named(key)} is empty: give a number.")
+    return number
+
+
+def _named(key: str) -> str:
+    """`lora_0_scale` as `scale of LoRA 1`."""
+    match = re.fullmatch(r"(lora|control)_(\d)_(\w+)", key)
+    kinds = {"lora": "LoRA", "control": "ControlNet"}
+    return f"{match[3]} of {kinds[match[1]]} {int(match[2]) + 1}" if match else key.replace("_", " ")
+
+
+def _seed(form: Mapping[str, Any]) -> int:
+    seed = _whole(form["seed"], "seed")
+    if seed is None:
+        raise UserError("the seed is empty: give a whole number, or let it be new each time.")
+    if seed >= MAX_SEED:
+        raise UserError(f"seed={seed} has to be below 2^53: browsers round what is larger.")
+    return seed
 
 
 def _file(name: str | None, store: Store) -> Path | None:

@@ -1,9 +1,10 @@
 """Drawing for the page: in a thread of its own, with looks at the unfinished pictures, and an end when asked."""
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ PREVIEWED = 4  # pictures in a look at the unfinished
 
 
 class Cancelled(Exception):
-    """The user stopped the drawing."""
+    """Nobody waits for the images any more."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,13 @@ class Painter:
         self.preview_seconds, self.batch_size = preview_seconds, batch_size
         self._turn = threading.Lock()
 
-    def draw(self, settings: Settings, cancel: threading.Event | None = None) -> Iterator[Progress | list[Drawn]]:
-        """Progress while it lasts, at last the pictures. Raises UserError for what can't be, Cancelled if asked to.
+    def draw(self, settings: Settings) -> Generator[Progress | list[Drawn], None, None]:
+        """Progress while it lasts, at last the pictures. Raises UserError for what can't be.
 
         When the iterator is closed, the drawing ends at its next step.
         """
-        cancel, closed = cancel or threading.Event(), threading.Event()
-        events: queue.Queue[Any] = queue.Queue()
-
-        def stop() -> bool:
-            return cancel.is_set() or closed.is_set()
-
-        worker = threading.Thread(target=self._work, args=(checked(settings), stop, events.put), daemon=True)
+        closed, events = threading.Event(), queue.Queue[Any]()
+        worker = threading.Thread(target=self._work, args=(checked(settings), closed.is_set, events.put), daemon=True)
         worker.start()
         try:
             while True:
@@ -78,6 +74,24 @@ class Painter:
         finally:
             closed.set()
             worker.join()
+
+    def check(self, settings: Settings) -> None:
+        """Raises UserError for what can't be drawn: takes the first step of one image, and no more."""
+
+        def stop(step: int, steps: int, denoised: Tensor) -> None:
+            raise Cancelled
+
+        with self._turn, contextlib.suppress(Cancelled):
+            model, about = self._model(checked(settings))
+            given = arguments(replace(settings, n=1), about, self.store) | steered(model, settings, self.store)
+            model.generate(on_step=stop, output="pt", **given)
+
+    def _model(self, settings: Settings) -> tuple[LatentDiffusion, Traits]:
+        loras, controls = ([one[0] for one in some] for some in (settings.loras, settings.controlnets))
+        model = self.models.get(settings.run, settings.checkpoint, loras, controls)
+        about = traits(model)
+        check_size(settings, about.width, about.height)
+        return model, about
 
     def _work(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> None:
         try:
@@ -94,10 +108,7 @@ class Painter:
     def _draw(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> list[Drawn]:
         if stop():
             raise Cancelled
-        loras, controls = ([one[0] for one in some] for some in (settings.loras, settings.controlnets))
-        model = self.models.get(settings.run, settings.checkpoint, loras, controls)
-        about = traits(model)
-        check_size(settings, about.width, about.height)
+        model, about = self._model(settings)
         area = (settings.width or about.width) * (settings.height or about.height)
         at_once = max(1, self.batch_size * about.width * about.height // area)
         watch = Watch(model, settings, at_once, stop, tell, self.preview_seconds)
@@ -167,7 +178,7 @@ def arguments(settings: Settings, about: Traits, store: Store) -> dict[str, Any]
         given["labels"] = list(settings.labels)
     if settings.map:
         given["map"] = [store.input(settings.map)] * count
-    if settings.height is not None and settings.width is not None and not settings.image:
+    if settings.height is not None and settings.width is not None:
         given["size"] = (settings.height, settings.width)
     if settings.image:
         given |= {"image": plain(store.input(settings.image), about), "strength": settings.strength}

@@ -5,6 +5,7 @@ import gradio as gr
 from ldm.ui.app import App
 from ldm.ui.page_alerts import AlertsTab, Banner
 from ldm.ui.page_draw import DrawTab
+from ldm.ui.page_parts import quiet
 from ldm.ui.page_pictures import PicturesTab
 from ldm.ui.page_runs import RunsTab
 from ldm.ui.page_xy import XYTab
@@ -26,16 +27,16 @@ def build(app: App) -> gr.Blocks:
                 runs = RunsTab(app)
             with gr.Tab("Alerts", id="alerts") as alerts_tab:
                 alerts = AlertsTab(app)
-        page.load(told(draw.start), None, list(draw.fields.values()), api_visibility="private", show_progress="hidden")
-        page.load(
-            draw.look, None, [draw.fields["run"], *draw._choices()], api_visibility="private", show_progress="hidden"
-        )
-        pictures_tab.select(pictures.look, None, pictures.outputs, api_visibility="private", show_progress="hidden")
-        alerts_tab.select(alerts.look, None, alerts.outputs, api_visibility="private", show_progress="hidden")
+        quietly = quiet(draw.status)
+        page.load(told(draw.start), draw.kept, list(draw.fields.values()), **quietly)
+        page.load(draw.look, None, [draw.fields["run"], *draw._choices()], **quietly)
+        page.load(told(runs.recall), runs.kept, runs.form, **quietly)
+        pictures_tab.select(pictures.look, None, pictures.outputs, **quietly)
+        alerts_tab.select(alerts.look, None, alerts.outputs, **quietly)
         for tab in (draw_tab, xy_tab, pictures_tab, alerts_tab, runs_tab):
             live = tab is runs_tab  # the page asks for the run's state only while it is looked at
-            tab.select(_timer(live), None, runs.timer, api_visibility="private", show_progress="hidden")
-        runs_tab.select(told(runs.found), None, runs.run, api_visibility="private", show_progress="hidden")
+            tab.select(_timer(live), None, runs.timer, **quietly)
+        runs_tab.select(told(runs.found), None, runs.run, **quietly)
     return page
 
 

@@ -8,6 +8,7 @@ import gradio as gr
 from ldm.errors import UserError
 from ldm.ui.alerts import Alarms, Alert, rules_of
 from ldm.ui.app import App
+from ldm.ui.page_parts import quiet
 from ldm.ui.tell import told
 
 LOOK_SECONDS = 5.0
@@ -20,9 +21,7 @@ class Banner:
         self.app = app
         self.html = gr.HTML("", elem_id="alerts")
         self.seen = gr.State(None)
-        gr.Timer(LOOK_SECONDS).tick(
-            self.look, self.seen, [self.html, self.seen], api_visibility="private", show_progress="hidden"
-        )
+        gr.Timer(LOOK_SECONDS).tick(self.look, self.seen, [self.html, self.seen], **quiet(self.html))
 
     def look(self, seen: str | None) -> tuple[Any, Any]:
         told_ = list(self.app.alarms.told)
@@ -44,8 +43,9 @@ class AlertsTab:
             elem_classes="hint",
         )
         with gr.Row():
-            stall = gr.Number(label="No step for so many minutes", minimum=0)
-            disk = gr.Number(label="Less than so many GB free", minimum=0)
+            rules = app.watcher.rules
+            stall = gr.Number(rules.stall_minutes, label="No step for so many minutes", minimum=0)
+            disk = gr.Number(rules.disk_gb, label="Less than so many GB free", minimum=0)
         thresholds = gr.Textbox(label="Thresholds, one a line", lines=3, placeholder="val/loss > 2")
         webhook = gr.Textbox(
             label="Webhook: gets each alert as JSON by POST", placeholder="https://...", type="password"

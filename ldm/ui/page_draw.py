@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import gradio as gr
 from ldm.ui import form as forms
 from ldm.ui import png_settings
 from ldm.ui.app import App
-from ldm.ui.generate import Cancelled, Drawn, Progress
+from ldm.ui.generate import Drawn, Progress
 from ldm.ui.models import Traits
 from ldm.ui.page_fields import Fields, plain_guidance
-from ldm.ui.page_parts import bar, big, named, to_mode
+from ldm.ui.page_parts import WAITING, bar, big, ended, kept_form, named, quiet, shown_one, to_mode
 from ldm.ui.settings import Settings
 from ldm.ui.tell import told
 
-# Kept between starts.
+# Kept by the browser between visits.
 KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
 
 
@@ -28,7 +29,7 @@ class DrawTab:
     def __init__(self, app: App):
         self.app = app
         self.drawn = gr.State([])  # files of the last pictures
-        self.chosen = gr.State(None)  # the one among them that was clicked
+        self.kept = kept_form("draw")
         with gr.Row():
             with gr.Column(scale=5, min_width=360):
                 asked = Fields(app)
@@ -51,9 +52,10 @@ class DrawTab:
             elem_id="pictures",
             height=620,
             preview=False,
+            interactive=False,
         )
         with gr.Row():
-            self.to_image = gr.Button("→ Image to image", size="sm")
+            self.to_image = gr.Button("→ Image to image", size="sm", elem_id="to-image")
             self.to_editor = gr.Button("→ Inpaint", size="sm", elem_id="to-inpaint")
             self.to_vary = gr.Button("→ Variations", size="sm")
         self.last_seed = gr.Number(None, label="Seed of the first picture", precision=0, visible=False)
@@ -61,25 +63,20 @@ class DrawTab:
             self.about = gr.JSON(label="As kept in the PNG", elem_id="about")
 
     def _events(self) -> None:
-        values = list(self.fields.values())
-        shown = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.drawn]
-        generate = told(named(self.generate, self.fields))
-        self.go.click(
-            generate, values, shown, api_name="generate", concurrency_limit=1, concurrency_id="draw",
-            show_progress="hidden",
-        )  # fmt: skip
-        self.stop.click(told(self.cancel), None, self.status, queue=False, api_name="cancel", show_progress="hidden")
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        suited = [self.fields[name] for name in SUITED]
-        fields = self.fields
-        fields["run"].input(told(self.choose), [fields["run"], fields["checkpoint"]], suited, **private)
-        self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **private)
-        self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **private)
-        restored = self.png.upload(
-            told(self.restore), self.png, [*values, self.modes, self.about], api_name="restore", show_progress="hidden"
+        fields, quietly = self.fields, quiet(self.status)
+        values = list(fields.values())
+        self._generates(values)
+        fields["run"].input(
+            told(self.choose), [fields["run"], fields["checkpoint"]], [fields[name] for name in SUITED], **quietly
         )
-        self.gallery.select(told(self.pick), self.drawn, [self.chosen, self.about], **private)
-        restored.then(told(self.refill), self.png, fields["editor"], **private)
+        self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **quietly)
+        self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
+        restored = self.png.upload(
+            told(self.restore), self.png, [*values, self.modes, self.about],
+            **{**quietly, "api_visibility": "public"}, api_name="restore",
+        )  # fmt: skip
+        restored.then(told(self.refill), self.png, fields["editor"], **quietly)
+        self.gallery.select(told(self.pick), self.drawn, self.about, **quietly)
         for button, target, mode in (
             (self.to_image, "image", "image"),
             (self.to_editor, "editor", "inpaint"),
@@ -87,40 +84,41 @@ class DrawTab:
         ):
             send = told(self.send_to_editor if target == "editor" else self.send)
             # The drawing field takes a picture only once it is on the screen.
-            open_there = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **private)
-            open_there.then(send, [self.drawn, self.chosen], fields[target], **private)
+            open_there = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **quietly)
+            open_there.then(send, [self.gallery, self.drawn], fields[target], **quietly)
+
+    def _generates(self, values: list[Any]) -> None:
+        """`preprocess=False`: the fields come as they were sent, so that `form` says what is wrong with them."""
+        shown = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.drawn]
+        self.go.click(None, None, self.status, js=WAITING, **quiet(self.status))
+        self.go.click(self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet(self.status))
+        drawing = self.go.click(
+            told(named(self.generate, self.fields)), values, shown, api_name="generate", preprocess=False,
+            concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+        )  # fmt: skip
+        drawing.failure(ended, None, [self.status, self.preview], queue=False, **quiet(self.status))
+        self.stop.click(None, cancels=drawing)
 
     def _choices(self) -> list[Any]:
         return [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
-    def generate(self, request: gr.Request, *values: Any) -> Iterator[tuple[Any, ...]]:
+    def keep(self, *values: Any) -> dict[str, Any]:
+        """What the browser is to keep of the fields, for the next visit."""
+        return dict(zip(KEPT, values, strict=True))
+
+    def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         """Draws, and shows how far it is."""
-        given = dict(zip(self.fields, values, strict=True))
-        settings = forms.settings_of(given, self.app.store)
-        cancel = self.app.cancel_of(request.session_hash)
-        self.app.store.remember("draw", {key: given[key] for key in KEPT} | {"seed": settings.seed})
-        skip, last = gr.skip(), Progress(0, 1)
+        settings, skip = forms.settings_of(given, self.app.store, self.app.shown.path), gr.skip()
         yield bar("the model is read", 0), skip, skip, skip, skip, skip
-        drawing = self.app.painter.draw(settings, cancel)
-        try:
+        with closing(self.app.painter.draw(settings)) as drawing:
             for event in drawing:
                 if isinstance(event, Progress):
-                    last = event
                     look = skip if event.preview is None else gr.update(value=big(event.preview), visible=True)
                     yield bar(f"step {event.step} of {event.steps}", event.step / event.steps), look, *[skip] * 4
                 else:
                     yield self._finished(event)
-        except Cancelled:
-            text = f"cancelled at step {last.step} of {last.steps}"
-            yield bar(text, last.step / last.steps, "stopped"), gr.update(visible=False), *[skip] * 4
-        except Exception:
-            yield bar("nothing was drawn", 0, "stopped"), gr.update(visible=False), *[skip] * 4
-            raise
-        finally:
-            drawing.close()  # type: ignore[attr-defined]
-            self.app.ended(request.session_hash, cancel)
 
     def _finished(self, pictures: list[Drawn]) -> tuple[Any, ...]:
         files = [(self.app.shown.copy(one.path), f"seed {one.settings.seed}") for one in pictures]
@@ -132,10 +130,6 @@ class DrawTab:
         gallery = gr.update(value=files, columns=columns, selected_index=None)
         kept = [str(one.path) for one in pictures]
         return text, gr.update(visible=False), gallery, first.seed, first.as_dict(), kept
-
-    def cancel(self, request: gr.Request) -> str:
-        """Ends this session's drawing at its next step."""
-        return bar("stopping", 1, "stopped") if self.app.cancel(request.session_hash) else bar("nothing to cancel")
 
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
         """The fields, as they suit a run."""
@@ -194,22 +188,23 @@ class DrawTab:
         updates["editor"] = gr.skip()  # see refill
         return list(updates.values())
 
-    def pick(self, drawn: list[str], event: gr.SelectData) -> tuple[Any, Any]:
-        """The picture that was clicked, and its settings."""
-        file = drawn[event.index] if event.index < len(drawn) else None
-        return file, png_settings.read(file)[0].as_dict() if file else gr.skip()
+    def pick(self, drawn: list[str], event: gr.SelectData) -> Any:
+        """The settings of the picture that was clicked."""
+        return png_settings.read(drawn[event.index])[0].as_dict() if event.index < len(drawn) else gr.skip()
 
-    def send(self, drawn: list[str], chosen: str | None) -> Any:
-        return self.app.shown.copy(Path(_one(drawn, chosen)))
+    def send(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
+        return self.app.shown.copy(Path(shown_one(gallery, drawn)))
 
-    def send_to_editor(self, drawn: list[str], chosen: str | None) -> Any:
-        return _shown_canvas(forms.canvas(Path(_one(drawn, chosen))))
+    def send_to_editor(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
+        return _shown_canvas(forms.canvas(Path(shown_one(gallery, drawn))))
 
-    def start(self) -> list[Any]:
-        """The fields when the page is opened: as they were left, for the run that it was started with."""
+    def start(self, kept: Any) -> list[Any]:
+        """The fields when the page is opened: as this browser `kept` them, for the run that it was started with."""
         app = self.app
-        names, kept = app.models.names(), app.store.recall("draw")
+        names, kept = app.models.names(), kept if isinstance(kept, dict) else {}
         updates: dict[str, Any] = {name: gr.skip() for name in self.fields}
+        # gradio makes a number field that is empty 0 when it first appears, unless it was emptied by an event.
+        updates |= {name: gr.update(value=None) for name, field in self.fields.items() if is_empty_number(field)}
         if not names:
             return list(updates.values())
         run = app.models.given or (kept["run"] if kept.get("run") in names else names[0])
@@ -253,11 +248,8 @@ class _Sampling(dict):
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
 
 
-def _one(drawn: list[str], chosen: str | None) -> str:
-    """The picture that is meant: the one clicked, else the first."""
-    if not drawn:
-        raise gr.Error("Draw something first.", title="No picture", print_exception=False)
-    return chosen if chosen in drawn else drawn[0]
+def is_empty_number(field: Any) -> bool:
+    return isinstance(field, gr.Number) and field.value is None
 
 
 def _value(value: Any) -> Any:

@@ -57,43 +57,42 @@ class Fields:
                 gr.Markdown("Draws from noise what prompt, class or map say.", elem_classes="hint")
             with gr.Tab(forms.MODES["image"], id="image") as image:
                 self._field("image", _image("Picture to change"))
-                self._field("strength", gr.Slider(0, 1, 0.6, step=0.01, label="Strength: 0 keeps it, 1 ignores it"))
+                self._field("strength", number("Strength: 0 keeps it, 1 ignores it", 0.6, step=0.05))
             with gr.Tab(forms.MODES["inpaint"], id="inpaint") as inpaint:
                 self._field("editor", _editor())
-                self._field("mask_strength", gr.Slider(0, 1, 1.0, step=0.01, label="Strength inside the mask"))
-                self._field("feather", gr.Slider(0, 32, 0, step=1, label="Feather: pixels over which the edge blends"))
+                self._field("mask_strength", number("Strength inside the mask, 0 to 1", 1.0, step=0.05))
+                self._field("feather", number("Feather: pixels over which the edge blends", 0))
             with gr.Tab(forms.MODES["variations"], id="variations") as variations:
                 self._field("vary", _image("Picture to vary"))
-                self._field("vary_strength", gr.Slider(0, 1, 0.5, step=0.01, label="How far the variations go"))
+                self._field("vary_strength", number("How far the variations go, 0 to 1", 0.5, step=0.05))
         for mode, tab in {"text": text, "image": image, "inpaint": inpaint, "variations": variations}.items():
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
     def _sampling(self) -> None:
         with gr.Row():
-            self._field("n", gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures of each", min_width=120))
-            self._field("seed", gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed"))
+            self._field("n", number(f"Pictures of each, up to {MAX_PICTURES}", 4))
+            self._field("seed", number("Seed", 0, elem_id="seed"))
             with gr.Column(min_width=120):
-                self._field("new_seed", gr.Checkbox(True, label="New seed each time", container=False))
+                self._field(
+                    "new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed")
+                )
                 self.reuse = gr.Button("♻ Reuse the last seed", size="sm", elem_id="reuse")
         with gr.Row():
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
             )
-            self._field("steps", gr.Slider(1, MAX_STEPS, self._own["steps"], step=1, label="Steps", min_width=120))
-            self._field(
-                "guidance",
-                gr.Slider(0, 20, plain_guidance(self._own), step=0.1, label="Guidance (1 is off)", min_width=120),
-            )
+            self._field("steps", number(f"Steps, up to {MAX_STEPS}", self._own["steps"]))
+            self._field("guidance", number("Guidance (1 is off)", plain_guidance(self._own), step=0.5))
         with gr.Accordion("More of the sampler", open=False):
             with gr.Row():
-                self._field("width", gr.Number(None, label="Width", precision=0, min_width=80))
-                self._field("height", gr.Number(None, label="Height", precision=0, min_width=80))
+                self._field("width", number("Width"))
+                self._field("height", number("Height"))
                 spacings = [forms.AS_TRAINED, *SPACINGS]
                 self._field("spacing", gr.Dropdown(spacings, value=forms.AS_TRAINED, label="Spacing", min_width=100))
             with gr.Row():
-                self._field("shift", gr.Number(None, label="Shift", min_width=80))
-                self._field("eta", gr.Number(None, label="Eta", min_width=80))
-                self._field("rescale", gr.Number(None, label="Rescale", min_width=80))
+                self._field("shift", number("Shift", step=0.1))
+                self._field("eta", number("Eta", step=0.1))
+                self._field("rescale", number("Rescale", step=0.1))
                 self._field(
                     "interval", gr.Textbox("", label="Guide only between sigmas", placeholder="0.2, 5", min_width=100)
                 )
@@ -103,13 +102,13 @@ class Fields:
             for i in range(forms.SLOTS):
                 with gr.Row():
                     self._field(f"lora_{i}", _choice(f"LoRA {i + 1}"))
-                    self._field(f"lora_{i}_scale", gr.Slider(-2, 2, 1.0, step=0.05, label="Scale", min_width=100))
+                    self._field(f"lora_{i}_scale", number("Scale", 1.0, step=0.05))
             for i in range(forms.SLOTS):
                 with gr.Row():
                     self._field(f"control_{i}", _choice(f"ControlNet {i + 1}"))
-                    self._field(f"control_{i}_weight", gr.Slider(0, 2, 1.0, step=0.05, label="Weight", min_width=90))
-                    self._field(f"control_{i}_start", gr.Slider(0, 1, 0.0, step=0.05, label="From", min_width=90))
-                    self._field(f"control_{i}_end", gr.Slider(0, 1, 1.0, step=0.05, label="To", min_width=90))
+                    self._field(f"control_{i}_weight", number("Weight", 1.0, step=0.05))
+                    self._field(f"control_{i}_start", number("From", 0.0, step=0.05))
+                    self._field(f"control_{i}_end", number("To", 1.0, step=0.05))
                 self._field(f"control_{i}_image", _image(f"Picture that ControlNet {i + 1} follows", height=160))
             self._field("control_ready", gr.Checkbox(False, label="These are control images already, as edges or maps"))
 
@@ -125,6 +124,11 @@ def _own_sampling(app: App) -> Mapping[str, Any]:
         return app.models.traits(app.models.names()[0]).sampling
     except (UserError, IndexError):
         return DEFAULTS
+
+
+def number(label: str, value: float | None = None, **options: Any) -> gr.Number:
+    """A field that leaves what is typed as it is: sliders and a `precision` change it without a word."""
+    return gr.Number(value, label=label, placeholder=forms.AS_TRAINED, min_width=90, **options)
 
 
 def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:
@@ -144,6 +148,7 @@ def _editor() -> gr.ImageEditor:
         layers=False,
         transforms=(),
         height=480,
+        canvas_size=(16, 16),  # that of the image; one that begins larger shifts the first mask that is put on it
         elem_id="editor",
     )
 

@@ -10,7 +10,7 @@ import gradio as gr
 from ldm.errors import UserError
 from ldm.ui import runs
 from ldm.ui.app import App
-from ldm.ui.page_parts import bar
+from ldm.ui.page_parts import bar, kept_form, quiet
 from ldm.ui.tell import told
 from ldm.ui.watch import read_record, steps_per_s
 
@@ -59,18 +59,19 @@ class RunsTab:
         self._form()
 
     def _form(self) -> None:
-        kept = self.app.store.recall("start")
+        self.kept = kept_form("start")
         with gr.Accordion("Start a run", open=False, elem_id="start-box"):
             with gr.Row():
                 stages = [("one: autoencoder", "vae"), ("two: diffusion", "ldm")]
-                self.stage = gr.Radio(stages, value=kept.get("stage", "ldm"), label="Stage")
-                self.name = gr.Textbox(kept.get("name", ""), label="Name", placeholder="its folder")
+                self.stage = gr.Radio(stages, value="ldm", label="Stage")
+                self.name = gr.Textbox("", label="Name", placeholder="its folder")
                 self.overwrite = gr.Checkbox(False, label="Throw away a run of this name")
             self.options = gr.Textbox(
-                kept.get("options", ""), label="Options, as on the command line", lines=2,
+                "", label="Options, as on the command line", lines=2,
                 placeholder="data=emoji trainer.max_time=00:00:08:00",
             )  # fmt: skip
             self.go = gr.Button("Start", variant="primary", elem_id="start-run")
+        self.form = [self.stage, self.name, self.options]
 
     def _events(self) -> None:
         view = [
@@ -83,13 +84,14 @@ class RunsTab:
             self.report_pictures,
             self.log,
         ]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        quietly = quiet(self.status)
         shown = gr.State("")
         show = told(self.show)
-        self.run.change(show, [self.run, shown], [*view, shown], **private)
-        self.timer.tick(show, [self.run, shown], [*view, shown], **private)
-        self.look.click(told(self.found), None, self.run, **private)
+        self.run.change(show, [self.run, shown], [*view, shown], **quietly)
+        self.timer.tick(show, [self.run, shown], [*view, shown], **quietly)
+        self.look.click(told(self.found), None, self.run, **quietly)
         started = [self.run, self.status]
+        self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
         self.go.click(
             told(self.start), [self.stage, self.name, self.options, self.overwrite], started, api_name="start_run"
         )
@@ -133,6 +135,10 @@ class RunsTab:
         run = self.app.watcher.state(key)
         return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.said}
 
+    def recall(self, kept: Any) -> list[Any]:
+        """The form of a new run as this browser kept it."""
+        return kept if isinstance(kept, list) and len(kept) == len(self.form) else [gr.skip()] * len(self.form)
+
     def found(self) -> Any:
         return gr.update(choices=self.app.watcher.listed())
 
@@ -140,7 +146,6 @@ class RunsTab:
         """Starts a run in a process of its own."""
         if stage not in runs.STAGES:
             raise UserError(f"there is no stage '{stage}': take vae or ldm.")
-        self.app.store.remember("start", {"stage": stage, "name": name, "options": options})
         key = self.app.launcher.start(stage, name.strip(), options, overwrite)
         return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} starting")
 
@@ -209,7 +214,10 @@ def _figure(value: Any) -> str:
 
 
 def _plot(label: str, x: str, y: str, color: str | None = None) -> gr.LinePlot:
-    return gr.LinePlot(x=x, y=y, color=color, label=label, height=280, min_width=240, buttons=[])
+    """With its name inside: a label above takes the room in which the legend is drawn."""
+    return gr.LinePlot(
+        x=x, y=y, color=color, title=label, color_title="", show_label=False, height=280, min_width=240, buttons=[]
+    )
 
 
 def _stamp(path: Path) -> str:

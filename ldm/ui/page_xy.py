@@ -1,6 +1,8 @@
 """The tab of X/Y grids."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -8,9 +10,10 @@ import gradio as gr
 from ldm.ui import form as forms
 from ldm.ui import png_settings, xy
 from ldm.ui.app import App
-from ldm.ui.generate import Cancelled, Progress
+from ldm.ui.generate import Progress
 from ldm.ui.page_draw import DrawTab
-from ldm.ui.page_parts import bar, named
+from ldm.ui.page_parts import WAITING, bar, ended, named, quiet
+from ldm.ui.settings import Settings
 from ldm.ui.tell import told
 
 HELP = """Draws one picture for each pair of values, with everything else as in the tab *Draw*.
@@ -40,39 +43,40 @@ class XYTab:
             label="Grid", format="png", type="filepath", interactive=False, elem_id="sheet", buttons=["download"]
         )
         fields = {"x_name": x_name, "x_values": x_values, "y_name": y_name, "y_values": y_values, **draw.fields}
-        go.click(
-            told(named(self.generate, fields)), list(fields.values()), [self.status, sheet],
-            api_name="xy", concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+        go.click(None, None, self.status, js=WAITING, **quiet(self.status))
+        drawing = go.click(
+            told(named(self.generate, fields)), list(fields.values()), [self.status, sheet], api_name="xy",
+            preprocess=False, concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
         )  # fmt: skip
-        stop.click(told(draw.cancel), None, self.status, queue=False, api_visibility="private", show_progress="hidden")
+        drawing.failure(lambda: ended()[0], None, self.status, queue=False, **quiet(self.status))
+        stop.click(None, cancels=drawing)
 
-    def generate(
-        self, request: gr.Request, x_name: str, x_values: str, y_name: str, y_values: str, *values: Any
-    ) -> Iterator[tuple[Any, Any]]:
-        """Draws cell after cell, and shows the sheet as it fills."""
-        given = dict(zip(self.draw.fields, values, strict=True))
-        settings = forms.settings_of(given, self.app.store)
-        x, y = xy.axis(x_name, x_values), xy.axis(y_name, y_values)
+    def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+        """Draws cell after cell, once it is known that all of them can be, and shows how far it is."""
+        x, y = (xy.axis(given[f"{side}_name"], given[f"{side}_values"]) for side in "xy")
+        settings = forms.settings_of(given, self.app.store, self.app.shown.path)
         asked = xy.cells(settings, x, y)
-        cancel = self.app.cancel_of(request.session_hash)
+        yield bar("the values are checked", 0), gr.skip()
+        for one in {replace(one, seed=settings.seed): one for one in asked}.values():
+            self.app.painter.check(one)
         pictures: list[Any] = []
-        try:
-            for i, one in enumerate(asked):
-                for event in self.app.painter.draw(one, cancel):
+        for one in asked:
+            with closing(self.app.painter.draw(one)) as drawing:
+                for event in drawing:
                     if isinstance(event, Progress):
-                        share = (i + event.step / event.steps) / len(asked)
-                        yield bar(f"picture {i + 1} of {len(asked)}", share), gr.skip()
+                        share = (len(pictures) + event.step / event.steps) / len(asked)
+                        yield bar(f"picture {len(pictures) + 1} of {len(asked)}", share), gr.skip()
                     else:
                         pictures.append(_opened(event[0].path))
-        except Cancelled:
-            yield (
-                bar(f"cancelled after {len(pictures)} of {len(asked)} pictures", len(pictures) / len(asked), "stopped"),
-                gr.skip(),
-            )
-            return
-        chunks = png_settings.chunks(settings, pictures[0].size, {})
-        path = self.app.store.save_picture(xy.sheet(pictures, x, y), chunks, settings.seed)
-        yield bar(f"{len(asked)} pictures", 1, "done"), gr.update(value=self.app.shown.copy(path))
+        yield bar(f"{len(asked)} pictures", 1, "done"), self._sheet(settings, pictures, x, y)
+
+    def _sheet(self, settings: Settings, pictures: list[Any], x: xy.Axis, y: xy.Axis) -> Any:
+        """The grid as one picture, kept with its settings and its axes."""
+        sheet = xy.sheet(pictures, x, y)
+        chunks = png_settings.chunks(
+            settings, sheet.size, {}, {axis.name: list(axis.values) for axis in (x, y) if axis.name != xy.NOTHING}
+        )
+        return gr.update(value=self.app.shown.copy(self.app.store.save_picture(sheet, chunks, settings.seed)))
 
 
 def _opened(path: Any) -> Any:

@@ -25,9 +25,12 @@ ELSEWHERE = {
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
-def chunks(settings: Settings, size: tuple[int, int], defaults: Mapping[str, Any]) -> dict[str, str]:
-    """The text chunks of one picture of `size` (width, height); `defaults` are the model's own ways of sampling."""
-    own = json.dumps(settings.as_dict(), ensure_ascii=False)
+def chunks(
+    settings: Settings, size: tuple[int, int], defaults: Mapping[str, Any], axes: Mapping[str, list[Any]] | None = None
+) -> dict[str, str]:
+    """The text chunks of one picture of `size` (width, height), or of a grid with the values of its `axes`; `defaults`
+    are the model's own ways of sampling."""
+    own = json.dumps(settings.as_dict() | ({"axes": dict(axes)} if axes else {}), ensure_ascii=False)
     return {"ldm": own, "parameters": to_parameters(settings, size, defaults)}
 
 
@@ -107,6 +110,8 @@ def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> t
         given = given | {"prompt": str(given["prompts"][0]) if given["prompts"] else ""}
         if len(given["prompts"]) > 1:
             remarks.append(f"The grid was drawn of {len(given['prompts'])} prompts; this is the first.")
+    if "axes" in given:
+        remarks.append("It is an X/Y grid: these are the settings that its axes change.")
     if "n" not in given and "prompts" not in given:
         given = given | {"n": 1}
     if isinstance(given.get("guidance"), dict):

@@ -1,5 +1,6 @@
 """What pictures are asked for with: everything that is needed to draw them again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,6 +11,7 @@ from ldm.errors import UserError, did_you_mean
 
 MAX_PICTURES = 64
 MAX_STEPS = 1000
+MAX_FEATHER = 256
 MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it
 SPACINGS = ("uniform", "karras", "exponential", "beta", "kl_optimal", "leading", "linspace", "table")
 # Options that go to the sampler as they are; None: as the model was trained to be sampled.
@@ -64,10 +66,17 @@ def checked(settings: Settings) -> Settings:
         raise UserError(f"steps={settings.steps}: take between 1 and {MAX_STEPS}.")
     if settings.sampler is not None and settings.sampler not in SAMPLERS:
         raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
+    for key in ("guidance", "shift", "eta", "rescale", "strength"):
+        if not math.isfinite(getattr(settings, key) or 0):
+            raise UserError(f"{key}={getattr(settings, key)} has to be a number.")
     if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
         raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
     if (settings.width is None) != (settings.height is None):
         raise UserError("give both width and height, or neither.")
+    if settings.width is not None and min(settings.width, settings.height or 0) < 1:
+        raise UserError(f"{settings.width}x{settings.height} pixels make no image.")
+    if not 0 <= settings.feather <= MAX_FEATHER:
+        raise UserError(f"feather={settings.feather}: take between 0 and {MAX_FEATHER} pixels.")
     if settings.mask and not settings.image:
         raise UserError("the mask needs a picture: put one in before you draw on it.")
     return settings

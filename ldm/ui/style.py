@@ -1,4 +1,4 @@
-"""How the page looks."""
+"""How the page looks, and a script of its own."""
 
 from typing import Any
 
@@ -19,6 +19,27 @@ CSS = """
 .log textarea { font-family: ui-monospace, monospace; font-size: .8em; }
 #alerts { padding: 0; min-height: 0; }
 """
+
+# gradio reads its drawing field at every event, timers' too, and uploads the image in it each time. What was sent a
+# while ago isn't sent again: the same bytes get the same answer.
+HEAD = """<script>
+(() => {
+  const send = window.fetch.bind(window), sent = [], WHILE = 600000, MOST = 8;
+  const same = (a, b) => a.length === b.length && a.every((value, i) => value === b[i]);
+  window.fetch = async (address, options) => {
+    const files = options?.body instanceof FormData ? [...options.body.values()] : [];
+    const plain = new URL(address?.url ?? address, location).href.endsWith("/gradio_api/upload");
+    if (!plain || files.length !== 1 || !(files[0] instanceof File)) return send(address, options);
+    const bytes = new Uint8Array(await files[0].arrayBuffer()), name = files[0].name, now = Date.now();
+    const known = sent.find((one) => now - one.now < WHILE && one.name === name && same(one.bytes, bytes));
+    if (known) return known.answer.clone();
+    const answer = await send(address, options);
+    if (answer.ok) sent.unshift({ bytes, name, now, answer: answer.clone() });
+    sent.length = Math.min(sent.length, MOST);
+    return answer;
+  };
+})();
+</script>"""
 
 
 def theme(gradio: Any) -> Any:

@@ -4,6 +4,7 @@ import functools
 import html
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ldm.errors import UserError
 
 log = logging.getLogger(__name__)
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":]+/)+")  # of a path, before its last name
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +49,7 @@ def _message(error: Exception) -> gr.Error:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return gr.Error("Out of memory: draw fewer or smaller pictures at a time.", print_exception=False)
     log.error("the page failed", exc_info=error)
-    said = f"{type(error).__name__}: {error}. The terminal has more."
+    said = f"{type(error).__name__}: {_FOLDERS.sub('', str(error))}. The terminal has more."
     return gr.Error(_sentence(said), title="Failed", print_exception=False)
 
 

@@ -34,6 +34,8 @@ def axis(name: str, text: str) -> Axis:
     """An axis from what was typed: values with commas between, whole numbers also as `1-5` or `10-50:10`."""
     if name == NOTHING:
         return Axis(NOTHING, (None,))
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise UserError("an axis is a name with values, as text.")
     if name not in KINDS:
         raise UserError(f"there is no axis '{name}'.{did_you_mean(name, KINDS)}")
     pieces = [piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip()]
@@ -55,6 +57,10 @@ def cells(settings: Settings, x: Axis, y: Axis) -> list[Settings]:
         raise UserError(f"both axes vary {x.name}; take another for one of them.")
     if len(x.values) * len(y.values) > MAX_CELLS:
         raise UserError(f"{len(x.values)} x {len(y.values)} pictures are more than {MAX_CELLS}; take fewer values.")
+    if len(settings.labels) > 1:
+        raise UserError("a grid has one picture for each pair of values: choose one class.")
+    if "strength" in (x.name, y.name) and settings.image is None:
+        raise UserError("strength changes nothing without an initial image: take another axis, or put an image in.")
     one = replace(settings, n=1)
     return [_set(_set(one, y, row), x, column) for row, column in itertools.product(y.values, x.values)]
 

@@ -124,8 +124,17 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"steps": 2.5}, "steps: 2.5 has to be a whole number"),
-        ({"steps": 5000}, "maximum"),
+        ({"steps": 2.5}, "steps=2.5 has to be a whole number"),
+        ({"steps": 5000}, "between 1 and 1000"),
+        ({"seed": 3.7}, "seed=3.7 has to be a whole number"),
+        ({"seed": 2**53}, "below 2^53"),
+        ({"seed": None}, "seed is empty"),
+        ({"n": 2.5}, "n=2.5"),
+        ({"n": None}, "n is empty"),
+        ({"width": 16.5, "height": 16}, "width=16.5"),
+        ({"guidance": "much"}, "guidance=much"),
+        ({"prompt": 5}, "prompt=5 has to be text"),
+        ({"labels": "cat"}, "labels=cat"),
         ({"labels": ["cow"]}, "no class is called 'cow'"),
         ({"run": "nowhere"}, "no run 'nowhere'"),
         ({"run": "/etc"}, "no run '/etc'"),
@@ -163,21 +172,68 @@ def test_ten_requests_of_three_clients_all_finish(served: Any) -> None:
     assert np.array_equal(pictures[4], one(4)), "a queued picture is the one drawn alone"
 
 
-def test_a_drawing_can_be_cancelled(page: Any) -> None:
+def test_drawings_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> None:
     job = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
     while not any("step" in out[0] for out in job.outputs()):
         assert not job.done()
-    page.predict(api_name="/cancel")
-    last = job.result(timeout=60)
-    assert "cancelled at step" in last[0] or any("cancelled at step" in out[0] for out in job.outputs())
-    assert draw(page)
-    assert "nothing to cancel" in page.predict(api_name="/cancel")
+    waiting = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
+    while not waiting.communicator.event_id:
+        assert not waiting.done()
+    before = set(served.app.store.pictures())
+    waiting.cancel(), job.cancel()
+    assert draw(page, steps=2), "neither holds up the next one"
+    assert len(set(served.app.store.pictures()) - before) == 1
 
 
-def test_a_file_that_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_said_without_folders_and_only_where_it_is_read(page: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no picture")
-    words = refused(page, mode="image", image=file(tmp_path / "notes.png"))
-    assert "image" in words.lower() and "show_error" not in words
+    notes = file(tmp_path / "notes.png")
+    editor = {"background": notes, "layers": [notes], "composite": None}
+    for fields in ({"mode": "image", "image": notes}, {"mode": "inpaint", "editor": editor}, {"map": notes}):
+        words = refused(page, **fields)
+        assert "isn't a picture of a known kind" in words and "/" not in words and "gradio" not in words
+    assert draw(page, image=notes, vary=notes, editor=editor, control_0_image=notes)
+
+
+def test_image_to_image_is_done_at_the_size_that_its_png_says(page: Any, served: Any, photo: Path) -> None:
+    draw(page, mode="image", image=file(photo), width=32, height=16)
+    made = Image.open(served.app.store.pictures(1)[0])
+    said = json.loads(made.text["ldm"])  # type: ignore[attr-defined]
+    assert made.size == (said["width"], said["height"]) == (32, 16)
+    assert "Size: 32x16" in made.text["parameters"]  # type: ignore[attr-defined]
+
+
+def test_what_the_api_asks_for_is_no_visitors_form(page: Any, served: Any) -> None:
+    draw(page, prompt="a fish", steps=2)
+    assert not (served.app.store.folder / "settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "words"),
+    [
+        ({"x_name": "steps", "x_values": "2, 0"}, "teps=0"),
+        ({"x_name": "guidance", "x_values": "1, nan"}, "uidance=nan"),
+        ({"x_name": "sampler", "x_values": "euler, warp"}, "warp"),
+        ({"x_name": "run", "x_values": "tiny, plain"}, "can't take text"),
+        ({"x_name": "checkpoint", "x_values": "finished, none"}, "no checkpoint 'none'"),
+        ({"x_name": "strength", "x_values": "0.2, 0.8"}, "without an initial image"),
+        ({"x_name": "seed", "x_values": "1, 1e30"}, "numbers"),
+        ({"x_name": "seed", "x_values": "1-2", "labels": ["cat", "dog"]}, "one class"),
+    ],
+)
+def test_a_bad_value_ends_a_grid_before_its_first_image(page: Any, served: Any, axes: dict, words: str) -> None:
+    before = served.app.store.pictures()
+    fields = {"prompt": "a cat", "y_name": "seed" if axes["x_name"] != "seed" else "nothing", "y_values": "1-3", **axes}
+    with pytest.raises(Exception, match=words):
+        page.predict(**fields, api_name="/xy")
+    assert served.app.store.pictures() == before
+
+
+def test_a_grids_png_has_its_axes(page: Any, served: Any) -> None:
+    page.predict(prompt="a cat", x_name="seed", x_values="1, 2", y_name="nothing", y_values="", api_name="/xy")
+    sheet = served.app.store.pictures(1)[0]
+    assert json.loads(Image.open(sheet).text["ldm"])["axes"] == {"seed": [1, 2]}  # type: ignore[attr-defined]
+    page.predict(file(sheet), api_name="/restore")
 
 
 # What others can reach -----------------------------------------------------------------------------------------------
@@ -212,16 +268,26 @@ def test_only_this_machines_own_names_are_answered(served: Any) -> None:
     assert asked_as(f"attacker.example:{port}") == 400
 
 
-def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, photo: Path) -> None:
-    foreign = {"path": str(photo), "meta": {"_type": "gradio.FileData"}, "orig_name": "photo.png"}
-    data = json.dumps({"data": [foreign], "session_hash": "x"}).encode()
-    request = urllib.request.Request(
-        f"{page.src.rstrip('/')}/gradio_api/call/restore", data, {"Content-Type": "application/json"}
-    )
+def called(page: Any, name: str, data: list[Any]) -> str:
+    """What the server says to a call without gradio's client, which would upload the files."""
+    address = f"{page.src.rstrip('/')}/gradio_api/call/{name}"
+    request = urllib.request.Request(address, json.dumps({"data": data}).encode(), {"Content-Type": "application/json"})
     event = json.load(urllib.request.urlopen(request, timeout=20))["event_id"]
-    with urllib.request.urlopen(f"{page.src.rstrip('/')}/gradio_api/call/restore/{event}", timeout=20) as answer:
-        text = answer.read().decode()
-    assert "error" in text and "carries no settings" not in text
+    with urllib.request.urlopen(f"{address}/{event}", timeout=20) as answer:
+        return answer.read().decode()
+
+
+def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served: Any, photo: Path) -> None:
+    foreign = {"path": str(photo), "meta": {"_type": "gradio.FileData"}, "orig_name": "photo.png"}
+    said = called(page, "restore", [foreign])
+    assert "error" in said and "carries no settings" not in said and str(photo.parent) not in said
+    endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
+    values = {one["parameter_name"]: one["parameter_default"] for one in endpoint} | {"mode": "image"}
+    before = served.app.store.pictures()
+    for file in (foreign, {**foreign, "meta": {}}, str(photo), {**foreign, "path": "data:image/png;base64,AAAA"}):
+        said = called(page, "generate", list((values | {"image": file}).values()))
+        assert "error" in said and str(photo.parent) not in said
+    assert served.app.store.pictures() == before
 
 
 def test_it_listens_on_this_machine_alone(served: Any) -> None:

@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.ui.png_settings import read
+from ldm.ui.settings import Settings
+
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 WebDriverException = pytest.importorskip("selenium.common.exceptions").WebDriverException
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -23,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt-get install chromium chromium-driver"),
 ]
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 class Page:
@@ -62,6 +66,38 @@ class Page:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(css))
         self.one(css).click()
 
+    def field(self, label: str) -> Any:
+        return self.one(f"input[aria-label^='{label}']")
+
+    def number(self, label: str, value: str) -> None:
+        box = self.field(label)
+        box.send_keys(Keys.CONTROL, "a")
+        box.send_keys(value, Keys.TAB)
+
+    def fold(self, name: str) -> None:
+        button = self.until(lambda: next(b for b in self.all("button.label-wrap") if b.text.strip().startswith(name)))
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        button.click()
+        time.sleep(1)
+
+    def sent(self, path: str) -> int:
+        """How many requests the page has sent to a path."""
+        return self.driver.execute_script(
+            "return performance.getEntriesByType('resource').filter(e => e.name.includes(arguments[0])).length", path
+        )
+
+    def draw_over(self) -> None:
+        """A stroke in the drawing field."""
+        canvas = self.one("#editor canvas")
+        time.sleep(3)  # until the picture is on the canvas
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        hand = webdriver.ActionChains(self.driver)
+        hand.move_to_element_with_offset(canvas, -60, -40).click_and_hold()
+        for x, y in ((40, 0), (40, 20), (-30, 30)):
+            hand.move_by_offset(x, y)
+        hand.release().perform()
+        time.sleep(2)
+
     def tab(self, name: str) -> None:
         self.until(lambda: next((b for b in self.all("button[role=tab]") if b.text.strip() == name), None)).click()
 
@@ -80,10 +116,12 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[Any]:
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1400,1300"):
+    alone = ("disable-quic", "no-first-run", "disable-background-networking", "disable-component-update")
+    plain = ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "disable-sync")
+    for word in (*plain, *alone, "window-size=1400,1300", f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(f"--{word}")
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield made
@@ -93,6 +131,8 @@ def driver() -> Iterator[Any]:
 @pytest.fixture
 def page(driver: Any, served: Any) -> Page:
     driver.get(served.url)
+    driver.execute_script("localStorage.clear()")
+    driver.refresh()
     opened = Page(driver, served)
     opened.one("#prompt textarea")
     opened.until(lambda: opened.all("#prompt textarea")[0].is_enabled())
@@ -130,18 +170,7 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
     page.write("#prompt textarea", "a dog")
     source = pixels(page.draw()[0])
     page.press("#to-inpaint")
-    canvas = page.one("#editor canvas")
-    time.sleep(3)  # until the picture is on the canvas
-    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    brush = next((b for b in page.all("#editor button") if "raw" in (b.get_attribute("aria-label") or "")), None)
-    if brush:
-        brush.click()
-    hand = webdriver.ActionChains(page.driver)
-    hand.move_to_element_with_offset(canvas, -60, -40).click_and_hold()
-    for x, y in ((40, 0), (40, 20), (-30, 30)):
-        hand.move_by_offset(x, y)
-    hand.release().perform()
-    time.sleep(2)
+    page.draw_over()
     page.shot("inpaint")
     for made in map(pixels, page.draw()):
         same = (made == source).all(-1)
@@ -150,14 +179,182 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
 
 
 def test_a_drawing_is_cancelled(page: Page) -> None:
-    box = page.one("input[aria-label*='Steps']")
-    box.clear()
-    box.send_keys("1000\t")
+    before = page.served.app.store.pictures()
+    page.number("Steps", "1000")
     page.press("#draw")
     page.until(lambda: "step" in page.text("#status"))
     page.press("#cancel")
-    page.until(lambda: "cancelled at step" in page.text("#status"))
+    page.until(lambda: "ended" in page.text("#status"))
     page.shot("cancelled")
+    assert page.served.app.store.pictures() == before
+
+
+def test_a_drawing_that_waits_for_another_is_cancelled(page: Page) -> None:
+    client = pytest.importorskip("gradio_client").Client(page.served.url, verbose=False)
+    long = client.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
+    page.until(lambda: any("step" in out[0] for out in long.outputs()))
+    page.press("#draw")
+    page.until(lambda: "waiting" in page.text("#status"))
+    time.sleep(1)
+    page.press("#cancel")
+    page.until(lambda: "ended" in page.text("#status"))
+    assert not long.done(), "the other's goes on"
+    long.cancel()
+    before = page.served.app.store.pictures()
+    time.sleep(3)
+    assert page.served.app.store.pictures() == before and "ended" in page.text("#status")
+    assert page.draw()
+
+
+def test_more_of_the_sampler_can_be_opened(page: Page) -> None:
+    page.fold("More of the sampler")
+    for label in ("Width", "Height", "Shift", "Eta", "Rescale"):
+        assert page.field(label).get_attribute("value") == ""
+    page.shot("more")
+    assert page.draw()
+    page.number("Width", "32"), page.number("Height", "16")
+    assert Image.open(page.draw()[0]).size == (32, 16)
+
+
+def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
+    page.number("Guidance", "30")
+    assert read(page.draw()[0])[0].guidance == 30
+    page.one("#new-seed input").click()
+    page.number("Seed", "3.7")
+    page.press("#draw")
+    page.until(lambda: "has to be a whole number" in page.text("body"))
+    page.number("Seed", "3")
+    page.number("Pictures of each", "65")
+    page.press("#draw")
+    page.until(lambda: "between 1 and 64 pictures" in page.text("body"))
+
+
+def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
+    drawn = page.draw()
+    page.until(lambda: len(page.all("#pictures button img")) >= 4)
+    page.all("#pictures button img")[1].click()
+    page.until(lambda: page.all("#pictures .preview"))
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    time.sleep(1)
+    page.shot("shown")
+    page.press("#to-image")
+    time.sleep(2)
+    begun = read(page.draw()[0])[0].image
+    assert begun and np.array_equal(pixels(page.served.app.store.input(begun)), pixels(drawn[2]))
+
+
+def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
+    store, mask = page.served.app.store, np.zeros((16, 16), np.uint8)
+    mask[2:6, 3:9] = 255
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
+    names = store.keep_input(image), store.keep_input(Image.fromarray(mask))
+    settings = Settings("tiny", image=names[0], mask=names[1], strength=1.0, n=1, steps=2)
+    (*_, made) = page.served.app.painter.draw(settings)
+    kept = shutil.copy(made[0].path, tmp_path / "picture.png")
+    page.fold("Settings from a picture")
+    page.until(lambda: page.all("#restore input[type=file]"))[0].send_keys(str(kept))
+    canvas = page.one("#editor canvas")
+    time.sleep(5)
+    page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    webdriver.ActionChains(page.driver).move_to_element(canvas).click_and_hold().move_by_offset(
+        2, 2
+    ).release().perform()
+    time.sleep(2)
+    page.shot("mask")
+    again = read(page.draw()[0])[0].mask
+    assert again
+    found = np.asarray(Image.open(store.input(again)).convert("L").resize((16, 16), Image.Resampling.NEAREST)) > 127
+    assert found[mask > 127].all(), "the mask has moved"
+    stroke = found & (mask == 0)
+    assert 0 < stroke.sum() < 20 and not stroke[:5].any()
+
+
+def test_the_drawing_field_sends_nothing_while_nobody_draws(page: Page) -> None:
+    page.draw()
+    page.press("#to-inpaint")
+    page.one("#editor canvas")
+    page.draw_over(), page.draw()
+    time.sleep(4)
+    before = page.sent("/upload")
+    time.sleep(12)
+    assert page.sent("/upload") == before and page.sent("/queue/join") > 0
+
+
+def test_an_unreadable_image_is_said_and_leaves_the_rest_alone(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    page.tab("Image to image")
+    page.until(lambda: page.all("input[type=file][accept*=image]"))
+    shown = [e for e in page.all("input[type=file]") if "image" in (e.get_attribute("accept") or "")]
+    for field in shown:
+        if field.find_element("xpath", "./ancestor::*[@role='tabpanel'][1]").is_displayed():
+            field.send_keys(str(tmp_path / "notes.png"))
+            break
+    time.sleep(2)
+    page.press("#draw")
+    page.until(lambda: "isn't a picture of a known kind" in page.text("body"))
+    page.shot("unreadable")
+    assert "/tmp" not in page.text("body") and "ldm-page" not in page.text("body")
+    page.tab("From nothing")
+    time.sleep(1)
+    assert page.draw()
+
+
+def test_the_form_is_this_browsers(page: Page) -> None:
+    page.write("#prompt textarea", "a fish of mine")
+    page.draw()
+    client = pytest.importorskip("gradio_client").Client(page.served.url, verbose=False)
+    client.predict(prompt="another's dog", n=1, steps=2, api_name="/generate")
+    page.driver.refresh()
+    page.until(lambda: page.one("#prompt textarea").get_attribute("value") == "a fish of mine")
+
+
+def test_curves_have_a_legend(page: Page) -> None:
+    metrics = page.served.app.runs_dir / "ldm" / "tiny" / "metrics.csv"
+    metrics.write_text("step,train/loss,val/loss\n1,2.0,\n2,1.5,1.7\n3,1.0,1.2\n")
+    page.tab("Runs")
+    box = page.one("#runs input")
+    box.click()
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys("ldm/tiny", Keys.ENTER)
+    words = page.until(lambda: [e for e in page.all(".vega-embed text") if e.text in ("train/loss", "val/loss")])
+    page.shot("legend")
+    assert {word.text for word in words} == {"train/loss", "val/loss"}
+    for word in words:
+        block = word.find_element("xpath", "./ancestor::*[contains(@class, 'block')][1]")
+        assert word.rect["y"] + word.rect["height"] <= block.rect["y"] + block.rect["height"], "it is cut off"
+
+
+def test_no_other_page_reaches_this_one(page: Page) -> None:
+    """A page without an origin of its own, as any other is: it sends, uploads and frames, and nothing comes of it."""
+    served, files = page.served, set(page.served.app.shown.path.rglob("*"))
+    page.driver.get("data:text/html,<p>elsewhere</p><iframe id=inner></iframe>")
+    page.driver.set_script_timeout(20)
+    failed = page.driver.execute_async_script(ATTACK, served.url)
+    assert len(failed) == 4
+    page.driver.execute_script("document.querySelector('#inner').src = arguments[0]", served.url)
+    time.sleep(3)
+    page.driver.switch_to.frame("inner")
+    assert not page.all("#prompt")
+    page.driver.switch_to.default_content()
+    assert served.app.launcher.started() == [] and set(served.app.shown.path.rglob("*")) == files
+
+
+ATTACK = (
+    """
+const [url, done] = arguments;
+const blob = new Blob([JSON.stringify({data: ["vae", "x", "data=digits", false]})]);
+const form = new FormData();
+form.append("files", new Blob(["x"]), "x.png");
+const answers = await Promise.allSettled([
+  fetch(url + "gradio_api/call/start_run", {method: "POST", mode: "no-cors", body: blob}),
+  fetch(url + "gradio_api/upload", {method: "POST", mode: "no-cors", body: form}),
+  fetch(url + "gradio_api/upload", {method: "POST", body: form}),
+  fetch(url + "config"),
+]);
+done(answers.map((answer) => answer.status + " " + (answer.value?.type ?? answer.reason)));
+""".replace("const answers = await", "Promise.resolve().then(async () => { const answers = await")
+    + "});"
+)
 
 
 def test_a_mistake_is_shown(page: Page) -> None:

@@ -105,7 +105,18 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"n": 65}, {"steps": 0}, {"sampler": "eulr"}, {"seed": -1}, {"width": 8}, {"mask": "x"}]
+    "wrong",
+    [
+        {"n": 0},
+        {"n": 65},
+        {"steps": 0},
+        {"sampler": "eulr"},
+        {"seed": -1},
+        {"width": 8},
+        {"mask": "x"},
+        {"feather": 999},
+        {"guidance": float("nan")},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError):

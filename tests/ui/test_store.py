@@ -1,5 +1,6 @@
 """What the page keeps, who may reach it, and how drawing behaves without a page."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.images import Preprocess, open_map
 from ldm.ui.form import canvas, drawn_mask
-from ldm.ui.generate import Cancelled, Painter, Progress, enlarged, plain
+from ldm.ui.generate import Painter, Progress, enlarged, plain
 from ldm.ui.models import Models
 from ldm.ui.png_settings import read
 from ldm.ui.serve import access, free_port
 from ldm.ui.settings import Settings
-from ldm.ui.store import Shown, Store
+from ldm.ui.store import Shown, Store, trim
 from tests.icc import display_p3
 
 
@@ -31,6 +32,18 @@ def test_settings_are_kept_and_damage_is_nothing(store: Store) -> None:
     assert Store(store.folder).recall("draw") == {"prompt": "猫", "n": 3}
     (store.folder / "settings.json").write_text("{")
     assert store.recall("draw") == {}
+
+
+def test_the_oldest_files_make_room(tmp_path: Path) -> None:
+    for i in range(4):
+        path = tmp_path / f"{i}" / "file"
+        path.parent.mkdir()
+        path.write_bytes(bytes(10))
+        os.utime(path, (i, i))
+    trim(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    trim(tmp_path, 25, files=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
 def test_pictures_are_numbered_and_newest_first(store: Store) -> None:
@@ -147,30 +160,23 @@ def test_steps_are_counted_over_all_batches(painter: Painter) -> None:
     assert len(pictures) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
 
 
-def test_a_cancelled_drawing_ends_and_leaves_no_picture(painter: Painter) -> None:
-    cancel, seen = threading.Event(), []
-    with pytest.raises(Cancelled):
-        for event in painter.draw(Settings("tiny", steps=1000, n=1), cancel):
-            seen.append(event)
-            cancel.set()
-    assert len(seen) < 1000 and painter.store.pictures() == []
+def test_a_drawing_that_nobody_waits_for_ends_and_leaves_no_picture(painter: Painter) -> None:
+    drawing = painter.draw(Settings("tiny", steps=1000, n=1))
+    next(drawing)
+    drawing.close()
+    assert threading.active_count() < 20 and painter.store.pictures() == []
     assert finish(painter, Settings("tiny", n=1))[1], "the next one is drawn"
 
 
-def test_one_cancel_serves_drawings_in_a_row(painter: Painter) -> None:
-    cancel = threading.Event()
-    for _ in range(2):
-        assert list(painter.draw(Settings("tiny", steps=1, n=1), cancel))
-    assert not cancel.is_set()
-
-
-def test_a_drawing_that_waits_can_be_cancelled(painter: Painter) -> None:
-    long, cancel = painter.draw(Settings("tiny", steps=1000, n=1)), threading.Event()
-    next(long)
-    cancel.set()
-    with pytest.raises(Cancelled):
-        list(painter.draw(Settings("tiny", n=1), cancel))
-    long.close()  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"sampler": "euler", "eta": 0.5}, "eta"), ({"labels": ("cow",)}, "cow"), ({"interval": (5.0, 1.0)}, "interval")],
+)
+def test_what_cannot_be_drawn_is_known_before_it_is(painter: Painter, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        painter.check(Settings("tiny", steps=1000, **wrong))
+    painter.check(Settings("tiny", steps=1000))
+    assert painter.store.pictures() == []
 
 
 def test_models_are_found_by_name_alone(runs: Path, tmp_path: Path) -> None:
@@ -183,7 +189,6 @@ def test_models_are_found_by_name_alone(runs: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_were_written_anew_are_loaded_anew(runs: Path, tmp_path: Path) -> None:
-    import os
     import shutil
 
     shutil.copytree(runs, tmp_path / "runs")
@@ -214,9 +219,11 @@ def test_the_mask_is_what_was_drawn(tmp_path: Path) -> None:
     mask.save(tmp_path / "mask.png")
     field = canvas(tmp_path / "image.png", tmp_path / "mask.png")
     assert field is not None and field["background"].size == (384, 384)
-    assert np.array_equal(np.asarray(drawn_mask(field).resize((16, 16), Image.Resampling.NEAREST)), np.asarray(mask))  # type: ignore[union-attr]
-    assert drawn_mask({"layers": []}) is None
-    assert drawn_mask({"layers": [Image.new("RGBA", (4, 4), (0, 0, 0, 0))]}) is None
+    made = drawn_mask(field["layers"])
+    assert made is not None
+    assert np.array_equal(np.asarray(made.resize((16, 16), Image.Resampling.NEAREST)), np.asarray(mask))
+    assert drawn_mask([]) is None
+    assert drawn_mask([Image.new("RGBA", (4, 4), (0, 0, 0, 0))]) is None
 
 
 def test_words_that_are_left_out_of_prompts_are_named(painter: Painter) -> None:
