@@ -159,8 +159,8 @@ def test_mistakes_are_answered_in_words(model: LatentDiffusion, options: dict[st
 
 def test_an_image_is_brought_to_the_size_that_is_asked_for(model: LatentDiffusion) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    mask = np.zeros((8, 8), np.uint8)
-    mask[:, :4] = 255
+    mask = np.zeros((16, 12), np.uint8)
+    mask[:, :6] = 255
     out = model(n=1, image=photo, strength=0, size=(16, 12), output="pt")
     assert out.shape == (1, 3, 16, 12)
     large = Image.fromarray(photo).resize((12, 16))

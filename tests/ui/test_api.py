@@ -191,7 +191,7 @@ def test_a_file_that_is_no_image_is_said_without_folders_and_only_where_it_is_re
     editor = {"background": notes, "layers": [notes], "composite": None}
     for fields in ({"mode": "image", "image": notes}, {"mode": "inpaint", "editor": editor}, {"map": notes}):
         words = refused(page, **fields)
-        assert "isn't a picture of a known kind" in words and "/" not in words and "gradio" not in words
+        assert "isn't an image of a known kind" in words and "/" not in words and "gradio" not in words
     assert draw(page, image=notes, vary=notes, editor=editor, control_0_image=notes)
 
 

@@ -291,7 +291,7 @@ def test_an_unreadable_image_is_said_and_leaves_the_rest_alone(page: Page, tmp_p
             break
     time.sleep(2)
     page.press("#draw")
-    page.until(lambda: "isn't a picture of a known kind" in page.text("body"))
+    page.until(lambda: "isn't an image of a known kind" in page.text("body"))
     page.shot("unreadable")
     assert "/tmp" not in page.text("body") and "ldm-page" not in page.text("body")
     page.tab("From nothing")
