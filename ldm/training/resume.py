@@ -49,7 +49,7 @@ def start_of(folder: RunFolder) -> Start:
         return Start(None)
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     limit = limit_of(_read(folder.config))  # of runs from before the checkpoints said
-    time = saved.get("callbacks", {}).get("TimeBudget") or ({"limit": limit, "used": limit} if limit else {})
+    time = saved["callbacks"].get("TimeBudget") or ({"limit": limit, "used": limit} if limit else {})
     return Start(
         path,
         saved["global_step"],

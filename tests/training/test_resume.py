@@ -15,6 +15,7 @@ def begun(path, config: dict) -> RunFolder:
     folder.checkpoints.mkdir(parents=True)
     folder.config.write_text(yaml.safe_dump(config))
     saved = {"global_step": 3, "BatchModule": {"position": 24}, "ldm_depends_on": {"data": "d", "first_stage": "f"}}
+    saved |= {"callbacks": {}, "ldm_total_steps": 8, "optimizer_states": [{"param_groups": [{"lr": 0.1}]}]}
     write_checkpoint(folder.checkpoints / "step-00000003.ckpt", lambda file: torch.save(saved, file))
     return folder
 
