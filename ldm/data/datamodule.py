@@ -1,6 +1,7 @@
 """Batches for Lightning, fetched whole: the sampler yields positions, the table gathers their rows."""
 
 import os
+import signal
 from collections.abc import Callable, Collection
 from typing import Any, Literal, Protocol
 
@@ -42,11 +43,20 @@ class TrainBatches(Dataset):
     """Positions (B,) of the endless training order -> their batch as it is stored, with `position` and `index` (B,)
     int64 and `start`, the first position of the batch on all ranks together, a number of the host's.
 
-    `read` adds what conditions make of it on the host.
+    `read` adds what conditions make of it on the host. `offset` is where in each batch this rank's part begins.
     """
 
-    def __init__(self, table: Gathers, keys: Collection[str], seed: int, batch_size: int = 1, read: Read = as_gathered):
+    def __init__(
+        self,
+        table: Gathers,
+        keys: Collection[str],
+        seed: int,
+        batch_size: int = 1,
+        read: Read = as_gathered,
+        offset: int = 0,
+    ):
         self.table, self.keys, self.seed, self.batch_size, self.read = table, tuple(keys), seed, batch_size, read
+        self.offset = offset
         self.buckets: list[Gathers] = getattr(table, "buckets", [])
         self.visits = [visits_of(part) for part in self.buckets or [table]]
 
@@ -57,7 +67,7 @@ class TrainBatches(Dataset):
         batch = table.gather(index, self.keys, draw) | {
             "position": where,
             "index": torch.from_numpy(index + before),
-            "start": int(position[0]) // self.batch_size * self.batch_size,
+            "start": int(position[0]) - self.offset,
         }
         return self.read(batch, True)
 
@@ -66,7 +76,8 @@ class TrainBatches(Dataset):
         if not self.buckets:
             index = index_of(position, self.visits[0].total, self.seed)
             return self.table, self.visits[0].rows(index), 0
-        bucket, index = bucket_rows(position, [visits.total for visits in self.visits], self.batch_size, self.seed)
+        sizes, number = [visits.total for visits in self.visits], (int(position[0]) - self.offset) // self.batch_size
+        bucket, index = bucket_rows(position, number, sizes, self.batch_size, self.seed)
         before = sum(len(table) for table in self.buckets[:bucket])
         return self.buckets[bucket], self.visits[bucket].rows(index), before
 
@@ -121,6 +132,16 @@ def workers_beside(device: torch.device, processes: int) -> int:
     return max(0, min(4, cores // processes - 1))
 
 
+def outlive_signals(worker: int) -> None:
+    """Has a data worker go on where a signal goes to all processes of a run, as Ctrl-C and batch systems send it: the
+    first process ends the step, saves, and ends its workers. One that nobody ends is gone half a minute later."""
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
 class BatchModule(pl.LightningDataModule):
     """Training batches in the order that (seed, position) fixes, from `position` on; validation on fixed rows.
 
@@ -150,10 +171,11 @@ class BatchModule(pl.LightningDataModule):
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> DataLoader:
-        sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
-        return DataLoader(
-            TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read), sampler=sampler, **self._options
-        )
+        share = self._share
+        sampler = PositionSampler(self.batch_size, start=self.position, **share)
+        offset = share["rank"] * (self.batch_size // share["world"])
+        batches = TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read, offset)
+        return DataLoader(batches, sampler=sampler, **self._options)
 
     def val_dataloader(self) -> DataLoader:
         rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share, read=self.read)
@@ -167,6 +189,7 @@ class BatchModule(pl.LightningDataModule):
             "num_workers": workers,
             "pin_memory": self._beside_accelerator if self.pin_memory is None else self.pin_memory,
             "persistent_workers": workers > 0,
+            "worker_init_fn": outlive_signals,
         }
 
     @property

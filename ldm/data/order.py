@@ -59,14 +59,16 @@ def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def bucket_rows(position: np.ndarray, sizes: Sequence[int], batch_size: int, seed: int) -> tuple[int, np.ndarray]:
-    """For the positions (B,) of one batch: its bucket, of several that hold `sizes` samples, and the rows in it.
+def bucket_rows(
+    position: np.ndarray, number: int, sizes: Sequence[int], batch_size: int, seed: int
+) -> tuple[int, np.ndarray]:
+    """For the positions (B,) of the batch `number`, or a rank's part of them: the bucket, of several that hold `sizes`
+    samples, and the rows in it.
 
     Each bucket has an endless order of its own, of which epoch e has the batches from floor(e n / B) on: over the
     epochs every sample comes equally often, whatever its bucket's size. Which bucket's turn it is, is a permutation
     that (seed, epoch) fixes.
     """
-    number = int(position[0]) // batch_size
     epoch = number * batch_size // sum(sizes)
     while sum(_begun(sizes, epoch + 1, batch_size)) <= number:
         epoch += 1

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,16 +53,28 @@ def build_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Fused in every precision, so that `found_inf` can have a step left out; see `gradients.leaves_out`."""
-    kind = Muon if check_name(name) == "muon" else torch.optim.AdamW
-    optimizer = kind(list(groups), lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    optimizer.register_load_state_dict_pre_hook(_fused)
+    """Fused in every precision, so that `found_inf` can have a step left out; see `gradients.leaves_out`. Not on MPS,
+    whose kernel looks neither at it nor at a scale."""
+    kind, groups = Muon if check_name(name) == "muon" else torch.optim.AdamW, list(groups)
+    fused = not any(parameter.device.type == "mps" for group in groups for parameter in group["params"])
+    optimizer = kind(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(partial(_as_made, fused))
+    optimizer.register_load_state_dict_post_hook(_laid_out)
     return optimizer
 
 
-def _fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer that may not have been fused, for one that is."""
-    return state | {"param_groups": [group | {"fused": True, "foreach": None} for group in state["param_groups"]]}
+def _as_made(fused: bool, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer that may have been fused or not, for this one."""
+    return state | {"param_groups": [group | {"fused": fused, "foreach": None} for group in state["param_groups"]]}
+
+
+def _laid_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lays the state out in memory as its parameter is: fused kernels walk through both as if they were alike, and a
+    run of another strategy may have saved it otherwise."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if type(value) is Tensor and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class Muon(torch.optim.AdamW):

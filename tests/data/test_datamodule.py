@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -83,3 +84,25 @@ def test_workers_by_themselves_are_none_on_a_cpu_and_a_few_beside_an_accelerator
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     found = [workers_beside(device, n) for device, n in ((cpu, 1), (gpu, 1), (gpu, 2), (gpu, 4), (gpu, 16))]
     assert found == [0, 4, 3, 1, 0]
+
+
+def test_all_ranks_know_where_their_batch_begins_also_after_another_batch_size():
+    """Resumed at 48 with batches of 64, the second of two ranks sees the positions from 80 on."""
+    parts = [TrainBatches(table(), ["label"], 0, 64, offset=offset) for offset in (0, 32)]
+    starts = [part[np.arange(32) + 48 + part.offset]["start"] for part in parts]
+    assert starts == [48, 48]
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="POSIX signals")
+def test_a_signal_to_all_processes_does_not_end_the_data_workers():
+    made = BatchModule(table(), table(), ["label"], 8, seed=3, workers=1)
+    batches = iter(made.train_dataloader())
+    next(batches)
+    (worker,) = batches._workers
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
+        os.kill(worker.pid, number)
+        assert [len(next(batches)["label"]) for _ in range(4)] == [8] * 4
+    assert worker.is_alive()
+    batches._shutdown_workers()
+    worker.join(20)
+    assert not worker.is_alive()

@@ -223,3 +223,21 @@ def test_first_and_last_layers_norms_and_biases_are_not_matrices(network):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="Did you mean 'muon'"):
         build_optimizer("muom", [], 1.0, (0.9, 0.99), 0.0)
+
+
+def test_a_state_that_was_laid_out_otherwise_in_memory_takes_the_same_step():
+    """A sharded run saves contiguous states, and others train in channels_last."""
+    steps = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        optimizer = build_optimizer("adamw", [{"params": [weight]}], 0.1, (0.9, 0.99), 0.0)
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        state = optimizer.state_dict()
+        for name in ("exp_avg", "exp_avg_sq"):
+            state["state"][0][name] = state["state"][0][name].contiguous(memory_format=layout)
+        optimizer.load_state_dict(state)
+        optimizer.step()
+        steps.append(weight.detach().clone())
+    assert torch.equal(*steps)
