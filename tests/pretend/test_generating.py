@@ -28,7 +28,11 @@ def captions() -> dict[str, Any]:
 
 
 def make(
-    parts: Callable[[], dict[str, Any]], parameterization: Any = None, first_stage: Any = None, dit: bool = False
+    parts: Callable[[], dict[str, Any]],
+    parameterization: Any = None,
+    first_stage: Any = None,
+    dit: bool = False,
+    side: int = 8,
 ) -> Any:
     """A small random model all of whose weights count."""
     torch.manual_seed(0)
@@ -47,7 +51,7 @@ def make(
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     denoiser = Denoiser(network, parameterization or Flow())
-    return LatentDiffusion(stage, denoiser, conditioner, Preprocess(3, 8, 8), {"steps": 4}).eval()
+    return LatentDiffusion(stage, denoiser, conditioner, Preprocess(3, side, side), {"steps": 4}).eval()
 
 
 def agrees(monkeypatch: Any, made: Callable[[], Any], call: Callable[[Any], torch.Tensor], most: int = 3) -> None:
@@ -105,7 +109,7 @@ def test_conditions(monkeypatch, parts, options):
     agrees(monkeypatch, lambda: make(parts), lambda model: model(output="pt", **options))
 
 
-def test_super_resolution_and_a_cascade(monkeypatch):
+def test_super_resolution(monkeypatch):
     def enlarging() -> Any:
         return make(lambda: {"low": LowRes(3, size=[8, 8])}, first_stage=Identity(3))
 
@@ -148,4 +152,37 @@ def test_autoguidance(monkeypatch):
 
 def test_interpolation(monkeypatch):
     agrees(monkeypatch, lambda: make(captions), lambda m: m.interpolate("a cat", "a dog", n=3, output="pt"))
-    agrees(monkeypatch, lambda: make(dict), lambda m: m.interpolate(IMAGE, -IMAGE, n=3, output="pt"), most=4)
+    agrees(monkeypatch, lambda: make(dict), lambda m: m.interpolate(IMAGE, -IMAGE, n=3, output="pt"))
+
+
+def test_a_cascade(monkeypatch):
+    from ldm.cascade import Cascade
+
+    def cascade() -> Any:
+        small = make(captions)
+        return Cascade(small, make(lambda: {"low": LowRes(3, size=[16, 16])}, first_stage=Identity(3), side=16))
+
+    wanted = cascade()("a cat", n=2, output="pt")
+    with pretended(monkeypatch) as waits:
+        model = moved(cascade())
+        waits.clear()
+        got = model("a cat", n=2, output="pt")
+        assert sum(waits.values()) <= 3, waits
+        torch.testing.assert_close(got.cpu(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora(monkeypatch):
+    from ldm.adapters import lora
+
+    def adapted() -> Any:
+        model = make(captions)
+        lora.start(model, "new", rank=2, alpha=None, wanted="attention", text_encoder=False, dropout=0.0)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora" in name:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape))
+        return model.eval()
+
+    assert not torch.equal(adapted()("a cat", output="pt"), make(captions)("a cat", output="pt"))
+    agrees(monkeypatch, adapted, lambda model: model("a cat", n=2, guidance=2.0, output="pt"))
