@@ -32,8 +32,10 @@ def make_run(
 
 @pytest.fixture
 def process() -> Iterator[int]:
-    """A live process."""
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    """A live process, which has said that it runs: until then it may have no memory of its own."""
+    program = "import time; print('here', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline()
     yield child.pid
     child.kill()
     child.wait()
