@@ -1,7 +1,6 @@
 """Between the page's fields and `Settings`: what a field means, and what a request looks like in the fields."""
 
 import functools
-import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from ldm.errors import UserError
 from ldm.images import open_image
 from ldm.ui.generate import enlarged
 from ldm.ui.models import Traits
-from ldm.ui.settings import Settings, checked, from_dict, parse_interval
+from ldm.ui.settings import SLOTS, Settings, checked, from_dict, parse_interval
 from ldm.ui.store import Store
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ Reader = Callable[[Any, str], Any]  # of a field's file, and the field's name
 MODES = {"text": "From nothing", "image": "Image to image", "inpaint": "Inpaint", "variations": "Variations"}
 AS_TRAINED = "as trained"
 FINISHED = "finished"  # among checkpoints: the finished model
-SLOTS = 2  # of LoRAs, and of ControlNets
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
+MOST = 1e300  # beyond are infinity and whole numbers that aren't of the machine
 MAX_SEED = 2**53  # a browser's numbers are exact below
 CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
 
@@ -36,7 +35,7 @@ def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Setting
     can't be, before anything is kept.
     """
     mode = form["mode"]
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise UserError(f"there is no mode '{mode}': take one of {', '.join(MODES)}.")
     option = {key: None if form[key] == AS_TRAINED else form[key] for key in ("sampler", "spacing")}
     plain = {
@@ -176,7 +175,7 @@ def _begin(form: Mapping[str, Any], mode: str, read: Reader) -> "tuple[Image | N
 
 def _edited(editor: Any, read: Reader) -> "tuple[Image, Image]":
     """Image and mask in the drawing field."""
-    editor = editor or {}
+    editor = editor if isinstance(editor, Mapping) else {}
     ground = editor.get("background")
     if ground is None:
         raise UserError("inpainting needs a picture: put one into the drawing field.")
@@ -213,7 +212,7 @@ def _number(value: Any, what: str) -> float | None:
     """A finite number, or None for an empty field."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MOST:
         raise UserError(f"{what}={value} has to be a number.")
     return value
 

@@ -74,7 +74,7 @@ def foreign(scope: Scope) -> Refusal | None:
         return 403, "another web page made this request: it is refused"
     own = {_header(scope, name).lower() for name in (b"host", b"x-forwarded-host")}
     for origin in _headers(scope, b"origin"):
-        if urlsplit(origin).netloc.lower() not in own - {""}:
+        if _host(origin) not in own - {""}:
             return 403, f"a page of {origin} made this request: it is refused"
     return None
 
@@ -90,10 +90,10 @@ def closed(scope: Scope) -> Refusal | None:
 
 def oversized(scope: Scope) -> Refusal | None:
     """Why a request is refused whose body is too large, or doesn't say how large it is."""
-    length = _header(scope, b"content-length")
-    if scope["method"] != "POST" and not length and not _header(scope, b"transfer-encoding"):
+    length, chunked = _header(scope, b"content-length"), _header(scope, b"transfer-encoding")
+    if scope["method"] != "POST" and not length and not chunked:
         return None
-    if not length.isdecimal():
+    if chunked or not length.isdecimal():  # of both, the length is the one that isn't kept to
         return 411, "the request has to say its length"
     most = UPLOAD_BYTES if scope["path"].startswith(UPLOAD) else BODY_BYTES
     return (413, f"the request is larger than {most // 2**20} MB") if int(length) > most else None
@@ -102,6 +102,13 @@ def oversized(scope: Scope) -> Refusal | None:
 def _follows_a_link(scope: Scope) -> bool:
     navigates = _header(scope, b"sec-fetch-mode") == "navigate" and _header(scope, b"sec-fetch-dest") == "document"
     return navigates and scope["method"] == "GET" and scope["path"] == "/"
+
+
+def _host(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:

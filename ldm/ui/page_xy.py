@@ -1,5 +1,6 @@
 """The tab of X/Y grids."""
 
+import html
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -60,6 +61,7 @@ class XYTab:
         for one in {replace(one, seed=settings.seed): one for one in asked}.values():
             self.app.painter.check(one)
         pictures: list[Any] = []
+        remarks: dict[str, None] = {}
         for one in asked:
             with closing(self.app.painter.draw(one)) as drawing:
                 for event in drawing:
@@ -68,6 +70,9 @@ class XYTab:
                         yield bar(f"picture {len(pictures) + 1} of {len(asked)}", share), gr.skip()
                     else:
                         pictures.append(_opened(event[0].path))
+                        remarks |= dict.fromkeys(event[0].remarks)
+        for remark in remarks:
+            gr.Warning(html.escape(remark), duration=None)
         yield bar(f"{len(asked)} pictures", 1, "done"), self._sheet(settings, pictures, x, y)
 
     def _sheet(self, settings: Settings, pictures: list[Any], x: xy.Axis, y: xy.Axis) -> Any:

@@ -7,12 +7,13 @@ Sampler: euler, CFG scale: 3, Seed: 1, Size: 32x32`; a value with a comma, colon
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError
-from ldm.ui.settings import OPTIONS, Settings, from_dict
+from ldm.ui.settings import OPTIONS, SLOTS, Settings, from_dict
 
 # Names of samplers elsewhere.
 ELSEWHERE = {
@@ -22,6 +23,8 @@ ELSEWHERE = {
     "dpm++ 2m sde": "dpmpp_2m_sde",
     "dpm++ 2m sde karras": "dpmpp_2m_sde",
 }
+OURS = {*(one.name for one in fields(Settings)), "prompts", "axes"}
+READ = ("Steps", "Sampler", "CFG scale", "Seed", "Model", "Denoising strength", "Class")
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
@@ -45,7 +48,7 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
     if "ldm" in text:
         try:
             given = json.loads(text["ldm"])
-        except ValueError:
+        except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):
             raise UserError("the picture's settings are damaged: its text chunk 'ldm' isn't JSON.")
@@ -54,7 +57,7 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
         except UserError as error:
             raise UserError(f"the picture's settings are damaged: {error}") from None
     if "parameters" in text:
-        return from_parameters(text["parameters"]), []
+        return from_parameters(text["parameters"]), _unread(text["parameters"])
     raise UserError("this picture carries no settings: take a PNG as the page or sample.py wrote it, unchanged.")
 
 
@@ -77,21 +80,16 @@ def to_parameters(settings: Settings, size: tuple[int, int], defaults: Mapping[s
 
 def from_parameters(text: str) -> Settings:
     """What a `parameters` chunk says that we know. Its size is that of another tool's model, and isn't taken."""
-    *lines, last = text.strip().split("\n")
-    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
-    if len(pairs) < 3:
-        lines, pairs = [*lines, last], {}
+    lines, pairs = _parts(text)
     texts: dict[str, list[str]] = {"prompt": [], "negative": []}
     target = "prompt"
     for line in lines:
         if line.startswith("Negative prompt:"):
             target, line = "negative", line.removeprefix("Negative prompt:").strip()
         texts[target].append(line)
-    sampler = pairs.get("Sampler", "")
-    sampler = ELSEWHERE.get(sampler.lower(), sampler.lower())
     given = {
         **{key: "\n".join(found).strip() for key, found in texts.items()},
-        "sampler": sampler if sampler in SAMPLERS else None,
+        "sampler": _sampler(pairs),
         "steps": _number(pairs.get("Steps"), int),
         "guidance": _number(pairs.get("CFG scale"), float),
         "seed": _number(pairs.get("Seed"), int),
@@ -101,6 +99,26 @@ def from_parameters(text: str) -> Settings:
         "n": 1,
     }
     return from_dict(given)
+
+
+def _parts(text: str) -> tuple[list[str], dict[str, str]]:
+    """The lines of the prompts in a `parameters` chunk, and its pairs."""
+    *lines, last = text.strip().split("\n")
+    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
+    return ([*lines, last], {}) if len(pairs) < 3 else (lines, pairs)
+
+
+def _sampler(pairs: Mapping[str, str]) -> str | None:
+    name = pairs.get("Sampler", "").lower()
+    name = ELSEWHERE.get(name, name)
+    return name if name in SAMPLERS else None
+
+
+def _unread(text: str) -> list[str]:
+    """What to tell the user of a `parameters` chunk: the pairs that aren't taken."""
+    pairs = _parts(text)[1]
+    left = [f"{k}: {v}" for k, v in pairs.items() if k not in READ or (k == "Sampler" and not _sampler(pairs))]
+    return [f"The page doesn't take these: {', '.join(left)}."] if left else []
 
 
 def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, list[str]]:
@@ -117,11 +135,15 @@ def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> t
     if isinstance(given.get("guidance"), dict):
         remarks.append("It was drawn with a guidance for each condition, which the page has no fields for.")
         given = {k: v for k, v in given.items() if k != "guidance"}
-    for key in ("image", "mask"):
+    for key in ("image", "mask", "map"):
         if given.get(key) and not re.fullmatch(r"[0-9a-f]{16}", str(given[key])):
             remarks.append(f"It was drawn with {key}={given[key]}: put that in again.")
             given = {k: v for k, v in given.items() if k != key}
     own = sampling.get(str(given.get("run")), {})
+    left = [f"{k}={v}" for k, v in given.items() if k not in OURS and v is not None and v != own.get(k)]
+    left += [f"{k} beyond the first {SLOTS}" for k in ("loras", "controlnets") if len(given.get(k) or ()) > SLOTS]
+    if left:
+        remarks.append(f"It was drawn with {', '.join(left)}, which the page has no fields for.")
     unsaid = {key for key in OPTIONS[3:] if key in given and given[key] == own.get(key)}
     return from_dict({k: v for k, v in given.items() if k not in unsaid}), remarks
 

@@ -10,6 +10,8 @@ from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError, did_you_mean
 
 MAX_PICTURES = 64
+MAX_IMAGES = 1024  # of one request, all its classes together
+SLOTS = 2  # of LoRAs, and of ControlNets
 MAX_STEPS = 1000
 MAX_FEATHER = 256
 MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it
@@ -62,6 +64,10 @@ def checked(settings: Settings) -> Settings:
     """The settings, or a UserError that names the first of them which can't be."""
     if not 1 <= settings.n <= MAX_PICTURES:
         raise UserError(f"n={settings.n}: draw between 1 and {MAX_PICTURES} pictures at a time.")
+    if settings.n * len(settings.labels) > MAX_IMAGES:
+        raise UserError(
+            f"n={settings.n} for {len(settings.labels)} classes: a request makes up to {MAX_IMAGES} images."
+        )
     if settings.steps is not None and not 1 <= settings.steps <= MAX_STEPS:
         raise UserError(f"steps={settings.steps}: take between 1 and {MAX_STEPS}.")
     if settings.sampler is not None and settings.sampler not in SAMPLERS:

@@ -92,7 +92,23 @@ def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: 
     assert len(remarks) == 2 and "cat.png" in remarks[1]
 
 
-@pytest.mark.parametrize("text", [{}, {"ldm": "{"}, {"ldm": "[1]"}, {"ldm": '{"n": "x"}'}, {"ldm": '{"prompt": [1]}'}])
+def test_what_the_page_has_no_fields_for_is_said(tmp_path: Path) -> None:
+    about = {"prompt": "a", "seed": 0, "lora": "mine:0.8", "clip": 2.0, "order": 3, "map": "a.png", "pad": None}
+    about |= {"loras": [["a", 1.0]] * 3, "run": "emoji"}
+    _, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": {"order": 3}})
+    said = " ".join(remarks)
+    for word in ("lora=mine:0.8", "clip=2.0", "map=a.png", "loras beyond the first 2"):
+        assert word in said
+    assert "order" not in said and "pad" not in said
+    text = "a cat\nSteps: 5, Sampler: Restart, CFG scale: 2, Seed: 1, Size: 8x8, Clip skip: 2, Model: emoji"
+    _, remarks = read(png(tmp_path / "b.png", {"parameters": text}))
+    assert remarks == ["The page doesn't take these: Sampler: Restart, Size: 8x8, Clip skip: 2."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [{}, {"ldm": "{"}, {"ldm": "[" * 100_000}, {"ldm": "[1]"}, {"ldm": '{"n": "x"}'}, {"ldm": '{"prompt": [1]}'}],
+)
 def test_a_picture_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
     with pytest.raises(UserError, match="settings"):
         read(png(tmp_path / "a.png", text))
