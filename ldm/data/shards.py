@@ -66,6 +66,8 @@ class Shards:
         self.size, self.captions = as_shape(size), check_captions(captions)
         self.channels, self.bits, self.columns = channels, bits, column_names(columns)
         self._made: tuple[Table, Table] | None = None
+        height, width = self.size or (1, 1)  # a wrong option is told before any shard is read
+        Preprocess(3 if channels is None else channels, height, width, 8 if bits is None else bits, resize)
         resize = resize if size else "none"
         self.options: dict[str, Any] = {"resize": resize, "background": background, "low": low, "high": high}
 

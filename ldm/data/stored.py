@@ -42,8 +42,6 @@ class Stored:
     ):
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
-        if size is not None and not isinstance(size, int) and len(size) != 2:
-            raise UserError(f"data.size={list(size)}: give one number or [height, width].")
         self.size = as_shape(size)
         self.channels, self.bits, self.val_share, self.max_bad_share = channels, bits, val_share, max_bad_share
         self.columns, self.options = column_names(columns), dict(options)
@@ -51,7 +49,8 @@ class Stored:
         self.captions, self.seen = check_captions(captions), Seen()
         # a wrong option is told before any file is read
         height, width = self.size or (1, 1)
-        Preprocess(channels or 3, height, width, bits or 8, **{k: v for k, v in options.items() if k != "background"})
+        without = {k: v for k, v in options.items() if k != "background"}
+        Preprocess(3 if channels is None else channels, height, width, 8 if bits is None else bits, **without)
 
     @property
     def default_condition(self) -> str | None:
@@ -239,9 +238,11 @@ def column_names(columns: Sequence[str] | Mapping[str, str] | None) -> dict[str,
 
 
 def as_shape(size: int | Sequence[int] | None) -> Shape | None:
-    """One side, or (height, width), as both."""
+    """One side, or (height, width), as both. Raises UserError for other lists."""
     if size is None:
         return None
+    if not isinstance(size, int) and len(size) != 2:
+        raise UserError(f"data.size={list(size)}: give one number or [height, width].")
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.stored import as_shape
 from ldm.data.table import Table, cached, hash_of, new_array
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
@@ -42,6 +43,8 @@ class TorchVision:
     ):
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
+        height, width = as_shape(size) or (1, 1)  # a wrong option is told before anything is downloaded
+        Preprocess(3 if channels is None else channels, height, width, resize=resize)
         self.dataset, self.root = dataset, Path(root or "data")
         self.size, self.channels, self.val_share, self.resize = size, channels, val_share, resize
         self.options = dict(options or {})
@@ -120,10 +123,7 @@ class TorchVision:
         return tables
 
     def _preprocess(self, picture: Any) -> Preprocess:
-        own = shape_of(picture)
-        height, width = (
-            own if self.size is None else (self.size, self.size) if isinstance(self.size, int) else self.size
-        )
+        height, width = as_shape(self.size) or shape_of(picture)
         channels = self.channels or (1 if picture.mode in ("L", "1") else 3)
         resize = "none" if self.size is None else self.resize
         return Preprocess(channels=channels, height=height, width=width, resize=resize)
