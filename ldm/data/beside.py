@@ -3,7 +3,7 @@
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from ldm.data.sample import Sample, Seen, plural
 from ldm.images import IMAGES
@@ -27,15 +27,6 @@ _NOBODYS = re.compile(
 )
 # Folders whose images programs make.
 _JUNK = {"__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "$recycle.bin", "lost+found"}
-# Folders that hold something about the images beside them, if their files go by those images' names.
-_ABOUT = re.compile(
-    r"(.*[-_ ])?(masks?|maps?|seg|segmentations?|segmaps?|labels?|annotations?|gt|ground[-_ ]?truths?|depths?|normals?"
-    r"|edges?|canny|hints?|controls?|conditions?|conditioning|trimaps?|mattes?|alphas?|captions?|previews?)",
-    re.IGNORECASE,
-)
-_MARKS = "mask|masklabel|condlabel|map|seg|segmentation|depth|canny|control|matte|alpha|thumb|thumbnail"
-_ABOUT_MARK = re.compile(_MARKS, re.IGNORECASE)
-_ABOUT_FILE = re.compile(rf"(?P<stem>.+?)[-_. ]({_MARKS})([-_ ]?\d+)?", re.IGNORECASE)
 
 
 def is_image(path: str) -> bool:
@@ -55,19 +46,6 @@ def stem(path: str) -> str:
 
 def is_junk(path: str) -> bool:
     return any(step.lower() in _JUNK for step in path.split("/")[:-1])
-
-
-def own_images(paths: Sequence[str], seen: Seen) -> list[str]:
-    """The images among `paths` that are samples: not masks and the like that go by another's name, not what programs
-    leave behind. Where nothing else is there, these are meant."""
-    images = [path for path in paths if is_image(path)]
-    left = {path: "in folders that programs make" for path in images if is_junk(path)}
-    left |= _files_about([path for path in images if path not in left])
-    left |= _folders_about([path for path in images if path not in left])
-    if not left or len(left) == len(images):
-        return images
-    seen.left_out |= left
-    return [path for path in images if path not in left]
 
 
 def find_captions(samples: Sequence[Sample], paths: Collection[str], seen: Seen) -> None:
@@ -103,40 +81,3 @@ def tell_unread(paths: Sequence[str], seen: Seen) -> None:
     if kinds:
         each = ", ".join(f"{plural(len(of), f'{kind} file'.strip())} ({of[0]})" for kind, of in kinds.items())
         seen.note(f"not read: {each}; captions come from NAME.txt or NAME.caption beside NAME.png")
-
-
-def _files_about(images: Sequence[str]) -> dict[str, str]:
-    """`cat-masklabel.png` beside `cat.jpg`, as OneTrainer has it, `cat_mask.png` and the like."""
-    stems = {stem(path).lower() for path in images}
-    left = {}
-    for path in images:
-        match = _ABOUT_FILE.fullmatch(stem(path)) if _ABOUT_MARK.search(path) else None
-        if match and match["stem"].lower() in stems:
-            left[path] = "named as masks and the like of the images beside them (metadata.jsonl can name them so)"
-    return left
-
-
-def _folders_about(images: Sequence[str]) -> dict[str, str]:
-    """What lies in masks/ and goes by the names of the images in images/."""
-    by_folder: Mapping[str, list[str]] = defaultdict(list)
-    for path in images:
-        step = next((step for step in path.split("/")[:-1] if _ABOUT.fullmatch(step)), None)
-        by_folder[step or ""].append(path)
-    if len(by_folder) < 2:
-        return {}
-    stems = {_stem(path) for path in by_folder[""]}
-    left: dict[str, str] = {}
-    for folder, inside in by_folder.items():
-        if folder and 2 * sum(_stem(path) in stems for path in inside) >= len(inside):
-            reason = (
-                f"in {folder}/, by the names of the images beside it (metadata.jsonl can name them as masks and so on)"
-            )
-            left |= dict.fromkeys(inside, reason)
-    return left
-
-
-def _stem(path: str) -> str:
-    """The name without its ending and without a mark that says what the file is."""
-    name = stem(posixpath.basename(path))
-    match = _ABOUT_FILE.fullmatch(name)
-    return (match["stem"] if match else name).lower()

@@ -214,7 +214,8 @@ def _check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
     if val and all(sample.label is None for sample in val):
         raise UserError(
             f"none of the {len(val)} images for validation, such as {val[0].image}, has a label, unlike training's: "
-            "sort them into folders of the same names, or take them out and let data.val_share hold out others."
+            "sort them into folders of the same names, or take them out (data.without= names folders) and let "
+            "data.val_share hold out others."
         )
     for sample in (*train, *val):
         if sample.label is None:

@@ -1,13 +1,16 @@
 """Your own images: a folder or a .zip, decoded once into memory-mapped arrays."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from ldm.data.beside import tell_unread
+from ldm.data.classes import image_of
 from ldm.data.decode import Split
-from ldm.data.layout import Layout, layout_of
+from ldm.data.layout import Layout, Meant, inside
 from ldm.data.listing import samples
+from ldm.data.part import Part, check_names, held_out
+from ldm.data.repeats import check_repeats
 from ldm.data.sample import Sample, Seen, plural, some
 from ldm.data.store import Store, open_store
 from ldm.data.stored import WHOLE, Stored, split_off, told
@@ -30,12 +33,15 @@ class Folder(Stored):
     - or kohya's folders `10_name`: an epoch visits their images 10 times, and `name` is the caption of those without a
       file. `repeats` says whether such folders are meant, by default if they look like it.
 
-    Splits: `train/` and `val/` where there are both, or as people spell them (training, valid, test, val2017);
-    otherwise `val_root`, or a fixed random `val_share` of the images. `columns` takes only some columns ([text]) or
-    gives their names in the metadata ({text: caption}). `size` is a number or [height, width] and defaults to the
-    images' own where all agree; `channels` and `bits` default to what the images hold. `resize`, `background`, `low`
-    and `high`: see Preprocess. What can't be read is left out and counted; more than `max_bad_share` of it stops the
-    run.
+    `classes` says whether subfolders are classes, by default unless they are named as masks of the images beside them,
+    by dates, or as cameras and other tools name them. `without` names folders, by name or path, that are left out.
+
+    Splits: `train/` and `val/` where there are both, or as people spell them (training, valid, test, val2017), also
+    below the classes; otherwise `val_root`, whose images are never trained on, or a fixed random `val_share` of the
+    images. `columns` takes only some columns ([text]) or gives their names in the metadata ({text: caption}). `size` is
+    a number or [height, width] and defaults to the images' own where all agree; `channels` and `bits` default to what
+    the images hold. `resize`, `background`, `low` and `high`: see Preprocess. What can't be read is left out and
+    counted; more than `max_bad_share` of it stops the run.
 
     With `buckets` images keep about their aspect: each goes to the nearest of several shapes that have the area of a
     square of `size`, sides that are multiples of `bucket_step` (an eighth of `size`, at least 8) and `bucket_least`
@@ -61,13 +67,18 @@ class Folder(Stored):
         bucket_least: int = 16,
         captions: str = WHOLE,
         repeats: bool | None = None,
+        classes: bool | None = None,
+        without: Sequence[str] = (),
     ):
         options = {"resize": resize, "background": background, "low": low, "high": high}
         if buckets and not isinstance(size, int):
             raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square of the area of all shapes.")
         step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
         super().__init__(size, channels, bits, val_share, columns, max_bad_share, options, step, bucket_least, captions)
+        if classes and repeats:
+            raise UserError("data.classes=true and data.repeats=true: a folder is a class or says repeats; say one.")
         self.root, self.val_root, self.repeats = root, val_root, repeats
+        self.meant = Meant(classes, repeats, [name.strip("/") for name in without])
 
     @property
     def name(self) -> str:
@@ -85,28 +96,45 @@ class Folder(Stored):
     def _split_said(self) -> str:
         if self.val_root is not None:
             return f"data.val_root={self.val_root}"
-        return f"{self._layout.val}/" if self._layout.val else super()._split_said()
+        return some([f"{folder}/" for folder in self._layout.val]) or super()._split_said()
 
     @cached_property
     def _store(self) -> Store:
         return open_store(self.root)
 
     @cached_property
+    def _other(self) -> Store | None:
+        return None if self.val_root is None else open_store(self.val_root)
+
+    @cached_property
+    def _part(self) -> Part:
+        """What of the root may be trained on."""
+        store = self._store
+        check_names(store, self.meant.without)
+        held = held_out(store, self._other, self.meant) if self._other else []
+        reason = f"of data.val_root={self.val_root}, to validate on"
+        self.seen.leave(held, reason)
+        return Part.of(store, self.meant, (), self.seen, {*held})
+
+    @cached_property
     def _layout(self) -> Layout:
-        return layout_of(self._store.entries, self.val_root is not None, self.seen)
+        return self._part.layout(self.val_root is not None, self.seen)
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
         store, layout = self._store, self._layout
-        train = self._listed(store, layout.train, without=layout.without)
-        if self.val_root is None and layout.val is None:
-            self._tell_unread(store)
-            return split_off(store, train, self.val_share, self.seen)
-        other = store if self.val_root is None else open_store(self.val_root)
-        within = layout.val if self.val_root is None else layout_of(other.entries, False, Seen()).val
+        train = self._listed(self._part, layout.train, layout.trains)
+        if self.repeats:
+            check_repeats(train)
+        if self.val_root is None and not layout.val:
+            self._tell(train, store)
+            return split_off(store, train, self.val_share, self.seen, image_of)
         known = {str(sample.label) for sample in train if sample.label is not None}
-        val = self._listed(other, within or "", known=known)
-        self._tell_unread(*dict.fromkeys((store, other)))
+        if self._other is None:
+            other, val = store, self._listed(self._part, layout.val, layout.validates, known)
+        else:
+            other, val = self._other, self._validation(self._other, known)
+        self._tell([*train, *val], *dict.fromkeys((store, other)))
         for source, found in ((store, train), (other, val)):
             if not found:
                 what = "training" if found is train else "validation"
@@ -117,11 +145,28 @@ class Folder(Stored):
             )
         return (store, train), (other, val)
 
-    def _tell_unread(self, *stores: Store) -> None:
+    def _validation(self, store: Store, known: Collection[str]) -> list[Sample]:
+        """The samples of `val_root`: of its own part for validation, if it has one."""
+        part = Part.of(store, self.meant, known, self.seen)
+        folders = part.layout(False, Seen()).val or ("",)
+        return self._listed(part, folders, lambda path: inside(path, folders), known)
+
+    def _tell(self, found: Sequence[Sample], *stores: Store) -> None:
+        """What wasn't read, but for what the samples name."""
         tell_unread([path for store in stores for path in store.entries if path not in self.seen.read], self.seen)
+        for path in [path for s in found for path in (s.map, s.mask, s.control) if path]:
+            self.seen.left_out.pop(path, None)
 
     def _listed(
-        self, store: Store, under: str, without: str | None = None, known: Collection[str] = ()
+        self, part: Part, folders: Sequence[str], keep: Callable[[str], bool], known: Collection[str] = ()
     ) -> list[Sample]:
-        options = {"without": without, "known": known, "repeats": self.repeats}
-        return samples(store, under, self.columns, self.seen, **options)  # type: ignore[arg-type]
+        return samples(
+            part.store,
+            folders[0] if len(folders) == 1 else "",
+            self.columns,
+            self.seen,
+            known=known,
+            meant=self.meant,
+            left=part.left,
+            keep=lambda path: keep(path) and path not in part.gone,
+        )

@@ -1,52 +1,79 @@
-"""Which folders hold training and validation, which classes, and which repeats, by the names that people give them."""
+"""Which folders hold training and validation images, by the names that people give them."""
 
 import posixpath
 import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from ldm.data.beside import is_image, is_junk
-from ldm.data.sample import Seen, some
+from ldm.data.sample import Seen
 
 _PARTS = r"([-_ ]?(set|data|split|images|imgs|img))?[-_]?(\d{4})?"  # train_images, val2017
 _TRAIN = re.compile(rf"(train|training|trn){_PARTS}", re.IGNORECASE)
 _VALIDATION = [
-    re.compile(f"({names}){_PARTS}", re.IGNORECASE) for names in ("val|valid|validation", "dev|eval", "test(ing)?")
+    re.compile(f"({names}){_PARTS}", re.IGNORECASE)
+    for names in ("val|valid|validation", "dev|eval", "test(ing)?[1-9]?")  # Kaggle's test1
 ]
-_CAMERA = re.compile(r"[1-9]\d\d[A-Z0-9_]{5}")  # DCF's names of folders: 100APPLE, 101CANON
-_REPEATS = re.compile(r"(?P<repeats>\d{1,3})_(?P<name>.+)")  # kohya's
-_REGULAR = re.compile(r"reg(ulari[sz]ation)?([-_ ]?(images|imgs|img|data))?", re.IGNORECASE)
+_NO_CLASS = re.compile(rf"val(idation)?{_PARTS}", re.IGNORECASE)  # "valid" may be a class
+# DIV2K_train_HR and DIV2K_valid_HR, cars_train and cars_test: the same words around them
+_AROUND = r"(?P<before>(.*[-_ .])?)({})(?P<after>([-_ .].*)?)"
+_TRAIN_IN = re.compile(_AROUND.format("train|training|trn"), re.IGNORECASE)
+_VALIDATION_IN = [
+    re.compile(_AROUND.format(names), re.IGNORECASE) for names in ("val|valid|validation", "dev|eval", "test(ing)?")
+]
+
+
+class Meant(NamedTuple):
+    """What the user says of the folders, None by default: whether they are classes, whether `10_name` are repeats, and
+    which hold no images of the set."""
+
+    classes: bool | None = None
+    repeats: bool | None = None
+    without: Sequence[str] = ()
 
 
 class Layout(NamedTuple):
-    """The folders of the splits; "" is everything. `without` lies inside `train` and isn't of it."""
+    """The folders of the splits; "" is everything. What lies in `without` is of neither; what lies in `val` isn't of
+    training, wherever it is."""
 
-    train: str
-    val: str | None = None
-    without: str | None = None
+    train: tuple[str, ...] = ("",)
+    val: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def trains(self, path: str) -> bool:
+        return inside(path, self.train) and not inside(path, self.val) and not inside(path, self.without)
+
+    def validates(self, path: str) -> bool:
+        return inside(path, self.val)
 
 
-def layout_of(paths: Collection[str], has_val_root: bool, seen: Seen) -> Layout:
-    """Where training and validation images lie."""
-    images = [path for path in paths if is_image(path) and not is_junk(path)]
+def layout_of(images: Sequence[str], has_val_root: bool, seen: Seen) -> Layout:
+    """Where training and validation images lie. Says which images are of neither."""
     base = common_folder(images)
-    tops = sorted({top for path in images if (top := _top(path, base))}, key=lambda name: (len(name), name))
-    train = next((top for top in tops if _TRAIN.fullmatch(top)), None)
-    vals = [top for kind in _VALIDATION for top in tops if kind.fullmatch(top)]
-    if train and (vals or has_val_root):
-        val = None if has_val_root else vals[0]
-        chosen = Layout(_join(base, train), val and _join(base, val))
-        _leave_others(images, chosen, has_val_root, seen)
-        return chosen
-    if vals and not train and not has_val_root and _VALIDATION[0].fullmatch(vals[0]):
-        val = _join(base, vals[0])
-        if _is_beside(images, base, val):
-            return Layout(base, val, val)
-    return Layout("")
+    found = _named(images, base, has_val_root) or _below_classes(images, base) or _beside(images, base, has_val_root)
+    if found is None:
+        return Layout()
+    chosen = found._replace(val=()) if has_val_root else found
+    _leave_others(images, chosen, has_val_root, seen)
+    return chosen
 
 
-def inside(path: str, folder: str | None) -> bool:
-    return folder is not None and (not folder or path.startswith(folder + "/"))
+def inside(path: str, folders: Collection[str]) -> bool:
+    """Whether a path lies in one of the folders, of which "" is everything."""
+    if not folders or "" in folders:
+        return bool(folders)
+    if len(folders) < 4:
+        return any(path.startswith(folder + "/") for folder in folders)
+    return any(path[:i] in folders for i, letter in enumerate(path) if letter == "/")
+
+
+def is_named(path: str, names: Collection[str]) -> bool:
+    """Whether a path leads through a folder of one of these names, or lies in one of these paths."""
+    steps = path.split("/")[:-1]
+    return any(step in names or "/".join(steps[: i + 1]) in names for i, step in enumerate(steps))
+
+
+def is_split(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_TRAIN, *_VALIDATION))
 
 
 def common_folder(paths: Collection[str]) -> str:
@@ -54,74 +81,93 @@ def common_folder(paths: Collection[str]) -> str:
     return posixpath.commonpath({posixpath.dirname(path) for path in paths}) if paths else ""
 
 
-def classes_of(paths: Sequence[str], known: Collection[str], seen: Seen) -> list[str | None]:
-    """The class of each image: the first folder in which they differ. None where folders are no classes, and for an
-    image that lies beside them.
-
-    `known` are training's classes, where these images are to be validated on.
-    """
-    base = common_folder(paths)
-    steps = base.split("/") if base else []
-    depth = next((i for i, step in enumerate(steps) if step in known), len(steps))
-    names = [_top(path, "/".join(steps[:depth])) for path in paths]
-    distinct = sorted({name for name in names if name is not None})
-    if len({*names}) < 2 and not known:
-        return [None] * len(paths)
-    if distinct and all(map(_CAMERA.fullmatch, distinct)):
-        seen.aside(f"folders as cameras name them are no classes: {some(distinct)}")
-        return [None] * len(paths)
-    return names
-
-
-def repeats_of(paths: Sequence[str], wanted: bool | None, seen: Seen) -> dict[str, tuple[int, str]]:
-    """By image how often an epoch visits it, and its name, where all lie in folders as kohya's tools name them:
-    `10_name`. Empty otherwise.
-
-    Images under `reg/`, which kohya's tools mix in as what the class looked like before, aren't among them. Numbers
-    from 0 or 1 on, each once, number classes, unless `wanted`.
-    """
-    found = {path: match for path in paths if (match := _numbered(path))}
-    kept = {path: match for path, match in found.items() if not any(map(_REGULAR.fullmatch, path.split("/")[:-1]))}
-    if wanted is False or not kept or len(found) < len(paths):
-        return {}
-    numbers = {match[0]: int(match["repeats"]) for match in kept.values()}
-    if 0 in numbers.values():
-        return {}
-    if not wanted and len(numbers) > 1 and sorted(numbers.values()) == list(range(1, len(numbers) + 1)):
-        seen.aside(f"{some(sorted(numbers))} are taken for numbered classes; data.repeats=true: for repeats")
-        return {}
-    said = ", ".join(f"{name} {number} times" for name, number in list(numbers.items())[:4])
-    seen.aside(f"repeats as kohya's tools count them: an epoch visits {said}{' ...' if len(numbers) > 4 else ''}")
-    if left := [path for path in found if path not in kept]:
-        seen.leave(left, "kohya's images for regularisation (prior_path= makes the model's own)")
-    return {path: (int(match["repeats"]), match["name"].strip()) for path, match in kept.items()}
-
-
-def _numbered(path: str) -> re.Match[str] | None:
-    steps = [step for step in path.split("/")[:-1] if not _CAMERA.fullmatch(step)]
-    return next((match for step in steps if (match := _REPEATS.fullmatch(step))), None)
-
-
-def _leave_others(images: Sequence[str], chosen: Layout, has_val_root: bool, seen: Seen) -> None:
-    """Says which images lie in neither split."""
-    others = [path for path in images if not inside(path, chosen.train) and not inside(path, chosen.val)]
-    names = " and ".join(f"{folder}/" for folder in (chosen.train, chosen.val) if folder)
-    reason = f"beside {names}" + (", as data.val_root is given" if has_val_root else "")
-    seen.leave(others, reason)
-
-
-def _is_beside(images: Sequence[str], base: str, val: str) -> bool:
-    """Whether `val` looks like a part of what is beside it: images beside images, or folders of the same names."""
-    inner = {_top(path, val) for path in images if inside(path, val)}
-    outer = {_top(path, base) for path in images if not inside(path, val)}
-    return bool(inner) and inner <= outer
-
-
-def _top(path: str, base: str) -> str | None:
+def top(path: str, base: str) -> str | None:
     """The folder right below `base` that a path leads through; None for a file in `base`."""
     rest = path[len(base) + 1 if base else 0 :]
     return rest.split("/")[0] if "/" in rest else None
 
 
-def _join(base: str, name: str) -> str:
+def join(base: str, name: str) -> str:
     return f"{base}/{name}" if base else name
+
+
+def _named(images: Sequence[str], base: str, has_val_root: bool) -> Layout | None:
+    """Folders of both names in `base`; or of training's, where validation's are elsewhere."""
+    train, vals = _pair(_tops(images, base))
+    if not train or not (vals or has_val_root):
+        return None
+    return Layout((join(base, train),), tuple(join(base, val) for val in vals[:1]))
+
+
+def _pair(names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Training's name among these, and validation's, the best first."""
+    train = next((name for name in names if _TRAIN.fullmatch(name)), None)
+    vals = [name for kind in _VALIDATION for name in names if kind.fullmatch(name)]
+    if train or vals:
+        return train, vals
+    around = {_words(match): name for name in reversed(names) if (match := _TRAIN_IN.fullmatch(name))}
+    for kind in _VALIDATION_IN:
+        matches = [match for name in names if (match := kind.fullmatch(name)) and _words(match) in around]
+        if matches:
+            return around[_words(matches[0])], [matches[0][0]]
+    return None, []
+
+
+def _words(match: re.Match[str]) -> tuple[str, str]:
+    return match["before"].lower(), match["after"].lower()
+
+
+def _below_classes(images: Sequence[str], base: str) -> Layout | None:
+    """cats/train, cats/val, dogs/train, dogs/val: every folder has its own part for training, one has for validation.
+
+    Images right in the base or in one of the folders are of no split.
+    """
+    inner: dict[str, set[str]] = {}
+    for path in images:
+        if name := top(path, base):
+            inner.setdefault(name, set()).add(top(path, join(base, name)) or "")
+    pairs = {join(base, name): _pair(_by_length(names)) for name, names in inner.items()}
+    if len(pairs) < 2 or not all(train for train, _ in pairs.values()) or not any(vals for _, vals in pairs.values()):
+        return None
+    return Layout(
+        tuple(f"{name}/{train}" for name, (train, _) in pairs.items()),
+        tuple(f"{name}/{vals[0]}" for name, (_, vals) in pairs.items() if vals),
+    )
+
+
+def _beside(images: Sequence[str], base: str, has_val_root: bool) -> Layout | None:
+    """Validation's folder beside what is trained on."""
+    names = _tops(images, base)
+    vals = [name for kind in _VALIDATION for name in names if kind.fullmatch(name)]
+    found = [join(base, name) for name in vals if _is_part(images, base, name, vals, has_val_root)]
+    return Layout((base,), tuple(found[:1]), tuple(found)) if found else None
+
+
+def _is_part(images: Sequence[str], base: str, name: str, vals: Sequence[str], has_val_root: bool) -> bool:
+    """Whether the folder `name` looks like a part of what is beside it: folders of the same names, or images beside
+    images; beside class folders only by a name that is none of a class."""
+    val = join(base, name)
+    inner = {top(path, val) for path in images if inside(path, (val,))}
+    outer = {top(path, base) for path in images if not inside(path, (val,))} - {*vals}
+    if inner != {None}:
+        return bool(outer) and inner <= outer
+    if None in outer:
+        return bool(_VALIDATION[0].fullmatch(name)) and not has_val_root
+    return bool(_NO_CLASS.fullmatch(name)) and bool(outer)
+
+
+def _leave_others(images: Sequence[str], chosen: Layout, has_val_root: bool, seen: Seen) -> None:
+    """Says which images lie in neither split."""
+    others = [path for path in images if not chosen.trains(path) and not chosen.validates(path)]
+    folders = [folder for folder in (*chosen.train[:1], *chosen.val[:1]) if folder]
+    more = " and so on" if len(chosen.train) > 1 else ""
+    reason = f"beside {' and '.join(f'{folder}/' for folder in folders)}{more}" if folders else "of no split"
+    seen.leave(others, reason + (", as data.val_root is given" if has_val_root else ""))
+
+
+def _tops(images: Sequence[str], base: str) -> list[str]:
+    return _by_length({name for path in images if (name := top(path, base))})
+
+
+def _by_length(names: Collection[str]) -> list[str]:
+    return sorted(names, key=lambda name: (len(name), name))

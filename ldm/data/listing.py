@@ -1,10 +1,12 @@
 """What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and controls."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ldm.data.beside import find_captions, is_image, own_images
-from ldm.data.layout import classes_of, inside, repeats_of
+from ldm.data.beside import find_captions, is_image
+from ldm.data.classes import classes_of
+from ldm.data.layout import Meant
 from ldm.data.metadata import described
+from ldm.data.repeats import repeat_described, repeats_of
 from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, plural, some
 from ldm.data.store import FolderStore, Store, ZipStore, open_store
 
@@ -17,25 +19,28 @@ def samples(
     columns: Mapping[str, str],
     seen: Seen | None = None,
     *,
-    without: str | None = None,
     known: Collection[str] = (),
-    repeats: bool | None = None,
+    meant: Meant = Meant(),  # noqa: B008  immutable
+    left: Mapping[str, str] | None = None,
+    keep: Callable[[str], bool] = lambda path: True,
 ) -> list[Sample]:
-    """The samples inside the folder `under` of the store, in the order of their paths or their metadata, but for those
-    inside `without`.
+    """The samples inside the folder `under` of the store that `keep` takes by their paths, in the order of their paths
+    or their metadata.
 
     `columns` says which of COLUMNS are wanted and what the metadata call them; `known` are training's classes, when
-    these are to be validated on; `repeats` says whether folders `10_name` are repeats, by default if they look like it.
+    these are to be validated on; `meant` is what the user says of the folders. `left` are images that are no samples,
+    with the reason, unless metadata name them.
     """
     seen = Seen() if seen is None else seen
-    paths = [path for path in store.under(under) if not inside(path, without)]
-    found = [sample for sample in described(store, under, columns, seen) if not inside(sample.image, without)]
+    paths = [path for path in store.under(under) if keep(path)]
+    found = [sample for sample in described(store, under, columns, seen) if keep(sample.image)]
     if found:
         _leave_unnamed(found, paths, seen)
+        found = repeat_described(found, meant.repeats, seen)
         if "text" in columns and all(sample.text is None for sample in found):
             find_captions(found, store.entries, seen)
     else:
-        found = _from_files(store, paths, columns, known, repeats, seen)
+        found = _from_files(store, paths, columns, known, meant, left or {}, seen)
     seen.read |= {path for sample in found for path in (sample.caption, *(getattr(sample, key) for key in PATHS))}
     for key in [key for key in PATHS if key not in columns]:
         for sample in found:
@@ -48,11 +53,13 @@ def _from_files(
     paths: Sequence[str],
     columns: Mapping[str, str],
     known: Collection[str],
-    repeats: bool | None,
+    meant: Meant,
+    left: Mapping[str, str],
     seen: Seen,
 ) -> list[Sample]:
-    images = own_images(paths, seen)
-    counted = repeats_of(images, repeats, seen)
+    seen.left_out |= {path: left[path] for path in paths if path in left}
+    images = [path for path in paths if is_image(path) and path not in left]
+    counted = {} if meant.classes else repeats_of(images, meant.repeats, known, seen)
     found = [Sample(path) for path in images if path in counted or not counted]
     if "text" in columns:
         find_captions(found, store.entries, seen)
@@ -61,13 +68,13 @@ def _from_files(
             sample.repeats, name = counted[sample.image]
             _name(sample, name, columns)
     if "label" in columns and not counted:
-        _classify(found, known, seen)
+        _classify(found, meant.classes, known, seen)
     return found
 
 
-def _classify(found: Sequence[Sample], known: Collection[str], seen: Seen) -> None:
+def _classify(found: Sequence[Sample], meant: bool | None, known: Collection[str], seen: Seen) -> None:
     """Labels by the folders, where every image lies in one."""
-    classes = classes_of([sample.image for sample in found], known, seen)
+    classes = classes_of([sample.image for sample in found], meant, known, seen)
     strays = [sample.image for sample, name in zip(found, classes, strict=True) if name is None]
     if not strays:
         for sample, name in zip(found, classes, strict=True):

@@ -3,7 +3,7 @@
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -196,13 +196,20 @@ def _fault(store: Store, sample: Sample) -> str:
         return f"{sample.image}: {error}"
 
 
-def split_off(store: Store, found: list[Sample], share: float, seen: Seen) -> tuple[Split, Split]:
+def _without_ending(path: str) -> str:
+    return posixpath.splitext(path)[0]
+
+
+def split_off(
+    store: Store, found: list[Sample], share: float, seen: Seen, image_of: Callable[[str], str] = _without_ending
+) -> tuple[Split, Split]:
     """A fixed random `share` of the images for validation, the others for training.
 
-    Several samples of one image stay together: rows that name the same file, or files that differ in their ending.
+    Several samples of one image stay together: rows that name the same file, or files that differ in their format.
+    `image_of` a path names the image.
     """
     first: dict[str, int] = {}
-    image = np.array([first.setdefault(posixpath.splitext(sample.image)[0], len(first)) for sample in found])  # (N,)
+    image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)
     n = len(first)
     if n < 2:
         raise UserError(f"{store.where} holds too few images, {n}; training and validation need one each.{told(seen)}")

@@ -1,56 +1,20 @@
 """Folders as people have them: what is meant is read, and what isn't read is said."""
 
-import json
 import logging
 import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.datamodule import TrainBatches
 from ldm.data.folder import Folder
 from ldm.data.sample import Sample, Seen
 from ldm.data.stored import split_off
-from ldm.data.summary import MOST_LINES, Facts
+from ldm.data.summary import MOST_LINES
 from ldm.errors import UserError
-
-
-def lay_out(root: Path, *paths: str) -> Path:
-    """Images of 4x4, the i-th grey of i; other endings hold their own path as text."""
-    for i, path in enumerate(paths):
-        file = root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix in (".png", ".jpg", ".ppm"):
-            file.write_bytes(b"P6\n4 4\n255\n" + bytes([i] * 48))  # read by what it holds, not by its ending
-        else:
-            file.write_text(path)
-    return root
-
-
-def describe(root: Path, *rows: dict) -> None:
-    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-def tables(root: Path, **options):
-    return Folder(str(root), **options).tables(root.parent / "cache")
-
-
-def facts(root: Path) -> Facts:
-    (folder,) = (root.parent / "cache").iterdir()
-    return Facts.load(folder)
-
-
-def names(tables) -> list[str]:
-    return sorted(name for table in tables for name in table.names)
-
-
-def numbered(*folders: str, n: int = 3) -> list[str]:
-    return [f"{folder}/{i}.png" for folder in folders for i in range(n)]
-
+from tests.data.folders import describe, facts, lay_out, names, numbered, tables
 
 # Classes -------------------------------------------------------------------------------------------------------------
 
@@ -75,10 +39,6 @@ def test_an_image_beside_class_folders_is_told(tmp_path, caplog):
     assert "no classes are taken from the folders cat, dog" in caplog.text and "cover.png" in caplog.text
 
 
-def test_folders_of_a_camera_are_no_classes(tmp_path):
-    assert "label" not in tables(lay_out(tmp_path / "d", *numbered("DCIM/100APPLE", "DCIM/101APPLE")))[0].columns
-
-
 # Splits --------------------------------------------------------------------------------------------------------------
 
 
@@ -90,6 +50,9 @@ def test_folders_of_a_camera_are_no_classes(tmp_path):
         ("train2017", "val2017"),
         ("x/train_set", "x/dev"),
         ("trn", "valid"),
+        ("train", "test1"),
+        ("DIV2K_train_HR", "DIV2K_valid_HR"),
+        ("cars_train", "cars_test"),
     ],
 )
 def test_split_folders_as_people_spell_them(tmp_path, train, val):
@@ -105,6 +68,76 @@ def test_validation_beside_what_it_looks_like(tmp_path):
     assert found[0].classes == ("a", "b") and len(found[1]) == 3
     found = tables(lay_out(tmp_path / "words", *numbered("valid", "invalid")))
     assert found[0].classes == ("invalid", "valid"), "no split: nothing in it is as beside it"
+
+
+def test_a_split_below_the_classes(tmp_path):
+    paths = numbered("cats/train", "cats/val", "dogs/train", "dogs/val", "dogs/test", n=2)
+    train, val = tables(lay_out(tmp_path / "d", *paths))
+    assert (list(train.names), list(val.names)) == (paths[:2] + paths[4:6], paths[2:4] + paths[6:8])
+    assert train.classes == val.classes == ("cats", "dogs") and val.columns["label"].tolist() == [0, 0, 1, 1]
+    assert set(facts(tmp_path / "d").left_out) == set(paths[8:])
+    lay_out(tmp_path / "d", *numbered("birds"))  # no split: a folder without a part for training
+    assert tables(tmp_path / "d")[0].classes == ("birds", "cats", "dogs")
+
+
+def test_a_split_below_the_classes_with_metadata(tmp_path):
+    paths = numbered("cats/train", "cats/val", "dogs/train", "dogs/val", n=2)
+    root = lay_out(tmp_path / "d", *paths)
+    describe(root, *({"file_name": path, "text": path} for path in paths))
+    train, val = tables(root)
+    assert train.columns["text"] == paths[:2] + paths[4:6] and val.columns["text"] == paths[2:4] + paths[6:]
+
+
+def test_validation_flat_beside_class_folders_is_no_class(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("cat", "dog", "val"))
+    with pytest.raises(UserError, match=r"images for validation, such as val/0.png, has a label.*data.without"):
+        tables(root)
+    assert tables(root, without=["val"])[0].classes == ("cat", "dog")
+    assert tables(root, columns=["text"])[1].names == numbered("val")
+
+
+def test_several_folders_for_validation_beside_the_classes(tmp_path):
+    found = tables(lay_out(tmp_path / "d", *numbered("a", "b", "test/a", "test/b", "val/a", "val/b", n=1)))
+    assert [list(table.names) for table in found] == [["a/0.png", "b/0.png"], ["val/a/0.png", "val/b/0.png"]]
+    assert set(facts(tmp_path / "d").left_out) == {"test/a/0.png", "test/b/0.png"}
+
+
+@pytest.mark.parametrize("way", ["inside", "relative", "link to it", "link in it", "linked files"])
+def test_what_val_root_holds_is_not_trained_on(tmp_path, monkeypatch, way, caplog):
+    monkeypatch.chdir(tmp_path)
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "held/4.png", "held/5.png")
+    val_root = {"relative": "d/held", "link to it": str(tmp_path / "link")}.get(way, str(root / "held"))
+    if way == "link to it":
+        (tmp_path / "link").symlink_to(root / "held")
+    if way in ("link in it", "linked files"):
+        (root / "held").rename(tmp_path / "elsewhere")
+        val_root = str(tmp_path / "elsewhere")
+    if way == "link in it":
+        (root / "held").symlink_to(tmp_path / "elsewhere")
+    if way == "linked files":
+        (root / "held").mkdir()
+        os.link(tmp_path / "elsewhere/4.png", root / "held/4.png")
+        (root / "held/5.png").symlink_to(tmp_path / "elsewhere/5.png")
+    train, val = tables(root, val_root=val_root)
+    assert (list(train.names), list(val.names)) == (["1.png", "2.png", "3.png"], ["4.png", "5.png"])
+    assert f"of data.val_root={val_root}, to validate on (2 files: held/4.png, held/5.png)" in caplog.text
+
+
+def test_one_folder_for_both_is_as_it_was(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "1.png", "2.png")
+    assert [len(table) for table in tables(root, val_root=str(root))] == [2, 2]
+    assert "2 images are both for training and for validation" in caplog.text
+
+
+def test_folders_are_left_out_by_name_or_path(tmp_path):
+    paths = numbered("a", "b/old", "c/old", "c/new", n=2)
+    root = lay_out(tmp_path / "d", *paths)
+    assert names(tables(root, without=["old"])) == paths[:2] + paths[6:]
+    assert names(tables(root, without=["c/old/", "a"])) == paths[2:4] + paths[6:]
+    describe(root, *({"file_name": path, "text": path} for path in paths))
+    assert names(tables(root, without=["old"])) == paths[:2] + paths[6:]
+    with pytest.raises(UserError, match=r"data.without: .* has no folder 'odl'. Did you mean 'old'"):
+        tables(root, without=["odl"])
 
 
 def test_images_of_neither_split_are_told(tmp_path):
@@ -130,6 +163,17 @@ def test_several_samples_of_an_image_stay_in_one_split(tmp_path):
     train, val = tables(root, val_share=0.3)
     assert not {Path(name).stem for name in train.names} & {Path(name).stem for name in val.names}
     assert len(val) == 4
+
+
+def test_formats_of_an_image_in_two_folders_stay_in_one_split(tmp_path):
+    folders = {"jpg": "jpg", "png_images": "png"}
+    root = lay_out(tmp_path / "d", *(f"{folder}/{i}.{kind}" for i in range(8) for folder, kind in folders.items()))
+    train, val = tables(root, val_share=0.3)
+    assert not {Path(name).stem for name in train.names} & {Path(name).stem for name in val.names}
+    assert len(val) == 4 and "label" not in train.columns
+    assert "folders for formats of the same images are no classes: jpg, png_images" in facts(root).asides[0]
+    root = lay_out(tmp_path / "e", "jpg/1.jpg", "jpg/2.jpg", "png/3.png", "png/4.png")
+    assert tables(root)[0].classes == ("jpg", "png"), "no image is in both"
 
 
 def test_splits_without_duplicates_are_as_they_were():
@@ -214,53 +258,7 @@ def test_missing_captions_are_told_once(tmp_path, caplog):
     assert caplog.text.count("have no caption") == 1
 
 
-# Kohya's folders -----------------------------------------------------------------------------------------------------
-
-
-def test_kohyas_folders_are_repeats(tmp_path):
-    root = lay_out(tmp_path / "d", *numbered("img/10_sks dog", n=4), *numbered("img/2_cat", "reg/1_dog", n=2))
-    (root / "img/10_sks dog/1.txt").write_text("a caption of its own")
-    train, val = tables(root)
-    assert "label" not in train.columns and len(train) == 5 and len(val) == 1
-    wanted = {"img/10_sks dog/1.png": "a caption of its own"}
-    assert train.columns["text"] == [wanted.get(name, "cat" if "cat" in name else "sks dog") for name in train.names]
-    repeats = np.array([2 if "cat" in name else 10 for name in train.names])
-    np.testing.assert_array_equal(train.columns["repeats"], repeats)
-    assert set(facts(root).left_out) == {"reg/1_dog/0.png", "reg/1_dog/1.png"}
-    visits, epochs = TrainBatches(train, ("image", "text"), seed=3), 3
-    batch = visits[np.arange(epochs * repeats.sum())]
-    assert np.bincount(batch["index"].numpy()).tolist() == (epochs * repeats).tolist()
-
-
-def test_numbered_classes_are_no_repeats(tmp_path):
-    root = lay_out(tmp_path / "d", *numbered("1_dogs", "2_cats"))
-    assert tables(root)[0].classes == ("1_dogs", "2_cats")
-    assert set(tables(root, repeats=True)[0].columns) == {"text", "repeats"}
-    assert tables(lay_out(tmp_path / "k", *numbered("5_a", "9_b")), repeats=False)[0].classes == ("5_a", "9_b")
-
-
 # What isn't an image of the set --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "others",
-    [
-        numbered("masks"),
-        ["images/0-masklabel.png", "images/1_mask.png"],
-        numbered("__MACOSX", "@eaDir/images", "images/thumbnails"),
-        ["images/.ipynb_checkpoints/0-checkpoint.png"],
-    ],
-)
-def test_masks_and_leavings_are_no_images(tmp_path, others):
-    root = lay_out(tmp_path / "d", *numbered("images"), *others)
-    found = tables(root)
-    assert names(found) == numbered("images") and "label" not in found[0].columns
-    assert set(facts(root).left_out) == {path for path in others if "/." not in path}
-
-
-def test_classes_that_are_called_masks_are_classes(tmp_path):
-    root = lay_out(tmp_path / "d", "mask/a.png", "mask/b.png", "no mask/c.png", "no mask/d.png")
-    assert tables(root)[0].classes == ("mask", "no mask")
 
 
 def test_formats_that_cannot_be_read_are_counted_with_the_reason(tmp_path, caplog):

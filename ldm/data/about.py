@@ -1,0 +1,231 @@
+"""Images that are no samples: masks and control images of those beside them, and what programs leave.
+
+A folder's name alone doesn't decide: `control` and `normal` are classes too. What lies beside it, and the files
+themselves, say which it is.
+"""
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm.data.beside import is_junk, stem
+from ldm.data.layout import Meant, is_split, join, top
+from ldm.data.sample import Seen
+from ldm.data.store import Store
+from ldm.images import alike, turned
+
+# Names of folders that hold something about the images beside them, where their files go by those images' names.
+_SURE = (
+    "masks|maps|segs?|segmentations?|segmentation(class|object)(aug)?|segmaps?|stuff(thing)?maps?|labels|annotations?"
+    "|annos?|gt|gt(fine|coarse)|ground[-_ ]?truths?|depths?|edges|canny|hints|conditioning|trimaps?|mattes?|alphas"
+    "|captions?|previews|semantics?|panoptic"
+)
+_MAYBE = "mask|map|label|normals?|edge|hint|controls?|conditions?|alpha|preview"  # classes are called so too
+_AROUND = r"(.*[-_ ])?({})([-_ ]?(images?|imgs?|pngs?|ids?))?"
+_ABOUT = re.compile(_AROUND.format(f"{_SURE}|{_MAYBE}"), re.IGNORECASE)
+_IS_SURE = re.compile(_AROUND.format(_SURE), re.IGNORECASE)
+# Names of folders that hold the images themselves.
+_IMAGES = re.compile(
+    r"(.*[-_ ])?(images?|imgs?|photos?|pictures?|pics?|jpe?gs?|pngs?|jpegimages|rgb|colou?rs?|leftimg8bit|inputs?|raws?"
+    r"|sources?|src|targets?|originals?|frames?|renders?|data|dataset)",
+    re.IGNORECASE,
+)
+_MARKS = (
+    "mask|masklabel|condlabel|map|seg|segmentation|parts|depth|canny|control|matte|alpha|thumb|thumbnail"
+    "|gt(fine|coarse)_(color|labelids|labeltrainids|instanceids)"
+)
+_ABOUT_MARK = re.compile(_MARKS, re.IGNORECASE)
+_ABOUT_FILE = re.compile(rf"(?P<stem>.+?)[-_. ]({_MARKS})([-_ ]?\d+)?", re.IGNORECASE)
+_IMAGE_MARK = re.compile(r"_leftimg8bit$")
+_PAIRS = 8  # that are looked at
+_FEW, _MOST = 8, 0.9  # a mask's most frequent values, and their share of the pixels
+_NAMED = "metadata.jsonl can name them as masks and so on"
+
+
+class Pair(NamedTuple):
+    """A file in a folder that may be about images, the path inside that folder, the folder around both, and the image
+    there that goes by the same name."""
+
+    path: str
+    inner: str
+    base: str
+    image: str | None
+
+
+class Around:
+    """The images inside some folders, by folder: `stems` by their names, and `tops`, the steps by which they are led
+    to."""
+
+    def __init__(self, folders: Collection[str], images: Iterable[str]):
+        self.stems: dict[str, dict[str, str]] = defaultdict(dict)
+        self.tops: dict[str, set[str | None]] = defaultdict(set)
+        asked = {step for folder in folders for step in _upwards(folder)}
+        for path in images:
+            for base in _upwards(posixpath.dirname(path)):
+                if base in asked:
+                    self.stems[base].setdefault(_stem(path), path)
+                    self.tops[base].add(top(path, base))
+
+    def nearest(self, folder: str) -> str:
+        """The folder, or the nearest around it that holds images."""
+        return next(base for base in _upwards(folder) if base in self.stems)
+
+
+def others(store: Store, images: Sequence[str], meant: Meant, known: Collection[str], seen: Seen) -> dict[str, str]:
+    """Those of `images` that are no samples, with the reason. Where nothing else is there, these are meant.
+
+    `known` are training's classes, where these images are to be validated on; `seen` is told of folders that might be
+    about images and are taken for classes.
+    """
+    if meant.classes:
+        return {}
+    left = {path: "in folders that programs make" for path in images if is_junk(path)}
+    left |= _files_about([path for path in images if path not in left])
+    left |= _folders_about(store, [path for path in images if path not in left], known, seen)
+    return left if len(left) < len(images) else {}
+
+
+def _files_about(images: Sequence[str]) -> dict[str, str]:
+    """`cat-masklabel.png` beside `cat.jpg`, as OneTrainer has it, `cat_mask.png` and the like."""
+    stems = {_IMAGE_MARK.sub("", stem(path).lower()) for path in images}
+    left = {}
+    for path in images:
+        match = _ABOUT_FILE.fullmatch(stem(path)) if _ABOUT_MARK.search(path) else None
+        if match and match["stem"].lower() in stems:
+            left[path] = "named as masks and the like of the images beside them (metadata.jsonl can name them so)"
+    return left
+
+
+def _folders_about(store: Store, images: Sequence[str], known: Collection[str], seen: Seen) -> dict[str, str]:
+    """What lies in masks/ and the like."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for path in images:
+        by_name[_about_step(path) or ""].append(path)
+    plain = by_name.pop("", [])
+    if not plain or not by_name:
+        return {}
+    around = Around({_above(path, name) for name, found in by_name.items() for path in found}, plain)
+    folders = {posixpath.dirname(path) for path in plain}
+    left: dict[str, str] = {}
+    for name, found in by_name.items():
+        pairs = _pairs(found, name, around)
+        if name in known or 2 * sum(pair.image is not None for pair in pairs) < len(pairs):
+            continue
+        if evidence := _evidence(store, name, pairs, around, folders):
+            reason = f"in {name}/, {evidence} ({_NAMED}; data.classes=true takes {name}/ for a class)"
+            left |= dict.fromkeys(found, reason)
+        else:
+            said = f"{name}/ is taken for a class, as its images are like those beside it"
+            seen.aside(f"{said}; data.without='[{name}]' leaves it out")
+    return left
+
+
+def _about_step(path: str) -> str | None:
+    return next((step for step in path.split("/")[:-1] if _may_be_about(step)), None)
+
+
+@lru_cache(maxsize=2**16)
+def _may_be_about(step: str) -> bool:
+    return _ABOUT.fullmatch(step) is not None
+
+
+def _pairs(found: Iterable[str], name: str, around: Around) -> list[Pair]:
+    """Each file in folders `name` with the image that has its name beside the folder."""
+    pairs = []
+    for path in found:
+        steps = path.split("/")
+        at = steps.index(name)
+        base = around.nearest("/".join(steps[:at]))
+        pairs.append(Pair(path, "/".join(steps[at + 1 :]), base, around.stems[base].get(_stem(path))))
+    return pairs
+
+
+def _evidence(store: Store, name: str, pairs: Sequence[Pair], around: Around, folders: Collection[str]) -> str | None:
+    """What says that the files are about the images, in words; None where they are a class beside classes."""
+    beside = [around.tops[base] for base in {pair.base for pair in pairs}]
+    by_name = "by the names of the images beside it"
+    if all(step is None or _IMAGES.fullmatch(step) or is_split(step) for steps in beside for step in steps):
+        return by_name
+    if _repeats_folders(pairs, folders) or _are_marked(pairs):
+        return by_name
+    sure = _IS_SURE.fullmatch(name) and all(len(steps) < 2 for steps in beside)
+    return _evidence_within(store, [pair for pair in pairs if pair.image], bool(sure), by_name)
+
+
+def _evidence_within(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
+    """By the pixels of a few: of the image's aspect, and grey or of few values where the image isn't."""
+    looks = [(_look(store, pair.path), _look(store, str(pair.image))) for pair in pairs[:: -(-len(pairs) // _PAIRS)]]
+    read = [(about, image) for about, image in looks if about and image]
+    if not all(alike(about.shape, image.shape) for about, image in read):
+        return None
+    if read and all(about.few and not image.few for about, image in read):
+        return f"{by_name} and of few values, as masks are"
+    if read and all(about.grey and not image.grey for about, image in read):
+        return f"{by_name} and grey where those are in colour"
+    return by_name if sure else None
+
+
+class _Look(NamedTuple):
+    shape: tuple[int, int]
+    grey: bool
+    few: bool
+
+
+def _look(store: Store, path: str) -> _Look | None:
+    """Height and width, whether it is grey, and whether a few values make it up; None for what can't be read."""
+    try:
+        picture = turned(store.read(path), 256)
+        values = np.asarray(picture)
+    except Exception:  # whatever it is, it is counted when it is decoded
+        return None
+    shape = (values.shape[0], values.shape[1])
+    values = values[:: -(-shape[0] // 256), :: -(-shape[1] // 256)]
+    if values.ndim == 3 and values.shape[2] < 3:
+        values = values[..., 0]  # grey and alpha
+    grey = values.ndim == 2 and getattr(picture, "mode", "L") != "P"
+    if values.ndim == 3:
+        grey = bool((values[..., :1] == values[..., :3]).all())
+        values = values[..., :3].astype(np.int64) @ np.array([2**32, 2**16, 1])
+    counts = np.sort(np.unique(values, return_counts=True)[1])
+    return _Look(shape, grey, bool(counts[-_FEW:].sum() > _MOST * values.size))
+
+
+def _repeats_folders(pairs: Sequence[Pair], folders: Collection[str]) -> bool:
+    """masks/cats/1.png beside cats/1.png"""
+    inner = [(pair.base, posixpath.dirname(pair.inner)) for pair in pairs]
+    return all(folder and join(base, folder) in folders for base, folder in inner)
+
+
+def _are_marked(pairs: Sequence[Pair]) -> bool:
+    """cat_mask.png for cat.png"""
+    return all(_stem(pair.path) != _plain_stem(pair.path) for pair in pairs)
+
+
+def _above(path: str, name: str) -> str:
+    """The folder that the path's first folder `name` lies in."""
+    steps = path.split("/")
+    return "/".join(steps[: steps.index(name)])
+
+
+def _upwards(folder: str) -> Iterable[str]:
+    """The folder and all around it, "" last."""
+    while folder:
+        yield folder
+        folder = posixpath.dirname(folder)
+    yield ""
+
+
+def _stem(path: str) -> str:
+    """The name without its ending and without a mark that says what the file is."""
+    name = _plain_stem(path)
+    match = _ABOUT_FILE.fullmatch(name) if _ABOUT_MARK.search(name) else None
+    return match["stem"] if match else _IMAGE_MARK.sub("", name)
+
+
+def _plain_stem(path: str) -> str:
+    return stem(posixpath.basename(path)).lower()

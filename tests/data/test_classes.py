@@ -1,0 +1,67 @@
+"""Which folders are classes."""
+
+import pytest
+
+from ldm.data.classes import classes_of, image_of
+from ldm.data.sample import Seen
+from ldm.errors import UserError
+from tests.data.folders import facts, lay_out, numbered, tables
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["DCIM/100APPLE", "DCIM/101APPLE"],
+        ["100APPLE", "101_PANA"],
+        ["DCIM/202401__", "DCIM/202402_a", "DCIM/202402_b"],
+        ["202401__", "202402_a"],
+        ["DCIM/Camera", "Pictures/Screenshots", "WhatsApp"],
+        ["DCIM/Camera", "DCIM/Facebook"],
+        ["DCIM/10030401", "DCIM/10130405"],
+        ["2023-05-12", "2023-06-01 Berlin"],
+        ["2023_05_holiday", "2023_06_work"],
+        ["20230512_trip", "20230601"],
+        ["12_05_2024", "14_05_2024"],
+        ["Photos from 2019", "Photos from 2020"],
+    ],
+)
+def test_folders_of_cameras_phones_and_dates_are_no_classes(tmp_path, folders):
+    root = lay_out(tmp_path / "d", *numbered(*folders))
+    assert not tables(root)[0].columns
+    assert "are no classes" in facts(root).asides[0]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [["12345678", "23456789"], ["1999", "2000"], ["2023-13", "2023-14"], ["n01440764", "n01443537"],
+     ["2023-05-12", "cats"], ["20230512", "20239999"], ["00001", "00002"]],
+)  # fmt: skip
+def test_classes_that_look_a_little_so(tmp_path, folders):
+    assert tables(lay_out(tmp_path / "d", *numbered(*folders)))[0].classes == tuple(sorted(folders))
+
+
+def test_what_the_user_says_of_classes_holds(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("100APPLE", "101APPLE"))
+    assert tables(root, classes=True)[0].classes == ("100APPLE", "101APPLE")
+    root = lay_out(tmp_path / "e", *numbered("cat", "dog"))
+    assert "label" not in tables(root, classes=False)[0].columns
+    lay_out(root, "cover.png")
+    with pytest.raises(UserError, match="data.classes=true, but cover.png lies in no class's folder"):
+        tables(root, classes=True)
+    with pytest.raises(UserError, match="data.classes=true, but the images lie in one folder"):
+        tables(lay_out(tmp_path / "f", *numbered("cat")), classes=True)
+
+
+def test_shards_of_img2dataset_are_no_classes():
+    shards = [f"0000{s}/0000{s}000{i}.jpg" for s in range(2) for i in range(3)]
+    assert classes_of(shards, None, (), seen := Seen()) == [None] * 6 and "img2dataset" in seen.asides[0]
+    assert classes_of([path.replace("/0", "/1") for path in shards], None, (), Seen())[0] == "00000"
+
+
+@pytest.mark.parametrize(
+    ("path", "image"),
+    [("1.png", "1"), ("jpg/a/1.jpeg", "a/1"), ("a/PNG/1.png", "a/1"), ("png/1.jpg", "png/1"), ("cat.v1.png", "cat.v1"),
+     ("images_tiff/b.tif", "b")],
+)  # fmt: skip
+def test_what_names_an_image_whatever_its_format(path, image):
+    assert image_of(path) == image
