@@ -210,6 +210,8 @@ def device_for(config: Mapping[str, Any]) -> torch.device:
     """The device that the Trainer will take in this process, for the work before it."""
     options, number = config["trainer"], local_rank()
     devices = options.get("devices")
+    if isinstance(devices, str) and "," in devices:  # Lightning's other form of a list, "2,3"
+        devices = [int(part) for part in devices.split(",") if part.strip()]
     if isinstance(devices, list) and devices:
         number = devices[number % len(devices)]
     return available(options.get("accelerator") or "auto", number)

@@ -89,15 +89,19 @@ class FiniteGuard(pl.Callback):
 
     def _what(self, trainer: pl.Trainer, pl_module: Any, batches: list[dict[str, Any]]) -> str:
         """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
-        rows, spread = [row for batch in batches for row in rows_of(batch)], is_sharded(pl_module)
-        with trainer.precision_plugin.train_step_context():
-            bad = [] if spread else [row for row in rows if not loss_of(pl_module, row).isfinite()]
+        rows, untried = [row for batch in batches for row in rows_of(batch)], is_sharded(pl_module)
+        bad: list[dict[str, Any]] = []
+        try:
+            with trainer.precision_plugin.train_step_context():
+                bad = [] if untried else [row for row in rows if not loss_of(pl_module, row).isfinite()]
+        except torch.OutOfMemoryError:  # says nothing of a sample
+            untried = True
         parts = gathered((indices_of(bad), indices_of(rows)))
         found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
         names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
         if found:
             return f"the loss isn't finite, of {names}"
-        what = "the loss or its gradient isn't finite" if spread else "the loss is finite and its gradient isn't"
+        what = "the loss or its gradient isn't finite" if untried else "the loss is finite and its gradient isn't"
         return f"{what}, of one or more of {names}"
 
     def _way_out(self) -> str:
@@ -122,9 +126,11 @@ def spoilt_by_more_than_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -
 
 @torch.no_grad()
 def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
-    """The loss of a batch of one; of an error in it, not a number."""
+    """The loss of a batch of one; of an error in it, not a number; out of memory is raised."""
     try:
         return task.losses(row, task.trained)[0]
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return torch.tensor(float("nan"))
 

@@ -14,19 +14,23 @@ from ldm.networks.layers import ResnetBlock, TransformerBlock
 BLOCKS = (ResnetBlock, TransformerBlock, DiTBlock)
 
 
-def precision_of(asked: Any, accelerator: str = "auto") -> Any:
+SPELLINGS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}  # Lightning's older names
+
+
+def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
     """The Trainer's precision. `auto` is bf16-mixed on a CUDA GPU that has bfloat16, and 32-true elsewhere: CPUs
     without bfloat16 units are 10 to 40 times slower in it, and on MPS autocast gains little.
 
     Weights in half precision are refused: an average that moves by thousandths of them would stand still.
     """
-    if str(asked) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+    name = SPELLINGS.get(str(wanted), wanted)
+    if str(name) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
         raise UserError(
-            f"trainer.precision={asked} keeps the weights in half precision, which their average can't be. Take "
+            f"trainer.precision={wanted} keeps the weights in half precision, which their average can't be. Take "
             "bf16-mixed, or 16-mixed where the GPU has no bfloat16."
         )
-    if asked != "auto":
-        return asked
+    if name != "auto":
+        return name
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 

@@ -127,6 +127,18 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_sample(
     load(RUN / "checkpoints" / "step-00000005.ckpt")
 
 
+def test_no_sample_is_named_for_want_of_memory(started, tmp_path):
+    def full(task, row):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def before():
+        poison(sample_of_step(6))
+        guards.loss_of = full
+
+    said = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=before)
+    assert said.startswith("step 6: the loss or its gradient isn't finite, of one or more of sample ")
+
+
 def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
     bad = sample_of_step(6)
 

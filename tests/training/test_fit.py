@@ -22,6 +22,7 @@ def four_gpus(monkeypatch):
         ({"accelerator": "gpu"}, {"SLURM_LOCALID": "2"}, "cuda:2"),
         ({"accelerator": "gpu", "devices": [2, 3]}, {}, "cuda:2"),
         ({"accelerator": "gpu", "devices": [2, 3]}, {"LOCAL_RANK": "1"}, "cuda:3"),
+        ({"accelerator": "gpu", "devices": "2,3"}, {"LOCAL_RANK": "1"}, "cuda:3"),
         ({"accelerator": "cpu", "devices": 2}, {"LOCAL_RANK": "1"}, "cpu"),
     ],
 )
