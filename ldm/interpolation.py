@@ -22,7 +22,7 @@ from ldm.networks import Cond
 class Interpolating:
     """A model that goes from one picture or prompt to another."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def interpolate(
         self: Any,
         a: Any,

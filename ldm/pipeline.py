@@ -76,7 +76,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         """See `generate`."""
         return self.generate(prompt, **options)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -148,7 +148,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, after, **chosen)
         return as_output(images, output, self.preprocess)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(
         self,
         given: Mapping[str, list],
@@ -197,13 +197,13 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         """What ControlNets are told, for `draw`, read and checked at the pictures' size: `ldm.adapters.steering`."""
         return steering(self, preprocess=resized(self.preprocess, *self._size(given, start, size)), **options)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean), in float32 under autocast too."""
         with torch.autocast(images.device.type, enabled=False):
             return self.whiten(self.first_stage.encode(images).mode())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Whitened latents to images (B, C, H, W), clamped to [-1, 1]. In float32 under autocast too: in half precision
         decoders overflow."""
@@ -300,7 +300,7 @@ class PictureNoise:
         return send(noise, self.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
     """`n` images (n, C, H, W) decoded from z ~ N(0, I), which is what the VAE alone generates."""
     check_size(*size, vae.factor)

@@ -86,6 +86,13 @@ def test_variants_spread_with_the_temperature_and_not_with_the_batch(run):
             vae.augment(**{"images": images} | wrong)
 
 
+def test_a_classifier_is_trained_on_variants(run):
+    variants = ldm.load(run).augment(torch.rand(2, 3, 16, 16) * 2 - 1, 2)
+    classifier = torch.nn.Conv2d(3, 2, 16)
+    classifier(variants.flatten(0, 1)).sum().backward()
+    assert classifier.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -212,7 +212,7 @@ class AutoencoderKL(Described, nn.Module):
         posterior = self.encode(images)
         return self.decode(posterior.sample(noise)), posterior
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def augment(
         self, images: Tensor, n: int = 1, temperature: float = 1.0, seed: int = 0, position: Tensor | None = None
     ) -> Tensor:

@@ -123,6 +123,7 @@ def trainer_of(
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
             enable_model_summary=False,
             use_distributed_sampler=False,
+            inference_mode=False,  # weights that FSDP puts together in it can't be put together outside of it
             num_sanity_val_steps=0,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:

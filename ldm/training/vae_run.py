@@ -78,7 +78,7 @@ def reconstructions(table: Table, n: int):
     """A function of the task that draws the first `n` images of `table` beside their reconstructions."""
     images = table.batch(np.arange(min(n, len(table))), ["image"])["image"]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(task: VAETask) -> Tensor:
         x = images.to(task.device)
         decoded = task.average.decode(task.average.encode(x).mode()).clamp(-1, 1)
