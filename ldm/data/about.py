@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,16 +23,16 @@ from ldm.images import alike, turned
 _SURE = (
     "masks|maps|segs?|segmentations?|segmentation(class|object)(aug)?|segmaps?|stuff(thing)?maps?|labels|annotations?"
     "|annos?|gt|gt(fine|coarse)|ground[-_ ]?truths?|depths?|edges|canny|hints|conditioning|trimaps?|mattes?|alphas"
-    "|captions?|previews|semantics?|panoptic"
+    "|captions?|previews|semantics?|instances?|panoptic"
 )
 _MAYBE = "mask|map|label|normals?|edge|hint|controls?|conditions?|alpha|preview"  # classes are called so too
-_AROUND = r"(.*[-_ ])?({})([-_ ]?(images?|imgs?|pngs?|ids?))?"
+_AROUND = r"(.*[-_ ])?({})([-_ ]?(images?|imgs?|pngs?|ids?|rgb|colou?rs?))?"
 _ABOUT = re.compile(_AROUND.format(f"{_SURE}|{_MAYBE}"), re.IGNORECASE)
 _IS_SURE = re.compile(_AROUND.format(_SURE), re.IGNORECASE)
 # Names of folders that hold the images themselves.
 _IMAGES = re.compile(
     r"(.*[-_ ])?(images?|imgs?|photos?|pictures?|pics?|jpe?gs?|pngs?|jpegimages|rgb|colou?rs?|leftimg8bit|inputs?|raws?"
-    r"|sources?|src|targets?|originals?|frames?|renders?|data|dataset)",
+    r"|sources?|src|targets?|originals?|frames?|renders?|data|dataset)([-_ ]?\d+)?",
     re.IGNORECASE,
 )
 _MARKS = (
@@ -42,9 +42,11 @@ _MARKS = (
 _ABOUT_MARK = re.compile(_MARKS, re.IGNORECASE)
 _ABOUT_FILE = re.compile(rf"(?P<stem>.+?)[-_. ]({_MARKS})([-_ ]?\d+)?", re.IGNORECASE)
 _IMAGE_MARK = re.compile(r"_leftimg8bit$")
+_BRUSH = re.compile(r"(.*/)?task-\d+-annotation-\d+-.*", re.IGNORECASE)  # a mask as Label Studio exports it
 _PAIRS = 8  # that are looked at
 _FEW, _MOST = 8, 0.9  # a mask's most frequent values, and their share of the pixels
 _NAMED = "metadata.jsonl can name them as masks and so on"
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -98,6 +100,8 @@ def _files_about(images: Sequence[str]) -> dict[str, str]:
         match = _ABOUT_FILE.fullmatch(stem(path)) if _ABOUT_MARK.search(path) else None
         if match and match["stem"].lower() in stems:
             left[path] = "named as masks and the like of the images beside them (metadata.jsonl can name them so)"
+        elif _BRUSH.fullmatch(path):
+            left[path] = "named as Label Studio's masks (metadata.jsonl can name them so)"
     return left
 
 
@@ -114,12 +118,17 @@ def _folders_about(store: Store, images: Sequence[str], known: Collection[str], 
     left: dict[str, str] = {}
     for name, found in by_name.items():
         pairs = _pairs(found, name, around)
-        if name in known or 2 * sum(pair.image is not None for pair in pairs) < len(pairs):
+        if name in known:
             continue
-        if evidence := _evidence(store, name, pairs, around, folders):
+        is_named = 2 * sum(pair.image is not None for pair in pairs) >= len(pairs)
+        if (
+            evidence := _evidence(store, name, pairs, around, folders)
+            if is_named
+            else _alone(store, name, pairs, around)
+        ):
             reason = f"in {name}/, {evidence} ({_NAMED}; data.classes=true takes {name}/ for a class)"
             left |= dict.fromkeys(found, reason)
-        else:
+        elif is_named:
             said = f"{name}/ is taken for a class, as its images are like those beside it"
             seen.aside(f"{said}; data.without='[{name}]' leaves it out")
     return left
@@ -149,7 +158,7 @@ def _evidence(store: Store, name: str, pairs: Sequence[Pair], around: Around, fo
     """What says that the files are about the images, in words; None where they are a class beside classes."""
     beside = [around.tops[base] for base in {pair.base for pair in pairs}]
     by_name = "by the names of the images beside it"
-    if all(step is None or _IMAGES.fullmatch(step) or is_split(step) for steps in beside for step in steps):
+    if _are_images(beside):
         return by_name
     if _repeats_folders(pairs, folders) or _are_marked(pairs):
         return by_name
@@ -157,9 +166,29 @@ def _evidence(store: Store, name: str, pairs: Sequence[Pair], around: Around, fo
     return _evidence_within(store, [pair for pair in pairs if pair.image], bool(sure), by_name)
 
 
+def _alone(store: Store, name: str, pairs: Sequence[Pair], around: Around) -> str | None:
+    """What says so of files that go by names of their own."""
+    bases = {pair.base for pair in pairs}
+    if not _IS_SURE.fullmatch(name) or not _are_images([around.tops[base] for base in bases]):
+        return None
+    images = [path for base in bases for path in around.stems[base].values()]
+    looks = [[_look(store, path) for path in _few(paths)] for paths in ([pair.path for pair in pairs], images)]
+    about, image = ([look.few for look in of if look] for of in looks)
+    return "of few values, as masks are" if all(about) and about and image and not any(image) else None
+
+
+def _are_images(beside: Iterable[Iterable[str | None]]) -> bool:
+    """Whether the folders beside, or none, are called as folders of images are."""
+    return all(step is None or _IMAGES.fullmatch(step) or is_split(step) for steps in beside for step in steps)
+
+
+def _few(items: Sequence[T]) -> Sequence[T]:
+    return items[:: -(-len(items) // _PAIRS) or 1]
+
+
 def _evidence_within(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
     """By the pixels of a few: of the image's aspect, and grey or of few values where the image isn't."""
-    looks = [(_look(store, pair.path), _look(store, str(pair.image))) for pair in pairs[:: -(-len(pairs) // _PAIRS)]]
+    looks = [(_look(store, pair.path), _look(store, str(pair.image))) for pair in _few(pairs)]
     read = [(about, image) for about, image in looks if about and image]
     if not all(alike(about.shape, image.shape) for about, image in read):
         return None

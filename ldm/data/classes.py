@@ -20,6 +20,9 @@ _FORMAT = re.compile(
     r"((images?|imgs?|photos?)[-_ ]?)?(jpe?g|png|tiff?|webp|gif|bmp|avif)s?([-_ ]?(images?|imgs?|files?))?", re.I
 )
 _TAKEOUT = re.compile(r"Photos from \d{4}")  # Google's
+_YEARS, _MONTHS = re.compile(_YEAR), re.compile(rf"{_MONTH}(\D.*)?")
+_PART = re.compile(r"(folds?|parts?|batch|chunk|shard)[-_ ]?\d+", re.IGNORECASE)
+_SCALE = re.compile(r"[lhs]r|x\d", re.IGNORECASE)  # of one image in several sizes, for super-resolution
 _DCIM = "dcim"
 _SHARD = re.compile(r"\d{5}")
 
@@ -44,16 +47,30 @@ def classes_of(paths: Sequence[str], meant: bool | None, known: Collection[str],
     if meant is None and not known and (kind := _kind(paths, steps, distinct)):
         seen.aside(f"folders {kind} are no classes: {some(distinct)} (data.classes=true: they are)")
         return [None] * len(paths)
+    if meant is None and not known and distinct and None not in names and all(map(_PART.fullmatch, distinct)):
+        seen.aside(f"folders as parts of one set are no classes: {some(distinct)} (data.classes=true: they are)")
+        return _within(paths, base)
     return names
 
 
+def _within(paths: Sequence[str], base: str) -> list[str | None]:
+    """The folders inside the folders in `base`, where every image lies in one, and they aren't all the same."""
+    names = [top(path, posixpath.join(base, str(top(path, base)))) for path in paths]
+    return names if None not in names and len({*names}) > 1 else [None] * len(paths)
+
+
 def image_of(path: str) -> str:
-    """What names an image, whatever its format: its path without the ending, and without a folder for its format."""
+    """What names an image, whatever its format and size: its path without the ending, and without folders for these."""
     folder, name = posixpath.split(stem(path))
     if not folder:
         return name
     kind = _format(ending(path)[1:])
-    return "/".join([*(step for step in folder.split("/") if _format(step) != kind or not kind), name])
+    return "/".join(
+        [
+            *(step for step in folder.split("/") if not _SCALE.fullmatch(step) and (_format(step) != kind or not kind)),
+            name,
+        ]
+    )
 
 
 def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> str | None:
@@ -61,7 +78,7 @@ def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> s
     above = {step.lower() for step in steps}
     if names and all(map(CAMERA.fullmatch, names)) or _DCIM in above | {name.lower() for name in names}:
         return "as cameras and phones name them"
-    if names and all(map(DATE.fullmatch, names)):
+    if names and (all(map(DATE.fullmatch, names)) or _are_years(paths, "/".join(steps), names)):
         return "named by dates"
     if names and all(map(_TAKEOUT.fullmatch, names)):
         return "as Google Takeout names them"
@@ -70,6 +87,12 @@ def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> s
     if names and all(map(_SHARD.fullmatch, names)) and all(map(_is_in_shard, paths)):
         return "as img2dataset numbers them"
     return None
+
+
+def _are_years(paths: Sequence[str], base: str, names: Sequence[str]) -> bool:
+    """2023/2023-05-12 or 2023/05"""
+    inner = {top(path, posixpath.join(base, str(top(path, base)))) or "" for path in paths}
+    return all(map(_YEARS.fullmatch, names)) and all(DATE.fullmatch(name) or _MONTHS.fullmatch(name) for name in inner)
 
 
 def _format(name: str) -> str | None:

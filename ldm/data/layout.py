@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from ldm.data.sample import Seen
+from ldm.errors import UserError
 
 _PARTS = r"([-_ ]?(set|data|split|images|imgs|img))?[-_]?(\d{4})?"  # train_images, val2017
 _TRAIN = re.compile(rf"(train|training|trn){_PARTS}", re.IGNORECASE)
@@ -15,11 +16,10 @@ _VALIDATION = [
 ]
 _NO_CLASS = re.compile(rf"val(idation)?{_PARTS}", re.IGNORECASE)  # "valid" may be a class
 # DIV2K_train_HR and DIV2K_valid_HR, cars_train and cars_test: the same words around them
-_AROUND = r"(?P<before>(.*[-_ .])?)({})(?P<after>([-_ .].*)?)"
-_TRAIN_IN = re.compile(_AROUND.format("train|training|trn"), re.IGNORECASE)
-_VALIDATION_IN = [
-    re.compile(_AROUND.format(names), re.IGNORECASE) for names in ("val|valid|validation", "dev|eval", "test(ing)?")
-]
+_AROUND = r"(?P<before>(.*[-_ .])?)(?i:{})(?P<after>[A-Z]|([-_ .].*)?)"  # also trainA
+_TRAIN_IN = re.compile(_AROUND.format("train|training|trn"))
+_VALIDATION_IN = [re.compile(_AROUND.format(names)) for names in ("val|valid|validation", "dev|eval", "test(ing)?")]
+_SMALL = re.compile(r"(.*[-_ .])?(LR|X\d|bicubic)([-_ .].*)?", re.IGNORECASE)  # DIV2K_train_LR_bicubic
 
 
 class Meant(NamedTuple):
@@ -29,6 +29,9 @@ class Meant(NamedTuple):
     classes: bool | None = None
     repeats: bool | None = None
     without: Sequence[str] = ()
+
+
+Pair = tuple[str | None, list[str]]  # training's folder and those for validation
 
 
 class Layout(NamedTuple):
@@ -46,10 +49,18 @@ class Layout(NamedTuple):
         return inside(path, self.val)
 
 
-def layout_of(images: Sequence[str], has_val_root: bool, seen: Seen) -> Layout:
-    """Where training and validation images lie. Says which images are of neither."""
+def layout_of(images: Sequence[str], has_val_root: bool, seen: Seen, classes: bool | None = None) -> Layout:
+    """Where training and validation images lie. Says which images are of neither.
+
+    With `classes` only folders of the very names are splits. Raises UserError where several may be training's.
+    """
     base = common_folder(images)
-    found = _named(images, base, has_val_root) or _below_classes(images, base) or _beside(images, base, has_val_root)
+    tops = _tops(images, base)
+    found = (
+        _named(base, _pair(tops) if classes else _pair(tops) or _longer(tops), has_val_root)
+        or _below_classes(images, base)
+        or _beside(images, base, has_val_root)
+    )
     if found is None:
         return Layout()
     chosen = found._replace(val=()) if has_val_root else found
@@ -91,26 +102,40 @@ def join(base: str, name: str) -> str:
     return f"{base}/{name}" if base else name
 
 
-def _named(images: Sequence[str], base: str, has_val_root: bool) -> Layout | None:
+def _named(base: str, pair: Pair | None, has_val_root: bool) -> Layout | None:
     """Folders of both names in `base`; or of training's, where validation's are elsewhere."""
-    train, vals = _pair(_tops(images, base))
+    train, vals = pair or (None, [])
     if not train or not (vals or has_val_root):
         return None
     return Layout((join(base, train),), tuple(join(base, val) for val in vals[:1]))
 
 
-def _pair(names: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Training's name among these, and validation's, the best first."""
+def _pair(names: Sequence[str]) -> Pair | None:
+    """Training's name among these, and validation's, the best first; None where there is neither."""
     train = next((name for name in names if _TRAIN.fullmatch(name)), None)
     vals = [name for kind in _VALIDATION for name in names if kind.fullmatch(name)]
-    if train or vals:
-        return train, vals
-    around = {_words(match): name for name in reversed(names) if (match := _TRAIN_IN.fullmatch(name))}
+    return (train, vals) if train or vals else None
+
+
+def _longer(names: Sequence[str]) -> Pair | None:
+    """The same of names that hold these words: cars_train and cars_test."""
+    trains = {_words(match): name for name in reversed(names) if (match := _TRAIN_IN.fullmatch(name))}
     for kind in _VALIDATION_IN:
-        matches = [match for name in names if (match := kind.fullmatch(name)) and _words(match) in around]
+        matches = [match for name in names if (match := kind.fullmatch(name)) and _words(match) in trains]
+        matches = [match for match in matches if not _SMALL.fullmatch(match["after"])] or matches
+        if len(matches) > 1:
+            _refuse([trains[_words(match)] for match in matches[:2]])
         if matches:
-            return around[_words(matches[0])], [matches[0][0]]
-    return None, []
+            return trains[_words(matches[0])], [matches[0][0]]
+    return None
+
+
+def _refuse(trains: Sequence[str]) -> None:
+    raise UserError(
+        f"{' and '.join(f'{name}/' for name in trains)} are both named as training's images: sort them into train/ and "
+        "val/ with a folder for each class, leave some out by data.without='[NAME]', or take them all for classes by "
+        "data.classes=true."
+    )
 
 
 def _words(match: re.Match[str]) -> tuple[str, str]:
@@ -126,7 +151,7 @@ def _below_classes(images: Sequence[str], base: str) -> Layout | None:
     for path in images:
         if name := top(path, base):
             inner.setdefault(name, set()).add(top(path, join(base, name)) or "")
-    pairs = {join(base, name): _pair(_by_length(names)) for name, names in inner.items()}
+    pairs = {join(base, name): _pair(_by_length(names)) or (None, []) for name, names in inner.items()}
     if len(pairs) < 2 or not all(train for train, _ in pairs.values()) or not any(vals for _, vals in pairs.values()):
         return None
     return Layout(

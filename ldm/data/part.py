@@ -15,12 +15,13 @@ from ldm.errors import UserError, did_you_mean
 
 class Part(NamedTuple):
     """A store with its images by what they are: `left` are no samples, by the reason, unless metadata name them; `gone`
-    are left out whatever names them."""
+    are left out whatever names them; `classes` is whether folders are meant for classes."""
 
     store: Store
     images: Sequence[str]
     left: Mapping[str, str]
     gone: Collection[str]
+    classes: bool | None
 
     @classmethod
     def of(cls, store: Store, meant: Meant, known: Collection[str], seen: Seen, held: Collection[str] = ()) -> "Part":
@@ -33,11 +34,11 @@ class Part(NamedTuple):
         is_described = any(posixpath.basename(path) in METADATA for path in store.entries)
         left = others(store, images, meant, known, Seen() if is_described else seen)
         own = [path for path in images if not is_junk(path) and (is_described or path not in left)]
-        return cls(store, own, left, gone)
+        return cls(store, own, left, gone, meant.classes)
 
     def layout(self, has_val_root: bool, seen: Seen) -> Layout:
         """The splits. Says which images are of neither."""
-        found = layout_of(self.images, has_val_root, seen)
+        found = layout_of(self.images, has_val_root, seen, self.classes)
         beside = [path for path in self.left if not found.trains(path) and not found.validates(path)]
         seen.left_out |= {path: self.left[path] for path in beside if path not in self.images}
         return found

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.decode import Decoder, Tally, class_names
-from ldm.data.sample import Seen
+from ldm.data.sample import Seen, plural
 from ldm.data.sharing import share
 from ldm.data.stored import LINES, WHOLE, as_shape, check_captions, column_names
 from ldm.data.summary import FILE, Facts, facts_of, tell
@@ -104,7 +104,12 @@ class Shards:
 
     @cached_property
     def _urls(self) -> list[str]:
-        return expand(self.root)
+        """The shards to train on: none of those that are validated on."""
+        found, held = expand(self.root), {_place(url) for url in self._val_urls}
+        left = [url for url in found if _place(url) not in held]
+        if not left:
+            raise UserError("data.val_root has every shard of data.root: name other shards to validate on, or none.")
+        return left
 
     @cached_property
     def _val_urls(self) -> list[str]:
@@ -149,6 +154,9 @@ class Shards:
             _add(Facts.load(path), tally, seen)
         tally.total = sum(map(len, tables)) + len(tally.bad)
         tally.check()
+        if held := len(expand(self.root)) - len(self._urls):
+            verb, which = ("isn't", "it") if held == 1 else ("aren't", "them")
+            seen.note(f"{plural(held, 'shard')} of data.root {verb} trained on, as data.val_root has {which}")
         ends = np.cumsum([0, *map(len, tables)])
         if val:
             rows, val_rows = np.arange(ends[len(train)]), np.arange(ends[len(train)], ends[-1])
@@ -222,6 +230,11 @@ def expand(pattern: str | Sequence[str]) -> list[str]:
 
 def _is_url(shard: str) -> bool:
     return re.match(r"[a-z0-9]+:", shard) is not None
+
+
+def _place(shard: str) -> str:
+    """What is the same for two names of one shard."""
+    return shard if _is_url(shard) else str(Path(shard).expanduser().resolve())
 
 
 def _stamped(urls: Sequence[str]) -> dict[str, str]:

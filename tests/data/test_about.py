@@ -142,6 +142,32 @@ def test_ade20k(tmp_path, parts):
     assert not found[0].columns and set(facts(root).left_out) == set(numbered(*about))
 
 
+@pytest.mark.parametrize(
+    ("images", "about"),
+    [
+        ("train/data", "train/labels/masks"),  # Open Images
+        ("CelebA-HQ-img", "CelebAMask-HQ-mask-anno/0"),
+        ("image_2", "instance"),  # KITTI
+        ("images", "conditioning_images"),  # diffusers
+    ],
+)
+def test_masks_with_names_of_their_own(tmp_path, images, about):
+    root = tmp_path / "d"
+    fill(root / images, "photo")
+    fill(root / about, "mask", mark="_m01_9")
+    assert names(tables(root)) == numbered(images)
+    assert "of few values, as masks are (" in {*facts(root).left_out.values()}.pop()
+    fill(root / about, "photo", mark="_m01_9")
+    assert len(names(tables(root))) == 6, "by their names alone they are no masks"
+
+
+def test_label_studios_masks(tmp_path):
+    root = lay_out(
+        tmp_path / "d", *numbered("images"), *(f"task-{i}-annotation-1-by-1-tag-cat-0.png" for i in range(3))
+    )
+    assert names(tables(root)) == numbered("images") and len(facts(root).left_out) == 3
+
+
 def test_masks_that_metadata_name_are_not_left_out(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("train", "val", n=2))
     fill(root / "masks", "mask", n=2, size=(4, 4))

@@ -23,6 +23,9 @@ from tests.data.folders import facts, lay_out, numbered, tables
         ["20230512_trip", "20230601"],
         ["12_05_2024", "14_05_2024"],
         ["Photos from 2019", "Photos from 2020"],
+        ["2022/2022-12-31", "2023/2023-01-01"],
+        ["2022/12", "2023/01 Berlin"],
+        ["fold0", "fold1"],
     ],
 )
 def test_folders_of_cameras_phones_and_dates_are_no_classes(tmp_path, folders):
@@ -50,6 +53,12 @@ def test_what_the_user_says_of_classes_holds(tmp_path):
         tables(root, classes=True)
     with pytest.raises(UserError, match="data.classes=true, but the images lie in one folder"):
         tables(lay_out(tmp_path / "f", *numbered("cat")), classes=True)
+
+
+def test_folds_are_looked_through(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("fold0/a", "fold0/b", "fold1/a"))
+    assert tables(root)[0].classes == ("a", "b")
+    assert tables(root, classes=True)[0].classes == ("fold0", "fold1")
 
 
 def test_shards_of_img2dataset_are_no_classes():

@@ -70,6 +70,20 @@ def test_validation_beside_what_it_looks_like(tmp_path):
     assert found[0].classes == ("invalid", "valid"), "no split: nothing in it is as beside it"
 
 
+def test_longer_names_of_splits(tmp_path):
+    small = numbered("x_train_LR_bicubic/X2", "x_valid_LR_bicubic/X2")
+    root = lay_out(tmp_path / "d", *numbered("x_train_HR", "x_valid_HR"), *small)
+    found = tables(root)
+    assert [list(table.names) for table in found] == [numbered("x_train_HR"), numbered("x_valid_HR")]
+    assert set(facts(root).left_out) == set(small)
+    for folders in (("trainA", "trainB", "testA", "testB"), ("cats_train", "dogs_train", "cats_val", "dogs_val")):
+        root = lay_out(tmp_path / folders[0], *numbered(*folders))
+        with pytest.raises(UserError, match=rf"{folders[0]}/ and {folders[1]}/ are both .* data.classes=true"):
+            tables(root)
+        assert tables(root, classes=True)[0].classes == tuple(sorted(folders))
+        assert [len(table) for table in tables(root, without=folders[1::2])] == [3, 3]
+
+
 def test_a_split_below_the_classes(tmp_path):
     paths = numbered("cats/train", "cats/val", "dogs/train", "dogs/val", "dogs/test", n=2)
     train, val = tables(lay_out(tmp_path / "d", *paths))
@@ -172,6 +186,8 @@ def test_formats_of_an_image_in_two_folders_stay_in_one_split(tmp_path):
     assert not {Path(name).stem for name in train.names} & {Path(name).stem for name in val.names}
     assert len(val) == 4 and "label" not in train.columns
     assert "folders for formats of the same images are no classes: jpg, png_images" in facts(root).asides[0]
+    train, val = tables(lay_out(tmp_path / "x", *numbered("HR", "LR", n=8)), val_share=0.3)
+    assert len(val) == 4 and not {Path(name).stem for name in train.names} & {Path(name).stem for name in val.names}
     root = lay_out(tmp_path / "e", "jpg/1.jpg", "jpg/2.jpg", "png/3.png", "png/4.png")
     assert tables(root)[0].classes == ("jpg", "png"), "no image is in both"
 

@@ -135,6 +135,15 @@ def test_validation_shards_alternatives_missing_captions_and_maps(tmp_path, capl
     assert "text" not in Shards(str(tmp_path / "a.tar"), columns=["label"])._decoder.has
 
 
+def test_shards_to_validate_on_are_not_trained_on(shards, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(shards)
+    train, val = Shards(str(shards), val_root="train-0001.tar").tables(tmp_path / "cache")
+    assert not set(train.names) & set(val.names) and all(name.startswith("train-0001.tar/") for name in val.names)
+    assert "1 shard of data.root isn't trained on, as data.val_root has it" in caplog.text
+    with pytest.raises(UserError, match="data.val_root has every shard of data.root"):
+        Shards(str(shards), val_root=str(shards)).tables(tmp_path / "cache")
+
+
 def test_compressed_and_remote_shards_are_copied_first(shards, tmp_path):
     pytest.importorskip("webdataset")
     wanted, _ = Shards(str(shards / "train-0000.tar")).tables(tmp_path / "cache")
