@@ -258,11 +258,18 @@ def _check_choices(config: Mapping[str, Any]) -> None:
     for key, known in _CHOICES.items():
         if config.get(key, known[0]) not in known:
             raise UserError(f"{key}={config[key]}: give {' or '.join(known)}.")
-    limit = _mapping(config.get("trainer")).get("max_time")
-    if limit is not None:
+    trainer = _mapping(config.get("trainer"))
+    if trainer.get("max_time") is not None:
         from ldm.training.schedule import parse_time
 
-        parse_time(limit)
+        parse_time(trainer["max_time"])
+    for key in ("max_epochs", "min_epochs", "min_steps"):
+        if trainer.get(key) is not None:
+            raise UserError(
+                f"trainer.{key}={trainer[key]}: a run ends by trainer.max_steps or trainer.max_time; give those."
+            )
+    if trainer.get("max_steps") == 0:
+        raise UserError("trainer.max_steps=0 trains nothing: give a number of steps, or -1 for a run without an end.")
 
 
 def _drop_of_other_class(spec: dict[str, Any], reference: Mapping[str, Any]) -> None:

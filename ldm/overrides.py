@@ -12,7 +12,7 @@ from typing import Any
 
 from ldm.errors import UserError, did_you_mean
 
-PROSE = {"prompt", "negative", "text", "auth", "webhook", "word", "init", "trigger"}
+PROSE = {"prompt", "negative", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
 PATHS |= {"reference", "samples", "features"}
@@ -35,10 +35,16 @@ def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], l
     if {"--shell-completion", "-sc"} & set(flags):  # install=bash and the like are Hydra's own words
         return flags, overrides
     prepared = [_override(word, groups, is_sweep(flags)) for word in overrides]
-    keys = {word.partition("=")[0].lstrip("+") for word in prepared}
-    if "trainer.max_steps" in keys and "trainer.max_time" not in keys:
-        prepared.append("++trainer.max_time=null")  # a number of steps replaces the limit of time that YAML may have
-    return flags, prepared
+    return flags, prepared + _replaced(prepared)
+
+
+def _replaced(overrides: Sequence[str]) -> list[str]:
+    """Takes away the limit of a run that YAML may have, of steps or of time, where only the other is given."""
+    given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+    steps, seconds = (given.get(f"trainer.{key}") for key in ("max_steps", "max_time"))
+    if seconds is None and steps not in (None, "null", "-1"):
+        return ["++trainer.max_time=null"]
+    return ["++trainer.max_steps=-1"] if steps is None and seconds not in (None, "null") else []
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -95,7 +95,9 @@ def test_a_new_word_needs_no_quotes():
 def test_steps_asked_for_replace_a_limit_of_time():
     assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
     assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2
-    assert len(prepared("trainer.max_time=00:00:01:00")) == 1
+    assert prepared("trainer.max_time=00:00:01:00")[1:] == ["++trainer.max_steps=-1"], "and the other way round"
+    for none in ("trainer.max_time=null", "trainer.max_steps=null", "trainer.max_steps=-1"):
+        assert len(prepared(none)) == 1
 
 
 def test_flags_come_first_wherever_they_stand():

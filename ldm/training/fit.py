@@ -94,16 +94,16 @@ def trainer_of(
     folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, start: Start
 ) -> pl.Trainer:
     options = dict(config["trainer"])
-    limit = options.pop("max_time", None)
+    limit = parse_time(given) if (given := options.pop("max_time", None)) else None
     callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), StopOnSignal()]
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
     options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
     options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
+    callbacks.insert(0, TimeBudget(limit, started, used=start.used or 0.0, most=resume.steps_of(config)))
     if limit:
-        options["max_steps"] = -1
-        callbacks.insert(0, TimeBudget(parse_time(limit), started, used=start.used))
+        options["max_steps"] = -1  # until the budget knows better
     plugins: list[Any] = [AtomicCheckpointIO()]
     if options["precision"] == "16-mixed" and available(options.get("accelerator") or "auto").type == "cpu":
         del options["precision"]

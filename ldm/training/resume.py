@@ -27,8 +27,9 @@ IMPLIED = {"latents_dtype": "float32"}
 class Start(NamedTuple):
     """Where a run begins: at step 0, or at that of its newest good checkpoint.
 
-    `total` is the number of steps that it was to have, `rate` its last learning rate; of a run that was limited by time
-    `limit` and `used` are the seconds that it was given and has spent.
+    `total` is the number of steps that it was to have, `rate` its last learning rate, `used` the seconds that it has
+    had, None where its checkpoint doesn't note them. Of a run that was limited by time `limit` is the seconds that it
+    was given, and `most` the number of steps that was the limit beside them.
     """
 
     checkpoint: Path | None
@@ -39,7 +40,8 @@ class Start(NamedTuple):
     total: int | None = None
     rate: float = 0.0
     limit: float | None = None
-    used: float = 0.0
+    used: float | None = 0.0
+    most: int | None = None
 
 
 def start_of(folder: RunFolder) -> Start:
@@ -49,7 +51,7 @@ def start_of(folder: RunFolder) -> Start:
         return Start(None)
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     limit = limit_of(_read(folder.config))  # of runs from before the checkpoints said
-    time = saved["callbacks"].get("TimeBudget") or ({"limit": limit, "used": limit} if limit else {})
+    time = saved["callbacks"].get("TimeBudget") or {"limit": limit, "used": limit}
     return Start(
         path,
         saved["global_step"],
@@ -58,7 +60,9 @@ def start_of(folder: RunFolder) -> Start:
         _classes(saved.get("ldm_model", {})),
         saved["ldm_total_steps"],
         saved["optimizer_states"][0]["param_groups"][0]["lr"],
-        **time,
+        time["limit"],
+        time["used"],
+        time.get("most") if time["limit"] else None,
     )
 
 
@@ -68,19 +72,26 @@ def limit_of(config: Mapping[str, Any]) -> float | None:
     return parse_time(limit).total_seconds() if limit else None
 
 
+def steps_of(config: Mapping[str, Any]) -> int | None:
+    """The number of steps that `trainer.max_steps` gives a run; None where it gives none."""
+    steps = (config.get("trainer") or {}).get("max_steps")
+    return steps if steps is not None and steps > 0 else None
+
+
 def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
     """Whether the config gives a finished run more steps, or more time, than it had.
 
     Raises UserError where it does and no checkpoint is left to go on from.
     """
-    start, seconds, steps = start_of(folder), limit_of(config), config["trainer"]["max_steps"] or -1
+    start, seconds, steps = start_of(folder), limit_of(config), steps_of(config)
     if start.checkpoint:
-        if seconds is not None:
-            return start.limit is None or seconds > start.limit
-        return steps < 0 or steps > start.step
+        by_steps = start.most is not None and start.step >= start.most  # what ended it, where both were its limits
+        had = start.used if by_steps or start.limit is None else start.limit
+        return (steps is None or steps > start.step) and (seconds is None or seconds > (had or 0))
     old = _read(folder.config)
-    before = limit_of(old) or 0
-    if seconds > before if seconds is not None else steps < 0 or steps > (old["trainer"]["max_steps"] or -1) > 0:
+    before = steps_of(old)
+    longer = seconds is not None and seconds > (limit_of(old) or 0)
+    if longer or (before and steps and steps > before) or (seconds is None and steps is None):
         raise UserError(
             f"{folder.path} is finished and has no checkpoint left to go on from: fine-tune its model by finetune=full "
             "base=NAME, or start anew by overwrite=true or another name=."
@@ -93,19 +104,28 @@ def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> 
 
     The fall is the one of a run that had the new limit from its beginning: up to here it fell too fast, so it jumps.
     """
-    limit = limit_of(config)
-    if start.checkpoint is None or (limit == start.limit and (limit or rate.total_steps == start.total)):
+    limit, most = limit_of(config), steps_of(config)
+    if start.checkpoint is None or (limit == start.limit and (most == start.most if limit else most == start.total)):
         return None
     if limit:
-        rate.since = (start.step, min(1.0, start.used / limit))
-        end = f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
-    elif rate.total_steps is None:
+        done = max((start.used or 0.0) / limit, start.step / most if most else 0.0)
+        rate.since, end = (start.step, min(1.0, done)), _time_left(start, limit)
+        end += f", or to step {most}" if most else ""
+    elif most is None:
         rate.since, end = (start.step, 0.0), "without an end"
     else:
-        end = f"to step {rate.total_steps}"
+        end = f"to step {most}"
     fall = "" if rate.schedule == "constant" else f", whose {rate.schedule} now ends there,"
     was, now = f"{start.rate:.3g}", f"{rate(start.step):.3g}"
     return f"trains on from step {start.step} {end}; the learning rate{fall} was {was} and is {now}"
+
+
+def _time_left(start: Start, limit: float) -> str:
+    if start.used is None:
+        return (
+            f"for the {limit:g} s of trainer.max_time, without the time that it had, which its checkpoint doesn't note"
+        )
+    return f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
 
 
 def _classes(spec: Any) -> tuple[str, ...]:

@@ -75,27 +75,46 @@ def parse_time(value: Any) -> timedelta:
 
 class TimeBudget(pl.Callback):
     """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew each sixteenth of
-    the time, since a machine that was busy at first, or is later, does more or fewer than it seemed.
+    the time, since a machine that was busy at first, or is later, does more or fewer than it seemed. Where `most` steps
+    are the limit too, whichever comes first ends the run, and the schedule with it.
 
     The clock started when the run did, so loading and encoding count, and goes on from `used` seconds of earlier
-    processes, which checkpoints note. `reserve` is the share kept for validation,
-    sample grids and saving. The number is stored in every checkpoint: the schedule ends with the run, and a resumed run
-    keeps it. The first process's clock counts for all, which have to stop together.
+    processes, which checkpoints note, also those of runs without a limit (`limit` None), which may get one later.
+    `reserve` is the share kept for validation, sample grids and saving. The number is stored in every checkpoint: the
+    schedule ends with the run, and a resumed run keeps it. The first process's clock counts for all, which have to stop
+    together.
     """
 
-    def __init__(self, limit: timedelta, started: float, reserve: float = 0.06, used: float = 0.0):
-        self.limit, self.started, self.reserve, self.used = limit.total_seconds(), started, reserve, used
+    def __init__(
+        self, limit: timedelta | None, started: float, reserve: float = 0.06, used: float = 0.0, most: int | None = None
+    ):
+        self.limit = limit.total_seconds() if limit else None
+        self.started, self.reserve, self.used, self.most = started, reserve, used, most
         self._ended: list[float] = []  # when each optimizer step since the last look did
         self._step = self._said = 0
-        self._next_look: int | None = 0  # None: never, a resumed run keeps its number
+        self._next_look: int | None = None  # None: never
+        self._is_measured = True  # whether a number of steps that is known at the start is more than `most`
 
-    def state_dict(self) -> dict[str, float]:
-        return {"limit": self.limit, "used": self.used + time.monotonic() - self.started}
+    def state_dict(self) -> dict[str, Any]:
+        used = self.used + time.monotonic() - self.started
+        return {"limit": self.limit, "used": used, "most": self.most, "is_measured": self._is_measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_measured = state_dict.get("is_measured", True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if pl_module.learning_rate.total_steps:
-            trainer.fit_loop.epoch_loop.max_steps = pl_module.learning_rate.total_steps
-            self._next_look = None
+        if self.limit is None:
+            return
+        rate = pl_module.learning_rate
+        self._is_measured = self._is_measured and bool(rate.total_steps)  # a resumed run keeps its number
+        if not self._is_measured:
+            self._next_look = 0
+            if self.most:
+                if rate.total_steps != self.most:
+                    rate.end_at(self.most, trainer.global_step)
+                trainer.print(f"trains for {self.limit:g} s, or to step {self.most}, whichever comes first")
+        if rate.total_steps:
+            trainer.fit_loop.epoch_loop.max_steps = rate.total_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
@@ -108,7 +127,8 @@ class TimeBudget(pl.Callback):
         total, self._next_look = trainer.strategy.broadcast(self._look(step))
         if total is None:
             return
-        self._ended = self._ended[-1:]
+        total = min(total, self.most or total)
+        self._ended, self._is_measured = self._ended[-1:], True
         pl_module.learning_rate.end_at(total, step)
         trainer.fit_loop.epoch_loop.max_steps = total
         if abs(total - self._said) > 0.1 * self._said:
@@ -117,12 +137,13 @@ class TimeBudget(pl.Callback):
 
     def _look(self, step: int) -> tuple[int | None, int]:
         """The number of steps in all, None where too few are measured; and the step at which to look again."""
-        left = self.limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
+        limit = self.limit or math.inf
+        left = limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
         if left <= 0:
             return step, step
         if step < MEASURED_STEPS or len(self._ended) <= FEWEST:
             return None, step + 1
         # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
         seconds_per_step = statistics.median(b - a for a, b in pairwise(self._ended))
-        until_next = int(self.limit / 16 / seconds_per_step)
+        until_next = int(limit / 16 / seconds_per_step)
         return step + max(1, int(left / seconds_per_step)), step + max(FEWEST, until_next)

@@ -47,14 +47,15 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
 
 
 def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkeypatch):
-    def run(seconds_of_step) -> tuple[float, list[int], list[float]]:
+    def run(seconds_of_step, most=None) -> tuple[float, list[int], list[float]]:
         """Seconds, totals told and learning rates of a run of 100 s, whose step n takes seconds_of_step(n)."""
         now, totals, rates = [0.0], [], []
         monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
-        budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0)
+        budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0, most=most)
         trainer = MagicMock(global_step=0)
         trainer.strategy.broadcast = lambda value: value
-        trainer.print = lambda text: totals.append(int(text.split()[0]))
+        trainer.print = lambda text: totals.append(int(text.split()[0])) if "fit into" in text else said.append(text)
+        said = []
         module = SimpleNamespace(learning_rate=LearningRate(1.0, warmup_steps=20))
         budget.on_train_start(trainer, module)
         while not (total := module.learning_rate.total_steps) or trainer.global_step < total:
@@ -62,6 +63,7 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
             now[0] += seconds_of_step(trainer.global_step)
             trainer.global_step += 1
             budget.on_train_batch_end(trainer, module)
+        assert said == ([f"trains for 100 s, or to step {most}, whichever comes first"] if most else [])
         return now[0], totals, rates
 
     def falls_without_a_jump(rates) -> bool:
@@ -76,6 +78,14 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
     assert spent == pytest.approx(100, abs=0.5) and totals == [400, 230] and falls_without_a_jump(rates)
     spent, totals, rates = run(lambda n: 200)
     assert len(rates) == 1 and spent == 200  # no step could be measured in time
+    spent, totals, rates = run(lambda n: 0.25, most=300)  # the steps end first
+    assert spent == 75 and len(rates) == 300 and falls_without_a_jump(rates)
+    spent, totals, rates = run(lambda n: 0.25, most=500)  # the time does
+    assert spent == 100 and len(rates) == 400 and falls_without_a_jump(rates)
+    spent, totals, rates = run(lambda n: 0.25 if n < 60 else 0.5, most=300)  # the time does, which isn't known at first
+    assert spent == pytest.approx(100, abs=0.5) and totals[-1] == 230 and falls_without_a_jump(rates)
+    _, totals, rates = run(lambda n: 0.25, most=40)  # before anything is measured
+    assert totals == [] and len(rates) == 40 and 0 < rates[-1] < 0.01
 
 
 def test_a_fall_goes_on_from_where_it_is():

@@ -17,6 +17,8 @@ from ldm.data.digits import Digits
 from ldm.errors import UserError
 from ldm.randomness import permutation
 from ldm.training import ema, ldm_run, schedule
+from ldm.training.resume import Start, rescheduled
+from ldm.training.schedule import LearningRate
 from ldm.training.task import Task
 
 
@@ -253,6 +255,34 @@ def test_a_finished_run_trains_on_for_more_time(train, tmp_path, monkeypatch, ca
     train("vae", tmp_path, "trainer.max_time=00:00:00:02", "resume=true", *words)
     assert f"trains on from step {steps} for the {max(0, 2 - used):.0f} s that are left" in capsys.readouterr().out
     assert newest(run)["global_step"] > steps and newest(run)["callbacks"]["TimeBudget"]["used"] > used
+
+
+def test_time_counts_from_the_beginning_of_a_run_that_steps_had_ended(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(schedule, "MEASURED_STEPS", 2)
+    monkeypatch.setattr(schedule, "FEWEST", 1)
+    clock(monkeypatch, 1.0)
+    run = train("vae", tmp_path, "trainer.max_steps=3", "name=both")
+    used = newest(run)["callbacks"]["TimeBudget"]["used"]
+    assert used >= 1
+    less, more = (f"trainer.max_time=00:00:00:{seconds:02d}" for seconds in (int(used), int(used) + 20))
+    train("vae", tmp_path, "trainer.max_steps=-1", less, "name=both", "resume=true")
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    train("vae", tmp_path, "trainer.max_steps=5", more, "name=both", "resume=true")
+    said = capsys.readouterr().out
+    left = int(used) + 20 - used
+    assert f"trains on from step 3 for the {left:.0f} s that are left of trainer.max_time, or to step 5;" in said
+    assert newest(run)["global_step"] == newest(run)["ldm_total_steps"] == 5
+    train("vae", tmp_path, "trainer.max_steps=5", more, "name=both", "resume=true")
+    assert "is finished: nothing to do" in capsys.readouterr().out
+    train("vae", tmp_path, "trainer.max_steps=7", more, "name=both", "resume=true")
+    assert newest(run)["global_step"] == 7, "steps had ended it, and there is time left"
+
+
+def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
+    start = Start(Path("step.ckpt"), 10, total=10, rate=0.1, used=None)
+    config = {"trainer": {"max_steps": -1, "max_time": "00:00:00:30"}}
+    said = rescheduled(start, config, LearningRate(0.1, 0))
+    assert "for the 30 s of trainer.max_time, without the time that it had, which its checkpoint doesn't note" in said
 
 
 # The average ---------------------------------------------------------------------------------------------------------
