@@ -61,8 +61,8 @@ class Alert:
 
 def rules_of(stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> Rules:
     """Rules from what was typed, thresholds one a line. Raises UserError."""
-    if stall_minutes < 0 or disk_gb < 0:
-        raise UserError("minutes and gigabytes have to be at least 0; 0 turns the rule off.")
+    if not (0 <= stall_minutes < math.inf and 0 <= disk_gb < math.inf):
+        raise UserError("minutes and gigabytes have to be numbers of at least 0; 0 turns the rule off.")
     parsed = tuple(_threshold(line) for line in thresholds.splitlines() if line.strip())
     webhook = webhook.strip()
     if webhook and (urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).hostname):

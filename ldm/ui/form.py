@@ -67,16 +67,23 @@ def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Setting
     )
 
 
+def uploaded(file: Any, what: str, uploads: Path) -> Path:
+    """The file that was put into a field. Raises UserError for one of this machine that wasn't uploaded."""
+    path = file.get("path") if isinstance(file, Mapping) else None
+    if not isinstance(path, str) or "\0" in path or not Path(path).resolve().is_relative_to(uploads.resolve()):
+        raise UserError(f"the {what} has to be an uploaded file: put it in again.")
+    if not Path(path).is_file():
+        raise UserError(f"the {what} isn't kept here any more: put it in again.")
+    return Path(path)
+
+
 def opened(file: Any, what: str, uploads: Path) -> "Image":
-    """An image that was put into a field. Raises UserError, which names the field and no folder, also for a file of
-    this machine that wasn't uploaded."""
+    """An image that was put into a field. Raises UserError, which names the field and no folder."""
     from PIL import Image
 
-    path = file.get("path") if isinstance(file, Mapping) else None
-    if not isinstance(path, str) or not Path(path).resolve().is_relative_to(uploads.resolve()):
-        raise UserError(f"the {what} has to be an uploaded file: put it in again.")
+    path = uploaded(file, what, uploads)
     try:
-        image = open_image(Path(path).read_bytes())
+        image = open_image(path.read_bytes())
     except OSError:
         raise UserError(f"the {what} isn't kept here any more: put it in again.") from None
     except UserError as error:

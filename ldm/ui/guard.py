@@ -1,19 +1,19 @@
 """What may reach the page's server: its own page and programs of this machine, with requests of a bounded size.
 
 A browser lets any web page send requests to 127.0.0.1; it only keeps that page from reading the answer. So a request
-that another page made is refused by what the browser says of it: `Sec-Fetch-Site`, and `Origin` against `Host`.
+that another page made is refused by what the browser says of it: `Sec-Fetch-Site`, and `Origin`, which has to be the
+page's own. What a request says of another server before this one (`X-Forwarded-Host` and the like) is taken away: any
+client can write it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-from urllib.parse import urlsplit
+import logging
+from collections.abc import Awaitable, Callable
 
+from ldm.ui.bodies import Bodies, Message, Receive, Refusal, Scope, Send
 from ldm.ui.store import Shown
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+log = logging.getLogger(__name__)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/gradio_api"
@@ -32,49 +32,67 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
 )
-Refusal = tuple[int, str]
 
 
 class Guard:
-    """ASGI middleware: answers what may not be asked itself, makes room for uploads, and forbids framing."""
+    """ASGI middleware: answers what may not be asked itself, bounds what is received and stored, and forbids framing.
 
-    def __init__(self, app: App, shown: Shown):
-        self.app, self.shown = app, shown
-        self._coming = 0  # bytes of the uploads that are being received
+    `proxy` is the origin that a server before this one is reached at; without it, the page's own is that of the `Host`.
+    """
+
+    def __init__(self, app: App, shown: Shown, bodies: Bodies, proxy: str | None = None):
+        self.app, self.shown, self.bodies, self.proxy = app, shown, bodies, proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # the page uses no websocket
             return await send({"type": "websocket.close", "code": 1008})
+        scope = {**scope, "headers": [one for one in scope["headers"] if not _is_forwarded(one[0])]}
         send = _hardened(send)
-        refusal = foreign(scope) or closed(scope) or oversized(scope)
+        refusal = foreign(scope, self.proxy) or closed(scope) or oversized(scope)
         if refusal:
             return await _answer(send, *refusal)
-        if scope["path"].startswith(UPLOAD) and scope["method"] == "POST":
-            return await self._upload(scope, receive, send)
+        if scope["method"] == "POST":
+            return await self._take(scope, receive, send)
         await self.app(scope, receive, send)
 
-    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = int(_header(scope, b"content-length") or 0)
-        if self._coming + size > self.shown.limit:
-            return await _answer(send, 503, "too many uploads at a time; try again in a moment")
-        self._coming += size
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the app have a request's body as it comes, and answers in its place where the body is given up."""
+        is_upload, client = scope["path"].startswith(UPLOAD), scope.get("client") or ("",)
+        body = self.bodies.open(client[0], receive)
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if body.refusal and not started:
+                return
+            if is_upload and not started:  # before the client knows that it may send the next one
+                await asyncio.to_thread(self.shown.trim)
+            started = True
+            await send(message)
+
         try:
-            await asyncio.to_thread(self.shown.trim, self._coming)
-            await self.app(scope, receive, send)
+            await self.app(scope, body.receive, answer)
+        except Exception as error:
+            if body.refusal is None and (started or not is_upload):
+                raise
+            body.refusal = body.refusal or _failed(error)
         finally:
-            self._coming -= size
+            self.bodies.close(body)
+        if body.refusal and not started:
+            await _answer(send, *body.refusal)
 
 
-def foreign(scope: Scope) -> Refusal | None:
+def foreign(scope: Scope, proxy: str | None = None) -> Refusal | None:
     """Why a request is refused that another web page made; a link to the page itself may be followed."""
     site = _header(scope, b"sec-fetch-site") or "none"
     if site not in ("none", "same-origin") and not _follows_a_link(scope):
         return 403, "another web page made this request: it is refused"
-    own = {_header(scope, name).lower() for name in (b"host", b"x-forwarded-host")}
+    host = _header(scope, b"host").lower()
+    own = proxy or (host and f"http://{host}")  # scheme, name and port, and nothing else
     for origin in _headers(scope, b"origin"):
-        if _host(origin) not in own - {""}:
+        if origin.lower() != own or not own:
             return 403, f"a page of {origin} made this request: it is refused"
     return None
 
@@ -104,11 +122,16 @@ def _follows_a_link(scope: Scope) -> bool:
     return navigates and scope["method"] == "GET" and scope["path"] == "/"
 
 
-def _host(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
+def _is_forwarded(header: bytes) -> bool:
+    return header == b"forwarded" or header.startswith(b"x-forwarded-")
+
+
+def _failed(error: Exception) -> Refusal:
+    """What a client is told of an upload that ended in an error of the server's."""
+    log.warning("an upload failed: %s: %s", type(error).__name__, error)
+    if isinstance(error, OSError):
+        return 507, f"the upload can't be stored ({error.strerror or type(error).__name__})"
+    return 400, "the upload can't be read: send multipart/form-data whose parts are files, each by the name `files`"
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:
@@ -121,7 +144,7 @@ def _header(scope: Scope, name: bytes) -> str:
 
 
 def _hardened(send: Send) -> Send:
-    async def sent(message: MutableMapping[str, Any]) -> None:
+    async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *HEADERS]
         await send(message)

@@ -23,6 +23,7 @@ from ldm.training.run import DONE, is_run
 from ldm.ui.runs import config_of, folder
 
 SCRIPTS = {"vae": "train_vae", "ldm": "train_ldm"}
+NAME_BYTES = 200  # file systems take 255 of a file's name, which has more parts than the run's
 OURS = ("name", "runs_dir", "resume", "overwrite")
 
 
@@ -36,9 +37,8 @@ class Launcher:
 
     def start(self, stage: str, name: str, options: str, overwrite: bool = False) -> str:
         """Starts a run of the options, KEY=VALUE words as in a shell; returns its key STAGE/NAME."""
+        check_name(name)
         words = option_words(options)
-        if not name.strip() or any(part in ("", ".", "..") for part in name.split("/")):
-            raise UserError("give the run a name: a plain word, which becomes its folder's.")
         if is_run(self.runs_dir / stage / name) and not overwrite:
             raise UserError(f"there is a run {stage}/{name} already: resume it, throw it away, or take another name.")
         self._spawn(f"{stage}/{name}", [*words, *(["overwrite=true"] if overwrite else [])])
@@ -117,6 +117,14 @@ class Launcher:
         except (OSError, ValueError):
             return {}
         return read if isinstance(read, dict) else {}
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for what is no name of a run's folder, and of the files that are kept of it beside it."""
+    if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
+        raise UserError("give the run a name: a plain word, which becomes its folder's.")
+    if len(name.encode()) > NAME_BYTES:
+        raise UserError(f"the name '{name[:40]}...' is too long for a folder: take up to {NAME_BYTES} letters.")
 
 
 def option_words(options: str) -> list[str]:

@@ -9,12 +9,13 @@ from ldm.ui.page_parts import quiet
 from ldm.ui.page_pictures import PicturesTab
 from ldm.ui.page_runs import RunsTab
 from ldm.ui.page_xy import XYTab
+from ldm.ui.sent import Page
 from ldm.ui.tell import told
 
 
 def build(app: App) -> gr.Blocks:
     """The page over the parts of `app`; nothing is served yet."""
-    with gr.Blocks(title="ldm", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+    with Page(title="ldm", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         Banner(app)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Draw", id="draw") as draw_tab:

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ldm import kinds
 from ldm.errors import UserError
 from ldm.ui.alerts import Alarms, Alert, rules_of
 from ldm.ui.app import App
@@ -55,7 +56,7 @@ class AlertsTab:
             test = gr.Button("Send a test to the webhook")
         told_html = gr.HTML()
         fields = [stall, disk, thresholds, webhook]
-        keep.click(told(self.keep), fields, told_html, api_name="set_alerts")
+        keep.click(told(self.keep), fields, told_html, api_name="set_alerts", preprocess=False)
         test.click(told(self.test), webhook, told_html, api_visibility="private")
         self.outputs = [*fields, told_html]
 
@@ -67,8 +68,13 @@ class AlertsTab:
 
     def keep(self, stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> str:
         """Sets the rules, for this start and the next ones."""
-        self.app.watcher.rules = rules_of(stall_minutes or 0, disk_gb or 0, thresholds or "", webhook or "")
-        kept = {"stall_minutes": stall_minutes, "disk_gb": disk_gb, "thresholds": thresholds, "webhook": webhook}
+        numbers = {"stall_minutes": stall_minutes or 0, "disk_gb": disk_gb or 0}
+        texts = {"thresholds": thresholds or "", "webhook": webhook or ""}
+        for kind, values in ((float, numbers), (str, texts)):
+            for what, value in values.items():
+                kinds.refuse(value, kind, what)
+        kept: dict[str, Any] = numbers | texts
+        self.app.watcher.rules = rules_of(**kept)
         self.app.store.remember("alerts", kept)
         gr.Info("The rules are kept.")
         return self.listing()

@@ -72,8 +72,8 @@ class DrawTab:
         self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **quietly)
         self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
         restored = self.png.upload(
-            told(self.restore), self.png, [*values, self.modes, self.about],
-            **{**quietly, "api_visibility": "public"}, api_name="restore",
+            told(self.restore_sent), self.png, [*values, self.modes, self.about],
+            **{**quietly, "api_visibility": "public"}, api_name="restore", preprocess=False,
         )  # fmt: skip
         restored.then(told(self.refill), self.png, fields["editor"], **quietly)
         self.gallery.select(told(self.pick), self.drawn, self.about, **quietly)
@@ -150,6 +150,10 @@ class DrawTab:
             gr.Info("Nothing was drawn yet, so there is no seed to use again.")
             return gr.skip(), gr.skip()
         return int(seed), False
+
+    def restore_sent(self, file: Any) -> list[Any]:
+        """The fields as a picture's settings have them, which was sent."""
+        return self.restore(None if file is None else str(forms.uploaded(file, "picture", self.app.shown.path)))
 
     def restore(self, file: str | None) -> list[Any]:
         """The fields as a picture's settings have them."""

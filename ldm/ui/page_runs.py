@@ -7,9 +7,11 @@ from typing import Any
 
 import gradio as gr
 
+from ldm import kinds
 from ldm.errors import UserError
 from ldm.ui import runs
 from ldm.ui.app import App
+from ldm.ui.launch import NAME_BYTES
 from ldm.ui.page_parts import bar, kept_form, quiet
 from ldm.ui.tell import told
 from ldm.ui.watch import read_record, steps_per_s
@@ -92,12 +94,12 @@ class RunsTab:
         self.look.click(told(self.found), None, self.run, **quietly)
         started = [self.run, self.status]
         self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
-        self.go.click(
-            told(self.start), [self.stage, self.name, self.options, self.overwrite], started, api_name="start_run"
-        )
-        self.stop.click(told(self.stop_run), self.run, self.status, api_name="stop_run")
-        self.resume.click(told(self.resume_run), self.run, self.status, api_name="resume_run")
-        gr.Button(visible=False).click(told(self.describe), self.run, gr.JSON(visible=False), api_name="run_state")
+        form, as_sent = [self.stage, self.name, self.options, self.overwrite], {"preprocess": False}
+        self.go.click(told(self.start), form, started, api_name="start_run", **as_sent)
+        self.stop.click(told(self.stop_run), self.run, self.status, api_name="stop_run", **as_sent)
+        self.resume.click(told(self.resume_run), self.run, self.status, api_name="resume_run", **as_sent)
+        state = gr.JSON(visible=False)
+        gr.Button(visible=False).click(told(self.describe), self.run, state, api_name="run_state", **as_sent)
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
@@ -132,6 +134,7 @@ class RunsTab:
 
     def describe(self, key: str) -> dict[str, Any]:
         """How a run stands, as plain data."""
+        _check_key(key)
         run = self.app.watcher.state(key)
         return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.said}
 
@@ -144,20 +147,31 @@ class RunsTab:
 
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
         """Starts a run in a process of its own."""
-        if stage not in runs.STAGES:
-            raise UserError(f"there is no stage '{stage}': take vae or ldm.")
+        if not isinstance(stage, str) or stage not in runs.STAGES:
+            raise UserError(f"there is no stage {kinds.shown(stage)}: take vae or ldm.")
+        overwrite, options = overwrite or False, options or ""
+        for value, kind, what in ((name, str, "name"), (options, str, "options"), (overwrite, bool, "overwrite")):
+            kinds.refuse(value, kind, what)
         key = self.app.launcher.start(stage, name.strip(), options, overwrite)
         return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} starting")
 
     def stop_run(self, key: str) -> str:
         """Asks a run to save and end."""
+        _check_key(key)
         self.app.launcher.stop(key)
         return bar(f"{key} saves and ends", 0, "stopped")
 
     def resume_run(self, key: str) -> str:
         """Goes on with a run."""
+        _check_key(key)
         self.app.launcher.resume(key)
         return bar(f"{key} goes on")
+
+
+def _check_key(key: Any) -> None:
+    """Raises UserError for what is no run's key; whether there is such a run, others know."""
+    if not isinstance(key, str) or not key or len(key) > 2 * NAME_BYTES:
+        raise UserError(f"there is no run {kinds.shown(key)}: give STAGE/NAME, as ldm/emoji.")
 
 
 def headline(run: runs.RunState) -> str:

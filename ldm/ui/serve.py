@@ -7,10 +7,12 @@ import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ldm.errors import UserError
 from ldm.sampling import device
 from ldm.ui.app import App, make
+from ldm.ui.bodies import Bodies
 from ldm.ui.guard import UPLOAD_BYTES, Guard
 from ldm.ui.store import Shown
 
@@ -25,10 +27,14 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
 def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     """The page as it is served. Raises UserError where it may not or can't be."""
     user = access(config["host"], config["auth"], config["port"])
+    proxy = proxied(config.get("proxy"), user)
     free_port(config["host"], config["port"])
     gradio = _gradio()
     app = make(config["runs_dir"], config["run"], device(config["device"]), config["webhook"] or "")
     os.environ["GRADIO_TEMP_DIR"] = str(app.shown.path)  # the one folder that it serves files from
+    if not proxy:
+        os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe this machine's programs who their client is
+    bodies = Bodies(lambda: app.shown.limit // 2)
     from ldm.ui.page import build
     from ldm.ui.style import CSS, HEAD, theme
 
@@ -40,9 +46,10 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
         prevent_thread_lock=True, quiet=True, theme=theme(gradio), css=CSS, head=HEAD, ssr_mode=False, _frontend=False,
         show_error=False,  # messages that aren't ours name folders of this machine
         enable_monitoring=False, footer_links=[], max_file_size=UPLOAD_BYTES, mcp_server=False,
-        app_kwargs={"middleware": guards(app.shown, None if user else config["host"])},
+        root_path=proxy,
+        app_kwargs={"middleware": guards(app.shown, bodies, None if user else config["host"], proxy)},
     )  # fmt: skip
-    served = Served(app, page, local)
+    served = Served(app, page, local, bodies)
     app.watcher.start()
     print(f"the page is at {local}" + ("" if is_local(config["host"]) else f", for {user and user[0]}"), flush=True)
     if block:
@@ -57,8 +64,8 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
 class Served:
     """A page that is being served, until `close`."""
 
-    def __init__(self, app: App, page: Any, url: str):
-        self.app, self.page, self.url = app, page, url
+    def __init__(self, app: App, page: Any, url: str, bodies: Bodies):
+        self.app, self.page, self.url, self.bodies = app, page, url, bodies
 
     def close(self) -> None:
         self.page.close(verbose=False)
@@ -88,14 +95,38 @@ def is_local(host: str) -> bool:
         return False
 
 
-def guards(shown: Shown, host: str | None) -> list[Any]:
+def proxied(address: str | None, user: tuple[str, str] | None) -> str | None:
+    """The address that a server before this one is reached at. Raises UserError for one that is none, and where those
+    who come by it need no password."""
+    if not address:
+        return None
+    try:
+        parts = urlsplit(address)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        is_one = False
+    if not is_one or parts.query or parts.fragment:
+        raise UserError(f"proxy={address} has to be an address like https://gpu.example or https://gpu.example/ldm.")
+    if not user:
+        raise UserError(f"proxy={address} lets others in, who could draw and start runs: give auth=USER:PASSWORD.")
+    return address.rstrip("/")
+
+
+def origin_of(address: str) -> str:
+    """Scheme, name and port of an address, as a browser's `Origin` has them."""
+    parts = urlsplit(address.lower())
+    usual = {"http": ":80", "https": ":443"}[parts.scheme]
+    return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}"
+
+
+def guards(shown: Shown, bodies: Bodies, host: str | None, proxy: str | None = None) -> list[Any]:
     """The middleware of the server: `Guard`, and where there is no password one that answers only those who call this
     machine by its own name, `host`. A page of elsewhere, whose name was made to lead here after it was loaded, would
     else be let in by the browser (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guard = Middleware(Guard, shown=shown)
+    guard = Middleware(Guard, shown=shown, bodies=bodies, proxy=proxy and origin_of(proxy))
     if host is None:
         return [guard]
     # "[": some versions of Starlette cut an address of IPv6 at its first colon.

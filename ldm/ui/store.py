@@ -101,9 +101,9 @@ class Shown:
         self._folder = tempfile.TemporaryDirectory(prefix="ldm-page-", ignore_cleanup_errors=True)
         self.path, self.limit = Path(self._folder.name), limit
 
-    def trim(self, room: int = 0) -> None:
-        """Makes room for `room` bytes: the oldest uploads and copies go first."""
-        trim(self.path, self.limit - room)
+    def trim(self) -> None:
+        """Keeps to `limit` bytes: the oldest uploads and copies go first."""
+        trim(self.path, self.limit)
 
     def copy(self, path: Path) -> str:
         """A copy of `path` that may be served, made anew when the file has changed."""

@@ -13,6 +13,7 @@ import torch
 
 from ldm.errors import UserError
 
+MOST = 600  # letters of a message: what was sent may be much longer
 log = logging.getLogger(__name__)
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":]+/)+")  # of a path, before its last name
 
@@ -27,7 +28,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from function(*args, **kwargs)
             except Exception as error:
-                raise _message(error) from error
+                raise message(error) from error
 
         return stream
 
@@ -36,12 +37,13 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            raise _message(error) from error
+            raise message(error) from error
 
     return call
 
 
-def _message(error: Exception) -> gr.Error:
+def message(error: Exception) -> gr.Error:
+    """An error as the page shows it, and as a program gets it."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError):
@@ -54,4 +56,5 @@ def _message(error: Exception) -> gr.Error:
 
 
 def _sentence(text: str) -> str:
-    return html.escape(text[:1].upper() + text[1:], quote=False)
+    short = text if len(text) <= MOST else f"{text[:MOST]}..."
+    return html.escape(short[:1].upper() + short[1:], quote=False)

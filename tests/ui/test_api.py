@@ -280,16 +280,67 @@ def called(page: Any, name: str, data: list[Any]) -> str:
         return answer.read().decode()
 
 
+def failure(said: str) -> str:
+    """The sentence that a call ended with."""
+    event, _, data = said.strip().rpartition("data: ")
+    assert event.strip() == "event: error", said
+    return json.loads(data)["error"]
+
+
+ENDPOINTS = {
+    "start_run": ["vae", "odd", "data=digits", False],
+    "stop_run": ["ldm/tiny"],
+    "resume_run": ["ldm/gone"],
+    "run_state": ["ldm/tiny"],
+    "set_alerts": [1, 1, "", ""],
+    "restore": [None],
+}
+FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+WRONG = {  # of each value of each endpoint, what isn't one
+    "start_run": [
+        [None, 3, "x" * 10**5, "..", {"a": 1}, FILE],
+        [None, 3, True, "x" * 300, "猫" * 100, "", " ", "..", "../../etc", "a\0b", "a\nb", {"a": 1}, [1], FILE],
+        [3, True, "..", "a\0b", "x=1\ny", {"a": 1}, FILE],
+        [3, "..", "true", {"a": 1}, [1], FILE],
+    ],
+    "stop_run": [[None, 3, True, "x" * 10**5, "", "..", "../../etc", "a\0b", {"a": 1}, [1], FILE]],
+    "resume_run": [[None, 3, True, "x" * 10**5, "", "..", "../../etc", "a\0b", {"a": 1}, [1], FILE]],
+    "run_state": [[None, 3, True, "x" * 10**5, "", "..", "../../etc", "a\0b", {"a": 1}, [1], FILE]],
+    "set_alerts": [
+        [-1, True, "x", {"a": 1}, [1], FILE],
+        [-1, True, "x", {"a": 1}, [1], FILE],
+        [3, True, "x" * 10**5, {"a": 1}, [1], FILE],
+        [3, True, "x" * 10**5, {"a": 1}, [1], FILE],
+    ],
+    "restore": [[3, True, "/etc/passwd", "", "a\0b", {"a": 1}, {"path": "a\0b"}, [1], [FILE], FILE]],
+}
+
+
+@pytest.mark.parametrize("name", ENDPOINTS)
+def test_each_endpoint_says_what_is_wrong_with_what_it_is_sent(
+    page: Any, served: Any, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given, spawned = ENDPOINTS[name], []
+    monkeypatch.setattr(served.app.launcher, "_spawn", lambda *words: spawned.append(words))
+    tries = [[*given[:i], bad, *given[i + 1 :]] for i, wrong in enumerate(WRONG[name]) for bad in wrong]
+    for data in [*tries, [], [*given, 1]]:
+        said = failure(called(page, name, data))
+        assert said and not said[0].islower() and len(said) < 700, data
+        assert "Error" not in said and "terminal" not in said and str(served.app.shown.path) not in said, (data, said)
+    assert spawned == [] and "Traceback" not in capfd.readouterr().err
+
+
 def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served: Any, photo: Path) -> None:
     foreign = {"path": str(photo), "meta": {"_type": "gradio.FileData"}, "orig_name": "photo.png"}
-    said = called(page, "restore", [foreign])
-    assert "error" in said and "carries no settings" not in said and str(photo.parent) not in said
+    said = failure(called(page, "restore", [foreign]))
+    assert "has to be uploaded" in said and str(photo.parent) not in said
     endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
     values = {one["parameter_name"]: one["parameter_default"] for one in endpoint} | {"mode": "image"}
     before = served.app.store.pictures()
     for file in (foreign, {**foreign, "meta": {}}, str(photo), {**foreign, "path": "data:image/png;base64,AAAA"}):
-        said = called(page, "generate", list((values | {"image": file}).values()))
-        assert "error" in said and str(photo.parent) not in said
+        said = failure(called(page, "generate", list((values | {"image": file}).values())))
+        assert ("has to be" in said and "uploaded" in said) or "'Picture to change' can't have" in said
+        assert str(photo.parent) not in said or file == str(photo)
     assert served.app.store.pictures() == before
 
 

@@ -2,11 +2,17 @@
 
 import http.client
 import json
+import logging
+import select
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ldm.errors import UserError
 
 pytest.importorskip("gradio")
 UPLOAD = "/gradio_api/upload"
@@ -30,8 +36,10 @@ def ask(served: Any) -> Iterator[Any]:
 
     def send(method: str, path: str, body: Any = None, **headers: Any) -> tuple[int, dict[str, str]]:
         line = http.client.HTTPConnection("127.0.0.1", served.page.server_port, timeout=20)
+        here = f"127.0.0.1:{served.page.server_port}"
         try:
-            line.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+            named = {key.replace("_", "-"): value.replace("HERE", here) for key, value in headers.items()}
+            line.request(method, path, body, named)
             answer = line.getresponse()
             return answer.status, {key.lower(): value for key, value in answer.getheaders()}
         finally:
@@ -53,6 +61,14 @@ OTHERS = {
     "two Origins": {"Origin": "http://127.0.0.1 https://attacker.example"},
     "a form without Origin": {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
     "its own name in another port": {"Origin": "http://localhost:80"},
+    "its own name by another scheme": {"Origin": "https://HERE"},
+    "its own name with a user": {"Origin": "http://me@HERE"},
+    "its own name with a path": {"Origin": "http://HERE/"},
+    "its own name and another": {"Origin": "http://HERE http://HERE"},
+    "an empty Origin": {"Origin": ""},
+    "a host that it says it is reached at": {"Origin": FOREIGN, "X-Forwarded-Host": "attacker.example"},
+    "a scheme that it says it is reached by": {"Origin": "https://HERE", "X-Forwarded-Proto": "https"},
+    "by another header": {"Origin": FOREIGN, "Forwarded": "host=attacker.example;proto=https"},
 }
 
 
@@ -80,6 +96,45 @@ def test_no_other_page_stores_or_reads_anything(ask: Any, served: Any, headers: 
     assert stored(served) == before
 
 
+def test_a_server_before_it_is_believed_where_it_was_named() -> None:
+    from ldm.ui.guard import foreign
+    from ldm.ui.serve import origin_of, proxied
+
+    def refused(origin: str, proxy: str | None, host: str = "gpu.example") -> bool:
+        scope = {"method": "POST", "path": UPLOAD, "headers": [(b"origin", origin.encode()), (b"host", host.encode())]}
+        return foreign(scope, proxy) is not None
+
+    address = proxied("https://GPU.example:443/ldm/", ("me", "secret"))
+    assert address == "https://GPU.example:443/ldm" and origin_of(address) == "https://gpu.example"
+    assert origin_of("http://gpu.example:8080/x") == "http://gpu.example:8080"
+    assert not refused("https://gpu.example", origin_of(address)) and refused("https://gpu.example", None)
+    for other in (
+        "http://gpu.example",
+        "https://gpu.example:8443",
+        "https://me@gpu.example",
+        "https://gpu.example/ldm",
+    ):
+        assert refused(other, origin_of(address))
+    assert refused("http://", None, host="")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("gpu.example", "an address like"), ("ftp://gpu.example", "an address like"), ("https://", "an address like"),
+        ("https://me@gpu.example", "an address like"), ("https://gpu.example?x", "an address like"),
+        ("https://[", "an address like"), ("https://gpu.example:x", "an address like"),
+        ("https://gpu.example", "auth=USER:PASSWORD"),
+    ],
+)  # fmt: skip
+def test_a_server_before_it_is_an_address_and_needs_a_password(address: str, words: str) -> None:
+    from ldm.ui.serve import proxied
+
+    assert proxied(None, None) is None
+    with pytest.raises(UserError, match=words):
+        proxied(address, None if "auth" in words else ("me", "secret"))
+
+
 def test_a_link_to_the_page_may_be_followed_and_nothing_else(ask: Any) -> None:
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
     assert ask("GET", "/", **link)[0] == 200
@@ -103,7 +158,7 @@ def test_its_own_page_and_programs_are_let_in(ask: Any, served: Any) -> None:
         {},
         {"Origin": own, "Sec-Fetch-Site": "same-origin"},
         {"Origin": own},
-        {"Origin": "https://gpu.example", "X-Forwarded-Host": "gpu.example"},  # a server with TLS before it
+        {"Origin": own.upper(), "X-Forwarded-Host": "attacker.example", "X-Forwarded-Proto": "https"},
     ):
         assert ask("POST", UPLOAD, part(b"x") + b"--x--\r\n", **headers, **FORM)[0] == 200
 
@@ -151,3 +206,161 @@ def test_uploads_are_bounded_in_all_and_the_oldest_go(ask: Any, served: Any, mon
     assert {path.name for path in stored(served)} >= {"7-0.png", "7-1.png"}
     monkeypatch.setattr(served.app.shown, "limit", 2**20)
     assert ask("POST", UPLOAD, part(bytes(2**20)) + b"--x--\r\n", **FORM)[0] == 503
+
+
+# Bodies that don't come ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begin(served: Any) -> Iterator[Any]:
+    """A POST whose body has `length` bytes, of which `sent` come at once, as its socket."""
+    lines: list[socket.socket] = []
+
+    def start(length: int, sent: bytes = b"", path: str = UPLOAD, **headers: str) -> socket.socket:
+        line = socket.create_connection(("127.0.0.1", served.page.server_port), timeout=20)
+        lines.append(line)
+        kind = FORM if path == UPLOAD else {"Content-Type": "application/json"}
+        head = {"Host": f"127.0.0.1:{served.page.server_port}", "Content-Length": str(length)} | kind | headers
+        said = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in head.items())
+        line.sendall(f"POST {path} HTTP/1.1\r\n{said}\r\n".encode() + sent)
+        return line
+
+    yield start
+    for line in lines:
+        line.close()
+
+
+def answer(line: socket.socket) -> tuple[int, str]:
+    """Status and text of the answer; the connection is closed after a refusal."""
+    with http.client.HTTPResponse(line) as read:
+        read.begin()
+        return read.status, read.read().decode()
+
+
+def arrived(served: Any, count: int, size: int = 0) -> None:
+    """Waits until so many bodies, of so many bytes together, are being received."""
+    until = time.monotonic() + 10
+    while len(held := list(served.bodies._held)) < count or sum(body.arrived for body in held) < size:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def troubles(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
+    """What the server and the page wrote into their logs."""
+    log = logging.getLogger("uvicorn.error")
+    log.addHandler(caplog.handler)
+    yield caplog
+    log.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def one_stored(ask: Any, served: Any, monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """An upload that is kept, of a server with room for 8 MB."""
+    monkeypatch.setattr(served.app.shown, "limit", 8 * 2**20)
+    served.app.shown.trim()
+    assert ask("POST", UPLOAD, part(bytes(2**20), "kept.png") + b"--x--\r\n", **FORM)[0] == 200
+    return {path for path in stored(served) if path.name == "kept.png"}
+
+
+def test_uploads_of_which_nothing_comes_take_no_ones_place(
+    ask: Any, begin: Any, served: Any, one_stored: set[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.bodies, "idle_s", 1.0)
+    silent = [begin(64 * 2**20) for _ in range(20)]
+    arrived(served, 20)
+    assert ask("POST", UPLOAD, part(b"x") + b"--x--\r\n", **FORM)[0] == 200
+    assert {path for path in stored(served) if path.name == "kept.png"} == one_stored != set()
+    assert [answer(line) for line in silent] == [(408, "nothing came of the request for 1 s")] * 20
+    assert not served.bodies._held
+
+
+def test_a_client_has_so_many_open_at_a_time_and_the_most_silent_gives_way(
+    ask: Any, begin: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.bodies, "each", 3)
+    first = begin(2**20)
+    arrived(served, 1)
+    others = [begin(2**20, part(b"x"), X_Forwarded_For=f"10.0.0.{i}") for i in range(2)]
+    arrived(served, 3, 2)
+    assert ask("POST", UPLOAD, part(b"x") + b"--x--\r\n", **FORM)[0] == 200
+    assert answer(first) == (503, "too many uploads at a time; try again in a moment")
+    assert all(not select.select([line], [], [], 0)[0] for line in others), "the others go on"
+
+
+def test_bytes_that_came_are_counted_and_stored_ones_stay(
+    ask: Any, begin: Any, served: Any, one_stored: set[Path]
+) -> None:
+    line = begin(4 * 2**20, part(bytes(3 * 2**20))[:-2])
+    arrived(served, 1, 3 * 2**20)
+    assert ask("POST", UPLOAD, part(bytes(2**21)) + b"--x--\r\n", **FORM)[0] == 200
+    assert answer(line)[0] == 503
+    assert one_stored <= set(stored(served))
+
+
+def test_a_slow_upload_is_taken(begin: Any, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.bodies, "idle_s", 0.4)
+    body = part(bytes(10), "slow.png") + b"--x--\r\n"
+    line = begin(len(body))
+    for i in range(0, len(body), 20):
+        line.sendall(body[i : i + 20])
+        time.sleep(0.12)
+    assert answer(line)[0] == 200 and any(path.name == "slow.png" for path in stored(served))
+
+
+def test_a_client_that_leaves_is_no_trouble_and_leaves_nothing(begin: Any, served: Any, troubles: Any) -> None:
+    before = set(stored(served))
+    for path, sent in ((UPLOAD, part(bytes(1000))[:-2]), (UPLOAD, b""), (START, b'{"data"')):
+        line = begin(2**20, sent, path)
+        arrived(served, 1, len(sent))
+        line.close()
+        until = time.monotonic() + 10
+        while served.bodies._held:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert not troubles.records and set(stored(served)) == before
+
+
+def test_any_request_has_to_come(begin: Any, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.bodies, "idle_s", 0.1)
+    assert answer(begin(100, b'{"data"', START))[0] == 408
+    assert served.app.launcher.started() == []
+
+
+ODD = {
+    "a field that is no file": b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\nx\r\n--x--\r\n',
+    "a part without a name": b"--x\r\nContent-Disposition: form-data\r\n\r\nx\r\n--x--\r\n",
+    "a part without its kind": b"--x\r\n\r\nx\r\n--x--\r\n",
+    "no part": b"nothing",
+    "too many parts": part(b"") * 1001 + b"--x--\r\n",
+    "a header without an end": b"--x\r\nContent-Disposition: " + b"a" * 2**16,
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("query", ["", "?upload_id=1"])
+def test_an_upload_that_is_none_is_refused_with_a_sentence(
+    begin: Any, served: Any, troubles: Any, body: bytes, query: str
+) -> None:
+    before = set(stored(served))
+    status, said = answer(begin(len(body), body, UPLOAD + query, **FORM))
+    assert status in (400, 413) and "/" not in said.replace("multipart/form-data", "") and "\n" not in said
+    assert not [one for one in troubles.records if one.exc_info]
+    assert set(stored(served)) == before
+
+
+@pytest.mark.parametrize("name", ["../../a.png", "a\0b.png", "/etc/passwd", "..", "x" * 300 + ".png", "%2e%2e%2fa"])
+def test_uploads_have_names_inside_their_folder(ask: Any, served: Any, troubles: Any, name: str) -> None:
+    before = set(stored(served))
+    status, _ = ask("POST", UPLOAD, part(name.encode(), name) + b"--x--\r\n", **FORM)
+    assert status in (200, 400) and not [one for one in troubles.records if one.exc_info]
+    left = [path.relative_to(served.app.shown.path).parts for path in set(stored(served)) - before]
+    assert all(len(parts) <= 2 and len(parts[-1].encode()) < 256 for parts in left)  # its hash, and its name
+
+
+def test_what_is_large_or_odd_beside_the_body_is_refused(ask: Any, served: Any, troubles: Any) -> None:
+    assert ask("GET", "/", X_Long="x" * 2**20)[0] in (400, 431)
+    assert ask("GET", "/" + "x" * 2**17)[0] in (400, 404, 414, 431)
+    assert ask("HEAD", UPLOAD)[0] in (404, 405)
+    assert ask("OPTIONS", UPLOAD, Origin=FOREIGN, Access_Control_Request_Method="POST")[0] in (200, 400, 403, 405)
+    assert not [one for one in troubles.records if one.exc_info]
