@@ -17,6 +17,7 @@ from ldm.ui.tell import told
 from ldm.ui.watch import read_record, steps_per_s
 
 LIVE_SECONDS = 3.0
+_AS_SENT: dict[str, Any] = {"preprocess": False}  # what is wrong with it, the functions say
 
 
 class RunsTab:
@@ -94,7 +95,7 @@ class RunsTab:
         self.look.click(told(self.found), None, self.run, **quietly)
         started = [self.run, self.status]
         self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
-        form, as_sent = [self.stage, self.name, self.options, self.overwrite], {"preprocess": False}
+        form, as_sent = [self.stage, self.name, self.options, self.overwrite], _AS_SENT
         self.go.click(told(self.start), form, started, api_name="start_run", **as_sent)
         self.stop.click(told(self.stop_run), self.run, self.status, api_name="stop_run", **as_sent)
         self.resume.click(told(self.resume_run), self.run, self.status, api_name="resume_run", **as_sent)
