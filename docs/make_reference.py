@@ -88,10 +88,16 @@ def python() -> list[str]:
         thing = getattr(ldm, name)
         if thing not in own:
             parts += entry(f"ldm.{name}", thing)
-    for name, method in inspect.getmembers(ldm.LatentDiffusion, inspect.isfunction):
-        if not name.startswith("_") and name in vars(ldm.LatentDiffusion):
-            parts += entry(f"LatentDiffusion.{name}", method)
+    for name, member in inspect.getmembers(ldm.LatentDiffusion, is_ours):
+        if not name.startswith("_"):
+            parts += entry(f"LatentDiffusion.{name}", member)
     return parts
+
+
+def is_ours(member: object) -> bool:
+    """Whether a method or a property is of this package, and says what it does."""
+    function = member.fget if isinstance(member, property) else member
+    return inspect.isfunction(function) and function.__module__.startswith("ldm.") and bool(function.__doc__)
 
 
 def classes() -> list[str]:

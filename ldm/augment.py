@@ -35,7 +35,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out={out} isn't empty: name another folder.")
     path = find_run("vae", config["run"], config["runs_dir"])
-    model = load(path, device(config["device"]))
+    model = load(path, device(config["device"]), precision="float32")
     vae = model if isinstance(model, AutoencoderKL) else getattr(model, "first_stage", None)
     if not isinstance(vae, AutoencoderKL):
         raise UserError(f"run={config['run']} holds no autoencoder; name a run of train_vae.py.")

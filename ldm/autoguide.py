@@ -11,6 +11,7 @@ from ldm.conditioning import Asked, ask
 from ldm.diffusion import away
 from ldm.diffusion.samplers import DenoiseFn
 from ldm.errors import UserError
+from ldm.networks.precision import lowered
 
 DEFAULT = 1.5
 
@@ -56,7 +57,7 @@ class Autoguided:
         return ask(conditioner, known, n if known else count, None, size)
 
     def autoguided(
-        self,
+        self: Any,
         denoise: DenoiseFn,
         asked: Asked | None,
         scale: float | None,
@@ -72,5 +73,6 @@ class Autoguided:
             return denoise
         guide = self.guide[0]
         conds, _ = asked.weighted(1.0, guide.encode, list(seeds))
-        cond = conds[-1]
-        return away(denoise, lambda x, sigma: guide.denoiser(x, sigma, cond), scale or DEFAULT, interval)
+        cond = conds[-1].lowered(self.dtype)
+        worse = guide.denoiser.around(lowered(guide.denoiser.network, self.dtype), self.dtype)
+        return away(denoise, lambda x, sigma: worse(x, sigma, cond), scale or DEFAULT, interval)

@@ -50,6 +50,13 @@ def lent(module: nn.Module, device: torch.device | str | None) -> Iterator[None]
         module.to(before)
 
 
+def fast_products(device: torch.device | str) -> None:
+    """Has a CUDA GPU multiply float32 matrices in TF32 (10 bits of mantissa, sums in float32), as its convolutions do
+    anyway: a setting of the process, for commands. Other devices are left as they are."""
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 class Later:
     """The number in a tensor of one element, to be read on the host when it has come there.
 

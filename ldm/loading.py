@@ -16,19 +16,40 @@ from ldm.cascade import cascade
 from ldm.conditioning import FrozenText, ImageEmbedding
 from ldm.errors import UserError, did_you_mean
 from ldm.files import is_whole, record_of
+from ldm.latents import compute
+from ldm.networks.coding import Coding
+from ldm.networks.precision import check_precision
 
 
-def load(path: str | Path | Sequence[str | Path], device: str | torch.device | None = None, **options: Any) -> Any:
+def load(
+    path: str | Path | Sequence[str | Path],
+    device: str | torch.device | None = None,
+    *,
+    precision: str | torch.dtype = "auto",
+    tile: int | None = None,
+    tile_statistics: str = "image",
+    **options: Any,
+) -> Any:
     """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
     folder of diffusers, or a single-file checkpoint of CompVis's kind (Stable Diffusion 1 and 2).
 
     Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the
     CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`. Several paths make a
     cascade: the first model draws, the others enlarge.
+
+    In `precision` the networks compute, wherever the model is moved: "float32", "bfloat16", "float16", or "auto", which
+    is bfloat16 on a CUDA GPU that has it and float32 elsewhere. The weights stay in float32: see
+    `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and decoded in parts,
+    with norms over the whole `image` or over each `tile`: see `ldm.networks.coding.Coding`.
     """
+    coding: dict[str, Any] = {"precision": check_precision(precision), "tile": tile, "tile_statistics": tile_statistics}
+    Coding(**coding)  # refuses what can't be meant before anything is read
     if not isinstance(path, (str, Path)):
-        return cascade([load(one) for one in path], device or "cpu")
-    path, device = Path(path), device or "cpu"
+        return cascade([load(one, **coding, **options) for one in path], device or "cpu")
+    return compute(_load(Path(path), device or "cpu", options), **coding)
+
+
+def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:
     if path.is_file() and interop.is_single_file(path):
         known = [key for key in inspect.signature(interop.load_single_file).parameters if key != "path"]
         for key in options:
@@ -76,7 +97,7 @@ def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
     and known by its hash."""
     if not isinstance(model, Adapter):
         return model
-    base = load(model.find_base(folder))
+    base = load(model.find_base(folder), precision="float32")
     name = path.parent if path.name == "model" else path
     base.put_on(model, name.stem if path.is_file() else name.name, where=str(path))
     return base

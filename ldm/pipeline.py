@@ -19,25 +19,25 @@ from ldm.editing import ReadsPictures, Start, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
 from ldm.interpolation import Interpolating
+from ldm.latents import InLatents
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
+from ldm.networks.coding import Coding
 from ldm.networks.layers import constant_contexts
-from ldm.networks.precision import KeepsFloat32
+from ldm.networks.precision import KeepsFloat32, lowered
 from ldm.registry import register
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
 
 
 @register
-class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autoguided, Interpolating, nn.Module):
+class LatentDiffusion(
+    KeepsFloat32, InLatents, ReadsPictures, Described, Adaptable, Autoguided, Interpolating, nn.Module
+):
     """First stage, denoiser and conditioner in one: prompts in, pictures out.
 
-    `model("a cat above a rocket", n=4, seed=0)` gives PIL images. Latents are whitened per channel for the denoiser:
-    z = (latent - latent_mean) / latent_std.
+    `model("a cat above a rocket", n=4, seed=0)` gives PIL images, computed in `model.precision`.
     """
-
-    latent_mean: Tensor
-    latent_std: Tensor
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         self.first_stage, self.denoiser, self.conditioner = first_stage, denoiser, conditioner
         self.preprocess, self.adapters = preprocess, {}
         self.sampling = DEFAULTS | dict(sampling or {})
+        self.coding = Coding()
         self.register_buffer("latent_mean", torch.zeros(first_stage.latent_channels))
         self.register_buffer("latent_std", torch.ones(first_stage.latent_channels))
 
@@ -68,6 +69,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
             "network": f"{type(self.denoiser.network).__name__}, {millions(self.denoiser.network.parameters())}",
             "predicts": type(self.denoiser.parameterization).__name__,
             **({"labels": classes_line(self.labels)} if self.labels else {}),
+            **self.coding.facts(self.latent_mean.device),
             "sampled by": ", ".join(f"{key} {value}" for key, value in own.items()),
             **({"adapters": ", ".join(map(str, self.adapters))} if self.adapters else {}),
         }
@@ -197,19 +199,6 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         """What ControlNets are told, for `draw`, read and checked at the pictures' size: `ldm.adapters.steering`."""
         return steering(self, preprocess=resized(self.preprocess, *self._size(given, start, size)), **options)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean), in float32 under autocast too."""
-        with torch.autocast(images.device.type, enabled=False):
-            return self.whiten(self.first_stage.encode(images).mode())
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents to images (B, C, H, W), clamped to [-1, 1]. In float32 under autocast too: in half precision
-        decoders overflow."""
-        with torch.autocast(latents.device.type, enabled=False):
-            return self.first_stage.decode(self.unwhiten(latents.float())).clamp(-1, 1)
-
     def export(self, out: str | Path, to: str = "diffusers") -> Any:
         """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
 
@@ -223,12 +212,6 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
     def as_output(self, images: Tensor, output: str = "pil") -> Any:
         """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""
         return as_output(images, output, self.preprocess)
-
-    def whiten(self, latents: Tensor) -> Tensor:
-        return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)
-
-    def unwhiten(self, latents: Tensor) -> Tensor:
-        return latents * _spread(self.latent_std) + _spread(self.latent_mean)
 
     def _options(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked
@@ -265,7 +248,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
             shift = resolution_shift(size[0] * size[1] * self.first_stage.factor**2, trained)
         strength = 1.0 if start is None else start.strength
         sigmas = self.denoiser.parameterization.grid(steps, spacing, shift, strength)
-        denoiser: Any = self.denoiser
+        denoiser: Any = self.denoiser.around(lowered(self.denoiser.network, self.dtype), self.dtype)
         guidance = options.pop("guidance")
         conds, weights = asked.weighted(guidance, self.encode, seeds)
         if steering is not None:
@@ -273,6 +256,7 @@ class LatentDiffusion(KeepsFloat32, ReadsPictures, Described, Adaptable, Autogui
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)
         if interval is not None and not interval[0] < interval[1]:
             raise UserError(f"interval={list(interval)}: guidance lies between a lower and a higher noise level.")
+        conds = [cond.lowered(self.dtype) for cond in conds]
         denoise = mixed(denoiser, conds, weights, interval=interval, rescale=rescale)
         denoise = self.autoguided(denoise, guide, options.pop("autoguidance", None), interval, seeds)
         run = get_sampler(name, **options)
@@ -338,7 +322,3 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
     if output == "pil":
         return Pictures(preprocess.to_pil(image) for image in images)
     raise UserError(f"output='{output}' isn't one of pil, pt, np.")
-
-
-def _spread(channels: Tensor) -> Tensor:
-    return channels[:, None, None]  # (C, 1, 1)

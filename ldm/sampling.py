@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ldm.adapters.control import Control
 from ldm.cascade import check_fit, enlarge
+from ldm.devices import fast_products
 from ldm.errors import UserError
 from ldm.images import grid, save_png
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
+from ldm.networks.precision import name_of
 from ldm.pipeline import LatentDiffusion, sample_prior
 from ldm.training.run import find_run
 
@@ -37,7 +39,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         config = config | {"n": 1 if config["prompts_file"] else 4}
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     out = place(config["out"]) if config["out"] else unused(path, job)
-    model = load(path, device(config["device"]))
+    model = load(path, device(config["device"]), **coding(config))
     put_loras_on(model, config)
     if isinstance(model, AutoencoderKL):
         images, captions, settings = from_prior(model, config)
@@ -94,7 +96,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     shown = [*("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora")]
     shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
-    return images.cpu(), captions, {**model.sampling, **options, **named}
+    return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model.dtype)}
 
 
 def put_loras_on(model: Any, config: Mapping[str, Any]) -> None:
@@ -135,7 +137,7 @@ def steered(model: LatentDiffusion, given: Mapping[str, list], start: Any, confi
 
 def enlarged(model: LatentDiffusion, images: Tensor, given: Mapping[str, list], config: Mapping[str, Any]) -> Tensor:
     """The pictures through the model of super-resolution that `then` names."""
-    larger = load(find_run("ldm", config["then"], config["runs_dir"]), device(config["device"]))
+    larger = load(find_run("ldm", config["then"], config["runs_dir"]), device(config["device"]), **coding(config))
     if not isinstance(larger, LatentDiffusion):
         raise UserError(f"then={config['then']} is no run of train_ldm.py.")
     check_fit(model, larger)
@@ -170,6 +172,16 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
+def coding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How networks are computed, for `load`."""
+    return {key: config[key] for key in ("precision", "tile", "tile_statistics")}
+
+
+def computed_in(dtype: torch.dtype) -> dict[str, str]:
+    """What a picture's settings say of the precision; nothing of float32."""
+    return {} if dtype == torch.float32 else {"precision": name_of(dtype)}
+
+
 def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
     """`n` images decoded from z ~ N(0, I)."""
     if asked := [key for key in ASKED if config[key] is not None]:
@@ -178,7 +190,7 @@ def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], 
     size = config["size"] or (preprocess.height, preprocess.width)
     height, width = (size, size) if isinstance(size, int) else size
     images = sample_prior(vae, config["n"], (height, width), config["seed"], config["batch_size"])
-    return images.cpu(), [""] * len(images), {"sampler": "prior"}
+    return images.cpu(), [""] * len(images), {"sampler": "prior", **computed_in(vae.coding.dtype(images.device))}
 
 
 def write(
@@ -216,12 +228,16 @@ def unused(run: Path, job: str | None) -> Path:
 
 
 def device(name: str) -> str:
-    """The torch device that `name` means; auto: a GPU where there is one."""
+    """The torch device that `name` means; auto: a GPU where there is one. Commands ask for it: products in float32 are
+    then fast ones."""
     if name != "auto":
         try:
-            return str(torch.empty(0, device=name).device)
+            found = str(torch.empty(0, device=name).device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(
                 f"device={name} can't be used ({str(error).splitlines()[0]}); device=auto finds one."
             ) from None
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    else:
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    fast_products(found)
+    return found

@@ -129,3 +129,10 @@ def test_a_mask_of_another_aspect_is_refused_before_anything_is_drawn(runs: Path
 def test_mistakes_are_answered_in_words(runs: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match="(?s)" + re.escape(words)):
         sampling.main(config(runs, **changes))
+
+
+def test_pictures_in_half_precision_say_so(runs: Path, tmp_path: Path) -> None:
+    wanted = config(runs, out=str(tmp_path / "grid.png"), precision="bfloat16", tile=16)
+    sampling.main(wanted)
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert json.loads(picture.text["ldm"])["precision"] == "bfloat16"  # type: ignore[attr-defined]

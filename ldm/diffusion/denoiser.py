@@ -1,6 +1,7 @@
 """A network made into a denoiser, and the loss that trains it."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Denoiser(nn.Module):
     Where `cond` has a `base` b (B, C, H, W), an image that is right but for details, what is diffused is the difference
     from it: D(x, sigma) = b + D'(x - b, sigma), and x = x0 + sigma noise stays as it is.
     """
+
+    reads: torch.dtype | None = None  # what the network's input is cast to; None: it is left as it is
 
     def __init__(
         self,
@@ -68,6 +71,12 @@ class Denoiser(nn.Module):
         denoised = broadcast(c.c_skip, x) * x + broadcast(c.c_out, x) * self._raw(x, c, cond)
         return denoised if base is None else denoised + base
 
+    def around(self, network: nn.Module, dtype: torch.dtype) -> "Denoiser":
+        """The same denoiser around another network, which reads its input in `dtype`."""
+        twin = copy(self)
+        twin._modules, twin.reads = {**self._modules, "network": network}, dtype
+        return twin
+
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         """The weighted loss of each sample, (B,): the mean over C, H, W between the raw output and its target."""
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
@@ -85,7 +94,8 @@ class Denoiser(nn.Module):
         return c if sigma.device == x.device else Coefficients(*send(torch.stack(c), x.device))
 
     def _raw(self, x: Tensor, c: Coefficients, cond: Any) -> Tensor:
-        return at_least_float32(self.network(broadcast(c.c_in, x) * x, c.c_noise, cond))
+        scaled = broadcast(c.c_in, x) * x
+        return at_least_float32(self.network(scaled.to(self.reads or scaled.dtype), c.c_noise, cond))
 
 
 _PENALTIES: dict[str, Callable[[Tensor, float], Tensor]] = {

@@ -1,8 +1,9 @@
 """The KL autoencoder of stage one, with the state-dict names of diffusers' AutoencoderKL."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +144,8 @@ class AutoencoderKL(Described, nn.Module):
     - 1).
     """
 
+    coding: Any = None  # in what precision and parts encode and decode are computed: see `ldm.networks.coding`
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -186,22 +189,31 @@ class AutoencoderKL(Described, nn.Module):
             "images": f"{self.in_channels} channels",
             "latents": f"{self.latent_channels} channels, 1/{self.factor} of height and width",
             "size": millions(self.parameters()),
+            **({} if self.coding is None else self.coding.facts(self.quant_conv.weight.device)),
         }
 
     def encode(self, images: Tensor) -> Gaussian:
         """`images` (B, C, H, W) in [-1, 1], sides divisible by `factor` -> q(z | x) over (B, z, H/f, W/f)."""
         check_size(images.shape[2], images.shape[3], self.factor)
-        x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
-        x = x.contiguous(memory_format=torch.channels_last)
-        moments = self.quant_conv(self.encoder(x))
-        if self.shortcut_in is not None:
-            moments = moments + self.shortcut_in(F.pixel_unshuffle(images, self.factor))
-        return Gaussian.from_moments(moments)
+        return Gaussian.from_moments(self.moments(images)) if self.coding is None else self.coding.encode(self, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """`latents` (B, z, h, w) -> images (B, C, h f, w f), about in [-1, 1]."""
+        return self.pixels(latents) if self.coding is None else self.coding.decode(self, latents)
+
+    def moments(self, images: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Mean and log-variance of q(z | x), (B, 2z, H/f, W/f). `encoder` computes in the encoder's place."""
+        x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
+        x = x.contiguous(memory_format=torch.channels_last)
+        moments = self.quant_conv((encoder or self.encoder)(x))
+        if self.shortcut_in is not None:
+            moments = moments + self.shortcut_in(F.pixel_unshuffle(images, self.factor))
+        return moments
+
+    def pixels(self, latents: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What `decode` gives, in one go. `decoder` computes in the decoder's place."""
         z = latents.contiguous(memory_format=torch.channels_last)
-        x = self.decoder(self.post_quant_conv(z))
+        x = (decoder or self.decoder)(self.post_quant_conv(z))
         images = F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
         if self.shortcut_out is not None:
             images = images + F.pixel_shuffle(self.shortcut_out(z), self.factor)

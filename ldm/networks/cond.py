@@ -44,6 +44,12 @@ class Cond:
         tensors: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else function(t) for n in _TENSORS}
         return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
 
+    def lowered(self, dtype: torch.dtype) -> "Cond":
+        """What a network that computes in `dtype` reads in it; `base`, which the denoiser adds, stays as it is."""
+        if dtype == torch.float32:
+            return self
+        return replace(self.map(lambda t: t.to(dtype) if t.is_floating_point() else t), base=self.base)
+
 
 def _pad_tokens(cond: Cond, length: int) -> Cond:
     if cond.tokens is None or (cond.tokens.shape[1] == length and cond.mask is not None):

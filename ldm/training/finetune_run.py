@@ -92,7 +92,7 @@ def precheck(config: Mapping[str, Any]) -> Path:
 
 def open_base(path: Path) -> LatentDiffusion:
     """The model to go on from, frozen."""
-    model = load(path)
+    model = load(path, precision="float32")
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"base={path} holds a {type(model).__name__}; name a run of train_ldm.py.")
     if model.adapters:

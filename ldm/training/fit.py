@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
-from ldm.devices import available
+from ldm.devices import available, fast_products
 from ldm.errors import UserError, did_you_mean
 from ldm.ranks import local_rank
 from ldm.training import resume, sharded
@@ -74,6 +74,7 @@ def fit(
     Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
     """
     trainer = trainer_of(folder, config, pictures, started, start)
+    fast_products(available(config["trainer"].get("accelerator") or "auto"))
     prepare(
         task.trained, checkpointing=config.get("gradient_checkpointing", False), compiled=config.get("compile", False)
     )

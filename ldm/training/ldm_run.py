@@ -121,7 +121,7 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     channels = table.preprocess.channels
     if path is None:
         return Identity(channels)
-    vae = load(path)
+    vae = load(path, precision="float32")
     if not isinstance(vae, AutoencoderKL):
         raise UserError(f"first_stage={path} isn't an autoencoder; name a run of train_vae.py.")
     if vae.in_channels != channels:

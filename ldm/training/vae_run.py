@@ -49,7 +49,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
-            vae = load(folder.model, task.device)
+            vae = load(folder.model, task.device, precision="float32")
             draw_prior(vae, config).save(folder.samples / "prior.png")
             report(vae, trainer.callback_metrics, task.validated)
             folder.finish()

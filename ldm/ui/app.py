@@ -1,7 +1,9 @@
 """What stands behind the page, put together once for the server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ldm.ui.alerts import Alarms, Rules, rules_of
 from ldm.ui.generate import Painter
@@ -30,13 +32,18 @@ class App:
 
 
 def make(
-    runs_dir: str | Path, run: str | None = None, device: str = "cpu", webhook: str = "", watch_s: float = 5.0
+    runs_dir: str | Path,
+    run: str | None = None,
+    device: str = "cpu",
+    webhook: str = "",
+    watch_s: float = 5.0,
+    coding: Mapping[str, Any] | None = None,
 ) -> App:
     """The parts for the runs under `runs_dir`, the alert rules as they were kept. Raises UserError for a `run` that
-    isn't there."""
+    isn't there. `coding` is how networks are computed, for `ldm.load`."""
     root = Path(runs_dir).expanduser()
     store = Store(root / "app")
-    models = Models(root, run, device)
+    models = Models(root, run, device, coding)
     launcher, alarms = Launcher(root, store.folder), Alarms()
     watcher = Watcher(root, launcher, alarms, watch_s)
     watcher.rules = kept_rules(store, webhook)

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,14 @@ class Traits:
 class Models:
     """The runs of stage two under `runs_dir`, and `given`, which may be a path. Thread-safe."""
 
-    def __init__(self, runs_dir: Path, given: str | None = None, device: str = "cpu"):
-        self.runs_dir, self.given, self.device = runs_dir, given, device
+    def __init__(
+        self,
+        runs_dir: Path,
+        given: str | None = None,
+        device: str = "cpu",
+        coding: Mapping[str, Any] | None = None,
+    ):
+        self.runs_dir, self.given, self.device, self.coding = runs_dir, given, device, dict(coding or {})
         self._loaded: OrderedDict[tuple, LatentDiffusion] = OrderedDict()
         self._lock = threading.Lock()
         if given is not None:
@@ -80,7 +86,7 @@ class Models:
         return traits(self.get(name, checkpoint))
 
     def _load(self, path: Path, loras: Sequence[Path], controls: Sequence[Path]) -> LatentDiffusion:
-        model = load(path, self.device)
+        model = load(path, self.device, **self.coding)
         if not isinstance(model, LatentDiffusion):
             raise UserError(f"{path} holds a {type(model).__name__}; the page draws with runs of stage two.")
         for i, lora in enumerate(loras):

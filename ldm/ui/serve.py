@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ldm.errors import UserError
-from ldm.sampling import device
+from ldm.networks.coding import Coding
+from ldm.sampling import coding, device
 from ldm.ui.app import App, make
 from ldm.ui.bodies import Bodies
 from ldm.ui.guard import UPLOAD_BYTES, Guard
@@ -30,7 +31,9 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     proxy = proxied(config.get("proxy"), user)
     free_port(config["host"], config["port"])
     gradio = _gradio()
-    app = make(config["runs_dir"], config["run"], device(config["device"]), config["webhook"] or "")
+    place, how = device(config["device"]), coding(config)
+    Coding(**how)  # refuses what can't be meant before the page is there
+    app = make(config["runs_dir"], config["run"], place, config["webhook"] or "", coding=how)
     os.environ["GRADIO_TEMP_DIR"] = str(app.shown.path)  # the one folder that it serves files from
     if not proxy:
         os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe this machine's programs who their client is

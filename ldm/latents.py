@@ -1,0 +1,89 @@
+"""Between images and whitened latents, and in which precision and parts that is computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.errors import UserError
+from ldm.networks import AutoencoderKL, Identity
+from ldm.networks.coding import Coding
+
+
+class InLatents:
+    """A model whose denoiser works on whitened latents of a first stage: z = (latent - latent_mean) / latent_std."""
+
+    first_stage: AutoencoderKL | Identity
+    latent_mean: Tensor
+    latent_std: Tensor
+    coding: Coding
+
+    @property
+    def precision(self) -> str:
+        """What the networks compute in when generating, encoding and decoding: "float32", "bfloat16", "float16" or
+        "auto", which is bfloat16 on a GPU that has it. It may be set anew.
+
+        Weights stay in float32, and so do noise levels, the sampler's sums, and the encoders of conditions.
+        """
+        return self.coding.precision
+
+    @precision.setter
+    def precision(self, precision: Any) -> None:
+        self.compute(precision, self.coding.tile, self.coding.tile_statistics)
+
+    @property
+    def tile(self) -> int | None:
+        """Images of more than `tile` x `tile` pixels are encoded and decoded in parts; None: none are. It may be set
+        anew."""
+        return self.coding.tile
+
+    @tile.setter
+    def tile(self, tile: int | None) -> None:
+        self.compute(self.coding.precision, tile, self.coding.tile_statistics)
+
+    def compute(self, precision: Any = "float32", tile: int | None = None, tile_statistics: str = "image") -> None:
+        """Sets how it computes: see `ldm.networks.coding.Coding`."""
+        if tile is not None and isinstance(self.first_stage, Identity):
+            raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
+        self.coding = Coding(precision, tile, tile_statistics)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in where the model is."""
+        return self.coding.dtype(self.latent_mean.device)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean), under autocast too in the model's
+        own precision."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.whiten(self.coding.encode(self.first_stage, images).mode())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Whitened latents to images (B, C, H, W), clamped to [-1, 1], under autocast too in the model's own
+        precision."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.coding.decode(self.first_stage, self.unwhiten(latents.float())).clamp(-1, 1)
+
+    def whiten(self, latents: Tensor) -> Tensor:
+        return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)
+
+    def unwhiten(self, latents: Tensor) -> Tensor:
+        return latents * _spread(self.latent_std) + _spread(self.latent_mean)
+
+
+def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str) -> Any:
+    """Has a loaded model, or an autoencoder by itself, compute so. Raises UserError where something is asked of another
+    kind."""
+    if isinstance(model, AutoencoderKL):
+        model.coding = Coding(precision, tile, tile_statistics)
+    elif isinstance(model, InLatents):
+        model.compute(precision, tile, tile_statistics)
+    elif tile is not None or precision not in ("auto", "float32"):
+        raise UserError(f"precision= and tile= are for models that generate, which a {type(model).__name__} doesn't.")
+    return model
+
+
+def _spread(channels: Tensor) -> Tensor:
+    return channels[:, None, None]  # (C, 1, 1)
