@@ -48,6 +48,8 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # the page uses no websocket
             return await send({"type": "websocket.close", "code": 1008})
+        if not _headers(scope, b"host"):
+            scope["headers"].append((b"host", b""))  # gradio, around this, looks it up whenever there is an Origin
         scope = {**scope, "headers": [one for one in scope["headers"] if not _is_forwarded(one[0])]}
         send = _hardened(send)
         refusal = foreign(scope, self.proxy) or closed(scope) or oversized(scope)
@@ -75,9 +77,9 @@ class Guard:
         try:
             await self.app(scope, body.receive, answer)
         except Exception as error:
-            if body.refusal is None and (started or not is_upload):
+            if body.refusal is None and (started or not (is_upload or _names_nothing(error))):
                 raise
-            body.refusal = body.refusal or _failed(error)
+            body.refusal = body.refusal or (_failed(error) if is_upload else (404, "the page has no such function"))
         finally:
             self.bodies.close(body)
         if body.refusal and not started:
@@ -124,6 +126,11 @@ def _follows_a_link(scope: Scope) -> bool:
 
 def _is_forwarded(header: bytes) -> bool:
     return header == b"forwarded" or header.startswith(b"x-forwarded-")
+
+
+def _names_nothing(error: Exception) -> bool:
+    """Whether gradio looked in vain for the function that a request names."""
+    return type(error).__name__ in ("KeyError", "FnIndexInferError")
 
 
 def _failed(error: Exception) -> Refusal:

@@ -232,6 +232,17 @@ def test_a_bad_value_ends_a_grid_before_its_first_image(page: Any, served: Any, 
     assert served.app.store.pictures() == before
 
 
+def test_a_grid_names_the_words_that_it_leaves_out(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gradio
+
+    warned: list[str] = []
+    monkeypatch.setattr(gradio, "Warning", lambda text, **_: warned.append(text))
+    fields = {"x_name": "seed", "x_values": "1-2", "y_name": "steps", "y_values": "1-2", "new_seed": False}
+    page.predict(**fields, prompt="a dog " * 30 + "last", api_name="/xy")
+    (remark,) = warned
+    assert "the model reads 24; left out is: " in remark and remark.endswith("a dog last")
+
+
 def test_a_grids_png_has_its_axes(page: Any, served: Any) -> None:
     page.predict(prompt="a cat", x_name="seed", x_values="1, 2", y_name="nothing", y_values="", api_name="/xy")
     sheet = served.app.store.pictures(1)[0]

@@ -358,6 +358,33 @@ def test_uploads_have_names_inside_their_folder(ask: Any, served: Any, troubles:
     assert all(len(parts) <= 2 and len(parts[-1].encode()) < 256 for parts in left)  # its hash, and its name
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/gradio_api/call/nothing", {"data": []}),
+        ("/gradio_api/run/nothing", {"data": []}),
+        ("/gradio_api/api/nothing", {"data": []}),
+        ("/gradio_api/queue/join", {"data": [], "fn_index": -1, "session_hash": "x"}),
+        ("/gradio_api/queue/join", {"data": [], "fn_index": 10**9, "session_hash": "x"}),
+        ("/gradio_api/queue/join", {"data": [], "fn_index": None, "session_hash": None}),
+        ("/gradio_api/cancel", {"session_hash": 3, "fn_index": "x", "event_id": None}),
+        ("/gradio_api/reset", {"event_id": {"a": 1}}),
+        ("/gradio_api/call/start_run", {"data": None}),
+        ("/gradio_api/call/start_run", [[[]]]),
+    ],
+)  # fmt: skip
+def test_a_function_that_is_none_is_no_trouble(begin: Any, troubles: Any, path: str, body: Any) -> None:
+    text = json.dumps(body).encode()
+    status, said = answer(begin(len(text), text, path, Connection="close"))
+    assert status in (400, 404, 422) and said and not [one for one in troubles.records if one.exc_info]
+
+
+def test_a_request_without_a_host_is_refused(served: Any, troubles: Any) -> None:
+    with socket.create_connection(("127.0.0.1", served.page.server_port), timeout=20) as line:
+        line.sendall(b"GET /config HTTP/1.0\r\nOrigin: http://\r\n\r\n")
+        assert answer(line)[0] in (400, 403) and not [one for one in troubles.records if one.exc_info]
+
+
 def test_what_is_large_or_odd_beside_the_body_is_refused(ask: Any, served: Any, troubles: Any) -> None:
     assert ask("GET", "/", X_Long="x" * 2**20)[0] in (400, 431)
     assert ask("GET", "/" + "x" * 2**17)[0] in (400, 404, 414, 431)
