@@ -42,6 +42,7 @@ class Start(NamedTuple):
     limit: float | None = None
     used: float | None = 0.0
     most: int | None = None
+    ignored: int | None = None  # max_steps in its config, which earlier versions didn't count beside a limit of time
 
 
 def start_of(folder: RunFolder) -> Start:
@@ -50,7 +51,8 @@ def start_of(folder: RunFolder) -> Start:
     if path is None:
         return Start(None)
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    limit = limit_of(_read(folder.config))  # of runs from before the checkpoints said
+    config = _read(folder.config)
+    limit = limit_of(config)  # of runs from before the checkpoints said
     time = saved["callbacks"].get("TimeBudget") or {"limit": limit, "used": limit}
     return Start(
         path,
@@ -63,6 +65,7 @@ def start_of(folder: RunFolder) -> Start:
         time["limit"],
         time["used"],
         time.get("most") if time["limit"] else None,
+        steps_of(config) if time["limit"] and "most" not in time else None,
     )
 
 
@@ -105,7 +108,8 @@ def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> 
     The fall is the one of a run that had the new limit from its beginning: up to here it fell too fast, so it jumps.
     """
     limit, most = limit_of(config), steps_of(config)
-    if start.checkpoint is None or (limit == start.limit and (most == start.most if limit else most == start.total)):
+    as_before = (start.most, start.ignored or start.most) if limit else (start.total,)
+    if start.checkpoint is None or (limit == start.limit and most in as_before):
         return None
     if limit:
         done = max((start.used or 0.0) / limit, start.step / most if most else 0.0)

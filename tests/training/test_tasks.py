@@ -17,7 +17,8 @@ from ldm.data.digits import Digits
 from ldm.errors import UserError
 from ldm.randomness import permutation
 from ldm.training import ema, ldm_run, schedule
-from ldm.training.resume import Start, rescheduled
+from ldm.training.resume import Start, is_more, rescheduled
+from ldm.training.run import RunFolder
 from ldm.training.schedule import LearningRate
 from ldm.training.task import Task
 
@@ -272,10 +273,10 @@ def test_time_counts_from_the_beginning_of_a_run_that_steps_had_ended(train, tmp
     left = int(used) + 20 - used
     assert f"trains on from step 3 for the {left:.0f} s that are left of trainer.max_time, or to step 5;" in said
     assert newest(run)["global_step"] == newest(run)["ldm_total_steps"] == 5
-    train("vae", tmp_path, "trainer.max_steps=5", more, "name=both", "resume=true")
-    assert "is finished: nothing to do" in capsys.readouterr().out
-    train("vae", tmp_path, "trainer.max_steps=7", more, "name=both", "resume=true")
-    assert newest(run)["global_step"] == 7, "steps had ended it, and there is time left"
+    again = {"max_steps": 5, "max_time": more.partition("=")[2]}
+    assert not is_more(RunFolder(run), {"trainer": again})
+    assert is_more(RunFolder(run), {"trainer": again | {"max_steps": 7}}), "steps had ended it, and there is time left"
+    assert not is_more(RunFolder(run), {"trainer": {"max_steps": 7, "max_time": "00:00:00:01"}})
 
 
 def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
@@ -283,6 +284,13 @@ def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
     config = {"trainer": {"max_steps": -1, "max_time": "00:00:00:30"}}
     said = rescheduled(start, config, LearningRate(0.1, 0))
     assert "for the 30 s of trainer.max_time, without the time that it had, which its checkpoint doesn't note" in said
+
+
+def test_a_run_whose_steps_did_not_count_beside_its_time_goes_on_as_it_was():
+    start = Start(Path("step.ckpt"), 10, total=90, rate=0.1, limit=30.0, used=5.0, ignored=5000)
+    for steps, changes in ((-1, False), (5000, False), (60, True)):
+        config = {"trainer": {"max_steps": steps, "max_time": "00:00:00:30"}}
+        assert (rescheduled(start, config, LearningRate(0.1, 0)) is not None) == changes
 
 
 # The average ---------------------------------------------------------------------------------------------------------
