@@ -26,6 +26,16 @@ def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
     return _relabelled(table, numbers, tuple(names))
 
 
+def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
+    """Raises UserError for a table without labels where a run has learnt the classes `names`."""
+    if names and "label" not in table.columns:
+        known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise UserError(
+            f"{whose} has learnt classes ({known}), and the data have no labels now: name them as they were. Of a "
+            "folder, data.classes=true takes subfolders for classes whatever they are called."
+        )
+
+
 def _relabelled(table: Table, numbers: np.ndarray, names: tuple[str, ...]) -> Table:
     label = numbers[np.asarray(table.columns["label"])]
     changed = replace(table, columns={**table.columns, "label": label}, classes=names)

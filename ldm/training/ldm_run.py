@@ -12,7 +12,7 @@ from ldm.artifact import model_hash
 from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.data.captions import remember_captions
 from ldm.data.datamodule import Gathers
-from ldm.data.labels import numbered_as
+from ldm.data.labels import check_labelled, numbered_as
 from ldm.data.latents import cached_latents
 from ldm.data.table import Table
 from ldm.diffusion import Denoiser
@@ -56,7 +56,9 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         if folder.finished:
             return folder.path
         start = resume.start_of(folder)
-        tables = numbered(source.tables(cache_of(config) / "data"), start.classes, f"{folder.path}, which goes on,")
+        whose = f"{folder.path}, which goes on,"
+        tables = numbered(source.tables(cache_of(config) / "data"), start.classes, whose)
+        check_labelled(tables[0], start.classes, whose)
         first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
         torch.manual_seed(config["seed"])
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)

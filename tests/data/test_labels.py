@@ -9,7 +9,7 @@ from PIL import Image
 import ldm
 from ldm import cli
 from ldm.data.buckets import Buckets
-from ldm.data.labels import numbered_as
+from ldm.data.labels import check_labelled, numbered_as
 from ldm.data.table import Table
 from ldm.errors import UserError
 from ldm.images import Preprocess
@@ -29,6 +29,15 @@ def test_classes_go_by_name():
 def test_what_is_numbered_so_already_or_has_no_names_stays():
     same = table([0, 1], ("a", "b"))
     assert numbered_as(same, ["a", "b"], "") is same and numbered_as(same, [], "") is same
+
+
+def test_a_run_that_has_learnt_classes_goes_on_with_labels_only():
+    """Folders that were classes and count as dates or a phone's now, say."""
+    bare = Table(np.zeros((2, 1, 2, 2), np.uint8), {}, Preprocess(1, 2, 2), "key")
+    with pytest.raises(UserError, match=r"run r has learnt classes \(a, b\), and the data have no .*data.classes=true"):
+        check_labelled(bare, ["a", "b"], "run r")
+    check_labelled(bare, [], "run r")
+    check_labelled(table([0, 1], ("a", "b")), ["a", "b"], "run r")
 
 
 def test_some_of_the_classes_will_do():
