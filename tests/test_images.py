@@ -150,6 +150,14 @@ def test_a_tiff_beyond_pillow_asks_for_the_extra(monkeypatch):
     assert isinstance(open_image(packed(Image.new("RGB", (4, 4)), "TIFF")), Image.Image)
 
 
+def test_the_first_page_of_a_scan_is_read():
+    pages = [Image.new("1", (8, 8), value) for value in (255, 0)]
+    notes: list[str] = []
+    content = packed(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="group4")
+    assert (Preprocess(3, 8, 8).array(content, notes) == 255).all()
+    assert notes == ["the first of several pages or frames"] and probe(io.BytesIO(content)) == (8, 8, 1, 8)
+
+
 def test_cover_crops_the_centre_and_contain_shows_all():
     picture = Image.new("RGB", (12, 4), (0, 0, 255))
     picture.paste((255, 0, 0), (4, 0, 8, 4))  # the middle third

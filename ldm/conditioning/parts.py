@@ -101,7 +101,8 @@ def classes_line(labels: Mapping[str, int], most: int = 20) -> str:
     """'2 classes: 0 = cat, 1 = dog': the numbers of classes with their names; where they are the same, once."""
     same = all(name == str(i) for name, i in labels.items())
     some = [name if same else f"{i} = {name}" for name, i in labels.items()][:most]
-    return f"{len(labels)} classes: {', '.join(some)}{', ...' if len(labels) > most else ''}"
+    count = "1 class" if len(labels) == 1 else f"{len(labels)} classes"
+    return f"{count}: {', '.join(some)}{', ...' if len(labels) > most else ''}"
 
 
 @register

@@ -2,24 +2,28 @@
 
 import posixpath
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
-from ldm.data.sample import Sample, Seen, plural
+from ldm.data.sample import Seen, plural
 from ldm.images import IMAGES
 
-CAPTIONS = (".txt", ".caption", ".cap")
+_KINDS = 6  # of files that aren't read, in one line
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # files that may be meant as metadata
 # Formats of images that nothing here reads, and what to do.
 _CONVERT = "can't be read: convert them to .jpg or .png"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _FILM = "are films: take images out of them"
+_PACKED = "are archives, which aren't looked into: unpack them (a single .zip can be data.root itself)"
+_SHARD = "are archives, which aren't looked into: unpack them, or read WebDataset's by data=shards"
 UNREADABLE = {
     **dict.fromkeys(
         (".heic", ".heif", ".hif", ".jxl", ".psd", ".xcf", ".exr", ".hdr", ".svg", ".ico", ".eps"), _CONVERT
     ),
     **dict.fromkeys((".pdf", ".djvu"), "are documents: export their pages as .png or .jpg"),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), _RAW),
+    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _PACKED),
+    **dict.fromkeys((".tar", ".tgz"), _SHARD),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp"), _FILM),
 }
 _NOBODYS = re.compile(
@@ -48,24 +52,6 @@ def is_junk(path: str) -> bool:
     return any(step.lower() in _JUNK for step in path.split("/")[:-1])
 
 
-def find_captions(samples: Sequence[Sample], paths: Collection[str], seen: Seen) -> None:
-    """Gives each sample the file among `paths` that holds its caption: NAME.txt or NAME.caption, in any case, or
-    NAME.png.txt."""
-    left = []
-    for sample in samples:
-        exact = stem(sample.image) + CAPTIONS[0]
-        sample.caption = exact if exact in paths else None
-        left += [] if sample.caption else [sample]
-    files = {path.lower(): path for path in paths if ending(path) in CAPTIONS} if left else {}
-    for sample in left:
-        image = sample.image.lower()
-        names = [name + kind for kind in CAPTIONS for name in (stem(image), image)]
-        sample.caption = next((files[name] for name in names if name in files), None)
-    kinds = Counter(ending(sample.caption) for sample in samples if sample.caption)
-    if kinds:
-        seen.aside("captions come from " + ", ".join(f"{n} {kind} files" for kind, n in kinds.items()))
-
-
 def tell_unread(paths: Sequence[str], seen: Seen) -> None:
     """Notes by kind which of `paths`, that nothing has read, aren't images."""
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -79,5 +65,7 @@ def tell_unread(paths: Sequence[str], seen: Seen) -> None:
         more = f" ({len(tables)} such files)" if len(tables) > 1 else ""
         seen.note(f"{tables[0]} isn't read{more}: captions and labels come from metadata.jsonl or metadata.csv")
     if kinds:
-        each = ", ".join(f"{plural(len(of), f'{kind} file'.strip())} ({of[0]})" for kind, of in kinds.items())
-        seen.note(f"not read: {each}; captions come from NAME.txt or NAME.caption beside NAME.png")
+        each = [f"{plural(len(of), f'{kind} file'.strip())} ({of[0]})" for kind, of in kinds.items()]
+        rest = f" and {plural(len(each) - _KINDS, 'more kind')}" if len(each) > _KINDS else ""
+        said = f"not read: {', '.join(each[:_KINDS])}{rest}"
+        seen.note(f"{said}; captions come from NAME.txt or NAME.caption beside NAME.png")

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ldm.data.sample import Sample
+from ldm.data.caption_files import read_caption
+from ldm.data.sample import Sample, plural
 from ldm.data.store import Store
 from ldm.data.table import REPEATS, Column, Table, new_array
 from ldm.errors import UserError
@@ -19,7 +20,9 @@ from ldm.images import BadImage, Preprocess, alike, open_image, open_map, open_m
 _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes
 _SHOW_PROGRESS = 2000  # images
+_OTHERS = " Fix them, or take them out, so that others are chosen."
 _AT_ONCE = 10  # bad images from which on the run is stopped before all are decoded
+_MOST_CLASSES, _SPARSE = 2**14, 10  # as many classes are taken as labels count to; beyond it if a tenth is there
 Split = tuple[Store, list[Sample]]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,7 +54,7 @@ class Tally:
             some = "; ".join(f"{path}: {reason}" for path, reason in list(self.bad.items())[:3])
             raise UserError(
                 f"{len(self.bad)} of {self.total} images can't be used ({some}{' ...' if len(self.bad) > 3 else ''}). "
-                f"Mend them, or allow more than data.max_bad_share={self.max_share}."
+                f"Fix them, or allow more than data.max_bad_share={self.max_share}."
             )
 
 
@@ -83,8 +86,8 @@ class Decoder:
         control = _control(train, preprocess) if "control" in has else None
         return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), lines)
 
-    def table(self, split: Split, folder: Path, key: str, tally: Tally) -> Table:
-        """Decodes a split into `folder`; bad images are left out and counted."""
+    def table(self, split: Split, folder: Path, key: str, tally: Tally, of: str = "") -> Table:
+        """Decodes a split into `folder`; bad images are left out and counted. `of` says what the split is for."""
         store, rows = split
         arrays = self._arrays(folder, len(rows))
         kept: list[Sample] = []
@@ -98,7 +101,8 @@ class Decoder:
             kept.append(sample)
         if not kept:
             tally.check()
-            raise UserError(f"{store.where} holds no image that can be used.")
+            what = f"{plural(len(rows), 'image')}{of and ' '}{of} in {store.where}"
+            raise UserError(f"of the {what} none can be used ({rows[0].image}: {tally.bad[rows[0].image]}).{_OTHERS}")
         columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name != "images"}
         if "label" in self.has:
             numbers = {name: i for i, name in enumerate(self.classes)}
@@ -113,7 +117,7 @@ class Decoder:
     def _texts(self, store: Store, rows: Sequence[Sample], tally: Tally) -> list[str | list[str]]:
         texts = []
         for sample in rows:
-            text = _caption(store, sample.caption) if sample.caption else sample.text
+            text = read_caption(store, sample.caption) if sample.caption else sample.text
             if sample.caption and isinstance(text, str) and "\n" in text:
                 tally.several_lines += [] if self.lines else [sample.caption]
                 text = _lines(text) if self.lines else text
@@ -223,11 +227,17 @@ def _check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
 
 
 def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
-    """The words in natural order (2 before 10), or the numbers up to the highest."""
+    """The words in natural order (2 before 10), or the numbers up to the highest; only those that there are where most
+    of these would be missing, as identifiers have it."""
     numbers = [label for label in labels if isinstance(label, int) and label >= 0]
-    if len(numbers) == len(labels):
+    if len(numbers) == len(labels) and not are_sparse(numbers):
         return tuple(str(i) for i in range(max(numbers) + 1))
     return tuple(sorted({str(label) for label in labels}, key=_natural))
+
+
+def are_sparse(numbers: Collection[int]) -> bool:
+    """Whether labels are identifiers rather than numbers of classes, counted from zero."""
+    return max(numbers, default=0) >= max(_MOST_CLASSES, _SPARSE * len(set(numbers)))
 
 
 def _natural(word: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -245,14 +255,6 @@ def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
         if str(sample.label) not in known:
             raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have.")
     return classes
-
-
-def _caption(store: Store, path: str) -> str:
-    try:
-        text = store.read(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{store.where}/{path} isn't UTF-8; save it so.") from None
-    return re.sub(r"\r\n?", "\n", text).strip()
 
 
 def _lines(text: str) -> str | list[str]:

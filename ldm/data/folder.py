@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ldm.data.beside import tell_unread
 from ldm.data.classes import image_of
-from ldm.data.decode import Split
+from ldm.data.decode import Split, are_sparse
 from ldm.data.layout import Layout, Meant, inside
 from ldm.data.listing import samples
+from ldm.data.metadata import tell_outside
 from ldm.data.part import Part, check_names, held_out
 from ldm.data.repeats import check_repeats
-from ldm.data.sample import Sample, Seen, plural, some
+from ldm.data.sample import PATHS, Sample, Seen, plural, some
 from ldm.data.store import Store, open_store
 from ldm.data.stored import WHOLE, Stored, split_off, told
 from ldm.data.table import hash_of
@@ -28,8 +29,8 @@ class Folder(Stored):
     - `metadata.jsonl` as the Hugging Face image folder has it: one line of JSON an image, with `file_name` and any of
       `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`; or `metadata.csv`
       with columns of these names;
-    - or NAME.txt or NAME.caption beside NAME.png, one caption (with `captions=lines` one a line); and one subfolder for
-      each class, in natural order (2 before 10);
+    - or NAME.txt or NAME.caption beside NAME.png, one caption (with `captions=lines` one a line), or NAME.json with a
+      caption among what it says; and one subfolder for each class, in natural order (2 before 10);
     - or kohya's folders `10_name`: an epoch visits their images 10 times, and `name` is the caption of those without a
       file. `repeats` says whether such folders are meant, by default if they look like it.
 
@@ -91,7 +92,10 @@ class Folder(Stored):
         stores = {store.where: store for store, _ in self._splits}
         entries = [list(store.entries.items()) for store in stores.values()]
         listed = [[list(vars(sample).values()) for sample in samples] for _, samples in self._splits]
-        return hash_of(_VERSION, entries, listed, self.captions, self._about())
+        numbers = [s.label for _, samples in self._splits for s in samples if isinstance(s.label, int)]
+        # only the classes that there are: otherwise than before, of labels that are identifiers
+        sparse = ["sparse labels"] if are_sparse(numbers) else []
+        return hash_of(_VERSION, entries, listed, self.captions, self._about(), *sparse)
 
     def _split_said(self) -> str:
         if self.val_root is not None:
@@ -128,7 +132,9 @@ class Folder(Stored):
             check_repeats(train)
         if self.val_root is None and not layout.val:
             self._tell(train, store)
-            return split_off(store, train, self.val_share, self.seen, image_of)
+            pair = split_off(store, train, self.val_share, self.seen, image_of)
+            _tell_columns(pair[0][1], pair[1][1], self.seen)
+            return pair
         known = {str(sample.label) for sample in train if sample.label is not None}
         if self._other is None:
             other, val = store, self._listed(self._part, layout.val, layout.validates, known)
@@ -140,9 +146,9 @@ class Folder(Stored):
                 what = "training" if found is train else "validation"
                 raise UserError(f"{source.where} holds no images for {what}.{told(self.seen)}")
         if both := {s.image for s in train} & {s.image for s in val} if other.where == store.where else set():
-            self.seen.note(
-                f"{plural(len(both), 'image')} are both for training and for validation: {some(sorted(both))}"
-            )
+            count = plural(len(both), "image") + (" is" if len(both) == 1 else " are")
+            self.seen.note(f"{count} both for training and for validation: {some(sorted(both))}")
+        _tell_columns(train, val, self.seen)
         return (store, train), (other, val)
 
     def _validation(self, store: Store, known: Collection[str]) -> list[Sample]:
@@ -153,6 +159,7 @@ class Folder(Stored):
 
     def _tell(self, found: Sequence[Sample], *stores: Store) -> None:
         """What wasn't read, but for what the samples name."""
+        tell_outside(found, self.seen)
         tell_unread([path for store in stores for path in store.entries if path not in self.seen.read], self.seen)
         for path in [path for s in found for path in (s.map, s.mask, s.control) if path]:
             self.seen.left_out.pop(path, None)
@@ -170,3 +177,11 @@ class Folder(Stored):
             left=part.left,
             keep=lambda path: keep(path) and path not in part.gone,
         )
+
+
+def _tell_columns(train: Sequence[Sample], val: Sequence[Sample], seen: Seen) -> None:
+    """Notes what validation's images have and training's don't, which is then of no use."""
+    for what, keys in (("captions", ("text", "caption")), ("labels", ("label",)), *((f"{k}s", (k,)) for k in PATHS)):
+        has = [any(getattr(sample, key) is not None for sample in of for key in keys) for of in (train, val)]
+        if has == [False, True]:
+            seen.note(f"validation's images have {what} and training's don't: they aren't read")

@@ -1,8 +1,11 @@
 """What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and controls."""
 
+import posixpath
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ldm.data.beside import find_captions, is_image
+from ldm.data.beside import is_image, stem
+from ldm.data.caption_files import find_captions, unread_captions
 from ldm.data.classes import classes_of
 from ldm.data.layout import Meant
 from ldm.data.metadata import described
@@ -11,6 +14,7 @@ from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, plural, some
 from ldm.data.store import FolderStore, Store, ZipStore, open_store
 
 __all__ = ["COLUMNS", "PATHS", "FolderStore", "Sample", "Store", "ZipStore", "open_store", "samples"]
+_PROSE = 4  # words of a file's name that make it look like a caption
 
 
 def samples(
@@ -33,12 +37,15 @@ def samples(
     """
     seen = Seen() if seen is None else seen
     paths = [path for path in store.under(under) if keep(path)]
-    found = [sample for sample in described(store, under, columns, seen) if keep(sample.image)]
+    found = described(store, under, columns, seen, keep)
     if found:
         _leave_unnamed(found, paths, seen)
         found = repeat_described(found, meant.repeats, seen)
-        if "text" in columns and all(sample.text is None for sample in found):
-            find_captions(found, store.entries, seen)
+        if "text" in columns:
+            find_captions([sample for sample in found if not sample.text], store, seen)
+            unread_captions([sample for sample in found if sample.text], store, seen)
+        if "label" in columns and all(sample.label is None for sample in found):
+            _classes_beside(found, columns, meant.classes, known, seen)
     else:
         found = _from_files(store, paths, columns, known, meant, left or {}, seen)
     seen.read |= {path for sample in found for path in (sample.caption, *(getattr(sample, key) for key in PATHS))}
@@ -62,14 +69,43 @@ def _from_files(
     counted = {} if meant.classes else repeats_of(images, meant.repeats, known, seen)
     found = [Sample(path) for path in images if path in counted or not counted]
     if "text" in columns:
-        find_captions(found, store.entries, seen)
+        find_captions(found, store, seen)
     for sample in found:
         if counted:
             sample.repeats, name = counted[sample.image]
             _name(sample, name, columns)
     if "label" in columns and not counted:
         _classify(found, meant.classes, known, seen)
+    if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
+        _tell_names(found, seen)
+    # what img2dataset counts of each of its folders, and a table of what is in the images' own files
+    folders = {posixpath.dirname(sample.image) for sample in found}
+    seen.read |= {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
     return found
+
+
+def _classes_beside(
+    found: Sequence[Sample], columns: Mapping[str, str], meant: bool | None, known: Collection[str], seen: Seen
+) -> None:
+    """Folders are classes beside metadata without labels if that is asked for, or labels alone are; else it is said
+    that they might."""
+    if meant or "text" not in columns:
+        _classify(found, meant, known, seen)
+        return
+    names = classes_of([sample.image for sample in found], meant, known, Seen())
+    distinct = sorted({name for name in names if name is not None})
+    if None not in names and 1 < len(distinct) <= len(found) // 2:
+        said = f"the folders {some(distinct)} aren't read as classes, as the metadata have no labels"
+        seen.aside(f"{said}: data.classes=true reads them")
+
+
+def _tell_names(found: Sequence[Sample], seen: Seen) -> None:
+    """Notes that the files' names may be captions, as Midjourney has them: four words or more, and mostly others."""
+    names = [stem(posixpath.basename(sample.image)) for sample in found]
+    words = {tuple(of) for name in names if len(of := re.findall(r"[^\W\d_]+", name)) >= _PROSE}
+    if 2 * len(words) > len(names):
+        said = f"the files' names look like captions ({names[0]}) and aren't read"
+        seen.note(f"{said}: write them to metadata.csv, with the columns file_name and text")
 
 
 def _classify(found: Sequence[Sample], meant: bool | None, known: Collection[str], seen: Seen) -> None:

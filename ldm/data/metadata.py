@@ -1,42 +1,46 @@
-"""What metadata.jsonl and metadata.csv say: rows of JSON or of a table, each about one image."""
+"""What metadata.jsonl and metadata.csv say: rows, each about one image."""
 
-import csv
-import io
-import json
+import math
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 from ldm.data.beside import is_image
-from ldm.data.sample import PATHS, Sample, Seen, plural, some, text_of
+from ldm.data.layout import inside
+from ldm.data.rows import FILE_NAME, Row, is_gap, is_index, number, rows_of
+from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, plural, some, text_of
 from ldm.data.store import Store
 from ldm.errors import UserError, did_you_mean
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-# What others call our columns, the first that is there; taken where a column of our own name isn't.
-USUAL = {
-    "text": ("text", "caption", "captions", "prompt", "description", "txt"),
-    "label": ("label", "labels", "class", "cls", "category"),
-}
-_NO_CAPTION = {"nan", "<na>", "none", "null"}  # what Python's and pandas' gaps become in a .csv
-Row = Mapping[str, Any]
 
 
-def described(store: Store, under: str, columns: Mapping[str, str], seen: Seen) -> list[Sample]:
-    """The samples inside the folder `under` that metadata describe, in their order; paths that the user doesn't want
-    too, which tell maps from images."""
-    found: list[Sample] = []
+def described(
+    store: Store, under: str, columns: Mapping[str, str], seen: Seen, keep: Callable[[str], bool] = lambda path: True
+) -> list[Sample]:
+    """The samples inside the folder `under` that metadata describe and `keep` takes, in their order; paths that the
+    user doesn't want too, which tell maps from images."""
+    found: dict[str, list[Sample]] = {}
     for path in store.entries:
         folder, name = posixpath.split(path)
         if name not in METADATA:
             continue
         if name == METADATA[1] and posixpath.join(folder, METADATA[0]) in store.entries:
             raise UserError(f"{store.where}/{folder or '.'} holds both {' and '.join(METADATA)}; take one away.")
-        found += _File(store, path, columns, seen).samples(under)
-    return found
+        found[path] = _File(store, path, columns, seen).samples(lambda image: inside(image, (under,)) and keep(image))
+    return _joined(found, seen) if len(found) > 1 else [sample for rows in found.values() for sample in rows]
+
+
+def label_of(value: Any) -> str | int | None:
+    """A cell's label; a gap and not-a-number are none. Raises UserError for what is neither a number nor a word."""
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        value = None if math.isnan(value) else int(value)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
+        raise UserError(f"the label {value!r} is neither a number nor a word")
+    return value
 
 
 class _File:
@@ -47,41 +51,70 @@ class _File:
         self.where = f"{store.where}/{path}"
         seen.read.add(path)
         self.is_csv, self.gaps = path.endswith(".csv"), dict[str, None]()
-        self.rows = list((_csv_rows if self.is_csv else _json_rows)(self.where, _text(store, path)))
+        self.rows = rows_of(store, path, seen)
         self.columns = self._known({key: key for key in PATHS} | dict(columns), columns)
         if not self.rows:
             seen.note(f"{self.where} has no rows: nothing is taken from it")
         if self.is_csv:
-            _number(self.rows, self.columns.get("label", ""))
+            number(self.rows, self.columns.get("label", ""))
 
-    def samples(self, under: str) -> list[Sample]:
-        named = [(self._place(row["file_name"]), row) for row in self.rows]
-        if named and not any(path in self.store.entries for path, _ in named):
-            raise UserError(self._misses(named[0][1]["file_name"]))
-        found = [self._sample(path, row) for path, row in named if not under or path.startswith(under + "/")]
+    def samples(self, keep: Callable[[str], bool]) -> list[Sample]:
+        named = [(self._place(row[FILE_NAME]), row) for row in self.rows]
+        entries = self.store.entries
+        if named and not any(path in entries for path, _ in named):
+            raise UserError(self._misses(named[0][1][FILE_NAME]))
+        within = [keep(path) for path, _ in named]
+        self.seen.outside |= {
+            path: self.path for (path, _), is_in in zip(named, within, strict=True) if not is_in and path not in entries
+        }
+        found = [self._sample(path, row) for (path, row), is_in in zip(named, within, strict=True) if is_in]
         if self.gaps:
-            said = f"{plural(len(self.gaps), 'caption')} of {self.path}, or alternatives among them, are no text"
-            self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(self.gaps)}")
+            said = f"{plural(len(self.gaps), 'caption')} of {self.path}, or alternatives among them,"
+            kinds = "are no text (null, not-a-number, true, a mapping) and count as missing"
+            self.seen.note(f"{said} {kinds}: {some(self.gaps)}")
         return found
 
     def _known(self, columns: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
         """By column what this file calls it: what the user says, else our name for it, else a usual one."""
-        present = {name for row in self.rows for name in row} - {"file_name"}
+        present = {name for row in self.rows for name in row if not is_index(name)} - {FILE_NAME}
         for key, name in columns.items():
             if name != key and name not in present:
                 raise UserError(f"data.columns: {self.where} has no column '{name}'.{did_you_mean(name, present)}")
-        for key in [key for key in USUAL if columns.get(key) == key and key not in present]:
-            if other := next((name for name in USUAL[key] if name in present and self._fits(key, name)), None):
-                columns[key] = other
-        self._tell_unread(present - set(columns.values()), present, wanted)
+        for key in [key for key in USUAL if columns.get(key) == key]:
+            columns[key] = self._called(key, [name for name in USUAL[key] if name in present])
+        filled = {name for row in self.rows for name, value in row.items() if value not in (None, "", [])}
+        self._tell_unread((present & filled) - set(columns.values()), present & filled, wanted)
         return columns
 
-    def _fits(self, key: str, name: str) -> bool:
-        """Whether a column that is only called as ours might be holds what ours holds, in every row."""
-        values = [row.get(name) for row in self.rows]
+    def _called(self, key: str, names: Sequence[str]) -> str:
+        """The first of `names`, which are in the file, that holds what ours holds."""
+        filled = {name: n for name in names if (n := sum(self._holds(key, row.get(name)) for row in self.rows))}
+        if not filled:
+            return key
+        name = next(iter(filled))
+        if key == "label" and name != key and filled[name] < len(self.rows):
+            gaps = f"{plural(len(self.rows) - filled[name], 'row')} of {len(self.rows)} without one"
+            self.seen.note(f"'{name}' of {self.path} isn't read as labels: {gaps}; {option_of(key, name)} reads it")
+            return key
+        if name != key and key in names:
+            self.seen.aside(f"'{key}' of {self.path} is empty in every row: '{name}' is read instead")
+        for other in [other for other in filled if other != name]:
+            self._tell_hidden(key, name, other)
+        return name
+
+    def _tell_hidden(self, key: str, name: str, other: str) -> None:
+        """Says in how many rows the column that is read is empty and another of the kind isn't."""
+        n = sum(not self._holds(key, row.get(name)) and self._holds(key, row.get(other)) for row in self.rows)
+        if n:
+            rows = f"'{name}' of {self.path} is empty in {plural(n, 'row')} in which '{other}' isn't"
+            self.seen.note(f"{rows}: {option_of(key, other)} reads that column instead")
+
+    def _holds(self, key: str, value: Any) -> bool:
+        if self.is_csv and is_gap(value, of_label=key == "label"):
+            return False
         if key == "label":
-            return all(isinstance(value, (str, int)) for value in values)
-        return any(isinstance(text_of(value)[0], (str, list)) for value in values)
+            return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+        return bool(text_of(value)[0])
 
     def _tell_unread(self, unread: set[str], present: set[str], wanted: Mapping[str, str]) -> None:
         if not unread:
@@ -89,46 +122,56 @@ class _File:
         if unread < present:
             self.seen.aside(f"columns of {self.path} that aren't read: {', '.join(sorted(unread))}")
         elif "text" in wanted:
-            names = ", ".join(sorted(unread))
-            hint = option_of("text", self._likeliest(unread))
-            self.seen.note(f"none of the columns of {self.where} is read ({names}); {hint} reads captions by that name")
+            likeliest = self._likeliest(unread)
+            hint = f"; {option_of('text', likeliest)} reads captions by that name" if likeliest else ""
+            self.seen.note(f"none of the columns of {self.where} is read ({', '.join(sorted(unread))}){hint}")
 
-    def _likeliest(self, names: set[str]) -> str:
+    def _likeliest(self, names: set[str]) -> str | None:
         """The column that most looks like captions: the longest texts."""
 
         def length(name: str) -> float:
             texts = [row[name] for row in self.rows if isinstance(row.get(name), str)]
-            return mean(0 if _is_path(text) else len(text) for text in texts) if texts else -1.0
+            return mean(len(text) if _is_prose(text) else 0 for text in texts) if texts else 0
 
-        return max(sorted(names), key=length)
+        best = max(sorted(names), key=length)
+        return best if length(best) else None
 
     def _sample(self, image: str, row: Row) -> Sample:
         values: dict[str, Any] = {key: row.get(name) for key, name in self.columns.items()}
         for key in PATHS:
+            if self.is_csv and is_gap(values.get(key)) or values.get(key) == "":
+                values[key] = None
             if values.get(key) is not None:
                 values[key] = self._place(str(values[key]))
         values["text"], whole = text_of(self._gap(values.get("text")))
         if not whole:
             self.gaps[image] = None
         label = values.get("label")
-        if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-            raise UserError(f"{self.path}: the label {label!r} of {row['file_name']} is neither a number nor a word.")
+        try:
+            values["label"] = None if self.is_csv and is_gap(label, of_label=True) else label_of(label)
+        except UserError as error:
+            raise UserError(f"{self.path}, {row[FILE_NAME]}: {error}.") from None
         return Sample(image, **values)
 
     def _gap(self, text: Any) -> Any:
         """A .csv has no other way to hold a gap than a word."""
-        is_gap = self.is_csv and isinstance(text, str) and text.strip().lower() in _NO_CAPTION
-        return float("nan") if is_gap else text
+        return float("nan") if self.is_csv and is_gap(text) else text
 
     def _place(self, name: str) -> str:
         """The path in the store: from the file's own folder, or from the data's root if it is only there."""
-        own = _inside(self.path, self.folder, name)
-        if own in self.store.entries or not self.folder or posixpath.isabs(name):
+        own = _inside(self.path, self.folder, self._below_root(name))
+        if own in self.store.entries:
             return own
-        root = posixpath.normpath(name.replace("\\", "/"))
-        if root not in self.store.entries:
-            return own
-        return root
+        root = posixpath.normpath(self._below_root(name).replace("\\", "/"))
+        ways = [self.store.spelled(path) for path in (own, root, own.strip(), root.strip())]
+        return next((path for path in ways if path), own)
+
+    def _below_root(self, name: str) -> str:
+        """An absolute path inside of the data, from their root on; others as they are."""
+        if not posixpath.isabs(name):
+            return name
+        below = posixpath.relpath(name, posixpath.abspath(self.store.where))
+        return posixpath.relpath(below, self.folder or ".") if not below.startswith("../") else name
 
     def _misses(self, name: str) -> str:
         """What to say where no image is where the file says."""
@@ -146,68 +189,50 @@ def option_of(key: str, name: str) -> str:
     return f"data.columns={shlex.quote('{' + f'{key}: {plain}' + '}')}"
 
 
-def _is_path(text: str) -> bool:
-    return " " not in text and ("/" in text or "\\" in text)
+def _joined(files: Mapping[str, Sequence[Sample]], seen: Seen) -> list[Sample]:
+    """The samples of all files. Of an image that several describe, the file nearest to it counts, and the others fill
+    what that leaves empty."""
+    nearest: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: -path.count("/")):
+        for sample in files[path]:
+            nearest.setdefault(sample.image, path)
+    others: dict[str, Sample] = {}
+    for path, samples in files.items():
+        others |= {s.image: s for s in reversed(samples) if nearest[s.image] != path}
+    kept = [sample for path, samples in files.items() for sample in samples if nearest[sample.image] == path]
+    if others:
+        said = f"{plural(len(others), 'image')} described by several files of metadata"
+        seen.note(f"{said} ({some(files)}): the nearest counts, and others fill its gaps: {some(others)}")
+    for sample in [sample for sample in kept if sample.image in others]:
+        _fill(sample, others[sample.image])
+    return kept
 
 
-def _json_rows(where: str, text: str) -> Iterable[dict[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() splits inside of captions too
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}, line {number} isn't JSON ({error}).") from None
-        if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-            raise UserError(f"{where}, line {number} has no file_name; each row names its image.")
-        yield row
+def _fill(sample: Sample, other: Sample) -> None:
+    for key in COLUMNS:
+        if getattr(sample, key) in (None, ""):
+            setattr(sample, key, getattr(other, key))
 
 
-def _csv_rows(where: str, text: str) -> Iterable[dict[str, Any]]:
-    """As of JSON: an empty field says nothing."""
-    for number, row in _csv_table(where, text):
-        if not row["file_name"]:
-            raise UserError(f"{where}, line {number} has no file_name; each row names its image.")
-        yield {name: value for name, value in row.items() if value}
-
-
-def _number(rows: Sequence[dict[str, Any]], label: str) -> None:
-    """Labels of a .csv that are all in digits are numbers."""
-    labelled = [row for row in rows if label in row]
-    if all(row[label].isdecimal() for row in labelled):
-        for row in labelled:
-            row[label] = int(row[label])
-
-
-def _csv_table(where: str, text: str) -> Iterable[tuple[int, dict[str, Any]]]:
-    """(number of the line, fields by column) of each row. Raises UserError for what is no table."""
-    table = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = [name.strip() for name in next(table, [])]
-        if "file_name" not in names:
-            found = f"its columns are {', '.join(names)}" if names else "it is empty"
-            raise UserError(f"{where} has no column file_name, which names each row's image; {found}.")
-        if len(set(names)) < len(names):
-            raise UserError(f"{where} names a column twice: {', '.join(names)}.")
-        for row in table:
-            if len(row) > len(names):
-                said = f"line {table.line_num} has {len(row)} fields for {len(names)} columns"
-                raise UserError(f"{where}, {said}: put captions that hold commas in double quotes.")
-            if row:
-                yield table.line_num, dict(zip(names, row, strict=False))
-    except csv.Error as error:
-        raise UserError(f"{where}, line {table.line_num} can't be read ({error}).") from None
-
-
-def _text(store: Store, path: str) -> str:
-    try:
-        return store.read(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{store.where}/{path} isn't UTF-8 ({error}); save it so.") from None
+def _is_prose(text: str) -> bool:
+    """No path and no number."""
+    return bool(re.search(r"[^\W\d_]", text)) and (" " in text or not ("/" in text or "\\" in text))
 
 
 def _inside(metadata: str, folder: str, name: str) -> str:
     path = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
     if path.startswith(("/", "../")) or path == ".." or path[1:2] == ":":
-        raise UserError(f"{metadata} names '{name}', which lies outside of the data; keep images beside it.")
+        said = f"{metadata} names '{name}', which lies outside of the data"
+        raise UserError(f"{said}: write paths from the metadata's own folder on, and keep images there.")
     return path
+
+
+def tell_outside(taken: Iterable[Sample], seen: Seen) -> None:
+    """Notes the rows whose images are in neither split, and nowhere."""
+    images = {sample.image for sample in taken}
+    lost: dict[str, list[str]] = {}
+    for image, path in seen.outside.items():
+        if image not in images:
+            lost.setdefault(path, []).append(image)
+    for path, missing in lost.items():
+        seen.note(f"{plural(len(missing), 'row')} of {path} whose image isn't there: {some(missing)}")

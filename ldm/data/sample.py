@@ -1,13 +1,20 @@
 """One image with what belongs to it, and what a listing of many met beside them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
+# What others call our columns, the first that holds something; taken where a column of our own name doesn't.
+USUAL = {
+    "text": ("text", "caption", "captions", "prompt", "description", "txt"),
+    "label": ("label", "labels", "class", "cls", "category"),
+}
 Text = str | list[str] | None
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, where a tool cut a caption between its two
 
 
 @dataclass
@@ -31,13 +38,15 @@ class Seen:
 
     `left_out` are images by path, with the reason why they aren't taken; `notes` say what may be meant otherwise than
     it was read, or wasn't read at all, and `asides` what is only good to know. `read` are the files beside the images
-    that were made use of.
+    that were made use of. `outside` are images that metadata name, by path with the file that does, and that are
+    neither there nor in the split that was listed.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     asides: list[str] = field(default_factory=list)
     read: set[str | None] = field(default_factory=set)
+    outside: dict[str, str] = field(default_factory=dict)
 
     def leave(self, paths: list[str], reason: str) -> None:
         self.left_out |= dict.fromkeys(paths, reason)
@@ -52,17 +61,18 @@ class Seen:
 
 def text_of(value: Any) -> tuple[Text, bool]:
     """A cell's caption, or alternatives in a list; and whether all of it was taken: what is no text (a mapping,
-    not-a-number, true, a gap in a list) isn't."""
+    not-a-number, true, a gap in a list) isn't. Blanks alone are an empty caption, and among alternatives none."""
     if isinstance(value, (list, tuple)):
         parts = [_words(part) for part in value]
-        return [part for part in parts if part is not None] or None, None not in parts
+        return [part for part in parts if part] or None, None not in parts
     text = _words(value)
     return text, text is not None or value is None
 
 
 def _words(value: Any) -> str | None:
     if isinstance(value, str):
-        return value
+        words = _SURROGATE.sub("\ufffd", value)
+        return words if words.strip() else ""
     number = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
     return str(value) if number else None
 

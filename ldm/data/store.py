@@ -1,6 +1,8 @@
 """Where files lie: a folder or a .zip, as paths with forward slashes."""
 
+import codecs
 import os
+import unicodedata
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +11,13 @@ from typing import BinaryIO, cast
 from ldm.errors import UserError
 
 MAX_BYTES = 2**30  # beyond this a packed file is taken for a bomb
+_EXCEL = " (Excel: save as CSV UTF-8.)"
+_UNPACK = "unpack the .zip, and name the folder as data.root"
+_METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95: "XZ"}
+
+
+class Packed(OSError):
+    """A file in an archive that can't be unpacked in place, with what to do."""
 
 
 class Store:
@@ -26,14 +35,38 @@ class Store:
         """A file for reading, seekable."""
         raise NotImplementedError
 
+    def text(self, path: str) -> str:
+        """A file's words: UTF-8, or UTF-16 that says so by its first bytes. Raises UserError."""
+        where = f"{self.where}/{path}"
+        try:
+            content = self.read(path)
+        except FileNotFoundError:
+            raise UserError(f"{where} is a link to nothing: fetch the file that it means, or remove it.") from None
+        except Packed as error:
+            raise UserError(f"{where} can't be read: {error}.") from None
+        except Exception as error:  # a .zip's members fail in many ways
+            raise UserError(f"{where} can't be read ({error}): fetch it again, or remove it.") from None
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        try:
+            words = content.decode("utf-16" if wide else "utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.endswith('.csv')}") from None
+        if "\0" in words:
+            raise UserError(f"{where} holds bytes of zero, which no text has: write it again as UTF-8, or remove it.")
+        return words
+
     def under(self, folder: str) -> list[str]:
         """The paths inside `folder` ("" for all)."""
         return [path for path in self.entries if path.startswith(folder + "/" if folder else "")]
 
+    def spelled(self, path: str) -> str | None:
+        """The path as the store has it, also where only the letters' encoding differs: macOS writes é as two signs."""
+        return path if path in self.entries else self._composed.get(composed(path))
+
     @cached_property
-    def tops(self) -> set[str]:
-        """The folders at the top."""
-        return {path.split("/")[0] for path in self.entries if "/" in path}
+    def _composed(self) -> dict[str, str]:
+        """By its composed form each path that isn't in it, or that may be meant by one that isn't."""
+        return {composed(path): path for path in self.entries if not path.isascii()}
 
 
 class FolderStore(Store):
@@ -69,7 +102,8 @@ class ZipStore(Store):
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"data.root={path} can't be read as a .zip ({error}).") from None
+            way = "unpack it, and name the folder (data=shards reads tars of WebDataset)"
+            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {way}.") from None
         found = {}
         for info in self.zip.infolist():
             name = info.filename.replace("\\", "/")
@@ -85,7 +119,18 @@ class ZipStore(Store):
     def open(self, path: str) -> BinaryIO:
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
             raise OSError("the file says that it unpacks to over 1 GB")
-        return cast(BinaryIO, self.zip.open(self.prefix + path))
+        try:
+            return cast(BinaryIO, self.zip.open(self.prefix + path))
+        except NotImplementedError:
+            how = self.zip.getinfo(self.prefix + path).compress_type
+            raise Packed(f"it is compressed by {_METHODS.get(how, how)}: {_UNPACK}") from None
+        except RuntimeError:
+            raise Packed(f"it is encrypted: {_UNPACK}") from None
+
+
+def composed(path: str) -> str:
+    """With é as one sign, as all but macOS write it."""
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def open_store(root: str | Path) -> Store:

@@ -4,6 +4,7 @@ import io
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
+from ldm.ranks import rank
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
 WHOLE, LINES = "whole", "lines"  # what a caption's file holds: one caption, or one a line
@@ -69,8 +71,17 @@ class Stored:
             made = cached_parts(Path(cache), key, lambda folder: self._make(key, folder))
             pair = made["train"], made["val"]
         home = Path(cache) / key
-        tell(Facts.load(home), home / FILE)
+        self._sum_up(home)
         return pair
+
+    def _sum_up(self, home: Path) -> None:
+        """Says what was found when the tables were made, and what the listing finds now, which may have been made by
+        another version's."""
+        facts = Facts.load(home)
+        now = replace(facts, left_out=self.seen.left_out, notes=self.seen.notes, asides=self.seen.asides)
+        if now != facts and rank() == 0:
+            now.save(home)
+        tell(now, home / FILE)
 
     @property
     def _splits(self) -> tuple[Split, Split]:
@@ -134,7 +145,8 @@ class Stored:
             decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions == LINES)
             for name, split in zip((f"train{suffix}", f"val{suffix}"), pair, strict=True):
                 if split[1]:
-                    tables[name] = decoder.table(split, folder / name, f"{key}-{name}", tally)
+                    of = f"for {'training' if name.startswith('train') else 'validation'}"
+                    tables[name] = decoder.table(split, folder / name, f"{key}-{name}", tally, of)
         tally.check()
         self._facts(tables, tally).save(folder)
         if all("map" in table.columns for table in tables.values()):
@@ -176,7 +188,8 @@ class Stored:
         heads = dict(found for found in in_order(lambda pair: head(*pair), pairs, threads=threads) if found)
         if not heads:
             store, sample = pairs[0]
-            raise UserError(f"none of the {len(pairs)} images in {store.where} can be read: {_fault(store, sample)}.")
+            images = f"{plural(len(pairs), 'image')} in {store.where}"
+            raise UserError(f"none of the {images} can be read: {_fault(store, sample)}.")
         return heads
 
 

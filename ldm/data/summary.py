@@ -69,8 +69,7 @@ class Facts:
             reasons = _by_reason(self.bad)
             each = "; ".join(f"{reason} ({some(of)})" for reason, of in reasons[:_REASONS])
             found.append(f"{plural(len(self.bad), 'image')} couldn't be used: {each}")
-        for reason, of in _by_reason(self.left_out):
-            found.append(f"left out: {reason} ({plural(len(of), 'file')}: {some(of)})")
+        found += self._left_out()
         found += self._captions()
         if self.classes:
             more = ", ..." if len(self.classes) > _MOST_CLASSES else ""
@@ -78,6 +77,16 @@ class Facts:
             found.append(f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}")
         found += [f"{plural(count, 'image')}: {what}" for what, count in self.counts.items()]
         return found + self.notes + self.asides
+
+    def _left_out(self) -> list[str]:
+        """A line for each of the most frequent reasons, and one for the others."""
+        reasons = _by_reason(self.left_out)
+        most = len(reasons) if len(reasons) <= _REASONS + 1 else _REASONS
+        found = [f"left out: {reason} ({plural(len(of), 'file')}: {some(of)})" for reason, of in reasons[:most]]
+        if rest := [path for _, of in reasons[most:] for path in of]:
+            why = plural(len(reasons) - most, "more reason")
+            found.append(f"left out for {why}: {plural(len(rest), 'file')} ({some(rest)})")
+        return found
 
     def _captions(self) -> list[str]:
         found = []

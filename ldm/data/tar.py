@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.data.beside import UNREADABLE, ending, is_image
-from ldm.data.metadata import USUAL
-from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, text_of
+from ldm.data.metadata import label_of
+from ldm.data.rows import DIGITS
+from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, text_of
 from ldm.data.store import MAX_BYTES, Store
 from ldm.errors import UserError
 
@@ -93,15 +94,16 @@ def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str
         found |= {key: _value(row, key, name) for key, name in columns.items() if key not in PATHS}
     if "cls" in files:
         word = store.read(files["cls"]).decode("utf-8", "replace").strip()
-        found["label"] = int(word) if word.isdecimal() else word
+        found["label"] = int(word) if word.isdecimal() and len(word) <= DIGITS else word or None
     for key in PATHS:
         found[key] = next((p for e, p in files.items() if e.split(".")[0] == key and "." in e), None)
     found["text"], whole = text_of(found["text"])
     if not whole:
         seen.note("captions that are no text (null, not-a-number, true, a mapping) count as missing")
-    label = found["label"]
-    if label is not None and (isinstance(label, bool) or not isinstance(label, (int, str))):
-        raise UserError(f"{store.where}: the label {label!r} of {images[0]} is neither a number nor a word.")
+    try:
+        found["label"] = label_of(found["label"])
+    except UserError as error:
+        raise UserError(f"{store.where}, {images[0]}: {error}.") from None
     kept: dict[str, Any] = {key: value if key in columns else None for key, value in found.items()}
     caption = files.get("txt", files.get("caption")) if "text" in columns else None
     return Sample(images[0], caption=caption, **kept)
@@ -110,7 +112,8 @@ def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str
 def _value(row: Mapping[str, Any], key: str, name: str) -> Any:
     """A row's value by the name that the user says, or by the usual ones where that is ours."""
     names = USUAL.get(key, (key,)) if name == key else (name,)
-    return next((row[name] for name in names if name in row), None)
+    filled = (row[name] for name in names if row.get(name) not in (None, "", []))
+    return next(filled, next((row[name] for name in names if name in row), None))
 
 
 def _json(store: TarStore, path: str) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ READER = 2  # in the keys of decoded data; raise it whenever some image is read 
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
 _BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
+_COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
 _OF_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # (a phone's MPO has a depth or a gain map behind its image)
 FIRST = "the first of several pages or frames"
@@ -219,7 +220,7 @@ def _pillow(stream: BinaryIO) -> "Image | None":
     """The picture as Pillow opens it, or None for a TIFF that holds more than Pillow can.
 
     Pillow can: 8 bits of grey, colour or palette with alpha; 16 bits of grey; of several pages the first, which is
-    enough unless they are grey and may be the channels of one picture.
+    enough unless they are grey and may be the channels of one picture, which pages of a fax or scanner never are.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -235,7 +236,8 @@ def _pillow(stream: BinaryIO) -> "Image | None":
         raise BadImage(f"{picture.width}x{picture.height} pixels are too many")
     if picture.format == "TIFF":
         bits, samples = max(picture.tag_v2.get(_BITS, (1,))), picture.tag_v2.get(_SAMPLES, 1)
-        grey = samples == 1 and (bits <= 8 or picture.mode.startswith("I;16")) and picture.n_frames == 1
+        pages = picture.n_frames > 1 and picture.tag_v2.get(_COMPRESSION) not in _FAX
+        grey = samples == 1 and (bits <= 8 or picture.mode.startswith("I;16")) and not pages
         if not grey and (bits > 8 or samples not in (3, 4)):
             return None
     return picture

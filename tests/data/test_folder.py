@@ -377,8 +377,8 @@ def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
     load(root)
     assert "captions.csv isn't read: captions and labels come from metadata.jsonl or metadata.csv" in caplog.text
     (root / "captions.csv").rename(root / "metadata.csv")
-    (root / "metadata.csv").write_text("image,text\n0.png,a\n")
-    with pytest.raises(UserError, match="no column file_name, .* its columns are image, text"):
+    (root / "metadata.csv").write_text("picture,text\n0.png,a\n")
+    with pytest.raises(UserError, match="no column file_name, .* its columns are picture, text"):
         load(root)
     (root / "metadata.csv").write_text("file_name,text\n,a\n")
     with pytest.raises(UserError, match="line 2 has no file_name"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ldm.data.decode import class_names
 from ldm.data.folder import Folder
 from ldm.data.sample import Sample, Seen
 from ldm.data.stored import split_off
@@ -346,6 +347,46 @@ def test_the_summary_has_a_dozen_lines_and_all_in_a_file(tmp_path, caplog):
     caplog.clear()
     tables(root, max_bad_share=0.5)  # out of the cache
     assert [r.getMessage() for r in caplog.records] == [record.getMessage()]
+
+
+def test_many_reasons_leave_the_summary_its_captions_and_classes(tmp_path, caplog):
+    kinds = ["heic", "mov", "mp4", "dng", "pdf", "svg", "psd", "avi", "nef", "cr2", "xcf", "jxl"]
+    root = lay_out(tmp_path / "d", *numbered("a", "b"), *(f"a/x.{kind}" for kind in kinds), "a/x.HEIC", "b/1.txt")
+    tables(root)
+    lines = caplog.records[0].getMessage().split("\n")
+    assert "left out: .heic files can't be read" in lines[1] and "left out for 8 more reasons: 8 files" in lines[5]
+    assert "  2 classes: a, b" in lines and any("captions come from 1 .txt file" in line for line in lines)
+    assert len(facts(root).left_out) == 13, "all by name"
+
+
+def test_a_summary_of_another_version_is_told_anew(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "1.odd")
+    tables(root)
+    (folder,) = (tmp_path / "cache").iterdir()
+    replace(facts(root), notes=["as it was said before"]).save(folder)
+    caplog.clear()
+    tables(root)
+    assert "as it was said" not in caplog.text and "1 .odd file (1.odd)" in caplog.text
+    assert "1.odd" in facts(root).notes[0]
+
+
+def test_the_split_without_a_usable_image_is_named(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("train"), "val/0.png")
+    (root / "val/0.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"of the 1 image for validation in .* none can be used \(val/0.png: is empty"):
+        tables(root, max_bad_share=0.5)
+
+
+def test_what_only_validation_has_is_told(tmp_path, caplog):
+    tables(lay_out(tmp_path / "d", *numbered("train", "val"), "val/0.txt"))
+    assert "validation's images have captions and training's don't: they aren't read" in caplog.text
+
+
+def test_labels_that_are_identifiers_are_no_count_of_classes(tmp_path):
+    root = lay_out(tmp_path / "d", *(f"{i}.png" for i in range(6)))
+    describe(root, *({"file_name": f"{i}.png", "label": (9, 10**15)[i % 2]} for i in range(6)))
+    assert tables(root)[0].classes == ("9", "1000000000000000")
+    assert class_names([0, 2**14 - 1]) == tuple(map(str, range(2**14))), "as before"
 
 
 def test_a_clean_folder_is_summed_up_without_a_warning(tmp_path, caplog, capsys):

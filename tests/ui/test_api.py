@@ -93,6 +93,22 @@ def test_image_to_image_keeps_the_picture_at_strength_zero(page: Any, photo: Pat
     assert near < far
 
 
+def test_images_are_turned_as_their_exif_says(page: Any, photo: Path, tmp_path: Path) -> None:
+    exif, layer = Image.Exif(), np.zeros((16, 16, 4), np.uint8)
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.open(photo).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    layer[:8] = 255
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    drawn: dict[Path, list[np.ndarray]] = {}
+    for path in (photo, tmp_path / "turned.png"):
+        editor = {"background": file(path), "layers": [file(tmp_path / "layer.png")], "composite": None}
+        ways: list[dict[str, Any]] = [{"mode": "image", "image": file(path), "strength": 0.2}]
+        ways += [{"mode": "inpaint", "editor": editor}]
+        drawn[path] = [pixels(draw(page, seed=3, steps=2, **way)[0]) for way in ways]
+    upright, turned = drawn.values()
+    assert all(np.array_equal(a, b) for a, b in zip(upright, turned, strict=True))
+
+
 def test_inpainting_changes_what_is_drawn_over_and_nothing_else(page: Any, photo: Path, tmp_path: Path) -> None:
     shown = Image.open(photo).resize((384, 384), Image.Resampling.NEAREST)
     layer = np.zeros((384, 384, 4), np.uint8)

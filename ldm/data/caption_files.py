@@ -1,0 +1,139 @@
+"""Files beside images that hold their captions: which they are, what in them is a caption, and their words."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ldm.data.beside import ending, stem
+from ldm.data.sample import USUAL, Sample, Seen, Text, plural, some, text_of
+from ldm.data.store import Store, composed
+from ldm.errors import UserError
+
+KINDS = (".txt", ".caption", ".cap", ".json")  # the first that an image has is read
+_LOOKED_AT = 16  # files of a kind that say what the kind holds
+_NUMBER = r"-?\d+(\.\d*)?(e[-+]?\d+)?"
+_BOX = re.compile(rf"\d+(\s+{_NUMBER}){{4,}}\s*", re.IGNORECASE)  # YOLO's: a class, then at least four numbers
+
+
+def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
+    """Gives each sample the file that holds its caption: NAME.txt or NAME.caption, in any case, NAME.png.txt, or
+    NAME.json with a caption among what it says."""
+    others = _by_kind(store.entries)
+    found: dict[str, list[str]] = defaultdict(list)
+    doubled: dict[str, list[str]] = defaultdict(list)
+    for kind in KINDS:
+        beside = _beside(samples, kind, others[kind])
+        if not beside or not _is_read(kind, [path for path in beside if path], store, seen):
+            continue
+        for sample, path in zip(samples, beside, strict=True):
+            if path and sample.caption:
+                doubled[kind].append(path)
+            elif path:
+                sample.caption = path
+                found[kind].append(path)
+    if found:
+        each = ", ".join(plural(len(paths), f"{kind} file") for kind, paths in found.items())
+        seen.aside(f"captions come from {each}")
+    for kind, paths in doubled.items():
+        _tell_doubled(kind, paths, seen)
+
+
+def unread_captions(samples: Iterable[Sample], store: Store, seen: Seen) -> None:
+    """Notes the caption files of samples whose caption is known from elsewhere."""
+    paths = [path for sample in samples if (path := stem(sample.image) + KINDS[0]) in store.entries]
+    if paths:
+        seen.read |= set(paths)
+        said = f"{plural(len(paths), '.txt file')} beside images that have a caption in the metadata"
+        seen.note(f"{said}, which is taken instead: {some(paths)}")
+
+
+def read_caption(store: Store, path: str) -> Text:
+    """The caption in a file, its line ends as Unix has them; of a .json, what it calls so. Raises UserError."""
+    text = store.text(path)
+    if ending(path) == KINDS[-1]:
+        return caption_in(_json(f"{store.where}/{path}", text))
+    return re.sub(r"\r\n?", "\n", text).strip()
+
+
+def caption_in(row: Mapping[str, Any]) -> Text:
+    """The first caption among what a row says, by the usual names."""
+    return next((text for key in USUAL["text"] if (text := text_of(row.get(key))[0])), None)
+
+
+def _by_kind(paths: Iterable[str]) -> dict[str, dict[str, str]]:
+    """By kind and by a spelling that all agree on: each caption file."""
+    found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+    for path in paths:
+        if (kind := ending(path)) in found:
+            found[kind][composed(path).lower()] = path
+    return found
+
+
+def _beside(samples: Sequence[Sample], kind: str, files: Mapping[str, str]) -> list[str | None]:
+    """For each sample its file of the kind; empty if there is none of it."""
+    if not files:
+        return []
+    found = []
+    exact = set(files.values())
+    for sample in samples:
+        path: str | None = stem(sample.image) + kind
+        if path not in exact:
+            image = composed(sample.image).lower()
+            path = files.get(stem(image) + kind) or files.get(image + kind)
+        found.append(path)
+    return found if any(found) else []
+
+
+def _is_read(kind: str, paths: Sequence[str], store: Store, seen: Seen) -> bool:
+    """Whether files of the kind hold captions, by a few of them; if not, that is noted."""
+    texts = {path: text for path in paths[:: -(-len(paths) // _LOOKED_AT)] if (text := _peek(store, path))}
+    if kind == KINDS[-1]:
+        return any(_has_caption(text) for text in texts.values())
+    boxes = [path for path, text in texts.items() if _is_boxes(text)]
+    if not boxes:
+        return True
+    if len(boxes) < len(texts):
+        seen.note(f"some {kind} files hold numbers alone, as YOLO's boxes, and are read as captions: {some(boxes)}")
+        return True
+    seen.read |= set(paths)
+    said = f"{plural(len(paths), f'{kind} file')} beside images hold boxes, as YOLO has them, and no captions"
+    seen.note(f"{said}: they aren't read ({some(paths)})")
+    return False
+
+
+def _peek(store: Store, path: str) -> str:
+    """The file's text; nothing where it can't be read, which is told when all are."""
+    try:
+        return store.text(path).strip()
+    except UserError:
+        return ""
+
+
+def _is_boxes(text: str) -> bool:
+    return all(_BOX.fullmatch(line) for line in text.split("\n") if line.strip())
+
+
+def _has_caption(text: str) -> bool:
+    try:
+        return bool(caption_in(_json("", text)))
+    except UserError:
+        return False
+
+
+def _json(where: str, text: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} isn't JSON ({error}): fetch it again, or remove it.") from None
+    return row if isinstance(row, Mapping) else {}
+
+
+def _tell_doubled(kind: str, paths: Sequence[str], seen: Seen) -> None:
+    seen.read |= set(paths)
+    said = f"{plural(len(paths), f'{kind} file')} beside images that have another caption file, which is taken instead"
+    if kind == KINDS[-1]:  # img2dataset writes both, and the caption is in both
+        seen.aside(f"{said}: {some(paths)}")
+    else:
+        seen.note(f"{said}: {some(paths)}")

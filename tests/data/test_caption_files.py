@@ -1,0 +1,128 @@
+"""Files beside images: captions are read, and what is no caption is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ldm.data.beside import tell_unread
+from ldm.data.caption_files import read_caption
+from ldm.data.folder import Folder
+from ldm.data.listing import samples
+from ldm.data.sample import COLUMNS, Sample, Seen
+from ldm.data.store import FolderStore
+from ldm.errors import UserError
+
+ALL = {key: key for key in COLUMNS}
+PPM = b"P6\n4 4\n255\n" + bytes(48)
+
+
+def lay_out(root: Path, **files: str | bytes) -> Path:
+    """Three images and, by ending, a file beside each."""
+    for i in range(3):
+        (root / f"{i}.png").write_bytes(PPM)
+        for kind, content in files.items():
+            (root / f"{i}.{kind}").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def found(root: Path) -> tuple[list[Sample], Seen]:
+    seen, store = Seen(), FolderStore(root)
+    rows = samples(store, "", ALL, seen)
+    tell_unread([path for path in store.entries if path not in seen.read], seen)
+    return rows, seen
+
+
+@pytest.mark.parametrize("boxes", ["0 0.51 0.52 0.2 0.3\n1 0.1 0.1 0.2 0.2\n", "3 1 0.5 2e-1 0.5 1 1"])
+def test_boxes_are_no_captions(tmp_path, boxes):
+    rows, seen = found(lay_out(tmp_path, txt=boxes, caption="a cat"))
+    assert [row.caption for row in rows] == [f"{i}.caption" for i in range(3)]
+    assert "3 .txt files beside images hold boxes" in seen.notes[0] and len(seen.notes) == 1
+    (tmp_path / "1.txt").write_text("3 cats in 2 rows")
+    rows, seen = found(tmp_path)
+    assert rows[1].caption == "1.txt" and "some .txt files hold numbers alone" in seen.notes[0]
+
+
+def test_numbers_that_are_captions(tmp_path):
+    assert [row.caption for row in found(lay_out(tmp_path, txt="7"))[0]] == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_two_files_of_captions_for_an_image_are_told(tmp_path):
+    rows, seen = found(lay_out(tmp_path, txt="a", caption="b"))
+    assert rows[0].caption == "0.txt"
+    (note,) = seen.notes
+    assert note.startswith("3 .caption files beside images that have another caption file, which is taken instead: 0.c")
+
+
+def test_files_of_json_with_a_caption(tmp_path):
+    root = lay_out(tmp_path, json=json.dumps({"url": "u", "caption": "a cat", "width": 4}))
+    rows, seen = found(root)
+    assert [row.caption for row in rows] == ["0.json", "1.json", "2.json"] and not seen.notes
+    assert read_caption(FolderStore(root), "0.json") == "a cat"
+    assert seen.asides == ["captions come from 3 .json files"]
+    rows, seen = found(lay_out(tmp_path, json=json.dumps({"shapes": [], "imagePath": "0.png"})))
+    assert rows[0].caption is None and "0.json isn't read (3 such files)" in seen.notes[0]
+
+
+def test_folders_of_img2dataset(tmp_path):
+    for shard in ("00000", "00001"):
+        (tmp_path / shard).mkdir()
+        for kind, content in (("jpg", PPM), ("txt", b"a cat"), ("json", b'{"caption": "a cat"}')):
+            (tmp_path / shard / f"{shard}0000.{kind}").write_bytes(content)
+        (tmp_path / f"{shard}_stats.json").write_text("{}")
+        (tmp_path / f"{shard}.parquet").write_bytes(b"PAR1")
+    rows, seen = found(tmp_path)
+    assert {row.label for row in rows} == {None} and rows[0].caption == "00000/000000000.txt" and not seen.notes
+    assert "2 .json files beside images that have another caption file, which is taken instead" in seen.asides[1]
+    for file in tmp_path.rglob("*.txt"):
+        file.unlink()
+    assert [row.caption for row in found(tmp_path)[0]] == ["00000/000000000.json", "00001/000010000.json"]
+
+
+def test_captions_in_metadata_and_in_files(tmp_path):
+    root = lay_out(tmp_path, txt="from the file")
+    row = {"file_name": "0.png", "text": "from the row"}
+    (root / "metadata.jsonl").write_text(
+        "\n".join(map(json.dumps, [row, {"file_name": "1.png"}, {"file_name": "2.png"}]))
+    )
+    rows, seen = found(root)
+    assert [(row.text, row.caption) for row in rows] == [("from the row", None), (None, "1.txt"), (None, "2.txt")]
+    (note,) = seen.notes
+    assert note.endswith("1 .txt file beside images that have a caption in the metadata, which is taken instead: 0.txt")
+
+
+@pytest.mark.parametrize("content", [b"\0\0\0", "a cat".encode("utf-16-le"), b"\xff\xff\xff"])
+def test_files_that_hold_no_text_are_refused(tmp_path, content):
+    root = lay_out(tmp_path, txt=content)
+    with pytest.raises(UserError, match=r"0.txt (holds bytes of zero|isn't UTF-8)"):
+        read_caption(FolderStore(root), "0.txt")
+
+
+def test_a_caption_in_utf_16_is_read(tmp_path):
+    root = lay_out(tmp_path, txt="ein Hund, 犬".encode("utf-16"))
+    assert read_caption(FolderStore(root), "0.txt") == "ein Hund, 犬"
+
+
+def test_a_dead_link_is_refused(tmp_path):
+    root = tmp_path / "d"
+    root.mkdir()
+    (lay_out(root) / "0.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="0.txt is a link to nothing"):
+        Folder(str(root)).tables(tmp_path / "cache")
+
+
+def test_names_of_files_that_look_like_captions_are_told(tmp_path):
+    for name in ("a red cat on a mat", "me_two_birds_over_a_lake_0c1d", "a blue dog in the sun"):
+        (tmp_path / f"{name}.png").write_bytes(PPM)
+    assert "names look like captions (a blue dog in the sun) and aren't read" in found(tmp_path)[1].notes[0]
+    for i in range(9):
+        (tmp_path / f"frame of a long film {i}.png").write_bytes(PPM)
+    assert not found(tmp_path)[1].notes, "most say the same"
+
+
+def test_kinds_that_are_not_read_are_bounded(tmp_path):
+    root = lay_out(tmp_path, **{f"x{i}": "x" for i in range(9)})
+    (root / "more.7z").write_bytes(b"7z")
+    _, seen = found(root)
+    assert len(seen.notes) == 1 and "and 3 more kinds; captions come from" in seen.notes[0]
+    assert seen.left_out["more.7z"].startswith(".7z files are archives, which aren't looked into: unpack them")

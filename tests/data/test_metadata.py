@@ -1,0 +1,232 @@
+"""Metadata as tools and people write them: what is meant is read, and what isn't read is said by name."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from ldm.data.layout import Meant
+from ldm.data.listing import samples
+from ldm.data.metadata import tell_outside
+from ldm.data.sample import COLUMNS, Sample, Seen
+from ldm.data.store import FolderStore
+from ldm.errors import UserError
+
+ALL = {key: key for key in COLUMNS}
+
+
+def images(root: Path, *paths: str) -> Path:
+    for path in paths or [f"{i}.png" for i in range(4)]:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"not looked at")
+    return root
+
+
+def describe(root: Path, *rows: dict) -> None:
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def found(root: Path, under: str = "", columns=ALL) -> tuple[list[Sample], Seen]:
+    seen = Seen()
+    return samples(FolderStore(root), under, columns, seen), seen
+
+
+def texts(root: Path, **options) -> list:
+    return [sample.text for sample in found(root, **options)[0]]
+
+
+# Columns -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", [], [" "]])
+def test_an_empty_column_hides_no_other(tmp_path, empty):
+    root = images(tmp_path)
+    describe(
+        root, *({"file_name": f"{i}.png", "text": empty, "caption": f"no. {i}", "class": f"c{i % 2}"} for i in range(4))
+    )
+    rows, seen = found(root)
+    assert [(row.text, row.label) for row in rows] == [(f"no. {i}", f"c{i % 2}") for i in range(4)]
+    assert not seen.notes
+    (root / "metadata.jsonl").unlink()
+    head = "file_name,label,text,class,prompt"
+    (root / "metadata.csv").write_text("\n".join([head, *(f"{i}.png,nan,,{i % 2},no. {i}" for i in range(4))]))
+    assert [(row.text, row.label) for row in found(root)[0]] == [(f"no. {i}", i % 2) for i in range(4)]
+
+
+def test_a_column_of_ours_with_gaps_that_another_fills_is_told(tmp_path):
+    root = images(tmp_path)
+    describe(root, *({"file_name": f"{i}.png", "text": "a" if i else None, "caption": "b"} for i in range(4)))
+    rows, seen = found(root)
+    assert [row.text for row in rows] == [None, "a", "a", "a"]
+    hint = "data.columns='{text: caption}' reads that column instead"
+    assert seen.notes == [f"'text' of metadata.jsonl is empty in 1 row in which 'caption' isn't: {hint}"]
+
+
+def test_a_column_of_labels_with_gaps_is_told(tmp_path):
+    root = images(tmp_path)
+    describe(root, *({"file_name": f"{i}.png", "class": "a" if i else None} for i in range(4)))
+    rows, seen = found(root)
+    assert all(row.label is None for row in rows)
+    assert any("'class' of metadata.jsonl isn't read as labels: 1 row of 4 without one" in note for note in seen.notes)
+
+
+def test_words_for_nothing_in_a_table(tmp_path):
+    root = images(tmp_path)
+    (root / "metadata.csv").write_text(
+        "file_name,mask,label,text\n0.png,nan,3,NaN\n1.png,None,nan,None\n2.png,m.png,,x\n3.png,,4,\n"
+    )
+    rows, _ = found(root)
+    assert [row.mask for row in rows] == [None, None, "m.png", None]
+    assert [row.label for row in rows] == [3, None, None, 4] and [row.text for row in rows] == [None, None, "x", None]
+    (root / "metadata.csv").write_text(
+        "file_name,label\n" + "".join(f"{i}.png,{'none' if i else 'x'}\n" for i in range(4))
+    )
+    assert [row.label for row in found(root)[0]] == ["x", "none", "none", "none"], "a class may be called so"
+
+
+def test_the_numbering_of_rows_is_no_column(tmp_path):
+    root = images(tmp_path)
+    (root / "metadata.csv").write_text(
+        "Unnamed: 0,,file_name,path\n" + "".join(f"{i},{i},{i}.png,x/{i}\n" for i in range(4))
+    )
+    _, seen = found(root)
+    (note,) = seen.notes
+    assert note.endswith("metadata.csv is read (path)"), "no hint: no column of words"
+
+
+def test_blank_captions_and_halves_of_letters(tmp_path):
+    root = images(tmp_path)
+    values = ["  ", ["", "a"], "cut \ud83d", ["\n", "b", " "]]
+    describe(root, *({"file_name": f"{i}.png", "text": value} for i, value in enumerate(values)))
+    assert texts(root) == ["", ["a"], "cut \ufffd", ["b"]]
+
+
+def test_a_label_of_a_float_that_is_a_number(tmp_path):
+    root = images(tmp_path)
+    describe(root, *({"file_name": f"{i}.png", "label": value} for i, value in enumerate([1.0, float("nan"), 10, "a"])))
+    assert [row.label for row in found(root)[0]] == [1, None, 10, "a"]
+    describe(root, {"file_name": "0.png", "label": 1.5})
+    with pytest.raises(UserError, match=r"metadata.jsonl, 0.png: the label 1.5 is neither a number nor a word"):
+        found(root)
+
+
+def test_class_folders_beside_metadata_without_labels(tmp_path):
+    root = images(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(2)))
+    describe(root, *({"file_name": f"{name}/{i}.png", "text": name} for name in ("cat", "dog") for i in range(2)))
+    rows, seen = found(root)
+    assert {row.label for row in rows} == {None} and "data.classes=true reads them" in seen.asides[0]
+    kept = ["cat", "cat", "dog", "dog"]
+    assert [row.label for row in found(root, columns={"label": "label"})[0]] == kept
+    rows = samples(FolderStore(root), "", ALL, meant=Meant(classes=True))
+    assert [(row.label, row.text) for row in rows] == list(zip(kept, kept, strict=True))
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file_name;text\r\n0.png;a, b\r\n1.png;c\r\n".encode("utf-8-sig"),
+        "file_name\ttext\n0.png\ta, b\n1.png\tc\n".encode("utf-16"),
+        b'text,file_name\n"a, b",0.png\nc,1.png\n \n,\n',
+        b'image,caption\n0.png,"a, b"\n1.png,c\n',
+        b'file_name, text\n0.png, "a, b"\n1.png, "c"\n',
+        b"sep=;\r\nfile_name;text\r\n0.png;a, b\r\n1.png;c\r\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path, content):
+    (images(tmp_path) / "metadata.csv").write_bytes(content)
+    rows, _ = found(tmp_path)
+    assert [(row.image, row.text) for row in rows] == [("0.png", "a, b"), ("1.png", "c")]
+
+
+def test_a_short_line_of_a_table(tmp_path):
+    root = images(tmp_path)
+    (root / "metadata.csv").write_text("file_name,text,label\n0.png,a,1\n1.png,b\n")
+    rows, seen = found(root)
+    assert [row.label for row in rows] == [1, None]
+    assert seen.notes == [
+        "1 line of metadata.csv with fewer fields than columns (line 3): those that are missing count as empty"
+    ]
+    (root / "metadata.csv").write_text("sep=;\nfile_name;text\n0.png;a;b\n")
+    with pytest.raises(UserError, match="line 3 has 3 fields for 2 columns: put captions that hold semicolons in"):
+        found(root)
+    (root / "metadata.csv").write_text("text,file_name\na,0.png\na stray line\n")
+    with pytest.raises(UserError, match="metadata.csv, line 3 has no file_name"):
+        found(root)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("form", ["list", "open list", "objects", "commas"])
+def test_json_that_is_not_an_object_a_line(tmp_path, indent, form):
+    rows = [{"file_name": f"{i}.png", "text": f"no. {i}", "tags": [{"a": 1}]} for i in range(2)]
+    if form == "list":
+        content = json.dumps(rows, indent=indent)
+    elif form == "open list":
+        content = "[\n" + "".join(f"{json.dumps(row, indent=indent)},\n" for row in rows) + "]\n"
+    else:
+        content = (",\n" if form == "commas" else "\n").join(json.dumps(row, indent=indent) for row in rows)
+    (images(tmp_path) / "metadata.jsonl").write_text(content)
+    assert texts(tmp_path) == ["no. 0", "no. 1"]
+
+
+@pytest.mark.parametrize("line", ["7", "[1]", '{"file_name": ', '{"file_name": 1' + "0" * 5000 + "}", "[" * 99999])
+def test_lines_that_are_no_rows_are_told_by_number(tmp_path, line):
+    (images(tmp_path) / "metadata.jsonl").write_text('{"file_name": "0.png"}\n' + line)
+    with pytest.raises(UserError, match=r"metadata.jsonl, line 2 is"):
+        found(tmp_path)
+
+
+def test_a_dead_link_and_bytes_of_zero_are_told(tmp_path):
+    root = images(tmp_path)
+    (root / "metadata.jsonl").symlink_to(root / "nowhere")
+    with pytest.raises(UserError, match=r"metadata.jsonl is a link to nothing: fetch"):
+        found(root)
+    (root / "metadata.jsonl").unlink()
+    (root / "metadata.jsonl").write_bytes(b"\0\0")
+    with pytest.raises(UserError, match=r"metadata.jsonl holds bytes of zero"):
+        found(root)
+
+
+# Paths ---------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_found_however_their_letters_are_written(tmp_path):
+    names = [unicodedata.normalize("NFD", f"café{i}.png") for i in range(2)]
+    root = images(tmp_path, *names)
+    composed = unicodedata.normalize("NFC", "café0.png")
+    describe(root, {"file_name": composed, "text": "a"}, {"file_name": names[1], "text": "b"})
+    assert [(row.image, row.text) for row in found(root)[0]] == [(names[0], "a"), (names[1], "b")]
+    (root / "metadata.jsonl").unlink()
+    (root / f"{composed[:-4]}.txt").write_text("a")
+    assert [row.caption for row in found(root)[0]] == [f"{composed[:-4]}.txt", None]
+
+
+def test_absolute_paths_inside_of_the_data(tmp_path):
+    root = images(tmp_path, "a/0.png", "a/1.png")
+    describe(root / "a", {"file_name": str(root / "a/0.png"), "text": "a"})
+    assert found(root)[0][0].image == "a/0.png"
+    describe(root / "a", {"file_name": "/elsewhere/0.png"})
+    with pytest.raises(UserError, match="lies outside of the data: write paths from the metadata's own folder on"):
+        found(root)
+
+
+def test_rows_of_neither_split_are_told(tmp_path):
+    root = images(tmp_path, "train/0.png", "val/0.png")
+    names = ("train/0.png", "val/0.png", "tarin/9.png", "9.png")
+    describe(root, *({"file_name": name, "text": "x"} for name in names))
+    store, seen = FolderStore(root), Seen()
+    tell_outside([sample for part in ("train", "val") for sample in samples(store, part, ALL, seen)], seen)
+    assert seen.notes == ["2 rows of metadata.jsonl whose image isn't there: tarin/9.png, 9.png"]
+
+
+def test_metadata_at_two_levels(tmp_path):
+    root = images(tmp_path, "a/0.png", "a/1.png", "2.png")
+    describe(root, *({"file_name": name, "text": "top", "label": 1} for name in ("a/0.png", "a/1.png", "2.png")))
+    describe(root / "a", {"file_name": "0.png", "text": "inner"}, {"file_name": "1.png", "text": ""})
+    rows, seen = found(root)
+    found_rows = {row.image: (row.text, row.label) for row in rows}
+    assert found_rows == {"a/0.png": ("inner", 1), "a/1.png": ("top", 1), "2.png": ("top", 1)} and len(rows) == 3
+    assert "2 images described by several files of metadata (a/metadata.jsonl, metadata.jsonl)" in seen.notes[0]
