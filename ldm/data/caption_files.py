@@ -24,7 +24,7 @@ def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
     found: dict[str, list[str]] = defaultdict(list)
     doubled: dict[str, list[str]] = defaultdict(list)
     for kind in KINDS:
-        beside = _beside(samples, kind, others[kind])
+        beside = _beside(samples, kind, others[kind], store)
         if not beside or not _is_read(kind, [path for path in beside if path], store, seen):
             continue
         for sample, path in zip(samples, beside, strict=True):
@@ -62,27 +62,27 @@ def caption_in(row: Mapping[str, Any]) -> Text:
     return next((text for key in USUAL["text"] if (text := text_of(row.get(key))[0])), None)
 
 
-def _by_kind(paths: Iterable[str]) -> dict[str, dict[str, str]]:
-    """By kind and by a spelling that all agree on: each caption file."""
-    found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+def _by_kind(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The files of each kind."""
+    found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for path in paths:
         if (kind := ending(path)) in found:
-            found[kind][composed(path).lower()] = path
+            found[kind].append(path)
     return found
 
 
-def _beside(samples: Sequence[Sample], kind: str, files: Mapping[str, str]) -> list[str | None]:
+def _beside(samples: Sequence[Sample], kind: str, files: Sequence[str], store: Store) -> list[str | None]:
     """For each sample its file of the kind; empty if there is none of it."""
     if not files:
         return []
-    found = []
-    exact = set(files.values())
-    for sample in samples:
-        path: str | None = stem(sample.image) + kind
-        if path not in exact:
-            image = composed(sample.image).lower()
-            path = files.get(stem(image) + kind) or files.get(image + kind)
-        found.append(path)
+    exact = [stem(sample.image) + kind for sample in samples]
+    found = [path if path in store.entries else None for path in exact]
+    if None in found:  # in a spelling that all agree on
+        by_name = {composed(path).lower(): path for path in files}
+        for i, path in enumerate(found):
+            if path is None:
+                image = composed(samples[i].image).lower()
+                found[i] = by_name.get(stem(image) + kind) or by_name.get(image + kind)
     return found if any(found) else []
 
 

@@ -14,6 +14,7 @@ from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, plural, some
 from ldm.data.store import FolderStore, Store, ZipStore, open_store
 
 __all__ = ["COLUMNS", "PATHS", "FolderStore", "Sample", "Store", "ZipStore", "open_store", "samples"]
+_LOOKED_AT = 1000  # names of files
 _PROSE = 4  # words of a file's name that make it look like a caption
 
 
@@ -79,7 +80,7 @@ def _from_files(
     if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
         _tell_names(found, seen)
     # what img2dataset counts of each of its folders, and a table of what is in the images' own files
-    folders = {posixpath.dirname(sample.image) for sample in found}
+    folders = {sample.image.rpartition("/")[0] for sample in found}
     seen.read |= {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
     return found
 
@@ -101,7 +102,8 @@ def _classes_beside(
 
 def _tell_names(found: Sequence[Sample], seen: Seen) -> None:
     """Notes that the files' names may be captions, as Midjourney has them: four words or more, and mostly others."""
-    names = [stem(posixpath.basename(sample.image)) for sample in found]
+    some_of = found[:: -(-len(found) // _LOOKED_AT) or 1]
+    names = [stem(posixpath.basename(sample.image)) for sample in some_of]
     words = {tuple(of) for name in names if len(of := re.findall(r"[^\W\d_]+", name)) >= _PROSE}
     if 2 * len(words) > len(names):
         said = f"the files' names look like captions ({names[0]}) and aren't read"

@@ -135,6 +135,15 @@ def test_validation_shards_alternatives_missing_captions_and_maps(tmp_path, capl
     assert "text" not in Shards(str(tmp_path / "a.tar"), columns=["label"])._decoder.has
 
 
+def test_an_empty_text_of_a_shard_hides_no_caption(tmp_path):
+    row = {"text": None, "caption": "a cat", "label": "", "class": 3.0}
+    gone = {"cls": lambda i: None, "txt": lambda i: None}
+    write(tmp_path / "0.tar", range(2), json=lambda i: json.dumps(row).encode(), **gone)
+    with tar.opened(str(tmp_path / "0.tar")) as store:
+        rows = tar.listed(store, {"text": "text", "label": "label"})
+    assert [(row.text, row.label) for row in rows] == [("a cat", 3)] * 2
+
+
 def test_shards_to_validate_on_are_not_trained_on(shards, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(shards)
     train, val = Shards(str(shards), val_root="train-0001.tar").tables(tmp_path / "cache")
