@@ -154,13 +154,18 @@ def _bound_numbers(value: Any, where: str) -> None:
 
 
 def report_mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
-    """Raises UserError naming what is missing, unexpected or of another shape."""
+    """Raises UserError naming what is missing, unexpected, of another shape or no real numbers."""
     problems = [f"missing {name}" for name in wanted if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in wanted]
     problems += [
         f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
+    ]
+    problems += [
+        f"{name} is {str(given[name].dtype).removeprefix('torch.')}, where weights are real numbers"
+        for name, tensor in wanted.items()
+        if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")

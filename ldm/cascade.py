@@ -1,13 +1,14 @@
 """A small model, and models that enlarge its pictures, in one call (Ho et al. 2021; Imagen, Saharia et al. 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.errors import UserError
-from ldm.pipeline import LatentDiffusion, as_output
+from ldm.kinds import held
+from ldm.pipeline import LatentDiffusion, as_output, check_output
 
 
 class Cascade(nn.Module):
@@ -31,11 +32,12 @@ class Cascade(nn.Module):
         """See `generate`."""
         return self.generate(prompt, **options)
 
+    @held
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        guidance: Any = None,
+        guidance: float | Mapping[str, float] | None = None,
         steps: int | None = None,
         noise_level: float | None = None,
         output: str = "pil",
@@ -47,6 +49,7 @@ class Cascade(nn.Module):
         `guidance`, `steps` and the other options of sampling are the base's; the enlarging models are sampled as they
         were trained to be, with `noise_level` on what they are given.
         """
+        check_output(output)
         base: Any = self.stages[0]
         images = base.generate(prompt, guidance=guidance, steps=steps, output="pt", on_step=on_step, **options)
         kept = {key: options[key] for key in ("seed", "batch_size") if key in options}

@@ -6,7 +6,6 @@ loggers' against Lightning's, and everything else against what the YAML of the c
 
 import functools
 import importlib
-import inspect
 import itertools
 import math
 import os
@@ -14,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -311,31 +310,22 @@ def _load_classes() -> None:
         importlib.import_module(package)
 
 
-def _optional(function: Any, but: Sequence[str] = ()) -> Kinds:
-    """Options that may be left out: what has no default is the program's to give."""
-    parameters, declared = inspect.signature(function).parameters.values(), kinds.kinds_of(function)
-    return {p.name: declared.get(p.name, Any) for p in parameters if p.default is not p.empty and p.name not in but}
-
-
 def _trainer() -> Kinds:
     from lightning.pytorch import Trainer
 
-    return _optional(Trainer.__init__)
+    return kinds.optional(Trainer.__init__)
 
 
 def _denoiser() -> Kinds:
     from ldm.diffusion import Denoiser
 
-    return _optional(Denoiser.__init__) | {"sampling": Any}
+    return kinds.optional(Denoiser.__init__) | {"sampling": Any}
 
 
 def _sampling() -> Kinds:
-    from ldm.diffusion import SAMPLERS, guided
+    from ldm.diffusion.options import sampling_kinds
 
-    functions = [*SAMPLERS.values(), guided]
-    options = {k: v for one in functions for k, v in _optional(one, ("noise", "on_step", "scale", "batched")).items()}
-    own = {"sampler": str, "steps": int, "guidance": float | Mapping[str, float], "spacing": str | None}
-    return options | own | {"shift": float | Literal["auto"]}
+    return sampling_kinds()
 
 
 def _drawing() -> Kinds:
@@ -343,7 +333,7 @@ def _drawing() -> Kinds:
     from ldm.pipeline import LatentDiffusion
 
     asked = "n strength feather pad noise_level size batch_size guess_mode control_scale control_start control_end"
-    generate = _optional(LatentDiffusion.generate)
+    generate = kinds.optional(LatentDiffusion.generate)
     return (
         {key: generate[key] for key in asked.split()}
         | _sampling()
@@ -359,20 +349,20 @@ def _evaluating() -> Kinds:
 def _optimizer() -> Kinds:
     from ldm.training.schedule import LearningRate
 
-    return _optional(LearningRate, ("total_steps",))
+    return kinds.optional(LearningRate, ("total_steps",))
 
 
 def _loader() -> Kinds:
     from ldm.data.datamodule import BatchModule
 
-    return _optional(BatchModule.__init__)
+    return kinds.optional(BatchModule.__init__)
 
 
 def _logger(name: str) -> Callable[[], Kinds]:
     def options() -> Kinds:
         from lightning.pytorch import loggers
 
-        return _optional(getattr(loggers, name).__init__, ("save_dir", "version"))
+        return kinds.optional(getattr(loggers, name).__init__, ("save_dir", "version"))
 
     return options
 

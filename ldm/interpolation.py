@@ -16,12 +16,14 @@ from ldm.diffusion import slerp
 from ldm.editing import Start, read_images
 from ldm.errors import UserError
 from ldm.images import IMAGES
+from ldm.kinds import held
 from ldm.networks import Cond
 
 
 class Interpolating:
     """A model that goes from one picture or prompt to another."""
 
+    @held
     @torch.no_grad()
     def interpolate(
         self: Any,
@@ -68,6 +70,7 @@ class Interpolating:
         drawn = [self._sample(asked.take(some), [seed] * len(some), latent_size, chosen, None) for some in rows]
         return self.as_output(torch.cat(drawn), output)
 
+    @held
     def variations(
         self: Any, image: Any, n: int = 4, strength: float = 0.6, prompt: str | None = None, **options: Any
     ) -> Any:

@@ -1,15 +1,19 @@
 """What a value may be, by the annotation of the parameter that it is for, in words that a user can act on."""
 
+import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 from ldm.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 _LISTS = (list, tuple, Sequence, Iterable)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -22,19 +26,59 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: hints[p.name] for p in parameters if p.name in hints and _own_default_fits(p, hints[p.name])}
 
 
+def held(function: F) -> F:
+    """`function`, which refuses arguments that don't fit its annotations before it does anything."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        declared = kinds_of(function)
+        for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            argument(value, declared.get(name, Any), name)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def argument(value: Any, kind: Any, name: str) -> None:
+    """Raises UserError where an argument of a call in Python doesn't fit, or has a number that is none.
+
+    Arrays and tensors may stand for numbers and lists of them.
+    """
+    if kind is Any:
+        return
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if not fits(plain, kind):
+        given = [one for one in typing.get_args(kind) or [kind] if one is not type(None)]
+        wanted = " or ".join(dict.fromkeys(words(one) for one in given)) if _is_union(kind) else words(kind)
+        raise UserError(f"{name}={value!r}: give {wanted.replace('true or false', 'True or False')}.")
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise UserError(f"{name}={value!r}: give a finite number.")
+    several = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, (list, tuple)) else ()
+    if any(isinstance(one, float) and math.isnan(one) for one in several):
+        raise UserError(f"{name}={value!r}: give numbers.")
+
+
+def optional(function: Any, but: Sequence[str] = ()) -> dict[str, Any]:
+    """The kinds of a function's parameters that may be left out, without those called as in `but`."""
+    parameters, declared = inspect.signature(function).parameters.values(), kinds_of(function)
+    return {p.name: declared.get(p.name, Any) for p in parameters if p.default is not p.empty and p.name not in but}
+
+
 def fits(value: Any, kind: Any) -> bool:
     """Whether plain data (numbers, words, lists, mappings) may stand for `kind`; what isn't known may."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(kind):
         return any(fits(value, one) for one in inner)
     if origin is typing.Literal:
         return value in inner
     if origin in (int, float):
-        return isinstance(value, (int, origin)) and not isinstance(value, bool)
+        return isinstance(value, Integral if origin is int else Real) and not isinstance(value, bool)
     if origin in (bool, str, type(None)):
         return isinstance(value, origin)
     if origin in _LISTS:
-        return isinstance(value, (list, tuple)) and _each_fits(value, origin, inner)
+        listed = (list, tuple) if origin in (list, tuple) else Sequence
+        return isinstance(value, listed) and not isinstance(value, (str, bytes)) and _each_fits(value, origin, inner)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(fits(one, inner[1]) for one in value.values() if inner)
     return True
@@ -49,7 +93,7 @@ def refuse(value: Any, kind: Any, where: str) -> None:
 def words(kind: Any) -> str:
     """`int | Sequence[int]` as 'a whole number or a list, each a whole number'."""
     origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+    if _is_union(kind):
         return " or ".join(dict.fromkeys(words(one) for one in inner))
     if origin is typing.Literal:
         return " or ".join(map(str, inner))
@@ -67,6 +111,10 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(shown, value))}]"
     return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
 
 def _each_fits(values: Sequence[Any], origin: Any, inner: tuple[Any, ...]) -> bool:

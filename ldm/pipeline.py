@@ -15,10 +15,12 @@ from ldm.describe import Described, millions
 from ldm.devices import send
 from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
 from ldm.diffusion.inpainting import keeping
+from ldm.diffusion.options import sampling_kinds
 from ldm.editing import ReadsPictures, Start, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
 from ldm.interpolation import Interpolating
+from ldm.kinds import argument, held
 from ldm.latents import InLatents
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
@@ -28,6 +30,8 @@ from ldm.networks.precision import KeepsFloat32, lowered
 from ldm.registry import register
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
+
+OUTPUTS = ("pil", "pt", "np")
 
 
 @register
@@ -78,12 +82,13 @@ class LatentDiffusion(
         """See `generate`."""
         return self.generate(prompt, **options)
 
+    @held
     @torch.no_grad()
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        labels: Sequence[int | str] | None = None,
+        labels: int | str | Sequence[int | str] | None = None,
         map: Any = None,
         embed_image: Any = None,
         negative: str | Sequence[str] | None = None,
@@ -137,6 +142,7 @@ class LatentDiffusion(
 
         `output` is "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
         """
+        check_output(output)
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         chosen = {"sampler": sampler, "steps": steps, "guidance": guidance, **sampler_options}
         shown = {"image": image, "strength": strength, "mask": mask, "feather": feather, "pad": pad}
@@ -217,6 +223,9 @@ class LatentDiffusion(
         """The model's own way of sampling, changed as chosen. The whole table is left where other steps are asked
         for."""
         chosen = {k: v for k, v in chosen.items() if v is not None}
+        kinds = sampling_kinds() | {"autoguidance": float}
+        for key, value in chosen.items():
+            argument(value, kinds.get(key, Any), key)
         own = self.sampling
         if chosen.get("sampler", own["sampler"]) != own["sampler"]:  # whose own options another sampler doesn't know
             own = {k: v for k, v in own.items() if k in (*DEFAULTS, "interval", "rescale", "autoguidance")}
@@ -284,6 +293,7 @@ class PictureNoise:
         return send(noise, self.device)
 
 
+@held
 @torch.no_grad()
 def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
     """`n` images (n, C, H, W) decoded from z ~ N(0, I), which is what the VAE alone generates."""
@@ -319,6 +329,14 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
         return images
     if output == "np":
         return preprocess.to_uint(images).permute(0, 2, 3, 1).cpu().numpy()
-    if output == "pil":
-        return Pictures(preprocess.to_pil(image) for image in images)
-    raise UserError(f"output='{output}' isn't one of pil, pt, np.")
+    check_output(output)
+    return Pictures(preprocess.to_pil(image) for image in images)
+
+
+def check_output(output: str) -> None:
+    if output not in OUTPUTS:
+        raise UserError(f"output={output!r} isn't one of {', '.join(OUTPUTS)}.")
+
+
+def _spread(channels: Tensor) -> Tensor:
+    return channels[:, None, None]  # (C, 1, 1)

@@ -308,3 +308,53 @@ def test_keys_and_values_of_a_prompt_are_computed_once_a_run(monkeypatch):
     monkeypatch.setattr("ldm.pipeline.constant_contexts", nullcontext)
     torch.testing.assert_close(model(**asked), once, rtol=0, atol=1e-6)
     assert len(calls) == 5 * len(layers)
+
+
+# What is given is of its kind ----------------------------------------------------------------------------------------
+
+WRONG = [
+    {"strength": "0.5", "image": np.zeros((12, 8), np.uint8)},
+    {"steps": "3"},
+    {"steps": 1.5},
+    {"steps": True},
+    {"n": 2.5},
+    {"n": "2"},
+    {"guidance": "3"},
+    {"guidance": float("nan")},
+    {"guidance": {"text": "3"}},
+    {"seed": True},
+    {"seed": 1.5},
+    {"seed": [1, True]},
+    {"batch_size": 2.0},
+    {"size": "12"},
+    {"size": 12.0},
+    {"eta": "1", "sampler": "ddim"},
+    {"rescale": float("inf")},
+    {"output": "jpg"},
+    {"guess_mode": "no"},
+]
+
+
+@pytest.mark.parametrize("given", WRONG, ids=str)
+def test_an_argument_of_another_kind_gets_a_sentence_before_anything_is_drawn(given, model):
+    def never(*_):
+        raise AssertionError("work started")
+
+    name = next(iter(given))
+    with pytest.raises(UserError, match=f"^{name}="):
+        model("a cat", on_step=never, **given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"n": 2.5}, {"n": True}, {"seed": "1"}, {"strength": "0.5"}, {"steps": 1.5}], ids=str
+)
+def test_interpolations_hold_their_arguments_too(given, model):
+    with pytest.raises(UserError, match=f"^{next(iter(given))}="):
+        model.interpolate("a cat", "a dog", **given)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(model):
+    plain = draw(model, "a cat", n=2, steps=2, guidance=2.0, seed=5)
+    given = {"n": np.int64(2), "steps": np.int32(2), "guidance": np.float32(2.0), "seed": torch.tensor([5, 6])}
+    assert torch.equal(draw(model, "a cat", **given), plain)
+    assert torch.equal(draw(model, labels=3, steps=1), draw(model, labels=[3], steps=1))

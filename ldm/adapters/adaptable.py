@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ldm.adapters.base import Adapter
-from ldm.adapters.control import Control, open_control
+from ldm.adapters.control import Control, check_span, open_control
 from ldm.adapters.with_lora import WithLora
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError
+from ldm.kinds import held
 
 
 class Adaptable(WithLora):
@@ -16,6 +17,7 @@ class Adaptable(WithLora):
     adapters: dict[str, tuple[Adapter, float]]
     base_hash: str | None = None  # of the model as it was loaded, before anything was put on it
 
+    @held
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
         """Puts an adapter on, under a name of its own. Refuses one of another base unless forced."""
         if name in self.adapters:
@@ -24,6 +26,7 @@ class Adaptable(WithLora):
         adapter.attach(self, name, scale)
         self.adapters[name] = (adapter, scale)
 
+    @held
     def load_controlnet(
         self,
         path: str | Path,
@@ -39,6 +42,7 @@ class Adaptable(WithLora):
         It counts `scale` in the steps from the share `start` to the share `end` of all, for pictures that get a control
         image (`control=`). Several add up. Its `name` is that of its run or folder unless given.
         """
+        check_span(start, end)
         path = Path(path)
         control = open_control(path)
         control.begin, control.end = start, end

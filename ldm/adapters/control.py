@@ -148,10 +148,14 @@ def steering(
     spans = {}
     for name in given:
         first, last = _setting(begin, name, controls[name].begin), _setting(end, name, controls[name].end)
-        if not 0 <= first < last <= 1:
-            raise UserError(f"a ControlNet acts from start={first} to end={last}: shares of the steps, 0 to 1, rising.")
+        check_span(first, last)
         spans[name] = (first, last)
     return Steering(hints, {name: _setting(scale, name, controls[name].scale) for name in given}, spans, guess)
+
+
+def check_span(start: float, end: float) -> None:
+    if not 0 <= start < end <= 1:
+        raise UserError(f"a ControlNet acts from start={start} to end={end}: shares of the steps, 0 to 1, rising.")
 
 
 def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:

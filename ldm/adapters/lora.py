@@ -63,10 +63,14 @@ class LoraAdapter(Adapter):
     def attach(self, model: Any, name: str, scale: float) -> None:
         """Puts the weights into layers of peft's; none of the base's changes."""
         lora, inner = self.lora, inner_name(name)
+        files.check_strength(lora, scale, f"the LoRA '{name}'")
+        fitted = {}
         for kind, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
             found = layers.adaptable(module)
             given, alphas = _installed(lora.of(kind), found), _installed(_of(self.alphas, kind), found)
             _check_fit(found, given, f"the LoRA '{name}'")
+            fitted[kind] = module, given, alphas
+        for module, given, alphas in fitted.values():
             layers.inject(module, inner, {m: given[f"{m}.lora_A.weight"].shape[0] for m in alphas}, alphas)
             for where, weight in layers.weights(module, inner).items():
                 weight.data.copy_(given[where].reshape(weight.shape))
@@ -142,6 +146,7 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     parts = components(model, {UNET, TEXT} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
     lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
+    files.tell_preference(path)
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 
@@ -197,8 +202,12 @@ def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what
             continue
         down, up = given[f"{name}.lora_A.weight"], given[f"{name}.lora_B.weight"]
         shape, implied = tuple(layer.weight.shape), (up.shape[0], *down.shape[1:])
-        if _plain(implied) != _plain(shape) or down.shape[0] != up.shape[1] or max(up.shape[2:], default=1) > 1:
-            problems.append(f"{name} is {shape}, not {implied}")
+        if down.shape[0] != up.shape[1]:
+            problems.append(f"{name} has rank {down.shape[0]} by lora_A and {up.shape[1]} by lora_B")
+        elif max(up.shape[2:], default=1) > 1:
+            problems.append(f"lora_B of {name} has a kernel, {tuple(up.shape)}")
+        elif _plain(implied) != _plain(shape):
+            problems.append(f"{name} is {shape}, the LoRA's {implied}")
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{what} doesn't fit the model: {'; '.join(sorted(problems)[:4])}{more}.")

@@ -12,6 +12,7 @@ from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError, did_you_mean
 from ldm.interop import lora as files
+from ldm.kinds import held
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class WithLora:
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
         raise NotImplementedError
 
+    @held
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
         """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya, or the
         folder of one.
@@ -54,9 +56,11 @@ class WithLora:
         self.put_on(adapter, adapter.word, 1.0, str(path), force)
         return adapter.word
 
+    @held
     def scale_lora(self, name: str, scale: float) -> None:
         """Changes how much the LoRA `name` counts: 0 leaves the base as it is, 1 is as trained."""
         adapter = self._lora(name)
+        files.check_strength(adapter.lora, scale, f"the LoRA '{name}'")
         for _, module in lora.components(self, None).items():
             layers.scale(module, lora.inner_name(name), scale)
         self.adapters[name] = (adapter, scale)

@@ -1,6 +1,5 @@
 """A folder of diffusers as a model of ours: a whole pipeline, or one of its parts."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,13 @@ from ldm.diffusion.parameterization import Parameterization
 from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.interop import controlnet, latent_scale, schedulers, unet, vae
+from ldm.interop.names import refuse
+from ldm.interop.plain import table
+from ldm.interop.said import NOT_SETTINGS, of_metadata
 from ldm.registry import build, lookup
 
 WEIGHTS = "diffusion_pytorch_model"
+_INDEX = ("requires_safety_checker", "force_zeros_for_empty_prompt", "text", "sampling", "t_max")  # of model_index.json
 _OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
 _PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
 
@@ -74,12 +77,10 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, where a config is a table of settings.")
-    return content
+    return table(text, str(path))
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
@@ -105,21 +106,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, and what else it says by name: metadata, a trainer's settings, numbers among the tensors."""
+    """A file's tensors, and what else it says: metadata, a trainer's settings, numbers among the tensors (`said`)."""
     try:
         if file.suffix == ".safetensors":
             return _read_safetensors(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
         state = content.get("state_dict", content)
         named = {str(name): value for name, value in state.items()}
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{file} can't be read without running its code, or is damaged ({type(error).__name__})."
         ) from None
-    settings = content.get("hyper_parameters")
-    said = {**(settings if isinstance(settings, Mapping) else {}), **content, **named}
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    return tensors, {name: v for name, v in said.items() if name not in tensors and not isinstance(v, Mapping)}
+    said = {name: value for name, value in content.items() if name not in NOT_SETTINGS}
+    return tensors, {str(name): value for name, value in {**said, **named}.items() if name not in tensors}
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,7 +139,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     with safe_open(file, "pt") as opened:
         names, metadata = list(opened.keys()), opened.metadata() or {}
-    return {name: read(name) for name in names}, metadata
+    return {name: read(name) for name in names}, of_metadata(metadata, str(file))
 
 
 def as_float32(tensor: Tensor) -> Tensor:
@@ -188,6 +190,8 @@ def _pipeline(folder: Path) -> nn.Module:
              "feature_extractor"}  # fmt: skip
     if extra := sorted(present - known):
         raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")
+    numbers = {name: value for name, value in index.items() if name not in parts and not isinstance(value, (dict, str))}
+    refuse(numbers, _INDEX, {}, f"{folder / 'model_index.json'}: the pipeline")
     if missing := [name for name in ("unet", "scheduler") if name not in present]:
         raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
     network: Any = load_part(folder / "unet")

@@ -27,6 +27,7 @@ def unet_spec(
     linear = state["middle_block.1.proj_in.weight"].ndim == 2
     context = state.get(f"{middle}0.attn2.to_k.weight")
     last = len(widths) - 1
+    _check_heads(widths, attends, heads, head_dim)
     counts = [w // (head_dim or 64) if head_dim or (linear and not heads) else heads or 8 for w in widths]
     depths = [len(indices(state, f"input_blocks.{k}.1.transformer_blocks.")) or 1 for k in starts]
     depths[last] = len(indices(state, middle))
@@ -47,6 +48,16 @@ def unet_spec(
     if (table := state.get("label_emb.weight")) is not None:
         spec |= {"vector_dim": table.shape[0], "vector_bias": False}
     return spec, attends
+
+
+def _check_heads(widths: list[int], attends: list[bool], heads: int | None, head_dim: int | None) -> None:
+    """Refuses two answers to one question, and heads that a width can't be split into."""
+    if heads and head_dim:
+        raise UserError(f"heads={heads} and head_dim={head_dim} are two ways to say one thing: give one of them.")
+    for i, (width, attend) in enumerate(zip(widths, attends, strict=True)):
+        if (attend or i == len(widths) - 1) and (width % (head_dim or 1) or width % (heads or 1)):
+            given = f"head_dim={head_dim}" if head_dim else f"heads={heads}"
+            raise UserError(f"{given} doesn't divide the U-Net's width {width}: give one that does.")
 
 
 def refuse_unknown(state: Mapping[str, Tensor]) -> None:

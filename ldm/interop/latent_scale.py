@@ -6,19 +6,24 @@ makes no sense is refused.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.interop.lora_config import number
+from ldm.interop.plain import flag, number
+from ldm.interop.said import leaves
 
 log = logging.getLogger("ldm")
 Whitening = tuple[list[float], list[float]]  # mean and std per channel
 SD_FACTOR = 0.18215
 _FACTORS, _SHIFTS = ("scale_factor", "scaling_factor"), ("shift_factor",)
 _MEANS, _STDS = ("latents_mean", "latent_mean"), ("latents_std", "latent_std")
+_MEASURED = "scale_by_std"
+_TELLING = re.compile(r"(latents?|vae|first_stage)_(.*_)?(scal|shift|mean|std)|scal(e|ing)_latents?")
 NAMES = (*_FACTORS, *_SHIFTS, *_MEANS, *_STDS)  # by which a checkpoint may say it
 
 
@@ -30,20 +35,45 @@ def of_config(config: Mapping[str, Any], where: str) -> Whitening:
 
 
 def collect(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a checkpoint says under `NAMES`, in tensors, which are taken out of `state`, and in other places, `said`."""
-    found: dict[str, Any] = {name: said[name] for name in NAMES if said.get(name) is not None}
+    """What a checkpoint says under `NAMES`, in tensors, which are taken out of `state`, and elsewhere, in `said`.
+
+    With `scale_by_std`, which CompVis's trainer measures in its first batch, the tensor counts, and is missed if it
+    isn't there: then `scale_by_std` is in the result.
+    """
+    places = [(path, canonical(name, value), value) for path, name, value in leaves(said)]
+    if unread := [path for path, name, value in places if name is None]:
+        raise UserError(f"{where} can't be represented here: it says {', '.join(unread[:4])}, which isn't read.")
+    measured = any(name == _MEASURED and flag(value, f"{where}: {path}") for path, name, value in places)
+    found: dict[str, Any] = {}
     for name in [name for name in NAMES if name in state]:
-        tensor = state.pop(name)
-        if name in found and not _same(found[name], tensor):
+        found[name] = state.pop(name)
+    for _, name, value in places:
+        if name not in NAMES or (measured and name in _FACTORS):
+            continue
+        if name in found and not _same(found[name], value):
             raise UserError(
-                f"{where} says {name}={_shown(tensor)} and, in another place, {_shown(found[name])}: it is damaged."
+                f"{where} says {name}={_shown(found[name])} and, in another place, {_shown(value)}: it is damaged."
             )
-        found[name] = tensor
-    return found
+        found.setdefault(name, value)
+    return found | ({_MEASURED: True} if measured and not found.keys() & set(_FACTORS) else {})
+
+
+def canonical(name: str, value: Any) -> str | None:
+    """The one of `NAMES` that a setting means, "" if none; None for what speaks of latents and isn't read."""
+    plain = re.sub(r"^(modelspec_|vae_|autoencoder_|first_stage_)+", "", name)
+    if name == "vae_scale_factor" and str(value).isdigit():  # how many times smaller latents are
+        return ""
+    if plain in NAMES or plain == _MEASURED:
+        return plain
+    return None if _TELLING.search(name) else ""
 
 
 def of_checkpoint(said: Mapping[str, Any], given: float | None, channels: int, where: str) -> Whitening:
     """From what a checkpoint says under `NAMES`; `given` is the user's own factor, which counts before the file's."""
+    if given is None and said.get(_MEASURED):
+        raise UserError(
+            f"{where} says scale_by_std: its scale_factor was measured, and isn't in the file: give scaling_factor."
+        )
     factor, shift, mean, std = (_one(said, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
     if given is not None and factor is not None and not _same(factor, given):
         log.warning("%s: scaling_factor=%g is taken as asked for, not the file's own %s", where, given, _shown(factor))
@@ -89,7 +119,18 @@ def _one(said: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return _shown(a) == _shown(b)
+    """Whether two numbers or rows of them are one, to the precision in which they are stored."""
+    try:
+        one, other = (torch.as_tensor(_plain(value), dtype=torch.float64).flatten() for value in (a, b))
+    except (TypeError, ValueError, RuntimeError):
+        return _shown(a) == _shown(b)
+    stored = [v.dtype for v in (a, b) if isinstance(v, Tensor) and v.is_floating_point()]
+    rounding = max([1e-5, *(torch.finfo(dtype).eps for dtype in stored)])
+    return one.shape == other.shape and torch.allclose(one, other, rtol=rounding, atol=0, equal_nan=True)
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

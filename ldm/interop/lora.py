@@ -6,6 +6,7 @@ encoder are called as files call them, with `text_model.`, whatever transformers
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ldm.interop.folder import read_json
 from ldm.interop.lora_names import KOHYA, is_pefts, split, unsupported
 from ldm.interop.names import bijection, report
 
+log = logging.getLogger("ldm")
 FORMATS = ("diffusers", "kohya")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's and diffusers', in their folders
 
@@ -51,7 +53,7 @@ def adaptable(model: nn.Module, component: str = "unet") -> list[str]:
 def read(path: str | Path, modules: Iterable[str]) -> Lora:
     """The LoRA in a .safetensors file of either format; `modules` are the names that it may change (`adaptable`).
 
-    Of peft's own file the `adapter_config.json` beside it is read too. Raises UserError naming what fits no module,
+    An `adapter_config.json` beside it is read too. Raises UserError naming what fits no module,
     what is half there, and what is said of its strength that has no counterpart here.
     """
     state, metadata = contents(path)
@@ -59,10 +61,16 @@ def read(path: str | Path, modules: Iterable[str]) -> Lora:
 
 
 def file_at(path: Path) -> Path | None:
-    """The file of another tool's LoRA that a path means: itself, or the one in peft's or diffusers' folder."""
+    """The file of another tool's LoRA that a path means: itself, or the one in peft's or diffusers' folder.
+
+    Raises UserError where a folder holds both.
+    """
     if path.is_file():
         return path if path.suffix == ".safetensors" else None
-    return next((path / name for name in FILES if (path / name).is_file()), None)
+    found = [path / name for name in FILES if (path / name).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{path} holds two LoRAs, {' and '.join(FILES)}: name the file that you mean.")
+    return found[0] if found else None
 
 
 def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,10 +85,27 @@ def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str, Any]] | None:
-    """peft's config, and where it lies, beside a file of peft's."""
-    config = Path(path).with_name("adapter_config.json")
-    pefts = Path(path).name == FILES[0] or is_pefts(names)
-    return (str(config), read_json(config)) if pefts and config.is_file() else None
+    """peft's config, and where it lies, beside a file: it is of peft's own file if that is there, else of any."""
+    path = Path(path)
+    config = path.with_name("adapter_config.json")
+    if not config.is_file():
+        return None
+    owner = path.with_name(FILES[0])
+    if path.name != owner.name and not is_pefts(names) and (owner.exists() or owner.with_suffix(".bin").exists()):
+        log.warning("%s is taken for that of the adapter_model beside it, not for %s's", config, path.name)
+        return None
+    return str(config), read_json(config)
+
+
+def tell_preference(path: str | Path) -> None:
+    """Names the weight that AUTOMATIC1111's web UI keeps for a LoRA, in FILE.json: it is a user's, not the file's."""
+    beside = Path(path).with_suffix(".json")
+    try:
+        preferred = read_json(beside).get("preferred weight") if beside.is_file() else None
+    except UserError:  # another tool's
+        return
+    if preferred:
+        log.warning("%s prefers a weight of %s, which isn't taken by itself: load_lora(..., scale)", beside, preferred)
 
 
 def write(path: str | Path, lora: Lora, to: str = "diffusers") -> None:
@@ -126,7 +151,9 @@ def from_state(
         raise UserError(f"{where}: {_misfit(missing, unexpected)}")
     _check_matrices(weights, where)
     ordered = {module: weights[f"{module}.lora_A.weight"] for module in sorted(found)}
-    return Lora(weights, lora_strength.alphas(ordered, alphas, metadata, config, where, is_pefts(state)))
+    lora = Lora(weights, lora_strength.alphas(ordered, alphas, metadata, config, where, is_pefts(state)))
+    check_strength(lora, 1.0, where)
+    return lora
 
 
 def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,12 +214,24 @@ def _kohya(module: str) -> str:
 
 
 def _check_matrices(weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuses what no LoRA's matrices are."""
+    """Refuses what no LoRA's matrices are, or isn't finite in float32, in which they are used."""
     for name, tensor in weights.items():
         if tensor.ndim not in (2, 4) or not tensor.numel() or not tensor.is_floating_point():
             kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
             raise UserError(f"{where}: {name} is {kind}, and no matrix of a LoRA's: get the file anew.")
-    refuse_not_finite(weights, where)
+    refuse_not_finite({name: tensor.float() for name, tensor in weights.items()}, where)
+
+
+def check_strength(lora: Lora, scale: float, where: str) -> None:
+    """Refuses a LoRA whose change of some weight, scale * alpha / rank * B A, is of no use: its bound is beyond the
+    root of the largest number in float32, so that products with it needn't be finite."""
+    for module, alpha in lora.alphas.items():
+        down, up = (lora.weights[f"{module}.lora_{x}.weight"].float().abs().amax().item() for x in "AB")
+        if not abs(scale * alpha) * down * up < torch.finfo(torch.float32).max ** 0.5:
+            raise UserError(
+                f"{where}: alpha {alpha:g} at scale {scale:g} makes changes of {module} that are too large to be "
+                "computed: take a smaller scale, or get the file anew."
+            )
 
 
 def _misfit(missing: list[str], unexpected: list[str]) -> str:

@@ -3,12 +3,13 @@
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ldm.conditioning.clip_names import spellings
 from ldm.errors import UserError
 from ldm.interop.names import refuse
+from ldm.interop.plain import number
 
 log = logging.getLogger("ldm")
 # read here, or about training, or about which layers have weights: the file's tensors say that
@@ -26,6 +27,7 @@ _FIXED = {
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 _DEFAULT_ALPHA = 8  # peft's
+_BEFORE = r"(.*\.)?"  # what peft lets a pattern leave out of a module's name
 _MOST_REPEATS = 4  # in a pattern: matching takes a time that grows with this power of a name's length
 
 
@@ -40,28 +42,19 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
     given_alpha = _number(config.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha", where)
     rank_of, alpha_of = (_patterns(config, name, where) for name in ("rank_pattern", "alpha_pattern"))
     stable = _flag(config.get("use_rslora"), "use_rslora", where)
+    _tell_idle({"rank_pattern": rank_of, "alpha_pattern": alpha_of}, ranks, where)
     found = {}
     for module, rank in ranks.items():
         said = _first(rank_of, module, given_rank)
         if said is not None and said != rank:
-            raise UserError(f"{where} says rank {said:g} of {module}, whose weights have {rank}: it is another LoRA's.")
+            raise UserError(
+                f"{where} says rank {said:g} of {module}, whose weights have {rank}: it is another LoRA's; "
+                "take it away, or get the one that belongs to this file."
+            )
         alpha = _first(alpha_of, module, given_alpha)
         assert alpha is not None
         found[module] = alpha * math.sqrt(rank) if stable else alpha
     return found
-
-
-def number(value: Any, what: str) -> float:
-    """A finite number out of a file. Raises UserError naming `what` it is."""
-    try:
-        if isinstance(value, (bool, bytes)):
-            raise TypeError
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{what} is {str(value)[:40]!r}, where a number belongs.") from None
-    if not math.isfinite(result):
-        raise UserError(f"{what} is {result}, where a finite number belongs.")
-    return result
 
 
 def _number(value: Any, key: str, where: str) -> float:
@@ -84,12 +77,21 @@ def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.
     return [(_compiled(p, key, where), _number(value, f"{key} of {p}", where)) for p, value in given.items()]
 
 
+def _tell_idle(patterns: Mapping[str, list[tuple[re.Pattern[str], float]]], modules: Iterable[str], where: str) -> None:
+    """Names patterns that mean none of the layers that have weights."""
+    names = [name for module in modules for name in spellings(module)]
+    for key, own in patterns.items():
+        if idle := [p.pattern for p, _ in own if not any(map(p.match, names))]:
+            shown = ", ".join(text.removeprefix(_BEFORE + "(").removesuffix(")$") for text in idle[:4])
+            log.warning("%s: %s means no layer of the LoRA by %s", where, key, shown)
+
+
 def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
     repeats = re.findall(r"(?<![\\(])[*+{?]", pattern)
     if re.search(r"\)[*+{?]", pattern) or len(repeats) > _MOST_REPEATS:  # could take for ever
         raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which repeats too much to be read here.")
     try:
-        return re.compile(rf"(.*\.)?({pattern})$")
+        return re.compile(rf"{_BEFORE}({pattern})$")
     except re.error as error:
         raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which is none ({error}).") from None
 

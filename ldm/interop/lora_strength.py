@@ -1,25 +1,25 @@
 """How strong a LoRA is: alpha of each module, from all the places where tools write it.
 
-peft's config, beside the file or in diffusers' metadata; tensors of the file (kohya, diffusers); and of kohya's files
-without such tensors their metadata. Places that contradict each other are refused. Where nothing is said alpha is the
-rank, which is the convention of diffusers and kohya.
+peft's config, beside the file or in its metadata; tensors of the file (kohya, diffusers); plain numbers in its
+metadata; and of kohya's files without such tensors the log of their training (`lora_metadata`). Places that contradict
+each other are refused. Where nothing is said alpha is the rank, which is the convention of diffusers and kohya.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ldm.errors import UserError
-from ldm.interop import lora_config
-from ldm.interop.lora_config import number
+from ldm.interop import lora_config, lora_metadata
+from ldm.interop.plain import number
 
 log = logging.getLogger("ldm")
-DIFFUSERS = "lora_adapter_metadata"  # the key under which diffusers keeps peft's config
-_ALPHA, _ARGS = "ss_network_alpha", "ss_network_args"
+T = TypeVar("T")
+DIFFUSERS = lora_metadata.CONFIGS[0]  # the key under which diffusers keeps peft's config
+_COMPONENTS = ("unet", "text_encoder")
 _ROUNDING = 5e-3  # alpha in bfloat16
 
 
@@ -40,18 +40,20 @@ def alphas(
     said: dict[str, Mapping[str, float]] = {}
     if config is not None:
         said[config[0]] = _of_config(config[1], ranks, config[0])
-    if DIFFUSERS in metadata:
-        place = f"{where}, {DIFFUSERS}"
-        said["its metadata"] = _of_config(_json(metadata[DIFFUSERS], place), ranks, place)
+    for key, content in lora_metadata.configs(metadata, where):
+        said["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, ranks, f"{where}, {key}")
     said["its tensor"] = {module: _scalar(tensor, f"{where}: alpha of {module}") for module, tensor in tensors.items()}
     found = _agreed(said, where)
-    if silent := [module for module in ranks if module not in found]:
-        found |= _of_kohya(metadata, {module: downs[module] for module in silent}, where)
+    found |= lora_metadata.plain(metadata, found, ranks, where)
+    silent = {module: down for module, down in downs.items() if module not in found}
+    found |= lora_metadata.of_log(metadata, silent, where)
+    whole = {module: found.get(module, float(rank)) for module, rank in ranks.items()}
+    lora_metadata.check(metadata, whole, ranks, bool(silent), where)
     if pefts and not found:
         log.warning(
             "%s: adapter_config.json isn't beside it, which says its strength: alpha is taken for the rank", where
         )
-    return {module: found.get(module, float(rank)) for module, rank in ranks.items()}
+    return _told_of_zeros(whole, where)
 
 
 def _agreed(said: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
@@ -70,45 +72,43 @@ def _agreed(said: Mapping[str, Mapping[str, float]], where: str) -> dict[str, fl
 def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
     """By component: diffusers puts `unet.` and `text_encoder.` before the settings, peft says them of all layers."""
     found: dict[str, float] = {}
-    components = {module.partition(".")[0] for module in ranks}
-    prefixed = any(key.startswith(("unet.", "text_encoder.")) for key in config)
-    for component in components:
+    own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
+    shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
+    for component, settings in own.items():
         start = f"{component}."
-        own = {k.removeprefix(start): v for k, v in config.items() if k.startswith(start)} if prefixed else config
-        short = {module.removeprefix(start): rank for module, rank in ranks.items() if module.startswith(start)}
-        if own:
-            found |= {start + m: alpha for m, alpha in lora_config.alphas(own, short, where).items()}
+        short = _under(ranks, start)
+        both = _joined(shared, settings, component, where)
+        if short and both:
+            found |= {start + m: alpha for m, alpha in lora_config.alphas(both, short, where).items()}
+        elif short and config:
+            log.warning("%s says nothing of the %s: its alpha is taken for the rank", where, component)
+        elif settings:
+            log.warning("%s speaks of the %s, of which the file has no weights", where, component)
     return found
 
 
-def _of_kohya(metadata: Mapping[str, str], downs: Mapping[str, Tensor], where: str) -> dict[str, float]:
-    """What kohya's metadata say of modules without an alpha of their own: one number for linear layers and 1x1
-    convolutions, for the others `conv_alpha`, which is 1 unless given where there is a `conv_dim`."""
-    unread = [key for key in metadata if "alpha" in key.lower() and key not in (_ALPHA, DIFFUSERS)]
-    args = _json(metadata[_ARGS], f"{where}, {_ARGS}") if metadata.get(_ARGS, "null") != "null" else {}
-    unread += [f"{_ARGS}.{key}" for key in args if "alpha" in key.lower() and key != "conv_alpha"]
-    if unread:
-        raise UserError(
-            f"{where}: its metadata say {', '.join(unread)} of layers without alpha, which isn't read here."
-        )
-    found = {}
-    for module, down in downs.items():
-        place, given = _ALPHA, metadata.get(_ALPHA)
-        if max(down.shape[2:], default=1) > 1 and args.keys() & {"conv_alpha", "conv_dim"}:
-            place, given = "conv_alpha", args.get("conv_alpha", 1)
-        if given not in (None, "None"):
-            found[module] = number(given, f"{where}: {place}")
-    return found
+def _joined(shared: Mapping[str, Any], own: Mapping[str, Any], component: str, where: str) -> dict[str, Any]:
+    """What is said of all components and of one. Raises UserError where they differ."""
+    for key in shared.keys() & own.keys():
+        if shared[key] != own[key]:
+            raise UserError(
+                f"{where} says {key}={shared[key]!r} of all parts and {component}.{key}={own[key]!r}: "
+                "keep the right one."
+            )
+    return {**shared, **own}
 
 
-def _json(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError(f"{where}: it isn't JSON, so nobody knows the LoRA's strength: get the file anew.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: it holds a {type(content).__name__}, where a table of settings belongs.")
-    return content
+def _under(values: Mapping[str, T], prefix: str) -> dict[str, T]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _told_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
+    if zeros := [module for module, alpha in alphas.items() if alpha == 0]:
+        log.warning(
+            "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 for the rank",
+            where, zeros[0], len(zeros),
+        )  # fmt: skip
+    return alphas
 
 
 def _scalar(tensor: Tensor, what: str) -> float:

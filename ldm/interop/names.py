@@ -52,11 +52,11 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
     """Refuses by name every setting of a foreign config that our classes have no counterpart of.
 
     `known` settings are read elsewhere; `fixed` ones must have the given value (or one of a tuple of values). Others
-    must be off (None, False or empty).
+    must be off (None, False or empty), or a tool's notes to itself (`_class_name`, `_name_or_path`).
     """
     wrong = []
     for key, value in config.items():
-        if key.startswith("_") or key in known:
+        if key in known or _is_inner(key, value, (*known, *fixed)):
             continue
         allowed = fixed.get(key, _OFF)
         if not _same(value, allowed):
@@ -65,10 +65,18 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
         raise UserError(f"{what} can't be represented here: {', '.join(wrong)}.")
 
 
+def _is_inner(key: str, value: Any, settings: tuple[str, ...]) -> bool:
+    """Whether a setting is a note that changes nothing: no setting behind an underscore, and no numbers."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    numbers = any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    return key.startswith("_") and key.lstrip("_") not in settings and not numbers
+
+
 def _same(value: Any, allowed: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
         return all(_same(v, allowed) for v in value)
-    return any(value == a for a in (allowed if isinstance(allowed, tuple) else (allowed,)))
+    options = allowed if isinstance(allowed, tuple) else (allowed,)
+    return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in options)  # 0 isn't off
 
 
 def _translated(name: str, modules: Mapping[str, str], parts: Mapping[str, str]) -> str:

@@ -1,6 +1,5 @@
 """A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1 and 2) as a model of ours."""
 
-import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,15 @@ from torch import Tensor, nn
 
 from ldm import artifact
 from ldm.conditioning import Conditioner
-from ldm.diffusion import Schedule
 from ldm.errors import UserError
-from ldm.interop import compvis, controlnet, infer, latent_scale
+from ldm.interop import compvis, controlnet, infer, latent_scale, noise_table
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.names import by_prefix, inverse, rename
+from ldm.interop.said import leaves
+from ldm.kinds import held
 from ldm.networks import AutoencoderKL, UNet
+from ldm.networks.autoencoder import check_size
 from ldm.registry import build
 
 log = logging.getLogger("ldm")
@@ -25,8 +26,9 @@ _IGNORED = (
     "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
 )  # fmt: skip
 # of a tensor elsewhere that would change what the model draws
-_TELLING = ("scale", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
+_TELLING = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
 _PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
+_PREDICTION_NAMES = ("modelspec_prediction_type", "prediction_type", "parameterization")
 
 
 def is_single_file(path: Path) -> bool:
@@ -42,10 +44,11 @@ def is_single_file(path: Path) -> bool:
     return path.suffix in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
 
 
+@held
 def load_single_file(
     path: str | Path,
     *,
-    text_encoder: str | None = None,
+    text_encoder: str | Path | None = None,
     heads: int | None = None,
     head_dim: int | None = None,
     prediction: str | None = None,
@@ -57,51 +60,85 @@ def load_single_file(
 
     What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; unless the file says it,
     v for a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it,
-    0.18215), the pictures' `size`.
+    0.18215), the pictures' `size`. A part alone takes what is its own of these.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
     path = Path(path)
+    given = {"text_encoder": text_encoder, "heads": heads, "head_dim": head_dim, "prediction": prediction}
+    given |= {"scaling_factor": scaling_factor, "ema": ema or None, "size": size}
+    given = {key: value for key, value in given.items() if value is not None}
+    for key in ("heads", "head_dim", "size"):
+        if given.get(key, 1) < 1:
+            raise UserError(f"{key}={given[key]}: give a whole number above 0.")
     try:
-        return _load(path, text_encoder, heads, head_dim, prediction, scaling_factor, ema, size)
+        return _load(path, given)
     except KeyError as error:
         raise UserError(f"{path} isn't a whole checkpoint: {error.args[0]} is missing.") from None
 
 
-def _load(
-    path: Path,
-    text_encoder: str | None,
-    heads: int | None,
-    head_dim: int | None,
-    prediction: str | None,
-    scaling_factor: float | None,
-    ema: bool,
-    size: int | None,
-) -> nn.Module:
+def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     tensors, said = read_all(path)
-    state = {name: as_float32(tensor) for name, tensor in tensors.items()}
-    if ema:
+    latents = latent_scale.collect(tensors, said, str(path))
+    names, sizes = list(tensors), {key: given[key] for key in ("heads", "head_dim") if key in given}
+    if any(name.startswith(controlnet.COMPVIS) for name in names):
+        _check_alone("a ControlNet", ("heads", "head_dim"), given, latents, tensors, path)
+        return controlnet.from_compvis(_floats(tensors), str(path), **sizes)
+    if _is_bare_vae(tensors):
+        _check_alone("an autoencoder", (), given, latents, tensors, path)
+        return load_vae(_floats(tensors), str(path))
+    whole = any(name.startswith(compvis.VAE) for name in names)
+    if not whole:
+        _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path)
+    state = _floats(tensors)
+    if given.get("ema"):
         state |= _averaged(state)
-    if any(name.startswith(controlnet.COMPVIS) for name in state):
-        return controlnet.from_compvis(state, str(path), heads, head_dim)
-    if _is_bare_vae(state):
-        return load_vae(state, str(path))
-    network = load_unet(_under(state, compvis.UNET), str(path), heads, head_dim)
-    if not any(name.startswith(compvis.VAE) for name in state):
-        return network
+    network = load_unet(_under(state, compvis.UNET), str(path), **sizes)
+    return _whole(path, network, state, tensors, said, latents, given) if whole else network
+
+
+def _whole(
+    path: Path,
+    network: UNet,
+    state: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
+    said: Mapping[str, Any],
+    latents: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> nn.Module:
+    """The LatentDiffusion around a U-Net; `tensors` are the file's in their own precision."""
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
-    latents = latent_scale.collect(state, said, str(path))
-    whitening = latent_scale.of_checkpoint(latents, scaling_factor, first_stage.latent_channels, str(path))
+    whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), first_stage.latent_channels, str(path))
     two = network.context_dim == 1024
-    kind = prediction or _prediction(state, said, path) or ("v" if two else "eps")
-    if kind not in ("eps", "v"):
-        raise UserError(f"prediction={kind}: a checkpoint predicts eps or v.")
-    parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": _schedule(state)})
-    _check_rest(state, path)
-    conditioner = _conditioner(_under(state, compvis.TEXT), text_encoder, path)
-    side = size or (768 if two and kind == "v" else 512)
+    kind = _prediction(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
+    schedule = noise_table.schedule(tensors, said, str(path))
+    parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": schedule})
+    _check_rest(tensors, path)
+    side = given.get("size", 768 if two and kind == "v" else 512)
+    check_size(side, side, first_stage.factor)
+    conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path)
     sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (side, side))
+
+
+def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: as_float32(tensor) for name, tensor in tensors.items()}
+
+
+def _check_alone(
+    what: str,
+    takes: tuple[str, ...],
+    given: Mapping[str, Any],
+    latents: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    path: Path,
+) -> None:
+    """Refuses options that a part alone has no use for, and names what its file says of latents and noise."""
+    if idle := [key for key in given if key not in takes]:
+        raise UserError(f"{path} holds {what} alone, which takes no {', '.join(idle)}: leave it out.")
+    markers = [name for name in ("v_pred", "ztsnr") if tensors.pop(name, None) is not None]
+    if said := [*latents, *markers]:
+        log.warning("%s holds %s alone: what it says of latents and noise is left out: %s", path, what, ", ".join(said))
 
 
 def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None) -> UNet:
@@ -157,7 +194,7 @@ def _restore(spec: Mapping[str, Any], ours: Mapping[str, Tensor], wanted: Mappin
     return artifact.restore({"format": artifact.FORMAT, "model": spec}, shaped, where)
 
 
-def _conditioner(state: Mapping[str, Tensor], text_encoder: str | None, path: Path) -> Conditioner:
+def _conditioner(state: Mapping[str, Tensor], text_encoder: str | Path | None, path: Path) -> Conditioner:
     if text_encoder is None:
         if state:
             log.warning("%s: without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt", path)
@@ -165,16 +202,24 @@ def _conditioner(state: Mapping[str, Tensor], text_encoder: str | None, path: Pa
     return Conditioner({"text": load_clip(state, Path(text_encoder), path)})
 
 
-def _prediction(state: dict[str, Tensor], said: Mapping[str, Any], path: Path) -> str | None:
-    """What a file says that its network predicts: by the marker `v_pred`, in its metadata or its trainer's settings."""
-    if state.pop("v_pred", None) is not None:
-        return "v"
-    found = said.get("modelspec.prediction_type") or said.get("parameterization")
-    if found is None:
-        return None
-    if str(found) not in _PREDICTIONS:
-        raise UserError(f"{path} says that it predicts {str(found)[:40]!r}: give prediction=eps or prediction=v.")
-    return _PREDICTIONS[str(found)]
+def _prediction(state: dict[str, Tensor], said: Mapping[str, Any], given: str | None, path: Path) -> str | None:
+    """What the network predicts: as `given`, else by the file's marker `v_pred`, metadata or trainer's settings.
+
+    Raises UserError where these contradict each other, or say something else, and nothing is given.
+    """
+    claims = {"v_pred": "v"} if state.pop("v_pred", None) is not None else {}
+    claims |= {key: str(value) for key, name, value in leaves(said) if name in _PREDICTION_NAMES}
+    kinds = {_PREDICTIONS.get(value) for value in claims.values()}
+    text = " and ".join(f"{key}={value[:40]}" for key, value in claims.items())
+    if given is not None:
+        if given not in ("eps", "v"):
+            raise UserError(f"prediction={given}: a checkpoint predicts eps or v.")
+        if kinds - {given}:
+            log.warning("%s: prediction=%s is taken as asked for, not the file's own %s", path, given, text)
+        return given
+    if len(kinds) > 1 or None in kinds:
+        raise UserError(f"{path} says that it predicts {text}: give prediction=eps or prediction=v.")
+    return next(iter(kinds), None)
 
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
@@ -185,31 +230,6 @@ def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
         raise UserError(f"{path} can't be represented here: it says {', '.join(telling[:4])}, which isn't read.")
     if rest:
         log.warning("%s: %d tensors have no counterpart here and are left out: %s, ...", path, len(rest), rest[0])
-
-
-def _schedule(state: dict[str, Tensor]) -> Schedule:
-    """The schedule whose table the file carries, Stable Diffusion's if none; the marker `ztsnr` says that its end was
-    stretched to zero SNR."""
-    zero = state.pop("ztsnr", None) is not None
-    betas = state.get("betas")
-    if betas is None and (abar := state.get("alphas_cumprod")) is not None:
-        betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])
-    if betas is None:
-        return Schedule(zero_terminal_snr=zero)
-    for digits, kind in itertools.product((3, 7), ("scaled_linear", "linear")):  # 0.00085 is meant by 0.000850001
-        start, end = (float(f"{beta.item():.{digits}g}") for beta in (betas[0], betas[-1]))
-        if _is_table(Schedule(kind, start, end, len(betas)), betas):
-            return Schedule(kind, start, end, len(betas), zero_terminal_snr=zero)
-    if _is_table(stretched := Schedule(zero_terminal_snr=True), betas):
-        return stretched
-    raise UserError(
-        "the checkpoint's noise schedule is neither linear nor scaled_linear, and can't be represented here."
-    )
-
-
-def _is_table(schedule: Schedule, betas: Tensor) -> bool:
-    same = len(schedule.betas) == len(betas)
-    return same and torch.allclose(schedule.betas, betas.double(), rtol=1e-4, atol=2e-7)
 
 
 def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

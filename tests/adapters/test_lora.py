@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ldm
 from ldm.adapters import LoraAdapter, layers, lora
@@ -115,7 +116,7 @@ def test_another_base_is_refused_unless_forced(model, tmp_path):
     before = pictures(other)
     other.load_lora(folder, force=True)
     assert not torch.equal(pictures(other), before)
-    with pytest.raises(UserError, match=r"doesn't fit the model: .* is \(16, 16\), not \(8, 8\)"):
+    with pytest.raises(UserError, match=r"doesn't fit the model: .* is \(16, 16\), the LoRA's \(8, 8\)"):
         small(width=16).load_lora(folder, force=True)
     through = ldm.load(folder)
     assert list(through.adapters) == ["lora"]
@@ -180,3 +181,29 @@ def test_the_command_line_names_several_with_their_scales():
     assert loras("mine") == [("mine", 1.0)]
     assert loras("runs/ldm/mine:0.8") == [("runs/ldm/mine", 0.8)]
     assert loras("[a b:.5, C:/x.safetensors,y:-1]") == [("a b", 0.5), ("C:/x.safetensors", 1.0), ("y", -1.0)]
+
+
+@pytest.mark.parametrize("scale", ["2", None, True, float("nan"), float("inf"), 1e30], ids=str)
+def test_a_scale_that_is_none_is_refused_and_nothing_is_put_on(scale, tmp_path):
+    model = small()
+    name = "lora_unet_conv_in"
+    shape = model.denoiser.network.conv_in.weight.shape
+    state = {f"{name}.lora_down.weight": torch.ones(2, *shape[1:]), f"{name}.lora_up.weight": torch.ones(shape[0], 2)}
+    save_file(state, tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="scale"):
+        model.load_lora(tmp_path / "one.safetensors", scale)
+    assert not model.adapters and not any("lora" in n for n, _ in model.named_parameters())
+    model.load_lora(tmp_path / "one.safetensors", 0.5)
+    with pytest.raises(UserError, match="scale"):
+        model.scale_lora("one", scale)
+    assert model.adapters["one"][1] == 0.5
+
+
+def test_ranks_of_two_matrices_that_differ_are_named(tmp_path):
+    model = small()
+    shape = model.denoiser.network.conv_in.weight.shape
+    state = {"lora_unet_conv_in.lora_down.weight": torch.ones(4, *shape[1:])}
+    state["lora_unet_conv_in.lora_up.weight"] = torch.ones(shape[0], 1)
+    save_file(state, tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="conv_in has rank 4 by lora_A and 1 by lora_B"):
+        model.load_lora(tmp_path / "one.safetensors")

@@ -148,6 +148,7 @@ def changed(root, path, metadata=None, settings=None, **tensors):
 
 
 T = torch.tensor
+WEIGHT = f"{compvis.UNET}time_embed.0.weight"
 MEANS, STDS = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
 
 
@@ -164,6 +165,21 @@ MEANS, STDS = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
         ("a.safetensors", {"metadata": {"scale_factor": "0.25"}}, {}, 0.0, 4.0),
         ("a.ckpt", {"scale_factor": 0.25}, {}, 0.0, 4.0),
         ("a.ckpt", {"settings": {"scale_factor": 0.25, "shift_factor": 0.5}}, {}, 0.5, 4.0),
+        ("a.ckpt", {"settings": {"model": {"params": {"scale_factor": 0.25}}}}, {}, 0.0, 4.0),
+        ("a.safetensors", {"metadata": {"config": '{"vae": {"scaling_factor": 0.25}}'}}, {}, 0.0, 4.0),
+        ("a.safetensors", {"metadata": {"SCALE_FACTOR": "0.25", "vae_scale_factor": "8"}}, {}, 0.0, 4.0),
+        ("a.safetensors", {"metadata": {"latents_mean": str(MEANS), "_scaling_factor": "0.5"}}, {}, MEANS, 2.0),
+        (
+            "a.safetensors",
+            {"scale_factor": T(0.2).half(), "metadata": {"scale_factor": "0.2"}},
+            {},
+            0.0,
+            1 / T(0.2).half().item(),
+        ),
+        ("a.safetensors", {"scale_factor": T(0.25).bfloat16(), "scaling_factor": T(0.2505)}, {}, 0.0, 4.0),
+        ("a.ckpt", {"scale_factor": T(0.25), "settings": {"scale_by_std": True, "scale_factor": 1.0}}, {}, 0.0, 4.0),
+        ("a.ckpt", {"settings": {"scale_by_std": True}}, {"scaling_factor": 0.25}, 0.0, 4.0),
+        ("a.safetensors", {"metadata": {"workflow": '{"latent_scale": 3, "scale_factor": 2}'}}, {}, 0.0, 1 / 0.18215),
     ],
 )
 def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, mean, std, checkpoint, tmp_path):
@@ -191,8 +207,21 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, m
         ("a.safetensors", {"edm_mean": T(MEANS), "edm_std": T(STDS)}, "it says edm_mean, edm_std, which isn't read"),
         ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "it says denoiser.sigmas"),
         ("a.safetensors", {"first_stage_model.scale_factor": T(0.2)}, "unexpected scale_factor"),
-        ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "predicts 'x0': give prediction=eps"),
+        ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "prediction_type=x0: give prediction=eps"),
         ("a.ckpt", {"settings": {"scale_factor": [0.2]}}, "scaling_factor is '.0.2.'"),
+        (
+            "a.ckpt",
+            {"settings": {"scale_by_std": True, "scale_factor": 1.0}},
+            "says scale_by_std.* scaling_factor",
+        ),
+        ("a.ckpt", {"settings": {"model": {"params": {"scale_factor": 0.5}}, "scale_factor": 0.2}}, "another place"),
+        ("a.safetensors", {"metadata": {"modelspec.latent_scale": "0.5"}}, "it says modelspec.latent_scale"),
+        ("a.safetensors", {"metadata": {"config": '{"scale_factor": 1, "scale_factor": 2}'}}, "'scale_factor' twice"),
+        ("a.safetensors", {"_scaling_factor": T(0.5)}, "it says _scaling_factor"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.int8)}, "linear_1.weight is int8, where weights"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.bool)}, "linear_1.weight is bool, where weights"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.complex64)}, "is complex64, where weights"),
+        ("a.safetensors", {WEIGHT: torch.full((128, 32), 1e300, dtype=torch.float64)}, "isn't finite"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused_by_name(name, said, says, checkpoint, tmp_path):
@@ -212,6 +241,10 @@ def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
         ({"metadata": {"modelspec.prediction_type": "v"}}, {}, "V"),
         ({"metadata": {"modelspec.prediction_type": "v"}}, {"prediction": "eps"}, "Eps"),
         ({"metadata": {"modelspec.prediction_type": "epsilon"}}, {}, "Eps"),
+        ({"v_pred": torch.zeros(1), "metadata": {"modelspec.prediction_type": "v"}}, {}, "V"),
+        ({"v_pred": torch.zeros(1)}, {"prediction": "eps"}, "Eps"),
+        ({"metadata": {"modelspec.prediction_type": "x0"}}, {"prediction": "v"}, "V"),
+        ({"metadata": {"config": '{"model": {"params": {"parameterization": "v"}}}'}}, {}, "V"),
     ],
 )
 def test_a_checkpoint_may_say_what_it_predicts(said, options, kind, checkpoint, tmp_path):
@@ -219,21 +252,52 @@ def test_a_checkpoint_may_say_what_it_predicts(said, options, kind, checkpoint, 
     assert type(model.denoiser.parameterization).__name__ == kind
 
 
+def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_path, caplog):
+    both = {"v_pred": torch.zeros(1), "metadata": {"modelspec.prediction_type": "epsilon"}}
+    path = changed(checkpoint[0], tmp_path / "a.safetensors", **both)
+    with pytest.raises(UserError, match="v_pred=v and modelspec.prediction_type=epsilon: give prediction=eps or"):
+        ldm.load(path)
+    ldm.load(path, prediction="v")
+    assert "prediction=v is taken as asked for, not the file's own v_pred=v and modelspec" in caplog.text
+
+
 @pytest.mark.parametrize(
-    "schedule",
+    ("given", "says"),
     [
-        {"kind": "linear", "beta_start": 0.0015, "beta_end": 0.0195},
-        {"kind": "scaled_linear", "beta_start": 0.00085123, "beta_end": 0.0123},
-        {"kind": "scaled_linear", "zero_terminal_snr": True},
+        ({"heads": 0}, "heads=0: give a whole number above 0"),
+        ({"head_dim": -1}, "head_dim=-1: give"),
+        ({"head_dim": 48}, "head_dim=48 doesn't divide the U-Net's width 32"),
+        ({"heads": 5}, "heads=5 doesn't divide"),
+        ({"heads": 8, "head_dim": 4}, "two ways to say one thing"),
+        ({"size": 0}, "size=0: give"),
+        ({"size": 17}, "17"),
+        ({"size": "16"}, "size='16': give a whole number"),
+        ({"scaling_factor": "0.5"}, "scaling_factor='0.5': give a number"),
+        ({"scaling_factor": 0}, "scaling_factor is 0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor=nan: give a finite"),
+        ({"ema": "yes"}, "ema='yes': give True or False"),
+        ({"prediction": "x0"}, "prediction=x0: a checkpoint predicts eps or v"),
     ],
 )
-def test_the_noise_schedule_is_read_off_either_table(schedule, checkpoint):
-    wanted = ldm.diffusion.Schedule(**schedule)
-    for state in ({"betas": wanted.betas.float()}, {"alphas_cumprod": wanted.alphas_cumprod.float()}):
-        found = single_file._schedule(state)
-        torch.testing.assert_close(found.sigmas[:-1], wanted.sigmas[:-1], rtol=1e-3, atol=1e-6)
-    marked = single_file._schedule({"ztsnr": torch.zeros(1)})
-    assert marked.zero_terminal_snr
+def test_options_that_make_no_sense_are_refused(given, says, checkpoint):
+    with pytest.raises(UserError, match=says):
+        ldm.load(checkpoint[0] / "sd.safetensors", **given)
+
+
+def test_parts_alone_take_their_own_options_and_name_what_is_left_out(checkpoint, tmp_path, caplog):
+    root, _ = checkpoint
+    state = torch.load(root / "sd.ckpt", weights_only=True)["state_dict"]
+    unet_alone = {n: t.contiguous() for n, t in state.items() if n.startswith(compvis.UNET)}
+    vae_alone = {n.removeprefix(compvis.VAE): t.contiguous() for n, t in state.items() if n.startswith(compvis.VAE)}
+    save_file(unet_alone | {"scale_factor": T(0.5), "v_pred": T([])}, tmp_path / "unet.safetensors")
+    save_file(vae_alone, tmp_path / "vae.safetensors", {"scaling_factor": "0.5"})
+    assert isinstance(ldm.load(tmp_path / "unet.safetensors", heads=8), ldm.UNet)
+    assert "holds a U-Net alone: what it says of latents and noise is left out: scale_factor, v_pred" in caplog.text
+    assert isinstance(ldm.load(tmp_path / "vae.safetensors"), ldm.AutoencoderKL)
+    assert "an autoencoder alone: what it says of latents and noise is left out: scaling_factor" in caplog.text
+    for name, given in (("unet", {"prediction": "v", "scaling_factor": 0.5}), ("vae", {"ema": True, "size": 64})):
+        with pytest.raises(UserError, match=f"alone, which takes no {', '.join(given)}: leave it out"):
+            ldm.load(tmp_path / f"{name}.safetensors", **given)
 
 
 @pytest.mark.parametrize("prefix", ["text_model.", ""])

@@ -1,0 +1,16 @@
+"""What the options of sampling may be, by the samplers' own annotations."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ldm.diffusion.guidance import guided
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.kinds import optional
+
+
+def sampling_kinds() -> dict[str, Any]:
+    """The kinds of all samplers' options, and of those of every sampling."""
+    but = ("noise", "on_step", "scale", "batched")
+    options = {key: kind for one in (*SAMPLERS.values(), guided) for key, kind in optional(one, but).items()}
+    own = {"sampler": str, "steps": int, "guidance": float | Mapping[str, float], "spacing": str | None}
+    return options | own | {"shift": float | Literal["auto"]}

@@ -1,0 +1,89 @@
+"""The noise schedule of a checkpoint of CompVis's kind, from its table of betas, of alpha-bars, or both."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion import Schedule
+from ldm.errors import UserError
+from ldm.interop.said import leaves
+
+_TABLES = ("betas", "alphas_cumprod")
+_USUAL = (  # Stable Diffusion, DDPM, latent diffusion
+    ("scaled_linear", 0.00085, 0.012),
+    ("linear", 1e-4, 0.02),
+    ("scaled_linear", 0.0015, 0.0195),
+    ("scaled_linear", 0.0015, 0.0205),
+)
+_DIGITS = (2, 3, 7)  # 0.00085 is meant by 0.000850001
+# what a file may say of its schedule, with the values of Stable Diffusion, which is taken where there is no table
+_SETTINGS = {
+    "linear_start": (0.00085,), "linear_end": (0.012,), "beta_start": (0.00085,), "beta_end": (0.012,),
+    "timesteps": (1000,), "num_train_timesteps": (1000,), "beta_schedule": ("linear", "scaled_linear"),
+    "rescale_betas_zero_snr": (False,), "zero_terminal_snr": (False,),
+}  # fmt: skip
+
+
+def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> Schedule:
+    """The schedule whose tables a checkpoint carries, Stable Diffusion's if none. Its marker `ztsnr`, which is taken
+    out of `state`, says that the end was stretched to zero SNR.
+
+    Raises UserError where the tables contradict each other, or are of no schedule here.
+    """
+    zero = state.pop("ztsnr", None) is not None
+    tables = {name: _checked(state[name], name, where) for name in _TABLES if name in state}
+    if not tables:
+        _refuse_settings(said, where)
+        return Schedule(zero_terminal_snr=zero)
+    if found := next((s for s in _candidates(tables) if all(_is_of(s, *item) for item in tables.items())), None):
+        kind, start, end = found[0]
+        return Schedule(kind, start, end, len(next(iter(tables.values()))), zero or found[1])
+    if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
+        raise UserError(f"{where} says two noise schedules, by betas and by alphas_cumprod: take out the wrong one.")
+    raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
+
+
+def _checked(table: Tensor, name: str, where: str) -> Tensor:
+    if table.ndim != 1 or len(table) < 2 or not table.is_floating_point() or not table.isfinite().all():
+        kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
+        raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")
+    return table
+
+
+Found = tuple[tuple[str, float | None, float | None], bool]  # kind and ends, and whether it ends at zero SNR
+
+
+def _candidates(tables: Mapping[str, Tensor]) -> Iterator[Found]:
+    """Usual schedules, those whose ends are the table's in round numbers, and Stable Diffusion's with zero SNR."""
+    yield from ((usual, False) for usual in _USUAL)
+    betas = _betas(tables)
+    for digits, kind in itertools.product(itertools.product(_DIGITS, _DIGITS), ("scaled_linear", "linear")):
+        start, end = (float(f"{beta:.{n}g}") for beta, n in zip((betas[0], betas[-1]), digits, strict=True))
+        if 0 < start <= end < 1:
+            yield (kind, start, end), False
+    yield ("scaled_linear", None, None), True
+
+
+def _betas(tables: Mapping[str, Tensor]) -> list[float]:
+    if "betas" in tables:
+        return tables["betas"].double().tolist()
+    abar = tables["alphas_cumprod"].double()
+    return (1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])).nan_to_num().tolist()
+
+
+def _is_of(found: Found, name: str, table: Tensor) -> bool:
+    """Whether a table is that of a schedule, to the precision in which it is stored."""
+    (kind, start, end), zero = found
+    ours = getattr(Schedule(kind, start, end, len(table), zero), name)
+    rounding = torch.finfo(table.dtype).eps
+    close = {"betas": (max(1e-4, rounding), 2e-7), "alphas_cumprod": (max(1e-3, rounding), 1e-7)}[name]
+    return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])
+
+
+def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
+    other = [f"{key}={value!r}" for key, name, value in leaves(said) if value not in _SETTINGS.get(name, (value,))]
+    if other:
+        raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")

@@ -1,0 +1,197 @@
+"""What tools write about a LoRA's strength, wherever they write it, as tensors alone: no model is needed to hold it."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.errors import UserError
+from ldm.interop import lora
+
+Q, CONV, TEXT = "unet.mid.attn1.to_q", "unet.mid.conv1", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+MODULES = [Q, CONV, TEXT]
+META = "lora_adapter_metadata"
+
+
+def weights(*modules, rank=4, dtype=torch.float32):
+    state = {}
+    for module in modules or (Q,):
+        kernel = (3, 3) if module == CONV else ()
+        state[f"{module}.lora_A.weight"] = torch.ones(rank, 8, *kernel, dtype=dtype)
+        state[f"{module}.lora_B.weight"] = torch.ones(8, rank, *[1] * len(kernel), dtype=dtype)
+    return state
+
+
+def kohyas(*modules, alpha=None, rank=4):
+    state = {}
+    for module in modules or (Q,):
+        name = lora.kohya_table(MODULES)[module]
+        given = weights(module, rank=rank)
+        state |= {f"{name}.lora_down.weight": given[f"{module}.lora_A.weight"]}
+        state |= {f"{name}.lora_up.weight": given[f"{module}.lora_B.weight"]}
+        if alpha is not None:
+            state[f"{name}.alpha"] = torch.as_tensor(alpha)
+    return state
+
+
+def read(folder, state, metadata=None, config=None, name="a.safetensors"):
+    save_file(state, folder / name, metadata)
+    if config is not None:
+        text = config if isinstance(config, str) else json.dumps(config)
+        (folder / "adapter_config.json").write_text(text)
+    return lora.read(folder / name, MODULES).alphas
+
+
+SAYS_16 = {"r": 4, "lora_alpha": 16}
+PREFIXED = {"unet.r": 4, "unet.lora_alpha": 16}
+
+
+@pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "mine.safetensors", "adapter_model.safetensors"])
+@pytest.mark.parametrize("state", [weights(), kohyas(), {k.removeprefix("unet."): v for k, v in weights().items()}])
+def test_the_config_beside_counts_whatever_the_file_and_its_tensors_are_called(name, state, tmp_path):
+    assert read(tmp_path, state, config=SAYS_16, name=name) == {Q: 16.0}
+
+
+def test_a_config_beside_pefts_own_file_isnt_taken_for_anothers(tmp_path, caplog):
+    save_file(weights(), tmp_path / "adapter_model.safetensors")
+    assert read(tmp_path, kohyas(alpha=2.0), config=SAYS_16) == {Q: 2.0}
+    assert (
+        "adapter_config.json is taken for that of the adapter_model beside it, not for a.safetensors's" in caplog.text
+    )
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    assert read(tmp_path, weights(), config="\ufeff" + json.dumps(SAYS_16)) == {Q: 16.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"lora_alpha": 16, "unet.r": 4}, {Q: 16.0, TEXT: 16.0}),
+        ({"unet.lora_alpha": 16, "text_encoder.lora_alpha": 2, "r": 4}, {Q: 16.0, TEXT: 2.0}),
+        ({"unet.lora_alpha": 16, "lora_alpha": 16}, {Q: 16.0, TEXT: 16.0}),
+        ({"unet.use_rslora": True, "lora_alpha": 16, "r": 4}, {Q: 32.0, TEXT: 16.0}),
+        ({"unet.lora_alpha": 16}, {Q: 16.0, TEXT: 4.0}),
+    ],
+)
+def test_settings_of_one_part_and_of_all_are_both_read(said, expected, tmp_path, caplog):
+    assert read(tmp_path, weights(Q, TEXT), {META: json.dumps(said)}) == expected
+    assert ("says nothing of the text_encoder" in caplog.text) == (TEXT in expected and len(said) == 1)
+
+
+def test_settings_of_a_part_without_weights_are_named(tmp_path, caplog):
+    both = PREFIXED | {"text_encoder.lora_alpha": 2}
+    assert read(tmp_path, weights(), {META: json.dumps(both)}) == {Q: 16.0}
+    assert "speaks of the text_encoder, of which the file has no weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"adapter_config": json.dumps(SAYS_16)}, 16.0),
+        ({"lora_config": json.dumps(PREFIXED)}, 16.0),
+        ({"peft_config": json.dumps(SAYS_16 | {"use_rslora": True})}, 32.0),
+        ({"lora_alpha": "16", "rank": "4"}, 16.0),
+        ({"Alpha": "16", "use_rslora": "true"}, 32.0),
+        ({"rank": "4", "use_rslora": "False"}, 4.0),
+        ({"scaling": "1.0"}, 4.0),
+        ({"lora_alpha": "16", "scaling": "4"}, 16.0),
+        ({"ss_alpha_mask": "True", "ss_network_dim": "4", "ss_scale_weight_norms": "2"}, 4.0),
+        ({"ss_network_alpha": "16", "ss_network_args": ""}, 16.0),
+        ({"ss_network_alpha": "0"}, 4.0),  # which kohya's tools take for the rank
+        ({"ss_network_args": '{"rank_dropout": "0.1", "algo": "locon", "use_scalar": "False"}'}, 4.0),
+        ({"workflow": '{"nodes": [], "alpha": null}', "guidance_scale": "7", "prompt": "{"}, 4.0),
+    ],
+)
+def test_metadata_that_say_the_strength_are_read(metadata, expected, tmp_path):
+    assert read(tmp_path, weights(), metadata) == {Q: expected}
+
+
+TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
+
+
+@pytest.mark.parametrize(
+    ("state", "metadata", "config", "says"),
+    [
+        (weights(), None, TWICE, "adapter_config.json says 'lora_alpha' twice"),
+        (weights(), {META: TWICE}, None, "lora_adapter_metadata says 'lora_alpha' twice"),
+        (weights(), {META: '{"lora_alpha": 4, "unet.lora_alpha": 16}'}, None, "lora_alpha=4 of all parts and unet"),
+        (weights(), {META: '{"unet.r": 4, "text_encoder_2.r": 4}'}, None, "represented here: text_encoder_2.r=4"),
+        (weights(), {META: json.dumps(PREFIXED)}, {"lora_alpha": 8}, "is 8 by .*json and 16 by its metadata"),
+        (kohyas(alpha=2.0), None, SAYS_16, "is 16 by .*adapter_config.json and 2 by its tensor"),
+        (weights(), {"peft_config": '{"default": {"lora_alpha": 16}}'}, None, "represented here: default="),
+        (weights(), None, SAYS_16 | {"scale": 0}, "represented here: scale=0"),
+        (weights(), None, SAYS_16 | {"_lora_alpha": 4}, "represented here: _lora_alpha=4"),
+        (kohyas(alpha=2.0), {"lora_alpha": "16"}, None, "is 2 in the file and 16 by lora_alpha of its metadata"),
+        (weights(), {"lora_alpha": "16", "network_alpha": "8"}, None, "say lora_alpha=16 and network_alpha=8"),
+        (weights(), {"rank": "8"}, None, "say rank=8, .* has rank 4: they are another LoRA's"),
+        (weights(), {"use_rslora": "true"}, None, "say use_rslora without alpha"),
+        (weights(), {"use_rslora": "perhaps"}, None, "use_rslora is 'perhaps', where true or false"),
+        (weights(), {"scaling": "4.0"}, None, "say scaling of its strength"),
+        (kohyas(alpha=2.0), {"lora_scale": "0.5"}, None, "say lora_scale of its strength"),
+        (weights(), {"strength": "0.25"}, None, "say strength of its strength"),
+        (weights(), {"ot_config": '{"lora_alpha": 16.0}'}, None, "say ot_config.lora_alpha of its strength"),
+        (kohyas(), {"ss_network_dim": "8"}, None, "say ss_network_dim=8, .* has rank 4"),
+        (kohyas(), {"ss_network_args": '{"rs_lora": "True"}'}, None, "ss_network_args.rs_lora"),
+        (kohyas(), {"ss_network_args": '{"scale_weight": "2"}'}, None, "ss_network_args.scale_weight"),
+        (kohyas(), {"ss_network_args": '{"algo": "lokr"}'}, None, "ss_network_args.algo=lokr"),
+        (kohyas(CONV), {"ss_network_args": '{"conv_dim": "8"}'}, None, "say conv_dim=8, .* has rank 4"),
+    ],
+)
+def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata, config, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        read(tmp_path, state, metadata, config)
+
+
+@pytest.mark.parametrize("key", ["ss_network_alpha", "ss_network_dim"])
+def test_a_log_of_another_lora_is_told_and_the_tensors_count(key, tmp_path, caplog):
+    assert read(tmp_path, kohyas(alpha=2.0), {key: "8"}) == {Q: 2.0}
+    assert f"{key}=8 in its metadata, {'2' if 'alpha' in key else '4'} by its tensors, which count" in caplog.text
+
+
+def test_lycoris_rank_stabilised_tensors_are_taken_as_they_are(tmp_path):
+    log = {"ss_network_alpha": "16", "ss_network_args": '{"rs_lora": "True", "algo": "lora"}'}
+    assert read(tmp_path, kohyas(alpha=16 * math.sqrt(4)), log) == {Q: 32.0}
+
+
+def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, caplog):
+    assert read(tmp_path, weights(), config=SAYS_16 | {"alpha_pattern": {"to_v": 2}}) == {Q: 16.0}
+    assert "alpha_pattern means no layer of the LoRA by to_v" in caplog.text
+    (tmp_path / "adapter_config.json").unlink()
+    assert read(tmp_path, kohyas(alpha=0.0)) == {Q: 0.0}
+    assert "kohya's tools take 0 for the rank" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({n: t * 1e300 for n, t in weights(dtype=torch.float64).items()}, "isn't finite"),
+        (kohyas(alpha=torch.tensor(1e300, dtype=torch.float64)), "too large to be computed"),
+        (kohyas(alpha=3e38), "too large to be computed"),
+        ({n: t * 1e25 for n, t in weights().items()}, "too large to be computed"),
+    ],
+)
+def test_what_overflows_in_float32_is_refused(state, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        read(tmp_path, state)
+
+
+def test_float8_is_read(tmp_path):
+    assert read(tmp_path, weights(dtype=torch.float8_e4m3fn)) == {Q: 4.0}
+
+
+def test_a_folder_of_two_loras_is_refused(tmp_path):
+    for name in lora.FILES:
+        save_file(weights(), tmp_path / name)
+    with pytest.raises(UserError, match="two LoRAs, adapter_model.safetensors and pytorch_lora_weights.safetensors"):
+        lora.file_at(tmp_path)
+
+
+def test_a_weight_that_a_web_ui_prefers_is_named(tmp_path, caplog):
+    (tmp_path / "a.json").write_text('{"activation text": "x", "preferred weight": 0.6}')
+    lora.tell_preference(tmp_path / "a.safetensors")
+    assert "a.json prefers a weight of 0.6, which isn't taken by itself" in caplog.text
+    (tmp_path / "b.json").write_text("[")
+    lora.tell_preference(tmp_path / "b.safetensors")

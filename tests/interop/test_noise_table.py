@@ -1,0 +1,72 @@
+"""The noise schedule of a checkpoint, read off its tables in any precision."""
+
+import pytest
+import torch
+
+from ldm.diffusion import Schedule
+from ldm.errors import UserError
+from ldm.interop.noise_table import schedule
+
+STABLE = Schedule()
+ENDS = [("scaled_linear", 0.00085, 0.012), ("linear", 1e-4, 0.02), ("linear", 0.0015, 0.0195)]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kind": "linear", "beta_start": 0.0015, "beta_end": 0.0195},
+        {"kind": "scaled_linear", "beta_start": 0.00085123, "beta_end": 0.0123},
+        {"kind": "scaled_linear", "zero_terminal_snr": True},
+    ],
+)
+def test_it_is_read_off_either_table_and_off_both(given):
+    wanted = Schedule(**given)
+    one, other = {"betas": wanted.betas.float()}, {"alphas_cumprod": wanted.alphas_cumprod.float()}
+    for state in (one, other, one | other):
+        found = schedule(state, {}, "the file")
+        torch.testing.assert_close(found.sigmas[:-1], wanted.sigmas[:-1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+def test_tables_in_half_precision_are_those_that_were_rounded(dtype, ends):
+    wanted = Schedule(*ends)
+    tables = {"betas": wanted.betas.to(dtype), "alphas_cumprod": wanted.alphas_cumprod.float()}
+    for given in (tables, {"betas": tables["betas"]}, {"alphas_cumprod": wanted.alphas_cumprod.to(dtype)}):
+        if len(given) == 1 and ends[1] == 0.0015 and "alphas_cumprod" in given and dtype != torch.float64:
+            continue  # its ends can't be told from alpha-bars that are rounded so
+        torch.testing.assert_close(schedule(given, {}, "the file").sigmas, wanted.sigmas, rtol=1e-6, atol=0)
+
+
+def test_a_marker_says_that_the_end_was_stretched():
+    state = {"ztsnr": torch.zeros(1), "betas": STABLE.betas.float()}
+    assert torch.equal(schedule(state, {}, "the file").sigmas, Schedule(zero_terminal_snr=True).sigmas)
+    assert schedule({"ztsnr": torch.zeros(0)}, {}, "the file").zero_terminal_snr and "ztsnr" not in state
+
+
+B = STABLE.betas.float()
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "says"),
+    [
+        ({"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()}, {}, "says two noise schedules"),
+        ({"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()}, {}, "says two noise schedules|neither"),
+        ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a row"),
+        ({"betas": torch.zeros(0)}, {}, r"betas is float32 of shape \(0,\)"),
+        ({"betas": torch.ones(1000, dtype=torch.int64)}, {}, "betas is int64"),
+        ({"betas": torch.full((1000,), float("nan"))}, {}, "betas is float32 .* finite"),
+        ({"alphas_cumprod": torch.zeros(1000)}, {}, "neither linear nor scaled_linear"),
+        ({"betas": B.flip(0)}, {}, "neither linear nor scaled_linear"),
+        ({}, {"hyper_parameters": {"model": {"linear_start": 0.0015}}}, "model.linear_start=0.0015 without a table"),
+        ({}, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True without a table"),
+    ],
+)
+def test_what_is_no_schedule_or_two_is_refused(state, said, says):
+    with pytest.raises(UserError, match=says):
+        schedule(state, said, "the file")
+
+
+def test_what_stable_diffusions_own_settings_say_is_taken():
+    said = {"hyper_parameters": {"linear_start": 0.00085, "timesteps": 1000, "beta_schedule": "linear"}}
+    assert torch.equal(schedule({}, said, "the file").sigmas, STABLE.sigmas)
