@@ -42,7 +42,6 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
     given_alpha = _number(config.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha", where)
     rank_of, alpha_of = (_patterns(config, name, where) for name in ("rank_pattern", "alpha_pattern"))
     stable = _flag(config.get("use_rslora"), "use_rslora", where)
-    _tell_idle({"rank_pattern": rank_of, "alpha_pattern": alpha_of}, ranks, where)
     found = {}
     for module, rank in ranks.items():
         said = _first(rank_of, module, given_rank)
@@ -77,10 +76,11 @@ def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.
     return [(_compiled(p, key, where), _number(value, f"{key} of {p}", where)) for p, value in given.items()]
 
 
-def _tell_idle(patterns: Mapping[str, list[tuple[re.Pattern[str], float]]], modules: Iterable[str], where: str) -> None:
-    """Names patterns that mean none of the layers that have weights."""
+def tell_idle(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
+    """Names a config's patterns that mean none of `modules`, the layers that have weights."""
     names = [name for module in modules for name in spellings(module)]
-    for key, own in patterns.items():
+    for key in ("rank_pattern", "alpha_pattern"):
+        own = _patterns(config, key, where)
         if idle := [p.pattern for p, _ in own if not any(map(p.match, names))]:
             shown = ", ".join(text.removeprefix(_BEFORE + "(").removesuffix(")$") for text in idle[:4])
             log.warning("%s: %s means no layer of the LoRA by %s", where, key, shown)

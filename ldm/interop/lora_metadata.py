@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.errors import UserError
 from ldm.interop.plain import flag, is_off, number, table, word
+from ldm.interop.said import leaves, of_metadata
 
 log = logging.getLogger("ldm")
 CONFIGS = ("lora_adapter_metadata", "adapter_config", "adapter_config_json", "lora_config", "peft_config")
@@ -33,6 +34,8 @@ _HARMLESS = {
     "ss_alpha_mask", "ss_network_dropout", "ss_network_module", "rank_dropout", "rank_dropout_scale", "alpha_mask",
     "conv_dim", "conv_alpha", "scale_weight_norms", "guidance_scale", "cfg_scale",
 }  # fmt: skip
+_OF_LAYERS = re.compile(r"(^|_)(alphas?|ranks?|rs_?lora|dora|decompose)(_|$)")  # in settings of a tool's own
+_KINDS = ("algo", "dora_wd", "weight_decompose", "use_dora")
 _PLAIN_ALGORITHMS = ("lora", "locon", "dylora")
 
 
@@ -73,18 +76,18 @@ def plain(
 def of_log(metadata: Mapping[str, str], silent: Mapping[str, Tensor], where: str) -> dict[str, float]:
     """What kohya's log says of `silent` modules, by their first matrices: one alpha for linear layers and 1x1
     convolutions, for the others `conv_alpha`, which is 1 unless given where there is a `conv_dim`. 0 means the rank."""
-    given = metadata.get(_ARGS, "")
+    given = _get(metadata, _ARGS)
     args = {} if is_off(given) else table(given, f"{where}, {_ARGS}")
     if silent:
         _refuse_unread(metadata, args, where)
     found = {}
     for module, down in silent.items():
-        rank, alpha = (_RANK, metadata.get(_RANK)), (_ALPHA, metadata.get(_ALPHA))
+        rank, alpha = (_RANK, _get(metadata, _RANK)), (_ALPHA, _get(metadata, _ALPHA) or None)
         if max(down.shape[2:], default=1) > 1 and args.keys() & {"conv_alpha", "conv_dim"}:
             rank, alpha = ("conv_dim", args.get("conv_dim")), ("conv_alpha", args.get("conv_alpha", 1))
         if str(rank[1]).replace(".", "").isdigit():
             _check_rank((rank[0], rank[1]), {module: down.shape[0]}, where)
-        if not (is_off(alpha[1]) and alpha[1] != ""):
+        if not is_off(alpha[1]):
             found[module] = number(alpha[1], f"{where}: {alpha[0]}") or float(down.shape[0])
     return found
 
@@ -94,18 +97,17 @@ def check(
 ) -> None:
     """Refuses what else is said of strength, and tells of a log that is of another LoRA than the tensors.
 
-    `silent`: some layers' alpha is nowhere, so that settings of a tool in a table of its own would be missed.
+    `silent`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
     """
     unread = [key for key, value in metadata.items() if _tells(key, value) and not _agrees(key, value, alphas, ranks)]
-    if silent:
-        unread += [f"{key}.{name}" for key, value in metadata.items() for name in _inside(key, value)]
+    inside = [(path, value) for path, name, value in _settings(metadata) if not _is_real(name, value, alphas, ranks)]
+    unread += [path for path, _ in inside] if silent else []
     if unread:
         raise UserError(f"{where}: its metadata say {', '.join(unread[:4])} of its strength, which isn't read here.")
-    for key, real in ((_ALPHA, set(alphas.values())), (_RANK, set(map(float, ranks.values())))):
-        text = metadata.get(key, "")
-        logged = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
-        if logged and not any(math.isclose(logged, value, rel_tol=5e-3) for value in real):
-            log.warning("%s: %s=%s in its metadata, %s by its tensors, which count", where, key, text, _shown(real))
+    log_of = {key: _get(metadata, key) for key in (_ALPHA, _RANK)}
+    logged = [(key, text) for key, text in log_of.items() if re.fullmatch(r"\d+(\.\d+)?", text) and float(text)]
+    for key, text in [*inside, *((k, v) for k, v in logged if not _is_real(k, v, alphas, ranks))]:
+        log.warning("%s: its metadata say %s=%s, its weights otherwise: they count", where, key, str(text)[:40])
 
 
 def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -> tuple[str, str] | None:
@@ -165,16 +167,32 @@ def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[st
     return factor == 1 or (bool(scalings) and all(math.isclose(factor, s, rel_tol=5e-3) for s in scalings))
 
 
-def _inside(key: str, value: str) -> list[str]:
-    """What a table of settings under a tool's own key says of strength."""
-    if word(key) in (_ARGS, *CONFIGS) or not value.lstrip().startswith("{"):
-        return []
+def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    """What tables of settings under a tool's own keys say of alpha, rank or kind: path, name, value.
+
+    Of kohya's log the kind of network is one; the rest of it, and how an image was made, is none of a LoRA's strength.
+    """
+    own = {
+        k: v for k, v in metadata.items() if not re.match(r"(ss|sshs|modelspec)_", word(k)) and word(k) not in CONFIGS
+    }
+    for path, name, value in leaves(of_metadata(own, "its metadata")):
+        if "." in path and _OF_LAYERS.search(name) and not is_off(value) and name not in _HARMLESS:
+            yield path, name, value
+    text = _get(metadata, _ARGS)
+    for key, value in () if is_off(text) else table(text, _ARGS).items():
+        if word(key) in _KINDS and not is_off(value) and value not in _PLAIN_ALGORITHMS:
+            yield f"{_ARGS}.{key}", word(key), value
+
+
+def _is_real(name: str, value: Any, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
+    """Whether some layer has the alpha or rank that a setting says."""
+    real = map(float, ranks.values()) if re.search("rank|dim", name) else alphas.values()
     try:
-        content = table(value, key)
-    except UserError:  # text that begins with a brace
-        return []
-    return [name for name, inner in content.items() if _telling(word(name)) and not is_off(inner)]
+        said = float(value)
+    except (TypeError, ValueError):
+        return False
+    return any(math.isclose(said, one, rel_tol=5e-3) for one in real)
 
 
-def _shown(values: set[float]) -> str:
-    return " or ".join(f"{value:g}" for value in sorted(values)[:4])
+def _get(metadata: Mapping[str, str], key: str) -> str:
+    return next((text for name, text in metadata.items() if word(name) == key), "")

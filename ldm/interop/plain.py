@@ -57,4 +57,6 @@ def is_off(value: Any) -> bool:
 
 def word(name: str) -> str:
     """A name in lower case, with underscores between its words, however a tool spells it."""
+    if re.fullmatch(r"[a-z0-9]+([A-Z][a-z0-9]+)+", name):  # loraAlpha
+        name = re.sub(r"([A-Z])", r"_\1", name)
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

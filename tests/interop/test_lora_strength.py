@@ -97,6 +97,10 @@ def test_settings_of_a_part_without_weights_are_named(tmp_path, caplog):
         ({"Alpha": "16", "use_rslora": "true"}, 32.0),
         ({"rank": "4", "use_rslora": "False"}, 4.0),
         ({"scaling": "1.0"}, 4.0),
+        ({"loraAlpha": "16"}, 16.0),
+        ({"SS_NETWORK_ALPHA": "16"}, 16.0),
+        ({"config": '{"network": {"linear": 4, "linear_alpha": 4}}'}, 4.0),
+        ({"ss_tag_frequency": '{"a": {"rank": 3}, "rank": {"alpha": 1}}', "ss_training_comment": "alpha 8"}, 4.0),
         ({"lora_alpha": "16", "scaling": "4"}, 16.0),
         ({"ss_alpha_mask": "True", "ss_network_dim": "4", "ss_scale_weight_norms": "2"}, 4.0),
         ({"ss_network_alpha": "16", "ss_network_args": ""}, 16.0),
@@ -125,7 +129,7 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (weights(), None, SAYS_16 | {"scale": 0}, "represented here: scale=0"),
         (weights(), None, SAYS_16 | {"_lora_alpha": 4}, "represented here: _lora_alpha=4"),
         (kohyas(alpha=2.0), {"lora_alpha": "16"}, None, "is 2 in the file and 16 by lora_alpha of its metadata"),
-        (weights(), {"lora_alpha": "16", "network_alpha": "8"}, None, "say lora_alpha=16 and network_alpha=8"),
+        (weights(), {"lora_alpha": "16", "network_alpha": "8"}, None, "alpha=(16|8) and .*alpha=(8|16): keep"),
         (weights(), {"rank": "8"}, None, "say rank=8, .* has rank 4: they are another LoRA's"),
         (weights(), {"use_rslora": "true"}, None, "say use_rslora without alpha"),
         (weights(), {"use_rslora": "perhaps"}, None, "use_rslora is 'perhaps', where true or false"),
@@ -133,6 +137,13 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (kohyas(alpha=2.0), {"lora_scale": "0.5"}, None, "say lora_scale of its strength"),
         (weights(), {"strength": "0.25"}, None, "say strength of its strength"),
         (weights(), {"ot_config": '{"lora_alpha": 16.0}'}, None, "say ot_config.lora_alpha of its strength"),
+        (
+            weights(),
+            {"config": '{"network": {"linear": 4, "linear_alpha": 16}}'},
+            None,
+            "say config.network.linear_alpha",
+        ),
+        (weights(), {"loraAlpha": "16", "lora_rank": "8"}, None, "say lora_rank=8"),
         (kohyas(), {"ss_network_dim": "8"}, None, "say ss_network_dim=8, .* has rank 4"),
         (kohyas(), {"ss_network_args": '{"rs_lora": "True"}'}, None, "ss_network_args.rs_lora"),
         (kohyas(), {"ss_network_args": '{"scale_weight": "2"}'}, None, "ss_network_args.scale_weight"),
@@ -148,7 +159,21 @@ def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata
 @pytest.mark.parametrize("key", ["ss_network_alpha", "ss_network_dim"])
 def test_a_log_of_another_lora_is_told_and_the_tensors_count(key, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), {key: "8"}) == {Q: 2.0}
-    assert f"{key}=8 in its metadata, {'2' if 'alpha' in key else '4'} by its tensors, which count" in caplog.text
+    assert f"its metadata say {key}=8, its weights otherwise: they count" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        ({"ot_config": '{"lora_alpha": 16.0, "lora_rank": 4}'}, "say ot_config.lora_alpha=16.0, its weights otherwise"),
+        ({"ss_network_args": '{"dora_wd": "True"}'}, "say ss_network_args.dora_wd=True"),
+        ({"ss_network_args": '{"algo": "lokr"}'}, "say ss_network_args.algo=lokr"),
+        ({"ot_config": '{"lora_alpha": 2.0, "lora_rank": 4, "lora_weight_decompose": false}'}, None),
+    ],
+)
+def test_settings_of_a_tools_own_that_differ_from_the_tensors_are_told(metadata, says, tmp_path, caplog):
+    assert read(tmp_path, kohyas(alpha=2.0), metadata) == {Q: 2.0}
+    assert says in caplog.text if says else not caplog.text
 
 
 def test_lycoris_rank_stabilised_tensors_are_taken_as_they_are(tmp_path):
@@ -159,6 +184,9 @@ def test_lycoris_rank_stabilised_tensors_are_taken_as_they_are(tmp_path):
 def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, caplog):
     assert read(tmp_path, weights(), config=SAYS_16 | {"alpha_pattern": {"to_v": 2}}) == {Q: 16.0}
     assert "alpha_pattern means no layer of the LoRA by to_v" in caplog.text
+    caplog.clear()
+    both = SAYS_16 | {"alpha_pattern": {"q_proj": 2}}  # of the other part
+    assert read(tmp_path, weights(Q, TEXT), config=both) == {Q: 16.0, TEXT: 2.0} and not caplog.text
     (tmp_path / "adapter_config.json").unlink()
     assert read(tmp_path, kohyas(alpha=0.0)) == {Q: 0.0}
     assert "kohya's tools take 0 for the rank" in caplog.text
