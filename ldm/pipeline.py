@@ -336,7 +336,3 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
 def check_output(output: str) -> None:
     if output not in OUTPUTS:
         raise UserError(f"output={output!r} isn't one of {', '.join(OUTPUTS)}.")
-
-
-def _spread(channels: Tensor) -> Tensor:
-    return channels[:, None, None]  # (C, 1, 1)
