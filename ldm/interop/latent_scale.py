@@ -45,8 +45,8 @@ def collect(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> di
         raise UserError(f"{where} can't be represented here: it says {', '.join(unread[:4])}, which isn't read.")
     measured = any(name == _MEASURED and flag(value, f"{where}: {path}") for path, name, value in places)
     found: dict[str, Any] = {}
-    for name in [name for name in NAMES if name in state]:
-        found[name] = state.pop(name)
+    for key in [key for key in NAMES if key in state]:
+        found[key] = state.pop(key)
     for _, name, value in places:
         if name not in NAMES or (measured and name in _FACTORS):
             continue

@@ -55,10 +55,11 @@ def plain(
     """
     said = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
     _check_rank(said["r"], {m: r for m, r in ranks.items() if m not in told} or ranks, where)
-    stable = said["use_rslora"] is not None and flag(said["use_rslora"][1], f"{where}: {said['use_rslora'][0]}")
+    kind, switch = said["use_rslora"] or ("", None)
+    stable = flag(switch, f"{where}: {kind}")
     if said["lora_alpha"] is None:
         if stable:
-            raise UserError(f"{where}: its metadata say {said['use_rslora'][0]} without alpha, so nobody knows "
+            raise UserError(f"{where}: its metadata say {kind} without alpha, so nobody knows "
                             "the LoRA's strength: get the file with its adapter_config.json.")  # fmt: skip
         return {}
     key, text = said["lora_alpha"]
@@ -82,6 +83,8 @@ def of_log(metadata: Mapping[str, str], silent: Mapping[str, Tensor], where: str
         _refuse_unread(metadata, args, where)
     found = {}
     for module, down in silent.items():
+        rank: tuple[str, Any]
+        alpha: tuple[str, Any]
         rank, alpha = (_RANK, _get(metadata, _RANK)), (_ALPHA, _get(metadata, _ALPHA) or None)
         if max(down.shape[2:], default=1) > 1 and args.keys() & {"conv_alpha", "conv_dim"}:
             rank, alpha = ("conv_dim", args.get("conv_dim")), ("conv_alpha", args.get("conv_alpha", 1))

@@ -65,7 +65,12 @@ def load_single_file(
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
     path = Path(path)
-    given = {"text_encoder": text_encoder, "heads": heads, "head_dim": head_dim, "prediction": prediction}
+    given: dict[str, Any] = {
+        "text_encoder": text_encoder,
+        "heads": heads,
+        "head_dim": head_dim,
+        "prediction": prediction,
+    }
     given |= {"scaling_factor": scaling_factor, "ema": ema or None, "size": size}
     given = {key: value for key, value in given.items() if value is not None}
     for key in ("heads", "head_dim", "size"):
