@@ -63,11 +63,16 @@ def stirred(module: torch.nn.Module, only: str = "") -> None:
     module.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("prepare", [as_it_is, with_lora, with_controlnet, with_autoguide])
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+PREPARED = [as_it_is, with_lora, with_controlnet, with_autoguide]
+IN_FLOAT16 = [pytest.param(p, "float16", marks=pytest.mark.slow) for p in PREPARED[1:]]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "precision"), [(as_it_is, "float16"), *((p, "bfloat16") for p in PREPARED), *IN_FLOAT16]
+)
 def test_all_that_is_on_a_model_computes_in_its_precision(model, prepare, precision):
     model, seen = copy.deepcopy(model), set()
-    options = prepare(model) | {"steps": 4}
+    options = prepare(model) | {"steps": 3}
     wanted = pictures(model, **options)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.precision = precision
