@@ -1,4 +1,4 @@
-"""The page that `make demo` leaves: pictures, scores, curves, timings, what to try next."""
+"""The page that `make demo` leaves: images, scores, curves, timings, what to try next."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ldm.compare import plot, read_runs
+from ldm.evaluation.legal import Fitted
+from ldm.evaluation.legal_report import ABOUT, show_worst
+from ldm.evaluation.pictures import to_bytes
 from ldm.evaluation.report import Report
 
 NEXT = {
@@ -19,22 +22,31 @@ NEXT = {
     "your own images": "python train_vae.py data=folder data.root=photos.zip data.size=64 name=photos",
 }  # fmt: skip
 SHOWN = {"all, one object": "one object", "all, two objects": "two objects"}
+FIRST = 40  # images in the grid
 
 
 def write_page(
     out: Path,
-    scores: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
+    covered: Mapping[str, float],
     images: Tensor,
     captions: Sequence[str],
+    fitted: Fitted,
     timings: Mapping[str, float],
 ) -> Path:
     """Writes OUT/report.html, with the figures beside it; its path."""
     page = Report(out, "Both stages, on emoji")
-    page.pictures("pictures", images, 8, "Captions that no training image had, in order and none left out.")
-    page.rows(["picture", "caption"], [[i + 1, caption] for i, caption in enumerate(captions[:8])])
-    page.heading("Read rightly by a classifier of scenes")
-    names = list(next(iter(scores.values())))
-    page.rows(["", *[SHOWN.get(name, name) for name in names]], [[what, *row.values()] for what, row in scores.items()])
+    page.pictures("pictures", images[:FIRST], 8, "Captions that no training image had, in order and none left out.")
+    page.rows(["image", "caption"], [[i + 1, caption] for i, caption in enumerate(captions[:8])])
+    for title, rows in scores.items():
+        page.heading(title.capitalize())
+        names = list(next(iter(rows.values())))
+        page.rows(
+            ["", *[SHOWN.get(name, name) for name in names]], [[what, *row.values()] for what, row in rows.items()]
+        )
+    page.table(covered)
+    page.say(ABOUT, "note")
+    show_worst(page, to_bytes(images), fitted, captions)
     page.heading("Stage one: images beside their reconstructions")
     show_samples(page, "vae", out)
     page.heading("Losses")
@@ -45,7 +57,7 @@ def write_page(
     page.say("A stage that was trained before took the time of looking it up.", "note")
     page.heading("What to try next")
     page.rows(["", ""], [[what, command] for what, command in NEXT.items()])
-    page.save({"scores": scores, "seconds": timings})
+    page.save({"scores": scores, **covered, "seconds": timings})
     return out / "report.html"
 
 

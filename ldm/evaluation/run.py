@@ -58,15 +58,16 @@ def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
     """A trained model of either stage."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]), precision=config["precision"])
-    tables = data_of(path, config)
+    tables, source = data_of(path, config), source_of(path)
     report = Report(folder_of(path, config, job), f"{config['stage']} {Path(config['run']).name}")
     features = features_for(tables[1].preprocess, tables[0], config)
     if isinstance(model, AutoencoderKL):
-        return stage_one.measure(model, tables[1], features, config, report, trained_as(path).get("beta")), report
+        beta = trained_as(path).get("beta")
+        return stage_one.measure(model, tables[1], features, config, report, beta, source), report
     if isinstance(model, LatentDiffusion):
         tables = numbered(tables, names_of(model.conditioner), f"the model {path}")
         reference = reference_of(config, tables, model.preprocess)
-        return stage_two.measure(model, tables, reference, features, config, report), report
+        return stage_two.measure(model, tables, reference, features, config, report, source), report
     raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
 
 
@@ -103,10 +104,15 @@ def finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -
 
 
 def data_of(path: Path, config: Mapping[str, Any]) -> Tables:
-    """The data that the run was trained with, as its config.yaml names them."""
+    """The data that the run was trained with."""
+    return source_of(path).tables(cache_of(config) / "data")
+
+
+def source_of(path: Path) -> Any:
+    """What makes them, as the run's config.yaml names it."""
     trained = trained_as(path)
     import_modules(trained)
-    return build(trained["data"], "data").tables(cache_of(config) / "data")
+    return build(trained["data"], "data")
 
 
 def trained_as(path: Path) -> dict[str, Any]:

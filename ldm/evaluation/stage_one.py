@@ -12,6 +12,7 @@ from ldm.devices import device_of, fetched, send
 from ldm.evaluation.distances import frechet_distance, kernel_distance
 from ldm.evaluation.features import Features
 from ldm.evaluation.latents import LatentStatistics, latent_statistics
+from ldm.evaluation.legal_report import reconstructed_figures
 from ldm.evaluation.perceptual import open_lpips, ssim
 from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike, to_bytes
 from ldm.evaluation.report import Report, new_figure
@@ -35,10 +36,12 @@ def measure(
     config: Mapping[str, Any],
     report: Report,
     beta: float | None = None,
+    source: object = None,
 ) -> dict[str, Any]:
     """The figures of validation images (at most reference_n, chosen once and for all), with the report filled.
 
-    `beta` is the weight of the KL term that the autoencoder was trained with, where that is known.
+    `beta` is the weight of the KL term that the autoencoder was trained with, where that is known; `source` is what
+    made the data.
     """
     rows = np.sort(permutation(0, 0, len(val))[: config["reference_n"]])
     real = Pictures.of_table(val, rows, f"{len(rows)} validation images")
@@ -63,6 +66,7 @@ def measure(
     }
     figures |= latent_figures(latents)
     _fill(report, figures, verdict, features, latents)
+    figures |= reconstructed_figures(source, found.decoded, val, rows, report)
     _show(report, vae, real, found, config)
     return figures | {
         "verdict": str(verdict),

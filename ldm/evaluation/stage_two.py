@@ -13,6 +13,7 @@ from ldm.errors import UserError
 from ldm.evaluation.curves import Curves
 from ldm.evaluation.drawing import chosen_options, conditions, draw
 from ldm.evaluation.features import Features
+from ldm.evaluation.legal_report import generated_figures
 from ldm.evaluation.neighbours import neighbours
 from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike
 from ldm.evaluation.probe import label_codes, probe_figures
@@ -35,8 +36,10 @@ def measure(
     features: Features,
     config: Mapping[str, Any],
     report: Report,
+    source: object = None,
 ) -> dict[str, Any]:
-    """The figures of `seeds` times n pictures against `reference`, with the report filled."""
+    """The figures of `seeds` times n pictures against `reference`, with the report filled; `source` is what made the
+    data."""
     train, val = tables
     n, seeds = config["n"], list(range(config["seed"], config["seed"] + config["seeds"]))
     if n < LEAST or not seeds:
@@ -67,6 +70,7 @@ def measure(
     figures |= probe_figures(found, labels, (train, val), features, cache_of(config), config["reference_n"])
     summary = {**model.sampling, **chosen_options(config)}
     _fill(report, figures, drawn[0], features, summary)
+    figures |= generated_figures(source, [one.images for one in drawn], given, val, rows, report)
     curves = Curves(model, given, real, features, config).measure(report)
     return figures | curves | {
         "sampling": summary,

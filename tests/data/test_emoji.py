@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ldm.data.emoji import BACKGROUNDS, DEFAULT_OBJECTS, OBJECTS, Emoji, _sprite
-from ldm.data.scenes import Scenes
+from ldm.data.scenes import Scenes, draw_scenes
 from ldm.errors import UserError
 
 ATTRIBUTES = ("first", "second", "relation", "background", "size")
@@ -112,6 +112,25 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
         ).read_bytes()
     assert a.key == b.key != c.key
     assert (np.asarray(a.images) != np.asarray(c.images)).any()
+
+
+def test_a_jitter_has_tables_of_its_own_and_the_default_keeps_its(tmp_path):
+    """Where pixels change the key does; scenes, captions and held-out pairs are the same whatever size and jitter."""
+    make = {"n": 30, "val_n": 4, "objects": ("cat", "dog", "fish", "apple")}
+    a, b, c, d = (
+        Emoji(**make, **options).tables(tmp_path)[0]
+        for options in ({}, {"jitter": "three"}, {"jitter": "pixels"}, {"size": 64})
+    )
+    assert a.key == b.key and len({a.key, c.key, d.key}) == 3
+    assert Emoji(**make, size=64, jitter="pixels").tables(tmp_path)[0].key == d.key
+    assert (np.asarray(a.images) != np.asarray(c.images)).any()
+    assert list(a.columns["text"]) == list(c.columns["text"]) == list(d.columns["text"])
+
+
+def test_the_defaults_scenes_are_those_of_before(source):
+    """Tables of 32x32 that were cached, and models trained on them, go on: places drawn as they always were."""
+    scenes = draw_scenes(source.held_out, 20000, 0, validation=False)
+    assert source.places(scenes, 0)[:6, 0].tolist() == [[8, 10], [6, 0], [0, 10], [8, 0], [10, 0], [0, 8]]
 
 
 def test_training_and_validation_are_drawn_apart(tables):
