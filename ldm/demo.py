@@ -24,7 +24,7 @@ from ldm.demo_page import write_page
 from ldm.devices import available
 from ldm.evaluation.legal import best_places, by_objects, fit, scenes_of, summary, variance_of_places
 from ldm.evaluation.legal_report import PLACES
-from ldm.evaluation.pictures import to_bytes
+from ldm.evaluation.pictures import from_bytes, to_bytes
 from ldm.evaluation.reader import Reader, score, train_reader
 from ldm.images import grid, save_png
 
@@ -49,17 +49,18 @@ def main() -> None:
     reader = train_reader(emoji)
     _, val = emoji.tables(Path("runs/cache/data"))
     vae, model = ldm.load("runs/vae/emoji"), ldm.load("runs/ldm/emoji", available())
-    scores = of_stage_one(emoji, reader, val, vae)
     columns, captions = emoji.held_out_captions(CAPTIONS, TWO_OBJECTS, SEED)
+    scenes = Scenes(**columns)
+    scores = {NEAR: near_stage_one(emoji, vae, scenes), READ: read_stage_one(reader, val, vae)}
     timings["a classifier that reads scenes, and the first stage's scores"] = time.monotonic() - begun
     begun = time.monotonic()
     images = model(captions, seed=SEED, output="pt", batch_size=50).cpu()
     timings[f"generating {CAPTIONS} images"] = time.monotonic() - begun
-    fitted = fit(emoji, to_bytes(images), Scenes(**columns))
-    scores[READ]["images of held-out captions"] = score(reader, images, columns)
+    fitted = fit(emoji, to_bytes(images), scenes)
     scores[NEAR] |= named("generated", by_objects(fitted))
+    scores[READ]["generated"] = score(reader, images, columns)
     begun = time.monotonic()
-    covered = {PLACES: coverage(emoji, model, Scenes(**columns)[:OFTEN], captions[:OFTEN])}
+    covered = {PLACES: coverage(emoji, model, scenes[:OFTEN], captions[:OFTEN])}
     timings[f"generating {OFTEN} captions {TIMES} times"] = time.monotonic() - begun
     about = {"captions": captions[:40], "seed": SEED, **model.sampling}
     save_png(grid(images[:40], 8), OUT / "grid.png", {"ldm": json.dumps(about)})
@@ -81,25 +82,26 @@ def step(command: str) -> float:
     return time.monotonic() - begun
 
 
-def of_stage_one(emoji: Emoji, reader: Reader, val: Table, vae: ldm.AutoencoderKL, n: int = 1000) -> dict[str, Rows]:
-    """How validation scenes and their reconstructions are read (n of them), and how near they are to legal scenes
-    (as many as are generated)."""
+def read_stage_one(reader: Reader, val: Table, vae: ldm.AutoencoderKL, n: int = 1000) -> Rows:
+    """How validation scenes and their reconstructions are read."""
     rows = np.arange(min(n, len(val)))
-    scenes, images = scenes_of(val, rows), val.batch(rows, ["image"])["image"]
-    some = rows[:CAPTIONS]
-    again, drawn = reconstructed(vae, images), reconstructed(vae, images[: len(some)], SEED)
-    near = {
-        "real validation scenes": images,
-        "reconstructions, the posterior's mean": again,
-        "reconstructions, a draw of it": drawn,
-    }
+    scenes, images = scenes_of(val, rows).columns(), val.batch(rows, ["image"])["image"]
     return {
-        READ: {
-            "real validation scenes": score(reader, images, scenes.columns()),
-            "their VAE reconstructions (the ceiling)": score(reader, again, scenes.columns()),
-        },
-        NEAR: {what: summary(fit(emoji, to_bytes(one[: len(some)]), scenes[some])) for what, one in near.items()},
+        "real validation scenes": score(reader, images, scenes),
+        "their VAE reconstructions (the ceiling)": score(reader, reconstructed(vae, images), scenes),
     }
+
+
+def near_stage_one(emoji: Emoji, vae: ldm.AutoencoderKL, scenes: Scenes) -> Rows:
+    """How near real scenes and their reconstructions are to legal ones: what generated images can't be expected to
+    pass."""
+    images = from_bytes(torch.from_numpy(emoji.compose(scenes, SEED)[0]))
+    kinds = {
+        "real scenes of the same captions": images,
+        "reconstructions, posterior's mean": reconstructed(vae, images),
+        "reconstructions, a draw of it": reconstructed(vae, images, SEED),
+    }
+    return {what: summary(fit(emoji, to_bytes(one), scenes)) for what, one in kinds.items()}
 
 
 @torch.inference_mode()
