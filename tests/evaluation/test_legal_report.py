@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocess = Emoji(**DATA).tables(root / "cache" / "data")[0].preprocess
     vae = AutoencoderKL(3, 2, channels=8, multipliers=(1, 2))
     vae.preprocess = preprocess  # type: ignore[assignment]
-    text = Text(tokenizer.train(["a cat on a red background"], 280), length=24, dim=8, depth=1, heads=2)
+    text = Text(tokenizer.train(["a cat on a red background"], 280), length=48, dim=8, depth=1, heads=2)
     network = UNet(2, channels=8, multipliers=(1,), context_dim=8, vector_dim=8, heads=2)
     sampling = {"steps": 2, "sampler": "euler", "guidance": 1.0}
     model = LatentDiffusion(vae, Denoiser(network, Flow()), Conditioner({"text": text}), preprocess, sampling)
@@ -44,8 +44,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_runs_on_scenes_are_measured_against_legal_ones(config, trained: Path, stage: str, tmp_path: Path) -> None:
     places = {"runs_dir": str(trained), "cache_dir": str(trained / "cache"), "out": str(tmp_path)}
     found = evaluation.main(config(stage=stage, run="scenes", reference_n=16, n=8, **places))
-    one = found[f"{DB}, one object"]
-    for value in (found[DB], one) if stage == "vae" else (found[DB]["mean"], one["mean"]):
+    two = found[f"{DB}, two objects"]
+    for value in (found[DB], two) if stage == "vae" else (found[DB]["mean"], two["mean"]):
         assert 0 < value < 20  # of random weights
     if stage == "ldm":
         assert len(found[DB]["each"]) == 2 and found[PLACES]["mean"] >= 0
