@@ -14,7 +14,7 @@ from ldm.evaluation.report import Report
 from ldm.evaluation.scoring import over_seeds
 
 TELLING = {"text", "low_res"}  # conditions that say which scene it is; a map leaves the background open
-PLACES = "places: variance of a caption's, as a share of the data's"
+PLACES = "variance of places, as a share of that of the data"
 ABOUT = (
     "The nearest legal scene: the caption's objects on its background, at the place of the jitter that is nearest in "
     "pixels. PSNR in dB; worst 5 %: one image in twenty is below; grain: standard deviation of the difference on the "
