@@ -61,7 +61,7 @@ def collect(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> di
 def canonical(name: str, value: Any) -> str | None:
     """The one of `NAMES` that a setting means, "" if none; None for what speaks of latents and isn't read."""
     plain = re.sub(r"^(modelspec_|vae_|autoencoder_|first_stage_)+", "", name)
-    if name == "vae_scale_factor" and str(value).isdigit():  # how many times smaller latents are
+    if name == "vae_scale_factor" and re.fullmatch(r"\d+(\.0)?", str(value)):  # how many times smaller latents are
         return ""
     if plain in NAMES or plain == _MEASURED:
         return plain

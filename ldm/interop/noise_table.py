@@ -1,6 +1,8 @@
 """The noise schedule of a checkpoint of CompVis's kind, from its table of betas, of alpha-bars, or both."""
 
 import itertools
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from ldm.diffusion import Schedule
 from ldm.errors import UserError
 from ldm.interop.said import leaves
 
+log = logging.getLogger("ldm")
 _TABLES = ("betas", "alphas_cumprod")
 _USUAL = (  # Stable Diffusion, DDPM, latent diffusion
     ("scaled_linear", 0.00085, 0.012),
@@ -39,6 +42,8 @@ def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> S
         _refuse_settings(said, where)
         return Schedule(zero_terminal_snr=zero)
     if found := next((s for s in _candidates(tables) if all(_is_of(s, *item) for item in tables.items())), None):
+        if not found[1]:
+            _tell_of_other_ends(said, _betas(tables), where)
         kind, start, end = found[0]
         return Schedule(kind, start, end, len(next(iter(tables.values()))), zero or found[1])
     if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
@@ -47,7 +52,8 @@ def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> S
 
 
 def _checked(table: Tensor, name: str, where: str) -> Tensor:
-    if table.ndim != 1 or len(table) < 2 or not table.is_floating_point() or not table.isfinite().all():
+    stored = table.is_floating_point() and table.itemsize > 1  # in float8 schedules can't be told apart
+    if table.ndim != 1 or len(table) < 2 or not stored or not table.isfinite().all():
         kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
         raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")
     return table
@@ -84,6 +90,24 @@ def _is_of(found: Found, name: str, table: Tensor) -> bool:
 
 
 def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
-    other = [f"{key}={value!r}" for key, name, value in leaves(said) if value not in _SETTINGS.get(name, (value,))]
+    settings = [(key, value, _SETTINGS[name]) for key, name, value in leaves(said) if name in _SETTINGS]
+    other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
     if other:
         raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
+
+
+def _tell_of_other_ends(said: Mapping[str, Any], betas: list[float], where: str) -> None:
+    """Names settings that differ from the tables, which are what the file was trained with."""
+    ends = {"linear_start": betas[0], "beta_start": betas[0], "linear_end": betas[-1], "beta_end": betas[-1]}
+    for key, name, value in leaves(said):
+        if name in ends and not _is(value, ends[name]):
+            log.warning("%s says %s=%s, its table of noise levels %.5g, which counts", where, key, value, ends[name])
+
+
+def _is(value: Any, usual: Any) -> bool:
+    if isinstance(usual, (bool, str)):
+        return str(value).lower() == str(usual).lower()
+    try:
+        return math.isclose(float(value), usual, rel_tol=1e-2)
+    except (TypeError, ValueError, RuntimeError):
+        return False

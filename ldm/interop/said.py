@@ -14,7 +14,7 @@ _OTHERS = (  # sections of settings that say nothing of the latents or of the no
     "callbacks", "lightning", "text_encoder", "ddconfig",
 )  # fmt: skip
 _WORKFLOWS = ("prompt", "workflow", "sd_merge_recipe", "sd_merge_models")  # how an image or a file was made
-_DEEPEST = 12
+_DEEPEST = 100
 
 
 def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def leaves(said: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[
     """Every setting with a value: its path, its own name in plain words, the value."""
     for key, value in said.items():
         here = f"{path}{key}"
+        if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
+            value = {str(i): one for i, one in enumerate(value) if isinstance(one, Mapping)}
         if not isinstance(value, Mapping):
             if value is not None:
                 yield here, word(str(key)), value

@@ -15,6 +15,7 @@ from ldm.interop import compvis, controlnet, infer, latent_scale, noise_table
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.names import by_prefix, inverse, rename
+from ldm.interop.plain import flag
 from ldm.interop.said import leaves
 from ldm.kinds import held
 from ldm.networks import AutoencoderKL, UNet
@@ -28,6 +29,7 @@ _IGNORED = (
 # of a tensor elsewhere that would change what the model draws
 _TELLING = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
 _PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
+_V_MARKS = ("v_parameterization", "ss_v_parameterization")
 _PREDICTION_NAMES = ("modelspec_prediction_type", "prediction_type", "parameterization")
 
 
@@ -214,6 +216,8 @@ def _prediction(state: dict[str, Tensor], said: Mapping[str, Any], given: str | 
     """
     claims = {"v_pred": "v"} if state.pop("v_pred", None) is not None else {}
     claims |= {key: str(value) for key, name, value in leaves(said) if name in _PREDICTION_NAMES}
+    marks = {key: flag(value, f"{path}: {key}") for key, name, value in leaves(said) if name in _V_MARKS}
+    claims |= {key: "v" if on else "eps" for key, on in marks.items()}
     kinds = {_PREDICTIONS.get(value) for value in claims.values()}
     text = " and ".join(f"{key}={value[:40]}" for key, value in claims.items())
     if given is not None:

@@ -59,6 +59,9 @@ B = STABLE.betas.float()
         ({"alphas_cumprod": torch.zeros(1000)}, {}, "neither linear nor scaled_linear"),
         ({"betas": B.flip(0)}, {}, "neither linear nor scaled_linear"),
         ({}, {"hyper_parameters": {"model": {"linear_start": 0.0015}}}, "model.linear_start=0.0015 without a table"),
+        ({"betas": B.to(torch.float8_e4m3fn)}, {}, "betas is float8_e4m3fn"),
+        ({}, {"timesteps": torch.tensor([1000, 2])}, "timesteps=tensor"),
+        ({}, {"stages": [{"beta_end": 0.02}]}, "stages.0.beta_end=0.02 without"),
         ({}, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True without a table"),
     ],
 )
@@ -68,5 +71,12 @@ def test_what_is_no_schedule_or_two_is_refused(state, said, says):
 
 
 def test_what_stable_diffusions_own_settings_say_is_taken():
-    said = {"hyper_parameters": {"linear_start": 0.00085, "timesteps": 1000, "beta_schedule": "linear"}}
+    said = {"hyper_parameters": {"linear_start": "0.00085", "timesteps": 1000, "beta_schedule": "linear"}}
     assert torch.equal(schedule({}, said, "the file").sigmas, STABLE.sigmas)
+
+
+def test_settings_that_differ_from_the_table_are_named_and_the_table_counts(caplog):
+    said = {"hyper_parameters": {"linear_start": 0.00085, "linear_end": 0.0195}}
+    assert torch.equal(schedule({"betas": B}, said, "the file").sigmas, STABLE.sigmas)
+    assert "hyper_parameters.linear_end=0.0195, its table of noise levels 0.012, which counts" in caplog.text
+    assert "linear_start" not in caplog.text
