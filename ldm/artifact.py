@@ -14,7 +14,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ldm.errors import UserError
 from ldm.networks.finite import not_finite
 from ldm.registry import build, spec_of
+from ldm.tensors import bytes_of, write_safetensors
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors")
@@ -35,20 +36,28 @@ def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = 
 
     `weights` are the model's own where it doesn't hold them itself, being spread over several processes.
     """
-    from ldm.files import make_folder, replace_together
+    from ldm.files import Hashing, make_folder, replace_together
 
     if hasattr(model, "bare"):  # what is put on a model isn't in its file
         model.bare("save")
     folder = make_folder(Path(folder))
     with _bundled(model, folder):
         config = to_json(describe(model))
-    contents = {"config.json": config, "model.safetensors": _safetensors(weights or model.state_dict())}
-    manifest = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
+    state, manifest = weights or model.state_dict(), {}
+
+    def hashed(name: str, write: Callable[[Any], object]) -> Callable[[BinaryIO], None]:
+        def run(file: BinaryIO) -> None:
+            write(hashing := Hashing(file))
+            manifest[name] = hashing.record
+
+        return run
+
+    writers: dict[str, Callable[[BinaryIO], object]] = {
+        "config.json": hashed("config.json", lambda file: file.write(config)),
+        "model.safetensors": hashed("model.safetensors", lambda file: write_safetensors(file, state)),
+        "manifest.json": lambda file: file.write(to_json({"format": FORMAT, "files": manifest})),
     }
-    seal = to_json({"format": FORMAT, "files": manifest})
-    replace_together(folder, {**contents, "manifest.json": seal}, seal="manifest.json")
+    replace_together(folder, writers, seal="manifest.json")
     return folder
 
 
@@ -204,18 +213,12 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256(to_json(describe(model)))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
 def to_json(data: Any) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _safetensors(state: Mapping[str, Tensor]) -> bytes:
-    from safetensors.torch import save as serialise
-
-    return serialise({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())})
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

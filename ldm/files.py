@@ -8,6 +8,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any, BinaryIO
 
 from ldm.errors import UserError
@@ -29,8 +30,8 @@ def atomic_write(path: str | Path, content: Content) -> None:
 def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -> None:
     """Replaces several files of `folder`, which the one named `seal` makes whole, or leaves all as they were.
 
-    All are staged before the first is moved, so a full disk changes nothing. A process killed between the moves leaves
-    the folder without its seal.
+    All are staged, in their order, before the first is moved, so a full disk changes nothing. A process killed between
+    the moves leaves the folder without its seal.
     """
     with writing(folder), contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(staged(folder / name, content)) for name, content in contents.items()}
@@ -128,25 +129,39 @@ def sha256_of(path: str | Path) -> str:
 
 
 class Hashing:
-    """A file for writing that counts and hashes what goes through it."""
+    """A file for writing that counts and hashes what goes through it; large pieces while they are written."""
+
+    LARGE = 2**18  # bytes from which on another thread is worth its start
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
         self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
+        view = memoryview(content)
+        beside = Thread(target=self.sha256.update, args=(view,)) if view.nbytes >= self.LARGE else None
+        if beside:
+            beside.start()
         try:
-            self.file.write(content)
+            self.file.write(view)
         except OSError as error:
             self.failure = error  # torch.save turns it into a RuntimeError that hides the cause
             raise
-        view = memoryview(content)
+        finally:
+            if beside:
+                beside.join()  # what `content` points to is the caller's again when this returns
+        if not beside:
+            self.sha256.update(view)
         self.size += view.nbytes
-        self.sha256.update(view)
         return view.nbytes
 
     def flush(self) -> None:
         self.file.flush()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Size and SHA-256 of what was written, as plain data."""
+        return {"size": self.size, "sha256": self.sha256.hexdigest()}
 
 
 def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None:
@@ -163,9 +178,23 @@ def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None
             if hashing.failure:
                 raise hashing.failure from None
             raise
-        atomic_write(record_of(path), json.dumps({"size": hashing.size, "sha256": hashing.sha256.hexdigest()}))
+        atomic_write(record_of(path), json.dumps(hashing.record))
 
     atomic_write(path, write)
+
+
+def has_its_size(path: Path) -> bool:
+    """Whether a recorded file is as long as what was written; its bytes aren't read."""
+    try:
+        return path.stat().st_size == json.loads(record_of(path).read_text())["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def state_of(path: Path) -> tuple[str | int, ...]:
+    """Name, size, times and inode of a file, which differ once it is written to or replaced."""
+    state = path.stat()
+    return str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def record_of(path: Path) -> Path:

@@ -22,6 +22,7 @@ from ldm.errors import UserError
 from ldm.evaluation.efficientnet import EfficientNetLite0
 from ldm.evaluation.pictures import Pictures
 from ldm.files import atomic_write
+from ldm.tensors import bytes_of
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for them
 CHOICES = "auto, efficientnet, own, random, inception, or a file of a module or of weights"
@@ -223,5 +224,5 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in network.state_dict().items():
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(bytes_of(value))
     return digest.hexdigest()[:16]

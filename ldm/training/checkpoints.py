@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import artifact
+from ldm.errors import UserError
 from ldm.training.run import RunFolder, remove_checkpoint, write_checkpoint
 from ldm.training.sharded import is_sharded, whole_weights
+from ldm.training.sharing import gathered
 from ldm.training.signals import Stopped
 
 
@@ -32,14 +34,33 @@ class Checkpoints(pl.Callback):
 
     The last `keep_last` checkpoints are kept, and for good those whose step is a multiple of `keep_every_n_steps`.
     A step is saved when the next one begins: all that belongs to it, validation and logging too, is then done.
+
+    `begins` is the checkpoint that the run goes on from. Only the first of several processes has read it to the end.
     """
 
     def __init__(
-        self, folder: RunFolder, every_n_steps: int = 1000, keep_last: int = 2, keep_every_n_steps: int | None = None
+        self,
+        folder: RunFolder,
+        every_n_steps: int = 1000,
+        keep_last: int = 2,
+        keep_every_n_steps: int | None = None,
+        begins: Path | None = None,
     ):
-        self.folder, self.every = folder, every_n_steps
+        self.folder, self.every, self.begins = folder, every_n_steps, begins
         self.keep, self.keep_every = max(1, keep_last), keep_every_n_steps
         self._saved = self._model_saved = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Before weights are read, and once the processes have met: refuses to train on from different checkpoints."""
+        if stage != "fit":
+            return
+        chosen = gathered(self.begins.name if self.begins else "step 0")
+        if any(name != chosen[0] for name in chosen):
+            raise UserError(
+                f"{self.folder.path}: the newest checkpoint is damaged, so the first process goes on from {chosen[0]}, "
+                f"and others had begun with {', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged one is removed "
+                "now: give the same command again."
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._saved = trainer.global_step  # what a resumed run starts from is there
@@ -63,7 +84,9 @@ class Checkpoints(pl.Callback):
             return
         for logger in trainer.loggers:
             logger.save()  # a resumed run goes on behind these rows
-        trainer.save_checkpoint(self.folder.checkpoints / f"step-{step:08d}.ckpt")
+        trainer.save_checkpoint(path := self.folder.checkpoints / f"step-{step:08d}.ckpt")
+        if trainer.is_global_zero:
+            self.folder.note_whole(path)
         self._saved = step
         self._save_model(trainer, pl_module)
         if trainer.is_global_zero:

@@ -96,7 +96,8 @@ def trainer_of(
 ) -> pl.Trainer:
     options = dict(config["trainer"])
     limit = parse_time(given) if (given := options.pop("max_time", None)) else None
-    callbacks: list[pl.Callback] = [progress(), Checkpoints(folder, **config["checkpoint"]), StopOnSignal()]
+    checkpoints = Checkpoints(folder, **config["checkpoint"], begins=start.checkpoint)
+    callbacks: list[pl.Callback] = [progress(), checkpoints, StopOnSignal()]
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))

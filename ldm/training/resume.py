@@ -1,5 +1,6 @@
 """What a resumed run must have in common with the one that it goes on with."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ def start_of(folder: RunFolder) -> Start:
     path = folder.newest_checkpoint()
     if path is None:
         return Start(None)
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = _mapped(path)
     config = _read(folder.config)
     limit = limit_of(config)  # of runs from before the checkpoints said
     time = saved["callbacks"].get("TimeBudget") or {"limit": limit, "used": limit}
@@ -67,6 +68,17 @@ def start_of(folder: RunFolder) -> Start:
         time.get("most") if time["limit"] else None,
         steps_of(config) if time["limit"] and "most" not in time else None,
     )
+
+
+def _mapped(path: Path) -> dict[str, Any]:
+    """A checkpoint without its weights. Only the first of several processes knows before that its bytes are whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}): give the same command again; it removes a damaged checkpoint, and goes "
+            "on from the one before."
+        ) from None
 
 
 def limit_of(config: Mapping[str, Any]) -> float | None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ldm.errors import UserError, did_you_mean
-from ldm.files import atomic_write, is_whole, make_folder, record_of, write_recorded
+from ldm.files import atomic_write, has_its_size, is_whole, make_folder, record_of, state_of, write_recorded
 from ldm.ranks import rank
 from ldm.training import lock
 
@@ -25,8 +25,10 @@ DONE = "DONE"
 class RunFolder:
     """The files of one run, held for this process from `open_run` to `close`, or to the end of a `with`."""
 
-    def __init__(self, path: Path, held: lock.Lock | None = None, fresh: bool = False, goes_on: bool = False):
-        self.path, self._lock, self._fresh, self._goes_on = path, held, fresh, goes_on
+    def __init__(self, path: Path, fresh: bool = False, goes_on: bool = False):
+        self.path, self._fresh, self._goes_on = path, fresh, goes_on
+        self._lock: lock.Lock | None = None
+        self._whole: set[tuple[str | int, ...]] = set()  # checkpoints that were written or read to the end, unchanged
 
     @property
     def config(self) -> Path:
@@ -60,12 +62,34 @@ class RunFolder:
             (self.path / DONE).unlink(missing_ok=True)  # of a run that is trained on
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose bytes are those that were written, or None."""
-        return None if self._fresh else newest_checkpoint(self.checkpoints)
+        """The newest checkpoint whose bytes are those that were written, or None.
+
+        Each is hashed once, by the first process. The others look at sizes alone, and find out whether they took the
+        same one when they meet (`Checkpoints`).
+        """
+        return None if self._fresh else newest_checkpoint(self.checkpoints, self._is_whole)
+
+    def note_whole(self, path: Path) -> None:
+        """Notes that a checkpoint was just written to its end: it needn't be read to be known as whole."""
+        self._whole.add(state_of(path))
+
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            state = state_of(path)
+        except FileNotFoundError:  # the first process has just removed it
+            return False
+        if state not in self._whole and not (is_whole if rank() == 0 else has_its_size)(path):
+            return False
+        self._whole.add(state)
+        return True
 
     def finish(self) -> None:
         """Marks the run as finished: from now on `resume=true` has nothing to do but what exceeds its limit."""
         atomic_write(self.path / DONE, time.strftime("%Y-%m-%d %H:%M:%S\n"))
+
+    def hold(self, goes_on: bool = False) -> None:
+        """Takes the folder for this process, or raises UserError where another has it."""
+        self._lock, self._goes_on = lock.Lock(self.path), goes_on
 
     def close(self) -> None:
         """Gives the folder free for other processes."""
@@ -105,7 +129,7 @@ def open_run(
     if rank() > 0:  # the first process holds the folder for all
         return RunFolder(path, fresh=overwrite, goes_on=goes_on)
     make_folder(path)
-    folder = RunFolder(path, lock.Lock(path), goes_on=goes_on)
+    folder.hold(goes_on)
     try:
         _take_over(folder, resume, overwrite)
     except BaseException:
@@ -148,10 +172,10 @@ def remove_checkpoint(path: Path) -> None:
     record_of(path).unlink(missing_ok=True)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path, whole: Callable[[Path], bool] = is_whole) -> Path | None:
     """The newest whole checkpoint of a folder, by the step in its name. A damaged one is passed over, and said."""
     for path in sorted(folder.glob("*.ckpt"), reverse=True):
-        if is_whole(path):
+        if whole(path):
             return path
         log.warning("%s is damaged or was not written to its end; taking the one before.", path)
     return None

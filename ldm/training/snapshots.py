@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.files import atomic_write, make_folder
+from ldm.tensors import write_safetensors
 from ldm.training.power_ema import combination
 from ldm.training.sharded import is_sharded, own_part, whole
 
@@ -82,9 +83,7 @@ def weights_of(averages: Mapping[float, nn.Module], names: list[str]) -> dict[st
 
 def write(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
     """One file of a step's averages."""
-    from safetensors.torch import save
-
-    atomic_write(path_of(folder, step), save(tensors))
+    atomic_write(path_of(folder, step), lambda file: write_safetensors(file, tensors))
 
 
 class Rebuilt(NamedTuple):

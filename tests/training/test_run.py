@@ -1,19 +1,31 @@
 """The run folder: found again, never overwritten by accident, held by one process, whole after a crash."""
 
+import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 
+from ldm import files
 from ldm.errors import UserError
 from ldm.files import atomic_write
-from ldm.training import lock
-from ldm.training.run import find_run, newest_checkpoint, open_run, remove_checkpoint, run_names, write_checkpoint
+from ldm.training import checkpoints, lock
+from ldm.training.checkpoints import Checkpoints
+from ldm.training.run import (
+    RunFolder,
+    find_run,
+    newest_checkpoint,
+    open_run,
+    remove_checkpoint,
+    run_names,
+    write_checkpoint,
+)
 
 
 @pytest.fixture
@@ -257,3 +269,84 @@ def test_what_a_killed_writer_left_is_swept_away(runs):
     left.write_bytes(b"half")
     open_run("ldm", "emoji", resume=True, runs_dir=runs).close()
     assert not left.exists()
+
+
+def read_to_the_end(monkeypatch) -> list[str]:
+    """The names of the files that are hashed from now on."""
+    seen: list[str] = []
+    whole = files.sha256_of
+    monkeypatch.setattr(files, "sha256_of", lambda path: (seen.append(path.name), whole(path))[1])
+    return seen
+
+
+def two_checkpoints(path: Path) -> list[Path]:
+    paths = [path / "checkpoints" / f"step-{step:08d}.ckpt" for step in (20, 30)]
+    for one in paths:
+        write_checkpoint(one, one.name.encode() * 100)
+    return paths
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+
+
+def test_resuming_reads_the_newest_checkpoint_once(runs, monkeypatch):
+    newest = two_checkpoints(make_run(runs, "emoji"))[1]
+    seen = read_to_the_end(monkeypatch)
+    more = lambda folder: folder.newest_checkpoint() == newest  # noqa: E731
+    with open_run("ldm", "emoji", resume=True, runs_dir=runs, more=more) as run:
+        assert run.newest_checkpoint() == run.newest_checkpoint() == newest
+    assert seen == [newest.name]
+
+
+def test_what_this_process_wrote_is_not_read_again_unless_it_changed(runs, monkeypatch):
+    with open_run("ldm", "emoji", runs_dir=runs) as run:
+        old, newest = two_checkpoints(run.path)
+        run.note_whole(newest)
+        seen = read_to_the_end(monkeypatch)
+        assert run.newest_checkpoint() == newest and not seen
+        time.sleep(0.02)  # a file system counts time in ticks
+        flip(newest)
+        assert run.newest_checkpoint() == old and seen == [newest.name, old.name]
+
+
+def test_other_processes_look_at_sizes_alone(runs, monkeypatch):
+    old, newest = two_checkpoints(make_run(runs, "emoji", finished=False))
+    monkeypatch.setenv("RANK", "1")
+    seen = read_to_the_end(monkeypatch)
+    flip(newest)
+    with open_run("ldm", "emoji", resume=True, runs_dir=runs) as run:
+        assert run.newest_checkpoint() == newest
+        newest.write_bytes(newest.read_bytes()[:-1])
+        assert run.newest_checkpoint() == old
+    assert not seen
+
+
+def test_processes_that_chose_different_checkpoints_do_not_train_on(runs, monkeypatch):
+    old, newest = two_checkpoints(make_run(runs, "emoji"))
+    for others in ([old.name, newest.name], ["step 0", newest.name]):
+        monkeypatch.setattr(checkpoints, "gathered", lambda own, others=others: [others[0], own])
+        with pytest.raises(UserError, match=f"goes on from {others[0]}, and others had begun with {newest.name}"):
+            Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")
+    monkeypatch.setattr(checkpoints, "gathered", lambda own: [own, own])
+    Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")
+
+
+@pytest.mark.parametrize("size", [0, 1000, files.Hashing.LARGE - 1, 3 * files.Hashing.LARGE + 1])
+def test_what_passes_through_is_counted_and_hashed(tmp_path, size):
+    content = os.urandom(size)
+    with open(tmp_path / "file", "wb") as file:
+        hashing = files.Hashing(file)
+        for part in (content, content[:100], memoryview(content)):
+            assert hashing.write(part) == len(part)
+    whole = content + content[:100] + content
+    assert (tmp_path / "file").read_bytes() == whole
+    assert hashing.record == {"size": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_large_piece_that_finds_no_room_is_said():
+    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", buffering=0) as file:
+        files.Hashing(file).write(bytes(2 * files.Hashing.LARGE))
