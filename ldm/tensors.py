@@ -25,7 +25,7 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor in row-major order: its own memory where it lies so on the CPU, else a copy."""
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def write_safetensors(file: Any, tensors: Mapping[str, Tensor]) -> None:

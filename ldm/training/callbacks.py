@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.files import atomic_write
 from ldm.images import grid
+from ldm.training.costs import Throughput, in_words
 from ldm.training.run import RunFolder
 from ldm.training.sharded import is_sharded
 
@@ -22,21 +23,8 @@ def progress() -> pl.Callback:
     return Bar(refresh_rate=5) if sys.stderr.isatty() else Lines()
 
 
-class Throughput:
-    """Samples per second since it was last asked."""
-
-    def __init__(self) -> None:
-        self._position, self._time = 0, time.monotonic()
-
-    def __call__(self, position: int) -> float:
-        now = time.monotonic()
-        rate = (position - self._position) / max(now - self._time, 1e-9)
-        self._position, self._time = position, now
-        return rate
-
-
 class Lines(pl.Callback):
-    """A line of step, the loss that was logged last, and throughput every `seconds`."""
+    """A line of step, the figures that were logged last, and throughput every `seconds`."""
 
     def __init__(self, seconds: float = 15.0):
         self.seconds = seconds
@@ -52,11 +40,12 @@ class Lines(pl.Callback):
         of = f"/{trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
         rate = self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
         loss = f"  loss {pl_module.shown['loss']:.4f}" if "loss" in pl_module.shown else ""
-        print(f"step {trainer.global_step}{of}{loss}  {rate:.0f} samples/s", flush=True)
+        more = "".join(f"  {name} {value}" for name, value in in_words(pl_module.shown).items())
+        print(f"step {trainer.global_step}{of}{loss}  {rate:.0f} samples/s{more}", flush=True)
 
 
 class Bar(TQDMProgressBar):
-    """Lightning's bar with loss and throughput."""
+    """Lightning's bar with the figures that were logged last, and throughput."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
@@ -69,7 +58,8 @@ class Bar(TQDMProgressBar):
             metrics["loss"] = f"{pl_module.shown['loss']:.4f}"
         if (rate := self._rate(trainer.datamodule.position)) > 0:  # type: ignore[attr-defined]
             self._shown = rate
-        return metrics | {"samples/s": f"{self._shown:.0f}", "step": trainer.global_step}
+        metrics["samples/s"] = f"{self._shown:.0f}"
+        return {**metrics, **in_words(pl_module.shown), "step": trainer.global_step}
 
 
 class Pictures(pl.Callback):

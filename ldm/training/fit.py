@@ -24,6 +24,7 @@ from ldm.ranks import local_rank
 from ldm.training import resume, sharded
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from ldm.training.costs import Costs
 from ldm.training.guards import FiniteGuard
 from ldm.training.loggers import loggers
 from ldm.training.resume import Start
@@ -101,6 +102,7 @@ def trainer_of(
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
+    callbacks.append(Costs())  # the last, since it counts operations from the start of a batch
     options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
     options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
     callbacks.insert(0, TimeBudget(limit, started, used=start.used or 0.0, most=resume.steps_of(config)))

@@ -11,13 +11,15 @@ from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Cond, Gaussian, Identity
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import low_discrepancy, normal
+from ldm.training.figures import Split, by_quarter
 from ldm.training.task import Task
 
 
 class DiffusionTask(Task):
     """Trains denoiser and conditioner on whitened latents; the first stage is frozen and only kept for pictures.
 
-    Each visit of an image draws its latent anew from the cached posterior.
+    Each visit of an image draws its latent anew from the cached posterior. The loss is also logged by four bands of
+    noise level that are equally likely in training, `loss_q1` (least noise) to `loss_q4`.
     """
 
     latent_mean: Tensor
@@ -44,12 +46,13 @@ class DiffusionTask(Task):
             for part in network["conditioner"].parts.values():
                 part.move_to(self.device)
 
-    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor | Split]]:
         training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
         cond = self.condition(batch, network, seed, training)
-        loss = diffusion_loss(network["denoiser"], cond, self.latents(batch, seed), seed, position).mean()
-        return loss, {"loss": loss}
+        each = diffusion_loss(network["denoiser"], cond, self.latents(batch, seed), seed, position)
+        loss = each.mean()
+        return loss, {"loss": loss, "loss_q": by_quarter(each, noise_quantiles(seed, position))}
 
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
         """The batch's conditions, some of them dropped in training.
@@ -98,5 +101,10 @@ def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, positi
     noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
     if denoiser.offset_noise:
         noise = noise + denoiser.offset_noise * normal(seed, "offset noise", position, (x0.shape[1], 1, 1))
-    sigma = denoiser.noise.sigma(low_discrepancy(seed, "sigma", position), denoiser.parameterization)
+    sigma = denoiser.noise.sigma(noise_quantiles(seed, position), denoiser.parameterization)
     return denoiser.loss(x0, noise, sigma, cond)
+
+
+def noise_quantiles(seed: int, position: Tensor) -> Tensor:
+    """Where each sample's noise level lies in the distribution that training takes them from: 0 least, 1 most, (B,)."""
+    return low_discrepancy(seed, "sigma", position)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv always, and what the config names."""
+"""Where a run's numbers go: metrics.csv and speed.csv always, and what the config names."""
 
 import csv
 import io
@@ -20,11 +20,14 @@ class MetricsCsv(Logger):
     Rows from `start` on, the step that a run resumes from, are dropped, so the file is what an uninterrupted run would
     have written. A name that is new rewrites the file with another column, which mostly happens once: at the first
     validation.
+
+    With `speed` it takes the figures `speed/...` alone, which are the machine's and differ from run to run, else all
+    but those.
     """
 
-    def __init__(self, path: Path, start: int = 0):
+    def __init__(self, path: Path, start: int = 0, speed: bool = False):
         super().__init__()
-        self.path, self.start = path, start
+        self.path, self.start, self.speed = path, start, speed
         self._names: list[str] = []
 
     @property
@@ -40,7 +43,10 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": str(step)} | {k: f"{v:.7g}" for k, v in metrics.items() if k != "epoch"}
+        own = {k: v for k, v in metrics.items() if k != "epoch" and k.startswith("speed/") == self.speed}
+        row = {"step": str(step)} | {k: f"{v:.7g}" for k, v in own.items()}
+        if self.speed and not own:
+            return
         if not self._names:
             self._write([*(old for old in rows_of(self.path) if int(old["step"]) < self.start), row])
         elif row.keys() <= set(self._names):
@@ -85,7 +91,10 @@ def loggers(config: dict[str, dict[str, Any]], folder: RunFolder, start: int = 0
         if name != "csv" and name not in _MAKERS:
             raise UserError(f"logger.{name} is unknown.{did_you_mean(name, ['csv', *_MAKERS])}")
         try:
-            made.append(MetricsCsv(folder.metrics, start) if name == "csv" else _MAKERS[name](folder, options or {}))
+            if name == "csv":
+                made += [MetricsCsv(folder.metrics, start), MetricsCsv(folder.speed, start, speed=True)]
+            else:
+                made.append(_MAKERS[name](folder, options or {}))
         except ImportError as error:
             raise UserError(f'logger={name} needs a package: pip install "ldm[{name}]" ({error}).') from None
     return made

@@ -1,7 +1,7 @@
 """The run folder, `runs/STAGE/NAME/`: stable and named, so that a repeated or requeued command finds its work again.
 
-It holds config.yaml, metrics.csv, samples/, checkpoints/ and model/; a file DONE marks the run as finished. The folders
-of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs of their own.
+It holds config.yaml, metrics.csv, speed.csv, samples/, checkpoints/ and model/; a file DONE marks the run as finished.
+The folders of a sweep's jobs lie inside, as `NAME/channels-64_diffusion-eps`, and are runs of their own.
 """
 
 import logging
@@ -37,6 +37,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.csv"
+
+    @property
+    def speed(self) -> Path:
+        return self.path / "speed.csv"
 
     @property
     def samples(self) -> Path:

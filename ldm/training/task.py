@@ -1,6 +1,6 @@
 """What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm import artifact
 from ldm.training import ema, gradients, optimizers, power_ema, sharded
-from ldm.training.figures import Means
+from ldm.training.figures import Means, Split
 from ldm.training.schedule import LearningRate
 
 
@@ -17,10 +17,11 @@ class Task(pl.LightningModule):
     """Trains `trained`, keeps its average in `average`, and knows how to assemble the model that users load.
 
     Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. What is logged are means
-    over a batch's samples: of training over all batches of an optimizer step, the last in `shown`; of validation over
-    `validated` images. `position` counts the samples seen on all ranks together. All random numbers come from (seed,
-    position); modules with dropout, which draw from torch's generator, get it seeded by the step. `depends_on` names by
-    their hashes what the run stands on and a checkpoint doesn't hold, such as the data.
+    over a batch's samples: of training over all batches of an optimizer step, the last in `shown`, but a `Split` over
+    all steps since it was logged before, lest a small batch leave bands empty; of validation over `validated` images.
+    `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); modules
+    with dropout, which draw from torch's generator, get it seeded by the step. `depends_on` names by their hashes what
+    the run stands on and a checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
@@ -61,7 +62,7 @@ class Task(pl.LightningModule):
             for network in (self.trained, self.average, *self.power):
                 sharded.shard(network, self._device_mesh["data_parallel"])
 
-    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, Mapping[str, Tensor | Split]]:
         """The loss to minimise, and what to log."""
         raise NotImplementedError
 
@@ -84,6 +85,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss, figures = self.losses(batch, self.trained)
+        self._training.add_splits(figures)
         if self.logs_now:
             self._training.add(figures, len(batch["position"]))
         return loss
@@ -121,7 +123,8 @@ class Task(pl.LightningModule):
         """Clips in every precision: Lightning's mixed ones refuse to where the optimizer is fused."""
         norms, self._norms = self.norms(optimizer), None
         if self.logs_now:
-            self.log("train/grad_norm", norms.total)
+            self.shown["grad_norm"] = norms.total.item()
+            self.log("train/grad_norm", self.shown["grad_norm"])
         if gradient_clip_val:
             clip = gradients.clip_by_value if gradient_clip_algorithm == "value" else gradients.clip_by_norm
             clip(norms, gradient_clip_val)
@@ -135,7 +138,9 @@ class Task(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         _, figures = self.losses(batch, self.average)
-        self._validation.add(figures, batch["counted"])
+        if batch["counted"]:
+            self._validation.add_splits(figures)
+            self._validation.add(figures, batch["counted"])
 
     def on_validation_epoch_end(self) -> None:
         means, self.validated = self._validation.taken()
@@ -161,6 +166,7 @@ class Task(pl.LightningModule):
         checkpoint["ldm_schedule_since"] = self.learning_rate.since
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
+        checkpoint["ldm_figures"] = self._training.pending()
         # The batch at whose start this is saved hasn't begun for a resumed run, which draws it again.
         for count in ("total", "current"):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][count]
@@ -171,3 +177,5 @@ class Task(pl.LightningModule):
         if rate.total_steps is None and rate.since is None:  # limited by time, which the run's first part has measured
             rate.total_steps, rate.since = checkpoint["ldm_total_steps"], checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
+        if self.global_rank == 0:  # it stands for all processes
+            self._training.restore(checkpoint.get("ldm_figures", {}))
