@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.adapters.control import Control
 from ldm.cascade import check_fit, enlarge
-from ldm.devices import fast_products
+from ldm.devices import device_of, fast_products
 from ldm.errors import UserError
 from ldm.images import grid, save_png
 from ldm.loading import load
@@ -96,7 +96,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     shown = [*("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora")]
     shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
-    return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model.dtype)}
+    return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
 
 
 def put_loras_on(model: Any, config: Mapping[str, Any]) -> None:
@@ -177,8 +177,9 @@ def coding(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("precision", "tile", "tile_statistics")}
 
 
-def computed_in(dtype: torch.dtype) -> dict[str, str]:
-    """What a picture's settings say of the precision; nothing of float32."""
+def computed_in(model: Any) -> dict[str, str]:
+    """What is said of the precision that a model's pictures and figures are of; nothing of float32."""
+    dtype = model.coding.dtype(device_of(model))
     return {} if dtype == torch.float32 else {"precision": name_of(dtype)}
 
 
@@ -190,7 +191,7 @@ def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], 
     size = config["size"] or (preprocess.height, preprocess.width)
     height, width = (size, size) if isinstance(size, int) else size
     images = sample_prior(vae, config["n"], (height, width), config["seed"], config["batch_size"])
-    return images.cpu(), [""] * len(images), {"sampler": "prior", **computed_in(vae.coding.dtype(images.device))}
+    return images.cpu(), [""] * len(images), {"sampler": "prior", **computed_in(vae)}
 
 
 def write(

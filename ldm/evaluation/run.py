@@ -21,7 +21,7 @@ from ldm.networks import AutoencoderKL
 from ldm.pipeline import LatentDiffusion
 from ldm.randomness import permutation
 from ldm.registry import build
-from ldm.sampling import device
+from ldm.sampling import computed_in, device
 from ldm.training.fit import cache_of, import_modules
 from ldm.training.ldm_run import names_of, numbered
 from ldm.training.run import find_run
@@ -63,11 +63,13 @@ def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
     features = features_for(tables[1].preprocess, tables[0], config)
     if isinstance(model, AutoencoderKL):
         beta = trained_as(path).get("beta")
-        return stage_one.measure(model, tables[1], features, config, report, beta, source), report
+        figures = stage_one.measure(model, tables[1], features, config, report, beta, source)
+        return figures | computed_in(model), report
     if isinstance(model, LatentDiffusion):
         tables = numbered(tables, names_of(model.conditioner), f"the model {path}")
         reference = reference_of(config, tables, model.preprocess)
-        return stage_two.measure(model, tables, reference, features, config, report, source), report
+        figures = stage_two.measure(model, tables, reference, features, config, report, source)
+        return figures | computed_in(model), report
     raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
 
 

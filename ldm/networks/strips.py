@@ -138,7 +138,7 @@ def _residual(block: Any, x: Map, area: int) -> Map:
 
     def run(s: Tensor) -> Tensor:
         h = block.conv2(silu(norm2(block.conv1(silu(norm1(s))))))
-        return h + (s if block.conv_shortcut is None else block.conv_shortcut(s))
+        return h.add_(s if block.conv_shortcut is None else block.conv_shortcut(s))
 
     return Local(x, run, 2, 2)
 

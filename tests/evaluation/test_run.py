@@ -34,8 +34,11 @@ def test_stage_two_is_measured_with_its_spread(config, tmp_path: Path) -> None:
     assert "FID" not in page and "RANDOM WEIGHTS" in page
 
 
-def test_curves_count_what_a_picture_costs(config, tmp_path: Path) -> None:
-    found = evaluation.main(config(out=str(tmp_path), curve={"guidance": [1, 2], "steps": [3], "n": 8}, batch_size=5))
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_curves_count_what_a_picture_costs(config, tmp_path: Path, precision: str) -> None:
+    curve = {"guidance": [1, 2], "steps": [3], "n": 8}
+    found = evaluation.main(config(out=str(tmp_path), curve=curve, batch_size=5, precision=precision))
+    assert found.get("precision", "auto") == precision
     plain, guided = found["curve over guidance"]
     assert (plain["network evaluations"], plain["guided steps"]) == (2, 0)
     assert (guided["network evaluations"], guided["guided steps"]) == (4, 2)
