@@ -1,10 +1,11 @@
 """An autoencoder's halves computed strip by strip, with the result of the whole: large images in less memory.
 
 Convolutions read a few rows beyond a strip, and GroupNorm takes its statistics of the whole map in a pass before. Of
-each residual block the output alone is kept; what is between is computed once for the statistics of its second norm and
-again for the output, and a strip of the input is let go as soon as no later row needs it.
+each residual block the output alone is kept, in the place of the input where the shape is the same; what is between is
+computed once for the statistics of its second norm and again for the output.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from ldm.networks.layers import silu
 
-LEAST_ROWS = 4  # of a strip: with fewer, most of the work would be the rows beyond it
+PIECE_BYTES = 2**25  # what is larger, glibc gives back to the system as soon as it is freed; smaller ones leave holes
+LEAST_ROWS = 4  # of a strip: with fewer, most of the work would be the 2 rows beyond it, and they have to lie in one
 Function = Callable[[Tensor], Tensor]
 
 
@@ -37,23 +39,43 @@ class Map(Protocol):
 
 
 class Kept:
-    """A map in memory, as strips one below the other."""
+    """A map in memory, in pieces one below the other that come as rows are written and go as they are forgotten."""
 
-    def __init__(self, strips: list[Tensor]):
-        self.strips, self.first = list(strips), 0  # the row at which the first strip begins
-        self.height, self.width = sum(s.shape[2] for s in strips), strips[0].shape[3]
+    def __init__(self, height: int, width: int, pieces: list[Tensor] | None = None):
+        self.height, self.width, self.pieces = height, width, pieces or []
+        self.first = 0  # the row at which the first piece begins
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Kept":
+        return cls(x.shape[2], x.shape[3], [x])
 
     def rows(self, a: int, b: int) -> Tensor:
-        found, at = [], self.first
-        for strip in self.strips:
-            if at < b and a < at + strip.shape[2]:
-                found.append(strip[:, :, max(a - at, 0) : b - at])
-            at += strip.shape[2]
+        found = [piece[:, :, max(a - at, 0) : b - at] for piece, at in self._over(a, b)]
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
+    def write(self, a: int, rows: Tensor) -> None:
+        """Puts rows from a on, those that come next or others in the place of what is there."""
+        b = a + rows.shape[2]
+        while (end := self.first + sum(piece.shape[2] for piece in self.pieces)) < b:
+            self.pieces.append(self._piece(rows, self.height - end))
+        for piece, at in self._over(a, b):
+            low, high = max(a, at), min(b, at + piece.shape[2])
+            piece[:, :, low - at : high - at] = rows[:, :, low - a : high - a]
+
     def forget(self, a: int) -> None:
-        while self.strips and self.first + self.strips[0].shape[2] <= a:
-            self.first += self.strips.pop(0).shape[2]
+        while self.pieces and self.first + self.pieces[0].shape[2] <= a:
+            self.first += self.pieces.pop(0).shape[2]
+
+    def _over(self, a: int, b: int) -> list[tuple[Tensor, int]]:
+        """The pieces with rows a to b - 1, and at which row each begins."""
+        starts = itertools.accumulate((piece.shape[2] for piece in self.pieces), initial=self.first)
+        return [(p, at) for p, at in zip(self.pieces, starts, strict=False) if at < b and a < at + p.shape[2]]
+
+    def _piece(self, like: Tensor, most: int) -> Tensor:
+        batch, channels, _, width = like.shape
+        count = min(most, PIECE_BYTES // (batch * channels * width * like.element_size()) + 1)
+        size, channels_last = (batch, channels, count, width), torch.channels_last
+        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=channels_last)
 
 
 @dataclass(frozen=True)
@@ -98,7 +120,7 @@ def decoder(network: Any, area: int) -> Function:
     attention too."""
 
     def run(z: Tensor) -> Tensor:
-        x: Map = Kept([network.mid_block(network.conv_in(z))])
+        x: Map = Kept.of(network.mid_block(network.conv_in(z)))
         for stage in network.up_blocks:
             x = _stage(stage, x, area)
         norm = _normed(network.conv_norm_out, x, area)
@@ -112,7 +134,7 @@ def encoder(network: Any, area: int) -> Function:
     """The function of an Encoder, likewise."""
 
     def run(images: Tensor) -> Tensor:
-        x: Map = Local(Kept([images]), network.conv_in, 1, 1)
+        x: Map = Local(Kept.of(images), network.conv_in, 1, 1)
         for stage in network.down_blocks:
             x = _stage(stage, x, area)
         h = network.mid_block(x.rows(0, x.height))
@@ -132,7 +154,7 @@ def _stage(stage: Any, x: Map, area: int) -> Map:
 def _residual(block: Any, x: Map, area: int) -> Map:
     """A ResnetBlock without embedding."""
     if x.height <= _step(x, area):
-        return Kept([block(x.rows(0, x.height))])
+        return Kept.of(block(x.rows(0, x.height)))
     norm1 = _normed(block.norm1, x, area)
     norm2 = _normed(block.norm2, Local(x, lambda s: block.conv1(silu(norm1(s))), 1, 1), area)
 
@@ -167,14 +189,31 @@ def _sum(weights: list[float], terms: list[Tensor]) -> Tensor:
 
 
 def _kept(x: Map, area: int) -> Kept:
-    """The map computed and kept; its sources are let go meanwhile."""
+    """The map computed and kept, in the place of its source where that is a kept map of the same shape, and else in new
+    memory while the source is let go."""
     if isinstance(x, Kept):
         return x
-    strips = []
+    kept: Kept | None = None
+    computed: tuple[int, Tensor] | None = None
     for a, b in _strips(x, area):
-        strips.append(x.rows(a, b).clone())  # without the rows that were cut off
-        x.forget(b)
-    return Kept(strips)
+        strip = x.rows(a, b)
+        kept = kept or _own_place(x, strip) or Kept(x.height, x.width)
+        if computed is not None:
+            kept.write(*computed)  # a strip late: this one read the last rows of what it takes the place of
+        computed = a, strip
+        if not (isinstance(x, Local) and x.source is kept):
+            x.forget(b)
+    assert kept is not None and computed is not None
+    kept.write(*computed)
+    return kept
+
+
+def _own_place(x: Map, strip: Tensor) -> Kept | None:
+    """The map that x is made of, if it is kept and of x's shape."""
+    source = x.source if isinstance(x, Local) and x.up == x.down == 1 else None
+    if not isinstance(source, Kept) or torch.is_grad_enabled():
+        return None
+    return source if source.pieces[0].shape[1] == strip.shape[1] else None
 
 
 def _strips(x: Map, area: int) -> Iterator[tuple[int, int]]:

@@ -53,7 +53,7 @@ def test_strips_and_their_edges_see_each_row_once(monkeypatch):
     vae = make()
     z, calls = vae.encode(images()).mean, []
     whole = vae.decode(z)
-    for least in (1, 3):  # rows
+    for least in (2, 3):  # rows; a block reads two beyond a strip
         monkeypatch.setattr(strips, "LEAST_ROWS", least)
         torch.testing.assert_close(vae.pixels(z, strips.decoder(vae.decoder, 1)), whole, atol=1e-5, rtol=1e-5)
     vae.decoder.register_forward_hook(lambda *_: calls.append(1))
@@ -199,7 +199,7 @@ def test_tiles_take_a_quarter_of_the_memory(tmp_path):
         run = subprocess.run([sys.executable, "-c", PEAK, str(tile), str(out)], capture_output=True, check=True)
         return float(run.stdout), torch.load(out)
 
-    (whole, wanted), (tiled, got) = decoded(0), decoded(128)
+    (whole, wanted), (tiled, got) = decoded(0), decoded(96)
     print(f"peak: {whole:.0f} MB at once, {tiled:.0f} MB in tiles; difference {(wanted - got).abs().max():.1e}")
     assert tiled < whole / 4
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
