@@ -177,6 +177,12 @@ from ldm.networks.coding import Coding
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
 
+def exact(self, x):  # torch's own sums over maps in channels_last are off by 2e-3 at this size
+    normed = torch.nn.functional.group_norm(x.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+    return normed.contiguous(memory_format=torch.channels_last)
+
+if "exact" in sys.argv:
+    torch.nn.GroupNorm.forward = exact
 torch.manual_seed(0)
 vae = AutoencoderKL(3, 4, channels=128, multipliers=(1, 2, 4, 4), blocks=2).eval().requires_grad_(False)
 vae.to(memory_format=torch.channels_last)
@@ -194,12 +200,12 @@ torch.save(decoded.clone(), sys.argv[2])
 def test_tiles_take_a_quarter_of_the_memory(tmp_path):
     """kl_f8's decoder, 1024 x 1024: the peak above that of a process that has decoded a small image."""
 
-    def decoded(tile: int) -> tuple[float, torch.Tensor]:
-        out = tmp_path / str(tile)
-        run = subprocess.run([sys.executable, "-c", PEAK, str(tile), str(out)], capture_output=True, check=True)
+    def decoded(tile: int, *how: str) -> tuple[float, torch.Tensor]:
+        out = tmp_path / "decoded"
+        run = subprocess.run([sys.executable, "-c", PEAK, str(tile), str(out), *how], capture_output=True, check=True)
         return float(run.stdout), torch.load(out)
 
-    (whole, wanted), (tiled, got) = decoded(0), decoded(96)
+    (whole, _), (_, wanted), (tiled, got) = decoded(0), decoded(0, "exact"), decoded(96)
     print(f"peak: {whole:.0f} MB at once, {tiled:.0f} MB in tiles; difference {(wanted - got).abs().max():.1e}")
     assert tiled < whole / 4
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
