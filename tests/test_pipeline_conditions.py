@@ -213,7 +213,8 @@ def test_variations_of_an_image_by_its_meaning(tmp_path: Path) -> None:
     out = draw(model, embed_image=IMAGES, n=2, guidance=2.0)
     assert out.shape == (4, 3, 8, 8) and (out[0] - out[2]).abs().max() > 1e-3
     ldm.save(model, tmp_path / "m")
-    assert torch.equal(draw(ldm.load(tmp_path / "m"), embed_image=IMAGES, n=2, guidance=2.0), out)
+    again = draw(ldm.load(tmp_path / "m"), embed_image=IMAGES, n=2, guidance=2.0)
+    torch.testing.assert_close(again, out, rtol=0, atol=1e-5)  # torch 2.9's convolutions depend on where weights lie
 
 
 # Mistakes ------------------------------------------------------------------------------------------------------------

@@ -53,7 +53,8 @@ def test_the_way_that_it_names_works(model, dtype):
 def test_what_isnt_finite_is_seen_in_every_precision(value, dtype):
     tensor = torch.tensor([1.0, float(value), -2.0]).to(dtype)
     assert is_finite(tensor[::2]) and is_finite(tensor[:0]) and is_finite(torch.tensor([1, 2]))
-    seen = dtype != torch.float8_e4m3fn or value == "nan"  # which has no infinity
+    # float8_e4m3fn has no infinity: torch 2.9 makes its NaN of one, later ones its largest number.
+    seen = dtype != torch.float8_e4m3fn or not tensor.float().isfinite().all()
     assert is_finite(tensor) != seen
 
 
