@@ -5,7 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from ldm.data.sample import Seen, plural
+from ldm.data.sample import Seen, plural, some
+from ldm.data.store import Store
 from ldm.images import IMAGES
 
 _KINDS = 6  # of files that aren't read, in one line
@@ -30,7 +31,11 @@ _NOBODYS = re.compile(
     r"(readme|licen[sc]e|copying|citation|notice|changelog|thumbs\.db|desktop\.ini|manifest)\b.*", re.I
 )
 # Folders whose images programs make.
-_JUNK = {"__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "$recycle.bin", "lost+found"}
+_JUNK = {
+    *("__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "lost+found", "system volume information"),
+    *("$recycle.bin", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
+}
+_CACHE = ".lrdata"  # Lightroom's
 
 
 def is_image(path: str) -> bool:
@@ -49,7 +54,18 @@ def stem(path: str) -> str:
 
 
 def is_junk(path: str) -> bool:
-    return any(step.lower() in _JUNK for step in path.split("/")[:-1])
+    steps = path.lower().split("/")[:-1]
+    return any(step in _JUNK or step.endswith(_CACHE) for step in steps)
+
+
+def tell_passed(store: Store, seen: Seen) -> None:
+    """Says what of the store can't be among its files: what is hidden, what is no file, what may not be looked into."""
+    seen.left_out |= {path: reason for path, reason in store.passed.items() if not is_junk(path)}
+    hidden = [path for path in store.hidden if is_image(path) and not is_junk(path)]
+    seen.leave(hidden, "hidden, as a file's or folder's name begins with a dot: rename it to take them")
+    if closed := [folder + "/" for folder in store.closed if not is_junk(folder + "/")]:
+        said = f"{plural(len(closed), 'folder')} can't be looked into, so what is in there is missing"
+        seen.note(f"{said}: {some(closed)}; allow reading there, or move {'it' if len(closed) == 1 else 'them'} away")
 
 
 def tell_unread(paths: Sequence[str], seen: Seen) -> None:

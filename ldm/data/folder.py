@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from ldm.data.beside import tell_unread
+from ldm.data.beside import tell_passed, tell_unread
 from ldm.data.classes import image_of
 from ldm.data.decode import Split, are_sparse
 from ldm.data.layout import Layout, Meant, inside
@@ -114,6 +114,8 @@ class Folder(Stored):
     def _part(self) -> Part:
         """What of the root may be trained on."""
         store = self._store
+        for source in [store] if self._other is None else [store, self._other]:
+            tell_passed(source, self.seen)
         check_names(store, self.meant.without)
         held = held_out(store, self._other, self.meant) if self._other else []
         reason = f"of data.val_root={self.val_root}, to validate on"

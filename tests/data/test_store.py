@@ -1,6 +1,7 @@
 """Archives as people have them: what can't be unpacked is refused with the reason and the next step."""
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from ldm.data.folder import Folder
 from ldm.data.store import ZipStore, open_store
 from ldm.errors import UserError
+from tests.data.folders import facts, lay_out, names, numbered, tables
 
 PPM = b"P6\n4 4\n255\n" + bytes(48)
 ROWS = "\n".join(json.dumps({"file_name": f"{i}.png", "text": "a cat"}) for i in range(2))
@@ -54,3 +56,44 @@ def test_other_archives_are_refused_with_the_way(tmp_path):
     (tmp_path / "d.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(UserError, match=r"can't be read as a .zip .*unpack it, and name the folder"):
         open_store(tmp_path / "d.tar.gz")
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "0.txt", "metadata.jsonl"])
+def test_pipes_are_named_and_never_opened(tmp_path, name):
+    root = lay_out(tmp_path / "d", "0.png", "1.png")
+    os.mkfifo(root / name)
+    assert names(tables(root)) == ["0.png", "1.png"]
+    assert facts(root).left_out == {name: "no regular files (pipes, sockets or devices)"}
+
+
+@pytest.mark.parametrize("left", [3, 0])
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, left):
+    root = lay_out(tmp_path / "d", *numbered("birds"), *numbered("cats", n=left))
+    scan = os.scandir
+
+    def refuse(path):  # as the superuser, who may run this, is refused nothing
+        if os.fspath(path).endswith("birds"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    said = "1 folder can't be looked into, so what is in there is missing: birds/"
+    if left:
+        assert names(tables(root)) == numbered("cats") and facts(root).notes[0].startswith(said)
+    else:
+        with pytest.raises(UserError, match=f"too few images, 0.*{said}"):
+            tables(root)
+
+
+def test_hidden_images_are_counted_and_junk_is_not(tmp_path):
+    hidden = [".0.png", ".private/1.png", "a/.b/c/2.png"]
+    junk = ["._0.png", ".git/3.png", ".cache/4.png", ".private/._1.png", "__MACOSX/._0.png"]
+    root = lay_out(tmp_path / "d", *hidden, *junk)
+    with pytest.raises(UserError, match=r"too few images, 0.*Hidden, as .* begins with a dot: .*\(3 files\)"):
+        tables(root)
+    lay_out(root, "0.png", "1.png")
+    assert names(tables(root)) == ["0.png", "1.png"] and set(facts(root).left_out) == {*hidden}
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for path in [*hidden, *junk, "0.png", "1.png"]:
+            archive.write(root / path, path)
+    assert ZipStore(tmp_path / "d.zip").hidden == sorted(hidden)
