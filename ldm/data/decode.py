@@ -21,6 +21,10 @@ _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes
 _SHOW_PROGRESS = 2000  # images
 _OTHERS = " Fix them, or take them out, so that others are chosen."
+LEAVE = (
+    "Give each class an image for either split, or train without classes: data.classes=false, if they are folders, or "
+    "data.columns='[text]', if metadata have them."
+)
 _AT_ONCE = 10  # bad images from which on the run is stopped before all are decoded
 _MOST_CLASSES, _SPARSE = 2**14, 10  # as many classes are taken as labels count to; beyond it if a tenth is there
 Split = tuple[Store, list[Sample]]
@@ -253,7 +257,7 @@ def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
     known = set(classes)
     for sample in val:
         if str(sample.label) not in known:
-            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have.")
+            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have. {LEAVE}")
     return classes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from ldm.data.beside import tell_passed, tell_unread
 from ldm.data.classes import image_of
 from ldm.data.decode import Split, are_sparse
+from ldm.data.holdout import split_off, told
 from ldm.data.layout import Layout, Meant, inside
 from ldm.data.listing import samples
 from ldm.data.metadata import tell_outside
@@ -14,7 +15,7 @@ from ldm.data.part import Part, check_names, held_out
 from ldm.data.repeats import check_repeats
 from ldm.data.sample import PATHS, Sample, Seen, plural, some
 from ldm.data.store import Store, open_store
-from ldm.data.stored import WHOLE, Stored, split_off, told
+from ldm.data.stored import WHOLE, Stored
 from ldm.data.table import hash_of
 from ldm.errors import UserError
 from ldm.registry import register

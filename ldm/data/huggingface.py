@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ldm.data.decode import Split
+from ldm.data.holdout import split_off
 from ldm.data.sample import PATHS, Sample, Text, plural, some, text_of
 from ldm.data.store import Store
-from ldm.data.stored import Stored, split_off
+from ldm.data.stored import Stored
 from ldm.data.table import hash_of
 from ldm.errors import UserError, did_you_mean
 from ldm.registry import register
@@ -83,7 +84,7 @@ class HuggingFace(Stored):
                 said = f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives among them, are no text"
                 self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(store.gaps)}")
         if val is None:
-            return split_off(train, train.samples, self.val_share, self.seen)
+            return split_off(train, train.samples, self.val_share, self.seen, classes=self._classes())
         return (train, train.samples), (val, val.samples)
 
     def _split_said(self) -> str:

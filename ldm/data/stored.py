@@ -1,9 +1,8 @@
 """Sources of encoded pictures: from splits of listed samples to decoded tables, one pair or a pair a bucket."""
 
 import io
-import posixpath
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,6 @@ from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, Preprocess, probe
-from ldm.randomness import permutation
 from ldm.ranks import rank
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
@@ -207,38 +205,6 @@ def _fault(store: Store, sample: Sample) -> str:
         return f"{sample.image} is one"
     except Exception as error:
         return f"{sample.image}: {error}"
-
-
-def _without_ending(path: str) -> str:
-    return posixpath.splitext(path)[0]
-
-
-def split_off(
-    store: Store, found: list[Sample], share: float, seen: Seen, image_of: Callable[[str], str] = _without_ending
-) -> tuple[Split, Split]:
-    """A fixed random `share` of the images for validation, the others for training.
-
-    Several samples of one image stay together: rows that name the same file, or files that differ in their format.
-    `image_of` a path names the image.
-    """
-    first: dict[str, int] = {}
-    image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)
-    n = len(first)
-    if n < 2:
-        raise UserError(f"{store.where} holds too few images, {n}; training and validation need one each.{told(seen)}")
-    if n < len(found):
-        seen.aside(f"{len(found)} samples are of {n} images, which are wholly for training or for validation")
-    held = np.isin(image, permutation(0, 0, n)[: max(1, round(share * n))])  # (N,)
-    train, val = ([found[i] for i in np.flatnonzero(which)] for which in (~held, held))
-    return (store, train), (store, val)
-
-
-def told(seen: Seen) -> str:
-    """What else was seen where there are too few images."""
-    reasons = [
-        f"{reason} ({plural(count, 'file')})" for reason, count in Counter(seen.left_out.values()).most_common(3)
-    ]
-    return "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in [*reasons, *seen.notes[:2]])
 
 
 def check_captions(captions: str) -> str:

@@ -3,7 +3,9 @@
 import pytest
 
 from ldm.data.classes import classes_of, image_of
-from ldm.data.sample import Seen
+from ldm.data.holdout import split_off
+from ldm.data.sample import Sample, Seen
+from ldm.data.store import Store
 from ldm.errors import UserError
 from tests.data.folders import facts, lay_out, numbered, tables
 
@@ -74,3 +76,24 @@ def test_shards_of_img2dataset_are_no_classes():
 )  # fmt: skip
 def test_what_names_an_image_whatever_its_format(path, image):
     assert image_of(path) == image
+
+
+def test_the_random_split_leaves_training_an_image_of_each_class(tmp_path):
+    several = numbered("a", "b")
+    root = lay_out(tmp_path / "d", *several, *[f"{name}/0.png" for name in "cdefghijkl"])
+    train, val = tables(root, val_share=0.5)
+    assert train.classes == tuple("abcdefghijkl") and len(val) == 4 and {*val.names} < {*several}
+
+
+def test_classes_of_one_image_each_are_refused_with_the_way(tmp_path):
+    root = lay_out(tmp_path / "d", "a/0.png", "b/0.png", "c/0.png")
+    with pytest.raises(UserError, match="the only one of its class.*data.classes=false"):
+        tables(root)
+    assert len(tables(root, classes=False)[0]) == 2
+
+
+def test_a_split_with_every_class_in_training_stays(tmp_path):
+    samples = [Sample(f"{i}.png", label=i % 2) for i in range(20)]
+    plain = [Sample(f"{i}.png") for i in range(20)]
+    (_, train), _ = split_off(Store(), samples, 0.5, Seen())
+    assert [s.image for s in train] == [s.image for s in split_off(Store(), plain, 0.5, Seen())[0][1]]

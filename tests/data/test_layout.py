@@ -11,8 +11,8 @@ from PIL import Image
 
 from ldm.data.decode import class_names
 from ldm.data.folder import Folder
+from ldm.data.holdout import split_off
 from ldm.data.sample import Sample, Seen
-from ldm.data.stored import split_off
 from ldm.data.summary import MOST_LINES
 from ldm.errors import UserError
 from tests.data.folders import describe, facts, lay_out, names, numbered, tables
