@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,13 @@ from ldm.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 _LISTS = (list, tuple, Sequence, Iterable)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, or a byte that is no UTF-8: no file takes it
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def readable(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate, which UTF-8 has no bytes for."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ldm.cascade import check_fit, enlarge
 from ldm.devices import device_of, fast_products
 from ldm.errors import UserError
 from ldm.images import grid, save_png
+from ldm.kinds import readable
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.precision import name_of
@@ -151,7 +152,7 @@ def conditions(config: Mapping[str, Any]) -> dict[str, list]:
         raise UserError("prompt= and prompts_file= exclude each other; give one.")
     given: dict[str, list] = {}
     if config["prompt"] is not None:
-        given["text"] = [str(config["prompt"])]
+        given["text"] = [readable(str(config["prompt"]))]
     elif config["prompts_file"]:
         given["text"] = read_prompts(Path(config["prompts_file"]))
     if config["labels"] is not None:

@@ -14,6 +14,7 @@ from ldm.conditioning.cut import sentences
 from ldm.conditioning.parts import Encode
 from ldm.devices import send
 from ldm.errors import UserError
+from ldm.kinds import readable
 from ldm.networks import Cond
 
 ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
@@ -119,7 +120,7 @@ def ask(
         null |= {"text": _negatives(conditioner, negative, count, size)}
         said.add("text")
     prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
-    for sentence in sentences(conditioner, map(str, prompts)):
+    for sentence in sentences(conditioner, (readable(str(prompt)) for prompt in prompts)):
         log.warning(sentence)
     return Asked(conditioner, batch, null, frozenset(said), count)
 

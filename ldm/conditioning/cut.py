@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ldm")
 SHOWN = 3  # prompts that are told of one by one
+WORDS, LETTERS = 50, 400  # of what is left out that are told
 _reported: set[int] = set()  # hashes of the captions that a run of training has told of
 
 
@@ -21,7 +22,7 @@ class Cut(NamedTuple):
     lost: str
 
     def __str__(self) -> str:
-        return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {self.lost}"
+        return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {bounded(self.lost)}"
 
 
 def may_exceed(captions: Iterable[str], limit: int) -> list[str]:
@@ -64,3 +65,12 @@ def sentences(conditioner: "Conditioner", prompts: Iterable[str]) -> list[str]:
 
 def shortened(caption: str, most: int = 80) -> str:
     return caption if len(caption) <= most else caption[: most - 3] + "..."
+
+
+def bounded(text: str) -> str:
+    """The first words of `text`, or letters where it has few blanks, and how many more there are."""
+    words = text.split()
+    start = " ".join(words[:WORDS]) if len(words) > WORDS else text
+    if len(start) > LETTERS:
+        return f"{text[:LETTERS]}... and {len(text) - LETTERS} more letters"
+    return start if len(words) <= WORDS else f"{start} ... and {len(words) - WORDS} more words"

@@ -28,6 +28,7 @@ from ldm.conditioning.parts import Part
 from ldm.conditioning.reader import States, without
 from ldm.devices import send
 from ldm.errors import UserError
+from ldm.kinds import readable
 from ldm.networks import Cond
 from ldm.registry import register
 
@@ -108,7 +109,7 @@ class FrozenText(Part):
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
-        return [str(v) for v in values]
+        return [readable(str(v)) for v in values]
 
     def hold(self, tokenizer: Any, encoder: Any) -> None:
         """Takes an encoder that is in memory already in place of the one at `path`."""

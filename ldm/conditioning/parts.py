@@ -12,6 +12,7 @@ from ldm.conditioning.cut import Cut
 from ldm.conditioning.reader import Tokens, without
 from ldm.devices import send
 from ldm.errors import UserError, did_you_mean
+from ldm.kinds import readable
 from ldm.networks import Cond, TextTransformer
 from ldm.registry import register
 
@@ -208,7 +209,7 @@ class Text(Part):
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
-        return [str(v) for v in values]
+        return [readable(str(v)) for v in values]
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
         return tokenizer.cut(self.tokenizer, captions, self.length)

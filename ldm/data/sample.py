@@ -1,10 +1,11 @@
 """One image with what belongs to it, and what a listing of many met beside them."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ldm import kinds
 
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
@@ -14,7 +15,6 @@ USUAL = {
     "label": ("label", "labels", "class", "cls", "category"),
 }
 Text = str | list[str] | None
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, where a tool cut a caption between its two
 
 
 @dataclass
@@ -71,7 +71,7 @@ def text_of(value: Any) -> tuple[Text, bool]:
 
 def _words(value: Any) -> str | None:
     if isinstance(value, str):
-        words = _SURROGATE.sub("\ufffd", value)
+        words = kinds.readable(value)  # a tool may have cut a letter between its halves
         return words if words.strip() else ""
     number = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
     return str(value) if number else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError
+from ldm.kinds import readable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +65,8 @@ def save_png(picture: "Image", path: str | Path, text: Mapping[str, Any] | None 
 
     info = PngInfo()
     for key, value in (text or {}).items():
-        (info.add_text if str(value).isascii() else info.add_itxt)(key, str(value))
+        words = readable(str(value))
+        (info.add_text if words.isascii() else info.add_itxt)(key, words)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

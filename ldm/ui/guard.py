@@ -8,6 +8,7 @@ client can write it.
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 
 from ldm.ui.bodies import Bodies, Message, Receive, Refusal, Scope, Send
@@ -20,10 +21,12 @@ API = "/gradio_api"
 UPLOAD = f"{API}/upload"
 UPLOAD_BYTES = 64 * 2**20  # of one upload, all its files together
 BODY_BYTES = 2**20  # of any other request
+BY_NAME = f"{API}/call/v2/"
 # What the page and gradio's clients post to. The rest of gradio's routes store recordings, blobs and more.
 POSTED = (UPLOAD, "/login", *(f"{API}/{name}" for name in ("queue/join", "run/", "api/", "call/", "cancel", "reset")))
 # What would change something though it is only read.
 CLOSED = tuple(f"{API}/{name}" for name in ("deep_link", "proxy=", "run-history", "component_server"))
+RANGE = re.compile(rb"bytes=(\d{1,18}-(\d{1,18})?|-\d{1,18})")
 HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
@@ -50,14 +53,28 @@ class Guard:
             return await send({"type": "websocket.close", "code": 1008})
         if not _headers(scope, b"host"):
             scope["headers"].append((b"host", b""))  # gradio, around this, looks it up whenever there is an Origin
-        scope = {**scope, "headers": [one for one in scope["headers"] if not _is_forwarded(one[0])]}
+        scope = {**scope, "headers": [one for one in scope["headers"] if _is_read(*one)]}
         send = _hardened(send)
         refusal = foreign(scope, self.proxy) or closed(scope) or oversized(scope)
         if refusal:
             return await _answer(send, *refusal)
-        if scope["method"] == "POST":
-            return await self._take(scope, receive, send)
-        await self.app(scope, receive, send)
+        await (self._take if scope["method"] == "POST" else self._give)(scope, receive, send)
+
+    async def _give(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the app answer. A stream that ends in a refusal, which it tells by itself, is ended without a trace."""
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except RuntimeError as error:  # Starlette's, who can't send a refusal any more
+            if not started or type(error.__cause__).__name__ != "HTTPException":
+                raise
+            await send({"type": "http.response.body", "body": b""})
 
     async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets the app have a request's body as it comes, and answers in its place where the body is given up."""
@@ -77,9 +94,10 @@ class Guard:
         try:
             await self.app(scope, body.receive, answer)
         except Exception as error:
-            if body.refusal is None and (started or not (is_upload or _names_nothing(error))):
+            refusal = body.refusal or (_failed(error) if is_upload else misread(error, scope["path"]))
+            if refusal is None or (started and not body.refusal):
                 raise
-            body.refusal = body.refusal or (_failed(error) if is_upload else (404, "the page has no such function"))
+            body.refusal = refusal
         finally:
             self.bodies.close(body)
         if body.refusal and not started:
@@ -119,18 +137,27 @@ def oversized(scope: Scope) -> Refusal | None:
     return (413, f"the request is larger than {most // 2**20} MB") if int(length) > most else None
 
 
+def misread(error: Exception, path: str) -> Refusal | None:
+    """What gradio fails over when a request names no function of the page, or gives it what it can't take."""
+    if type(error).__name__ in ("KeyError", "FnIndexInferError"):
+        return 404, "the page has no such function"
+    if isinstance(error, TypeError) and path.startswith(BY_NAME):
+        return 400, "the function's values have to be given by the names of its parameters, all that have no default"
+    if isinstance(error, ValueError):  # also where the refusal would repeat what was sent
+        log.warning("a request can't be read: %s: %.200s", type(error).__name__, error)
+        return 400, "the request can't be read: send JSON of finite numbers and whole letters, as /gradio_api/info says"
+    return None
+
+
 def _follows_a_link(scope: Scope) -> bool:
     navigates = _header(scope, b"sec-fetch-mode") == "navigate" and _header(scope, b"sec-fetch-dest") == "document"
     return navigates and scope["method"] == "GET" and scope["path"] == "/"
 
 
-def _is_forwarded(header: bytes) -> bool:
-    return header == b"forwarded" or header.startswith(b"x-forwarded-")
-
-
-def _names_nothing(error: Exception) -> bool:
-    """Whether gradio looked in vain for the function that a request names."""
-    return type(error).__name__ in ("KeyError", "FnIndexInferError")
+def _is_read(header: bytes, value: bytes) -> bool:
+    """Whether a header counts: not what others say of another server, nor a range that isn't one (RFC 9110, 14.2)."""
+    is_forwarded = header == b"forwarded" or header.startswith(b"x-forwarded-")
+    return not is_forwarded and (header != b"range" or bool(RANGE.fullmatch(value)))
 
 
 def _failed(error: Exception) -> Refusal:

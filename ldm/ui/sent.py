@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,6 +21,7 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         try:
+            inputs = read(inputs)
             _check_count(block_fn, inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
@@ -31,6 +33,21 @@ class Page(gr.Blocks):
         except Exception as error:
             log.info("a value that can't be read was sent", exc_info=error)
             raise message(UserError(_unfit(block_fn.inputs, inputs))) from None
+
+
+def read(value: Any) -> Any:
+    """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
+    folder in a file's place, which gradio would count among its files."""
+    if isinstance(value, str):
+        return kinds.readable(value)
+    if isinstance(value, (list, tuple)):
+        return [read(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    value = {kinds.readable(key) if isinstance(key, str) else key: read(one) for key, one in value.items()}
+    if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
+        raise UserError("a file has to be uploaded; a folder isn't read.")
+    return value
 
 
 def _check_count(block_fn: Any, inputs: Sequence[Any]) -> None:

@@ -47,6 +47,18 @@ def test_a_prompt_is_told_of_each_time_and_what_stands_in_its_place_too(conditio
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize(("word", "end"), [("a dog ", "... and 1949 more words"), ("x", "... and 2600 more letters")])
+def test_of_a_very_long_prompt_the_first_words_are_told(conditioner, word, end):
+    (said,) = cut.sentences(conditioner, [word * (1002 if " " in word else 3004)])
+    assert len(said) < 600 and said.endswith(end)
+
+
+def test_half_letters_are_read_as_the_letter_for_what_is_none(conditioner, caplog):
+    asked = ask(conditioner, {"text": ["a \ud800 dog " * 9]}, negative="\udcff")
+    assert asked.batch["text"] == ["a \ufffd dog " * 9] and asked.null["text"] == ["\ufffd"]
+    assert "left out is" in caplog.text and conditioner(asked.batch).tokens is not None
+
+
 def test_many_prompts_are_told_of_in_one_line(conditioner):
     (said,) = cut.sentences(conditioner, [f"a cat above a star on a {i} background" for i in range(9)] + ["a dog"])
     assert said.startswith("9 of 10 prompts are too long; a prompt has") and said.endswith("on a 0 background")

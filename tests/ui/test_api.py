@@ -371,6 +371,18 @@ def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served:
     assert served.app.store.pictures() == before
 
 
+def test_half_letters_are_replaced_and_a_folder_is_no_file(page: Any, served: Any) -> None:
+    assert "\ufffd" in failure(called(page, "run_state", ["ldm/\ud800"]))
+    endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
+    values = {one["parameter_name"]: one["parameter_default"] for one in endpoint}
+    said = called(page, "generate", list((values | {"prompt": "a \ud800 cat", "n": 1}).values()))
+    assert "event: complete" in said and "a \\ufffd cat" in said
+    folder = {"path": str(served.app.shown.path / "shown"), "meta": {"_type": "gradio.FileData"}}
+    Path(folder["path"]).mkdir(exist_ok=True)
+    assert "folder" in failure(called(page, "restore", [folder]))
+    assert not [file for files in served.page.temp_file_sets for file in files if Path(file).is_dir()]
+
+
 def test_it_listens_on_this_machine_alone(served: Any) -> None:
     assert served.url.startswith("http://127.0.0.1:")
     port = served.page.server_port

@@ -384,6 +384,36 @@ def test_a_function_that_is_none_is_no_trouble(begin: Any, troubles: Any, path: 
     assert status in (400, 404, 422) and said and not [one for one in troubles.records if one.exc_info]
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/gradio_api/call/v2/generate", '{"data": []}'),
+        ("/gradio_api/call/v2/run_state", '{"data": ["ldm/tiny"]}'),
+        ("/gradio_api/call/v2/nothing", "{}"),
+        ("/gradio_api/cancel", '{"session_hash": NaN, "fn_index": 0, "event_id": "x"}'),
+        ("/gradio_api/reset", '{"event_id": 1e400}'),
+        ("/gradio_api/queue/join", '{"data": [], "fn_index": "\\ud800", "session_hash": "x"}'),
+        ("/gradio_api/queue/join", '{"data": NaN}'),
+        ("/gradio_api/call/run_state", '{"data": "\\ud800"}'),
+        ("/gradio_api/run/run_state", '{"data": ["\\ud800"]}'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_repeated_is_refused_in_a_sentence(begin: Any, troubles: Any, path: str, text: str) -> None:
+    status, said = answer(begin(len(text), text.encode(), path, Connection="close"))
+    assert status != 500 or "That doesn't work" in said
+    assert status >= 400 and said != "Internal Server Error" and not [one for one in troubles.records if one.exc_info]
+
+
+def test_reading_what_is_not_there_is_no_trouble(ask: Any, served: Any, troubles: Any) -> None:
+    assert ask("POST", UPLOAD, part(b"x" * 10) + b"--x--\r\n", **FORM)[0] == 200
+    file = next(iter(stored(served)))
+    for value in ("bytes=0-,0-,0-", "bytes=a-b", "bytes=--", "bytes=0-" + "9" * 5000, "bytes=0-1", "bytes=-1"):
+        assert ask("GET", f"/gradio_api/file={file}", Range=value)[0] in (200, 206, 416), value
+    for path in ("queue/data?session_hash=nobody", "call/generate/nope", "call/v2/generate/nope"):
+        assert ask("GET", f"/gradio_api/{path}")[0] in (200, 404)
+    assert not [one for one in troubles.records if one.exc_info]
+
+
 def test_a_request_without_a_host_is_refused(served: Any, troubles: Any) -> None:
     with socket.create_connection(("127.0.0.1", served.page.server_port), timeout=20) as line:
         line.sendall(b"GET /config HTTP/1.0\r\nOrigin: http://\r\n\r\n")
