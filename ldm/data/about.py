@@ -25,7 +25,7 @@ _SURE = (
     "|annos?|gt|gt(fine|coarse)|ground[-_ ]?truths?|depths?|edges|canny|hints|conditioning|trimaps?|mattes?|alphas"
     "|captions?|previews|semantics?|instances?|panoptic"
 )
-_MAYBE = "mask|map|label|normals?|edge|hint|controls?|conditions?|alpha|preview"  # classes are called so too
+_MAYBE = "thumb|mask|map|label|normals?|edge|hint|controls?|conditions?|alpha|preview"  # classes are called so too
 _AROUND = r"(.*[-_ ])?({})([-_ ]?(images?|imgs?|pngs?|ids?|rgb|colou?rs?))?"
 _ABOUT = re.compile(_AROUND.format(f"{_SURE}|{_MAYBE}"), re.IGNORECASE)
 _IS_SURE = re.compile(_AROUND.format(_SURE), re.IGNORECASE)

@@ -35,7 +35,7 @@ _JUNK = {
     *("__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "lost+found", "system volume information"),
     *("$recycle.bin", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
 }
-_CACHE = ".lrdata"  # Lightroom's
+_JUNK_LIKE = re.compile(r"thumb(nail)?s?[-_ ]?\d+(x\d+)?|.*\.lrdata")  # thumbnails128x128; Lightroom's
 
 
 def is_image(path: str) -> bool:
@@ -55,7 +55,7 @@ def stem(path: str) -> str:
 
 def is_junk(path: str) -> bool:
     steps = path.lower().split("/")[:-1]
-    return any(step in _JUNK or step.endswith(_CACHE) for step in steps)
+    return any(step in _JUNK or _JUNK_LIKE.fullmatch(step) for step in steps)
 
 
 def tell_passed(store: Store, seen: Seen) -> None:

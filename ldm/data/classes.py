@@ -23,6 +23,9 @@ _TAKEOUT = re.compile(r"Photos from \d{4}")  # Google's
 _YEARS, _MONTHS = re.compile(_YEAR), re.compile(rf"{_MONTH}(\D.*)?")
 _PART = re.compile(r"(folds?|parts?|batch|chunk|shard)[-_ ]?\d+", re.IGNORECASE)
 _SCALE = re.compile(r"[lhs]r|x\d", re.IGNORECASE)  # of one image in several sizes, for super-resolution
+_SIZE = re.compile(
+    r"(images?|imgs?|size|res)?[-_ ]?(\d{2,}x\d{2,}|64|128|256|512|768|1024|2048|4096)(px)?", re.IGNORECASE
+)
 _DCIM = "dcim"
 _SHARD = re.compile(r"\d{5}")
 
@@ -50,6 +53,9 @@ def classes_of(paths: Sequence[str], meant: bool | None, known: Collection[str],
     if meant is None and not known and distinct and None not in names and all(map(_PART.fullmatch, distinct)):
         seen.aside(f"folders as parts of one set are no classes: {some(distinct)} (data.classes=true: they are)")
         return _within(paths, base)
+    if meant is None and not known and distinct and None not in names and all(map(_SIZE.fullmatch, distinct)):
+        said = f"folders named as sizes are taken for classes: {some(distinct)}"
+        seen.note(f"{said} (data.classes=false: they aren't; data.without='[{distinct[0]}]' leaves one out)")
     return names
 
 

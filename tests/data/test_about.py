@@ -33,6 +33,8 @@ def fill(folder: Path, kind: str, n: int = 3, size: tuple[int, int] = (16, 16), 
         numbered("masks"),
         ["images/0-masklabel.png", "images/1_mask.png"],
         numbered("__MACOSX", "@eaDir/images", "images/thumbnails"),
+        numbered("#recycle/images", "@Recycle", "$RECYCLE.BIN", "#snapshot", "My Previews.lrdata/a"),
+        numbered("images/thumb", "thumbnails128x128"),
         ["images/.ipynb_checkpoints/0-checkpoint.png"],
     ],
 )

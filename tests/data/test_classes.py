@@ -97,3 +97,11 @@ def test_a_split_with_every_class_in_training_stays(tmp_path):
     plain = [Sample(f"{i}.png") for i in range(20)]
     (_, train), _ = split_off(Store(), samples, 0.5, Seen())
     assert [s.image for s in train] == [s.image for s in split_off(Store(), plain, 0.5, Seen())[0][1]]
+
+
+def test_folders_named_as_sizes_are_classes_with_a_note():
+    seen = Seen()
+    assert classes_of(["256/0.png", "512/0.png"], None, (), seen) == ["256", "512"]
+    assert "named as sizes are taken for classes: 256, 512 (data.classes=false" in seen.notes[0]
+    classes_of(["12/0.png", "256/0.png"], None, (), other := Seen())
+    assert not other.notes
