@@ -197,7 +197,8 @@ def _pipeline(folder: Path) -> nn.Module:
     network: Any = load_part(folder / "unet")
     if not hasattr(network, "in_channels"):
         raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
-    parameterization, sampling = schedulers.from_diffusers(read_json(folder / "scheduler" / "scheduler_config.json"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    parameterization, sampling = schedulers.from_diffusers(read_json(file), str(file))
     first_stage, whitening = _first_stage(folder, present, network)
     conditioner = _conditioner(folder, present, index.get("text") or {})
     side = read_json(folder / "unet" / "config.json").get("sample_size")

@@ -1,13 +1,15 @@
 """diffusers' scheduler configs and our parameterizations with their sampling defaults, each from the other."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
 from ldm.diffusion.schedule import _ends
 from ldm.errors import UserError
+from ldm.interop import scheduler_config
+from ldm.interop.plain import number
 from ldm.interop.unet import full_spec
 from ldm.registry import build
 
@@ -50,73 +52,108 @@ _STEPS_OF_THE_TABLE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 _NO_KARRAS = (*_STEPS_OF_THE_TABLE, "EulerAncestralDiscreteScheduler")
 _VARIANCES = {"fixed_small": "posterior", "fixed_large": "beta"}
 _ALGORITHMS = {"dpmsolver++": "dpmpp_2m", "sde-dpmsolver++": "dpmpp_2m_sde"}
-# settings that change the picture and that no sampler here has: said, and left out
-_LEFT_OUT = (
-    "thresholding", "use_beta_sigmas", "use_lu_lambdas", "stochastic_sampling", "invert_sigmas", "shift_terminal",
-    "euler_at_final", "disable_corrector",
+_EDM = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type")
+_TABLE = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr",
 )  # fmt: skip
 
 
-def from_diffusers(config: Mapping[str, Any]) -> tuple[Parameterization, dict[str, Any]]:
-    """What the network predicts, and the sampling defaults, of a scheduler's config."""
+def from_diffusers(config: Mapping[str, Any], where: str = "the scheduler") -> tuple[Parameterization, dict[str, Any]]:
+    """What the network predicts, and the sampling defaults, of a scheduler's config.
+
+    Raises UserError naming a setting of a wrong kind and one that changes what the network sees; every other one that
+    has no counterpart here is named in a warning.
+    """
     name = config.get("_class_name", "")
-    if name not in _SAMPLERS:
-        raise UserError(f"the scheduler {name!r} has no counterpart here; known: {', '.join(_SAMPLERS)}.")
-    sampling, left_out = _sampler(name, config)
-    left_out += [f"{key}={config[key]!r}" for key in _LEFT_OUT if config.get(key)]
+    if not isinstance(name, str) or name not in _SAMPLERS:
+        raise UserError(f"{where}: the scheduler {name!r} has no counterpart here; known: {', '.join(_SAMPLERS)}.")
+    settings = scheduler_config.read(name, config, where)
+    _refuse(name, config, settings, where)
+    sampling, honoured = _sampler(name, settings)
+    read: Iterable[str]
+    if name.startswith("FlowMatch") or settings["prediction_type"] == "flow_prediction":
+        parameterization, more, read = _flow(config, settings, where)
+    elif name.startswith("EDM"):
+        parameterization, more, read = _edm(settings, where), {}, _EDM
+    else:
+        more, read = _spacing(name, settings, where)
+        parameterization = _variance_preserving(settings | _zero_snr(config, where), where)
+    _tell(name, config, settings, {*honoured, *read}, where)
+    return parameterization, sampling | more
+
+
+def _refuse(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:
+    """Refuses what changes what the network is fed with, and what contradicts itself."""
+    prediction = settings.get("prediction_type")
+    flow = name.startswith("FlowMatch") or prediction == "flow_prediction"
+    wrong = [key for key in ("use_dynamic_shifting",) if settings.get(key)]
+    if settings.get("timestep_type", "discrete") != "discrete" and prediction == "v_prediction":
+        wrong.append(f"timestep_type={settings['timestep_type']!r} with v_prediction")
+    if flow and settings["num_train_timesteps"] != 1000:
+        wrong.append(f"num_train_timesteps={settings['num_train_timesteps']} of a flow")
+    if name.startswith("FlowMatch") and config.get("prediction_type") not in (None, "flow_prediction"):
+        wrong.append(f"prediction_type={config['prediction_type']!r} of a flow")
+    if "use_flow_sigmas" in settings and settings["use_flow_sigmas"] != flow:
+        wrong.append(f"use_flow_sigmas={settings['use_flow_sigmas']} with prediction_type={prediction!r}")
+    if settings.get("use_karras_sigmas") and settings.get("use_exponential_sigmas"):
+        wrong.append("use_karras_sigmas and use_exponential_sigmas at once")
+    if wrong:
+        raise UserError(f"{where}: the scheduler can't be represented here: {', '.join(wrong)}.")
+
+
+def _tell(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], honoured: set[str], where: str) -> None:
+    """Names what is left out, and a default of diffusers that isn't ours."""
+    left_out = scheduler_config.left_out(name, config, settings, honoured)
+    if settings.get("clip_sample") and "clip_sample" not in config:
+        done = "is taken" if "clip_sample" in honoured else "has no counterpart here and is left out"
+        log.warning("%s doesn't say clip_sample: %s's default True %s", where, name, done)
+    elif settings.get("clip_sample") and "clip_sample" not in honoured:
+        left_out = [f"clip_sample={config['clip_sample']!r}", *(s for s in left_out if "clip_sample=" not in s)]
     if left_out:
-        log.warning("the scheduler's %s has no counterpart here and is left out", ", ".join(left_out))
-    if name.startswith("FlowMatch"):
-        if config.get("use_dynamic_shifting"):
-            raise UserError("the scheduler can't be represented here: use_dynamic_shifting=True.")
-        return Flow(), sampling | {"shift": float(config.get("shift", 1.0))}
-    if name.startswith("EDM"):
-        return _edm(config), sampling
-    if config.get("prediction_type") == "flow_prediction":
-        return Flow(), sampling | {"shift": float(config.get("flow_shift", 1.0))}
-    if spacing := _spacing(name, config):
-        sampling["spacing"] = spacing
-    return _variance_preserving(config), sampling
+        log.warning("%s: %s has no counterpart here and is left out", where, ", ".join(left_out))
 
 
-def _sampler(name: str, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Our sampler and its options, and the settings that it hasn't."""
+def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Our sampler and its options, and the settings that it honours."""
     sampling: dict[str, Any] = {"sampler": _SAMPLERS[name]}
-    left_out = []
+    honoured = [] if settings.get("clip_sample") else ["clip_sample_range"]
     if name == "UniPCMultistepScheduler":
         # diffusers takes solver types of other solvers for bh2
-        variant = "bh1" if config.get("solver_type") == "bh1" else "bh2"
-        sampling |= {"order": min(int(config.get("solver_order", 2)), 3), "variant": variant}
-        left_out += [key for key in ("predict_x0", "lower_order_final") if config.get(key, True) is not True]
-        left_out += ["solver_order"] if config.get("solver_order", 2) > 3 else []
-    elif sampling["sampler"] == "dpmpp_2m" and "algorithm_type" in config:
-        kind = config["algorithm_type"]
-        sampling["sampler"] = _ALGORITHMS.get(kind, "dpmpp_2m")
-        left_out += [] if kind in _ALGORITHMS else [f"algorithm_type={kind!r}"]
-        left_out += [] if config.get("solver_order", 2) == 2 else [f"solver_order={config['solver_order']!r}"]
+        variant = "bh1" if settings["solver_type"] == "bh1" else "bh2"
+        sampling |= {"order": max(1, min(settings["solver_order"], 3)), "variant": variant}
+        honoured += ["solver_type"] + ["solver_order"] * (1 <= settings["solver_order"] <= 3)
+    elif sampling["sampler"] == "dpmpp_2m" and settings.get("algorithm_type") in _ALGORITHMS:
+        sampling["sampler"] = _ALGORITHMS[settings["algorithm_type"]]
+        honoured += ["algorithm_type"]
     elif name == "DDPMScheduler":
-        kind = config.get("variance_type", "fixed_small")
-        sampling["variance"] = _VARIANCES.get(kind, "posterior")
-        left_out += [] if kind in _VARIANCES else [f"variance_type={kind!r}"]
+        sampling["variance"] = _VARIANCES.get(settings["variance_type"], "posterior")
+        honoured += ["variance_type"] * (settings["variance_type"] in _VARIANCES)
+        if settings["clip_sample"]:
+            sampling["clip"] = settings["clip_sample_range"]
+            honoured += ["clip_sample", "clip_sample_range"]
     elif name == "HeunDiscreteScheduler":
         sampling["variant"] = "karras"
-    if config.get("clip_sample"):
-        if name == "DDPMScheduler":
-            sampling["clip"] = float(config.get("clip_sample_range", 1.0))
-        else:
-            left_out.append("clip_sample=True")
-    return sampling, left_out
+    return sampling, honoured
 
 
-def _spacing(name: str, config: Mapping[str, Any]) -> str | None:
-    """Ours of that name. Multistep solvers leave out the last point of "linspace": that is ours, to one timestep."""
-    for key, spacing in _SIGMAS.items():
-        if config.get(key):
-            return spacing
-    spacing = config.get("timestep_spacing", "leading" if name in _STEPS_OF_THE_TABLE else "linspace")
+def _spacing(name: str, settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Ours of that name, and the settings that it honours with those of the table of noise levels.
+
+    Multistep solvers leave out the last point of "linspace": that is ours, to one timestep.
+    """
+    for key, ours in _SIGMAS.items():
+        if settings.get(key):
+            return {"spacing": ours}, [*_TABLE, "timestep_spacing", "steps_offset", "flow_shift", key]
+    spacing = settings["timestep_spacing"]
     if spacing not in _SPACINGS:
-        raise UserError(f"the scheduler can't be represented here: timestep_spacing={spacing!r}.")
-    return None if name in _STEPS_OF_THE_TABLE or name.startswith(("DPMSolver", "UniPC")) else _SPACINGS[spacing]
+        raise UserError(f"{where}: the scheduler can't be represented here: timestep_spacing={spacing!r}.")
+    honoured = [*_TABLE, "flow_shift"]
+    if spacing != "leading":
+        honoured += ["steps_offset"]  # which only "leading" has a use for
+        honoured += ["timestep_spacing"] * (spacing == "trailing" or name not in _STEPS_OF_THE_TABLE)
+    plain = name in _STEPS_OF_THE_TABLE or name.startswith(("DPMSolver", "UniPC")) or spacing != "linspace"
+    return {} if plain else {"spacing": spacing}, honoured
 
 
 def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -191,25 +228,45 @@ def _betas(parameterization: VariancePreserving) -> dict[str, Any]:
     }
 
 
-def _variance_preserving(config: Mapping[str, Any]) -> Parameterization:
-    prediction, betas = config.get("prediction_type", "epsilon"), config.get("beta_schedule", "linear")
-    if prediction not in _VP or betas not in _BETAS or config.get("trained_betas") is not None:
-        what = "trained_betas" if config.get("trained_betas") is not None else f"{prediction} over {betas}"
-        raise UserError(f"the scheduler can't be represented here: {what}.")
+def _flow(
+    config: Mapping[str, Any], settings: Mapping[str, Any], where: str
+) -> tuple[Parameterization, dict[str, Any], tuple[str, ...]]:
+    """A flow, its shift, and what was read of it; `t_max` is ours, which diffusers ignores."""
+    key = "shift" if "shift" in settings else "flow_shift"
+    if not settings[key] > 0:
+        raise UserError(f"{where}: {key} is {settings[key]:g}, where a number above 0 belongs.")
+    t_max = number(config.get("t_max", 0.999), f"{where}: t_max")
+    idle = (*_TABLE, "timestep_spacing", "steps_offset")  # of the table of noise levels, which a flow doesn't read
+    return Flow(t_max), {"shift": settings[key]}, (key, "use_flow_sigmas", "t_max", *idle)
+
+
+def _zero_snr(config: Mapping[str, Any], where: str) -> dict[str, bool]:
+    """The switch for zero SNR, which classes without one carry too: the network was trained so."""
+    given = config.get("rescale_betas_zero_snr", False)
+    if given not in (True, False, None):
+        raise UserError(f"{where}: rescale_betas_zero_snr is {str(given)[:40]!r}, where true or false belongs.")
+    return {"rescale_betas_zero_snr": bool(given)}
+
+
+def _variance_preserving(settings: Mapping[str, Any], where: str) -> Parameterization:
+    prediction, betas = settings["prediction_type"], settings["beta_schedule"]
+    if prediction not in _VP or betas not in _BETAS or settings["trained_betas"] is not None:
+        what = "trained_betas" if settings["trained_betas"] is not None else f"{prediction} over {betas}"
+        raise UserError(f"{where}: the scheduler can't be represented here: {what}.")
     kind = _BETAS[betas]
-    ends = {k: config.get(k, d) for k, d in (("beta_start", 1e-4), ("beta_end", 0.02))} if kind != "cosine" else {}
     schedule = {
         "class": "Schedule",
         "kind": kind,
-        **ends,
-        "timesteps": config.get("num_train_timesteps", 1000),
-        "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr", False)),
+        **({key: settings[key] for key in ("beta_start", "beta_end")} if kind != "cosine" else {}),
+        "timesteps": settings["num_train_timesteps"],
+        "zero_terminal_snr": settings["rescale_betas_zero_snr"],
     }
     return build({"class": _VP[prediction], "schedule": schedule})
 
 
-def _edm(config: Mapping[str, Any]) -> Parameterization:
-    if config.get("prediction_type", "epsilon") != "epsilon" or config.get("sigma_schedule", "karras") != "karras":
-        raise UserError("the scheduler can't be represented here: EDM with v_prediction or exponential sigmas.")
-    ends = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
-    return EDM(**{k: float(config.get(k, default)) for k, default in ends.items()})
+def _edm(settings: Mapping[str, Any], where: str) -> Parameterization:
+    if settings["prediction_type"] != "epsilon" or settings["sigma_schedule"] != "karras":
+        raise UserError(
+            f"{where}: the scheduler can't be represented here: EDM with v_prediction or exponential sigmas."
+        )
+    return EDM(**{key: settings[key] for key in ("sigma_min", "sigma_max", "sigma_data")})

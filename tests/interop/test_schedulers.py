@@ -7,7 +7,7 @@ import torch
 
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, Schedule, V, get_sampler
 from ldm.errors import UserError
-from ldm.interop import schedulers
+from ldm.interop import scheduler_config, schedulers
 from tests.interop.models import diffusers
 
 ENDS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -28,6 +28,10 @@ EXACT = {
     "edm euler": ("EDMEulerScheduler", {}),
     "edm dpm++": ("EDMDPMSolverMultistepScheduler", {}),
 }
+
+
+EULER = {"_class_name": "EulerDiscreteScheduler"}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
 
 
 def network(x, t, cond=None):
@@ -117,12 +121,64 @@ def test_what_is_left_out_is_said(caplog):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
+        (FLOW | {"shift": 3.0, "use_karras_sigmas": True}, "use_karras_sigmas=True"),
+        ({"_class_name": "EDMEulerScheduler", "rho": 3.0}, "rho=3.0"),
+        (EULER | {"sigma_min": 0.1, "sigma_max": 5.0}, "sigma_min=0.1, sigma_max=5.0"),
+        (EULER | {"interpolation_type": "log_linear"}, "interpolation_type='log_linear'"),
+        (EULER | {"final_sigmas_type": "sigma_min"}, "final_sigmas_type='sigma_min'"),
+        (EULER | {"timestep_spacing": "leading", "steps_offset": 1}, "timestep_spacing='leading', steps_offset=1"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order=3"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"}, "solver_type='heun'"),
+        ({"_class_name": "DDIMScheduler", "snr_shift_scale": 3.0}, "snr_shift_scale=3.0"),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one=False"),
+        ({"_class_name": "DDIMScheduler", "use_karras_sigmas": True}, "use_karras_sigmas=True"),
+        ({"_class_name": "DDIMScheduler"}, "doesn't say clip_sample: DDIMScheduler's default True has no counterpart"),
+        ({"_class_name": "DDPMScheduler"}, "doesn't say clip_sample: DDPMScheduler's default True is taken"),
+    ],
+)
+def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config, says, caplog):
+    with caplog.at_level(logging.WARNING, "ldm"):
+        schedulers.from_diffusers(config)
+    assert says in caplog.text
+
+
+@pytest.mark.parametrize("name", scheduler_config.DEFAULTS)
+def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
+    config = dict(getattr(diffusers, name)().config)
+    idle = {"timestep_spacing", "steps_offset"} if "Singlestep" in name else set()  # it has "linspace" alone
+    assert config == config | {k: v for k, v in scheduler_config.DEFAULTS[name].items() if k not in idle}
+    schedulers.from_diffusers(
+        {"_class_name": name, **config, **({"clip_sample": False} if "clip_sample" in config else {})}
+    )
+    assert not [record for record in caplog.records if "clip_sample" not in record.message]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
         ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}, "trained_betas"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}, "sigmoid"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "odd"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "use_dynamic_shifting"),
         ({"_class_name": "EDMEulerScheduler", "sigma_schedule": "exponential"}, "exponential"),
+        ({"_class_name": "EDMEulerScheduler", "sigma_data": "x"}, "sigma_data"),
+        ({"_class_name": ["DDIMScheduler"]}, "DDIMScheduler"),
+        (EULER | {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "continuous"),
+        (EULER | {"use_karras_sigmas": True, "use_exponential_sigmas": True}, "at once"),
+        (EULER | {"timestep_spacing": ["leading"]}, "timestep_spacing"),
+        (EULER | {"num_train_timesteps": "1000"}, "num_train_timesteps is the text"),
+        (EULER | {"num_train_timesteps": 1000.5}, "whole number"),
+        (EULER | {"num_train_timesteps": 10**9}, "num_train_timesteps is 1000000000"),
+        (EULER | {"beta_start": "x"}, "beta_start"),
+        (EULER | {"beta_end": None}, "beta_end"),
+        (EULER | {"rescale_betas_zero_snr": "no"}, "true or false"),
+        (FLOW | {"num_train_timesteps": 500}, "num_train_timesteps=500"),
+        (FLOW | {"prediction_type": "epsilon"}, "prediction_type='epsilon'"),
+        *((FLOW | {"shift": shift}, "shift is") for shift in (None, "auto", 0, float("nan"))),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "use_flow_sigmas"),
+        ({"_class_name": "DDPMScheduler", "clip_sample": "false"}, "true or false"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_order": None}, "solver_order"),
     ],
 )
 def test_what_cant_be_represented_is_refused_by_name(config, says):
