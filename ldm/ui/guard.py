@@ -24,8 +24,13 @@ BODY_BYTES = 2**20  # of any other request
 BY_NAME = f"{API}/call/v2/"
 # What the page and gradio's clients post to. The rest of gradio's routes store recordings, blobs and more.
 POSTED = (UPLOAD, "/login", *(f"{API}/{name}" for name in ("queue/join", "run/", "api/", "call/", "cancel", "reset")))
-# What would change something though it is only read.
-CLOSED = tuple(f"{API}/{name}" for name in ("deep_link", "proxy=", "run-history", "component_server"))
+# What would change something though it is only read, and what is for those who write pages: descriptions of all
+# routes, a stream without an end, histories and figures of all visitors.
+CLOSED = (
+    *(f"{API}/{name}" for name in ("deep_link", "proxy=", "run-history", "component_server", "dev/", "runs")),
+    *(f"{prefix}/{name}" for prefix in ("", API) for name in ("openapi.json", "docs", "redoc", "monitoring")),
+    *(f"{API}/{name}" for name in ("profiling", "vibe-")),
+)
 RANGE = re.compile(rb"bytes=(\d{1,18}-(\d{1,18})?|-\d{1,18})")
 HEADERS = (
     (b"x-frame-options", b"DENY"),

@@ -176,6 +176,24 @@ def test_what_the_page_does_not_use_is_closed(ask: Any, path: str) -> None:
     assert ask("GET", "/gradio_api/deep_link?session_hash=x")[0] == 404
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc", "/monitoring", "/monitoring/summary",
+        *(f"/gradio_api/{name}" for name in ("openapi.json", "dev/reload", "runs", "vibe-code/", "run-history/x")),
+    ],
+)  # fmt: skip
+def test_what_is_for_those_who_write_pages_is_not_read(ask: Any, path: str) -> None:
+    assert ask("GET", path)[0] == 404 == ask("HEAD", path)[0]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/app_id", "/manifest.json"]
+)
+def test_what_the_page_and_its_clients_read_is_open(ask: Any, path: str) -> None:
+    assert ask("GET", path)[0] == 200
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE"])
 def test_other_methods_are_closed(ask: Any, method: str) -> None:
     assert ask(method, UPLOAD, b"x")[0] == 404
