@@ -9,15 +9,13 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
-
-import numpy as np
 
 from ldm.data.beside import is_junk, stem
 from ldm.data.layout import Meant, is_split, join, top
+from ldm.data.looks import NAMED, Pair, evidence_within, few, look
+from ldm.data.marks import marked
 from ldm.data.sample import Seen
 from ldm.data.store import Store
-from ldm.images import alike, turned
 
 # Names of folders that hold something about the images beside them, where their files go by those images' names.
 _SURE = (
@@ -43,20 +41,6 @@ _ABOUT_MARK = re.compile(_MARKS, re.IGNORECASE)
 _ABOUT_FILE = re.compile(rf"(?P<stem>.+?)[-_. ]({_MARKS})([-_ ]?\d+)?", re.IGNORECASE)
 _IMAGE_MARK = re.compile(r"_leftimg8bit$")
 _BRUSH = re.compile(r"(.*/)?task-\d+-annotation-\d+-.*", re.IGNORECASE)  # a mask as Label Studio exports it
-_PAIRS = 8  # that are looked at
-_FEW, _MOST = 8, 0.9  # a mask's most frequent values, and their share of the pixels
-_NAMED = "metadata.jsonl can name them as masks and so on"
-T = TypeVar("T")
-
-
-class Pair(NamedTuple):
-    """A file in a folder that may be about images, the path inside that folder, the folder around both, and the image
-    there that goes by the same name."""
-
-    path: str
-    inner: str
-    base: str
-    image: str | None
 
 
 class Around:
@@ -88,6 +72,7 @@ def others(store: Store, images: Sequence[str], meant: Meant, known: Collection[
         return {}
     left = {path: "in folders that programs make" for path in images if is_junk(path)}
     left |= _files_about([path for path in images if path not in left])
+    left |= marked(store, [path for path in images if path not in left], seen)
     left |= _folders_about(store, [path for path in images if path not in left], known, seen)
     return left if len(left) < len(images) else {}
 
@@ -126,7 +111,7 @@ def _folders_about(store: Store, images: Sequence[str], known: Collection[str], 
             if is_named
             else _alone(store, name, pairs, around)
         ):
-            reason = f"in {name}/, {evidence} ({_NAMED}; data.classes=true takes {name}/ for a class)"
+            reason = f"in {name}/, {evidence} ({NAMED}; data.classes=true takes {name}/ for a class)"
             left |= dict.fromkeys(found, reason)
         elif is_named:
             said = f"{name}/ is taken for a class, as its images are like those beside it"
@@ -163,7 +148,7 @@ def _evidence(store: Store, name: str, pairs: Sequence[Pair], around: Around, fo
     if _repeats_folders(pairs, folders) or _are_marked(pairs):
         return by_name
     sure = _IS_SURE.fullmatch(name) and all(len(steps) < 2 for steps in beside)
-    return _evidence_within(store, [pair for pair in pairs if pair.image], bool(sure), by_name)
+    return evidence_within(store, [pair for pair in pairs if pair.image], bool(sure), by_name)
 
 
 def _alone(store: Store, name: str, pairs: Sequence[Pair], around: Around) -> str | None:
@@ -172,56 +157,14 @@ def _alone(store: Store, name: str, pairs: Sequence[Pair], around: Around) -> st
     if not _IS_SURE.fullmatch(name) or not _are_images([around.tops[base] for base in bases]):
         return None
     images = [path for base in bases for path in around.stems[base].values()]
-    looks = [[_look(store, path) for path in _few(paths)] for paths in ([pair.path for pair in pairs], images)]
-    about, image = ([look.few for look in of if look] for of in looks)
+    looks = [[look(store, path) for path in few(paths)] for paths in ([pair.path for pair in pairs], images)]
+    about, image = ([found.few for found in of if found] for of in looks)
     return "of few values, as masks are" if all(about) and about and image and not any(image) else None
 
 
 def _are_images(beside: Iterable[Iterable[str | None]]) -> bool:
     """Whether the folders beside, or none, are called as folders of images are."""
     return all(step is None or _IMAGES.fullmatch(step) or is_split(step) for steps in beside for step in steps)
-
-
-def _few(items: Sequence[T]) -> Sequence[T]:
-    return items[:: -(-len(items) // _PAIRS) or 1]
-
-
-def _evidence_within(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
-    """By the pixels of a few: of the image's aspect, and grey or of few values where the image isn't."""
-    looks = [(_look(store, pair.path), _look(store, str(pair.image))) for pair in _few(pairs)]
-    read = [(about, image) for about, image in looks if about and image]
-    if not all(alike(about.shape, image.shape) for about, image in read):
-        return None
-    if read and all(about.few and not image.few for about, image in read):
-        return f"{by_name} and of few values, as masks are"
-    if read and all(about.grey and not image.grey for about, image in read):
-        return f"{by_name} and grey where those are in colour"
-    return by_name if sure else None
-
-
-class _Look(NamedTuple):
-    shape: tuple[int, int]
-    grey: bool
-    few: bool
-
-
-def _look(store: Store, path: str) -> _Look | None:
-    """Height and width, whether it is grey, and whether a few values make it up; None for what can't be read."""
-    try:
-        picture = turned(store.read(path), 256)
-        values = np.asarray(picture)
-    except Exception:  # whatever it is, it is counted when it is decoded
-        return None
-    shape = (values.shape[0], values.shape[1])
-    values = values[:: -(-shape[0] // 256), :: -(-shape[1] // 256)]
-    if values.ndim == 3 and values.shape[2] < 3:
-        values = values[..., 0]  # grey and alpha
-    grey = values.ndim == 2 and getattr(picture, "mode", "L") != "P"
-    if values.ndim == 3:
-        grey = bool((values[..., :1] == values[..., :3]).all())
-        values = values[..., :3].astype(np.int64) @ np.array([2**32, 2**16, 1])
-    counts = np.sort(np.unique(values, return_counts=True)[1])
-    return _Look(shape, grey, bool(counts[-_FEW:].sum() > _MOST * values.size))
 
 
 def _repeats_folders(pairs: Sequence[Pair], folders: Collection[str]) -> bool:

@@ -36,7 +36,8 @@ class Folder(Stored):
       file. `repeats` says whether such folders are meant, by default if they look like it.
 
     `classes` says whether subfolders are classes, by default unless they are named as masks of the images beside them,
-    by dates, or as cameras and other tools name them. `without` names folders, by name or path, that are left out.
+    by dates, or as cameras and other tools name them. `without` names folders, by name or path, that are left out, and
+    files by patterns (`*_mask.*`).
 
     Splits: `train/` and `val/` where there are both, or as people spell them (training, valid, test, val2017), also
     below the classes; otherwise `val_root`, whose images are never trained on, or a fixed random `val_share` of the

@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from ldm.data.sample import Seen
@@ -78,8 +79,12 @@ def inside(path: str, folders: Collection[str]) -> bool:
 
 
 def is_named(path: str, names: Collection[str]) -> bool:
-    """Whether a path leads through a folder of one of these names, or lies in one of these paths."""
-    steps = path.split("/")[:-1]
+    """Whether a path leads through a folder of one of these names, or lies in one of these paths; a name with * is a
+    pattern of the file's name or path, in any case."""
+    *steps, last = path.split("/")
+    patterns = [name.lower() for name in names if "*" in name]
+    if any(fnmatchcase(text.lower(), pattern) for pattern in patterns for text in (last, path)):
+        return True
     return any(step in names or "/".join(steps[: i + 1]) in names for i, step in enumerate(steps))
 
 

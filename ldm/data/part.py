@@ -58,12 +58,13 @@ def held_out(store: Store, other: Store, meant: Meant) -> list[str]:
 
 
 def check_names(store: Store, names: Sequence[str]) -> None:
-    """Raises UserError for a name in data.without that no folder has."""
+    """Raises UserError for a name in data.without that no folder has, or a pattern that no file has."""
     folders = {posixpath.dirname(path) for path in store.entries}
     steps = {step for folder in folders for step in folder.split("/")}
     for name in names:
         if not any(is_named(path, (name,)) for path in store.entries):
-            raise UserError(f"data.without: {store.where} has no folder '{name}'.{did_you_mean(name, steps)}")
+            what = "file like" if "*" in name else "folder"
+            raise UserError(f"data.without: {store.where} has no {what} '{name}'.{did_you_mean(name, steps)}")
 
 
 def _same(store: Store, images: Sequence[str], other: Store, validated: Sequence[str]) -> list[str]:
