@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm import kinds
 from ldm.errors import UserError
 from ldm.images import open_image
 from ldm.ui.generate import enlarged
 from ldm.ui.models import Traits
-from ldm.ui.settings import SLOTS, Settings, checked, from_dict, parse_interval
+from ldm.ui.settings import MAX_SEED, SLOTS, Settings, checked, from_dict, parse_interval
 from ldm.ui.store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ AS_TRAINED = "as trained"
 FINISHED = "finished"  # among checkpoints: the finished model
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
 MOST = 1e300  # beyond are infinity and whole numbers that aren't of the machine
-MAX_SEED = 2**53  # a browser's numbers are exact below
 CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
 
 
@@ -44,14 +44,14 @@ def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Setting
         "prompt": _text(form, "prompt"),
         "negative": _text(form, "negative"),
         "labels": [str(one) for one in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
-        "seed": secrets.randbelow(2**31) if form["new_seed"] else _seed(form),
+        "seed": secrets.randbelow(2**31) if _is_on(form, "new_seed") else _seed(form),
         "n": _whole(_needed(form, "n"), "n"),
         **{key: _whole(form[key], key) for key in ("steps", "width", "height")},
         **{key: _number(form[key], key) for key in ("shift", "eta", "rescale", "guidance")},
         **{key: value or None for key, value in option.items()},
         "interval": parse_interval(_text(form, "interval")),
         "loras": [(form[f"lora_{i}"], _needed(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
-        "control_ready": bool(form["control_ready"]) and bool(_slots(form, "control")),
+        "control_ready": _is_on(form, "control_ready") and bool(_slots(form, "control")),
     }
     settings = checked(from_dict(plain))
     read = functools.partial(opened, uploads=uploads)
@@ -213,6 +213,12 @@ def _text(form: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{key}={value} has to be text.")
     return value.strip()
+
+
+def _is_on(form: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(form[key], bool | None):
+        raise UserError(f"{key}={kinds.shown(form[key])} has to be true or false.")
+    return bool(form[key])
 
 
 def _number(value: Any, what: str) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ldm.conditioning.cut import bounded
 from ldm.ui import form as forms
 from ldm.ui import png_settings
 from ldm.ui.app import App
@@ -162,7 +163,7 @@ class DrawTab:
         settings, remarks = png_settings.read(file, _Sampling(self.app))
         names = self.app.models.names()
         if settings.run not in names:
-            remarks.append(f"Its run '{settings.run}' isn't here." if settings.run else "It names no run.")
+            remarks.append(f"Its run '{bounded(settings.run)}' isn't here." if settings.run else "It names no run.")
             settings = replace(settings, run=names[0] if names else "", checkpoint=None)
         for remark in remarks:
             gr.Warning(html.escape(remark))

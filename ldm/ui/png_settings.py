@@ -11,9 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ldm.conditioning.cut import bounded
 from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError
-from ldm.ui.settings import OPTIONS, SLOTS, Settings, from_dict
+from ldm.kinds import readable
+from ldm.ui.settings import MAX_SEED, MAX_STEPS, OPTIONS, SLOTS, Settings, from_dict
 
 # Names of samplers elsewhere.
 ELSEWHERE = {
@@ -24,7 +26,13 @@ ELSEWHERE = {
     "dpm++ 2m sde karras": "dpmpp_2m_sde",
 }
 OURS = {*(one.name for one in fields(Settings)), "prompts", "axes"}
-READ = ("Steps", "Sampler", "CFG scale", "Seed", "Model", "Denoising strength", "Class")
+WORDS = ("Sampler", "Model", "Class")
+NUMBERS: dict[str, tuple[str, type, float, float]] = {  # our name, kind, and the least and the largest that is taken
+    "Steps": ("steps", int, 1, MAX_STEPS),
+    "CFG scale": ("guidance", float, -1e9, 1e9),
+    "Seed": ("seed", int, 0, MAX_SEED - 1),
+    "Denoising strength": ("strength", float, 0, 1),
+}
 _PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
@@ -47,7 +55,7 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
     text = _text_of(path)
     if "ldm" in text:
         try:
-            given = json.loads(text["ldm"])
+            given = json.loads(readable(json.dumps(json.loads(text["ldm"]), ensure_ascii=False)))
         except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):
@@ -90,10 +98,7 @@ def from_parameters(text: str) -> Settings:
     given = {
         **{key: "\n".join(found).strip() for key, found in texts.items()},
         "sampler": _sampler(pairs),
-        "steps": _number(pairs.get("Steps"), int),
-        "guidance": _number(pairs.get("CFG scale"), float),
-        "seed": _number(pairs.get("Seed"), int),
-        "strength": _number(pairs.get("Denoising strength"), float),
+        **{ours: _number(pairs, theirs) for theirs, (ours, *_) in NUMBERS.items()},
         "run": pairs.get("Model"),
         "labels": pairs["Class"].split("|") if pairs.get("Class") else None,
         "n": 1,
@@ -104,7 +109,14 @@ def from_parameters(text: str) -> Settings:
 def _parts(text: str) -> tuple[list[str], dict[str, str]]:
     """The lines of the prompts in a `parameters` chunk, and its pairs."""
     *lines, last = text.strip().split("\n")
-    pairs = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(last)}
+    pairs: dict[str, str] = {}
+    key, end = "", 0
+    for match in [*_PAIR.finditer(last), None]:
+        if between := last[end : match and match.start()].strip().rstrip(","):  # of a value with a comma: 7,5
+            pairs[key] = ",".join(filter(None, (pairs.get(key), between)))
+        if match:
+            key, end = match[1].strip(), match.end()
+            pairs[key] = _unquoted(match[2].strip())
     return ([*lines, last], {}) if len(pairs) < 3 else (lines, pairs)
 
 
@@ -117,8 +129,14 @@ def _sampler(pairs: Mapping[str, str]) -> str | None:
 def _unread(text: str) -> list[str]:
     """What to tell the user of a `parameters` chunk: the pairs that aren't taken."""
     pairs = _parts(text)[1]
-    left = [f"{k}: {v}" for k, v in pairs.items() if k not in READ or (k == "Sampler" and not _sampler(pairs))]
-    return [f"The page doesn't take these: {', '.join(left)}."] if left else []
+    left = [f"{key}: {value}" for key, value in pairs.items() if not _is_taken(pairs, key)]
+    return [f"The page doesn't take these: {bounded(', '.join(left))}."] if left else []
+
+
+def _is_taken(pairs: Mapping[str, str], key: str) -> bool:
+    if key in NUMBERS:
+        return _number(pairs, key) is not None
+    return key in WORDS and (key != "Sampler" or _sampler(pairs) is not None)
 
 
 def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, list[str]]:
@@ -137,13 +155,13 @@ def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> t
         given = {k: v for k, v in given.items() if k != "guidance"}
     for key in ("image", "mask", "map"):
         if given.get(key) and not re.fullmatch(r"[0-9a-f]{16}", str(given[key])):
-            remarks.append(f"It was drawn with {key}={given[key]}: put that in again.")
+            remarks.append(f"It was drawn with {key}={bounded(str(given[key]))}: put that in again.")
             given = {k: v for k, v in given.items() if k != key}
     own = sampling.get(str(given.get("run")), {})
     left = [f"{k}={v}" for k, v in given.items() if k not in OURS and v is not None and v != own.get(k)]
     left += [f"{k} beyond the first {SLOTS}" for k in ("loras", "controlnets") if len(given.get(k) or ()) > SLOTS]
     if left:
-        remarks.append(f"It was drawn with {', '.join(left)}, which the page has no fields for.")
+        remarks.append(f"It was drawn with {bounded(', '.join(left))}, which the page has no fields for.")
     unsaid = {key for key in OPTIONS[3:] if key in given and given[key] == own.get(key)}
     return from_dict({k: v for k, v in given.items() if k not in unsaid}), remarks
 
@@ -165,13 +183,16 @@ def _quoted(value: Any) -> str:
 
 def _unquoted(text: str) -> str:
     try:
-        return json.loads(text) if text[:1] == '"' else text
+        return readable(str(json.loads(text))) if text[:1] == '"' else text
     except ValueError:
         return text
 
 
-def _number(text: str | None, kind: type) -> Any:
+def _number(pairs: Mapping[str, str], key: str) -> Any:
+    """The number of a pair; None for what is none, and for one that the page doesn't take."""
+    _, kind, least, most = NUMBERS[key]
     try:
-        return kind(text) if text else None
+        number = kind(pairs.get(key, ""))
     except ValueError:
         return None
+    return number if least <= number <= most else None

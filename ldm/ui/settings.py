@@ -12,6 +12,7 @@ from ldm.errors import UserError, did_you_mean
 MAX_PICTURES = 64
 MAX_IMAGES = 1024  # of one request, all its classes together
 SLOTS = 2  # of LoRAs, and of ControlNets
+MAX_SEED = 2**53  # a browser's numbers are exact below
 MAX_STEPS = 1000
 MAX_FEATHER = 256
 MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it

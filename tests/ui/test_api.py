@@ -165,6 +165,7 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
         ({"sampler": "warp"}, "warp"),
         ({"checkpoint": "../../x.ckpt"}, "no checkpoint"),
         ({"seed": -4}, "seed"),
+        ({"new_seed": "yes"}, "true or false"),
         ({"width": 100_000, "height": 100_000}, "too large for a model of 16x16"),
         ({"width": -16, "height": -16}, "make no image"),
     ],

@@ -106,6 +106,33 @@ def test_what_the_page_has_no_fields_for_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("Seed", "1e400"), ("Seed", "-1"), ("Seed", str(2**53)), ("Seed", ""), ("Steps", "20.5"), ("Steps", "99999"),
+        ("Steps", "0"), ("CFG scale", "7,5"), ("CFG scale", "nan"), ("CFG scale", "1e400"),
+        ("Denoising strength", "abc"), ("Denoising strength", "1.5"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_not_taken_is_said(tmp_path: Path, key: str, value: str) -> None:
+    pairs = {"Steps": "5", "CFG scale": "2", "Seed": "1", "Denoising strength": "0.5"} | {key: value}
+    line = ", ".join(f"{name}: {said}" for name, said in pairs.items())
+    for text in (f"a cat\n{line}", f"a cat\n{line}, Model: emoji"):
+        settings, remarks = read(png(tmp_path / "a.png", {"parameters": text}))
+        assert remarks == [f"The page doesn't take these: {key}: {value}."]
+        assert settings.steps == (5 if key != "Steps" else None) and settings.seed == (1 if key != "Seed" else 0)
+        assert settings.guidance == (2 if key != "CFG scale" else None)
+
+
+def test_remarks_are_bounded_and_of_whole_letters(tmp_path: Path) -> None:
+    for text in (
+        {"parameters": "a\nSteps: 5, Seed: 1, CFG scale: 2, Note: " + "long " * 10**5},
+        {"ldm": json.dumps({"seed": 0, "n": 1, "prompt": "\ud800", "note": "x" * 10**5, "image": "long " * 10**5})},
+    ):
+        settings, remarks = read(png(tmp_path / "a.png", text))
+        assert settings.prompt in ("a", "\ufffd") and remarks and all(len(remark) < 600 for remark in remarks)
+
+
+@pytest.mark.parametrize(
     "text",
     [{}, {"ldm": "{"}, {"ldm": "[" * 100_000}, {"ldm": "[1]"}, {"ldm": '{"n": "x"}'}, {"ldm": '{"prompt": [1]}'}],
 )
