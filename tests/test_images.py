@@ -112,6 +112,23 @@ def test_npy_holds_any_number_of_channels(channels_first):
     np.testing.assert_array_equal(Preprocess(5, 7, 9, bits=16).array(content), values)
 
 
+@pytest.mark.parametrize(("shape", "channels"), [((24, 24, 30), 30), ((30, 24, 24), 30), ((14, 14, 20), 20)])
+def test_channels_that_cannot_be_told_from_rows_are_asked_for(shape, channels):
+    content = npy(np.zeros(shape, np.uint8))
+    with pytest.raises(BadImage, match=rf"can't be told from rows and columns: say by data.channels= .*{channels}"):
+        probe(io.BytesIO(content))
+    side = min(shape)
+    assert probe(io.BytesIO(content), channels) == (side, side, channels, 8)
+
+
+def test_pages_that_become_channels_are_said(tmp_path):
+    tifffile = pytest.importorskip("tifffile", reason="the extra `tiff`")
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 16, 14), np.uint8), photometric="minisblack")
+    notes: list[str] = []
+    open_image(tmp_path / "x.tif", notes=notes)
+    assert notes == ["of several grey pages, each taken for a channel (save one page alone to take only that)"]
+
+
 def test_floats_need_their_range():
     values = np.array([[-1.0, 0.0, 1.0, 9.0]], np.float32)
     with pytest.raises(BadImage, match="data.low= and data.high="):

@@ -158,11 +158,11 @@ class Decoder:
             for key, opener in (("map", open_map), ("mask", open_mask)):
                 if key in self.has:
                     values = opener(_read(store, _path(sample, key)))
-                    _check_aspect(content, values, key)
+                    _check_aspect(content, values, key, self.preprocess.channels)
                     out[key] = self.preprocess.resize_map(values)
             if self.control:
                 control = _read(store, _path(sample, "control"))
-                _check_aspect(content, control, "control")
+                _check_aspect(content, control, "control", self.preprocess.channels)
                 out["control"] = self.control.array(control)
             return out, notes
         except BadImage as error:
@@ -185,9 +185,9 @@ def big_files(store: Store, rows: Sequence[Sample]) -> bool:
     return sum(sizes) > _BIG_FILE * len(sizes)
 
 
-def _check_aspect(image: bytes, other: Any, key: str) -> None:
+def _check_aspect(image: bytes, other: Any, key: str, channels: int) -> None:
     """What belongs to an image may be larger or smaller, but must show the same part of the world."""
-    (height, width), (h, w) = shape_of(image), shape_of(other)
+    (height, width), (h, w) = shape_of(image, channels), shape_of(other)
     if not alike((height, width), (h, w)):
         raise BadImage(f"is {height}x{width} but its {key} is {h}x{w}, of another shape")
 

@@ -122,7 +122,7 @@ class Shards:
             rows = listed(store, self.columns)
             if not rows:
                 raise UserError(f"{store.where} holds no images.")
-            height, width, channels, bits = probe(io.BytesIO(store.read(rows[0].image)))
+            height, width, channels, bits = probe(io.BytesIO(store.read(rows[0].image)), self.channels)
             size = self.size or (height, width)
             preprocess = Preprocess(self.channels or channels, *size, self.bits or bits, **self.options)
             return Decoder.of((store, rows), (store, []), preprocess, lines=self.captions == LINES)

@@ -17,7 +17,7 @@ from ldm.data.store import Store
 from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
-from ldm.images import READER, Preprocess, probe
+from ldm.images import READER, SURE, Preprocess, probe
 from ldm.ranks import rank
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
@@ -68,6 +68,8 @@ class Stored:
         else:
             made = cached_parts(Path(cache), key, lambda folder: self._make(key, folder))
             pair = made["train"], made["val"]
+        if self.channels is None and pair[0].preprocess.channels > SURE:
+            _ = self._heads  # refuses arrays whose axes can't be told, also where an older version decoded them
         home = Path(cache) / key
         self._sum_up(home)
         return pair
@@ -177,7 +179,7 @@ class Stored:
             try:
                 small = store.entries.get(sample.image, (0, 0))[0] < 2**16  # a zip's members are slow to seek in
                 with io.BytesIO(store.read(sample.image)) if small else store.open(sample.image) as file:
-                    return (store.where, sample.image), probe(file)
+                    return (store.where, sample.image), probe(file, self.channels)
             except Exception:  # whatever it is,
                 return None  # it is counted when it is decoded
 
@@ -187,7 +189,7 @@ class Stored:
         if not heads:
             store, sample = pairs[0]
             images = f"{plural(len(pairs), 'image')} in {store.where}"
-            raise UserError(f"none of the {images} can be read: {_fault(store, sample)}.")
+            raise UserError(f"none of the {images} can be read: {_fault(store, sample, self.channels)}.")
         return heads
 
 
@@ -197,11 +199,11 @@ def _channels(heads: Sequence[Head]) -> int:
     return max(counts) if max(counts) <= 3 else counts.most_common(1)[0][0]
 
 
-def _fault(store: Store, sample: Sample) -> str:
+def _fault(store: Store, sample: Sample, channels: int | None) -> str:
     """Why an image's head can't be read."""
     try:
         with store.open(sample.image) as file:
-            probe(file)
+            probe(file, channels)
         return f"{sample.image} is one"
     except Exception as error:
         return f"{sample.image}: {error}"

@@ -7,12 +7,13 @@ from ldm.images.aspect import alike, check_alike, shape_of
 from ldm.images.colour import CONVERTED, Notes
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import IMAGES, READER, BadImage, open_image, open_map, open_mask, probe, turned
+from ldm.images.reading import IMAGES, READER, SURE, BadImage, open_image, open_map, open_mask, probe, turned
 
 __all__ = [
     "CONVERTED",
     "IMAGES",
     "READER",
+    "SURE",
     "BadImage",
     "Notes",
     "Pictures",

@@ -17,13 +17,13 @@ TOLERANCE = 0.05  # of the aspect: sizes are rounded to whole pixels, and to blo
 Shape = tuple[int, int]  # height, width
 
 
-def shape_of(item: Any) -> Shape:
-    """Height and width of a picture: a file or its bytes (only the head is read), a PIL image, an array, or a tensor
-    (..., H, W). Raises BadImage."""
+def shape_of(item: Any, channels: int | None = None) -> Shape:
+    """Height and width of a picture: a file or its bytes (only the head is read), a PIL image, an array, of so many
+    channels if that is known, or a tensor (..., H, W). Raises BadImage."""
     if isinstance(item, bytes):
-        return probe(io.BytesIO(item))[:2]
+        return probe(io.BytesIO(item), channels)[:2]
     if isinstance(item, np.ndarray):
-        return shape_of_array(item.shape)
+        return shape_of_array(item.shape, channels)
     if hasattr(item, "getexif"):
         return shape_of_picture(item)
     return (item.shape[-2], item.shape[-1]) if hasattr(item, "shape") else probe(item)[:2]

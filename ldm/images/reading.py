@@ -30,6 +30,8 @@ _BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
 _COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
 _OF_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # (a phone's MPO has a depth or a gain map behind its image)
+SURE = 4  # as many channels may be more than rows
+PAGES = "of several grey pages, each taken for a channel (save one page alone to take only that)"
 FIRST = "the first of several pages or frames"
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -94,20 +96,21 @@ def open_mask(source: Source) -> np.ndarray:
     return np.where(values > top / 2, 255, 0).astype(np.uint8)
 
 
-def probe(file: BinaryIO | str | Path) -> tuple[int, int, int, int]:
+def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int, int, int, int]:
     """(height, width, channels, bits) of a picture from its head, as `Preprocess` would best take it.
 
-    Alpha doesn't count as a channel, a palette counts as three. Raises BadImage.
+    Alpha doesn't count as a channel, a palette counts as three. `channels` tells which axis of an array has them, where
+    that is known. Raises BadImage.
     """
     with _named(file), open(file, "rb") if isinstance(file, (str, Path)) else file as stream:
         magic = stream.read(len(_NPY))
         stream.seek(0)
         if magic == _NPY:
-            return _probe_array(*_npy_header(stream))
+            return _probe_array(*_npy_header(stream), channels)
         picture = _pillow(stream)
         if picture is None:
             array = _tiff(stream, [], head_only=True)
-            return _probe_array(array.shape, array.dtype)
+            return _probe_array(array.shape, array.dtype, channels)
         return _probe_picture(picture)
 
 
@@ -122,11 +125,22 @@ def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
     return array
 
 
-def shape_of_array(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of (H, W), (H, W, C) or (C, H, W): the shorter end is the channels'."""
+def shape_of_array(shape: Sequence[int], channels: int | None = None) -> tuple[int, int]:
+    """Height and width of (H, W), (H, W, C) or (C, H, W): the end of that many channels, else the shorter end, is the
+    channels'. Raises BadImage where these would be as many as an image's rows or columns, or more."""
     if len(shape) not in (2, 3):
         raise BadImage(f"has shape {tuple(shape)}; an image has (H, W), (H, W, C) or (C, H, W)")
-    return (shape[1], shape[2]) if len(shape) == 3 and shape[0] < shape[2] else (shape[0], shape[1])
+    first, last = shape[0], shape[-1]
+    if len(shape) == 2 or last == channels:
+        return shape[0], shape[1]
+    count, height, width = (first, shape[1], last) if first < last or first == channels else (last, first, shape[1])
+    if count > SURE and count != channels and count >= min(height, width):
+        either = f"{first}, the first axis, or {last}, the last" if first != last else f"{last}, the last axis"
+        raise BadImage(
+            f"has shape {tuple(shape)}, in which channels can't be told from rows and columns: say by data.channels= "
+            f"how many there are ({either})"
+        )
+    return height, width
 
 
 def shape_of_picture(picture: "Image") -> tuple[int, int]:
@@ -258,6 +272,7 @@ def _tiff(stream: BinaryIO, notes: Notes, head_only: bool = False) -> np.ndarray
         other = [i for i, axis in enumerate(first.axes) if axis not in "YX"]
         if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > MAX_PIXELS:
             raise BadImage(f"{first.shape} pixels are too many")
+        notes += [PAGES] if other and len(getattr(first, "pages", ())) > 1 else []
         page: Any = file.pages[0]
         profile = page.tags.get(_PROFILE)
         notes += unconverted(profile and bytes(profile.value), "RGB" if other else "L")
@@ -272,9 +287,9 @@ def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _probe_array(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int, int, int]:
+def _probe_array(shape: tuple[int, ...], dtype: np.dtype, known: int | None) -> tuple[int, int, int, int]:
     bits = 8 if dtype in (np.uint8, np.bool_) else 16
-    height, width = shape_of_array(shape)
+    height, width = shape_of_array(shape, known)
     return height, width, math.prod(shape) // max(1, height * width), bits
 
 

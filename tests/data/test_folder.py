@@ -416,3 +416,14 @@ def test_maps_that_are_not_wanted_are_not_taken_for_images(tmp_path, caplog):
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     train, _ = Folder(str(folder), columns=["text"]).tables(tmp_path / "cache")
     assert set(train.columns) == {"text"} and "left out" not in caplog.text
+
+
+def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path):
+    root = tmp_path / "d"
+    root.mkdir()
+    for i in range(3):
+        np.save(root / f"{i}.npy", np.broadcast_to(np.arange(30, dtype=np.uint8), (24, 24, 30)))
+    with pytest.raises(UserError, match="say by data.channels= how many there are"):
+        load(root)
+    train, _ = load(root, channels=30)
+    assert train.images.shape[1:] == (30, 24, 24) and (train.images[0, 3] == 3).all()
