@@ -117,7 +117,7 @@ def _parts(text: str) -> tuple[list[str], dict[str, str]]:
         if match:
             key, end = match[1].strip(), match.end()
             pairs[key] = _unquoted(match[2].strip())
-    return ([*lines, last], {}) if len(pairs) < 3 else (lines, pairs)
+    return ([*lines, last], {}) if len(pairs.keys() - {""}) < 3 else (lines, pairs)
 
 
 def _sampler(pairs: Mapping[str, str]) -> str | None:
@@ -129,7 +129,7 @@ def _sampler(pairs: Mapping[str, str]) -> str | None:
 def _unread(text: str) -> list[str]:
     """What to tell the user of a `parameters` chunk: the pairs that aren't taken."""
     pairs = _parts(text)[1]
-    left = [f"{key}: {value}" for key, value in pairs.items() if not _is_taken(pairs, key)]
+    left = [f"{key}: {value}" if key else value for key, value in pairs.items() if not _is_taken(pairs, key)]
     return [f"The page doesn't take these: {bounded(', '.join(left))}."] if left else []
 
 

@@ -123,6 +123,12 @@ def test_a_number_that_is_not_taken_is_said(tmp_path: Path, key: str, value: str
         assert settings.guidance == (2 if key != "CFG scale" else None)
 
 
+def test_what_stands_before_the_first_pair_is_said_and_is_none_itself(tmp_path: Path) -> None:
+    _, remarks = read(png(tmp_path / "a.png", {"parameters": "a\n(b), Steps: 5, Seed: 1, CFG scale: 2"}))
+    assert remarks == ["The page doesn't take these: (b)."]
+    assert from_parameters("(a cat), left: red, right: blue").prompt == "(a cat), left: red, right: blue"
+
+
 def test_remarks_are_bounded_and_of_whole_letters(tmp_path: Path) -> None:
     for text in (
         {"parameters": "a\nSteps: 5, Seed: 1, CFG scale: 2, Note: " + "long " * 10**5},
