@@ -1,5 +1,9 @@
 """What a user did, and what to do next: the one kind of error that is shown without a traceback."""
 
+import re
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns the direction of writing
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The message names the cause and the next step.
@@ -9,7 +13,13 @@ class UserError(Exception):
 
     def __init__(self, message: str):
         _, raised, own = message.rpartition(f"{type(self).__module__}.{type(self).__name__}: ")
-        super().__init__(own.rstrip() if raised else message)
+        lines = (own.rstrip() if raised else message).split("\n")
+        super().__init__("\n".join(map(shown, lines)))
+
+
+def shown(text: str) -> str:
+    """With signs that would steer a terminal, which a file's name may hold, written out: a line end as \\n."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def did_you_mean(word: str, known) -> str:

@@ -161,10 +161,17 @@ class ClassLabel(Part):
         if len(same) == 1:  # 1 for 001
             return same[0]
         if not 0 <= index < self.classes:
-            raise UserError(f"label {index} is out of range: this model knows 0 to {self.classes - 1}.")
+            raise UserError(self._unknown(index, table))
         if any(name.isdecimal() for name in self.names):
             _log.warning("no class is called %s: it is the number of class '%s'", index, self.names[index])
         return index
+
+    def _unknown(self, index: int, table: Mapping[str, int]) -> str:
+        """Of classes that are called by other numbers than their own, the numbers alone would mislead."""
+        if any(name.isdecimal() and int(name) != i for name, i in table.items()):
+            return f"no class is called {index}: this model knows {classes_line(table)}."
+        known = f": {classes_line(table)}" if self.names else ""
+        return f"label {index} is out of range: this model knows 0 to {self.classes - 1}{known}."
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
         labels = values if drop is None else values.masked_fill(drop, self.classes)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ldm.data.decode import Tally
 from ldm.data.sample import Seen, plural, some
+from ldm.errors import shown
 from ldm.files import atomic_write
 from ldm.ranks import rank
 
@@ -68,6 +69,8 @@ class Facts:
         if self.bad:
             reasons = _by_reason(self.bad)
             each = "; ".join(f"{reason} ({some(of)})" for reason, of in reasons[:_REASONS])
+            rest = sum(len(of) for _, of in reasons[_REASONS:])
+            each += f"; and {rest} more for other reasons" if rest else ""
             found.append(f"{plural(len(self.bad), 'image')} couldn't be used: {each}")
         found += self._left_out()
         found += self._captions()
@@ -138,7 +141,7 @@ def tell(facts: Facts, file: Path) -> None:
         lines = [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more, and every name: {file}"]
     elif facts.names:
         lines.append(f"every name: {file}")
-    text = "\n  ".join(lines).encode("utf-8", "backslashreplace").decode()
+    text = "\n  ".join(map(shown, lines)).encode("utf-8", "backslashreplace").decode()
     if facts.lost:
         _log.warning("%s", text)
     else:

@@ -70,6 +70,13 @@ def test_a_wrong_label_is_refused(value, message):
         label().parse([0, value])
 
 
+def test_a_number_that_no_class_is_called_is_refused_with_the_names():
+    with pytest.raises(UserError, match="no class is called 7: this model knows 4 classes: 0 = 1, .*, 3 = 10"):
+        ClassLabel(4, ["1", "2", "3", "10"]).parse([7])
+    with pytest.raises(UserError, match="knows 0 to 2: 3 classes: 0 = cat, "):
+        label().parse([3])
+
+
 def test_classes_are_read_off_the_data():
     images, preprocess = np.zeros((3, 1, 4, 4), np.uint8), Preprocess(1, 4, 4)
     columns = {"label": np.array([0, 5, 2])}

@@ -427,3 +427,15 @@ def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path):
         load(root)
     train, _ = load(root, channels=30)
     assert train.images.shape[1:] == (30, 24, 24) and (train.images[0, 3] == 3).all()
+
+
+def test_a_name_steers_no_terminal_and_no_reason_is_lost(tmp_path, caplog):
+    for i in range(8):
+        save(tmp_path / "d" / f"{i}.png", i)
+    for i, content in enumerate([b"", b"%PDF", b"<html>", b"8BPS\0\1", b"\xff\xd8"]):
+        (tmp_path / "d" / f"bad{i}\n999 images\x1b[31m.png").write_bytes(content)
+    load(tmp_path / "d", size=4, max_bad_share=0.5)
+    assert "\\n999 images\\x1b[31m.png" in caplog.text and "\x1b" not in caplog.text and "\n999" not in caplog.text
+    assert "for other reasons" in caplog.text
+    with pytest.raises(UserError, match=r"bad0\\n999 images\\x1b"):
+        load(tmp_path / "d", size=4)
