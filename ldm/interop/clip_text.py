@@ -13,6 +13,7 @@ from ldm.conditioning.encoders import load_tokenizer
 from ldm.interop.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.folder import read_json
 from ldm.interop.names import by_prefix, inverse, rename
+from ldm.interop.plain import whole
 
 _FIRST = "transformer."
 _IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
@@ -28,7 +29,8 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path) -> FrozenT
     tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
     if not state:
-        length = int(read_json(encoder / "config.json").get("max_position_embeddings", 77))
+        file = encoder / "config.json"
+        length = whole(read_json(file).get("max_position_embeddings", 77), f"{file}: max_position_embeddings")
         return FrozenText(str(encoder), str(tokenizer), length=length, masked=False)
     weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
     model = _build(weights, encoder, str(where))

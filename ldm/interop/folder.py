@@ -13,14 +13,18 @@ from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import controlnet, latent_scale, schedulers, unet, vae
+from ldm.interop import controlnet, latent_scale, schedulers, typed, unet, vae
 from ldm.interop.names import refuse
-from ldm.interop.plain import table
+from ldm.interop.plain import table, whole
 from ldm.interop.said import NOT_SETTINGS, of_metadata
 from ldm.registry import build, lookup
 
 WEIGHTS = "diffusion_pytorch_model"
 _INDEX = ("requires_safety_checker", "force_zeros_for_empty_prompt", "text", "sampling", "t_max")  # of model_index.json
+_KNOWN = {
+    "vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
+    "feature_extractor",
+}  # fmt: skip
 _OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
 _PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
 
@@ -55,6 +59,8 @@ def load_part(folder: Path) -> nn.Module:
     name = config.get("_class_name")
     if name not in _PARTS:
         raise UserError(f"{folder} holds a {name}, which has no counterpart here; known: {', '.join(_PARTS)}.")
+    if name not in _OWN:
+        typed.check_part(config, str(folder / "config.json"))
     try:
         return _part(folder, name, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -87,7 +93,7 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     """The weights in a part's folder in float32: one file or several, safetensors or, weights only, pickled."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        files = sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        files = _files(folder, index)
     else:
         found = [
             *folder.glob(f"{stem}.safetensors"),
@@ -98,6 +104,15 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
     return {name: as_float32(tensor) for file in files for name, tensor in read_tensors(file).items()}
+
+
+def _files(folder: Path, index: Path) -> list[Path]:
+    """The files beside an index that it names."""
+    weights = read_json(index).get("weight_map")
+    names = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
+    if odd := [name for name in names if not name or Path(name).name != name]:
+        raise UserError(f"{index}: weight_map names {odd[0][:60]!r}, where a file beside it belongs.")
+    return sorted(folder / name for name in names)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -170,11 +185,11 @@ def assemble(
 
 def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
     """A pipeline's text encoder as Stable Diffusion uses it, unless `options` say otherwise: padded, without a mask."""
-    config = read_json(encoder / "config.json")
-    length = config.get("max_position_embeddings", 77)
-    limit = read_json(t) if (t := tokenizer / "tokenizer_config.json").is_file() else {}
-    length = min(length, limit.get("model_max_length") or length)
-    return FrozenText(str(encoder), str(tokenizer), **{"length": int(length), "masked": False, **options})
+    file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
+    length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
+    limit = read_json(file).get("model_max_length") if file.is_file() else None
+    length = length if limit is None else min(length, whole(limit, f"{file}: model_max_length"))
+    return FrozenText(str(encoder), str(tokenizer), **{"length": length, "masked": False, **options})
 
 
 def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> nn.Module:
@@ -182,30 +197,38 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 
 
 def _pipeline(folder: Path) -> nn.Module:
-    index = read_json(folder / "model_index.json")
+    where = folder / "model_index.json"
+    index = read_json(where)
+    typed.check_index(index, _KNOWN, str(where))
     # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
-    known = {"vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
-             "feature_extractor"}  # fmt: skip
-    if extra := sorted(present - known):
+    if extra := sorted(present - _KNOWN):
         raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")
-    numbers = {name: value for name, value in index.items() if name not in parts and not isinstance(value, (dict, str))}
-    refuse(numbers, _INDEX, {}, f"{folder / 'model_index.json'}: the pipeline")
+    options = {name: value for name, value in index.items() if name not in parts}
+    refuse(options, _INDEX, {}, f"{where}: the pipeline")
     if missing := [name for name in ("unet", "scheduler") if name not in present]:
         raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
+    for part, file in (("unet", "config.json"), ("vae", "config.json"), ("scheduler", "scheduler_config.json")):
+        if part in present:
+            typed.check_class(index, part, read_json(folder / part / file), str(folder / part / file))
     network: Any = load_part(folder / "unet")
     if not hasattr(network, "in_channels"):
         raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
-    file = folder / "scheduler" / "scheduler_config.json"
-    parameterization, sampling = schedulers.from_diffusers(read_json(file), str(file))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    parameterization, sampling = schedulers.from_diffusers(read_json(scheduler), str(scheduler))
     first_stage, whitening = _first_stage(folder, present, network)
     conditioner = _conditioner(folder, present, index.get("text") or {})
-    side = read_json(folder / "unet" / "config.json").get("sample_size")
-    height, width = (n * first_stage.factor for n in vae.sizes(side, 64))  # type: ignore[operator]
+    height, width = (side * first_stage.factor for side in _sides(folder))  # type: ignore[operator]
     sampling |= {"guidance": 7.5} if "text_encoder" in present and "conditioner" not in present else {}
     sampling |= index.get("sampling") or {}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (int(height), int(width)))
+
+
+def _sides(folder: Path) -> tuple[int, int]:
+    """Height and width of the latents that a pipeline draws."""
+    file = folder / "unet" / "config.json"
+    return typed.sizes(read_json(file).get("sample_size"), 64, f"{file}: sample_size")
 
 
 def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Module, tuple[list[float], list[float]]]:

@@ -41,6 +41,15 @@ def number(value: Any, what: str) -> float:
     return result
 
 
+def whole(value: Any, what: str, least: int = 1, most: float = math.inf) -> int:
+    """A whole number, not as text. Raises UserError naming `what` it is."""
+    plain = number(value, what) if not isinstance(value, str) else math.nan
+    if not (least <= plain <= most and plain == math.floor(plain)):
+        bounds = f"from {least} on" if math.isinf(most) else f"from {least} to {most:g}"
+        raise UserError(f"{what} is {str(value)[:40]!r}, where a whole number {bounds} belongs.")
+    return int(plain)
+
+
 def flag(value: Any, what: str) -> bool:
     """A switch, which metadata write as text. Raises UserError naming `what` it is."""
     if is_off(value) or str(value) == "0":

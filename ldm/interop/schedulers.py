@@ -117,7 +117,7 @@ def _tell(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], hon
 def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Our sampler and its options, and the settings that it honours."""
     sampling: dict[str, Any] = {"sampler": _SAMPLERS[name]}
-    honoured = [] if settings.get("clip_sample") else ["clip_sample_range"]
+    honoured = [] if settings.get("clip_sample") else ["clip_sample", "clip_sample_range"]
     if name == "UniPCMultistepScheduler":
         # diffusers takes solver types of other solvers for bh2
         variant = "bh1" if settings["solver_type"] == "bh1" else "bh2"

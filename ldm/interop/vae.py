@@ -4,7 +4,7 @@ Whitening: ours is per channel, outside of the autoencoder. Stock pipelines know
 into `quant_conv` and `post_quant_conv`, which are linear: z' = (z - mean) / std.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -114,10 +114,3 @@ def fold(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Te
     folded["post_quant_conv.weight"] = (w * std[None, :, None, None]).to(torch.float32)
     folded["post_quant_conv.bias"] = (b + w[:, :, 0, 0] @ mean).to(torch.float32)
     return folded
-
-
-def sizes(values: Sequence[int] | int | None, default: int) -> tuple[int, int]:
-    """A sample size of diffusers, one number or two, as (height, width)."""
-    if not values:
-        return default, default
-    return (values, values) if isinstance(values, int) else (values[0], values[1])

@@ -1,0 +1,66 @@
+"""A folder of diffusers with a value of a wrong kind, or of another pipeline: one sentence with file and key."""
+
+import json
+import shutil
+
+import pytest
+
+import ldm
+from ldm.diffusion import Eps
+from ldm.errors import UserError
+from tests.interop.test_pipeline import frozen, make
+
+
+@pytest.fixture(scope="module")
+def whole(text_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "whole"
+    make({"text": frozen(text_folder)}, Eps()).export(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "says"),
+    [
+        ("unet/config.json", {"sample_size": 64.5}, "sample_size is '64.5'"),
+        ("unet/config.json", {"sample_size": [8]}, "sample_size"),
+        ("unet/config.json", {"sample_size": {}}, "sample_size"),
+        ("unet/config.json", {"sample_size": "64"}, "sample_size is '64'"),
+        ("unet/config.json", {"block_out_channels": [8, "8"]}, "block_out_channels is '8'"),
+        ("unet/config.json", {"down_block_types": [1, 2]}, "down_block_types has '1'"),
+        ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "by model_index.json"),
+        ("vae/config.json", {"latent_channels": "4"}, "latent_channels is '4'"),
+        ("vae/config.json", {"norm_num_groups": 0}, "norm_num_groups is '0'"),
+        ("vae/config.json", {"scaling_factor": "x"}, "scaling_factor is 'x'"),
+        ("text_encoder/config.json", {"max_position_embeddings": None}, "max_position_embeddings is 'None'"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "16"}, "model_max_length is '16'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "1000"}, "num_train_timesteps"),
+        ("model_index.json", {"text": "abc"}, "text is 'abc'"),
+        ("model_index.json", {"text": {"path": "x"}}, "text says path"),
+        ("model_index.json", {"text": {"length": "a"}}, "text.length is 'a'"),
+        ("model_index.json", {"sampling": "x"}, "sampling is 'x'"),
+        ("model_index.json", {"sampling": {"guidance": float("nan")}}, "sampling.guidance"),
+        ("model_index.json", {"negative_prompt": "bad"}, "negative_prompt='bad'"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL", "x"]}, "vae is"),
+        ("model_index.json", {"vae": ["diffusers", "VQModel"]}, "'VQModel' by model_index.json"),
+        ("model_index.json", {"_class_name": "StableDiffusionInstructPix2PixPipeline"}, "Pix2Pix"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
+        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "LatentConsistency"),
+        ("model_index.json", {"_class_name": ["other", "LdmPipeline"]}, "no counterpart"),
+    ],
+)
+def test_it_is_refused_by_file_and_key(file, change, says, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "odd")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=says) as caught:
+        ldm.load(folder)
+    assert str(path) in str(caught.value) or path.name == "model_index.json"
+
+
+@pytest.mark.parametrize("names", [["../a"], {"conv_in.bias": "../../a.safetensors"}, {"conv_in.bias": "/a"}])
+def test_an_index_of_weights_names_files_beside_it(names, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "odd")
+    index = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match="file beside it"):
+        ldm.load(folder)
