@@ -15,7 +15,7 @@ from ldm.errors import UserError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 _LISTS = (list, tuple, Sequence, Iterable)
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, or a byte that is no UTF-8: no file takes it
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def readable(text: str) -> str:
@@ -33,7 +33,7 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: hints[p.name] for p in parameters if p.name in hints and _own_default_fits(p, hints[p.name])}
 
 
-def held(function: F) -> F:
+def held(function: Function) -> Function:
     """`function`, which refuses arguments that don't fit its annotations before it does anything."""
     signature = inspect.signature(function)
 

@@ -34,6 +34,9 @@ def flat(module_name: str) -> str:
         for defined in names:
             if owner.setdefault(defined, name) != name:
                 raise ValueError(f"{defined} is defined in {owner[defined]} and in {name}: one file can't hold both")
+    taken = {alias.asname or alias.name for text in imports for alias in ast.parse(text).body[0].names}  # type: ignore[attr-defined]
+    if both := sorted(taken & owner.keys()):
+        raise ValueError(f"{both[0]} is imported, and defined in {owner[both[0]]}: one file can't hold both")
     doc = inspect.getdoc(importlib.import_module(module_name))
     head = f'"""{doc}\n\nWritten by ldm out of its own source; Apache-2.0.\n"""'
     return "\n\n".join([head, "\n".join(sorted(imports))]) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
