@@ -418,11 +418,16 @@ def test_maps_that_are_not_wanted_are_not_taken_for_images(tmp_path, caplog):
     assert set(train.columns) == {"text"} and "left out" not in caplog.text
 
 
-def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path):
+@pytest.mark.parametrize("cached", [False, True])
+def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path, monkeypatch, cached):
     root = tmp_path / "d"
     root.mkdir()
     for i in range(3):
         np.save(root / f"{i}.npy", np.broadcast_to(np.arange(30, dtype=np.uint8), (24, 24, 30)))
+    if cached:  # by the code before, which took the first axis for the channels
+        with monkeypatch.context() as before:
+            before.setattr("ldm.images.reading.SURE", 99)
+            assert load(root)[0].images.shape[1:] == (24, 24, 30)
     with pytest.raises(UserError, match="say by data.channels= how many there are"):
         load(root)
     train, _ = load(root, channels=30)
