@@ -1,10 +1,12 @@
 """What a checkpoint says beside its weights: metadata, a trainer's settings, tables of settings within them."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.errors import UserError
+from ldm.interop import neighbours
 from ldm.interop.plain import table, word
 
 # of a pickled checkpoint: weights and the state of a training
@@ -15,6 +17,10 @@ _OTHERS = (  # sections of settings that say nothing of the latents or of the no
 )  # fmt: skip
 _WORKFLOWS = ("prompt", "workflow", "sd_merge_recipe", "sd_merge_models")  # how an image or a file was made
 _DEEPEST = 100
+_TELLING = re.compile(r"scal\w*_|shift_|latents?_|parameteri|prediction")
+_YAML = re.compile(
+    r"^[ ]*(scal\w*_factor|scale_by_std|shift_factor|latents?_\w+|parameteri\w+|linear_\w+):\s", re.MULTILINE
+)
 
 
 def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -35,14 +41,33 @@ def leaves(said: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[
             yield from leaves(value, f"{here}.", depth + 1)
 
 
-def _unfolded(key: str, text: str, where: str) -> Any:
-    if not text.lstrip().startswith(("{", "[")):
-        return text
+def _unfolded(key: str, value: Any, where: str, depth: int = 0) -> Any:
+    """A value, with the tables in texts at any depth as such. Raises UserError where they are nested too deeply."""
+    if depth > _DEEPEST:
+        raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.")
+    if isinstance(value, dict):
+        return {name: _unfolded(f"{key}.{name}", one, where, depth + 1) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_unfolded(key, one, where, depth + 1) for one in value]
+    if not isinstance(value, str):
+        return value
+    content = _content(key, value, where)
+    return content if content is value else _unfolded(key, content, where, depth + 1)
+
+
+def _content(key: str, text: str, where: str) -> Any:
+    """The table or list that a text is, in JSON or, if it speaks of latents or noise, in YAML; else the text itself."""
+    start = text.lstrip()[:1]
     try:
-        return json.loads(text) if text.lstrip().startswith("[") else table(text, f"{where}, {key}")
-    except (ValueError, RecursionError):
-        return text
-    except UserError as error:
+        if start == "{":
+            return table(text, f"{where}, {key}")
+        if start in ("[", '"'):
+            return json.loads(text)
+    except (ValueError, RecursionError, UserError) as error:  # also of text that begins with a brace
         if "twice" in str(error):
             raise
-        return text  # that begins with a brace
+        if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _TELLING.search(text):
+            raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.") from None
+        return text
+    content = neighbours.parsed(text, f"{where}, {key}") if _YAML.search(text) else text
+    return content if isinstance(content, dict) else text

@@ -1,7 +1,7 @@
 """A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1 and 2) as a model of ours."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm import artifact
 from ldm.conditioning import Conditioner
 from ldm.errors import UserError
-from ldm.interop import compvis, controlnet, infer, latent_scale, noise_table
+from ldm.interop import compvis, controlnet, infer, latent_scale, neighbours, noise_table
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.names import by_prefix, inverse, rename
@@ -82,10 +82,13 @@ def load_single_file(
         return _load(path, given)
     except KeyError as error:
         raise UserError(f"{path} isn't a whole checkpoint: {error.args[0]} is missing.") from None
+    except IndexError:
+        raise UserError(f"{path} can't be represented here: a weight has fewer axes than it needs.") from None
 
 
 def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     tensors, said = read_all(path)
+    said = {**said, **neighbours.settings_beside(path)}
     latents = latent_scale.collect(tensors, said, str(path))
     names, sizes = list(tensors), {key: given[key] for key in ("heads", "head_dim") if key in given}
     if any(name.startswith(controlnet.COMPVIS) for name in names):
@@ -94,6 +97,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     if _is_bare_vae(tensors):
         _check_alone("an autoencoder", (), given, latents, tensors, path)
         return load_vae(_floats(tensors), str(path))
+    neighbours.tell_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
         _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path)
@@ -258,6 +262,7 @@ def _is_bare_vae(state: Mapping[str, Tensor]) -> bool:
 
 def _is_compvis(names: Any) -> bool:
     known = (compvis.UNET, compvis.VAE, controlnet.COMPVIS)
+    names = [n for n in names if isinstance(n, str)] if isinstance(names, Iterable) else []
     return any(n.startswith(known) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
 
 

@@ -1,10 +1,13 @@
 """Single-file checkpoints of CompVis's kind, made out of random models of diffusers."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import ldm
+from ldm.diffusion import V
 from ldm.errors import UserError
 from ldm.interop import compvis, single_file
 from ldm.interop.clip_text import second_names
@@ -285,6 +288,65 @@ def test_the_text_encoder_comes_in_under_either_spelling(prefix, checkpoint, tmp
     part = ldm.load(path, text_encoder=str(root)).conditioner.parts["text"]
     reference = ldm.FrozenText(str(root / "text_encoder"), str(root / "tokenizer"), length=16, masked=False)
     assert torch.equal(part(["a cat"]).tokens, reference(["a cat"]).tokens)
+
+
+YAML = "model:\n  params:\n    parameterization: v\n    scale_factor: 0.25\n    linear_start: 0.00085\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "beside"),
+    [
+        ("a.safetensors", None, YAML),
+        ("a.ckpt", None, YAML),
+        ("a.safetensors", {"config": YAML}, None),
+        ("a.safetensors", {"config": json.dumps({"stages": [{"config": YAML}]})}, None),
+        ("a.safetensors", {"a": json.dumps({"b": json.dumps({"parameterization": "v", "scale_factor": 0.25})})}, None),
+        ("a.safetensors", {"a": json.dumps(json.dumps({"parameterization": "v", "scale_factor": 0.25}))}, None),
+    ],
+)
+def test_settings_in_texts_and_in_yaml_beside_are_read(name, metadata, beside, checkpoint, tmp_path):
+    path = changed(checkpoint[0], tmp_path / name, metadata)
+    if beside:
+        path.with_suffix(".yaml").write_text(beside)
+    model = ldm.load(path)
+    assert isinstance(model.denoiser.parameterization, V) and model.latent_std[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: !!python/object/apply:os.system ['x']", "a.yaml can't be read as YAML"),
+        ("a: &a [1]\nb: *a", "aliases"),
+        ("- 1", "no table"),
+        ("scale_factor: x", "scaling_factor is 'x'"),
+        ("model: {params: {beta_schedule: cosine, parameterization: x0}}", "parameterization=x0"),
+    ],
+)
+def test_yaml_beside_that_cant_be_read_is_refused(text, says, checkpoint, tmp_path):
+    path = changed(checkpoint[0], tmp_path / "a.safetensors")
+    path.with_suffix(".yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        ldm.load(path)
+
+
+def test_an_autoencoder_beside_is_named(checkpoint, tmp_path, caplog):
+    path = changed(checkpoint[0], tmp_path / "a.safetensors")
+    path.with_name("a.vae.safetensors").write_bytes(b"")
+    ldm.load(path)
+    assert "a.vae.safetensors, isn't used" in caplog.text
+
+
+@pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": 1}])
+def test_odd_content_gets_a_sentence(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(UserError):
+        ldm.load(tmp_path / "a.ckpt")
+
+
+def test_a_weight_of_too_few_axes_gets_a_sentence(checkpoint, tmp_path):
+    weight = f"{compvis.UNET}input_blocks.0.0.weight"
+    with pytest.raises(UserError, match="axes"):
+        ldm.load(changed(checkpoint[0], tmp_path / "a.safetensors", **{weight: torch.zeros(8)}))
 
 
 def test_averaged_weights_are_taken_on_demand(checkpoint):
