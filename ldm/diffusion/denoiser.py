@@ -72,7 +72,12 @@ class Denoiser(nn.Module):
         return denoised if base is None else denoised + base
 
     def around(self, network: nn.Module, dtype: torch.dtype) -> "Denoiser":
-        """The same denoiser around another network, which reads its input in `dtype`."""
+        """The same denoiser around another network, which reads its input in `dtype`; itself where nothing is other.
+
+        Sharded modules can't be copied: their class is one that FSDP made.
+        """
+        if network is self.network and dtype == (self.reads or torch.float32):
+            return self
         twin = copy(self)
         twin._modules, twin.reads = {**self._modules, "network": network}, dtype
         return twin

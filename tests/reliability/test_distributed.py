@@ -156,6 +156,7 @@ def assert_close_rows(
         for name, value in a.items():
             assert (value == "") == (b[name] == ""), name
             near = norm if name == "train/grad_norm" else close
+            near *= 4 if "loss_q" in name else 1  # the mean of a quarter of the images
             assert not value or float(value) == pytest.approx(float(b[name]), abs=near, rel=near), name
 
 
