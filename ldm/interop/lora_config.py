@@ -92,7 +92,7 @@ def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
         raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which repeats too much to be read here.")
     try:
         return re.compile(rf"{_BEFORE}({pattern})$")
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which is none ({error}).") from None
 
 

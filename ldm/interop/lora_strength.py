@@ -116,4 +116,7 @@ def _told_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
 def _scalar(tensor: Tensor, what: str) -> float:
     if tensor.numel() != 1:
         raise UserError(f"{what} has the shape {tuple(tensor.shape)}, where one number belongs.")
-    return number(tensor.item(), what)
+    try:
+        return number(tensor.item(), what)
+    except NotImplementedError:  # two numbers of 4 bits in a byte
+        raise UserError(f"{what} is {str(tensor.dtype).removeprefix('torch.')}, which isn't read here.") from None

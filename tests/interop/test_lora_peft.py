@@ -140,6 +140,8 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
         ({"alpha_pattern": [1]}, "alpha_pattern is a list"),
         ({"alpha_pattern": {"(": 1}}, "pattern '\\(', which is none"),
         ({"alpha_pattern": {"(a+)+b": 1}}, "repeats too much"),
+        ({"alpha_pattern": {"(" * 2000: 1}}, "which is none"),
+        ({"alpha_pattern": {"a{99999999999999999}": 1}}, "which is none"),
         ({"alpha_pattern": {"to_q": "a"}}, "alpha_pattern of to_q is 'a'"),
         ({"r": 8}, "rank 8 of .*, whose weights have 4: it is another LoRA's"),
     ],
