@@ -14,10 +14,10 @@ class UserError(Exception):
     def __init__(self, message: str):
         _, raised, own = message.rpartition(f"{type(self).__module__}.{type(self).__name__}: ")
         lines = (own.rstrip() if raised else message).split("\n")
-        super().__init__("\n".join(map(shown, lines)))
+        super().__init__("\n".join(map(printable, lines)))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """With signs that would steer a terminal, which a file's name may hold, written out: a line end as \\n."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 

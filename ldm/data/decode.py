@@ -14,7 +14,7 @@ from ldm.data.caption_files import read_caption
 from ldm.data.sample import Sample, plural
 from ldm.data.store import Store
 from ldm.data.table import REPEATS, Column, Table, new_array
-from ldm.errors import UserError, shown
+from ldm.errors import UserError, printable
 from ldm.images import BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
 _CHUNK_BYTES = 2**25
@@ -55,7 +55,7 @@ class Tally:
     def check(self) -> None:
         """Raises UserError above the threshold."""
         if len(self.bad) > self.max_share * self.total:
-            some = "; ".join(f"{shown(path)}: {reason}" for path, reason in list(self.bad.items())[:3])
+            some = "; ".join(f"{printable(path)}: {reason}" for path, reason in list(self.bad.items())[:3])
             raise UserError(
                 f"{len(self.bad)} of {self.total} images can't be used ({some}{' ...' if len(self.bad) > 3 else ''}). "
                 f"Fix them, or allow more than data.max_bad_share={self.max_share}."

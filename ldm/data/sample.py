@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm import kinds
-from ldm.errors import shown
+from ldm.errors import printable
 
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
@@ -86,4 +86,4 @@ def plural(n: int, what: str) -> str:
 def some(paths: Mapping[str, Any] | Sequence[str], most: int = 3) -> str:
     """The first few by name."""
     names = list(paths)
-    return ", ".join(map(shown, names[:most])) + (", ..." if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")

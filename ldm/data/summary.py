@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm.data.decode import Tally
 from ldm.data.sample import Seen, plural, some
-from ldm.errors import shown
+from ldm.errors import printable
 from ldm.files import atomic_write
 from ldm.ranks import rank
 
@@ -141,7 +141,7 @@ def tell(facts: Facts, file: Path) -> None:
         lines = [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more, and every name: {file}"]
     elif facts.names:
         lines.append(f"every name: {file}")
-    text = "\n  ".join(map(shown, lines)).encode("utf-8", "backslashreplace").decode()
+    text = "\n  ".join(map(printable, lines)).encode("utf-8", "backslashreplace").decode()
     if facts.lost:
         _log.warning("%s", text)
     else:
