@@ -50,8 +50,11 @@ class LatentDiffusion(
         conditioner: Conditioner,
         preprocess: Preprocess,
         sampling: Mapping[str, Any] | None = None,
+        scheduler: str | None = None,
     ):
+        """`scheduler` names the class of diffusers in whose place our nearest sampler stands, for whoever reads it."""
         super().__init__()
+        self.scheduler = scheduler
         self.first_stage, self.denoiser, self.conditioner = first_stage, denoiser, conditioner
         self.preprocess, self.adapters = preprocess, {}
         self.sampling = DEFAULTS | dict(sampling or {})
@@ -75,6 +78,7 @@ class LatentDiffusion(
             **({"labels": classes_line(self.labels)} if self.labels else {}),
             **self.coding.facts(self.latent_mean.device),
             "sampled by": ", ".join(f"{key} {value}" for key, value in own.items()),
+            **({"in place of": self.scheduler} if self.scheduler else {}),
             **({"adapters": ", ".join(map(str, self.adapters))} if self.adapters else {}),
         }
 

@@ -14,6 +14,7 @@ from ldm.conditioning import FrozenText, Text
 from ldm.conditioning.clip_names import canonical, installed
 from ldm.errors import UserError, did_you_mean
 from ldm.interop import lora as files
+from ldm.interop import lora_base
 from ldm.interop.lora_names import is_of_text
 from ldm.networks import Controlled
 from ldm.registry import register
@@ -146,7 +147,7 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     parts = components(model, {UNET, TEXT} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
     lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
-    files.tell_preference(path)
+    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path))
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 

@@ -12,6 +12,7 @@ from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError, did_you_mean
 from ldm.interop import lora as files
+from ldm.interop import user_metadata
 from ldm.kinds import held
 
 
@@ -47,6 +48,8 @@ class WithLora:
         if not isinstance(adapter, LoraAdapter):
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
         self.put_on(adapter, name or _name_of(path), scale, str(path), force)
+        if file is not None:
+            user_metadata.tell(file, scale)
 
     def load_word(self, path: str | Path, force: bool = False) -> str:
         """Teaches the model the word of a textual inversion's run or model folder, and returns it."""

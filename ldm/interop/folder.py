@@ -169,14 +169,17 @@ def assemble(
     whitening: tuple[list[float], list[float]],
     sampling: Mapping[str, Any],
     size: tuple[int, int],
+    replaced: str | None = None,
 ) -> nn.Module:
-    """The parts as one LatentDiffusion; `size` is the pictures' height and width."""
+    """The parts as one LatentDiffusion; `size` is the pictures' height and width, `replaced` the scheduler for which
+    the nearest sampler stands."""
     latent, wanted = first_stage.latent_channels, network.in_channels
     if latent != wanted:
         raise UserError(f"the parts don't fit: the autoencoder has {latent} latent channels, the U-Net {wanted}.")
     preprocess = Preprocess(first_stage.in_channels, *size)  # type: ignore[arg-type]
+    recorded = {"scheduler": replaced} if replaced else {}
     model = lookup("LatentDiffusion")(
-        first_stage, Denoiser(network, parameterization), conditioner, preprocess, sampling
+        first_stage, Denoiser(network, parameterization), conditioner, preprocess, sampling, **recorded
     )
     model.latent_mean.copy_(torch.tensor(whitening[0]))
     model.latent_std.copy_(torch.tensor(whitening[1]))
@@ -216,13 +219,18 @@ def _pipeline(folder: Path) -> nn.Module:
     if not hasattr(network, "in_channels"):
         raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    parameterization, sampling = schedulers.from_diffusers(read_json(scheduler), str(scheduler))
+    config = read_json(scheduler)
+    parameterization, sampling = schedulers.from_diffusers(config, str(scheduler))
     first_stage, whitening = _first_stage(folder, present, network)
     conditioner = _conditioner(folder, present, index.get("text") or {})
     height, width = (side * first_stage.factor for side in _sides(folder))  # type: ignore[operator]
     sampling |= {"guidance": 7.5} if "text_encoder" in present and "conditioner" not in present else {}
     sampling |= index.get("sampling") or {}
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (int(height), int(width)))
+    size = (int(height), int(width))
+    replaced = (
+        None if "sampler" in (index.get("sampling") or {}) else schedulers.stands_for(config, sampling, str(scheduler))
+    )
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced)
 
 
 def _sides(folder: Path) -> tuple[int, int]:

@@ -97,17 +97,6 @@ def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str
     return str(config), read_json(config)
 
 
-def tell_preference(path: str | Path) -> None:
-    """Names the weight that AUTOMATIC1111's web UI keeps for a LoRA, in FILE.json: it is a user's, not the file's."""
-    beside = Path(path).with_suffix(".json")
-    try:
-        preferred = read_json(beside).get("preferred weight") if beside.is_file() else None
-    except UserError:  # another tool's
-        return
-    if preferred:
-        log.warning("%s prefers a weight of %s, which isn't taken by itself: load_lora(..., scale)", beside, preferred)
-
-
 def write(path: str | Path, lora: Lora, to: str = "diffusers") -> None:
     """Writes a LoRA as diffusers reads it (`pytorch_lora_weights.safetensors` by custom) or as kohya's tools do."""
     from safetensors.torch import save_file

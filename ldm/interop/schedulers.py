@@ -34,6 +34,8 @@ _SAMPLERS = {
     "EDMEulerScheduler": "euler",
     "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
 }
+# whose own solver isn't here
+_NEAREST = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler")
 # The other way: what our samplers are there, and with which settings.
 _DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "lower_order_final": True}
 _DPM |= {"final_sigmas_type": "zero"}
@@ -81,6 +83,16 @@ def from_diffusers(config: Mapping[str, Any], where: str = "the scheduler") -> t
         parameterization = _variance_preserving(settings | _zero_snr(config, where), where)
     _tell(name, config, settings, {*honoured, *read}, where)
     return parameterization, sampling | more
+
+
+def stands_for(config: Mapping[str, Any], sampling: Mapping[str, Any], where: str) -> str | None:
+    """The class whose own solver isn't here, so that the nearest sampler stands for it, which is told; else None."""
+    name = config["_class_name"]
+    if name not in _NEAREST:
+        return None
+    log.warning("%s: %s isn't here, %s samples in its place: images differ a little; sampler= takes another one",
+                where, name, sampling["sampler"])  # fmt: skip
+    return str(name)
 
 
 def _refuse(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm import artifact
 from ldm.conditioning import Conditioner
 from ldm.errors import UserError
-from ldm.interop import compvis, controlnet, infer, latent_scale, neighbours, noise_table
+from ldm.interop import compvis, controlnet, infer, latent_scale, neighbours, noise_table, user_metadata
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.names import by_prefix, inverse, rename
@@ -88,6 +88,7 @@ def load_single_file(
 
 def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     tensors, said = read_all(path)
+    user_metadata.tell(path)
     said = {**said, **neighbours.settings_beside(path)}
     latents = latent_scale.collect(tensors, said, str(path))
     names, sizes = list(tensors), {key: given[key] for key in ("heads", "head_dim") if key in given}

@@ -217,14 +217,6 @@ def test_a_folder_of_two_loras_is_refused(tmp_path):
         lora.file_at(tmp_path)
 
 
-def test_a_weight_that_a_web_ui_prefers_is_named(tmp_path, caplog):
-    (tmp_path / "a.json").write_text('{"activation text": "x", "preferred weight": 0.6}')
-    lora.tell_preference(tmp_path / "a.safetensors")
-    assert "a.json prefers a weight of 0.6, which isn't taken by itself" in caplog.text
-    (tmp_path / "b.json").write_text("[")
-    lora.tell_preference(tmp_path / "b.safetensors")
-
-
 def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
     packed = torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     state = {**weights(Q), f"{Q}.alpha": packed}

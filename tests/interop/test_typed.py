@@ -64,3 +64,16 @@ def test_an_index_of_weights_names_files_beside_it(names, whole, tmp_path):
     index.write_text(json.dumps({"weight_map": names}))
     with pytest.raises(UserError, match="file beside it"):
         ldm.load(folder)
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler"])
+def test_a_scheduler_whose_solver_isnt_here_is_told_and_recorded(name, whole, tmp_path, caplog):
+    folder = shutil.copytree(whole, tmp_path / "odd")
+    index, scheduler = folder / "model_index.json", folder / "scheduler/scheduler_config.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", name]}))
+    scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"_class_name": name}))
+    model = ldm.load(folder)
+    told = [record.getMessage() for record in caplog.records if "isn't here" in record.getMessage()]
+    assert len(told) == 1 and f"{name} isn't here, dpmpp_2m samples in its place" in told[0]
+    assert ldm.load(ldm.save(model, tmp_path / "kept")).scheduler == name and name in repr(model)
+    assert "scheduler" not in ldm.spec_of(ldm.load(whole))

@@ -1,0 +1,120 @@
+"""What stands beside a file or in its metadata and isn't applied: told in one line, never passed over in silence."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ldm.adapters import layers
+from ldm.diffusion import EDM, Eps, Flow, Schedule, V
+from ldm.errors import UserError
+from ldm.interop import lora_base, user_metadata
+from tests.adapters.models import small
+
+A1111 = {
+    "description": "",
+    "sd version": "SD1",
+    "activation text": "zk cat",
+    "preferred weight": 0.6,
+    "notes": "n\x1b[2J",
+}
+
+
+def told(folder, said, caplog, scale=1.0, name="a.json"):
+    (folder / name).write_text(said if isinstance(said, str) else json.dumps(said))
+    caplog.clear()
+    user_metadata.tell(folder / "a.safetensors", scale)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path, caplog):
+    [line] = told(tmp_path, A1111, caplog)
+    assert "preferred weight '0.6', activation text 'zk cat', sd version 'SD1', notes 'n\\\\x1b[2J'" in line
+    assert line.endswith(
+        "none of it is applied by itself: load it at scale 0.6, write the activation text into the prompt"
+    )
+    [line] = told(tmp_path, A1111, caplog, scale=0.6)
+    assert "weight" not in line and "scale" not in line and "zk cat" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"vae": "a.vae.pt", "preferred weight": 0}, "vae 'a.vae.pt'; none of it is applied by itself"),
+        ({"negative text": "blurred"}, "write the negative text into the negative prompt"),
+        ({"colour": 3}, "colour '3'"),
+        ("[", "nothing beside it is taken"),
+        ("[1]", "nothing beside it is taken"),
+        ("\udcff", "nothing beside it is taken"),
+    ],
+)
+def test_other_fields_and_files_that_are_none_are_told_too(said, says, tmp_path, caplog):
+    if said == "\udcff":
+        (tmp_path / "a.json").write_bytes(b"\xff")
+        user_metadata.tell(tmp_path / "a.safetensors", 1.0)
+        assert says in caplog.text
+        return
+    [line] = told(tmp_path, said, caplog)
+    assert says in line
+
+
+def test_empty_fields_and_no_file_say_nothing(tmp_path, caplog):
+    user_metadata.tell(tmp_path / "a.safetensors")
+    assert not told(tmp_path, {"activation text": "", "preferred weight": 0.0, "sd version": "Unknown"}, caplog)
+    assert not caplog.text
+
+
+def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
+    [line] = told(tmp_path, {"id": 1, "trainedWords": ["zk", "cat"]}, caplog, name="a.civitai.info")
+    assert "activation text 'zk, cat'" in line and "id" not in line.split("beside it is said")[1].split(";")[0].split()
+    [line] = told(tmp_path, {"activation text": "other"}, caplog)
+    assert "activation text 'other'" in line and "zk" not in line
+
+
+ZERO = V(Schedule(zero_terminal_snr=True))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "base", "says"),
+    [
+        ({"ss_zero_terminal_snr": "True"}, Eps(), "the base's schedule doesn't end at zero SNR"),
+        ({"ss_zero_terminal_snr": "False"}, ZERO, "the base's schedule ends at zero SNR"),
+        ({"ss_zero_terminal_snr": "True"}, ZERO, None),
+        ({"ss_zero_terminal_snr": "None"}, ZERO, None),
+        ({"ss_zero_terminal_snr": "False"}, Flow(), None),  # which has no such schedule
+        ({"ss_v_parameterization": "True"}, Eps(), "ss_v_parameterization=True, the base predicts eps"),
+        ({"ss_v_parameterization": "False"}, V(), "the base predicts v"),
+        ({"ss_v_parameterization": "True"}, V(), None),
+        ({"modelspec.prediction_type": "epsilon"}, V(), "modelspec.prediction_type=epsilon, the base predicts v"),
+        ({"modelspec.prediction_type": "epsilon"}, EDM(), "the base predicts edm"),
+        ({"modelspec.prediction_type": "v"}, V(), None),
+        ({"modelspec.prediction_type": "odd\x1b"}, V(), r"prediction_type=odd\x1b"),
+        ({"ss_clip_skip": "2"}, Eps(), "ss_clip_skip=2"),
+        ({"ss_clip_skip": "None", "ss_noise_offset": "0.05", "ss_min_snr_gamma": "5.0"}, Eps(), None),
+    ],
+)
+def test_a_lora_for_another_base_is_told(metadata, base, says, caplog):
+    lora_base.tell_differences(metadata, base, "a.safetensors")
+    assert len(caplog.records) == (says is not None)
+    assert says is None or says in caplog.text
+
+
+def test_a_switch_that_is_none_is_refused():
+    with pytest.raises(UserError, match="ss_zero_terminal_snr is 'perhaps', where true or false belongs"):
+        lora_base.tell_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
+
+
+def test_loading_a_lora_tells_both(tmp_path, caplog):
+    pytest.importorskip("peft")
+    model = small()
+    name = next(n for n, m in layers.adaptable(model.denoiser.network).items() if n.endswith("to_q"))
+    width = layers.adaptable(model.denoiser.network)[name].weight.shape
+    weights = {
+        f"unet.{name}.lora_A.weight": torch.ones(2, width[1]),
+        f"unet.{name}.lora_B.weight": torch.ones(width[0], 2),
+    }
+    save_file(weights, tmp_path / "a.safetensors", {"modelspec.prediction_type": "sample"})
+    (tmp_path / "a.json").write_text(json.dumps(A1111))
+    model.load_lora(tmp_path / "a.safetensors")
+    assert "prediction_type=sample, the base predicts" in caplog.text and "load it at scale 0.6" in caplog.text
