@@ -12,7 +12,7 @@ log = logging.getLogger("ldm")
 WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"
 _NOTES = ("sd version", "vae", "notes", "description")  # A1111's other fields
 _INFO = {"trainedWords": WORDS, "baseModel": "sd version"}  # of civitai's description, as A1111 calls them
-_UNSAID = (None, "", 0, [], "Unknown")
+_UNSAID: tuple[Any, ...] = (None, "", 0, [], "Unknown")
 _LONGEST = 80
 
 
