@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 from ldm.ui.bodies import Bodies, Message, Receive, Refusal, Scope, Send
+from ldm.ui.logins import Logins, is_attempt, unknown
 from ldm.ui.store import Shown
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ CLOSED = (
     *(f"{prefix}/{name}" for prefix in ("", API) for name in ("openapi.json", "docs", "redoc", "monitoring")),
     *(f"{API}/{name}" for name in ("profiling", "vibe-")),
 )
+# What ends or keeps alive the work of a visitor, and for which gradio asks no login.
+OF_VISITORS = tuple(f"{API}/{name}" for name in ("cancel", "reset", "heartbeat", "stream"))
 RANGE = re.compile(rb"bytes=(\d{1,18}-(\d{1,18})?|-\d{1,18})")
 HEADERS = (
     (b"x-frame-options", b"DENY"),
@@ -50,6 +53,7 @@ class Guard:
 
     def __init__(self, app: App, shown: Shown, bodies: Bodies, proxy: str | None = None):
         self.app, self.shown, self.bodies, self.proxy = app, shown, bodies, proxy
+        self.logins = Logins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -61,6 +65,10 @@ class Guard:
         scope = {**scope, "headers": [one for one in scope["headers"] if _is_read(*one)]}
         send = _hardened(send)
         refusal = foreign(scope, self.proxy) or closed(scope) or oversized(scope)
+        refusal = refusal or unknown(scope, "; ".join(_headers(scope, b"cookie")), OF_VISITORS)
+        if is_attempt(scope) and not refusal:
+            client = (scope.get("client") or ("",))[0]
+            refusal, send = self.logins.refusal(client), self.logins.watched(client, send)
         if refusal:
             return await _answer(send, *refusal)
         await (self._take if scope["method"] == "POST" else self._give)(scope, receive, send)

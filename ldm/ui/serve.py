@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from ldm.errors import UserError
 from ldm.networks.coding import Coding
 from ldm.sampling import coding, device
+from ldm.ui import connections
 from ldm.ui.app import App, make
 from ldm.ui.bodies import Bodies
 from ldm.ui.guard import UPLOAD_BYTES, Guard
@@ -52,6 +53,7 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
         root_path=proxy,
         app_kwargs={"middleware": guards(app.shown, bodies, None if user else config["host"], proxy)},
     )  # fmt: skip
+    connections.bound(page.server.config)
     served = Served(app, page, local, bodies)
     app.watcher.start()
     print(f"the page is at {local}" + ("" if is_local(config["host"]) else f", for {user and user[0]}"), flush=True)

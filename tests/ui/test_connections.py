@@ -1,0 +1,245 @@
+"""Connections that ask for nothing, floods of wrong passwords, and one visitor's work in another's hands."""
+
+import asyncio
+import http.client
+import json
+import select
+import socket
+import time
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ldm.ui.guard import Guard
+from ldm.ui.logins import FREE, Logins
+
+pytest.importorskip("gradio")
+
+
+@pytest.fixture
+def bounds(served: Any) -> Iterator[Callable[..., None]]:
+    """Other bounds for the connections of one test."""
+    from ldm.ui import connections
+
+    config = served.page.server.config
+    before = config.http_protocol_class
+    yield lambda **given: connections.bound(config, **given)
+    config.http_protocol_class = before
+
+
+@pytest.fixture
+def opened(served: Any) -> Iterator[Callable[..., socket.socket]]:
+    with ExitStack() as lines:
+
+        def start(sent: bytes = b"") -> socket.socket:
+            line = lines.enter_context(socket.create_connection(("127.0.0.1", served.page.server_port), timeout=20))
+            line.sendall(sent)
+            return line
+
+        yield start
+
+
+def is_ended(line: socket.socket, within_s: float) -> bool:
+    """Whether the server closes the connection, or has."""
+    try:
+        return bool(select.select([line], [], [], within_s)[0]) and line.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+WHOLE = b"GET /gradio_api/startup-events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "])
+def test_a_connection_without_a_request_is_ended(bounds: Any, opened: Any, sent: bytes) -> None:
+    bounds(head_s=0.3)
+    line = opened(sent)
+    assert not is_ended(line, 0.05) and is_ended(line, 20)
+
+
+def test_first_lines_that_drip_in_are_given_no_more_time(bounds: Any, opened: Any) -> None:
+    bounds(head_s=0.5)
+    line, begun = opened(b"GET / HTTP/1.1\r\nX: "), time.monotonic()
+    while not is_ended(line, 0.05):
+        assert time.monotonic() - begun < 20
+        try:
+            line.sendall(b"x")
+        except OSError:
+            break
+
+
+def test_a_second_request_that_does_not_come_is_ended_too(bounds: Any, opened: Any) -> None:
+    bounds(head_s=0.5)
+    line = opened(WHOLE)
+    answer = http.client.HTTPResponse(line)
+    answer.begin()
+    answer.read()
+    line.sendall(b"GET / HT")
+    assert is_ended(line, 20)
+
+
+def test_a_request_in_work_has_its_time(bounds: Any, opened: Any, served: Any) -> None:
+    """Its body is the guard's affair, and a stream may last."""
+    bounds(head_s=0.2)
+    head = b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert not is_ended(opened(head + b"Content-Length: 9\r\n\r\n"), 0.6)
+
+
+def test_of_many_that_wait_the_first_gives_way_and_others_are_served(bounds: Any, opened: Any) -> None:
+    bounds(waiting=3)
+    silent = []
+    for _ in range(4):
+        silent.append(opened())
+        time.sleep(0.05)  # the server takes them in this order
+    assert is_ended(silent[0], 20) and not is_ended(silent[-1], 0.05)
+    answer = http.client.HTTPResponse(opened(WHOLE))
+    answer.begin()
+    assert answer.status == 200
+
+
+def test_beyond_so_many_in_work_a_new_one_is_ended(bounds: Any, opened: Any) -> None:
+    bounds(most=0)
+    assert is_ended(opened(), 20)
+
+
+# Passwords -----------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_passwords_in_a_row_make_a_client_wait_and_no_other_one() -> None:
+    now = [0.0]
+    logins = Logins(lambda: now[0])
+    assert [logins.refusal("a") for _ in range(FREE + 1)] == [None] * (FREE + 1)
+    assert logins.refusal("a") == (429, "too many wrong passwords: try again in 1 s")
+    assert logins.refusal("b") is None
+    waits = []
+    for _ in range(9):
+        begun = now[0]
+        while logins.refusal("a"):
+            now[0] += 0.5
+        waits.append(now[0] - begun)
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    now[0] += 1000
+    assert [logins.refusal("a") for _ in range(FREE + 1)] == [None] * (FREE + 1), "forgotten by then"
+
+
+def answers(guard: Guard, path: str, cookie: str = "", body: bytes = b"", method: str = "POST") -> tuple[int, str]:
+    """What is answered to a request."""
+    sent: list[Any] = []
+    headers = [(b"host", b"h"), (b"content-length", str(len(body)).encode()), (b"cookie", cookie.encode())]
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("a", 1)}
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(guard({**scope, "app": guard.app}, receive, send))
+    return sent[0]["status"], sent[1]["body"].decode()
+
+
+class Inner:
+    """An app with a password, whose answers have the status that a request's body says."""
+
+    auth, cookie_id, tokens = {"me": "secret"}, "c", {"token": "me"}  # noqa: RUF012
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        status = int((await receive())["body"] or b"200")
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"app"})
+
+
+@pytest.fixture
+def guard() -> Guard:
+    from ldm.ui.bodies import Bodies
+
+    return Guard(Inner(), SimpleNamespace(trim=lambda: None), Bodies(lambda: 2**20))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", ["/login", "/login/"])
+def test_a_flood_of_wrong_passwords_is_answered_without_looking(guard: Guard, path: str) -> None:
+    assert [answers(guard, path, body=b"400")[0] for _ in range(FREE + 3)] == [400] * (FREE + 1) + [429] * 2
+    assert "try again in" in answers(guard, path, body=b"200")[1]
+
+
+def test_a_right_password_clears_the_wrong_ones_before(guard: Guard) -> None:
+    for _ in range(3):
+        assert {answers(guard, "/login", body=b"400")[0] for _ in range(FREE)} == {400}
+        assert answers(guard, "/login", body=b"200")[0] == 200
+
+
+@pytest.mark.parametrize("ask", ["POST cancel", "POST reset", "GET heartbeat/abc", "GET stream/a/1/2/playlist.m3u8"])
+def test_nobody_without_a_login_ends_a_visitors_work(guard: Guard, ask: str) -> None:
+    method, path = ask.split()
+    for cookie, status in (("", 401), ("access-token-c=guess", 401), ("a=b; access-token-c=token", 200)):
+        got = answers(guard, f"/gradio_api/{path}", cookie, b"200", method)
+        assert got == (status, "app" if status == 200 else "log in to the page first")
+
+
+def test_a_visitors_work_is_known_by_random_names_that_others_are_not_shown(served: Any) -> None:
+    one, other = visitor(served.page.server_port), visitor(served.page.server_port)
+    _, text = one("POST", "/gradio_api/call/run_state", {"data": ["ldm/tiny"]})
+    mine = json.loads(text)["event_id"]
+    assert len(mine) == 32 and uuid.UUID(mine).version == 4
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/status", "/gradio_api/startup-events"):
+        assert mine not in other("GET", path)[1], path
+    guess = uuid.uuid4().hex
+    for function in range(40):
+        body = {"session_hash": guess, "fn_index": function, "event_id": guess}
+        assert other("POST", "/gradio_api/cancel", body)[0] == 200
+    assert "event: complete" not in other("GET", f"/gradio_api/call/run_state/{guess}")[1]
+    assert "event: complete" in one("GET", f"/gradio_api/call/run_state/{mine}")[1]
+
+
+@pytest.mark.slow
+def test_with_a_password_nothing_of_the_page_is_reached_without_it(runs: Path) -> None:
+    from ldm.ui.serve import serve
+    from tests.ui.conftest import config
+
+    page = serve(config(runs, auth="me:secret"))
+    try:
+        known, unknown = (visitor(page.page.server_port, password) for password in ("secret", "wrong"))
+        join = {"data": [], "fn_index": 0, "session_hash": "abc"}
+        for method, path, body in (
+            ("POST", "/gradio_api/queue/join", join), ("GET", "/gradio_api/queue/data?session_hash=abc", None),
+            ("POST", "/gradio_api/cancel", {"session_hash": "abc", "fn_index": 0, "event_id": "e"}),
+            ("GET", "/gradio_api/heartbeat/abc", None), ("POST", "/gradio_api/call/run_state", {"data": ["x"]}),
+            ("GET", "/config", None), ("GET", "/gradio_api/info", None), ("GET", "/gradio_api/file=/etc/passwd", None),
+        ):  # fmt: skip
+            assert unknown(method, path, body, False)[0] == 401, path
+        assert known("GET", "/gradio_api/heartbeat/abc", None, False)[0] == 200
+        assert known("POST", "/gradio_api/cancel", {"session_hash": "a", "fn_index": 0, "event_id": "e"})[0] == 200
+    finally:
+        page.close()
+
+
+def visitor(port: int, password: str | None = None) -> Callable[..., tuple[int, str]]:
+    """Requests of one who has tried a password, as status and text (if it is read) of the answer."""
+
+    def ask(path: str, body: Any, headers: dict[str, str], method: str, reads: bool = True) -> tuple[Any, str]:
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            line.request(method, path, body, headers)
+            answer = line.getresponse()
+            return answer, answer.read().decode() if reads else ""
+        finally:
+            line.close()
+
+    cookie = ""
+    if password:
+        form = urllib.parse.urlencode({"username": "me", "password": password})
+        answer, _ = ask("/login", form, {"Content-Type": "application/x-www-form-urlencoded"}, "POST")
+        cookie = "; ".join(one.partition(";")[0] for one in answer.headers.get_all("set-cookie") or [])
+
+    def send(method: str, path: str, body: Any = None, reads: bool = True) -> tuple[int, str]:
+        headers = {"Content-Type": "application/json", "Cookie": cookie}
+        answer, text = ask(path, body and json.dumps(body), headers, method, reads)
+        return answer.status, text
+
+    return send
