@@ -22,7 +22,7 @@ def bound(config: Any, head_s: float = HEAD_S, waiting: int = WAITING, most: int
 def bounded(protocol: type, head_s: float, waiting: int, most: int) -> type:
     """uvicorn's protocol, h11's or httptools', with bounds; a protocol object is one connection."""
 
-    class Bounded(protocol):  # type: ignore[misc, valid-type]
+    class Bounded(protocol):
         deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
