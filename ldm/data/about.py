@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
-from ldm.data.beside import is_junk, stem
+from ldm.data.beside import JUNK, is_junk, stem
 from ldm.data.layout import Meant, is_split, join, top
 from ldm.data.looks import NAMED, Pair, evidence_within, few, look
 from ldm.data.marks import marked
@@ -70,7 +70,7 @@ def others(store: Store, images: Sequence[str], meant: Meant, known: Collection[
     """
     if meant.classes:
         return {}
-    left = {path: "in folders that programs make" for path in images if is_junk(path)}
+    left = {path: JUNK for path in images if is_junk(path)}
     left |= _files_about([path for path in images if path not in left])
     left |= marked(store, [path for path in images if path not in left], seen)
     left |= _folders_about(store, [path for path in images if path not in left], known, seen)

@@ -35,6 +35,7 @@ _JUNK = {
     *("__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "lost+found", "system volume information"),
     *("$recycle.bin", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
 }
+JUNK = "in folders that programs make"
 _JUNK_LIKE = re.compile(r"thumb(nail)?s?[-_ ]?\d+(x\d+)?|.*\.lrdata")  # thumbnails128x128; Lightroom's
 
 
@@ -69,17 +70,24 @@ def tell_passed(store: Store, seen: Seen) -> None:
 
 
 def tell_unread(paths: Sequence[str], seen: Seen) -> None:
-    """Notes by kind which of `paths`, that nothing has read, aren't images."""
+    """Notes by kind which of `paths`, that nothing has read, aren't images; each is kept by name."""
     kinds: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        if not is_image(path) and not is_junk(path) and not _NOBODYS.fullmatch(posixpath.basename(path)):
+    for path in [path for path in paths if path not in seen.unread and not is_image(path)]:
+        if is_junk(path):
+            seen.pass_over([path], JUNK)
+        elif _NOBODYS.fullmatch(posixpath.basename(path)):
+            seen.pass_over([path], "no data by its name")
+        else:
             kinds[ending(path)].append(path)
     for kind in [kind for kind in kinds if kind in UNREADABLE]:
         seen.leave(kinds.pop(kind), f"{kind} files {UNREADABLE[kind]}")
     tables = [path for kind in TABLES for path in kinds.pop(kind, [])]
+    seen.pass_over(tables, "a table by another name than metadata.jsonl or metadata.csv")
     if tables:
         more = f" ({len(tables)} such files)" if len(tables) > 1 else ""
         seen.note(f"{tables[0]} isn't read{more}: captions and labels come from metadata.jsonl or metadata.csv")
+    for kind, of in kinds.items():
+        seen.pass_over(of, f"{kind} file of no image".lstrip())
     if kinds:
         each = [f"{plural(len(of), f'{kind} file'.strip())} ({of[0]})" for kind, of in kinds.items()]
         rest = f" and {plural(len(each) - _KINDS, 'more kind')}" if len(each) > _KINDS else ""

@@ -1,18 +1,22 @@
 """Files beside images that hold their captions: which they are, what in them is a caption, and their words."""
 
+import io
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ldm.data.beside import ending, stem
-from ldm.data.sample import USUAL, Sample, Seen, Text, plural, some, text_of
+from ldm.data.beside import ending, is_image, stem
+from ldm.data.embedded import text_in
+from ldm.data.sample import USUAL, Sample, Seen, Text, joined, plural, some, text_of
 from ldm.data.store import Store, composed
 from ldm.errors import UserError
 
 KINDS = (".txt", ".caption", ".cap", ".json")  # the first that an image has is read
 _LOOKED_AT = 16  # files of a kind that say what the kind holds
+_BLANKS = 64  # bytes that an empty caption's file may have
+_TAGS = ("tag_string", "tags")  # as image boards have them
 _NUMBER = r"-?\d+(\.\d*)?(e[-+]?\d+)?"
 _BOX = re.compile(rf"\d+(\s+{_NUMBER}){{4,}}\s*", re.IGNORECASE)  # YOLO's: a class, then at least four numbers
 
@@ -44,13 +48,16 @@ def unread_captions(samples: Iterable[Sample], store: Store, seen: Seen) -> None
     """Notes the caption files of samples whose caption is known from elsewhere."""
     paths = [path for sample in samples if (path := stem(sample.image) + KINDS[0]) in store.entries]
     if paths:
-        seen.read |= set(paths)
+        seen.pass_over(paths, "beside an image that has a caption in the metadata")
         said = f"{plural(len(paths), '.txt file')} beside images that have a caption in the metadata"
         seen.note(f"{said}, which is taken instead: {some(paths)}")
 
 
 def read_caption(store: Store, path: str) -> Text:
-    """The caption in a file, its line ends as Unix has them; of a .json, what it calls so. Raises UserError."""
+    """The caption in a file, its line ends as Unix has them; of a .json, what it calls so, and of an
+    image, what is in it. Raises UserError."""
+    if is_image(path):
+        return text_in(io.BytesIO(store.read(path)))
     text = store.text(path)
     if ending(path) == KINDS[-1]:
         return caption_in(_json(f"{store.where}/{path}", text))
@@ -58,8 +65,9 @@ def read_caption(store: Store, path: str) -> Text:
 
 
 def caption_in(row: Mapping[str, Any]) -> Text:
-    """The first caption among what a row says, by the usual names."""
-    return next((text for key in USUAL["text"] if (text := text_of(row.get(key))[0])), None)
+    """The first caption among what a row says, by the usual names, or its tags."""
+    found = next((text for key in USUAL["text"] if (text := text_of(row.get(key))[0])), None)
+    return found or next((text for key in _TAGS if (text := joined(text_of(row.get(key))[0]))), None)
 
 
 def _by_kind(paths: Iterable[str]) -> dict[str, list[str]]:
@@ -91,13 +99,19 @@ def _is_read(kind: str, paths: Sequence[str], store: Store, seen: Seen) -> bool:
     texts = {path: text for path in paths[:: -(-len(paths) // _LOOKED_AT)] if (text := _peek(store, path))}
     if kind == KINDS[-1]:
         return any(_has_caption(text) for text in texts.values())
+    if not any(texts.values()) and all(_is_empty(store, path) for path in paths):
+        seen.pass_over(paths, "empty")
+        seen.note(
+            f"{plural(len(paths), f'{kind} file')} beside images, and nothing in any: no captions ({some(paths)})"
+        )
+        return False
     boxes = [path for path, text in texts.items() if _is_boxes(text)]
     if not boxes:
         return True
     if len(boxes) < len(texts):
         seen.note(f"some {kind} files hold numbers alone, as YOLO's boxes, and are read as captions: {some(boxes)}")
         return True
-    seen.read |= set(paths)
+    seen.pass_over(paths, "boxes, as YOLO has them")
     said = f"{plural(len(paths), f'{kind} file')} beside images hold boxes, as YOLO has them, and no captions"
     seen.note(f"{said}: they aren't read ({some(paths)})")
     return False
@@ -109,6 +123,14 @@ def _peek(store: Store, path: str) -> str:
         return store.text(path).strip()
     except UserError:
         return ""
+
+
+def _is_empty(store: Store, path: str) -> bool:
+    """Whether nothing but blanks is there; a file that can't be read is told when all are."""
+    try:
+        return store.entries[path][0] <= _BLANKS and not store.text(path).strip()
+    except UserError:
+        return False
 
 
 def _is_boxes(text: str) -> bool:
@@ -131,7 +153,7 @@ def _json(where: str, text: str) -> Mapping[str, Any]:
 
 
 def _tell_doubled(kind: str, paths: Sequence[str], seen: Seen) -> None:
-    seen.read |= set(paths)
+    seen.pass_over(paths, "beside an image that has another caption file")
     said = f"{plural(len(paths), f'{kind} file')} beside images that have another caption file, which is taken instead"
     if kind == KINDS[-1]:  # img2dataset writes both, and the caption is in both
         seen.aside(f"{said}: {some(paths)}")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from ldm.data.beside import ending, stem
-from ldm.data.layout import common_folder, top
+from ldm.data.layout import common_folder, inside, top
 from ldm.data.sample import Seen, some
 from ldm.errors import UserError
 
@@ -57,6 +57,15 @@ def classes_of(paths: Sequence[str], meant: bool | None, known: Collection[str],
         said = f"folders named as sizes are taken for classes: {some(distinct)}"
         seen.note(f"{said} (data.classes=false: they aren't; data.without='[{distinct[0]}]' leaves one out)")
     return names
+
+
+def tell_inner(paths: Sequence[str], splits: Sequence[str], seen: Seen) -> None:
+    """Notes folders inside several `splits` that are called alike, where the folders around these are the classes."""
+    inner = [{top(path, split) for path in paths if inside(path, (split,))} for split in splits]
+    alike = inner[0] if inner else set()
+    if len(splits) > 1 and len(alike) > 1 and None not in alike and all(names == alike for names in inner):
+        said = f"the classes are the folders around {some(splits)}, not those within ({some(sorted(map(str, alike)))})"
+        seen.note(f"{said}: name one of the sets as data.root, or sort them into train/CLASS, to have the latter")
 
 
 def _within(paths: Sequence[str], base: str) -> list[str | None]:

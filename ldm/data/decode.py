@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldm.data.caption_files import read_caption
-from ldm.data.sample import Sample, plural
+from ldm.data.sample import Sample, joined, plural
 from ldm.data.store import Store
 from ldm.data.table import REPEATS, Column, Table, new_array
 from ldm.errors import UserError, printable
@@ -70,11 +70,11 @@ class Decoder:
     control: Preprocess | None
     has: tuple[str, ...]  # columns of the training split
     classes: tuple[str, ...]
-    lines: bool = False  # each line of a caption's file is a caption
+    captions: str = ""  # "lines": each line of a caption's file is one; "tags": a list is one
 
     @classmethod
     def of(
-        cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = (), lines: bool = False
+        cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = (), captions: str = ""
     ) -> "Decoder":
         """Reads off the training split which columns there are; the validation split has to fit.
 
@@ -88,7 +88,7 @@ class Decoder:
             _check_labels(rows, val[1])
             classes = tuple(classes) or _classes(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
-        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), lines)
+        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), captions)
 
     def table(self, split: Split, folder: Path, key: str, tally: Tally, of: str = "") -> Table:
         """Decodes a split into `folder`; bad images are left out and counted. `of` says what the split is for."""
@@ -123,8 +123,10 @@ class Decoder:
         for sample in rows:
             text = read_caption(store, sample.caption) if sample.caption else sample.text
             if sample.caption and isinstance(text, str) and "\n" in text:
-                tally.several_lines += [] if self.lines else [sample.caption]
-                text = _lines(text) if self.lines else text
+                tally.several_lines += [] if self.captions == "lines" else [sample.caption]
+                text = _lines(text) if self.captions == "lines" else text
+            if self.captions == "tags":
+                text = joined(text)
             if not text:  # a file of nothing leaves its folder's word
                 text = (sample.text if sample.caption else None) or ""
             tally.no_caption += [] if text else [sample.image]

@@ -5,8 +5,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ldm.data.beside import tell_passed, tell_unread
-from ldm.data.classes import image_of
+from ldm.data.classes import image_of, tell_inner
+from ldm.data.copies import grouped, tell_copies
 from ldm.data.decode import Split, are_sparse
+from ldm.data.embedded import check_embedded
 from ldm.data.holdout import split_off, told
 from ldm.data.layout import Layout, Meant, inside
 from ldm.data.listing import samples
@@ -15,7 +17,7 @@ from ldm.data.part import Part, check_names, held_out
 from ldm.data.repeats import check_repeats
 from ldm.data.sample import PATHS, Sample, Seen, plural, some
 from ldm.data.store import Store, open_store
-from ldm.data.stored import WHOLE, Stored
+from ldm.data.stored import EMBEDDED, WHOLE, Stored
 from ldm.data.table import hash_of
 from ldm.errors import UserError
 from ldm.registry import register
@@ -31,9 +33,12 @@ class Folder(Stored):
       `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`; or `metadata.csv`
       with columns of these names;
     - or NAME.txt or NAME.caption beside NAME.png, one caption (with `captions=lines` one a line), or NAME.json with a
-      caption among what it says; and one subfolder for each class, in natural order (2 before 10);
+      caption among what it says, or, with `captions=embedded`, what is inside of the image; and one subfolder for each
+      class, in natural order (2 before 10);
     - or kohya's folders `10_name`: an epoch visits their images 10 times, and `name` is the caption of those without a
       file. `repeats` says whether such folders are meant, by default if they look like it.
+
+    `captions=tags` makes a list of tags one caption; a list is of alternatives otherwise, but in columns named so.
 
     `classes` says whether subfolders are classes, by default unless they are named as masks of the images beside them,
     by dates, or as cameras and other tools name them. `without` names folders, by name or path, that are left out, and
@@ -136,7 +141,8 @@ class Folder(Stored):
             check_repeats(train)
         if self.val_root is None and not layout.val:
             self._tell(train, store)
-            pair = split_off(store, train, self.val_share, self.seen, image_of)
+            images = [(store, sample.image) for sample in train]
+            pair = split_off(store, train, self.val_share, self.seen, grouped(images, image_of, self.seen))
             _tell_columns(pair[0][1], pair[1][1], self.seen)
             return pair
         known = {str(sample.label) for sample in train if sample.label is not None}
@@ -153,6 +159,8 @@ class Folder(Stored):
             count = plural(len(both), "image") + (" is" if len(both) == 1 else " are")
             self.seen.note(f"{count} both for training and for validation: {some(sorted(both))}")
         _tell_columns(train, val, self.seen)
+        tell_inner([s.image for s in train if s.label is not None], layout.train, self.seen)
+        tell_copies([(store, s.image) for s in train], [(other, s.image) for s in val], self.seen)
         return (store, train), (other, val)
 
     def _validation(self, store: Store, known: Collection[str]) -> list[Sample]:
@@ -171,7 +179,7 @@ class Folder(Stored):
     def _listed(
         self, part: Part, folders: Sequence[str], keep: Callable[[str], bool], known: Collection[str] = ()
     ) -> list[Sample]:
-        return samples(
+        found = samples(
             part.store,
             folders[0] if len(folders) == 1 else "",
             self.columns,
@@ -181,6 +189,15 @@ class Folder(Stored):
             left=part.left,
             keep=lambda path: keep(path) and path not in part.gone,
         )
+        return self._captioned(found, part.store) if self.captions == EMBEDDED else found
+
+    def _captioned(self, found: list[Sample], store: Store) -> list[Sample]:
+        """With captions out of the images, where there are no others."""
+        bare = [sample for sample in found if not sample.text and not sample.caption]
+        check_embedded(bare, store)
+        for sample in bare:
+            sample.caption = sample.image
+        return found
 
 
 def _tell_columns(train: Sequence[Sample], val: Sequence[Sample], seen: Seen) -> None:

@@ -61,6 +61,7 @@ def layout_of(images: Sequence[str], has_val_root: bool, seen: Seen, classes: bo
         _named(base, _pair(tops) if classes else _pair(tops) or _longer(tops), has_val_root)
         or _below_classes(images, base)
         or _beside(images, base, has_val_root)
+        or _scattered(images)
     )
     if found is None:
         return Layout()
@@ -163,6 +164,20 @@ def _below_classes(images: Sequence[str], base: str) -> Layout | None:
         tuple(f"{name}/{train}" for name, (train, _) in pairs.items()),
         tuple(f"{name}/{vals[0]}" for name, (_, vals) in pairs.items() if vals),
     )
+
+
+def _scattered(images: Sequence[str]) -> Layout | None:
+    """a/train, a/val, and b without a split, or such pairs at other depths: their folders for validation are held out,
+    all else is trained on."""
+    inner: dict[str, set[str]] = {}
+    for folder in {posixpath.dirname(path) for path in images}:
+        while folder:
+            folder, name = posixpath.split(folder)
+            inner.setdefault(folder, set()).add(name)
+    pairs = {folder: pair for folder, names in sorted(inner.items()) if (pair := _pair(_by_length(names)))}
+    vals = {folder: found for folder, (train, found) in pairs.items() if train and found}
+    held = tuple(join(folder, name) for folder, found in vals.items() for name in found)
+    return Layout(("",), tuple(join(folder, found[0]) for folder, found in vals.items()), held) if held else None
 
 
 def _beside(images: Sequence[str], base: str, has_val_root: bool) -> Layout | None:

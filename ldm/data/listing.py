@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ldm.data.beside import is_image, stem
 from ldm.data.caption_files import find_captions, unread_captions
 from ldm.data.classes import classes_of
+from ldm.data.embedded import tell_embedded
 from ldm.data.layout import Meant
 from ldm.data.metadata import described
 from ldm.data.repeats import repeat_described, repeats_of
@@ -49,6 +50,7 @@ def samples(
             _classes_beside(found, columns, meant.classes, known, seen)
     else:
         found = _from_files(store, paths, columns, known, meant, left or {}, seen)
+    _drop_empty(found, seen)
     seen.read |= {path for sample in found for path in (sample.caption, *(getattr(sample, key) for key in PATHS))}
     for key in [key for key in PATHS if key not in columns]:
         for sample in found:
@@ -77,11 +79,14 @@ def _from_files(
             _name(sample, name, columns)
     if "label" in columns and not counted:
         _classify(found, meant.classes, known, seen)
-    if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
-        _tell_names(found, seen)
+    if "text" in columns and all(row.text is row.caption is None for row in found):
+        tell_embedded(found, store, seen)
+        if all(row.label is None for row in found):
+            _tell_names(found, seen)
     # what img2dataset counts of each of its folders, and a table of what is in the images' own files
     folders = {sample.image.rpartition("/")[0] for sample in found}
-    seen.read |= {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
+    own = {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
+    seen.pass_over([path for path in own if path in store.entries], "img2dataset's account of a folder")
     return found
 
 
@@ -98,6 +103,14 @@ def _classes_beside(
     if None not in names and 1 < len(distinct) <= len(found) // 2:
         said = f"the folders {some(distinct)} aren't read as classes, as the metadata have no labels"
         seen.aside(f"{said}: data.classes=true reads them")
+
+
+def _drop_empty(found: Sequence[Sample], seen: Seen) -> None:
+    """Captions of nothing, and no others, are none."""
+    if any(sample.text == "" for sample in found) and not any(sample.text or sample.caption for sample in found):
+        seen.note("every caption is empty: they aren't taken for captions")
+        for sample in found:
+            sample.text = None
 
 
 def _tell_names(found: Sequence[Sample], seen: Seen) -> None:

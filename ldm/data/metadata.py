@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from ldm.data.beside import is_image
+from ldm.data.beside import ending, is_image
 from ldm.data.layout import inside
 from ldm.data.rows import FILE_NAME, Row, is_gap, is_index, number, rows_of
-from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, plural, some, text_of
+from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, joined, plural, some, text_of
 from ldm.data.store import Store
 from ldm.errors import UserError, did_you_mean
 
+_SHORT, _MANY = 2.5, 3  # words of a tag at most, tags of an image at least, on average
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -25,13 +26,19 @@ def described(
     user doesn't want too, which tell maps from images."""
     found: dict[str, list[Sample]] = {}
     for path in store.entries:
-        folder, name = posixpath.split(path)
-        if name not in METADATA:
+        if not is_metadata(path):
             continue
-        if name == METADATA[1] and posixpath.join(folder, METADATA[0]) in store.entries:
-            raise UserError(f"{store.where}/{folder or '.'} holds both {' and '.join(METADATA)}; take one away.")
+        folder = posixpath.dirname(path)
+        if twin := next((other for other in found if posixpath.dirname(other) == folder), None):
+            both = " and ".join(sorted(map(posixpath.basename, (twin, path)), reverse=True))
+            raise UserError(f"{store.where}/{folder or '.'} holds both {both}; take one away.")
         found[path] = _File(store, path, columns, seen).samples(lambda image: inside(image, (under,)) and keep(image))
     return _joined(found, seen) if len(found) > 1 else [sample for rows in found.values() for sample in rows]
+
+
+def is_metadata(path: str) -> bool:
+    """Whether a file is called so, in any case."""
+    return posixpath.basename(path).lower() in METADATA
 
 
 def label_of(value: Any) -> str | int | None:
@@ -50,9 +57,11 @@ class _File:
         self.store, self.path, self.folder, self.seen = store, path, posixpath.dirname(path), seen
         self.where = f"{store.where}/{path}"
         seen.read.add(path)
-        self.is_csv, self.gaps = path.endswith(".csv"), dict[str, None]()
+        self.is_csv, self.gaps = ending(path) == ".csv", dict[str, None]()
         self.rows = rows_of(store, path, seen)
         self.columns = self._known({key: key for key in PATHS} | dict(columns), columns)
+        name = self.columns.get("text", "")
+        self.tags = _are_tags(path, name, [row[name] for row in self.rows if isinstance(row.get(name), list)], seen)
         if not self.rows:
             seen.note(f"{self.where} has no rows: nothing is taken from it")
         if self.is_csv:
@@ -130,7 +139,7 @@ class _File:
         """The column that most looks like captions: the longest texts."""
 
         def length(name: str) -> float:
-            texts = [row[name] for row in self.rows if isinstance(row.get(name), str)]
+            texts = [str(joined(text)) for row in self.rows if (text := text_of(row.get(name))[0])]
             return mean(len(text) if _is_prose(text) else 0 for text in texts) if texts else 0
 
         best = max(sorted(names), key=length)
@@ -144,6 +153,7 @@ class _File:
             if values.get(key) is not None:
                 values[key] = self._place(str(values[key]))
         values["text"], whole = text_of(self._gap(values.get("text")))
+        values["text"] = joined(values["text"]) if self.tags else values["text"]
         if not whole:
             self.gaps[image] = None
         label = values.get("label")
@@ -212,6 +222,21 @@ def _fill(sample: Sample, other: Sample) -> None:
     for key in COLUMNS:
         if getattr(sample, key) in (None, ""):
             setattr(sample, key, getattr(other, key))
+
+
+def _are_tags(path: str, name: str, lists: Sequence[list[Any]], seen: Seen) -> bool:
+    """Whether the lists of a column are tags that make one caption, by the column's name; others that look it are
+    alternatives, and that is said."""
+    words = [len(item.split()) for items in lists for item in items if isinstance(item, str)]
+    if not words or mean(words) > _SHORT:
+        return False
+    if re.search("tag|keyword", name, re.IGNORECASE):
+        seen.aside(f"lists in '{name}' of {path} are tags: each is one caption, joined by commas")
+        return True
+    if len(words) >= _MANY * len(lists) and len(lists) > 1:
+        said = f"lists of short words in '{name}' of {path} are alternatives: an image gets one of them at each visit"
+        seen.note(f"{said}; if they are tags of one caption: data.captions=tags")
+    return False
 
 
 def _is_prose(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ldm.data.about import others
 from ldm.data.beside import is_image, is_junk
 from ldm.data.layout import Layout, Meant, inside, is_named, layout_of
-from ldm.data.metadata import METADATA
+from ldm.data.metadata import is_metadata
 from ldm.data.sample import Seen
 from ldm.data.store import FolderStore, Store
 from ldm.errors import UserError, did_you_mean
@@ -31,7 +31,7 @@ class Part(NamedTuple):
         seen.leave(named, "in data.without")
         gone = {*named, *held}
         images = [path for path in images if path not in gone]
-        is_described = any(posixpath.basename(path) in METADATA for path in store.entries)
+        is_described = any(map(is_metadata, store.entries))
         left = others(store, images, meant, known, Seen() if is_described else seen)
         own = [path for path in images if not is_junk(path) and (is_described or path not in left)]
         return cls(store, own, left, gone, meant.classes)

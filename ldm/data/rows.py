@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from ldm.data.beside import ending
 from ldm.data.sample import Seen, plural, some
 from ldm.data.store import Store
 from ldm.errors import UserError
@@ -27,7 +28,7 @@ def rows_of(store: Store, path: str, seen: Seen) -> list[Row]:
     """The rows of the file, each with its image under `file_name`; a table's empty fields aren't in its rows. Raises
     UserError."""
     where, text = f"{store.where}/{path}", store.text(path)
-    rows = list(_table(where, path, text, seen) if path.endswith(".csv") else _objects(where, text))
+    rows = list(_table(where, path, text, seen) if ending(path) == ".csv" else _objects(where, text))
     _name_images(where, path, rows, seen)
     return [row for _, row in rows]
 

@@ -1,7 +1,7 @@
 """One image with what belongs to it, and what a listing of many met beside them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,18 +39,23 @@ class Seen:
 
     `left_out` are images by path, with the reason why they aren't taken; `notes` say what may be meant otherwise than
     it was read, or wasn't read at all, and `asides` what is only good to know. `read` are the files beside the images
-    that were made use of. `outside` are images that metadata name, by path with the file that does, and that are
-    neither there nor in the split that was listed.
+    that were made use of; `unread` are the others by path, with the reason. `outside` are images that metadata name, by
+    path with the file that does, and that are neither there nor in the split that was listed.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     asides: list[str] = field(default_factory=list)
     read: set[str | None] = field(default_factory=set)
+    unread: dict[str, str] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
 
     def leave(self, paths: list[str], reason: str) -> None:
         self.left_out |= dict.fromkeys(paths, reason)
+
+    def pass_over(self, paths: Iterable[str], reason: str) -> None:
+        """Files beside the images that aren't read."""
+        self.unread |= dict.fromkeys(paths, reason)
 
     def note(self, sentence: str) -> None:
         """Once, however often it is met."""
@@ -68,6 +73,11 @@ def text_of(value: Any) -> tuple[Text, bool]:
         return [part for part in parts if part] or None, None not in parts
     text = _words(value)
     return text, text is not None or value is None
+
+
+def joined(text: Text) -> str | None:
+    """A list of tags as one caption."""
+    return ", ".join(text) if isinstance(text, list) else text
 
 
 def _words(value: Any) -> str | None:

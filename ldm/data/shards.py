@@ -16,7 +16,7 @@ import numpy as np
 from ldm.data.decode import Decoder, Tally, class_names
 from ldm.data.sample import Seen, plural
 from ldm.data.sharing import share
-from ldm.data.stored import LINES, WHOLE, as_shape, check_captions, column_names
+from ldm.data.stored import LINES, TAGS, WHOLE, as_shape, check_captions, column_names
 from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Column, Table, cached, hash_of, new_array
 from ldm.data.tar import listed, opened
@@ -40,8 +40,8 @@ class Shards:
     that are left. `val_root` are the shards to validate on; otherwise a fixed random `val_share`.
 
     What a shard may hold: see `ldm.data.tar.listed`. A caption's file is one caption, or with `captions=lines` one a
-    line. Channels, bits and, without `size`, the size are those of the first image; images of other sizes are then left
-    out and counted. The other options are those of `Folder`.
+    line; `captions=tags` joins lists to one caption. Channels, bits and, without `size`, size are the first image's;
+    images of other sizes are then left out and counted. The other options are those of `Folder`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Shards:
         if not 0 < val_share < 1:
             raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
         self.root, self.val_root, self.val_share, self.max_bad_share = root, val_root, val_share, max_bad_share
-        self.size, self.captions = as_shape(size), check_captions(captions)
+        self.size, self.captions = as_shape(size), check_captions(captions, (WHOLE, LINES, TAGS))
         self.channels, self.bits, self.columns = channels, bits, column_names(columns)
         self._made: tuple[Table, Table] | None = None
         height, width = self.size or (1, 1)  # a wrong option is told before any shard is read
@@ -125,7 +125,7 @@ class Shards:
             height, width, channels, bits = probe(io.BytesIO(store.read(rows[0].image)), self.channels)
             size = self.size or (height, width)
             preprocess = Preprocess(self.channels or channels, *size, self.bits or bits, **self.options)
-            return Decoder.of((store, rows), (store, []), preprocess, lines=self.captions == LINES)
+            return Decoder.of((store, rows), (store, []), preprocess, captions=self.captions)
 
     def _decode(self, url: str, folder: Path, key: str) -> None:
         """One shard as a table of its own, whose labels are as the shard has them."""

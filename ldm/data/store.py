@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from ldm.errors import UserError
 
 MAX_BYTES = 2**30  # beyond this a packed file is taken for a bomb
+_HINT = 2**12
 _EXCEL = " (Excel: save as CSV UTF-8.)"
 _UNPACK = "unpack the .zip, and name the folder as data.root"
 _METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95: "XZ"}
@@ -55,6 +56,12 @@ class Store:
         """A file for reading, seekable."""
         raise NotImplementedError
 
+    def hint(self, path: str) -> bytes:
+        """Something of the content that is quickly had, and differs in most files of one size: the last bytes."""
+        with self.open(path) as file:
+            file.seek(max(0, self.entries[path][0] - _HINT))
+            return file.read()
+
     def text(self, path: str) -> str:
         """A file's words: UTF-8, or UTF-16 that says so by its first bytes. Raises UserError."""
         where = f"{self.where}/{path}"
@@ -70,7 +77,9 @@ class Store:
         try:
             words = content.decode("utf-16" if wide else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.endswith('.csv')}") from None
+            raise UserError(
+                f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.lower().endswith('.csv')}"
+            ) from None
         if "\0" in words:
             raise UserError(f"{where} holds bytes of zero, which no text has: write it again as UTF-8, or remove it.")
         return words
@@ -158,6 +167,9 @@ class ZipStore(Store):
         self.prefix = f"{around.pop()}/" if len(around) == 1 and all("/" in name for name in found) else ""
         self.entries = {name[len(self.prefix) :]: entry for name, entry in sorted(found.items())}
         self.hidden = [name.removeprefix(self.prefix) for name in sorted(hidden)]
+
+    def hint(self, path: str) -> bytes:
+        return self.entries[path][1].to_bytes(4)  # the CRC
 
     def open(self, path: str) -> BinaryIO:
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:

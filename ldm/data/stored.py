@@ -12,16 +12,18 @@ import numpy as np
 
 from ldm.data.buckets import Buckets, Shape, assign, shapes
 from ldm.data.decode import Decoder, Split, Tally, big_files, in_order
+from ldm.data.doubts import doubts
 from ldm.data.sample import COLUMNS, Sample, Seen, plural
 from ldm.data.store import Store
-from ldm.data.summary import FILE, Facts, facts_of, tell
+from ldm.data.summary import FILE, Facts, by_name, facts_of, tell
 from ldm.data.table import Table, cached_parts
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, SURE, Preprocess, probe
 from ldm.ranks import rank
 
 Head = tuple[int, int, int, int]  # height, width, channels, bits
-WHOLE, LINES = "whole", "lines"  # what a caption's file holds: one caption, or one a line
+# What captions are: a file is one, or one a line; they are inside of the images; lists are tags of one.
+WHOLE, LINES, EMBEDDED, TAGS = "whole", "lines", "embedded", "tags"
 
 
 class Stored:
@@ -71,14 +73,17 @@ class Stored:
         if self.channels is None and pair[0].preprocess.channels > SURE:
             _ = self._heads  # refuses arrays whose axes can't be told, also where an older version decoded them
         home = Path(cache) / key
-        self._sum_up(home)
+        self._sum_up(home, pair[0].preprocess)
         return pair
 
-    def _sum_up(self, home: Path) -> None:
+    def _sum_up(self, home: Path, preprocess: Preprocess) -> None:
         """Says what was found when the tables were made, and what the listing finds now, which may have been made by
         another version's."""
         facts = Facts.load(home)
-        now = replace(facts, left_out=self.seen.left_out, notes=self.seen.notes, asides=self.seen.asides)
+        seen = self.seen
+        unread = by_name(seen.unread)
+        found = doubts(*self._splits[0], preprocess, self.channels) if facts.doubts is None else facts.doubts
+        now = replace(facts, doubts=found, left_out=seen.left_out, unread=unread, notes=seen.notes, asides=seen.asides)
         if now != facts and rank() == 0:
             now.save(home)
         tell(now, home / FILE)
@@ -142,7 +147,7 @@ class Stored:
         tally = Tally(len(train[1]) + len(val[1]), self.max_bad_share)
         tables = {}
         for suffix, (preprocess, *pair) in jobs.items():
-            decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions == LINES)
+            decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions)
             for name, split in zip((f"train{suffix}", f"val{suffix}"), pair, strict=True):
                 if split[1]:
                     of = f"for {'training' if name.startswith('train') else 'validation'}"
@@ -209,9 +214,10 @@ def _fault(store: Store, sample: Sample, channels: int | None) -> str:
         return f"{sample.image}: {error}"
 
 
-def check_captions(captions: str) -> str:
-    if captions not in (WHOLE, LINES):
-        raise UserError(f"data.captions={captions} is unknown.{did_you_mean(captions, (WHOLE, LINES))}")
+def check_captions(captions: str, known: Sequence[str] = (WHOLE, LINES, EMBEDDED, TAGS)) -> str:
+    if captions not in known:
+        guess = did_you_mean(captions, known)
+        raise UserError(f"data.captions={captions} is unknown.{guess} There are {', '.join(known)}.")
     return captions
 
 

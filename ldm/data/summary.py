@@ -3,11 +3,12 @@
 import json
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ldm.data.beside import ending
 from ldm.data.decode import Tally
 from ldm.data.sample import Seen, plural, some
 from ldm.errors import printable
@@ -18,6 +19,8 @@ MOST_LINES = 12
 FILE = "skipped.json"
 _MOST_CLASSES = 20
 _REASONS = 4
+_FEW = 10  # of so many images at least one should have a caption
+_MOST_NAMES = 5000  # of files that aren't read, for one reason
 _log = logging.getLogger("ldm")
 
 
@@ -26,8 +29,10 @@ class Facts:
     """What a source took and what it didn't.
 
     `split` says how validation was chosen. `bad` are images that can't be used and `left_out` those that aren't meant,
-    each by path with the reason; `no_caption` are images that have none, `several_lines` files of captions; `counts`
-    says of how many images what was done. `notes` and `asides`: see `Seen`.
+    each by path with the reason; `unread` are files beside them that aren't read, by the reason, and of very many that
+    share one a pattern instead, with their number. `no_caption` are images that have none, `several_lines` files of
+    captions; `counts` says of how many images what was done, and `doubts` what pixels may be meant for, None where an
+    older version hasn't looked. `notes` and `asides`: see `Seen`.
     """
 
     source: str
@@ -36,23 +41,25 @@ class Facts:
     split: str
     bad: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, list[str]] = field(default_factory=dict)
     captions: int = 0
     no_caption: list[str] = field(default_factory=list)
     several_lines: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    doubts: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     asides: list[str] = field(default_factory=list)
 
     @property
     def lost(self) -> bool:
         """Whether there is something that the user may not have meant."""
-        return self.names or bool(self.notes)
+        return self.names or bool(self.notes or self.doubts)
 
     @property
     def names(self) -> bool:
         """Whether there are files to look up by name."""
-        return bool(self.bad or self.left_out or self.no_caption or self.several_lines)
+        return bool(self.bad or self.left_out or self.no_caption or self.several_lines or self.notes and self.unread)
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
@@ -79,7 +86,7 @@ class Facts:
             count = "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
             found.append(f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}")
         found += [f"{plural(count, 'image')}: {what}" for what, count in self.counts.items()]
-        return found + self.notes + self.asides
+        return found + (self.doubts or []) + self.notes + self.asides
 
     def _left_out(self) -> list[str]:
         """A line for each of the most frequent reasons, and one for the others."""
@@ -96,7 +103,8 @@ class Facts:
         if self.no_caption:
             total = self.captions + len(self.no_caption)
             said = f"{len(self.no_caption)} of {total} images have no caption and get an empty one"
-            found.append(f"{said}: {some(self.no_caption)}")
+            few = "; data.columns='[label]' trains without captions" if _FEW * self.captions < total else ""
+            found.append(f"{said}: {some(self.no_caption)}{few}")
         elif self.captions:
             found.append(f"{plural(self.captions, 'image')} with captions")
         if n := len(self.several_lines):
@@ -122,6 +130,7 @@ def facts_of(
         split,
         bad={path: _plain(reason) for path, reason in tally.bad.items()},
         left_out=seen.left_out,
+        unread=by_name(seen.unread),
         captions=captions,
         no_caption=tally.no_caption,
         several_lines=tally.several_lines,
@@ -130,6 +139,18 @@ def facts_of(
         notes=seen.notes,
         asides=seen.asides,
     )
+
+
+def by_name(unread: Mapping[str, str]) -> dict[str, list[str]]:
+    """The files by the reason why they aren't read; of very many the patterns of their names, and how many they are."""
+    return {reason: _names(paths) for reason, paths in _by_reason(unread)}
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    if len(paths) <= _MOST_NAMES:
+        return sorted(paths)
+    counts, first = Counter(map(ending, paths)), {ending(path): path for path in reversed(paths)}
+    return [f"*{kind} ({plural(count, 'file')}, such as {first[kind]})" for kind, count in counts.items()]
 
 
 def tell(facts: Facts, file: Path) -> None:

@@ -4,10 +4,12 @@ An image is (C, H, W) uint8 or uint16 on disk and float32 in [-1, 1] in a batch.
 """
 
 from ldm.images.aspect import alike, check_alike, shape_of
+from ldm.images.axes import SURE
 from ldm.images.colour import CONVERTED, Notes
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import IMAGES, READER, SURE, BadImage, open_image, open_map, open_mask, probe, turned
+from ldm.images.reading import IMAGES, READER, open_image, open_map, open_mask, probe, turned
+from ldm.images.unknown import BadImage
 
 __all__ = [
     "CONVERTED",

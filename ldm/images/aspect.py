@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ldm.errors import UserError
-from ldm.images.reading import probe, shape_of_array, shape_of_picture
+from ldm.images.axes import shape_of_array
+from ldm.images.reading import probe, shape_of_picture
 
 TOLERANCE = 0.05  # of the aspect: sizes are rounded to whole pixels, and to blocks
 Shape = tuple[int, int]  # height, width

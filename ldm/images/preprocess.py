@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ldm.errors import UserError, did_you_mean
+from ldm.images.axes import channels_last
 from ldm.images.colour import Notes
 from ldm.images.output import to_pil8
-from ldm.images.reading import BadImage, channels_last, named, open_image, pixels_of
+from ldm.images.reading import named, open_image, pixels_of
+from ldm.images.unknown import BadImage
 from ldm.registry import register
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ldm.errors import UserError
+from ldm.images.axes import check_channels, shape_of_array
 from ldm.images.colour import CICP, Notes, cicp, in_srgb, unconverted
-from ldm.images.unknown import HEAD, what_it_is
+from ldm.images.unknown import HEAD, BadImage, what_it_is
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,7 +31,6 @@ _BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
 _COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
 _OF_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # (a phone's MPO has a depth or a gain map behind its image)
-SURE = 4  # as many channels may be more than rows
 PAGES = "of several grey pages, each taken for a channel (save one page alone to take only that)"
 FIRST = "the first of several pages or frames"
 _NPY = b"\x93NUMPY"
@@ -38,10 +38,6 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 Source = Any  # a file's path or bytes, a Pillow image, or an array
-
-
-class BadImage(UserError):
-    """A file that isn't a picture that can be taken: its path and why."""
 
 
 def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
@@ -110,37 +106,9 @@ def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int
         picture = _pillow(stream)
         if picture is None:
             array = _tiff(stream, [], head_only=True)
-            return _probe_array(array.shape, array.dtype, channels)
+            check_channels(array.shape, channels)
+            return *array.shape[:2], math.prod(array.shape[2:]), _bits(array.dtype)
         return _probe_picture(picture)
-
-
-def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W), (H, W, C) or (C, H, W) as (H, W, C); where both ends fit, the last axis is taken for the channels."""
-    if array.ndim == 2:
-        return array[:, :, None]
-    if array.ndim != 3:
-        raise BadImage(f"has shape {array.shape}; an image has (H, W), (H, W, C) or (C, H, W)")
-    if array.shape[2] != channels and array.shape[0] in (1, channels):
-        return array.transpose(1, 2, 0)
-    return array
-
-
-def shape_of_array(shape: Sequence[int], channels: int | None = None) -> tuple[int, int]:
-    """Height and width of (H, W), (H, W, C) or (C, H, W): the end of that many channels, else the shorter end, is the
-    channels'. Raises BadImage where these would be as many as an image's rows or columns, or more."""
-    if len(shape) not in (2, 3):
-        raise BadImage(f"has shape {tuple(shape)}; an image has (H, W), (H, W, C) or (C, H, W)")
-    first, last = shape[0], shape[-1]
-    if len(shape) == 2 or last == channels:
-        return shape[0], shape[1]
-    count, height, width = (first, shape[1], last) if first < last or first == channels else (last, first, shape[1])
-    if count > SURE and count != channels and count >= min(height, width):
-        either = f"{first}, the first axis, or {last}, the last" if first != last else f"{last}, the last axis"
-        raise BadImage(
-            f"has shape {tuple(shape)}, in which channels can't be told from rows and columns: say by data.channels= "
-            f"how many there are ({either})"
-        )
-    return height, width
 
 
 def shape_of_picture(picture: "Image") -> tuple[int, int]:
@@ -288,9 +256,12 @@ def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _probe_array(shape: tuple[int, ...], dtype: np.dtype, known: int | None) -> tuple[int, int, int, int]:
-    bits = 8 if dtype in (np.uint8, np.bool_) else 16
     height, width = shape_of_array(shape, known)
-    return height, width, math.prod(shape) // max(1, height * width), bits
+    return height, width, math.prod(shape) // max(1, height * width), _bits(dtype)
+
+
+def _bits(dtype: np.dtype) -> int:
+    return 8 if dtype in (np.uint8, np.bool_) else 16
 
 
 def _probe_picture(picture: "Image") -> tuple[int, int, int, int]:

@@ -2,6 +2,8 @@
 
 import re
 
+from ldm.errors import UserError
+
 _CONVERT = "convert it to .jpg or .png"
 _KINDS = (  # the first bytes, what they mean
     (rb"", "is empty"),
@@ -19,6 +21,10 @@ _KINDS = (  # the first bytes, what they mean
     (rb"\0+", "is full of zeros: the download or the disk has failed"),
 )
 HEAD = 512  # bytes that are looked at
+
+
+class BadImage(UserError):
+    """A file that isn't a picture that can be taken: its path and why."""
 
 
 def what_it_is(head: bytes) -> str:

@@ -12,6 +12,7 @@ from ldm.data.listing import samples
 from ldm.data.sample import COLUMNS, Sample, Seen
 from ldm.data.store import FolderStore
 from ldm.errors import UserError
+from tests.data import folders
 
 ALL = {key: key for key in COLUMNS}
 PPM = b"P6\n4 4\n255\n" + bytes(48)
@@ -126,3 +127,31 @@ def test_kinds_that_are_not_read_are_bounded(tmp_path):
     _, seen = found(root)
     assert len(seen.notes) == 1 and "and 3 more kinds; captions come from" in seen.notes[0]
     assert seen.left_out["more.7z"].startswith(".7z files are archives, which aren't looked into: unpack them")
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_files_of_nothing_make_no_captions(tmp_path, caplog, content):
+    root = folders.lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "1.txt")
+    (root / "1.txt").write_text(content)
+    assert "text" not in folders.tables(root)[0].columns
+    assert "1 .txt file beside images, and nothing in any: no captions (1.txt)" in caplog.text
+
+
+def test_few_captions_are_told_with_the_way_out(tmp_path, caplog):
+    root = folders.lay_out(tmp_path / "d", *(f"{i}.png" for i in range(12)), "1.txt")
+    folders.tables(root)
+    assert "11 of 12 images have no caption" in caplog.text and "data.columns='[label]' trains without" in caplog.text
+    assert "text" not in folders.tables(root, columns=["label"])[0].columns
+
+
+def test_empty_texts_of_metadata_are_no_captions(tmp_path, caplog):
+    root = folders.lay_out(tmp_path / "d", "1.png", "2.png")
+    folders.describe(root, {"file_name": "1.png", "text": ""}, {"file_name": "2.png", "text": " "})
+    assert "text" not in folders.tables(root)[0].columns and "every caption is empty" in caplog.text
+
+
+def test_the_tags_of_image_boards_are_one_caption(tmp_path):
+    root = folders.lay_out(tmp_path / "d", "1.png", "2.png", "1.json", "2.json")
+    (root / "1.json").write_text('{"tags": ["1girl", "solo"]}')
+    (root / "2.json").write_text('{"tag_string": "2girls hat", "tags": ["x"]}')
+    assert sorted(text for t in folders.tables(root) for text in t.columns["text"]) == ["1girl, solo", "2girls hat"]

@@ -426,7 +426,7 @@ def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path, monkeypat
         np.save(root / f"{i}.npy", np.broadcast_to(np.arange(30, dtype=np.uint8), (24, 24, 30)))
     if cached:  # by the code before, which took the first axis for the channels
         with monkeypatch.context() as before:
-            before.setattr("ldm.images.reading.SURE", 99)
+            before.setattr("ldm.images.axes.SURE", 99)
             assert load(root)[0].images.shape[1:] == (24, 24, 30)
     with pytest.raises(UserError, match="say by data.channels= how many there are"):
         load(root)

@@ -111,6 +111,25 @@ def test_validation_flat_beside_class_folders_is_no_class(tmp_path):
     assert tables(root, columns=["text"])[1].names == numbered("val")
 
 
+@pytest.mark.parametrize(
+    ("val", "others"),
+    [
+        (("a/val", "b/val"), ("a/train", "b/train", "c")),
+        (("x/a/val", "y/b/valid"), ("x/a/train", "y/b/train")),
+        (("a/images/val", "b/images/val"), ("a/images/train", "b/images/train")),
+    ],
+)
+def test_splits_of_sets_side_by_side(tmp_path, val, others):
+    train, held = tables(lay_out(tmp_path / "d", *numbered(*val, *others)))
+    assert held.names == numbered(*val) and sorted(train.names) == sorted(numbered(*others))
+
+
+def test_classes_within_splits_of_several_sets_are_told(tmp_path, caplog):
+    folders = [f"{root}/{part}/{name}" for root in "ab" for part in ("train", "val") for name in ("cat", "dog")]
+    assert tables(lay_out(tmp_path / "d", *numbered(*folders)))[0].classes == ("a", "b")
+    assert "the classes are the folders around a/train, b/train, not those within (cat, dog)" in caplog.text
+
+
 def test_several_folders_for_validation_beside_the_classes(tmp_path):
     found = tables(lay_out(tmp_path / "d", *numbered("a", "b", "test/a", "test/b", "val/a", "val/b", n=1)))
     assert [list(table.names) for table in found] == [["a/0.png", "b/0.png"], ["val/a/0.png", "val/b/0.png"]]
@@ -347,6 +366,16 @@ def test_the_summary_has_a_dozen_lines_and_all_in_a_file(tmp_path, caplog):
     caplog.clear()
     tables(root, max_bad_share=0.5)  # out of the cache
     assert [r.getMessage() for r in caplog.records] == [record.getMessage()]
+
+
+def test_every_file_that_is_not_read_is_kept_by_name(tmp_path, monkeypatch):
+    more = ["x.odd", "x.html", "y.html", "labels/1.txt", "notes.json", "README.md", "@eaDir/x.db", "a/1.txt", "a/1.cap"]
+    root = lay_out(tmp_path / "d", *numbered("a", "b"), *more)
+    tables(root)
+    assert sorted(path for paths in facts(root).unread.values() for path in paths) == sorted({*more} - {"a/1.txt"})
+    monkeypatch.setattr("ldm.data.summary._MOST_NAMES", 1)
+    tables(root)
+    assert "*.html (2 files, such as x.html)" in [name for names in facts(root).unread.values() for name in names]
 
 
 def test_many_reasons_leave_the_summary_its_captions_and_classes(tmp_path, caplog):

@@ -12,6 +12,7 @@ from ldm.data.metadata import tell_outside
 from ldm.data.sample import COLUMNS, Sample, Seen
 from ldm.data.store import FolderStore
 from ldm.errors import UserError
+from tests.data import folders
 
 ALL = {key: key for key in COLUMNS}
 
@@ -230,3 +231,34 @@ def test_metadata_at_two_levels(tmp_path):
     found_rows = {row.image: (row.text, row.label) for row in rows}
     assert found_rows == {"a/0.png": ("inner", 1), "a/1.png": ("top", 1), "2.png": ("top", 1)} and len(rows) == 3
     assert "2 images described by several files of metadata (a/metadata.jsonl, metadata.jsonl)" in seen.notes[0]
+
+
+@pytest.mark.parametrize("name", ["Metadata.CSV", "METADATA.jsonl"])
+@pytest.mark.parametrize("code", ["utf-8-sig", "utf-16"])
+def test_metadata_in_any_case_and_code(tmp_path, name, code):
+    root = folders.lay_out(tmp_path / "d", "1.png", "2.png")
+    rows = ["file_name,text", "1.png,é", "2.png,é"] if name.endswith("CSV") else [
+        json.dumps({"file_name": f"{i}.png", "text": "é"}) for i in (1, 2)
+    ]  # fmt: skip
+    (root / name).write_bytes("\n".join(rows).encode(code))
+    assert list(folders.tables(root)[0].columns["text"]) == ["é"]
+    (root / "metadata.csv").write_text("file_name\n1.png")
+    with pytest.raises(UserError, match="holds both .*; take one away"):
+        folders.tables(root)
+
+
+@pytest.mark.parametrize(
+    ("column", "options", "text", "said"),
+    [
+        ("text", {}, ["1girl", "solo", "hat"], "data.captions=tags"),
+        ("text", {"captions": "tags"}, "1girl, solo, hat", ""),
+        ("tags", {"columns": {"text": "tags"}}, "1girl, solo, hat", "are tags: each is one caption"),
+        ("tags", {}, None, "data.columns='{text: tags}' reads captions by that name"),
+    ],
+)
+def test_lists_of_tags(tmp_path, caplog, column, options, text, said):
+    root = folders.lay_out(tmp_path / "d", "1.png", "2.png")
+    folders.describe(root, *({"file_name": f"{i}.png", column: ["1girl", "solo", "hat"]} for i in (1, 2)))
+    train, _ = folders.tables(root, **options)
+    assert (train.columns["text"][0] if text else train.columns.get("text")) == text
+    assert said in " ".join((*folders.facts(root).notes, *folders.facts(root).asides))
