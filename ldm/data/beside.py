@@ -13,6 +13,8 @@ _KINDS = 6  # of files that aren't read, in one line
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # files that may be meant as metadata
 # Formats of images that nothing here reads, and what to do.
 _CONVERT = "can't be read: convert them to .jpg or .png"
+_MEDICAL = "are medical or scientific data that aren't read: export them as .png, .tif or .npy"
+_PARTLY = "are downloads that haven't finished: fetch them again"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _FILM = "are films: take images out of them"
 _PACKED = "are archives, which aren't looked into: unpack them (a single .zip can be data.root itself)"
@@ -23,10 +25,22 @@ UNREADABLE = {
     ),
     **dict.fromkeys((".pdf", ".djvu"), "are documents: export their pages as .png or .jpg"),
     **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), _RAW),
+    **dict.fromkeys((".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".czi", ".svs", ".fits", ".h5"), _MEDICAL),
+    **dict.fromkeys((".part", ".crdownload", ".partial", ".aria2", ".!ut", ".download"), _PARTLY),
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _PACKED),
     **dict.fromkeys((".tar", ".tgz"), _SHARD),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp"), _FILM),
 }
+_STARTS = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n": ".png",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+_KNOWN = frozenset((*IMAGES, *UNREADABLE, *TABLES, ".txt", ".caption", ".cap", ".xml", ".html", ".npz", ".db", ".ovr"))
+_HEAD, _PEEKED = 132, 16  # bytes of a file, files of an ending
 _NOBODYS = re.compile(
     r"(readme|licen[sc]e|copying|citation|notice|changelog|thumbs\.db|desktop\.ini|manifest)\b.*", re.I
 )
@@ -69,6 +83,32 @@ def tell_passed(store: Store, seen: Seen) -> None:
         seen.note(f"{said}: {some(closed)}; allow reading there, or move {'it' if len(closed) == 1 else 'them'} away")
 
 
+def tell_disguised(store: Store, paths: Sequence[str], seen: Seen) -> None:
+    """Leaves files out whose content is an image and whose ending isn't: downloads called 1, 1.jpg_large, 1.jpg?w=300.
+
+    Of each ending a few are looked into."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        if (kind := ending(path)) not in _KNOWN and not is_junk(path):
+            kinds[kind].append(path)
+    for found in list(kinds.values())[:_PEEKED]:
+        if meant := {_content(store, path) for path in found[:_PEEKED]} - {None}:
+            seen.leave(
+                found, f"{' or '.join(sorted(map(str, meant)))} by their content, under another ending: rename them"
+            )
+
+
+def _content(store: Store, path: str) -> str | None:
+    try:
+        with store.open(path) as file:
+            head = file.read(_HEAD)
+    except Exception:  # whatever it is, the file is said not to be read
+        return None
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
+
+
 def tell_unread(paths: Sequence[str], seen: Seen) -> None:
     """Notes by kind which of `paths`, that nothing has read, aren't images; each is kept by name."""
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -78,7 +118,7 @@ def tell_unread(paths: Sequence[str], seen: Seen) -> None:
         elif _NOBODYS.fullmatch(posixpath.basename(path)):
             seen.pass_over([path], "no data by its name")
         else:
-            kinds[ending(path)].append(path)
+            kinds[".nii.gz" if path.lower().endswith(".nii.gz") else ending(path)].append(path)
     for kind in [kind for kind in kinds if kind in UNREADABLE]:
         seen.leave(kinds.pop(kind), f"{kind} files {UNREADABLE[kind]}")
     tables = [path for kind in TABLES for path in kinds.pop(kind, [])]

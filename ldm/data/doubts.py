@@ -10,7 +10,7 @@ from ldm.images import SURE, Preprocess, open_image
 
 _LOOKED_AT = 16  # images
 _DEPTHS = (8, 10, 12, 14)  # bits that instruments keep in 16
-_PNG, _DEPTH, _COLOURS = b"\x89PNG\r\n\x1a\n", 24, (2, 6)  # where IHDR has the depth, and behind it a type in colour
+_PNG, _DEPTH, _CUT = b"\x89PNG\r\n\x1a\n", 24, (2, 4, 6)  # where IHDR has the depth; types in colour or with alpha
 _NPY, _AXES = b"\x93NUMPY", 3
 
 
@@ -40,8 +40,8 @@ def _deep(content: bytes) -> np.ndarray | None:
 
 
 def _is_cut(content: bytes) -> bool:
-    """Whether it is a colour PNG of 16 bits, of which Pillow reads 8."""
-    return content.startswith(_PNG) and content[_DEPTH] == 16 and content[_DEPTH + 1] in _COLOURS
+    """Whether it is a PNG of 16 bits in colour or with alpha, of which Pillow reads 8."""
+    return content.startswith(_PNG) and content[_DEPTH] == 16 and content[_DEPTH + 1] in _CUT
 
 
 def _shape(content: bytes) -> tuple[int, ...]:
@@ -49,7 +49,7 @@ def _shape(content: bytes) -> tuple[int, ...]:
 
 
 def _of_cut(paths: Sequence[str], looked: int) -> str:
-    said = f"colour PNGs of 16 bits a channel are reduced to 8 ({len(paths)} of {looked} that were looked at"
+    said = f"PNGs of 16 bits in colour or with alpha are reduced to 8 ({len(paths)} of {looked} that were looked at"
     return f"{said}: {some(paths)}): save them as TIFF or .npy to keep all bits"
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from ldm.data.beside import tell_passed, tell_unread
+from ldm.data.beside import tell_disguised, tell_passed, tell_unread
 from ldm.data.classes import image_of, tell_inner
 from ldm.data.copies import grouped, tell_copies
 from ldm.data.decode import Split, are_sparse
-from ldm.data.embedded import check_embedded
+from ldm.data.embedded import check_embedded, tell_embedded
 from ldm.data.holdout import split_off, told
 from ldm.data.layout import Layout, Meant, inside
 from ldm.data.listing import samples
@@ -172,7 +172,10 @@ class Folder(Stored):
     def _tell(self, found: Sequence[Sample], *stores: Store) -> None:
         """What wasn't read, but for what the samples name."""
         tell_outside(found, self.seen)
-        tell_unread([path for store in stores for path in store.entries if path not in self.seen.read], self.seen)
+        for store in stores:
+            paths = [path for path in store.entries if path not in self.seen.read]
+            tell_disguised(store, paths, self.seen)
+            tell_unread([path for path in paths if path not in self.seen.left_out], self.seen)
         for path in [path for s in found for path in (s.map, s.mask, s.control) if path]:
             self.seen.left_out.pop(path, None)
 
@@ -189,15 +192,19 @@ class Folder(Stored):
             left=part.left,
             keep=lambda path: keep(path) and path not in part.gone,
         )
-        return self._captioned(found, part.store) if self.captions == EMBEDDED else found
-
-    def _captioned(self, found: list[Sample], store: Store) -> list[Sample]:
-        """With captions out of the images, where there are no others."""
-        bare = [sample for sample in found if not sample.text and not sample.caption]
-        check_embedded(bare, store)
-        for sample in bare:
-            sample.caption = sample.image
+        if "text" in self.columns:
+            self._look_inside(found, part.store)
         return found
+
+    def _look_inside(self, found: Sequence[Sample], store: Store) -> None:
+        """Takes captions out of the images that have no others, if that is wanted; else it is said that there are."""
+        bare = [sample for sample in found if not sample.text and not sample.caption]
+        if self.captions == EMBEDDED:
+            check_embedded(bare, store)
+            for sample in bare:
+                sample.caption = sample.image
+        elif len(bare) == len(found):
+            tell_embedded(bare, store, self.seen)
 
 
 def _tell_columns(train: Sequence[Sample], val: Sequence[Sample], seen: Seen) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ldm.data.beside import is_image, stem
 from ldm.data.caption_files import find_captions, unread_captions
 from ldm.data.classes import classes_of
-from ldm.data.embedded import tell_embedded
 from ldm.data.layout import Meant
 from ldm.data.metadata import described
 from ldm.data.repeats import repeat_described, repeats_of
@@ -79,10 +78,8 @@ def _from_files(
             _name(sample, name, columns)
     if "label" in columns and not counted:
         _classify(found, meant.classes, known, seen)
-    if "text" in columns and all(row.text is row.caption is None for row in found):
-        tell_embedded(found, store, seen)
-        if all(row.label is None for row in found):
-            _tell_names(found, seen)
+    if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
+        _tell_names(found, seen)
     # what img2dataset counts of each of its folders, and a table of what is in the images' own files
     folders = {sample.image.rpartition("/")[0] for sample in found}
     own = {folder + more for folder in folders for more in ("_stats.json", ".parquet")}

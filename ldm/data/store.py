@@ -80,6 +80,7 @@ class Store:
             raise UserError(
                 f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.lower().endswith('.csv')}"
             ) from None
+        words = words.removeprefix("\ufeff")  # a second mark of order
         if "\0" in words:
             raise UserError(f"{where} holds bytes of zero, which no text has: write it again as UTF-8, or remove it.")
         return words

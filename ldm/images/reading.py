@@ -5,6 +5,7 @@ than four channels.
 """
 
 import io
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -231,6 +232,7 @@ def _tiff(stream: BinaryIO, notes: Notes, head_only: bool = False) -> np.ndarray
         import tifffile
     except ImportError:
         raise BadImage("is a TIFF that Pillow can't hold; for these: pip install tifffile") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of each file's odd tags is of no use here
     stream.seek(0)
     with tifffile.TiffFile(stream) as file:
         first: Any = file.series[0]

@@ -445,3 +445,15 @@ def test_what_the_listing_makes_of_the_files_is_part_of_the_key(tmp_path, monkey
     assert tables(root)[0].key == before.key
     monkeypatch.setattr("ldm.data.listing.repeats_of", lambda *args: {})
     assert tables(root)[0].key != before.key
+
+
+def test_images_under_other_endings_are_said(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.part", "4.nii.gz", "notes.odd")
+    for name in ("5", "6.jpg_large", "7.jpg?w=3"):
+        (root / name).write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
+    (root / "IM1").write_bytes(bytes(128) + b"DICM")
+    tables(root)
+    left = facts(root).left_out
+    assert "by their content, under another ending: rename them" in caplog.text and "notes.odd" not in left
+    assert ".jpg" in left["6.jpg_large"] and "haven't finished" in left["3.part"] and "medical" in left["4.nii.gz"]
+    assert {"5", "7.jpg?w=3", "IM1"} <= {*left} and left["5"] == left["IM1"]
