@@ -6,42 +6,26 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from hydra import initialize_config_dir
-from omegaconf import OmegaConf
 
-import ldm
-from ldm import overrides
-from ldm.cli_config import CONF, compose, group_names
-from ldm.training import ldm_run, vae_losses, vae_run
+from ldm.training import vae_losses
 from tests.conditioning.encoders import write_t5
+from tests.pretend.cases import (
+    DIGITS,
+    EMOJI,
+    FINETUNING,
+    QUIET,
+    STAGE_ONE,
+    STAGE_TWO,
+    UNET,
+    VAE,
+    base,
+    marked,
+    stage_one,
+    trained,
+)
 from tests.pretend.lightning import pretended_runs
 
-EMOJI = ["data=emoji", "data.size=16", "data.n=48", "data.val_n=8", "data.objects=[cat,dog,fish]"]
-DIGITS = ["data=digits", "data.size=16"]
-COMMON = [
-    *("logger=none", "batch_size=8", "samples.n=2", "samples.every_n_steps=0", "loader.workers=0"),
-    *("trainer.max_steps=3", "trainer.accelerator=cpu", "trainer.val_check_interval=50"),
-    "trainer.log_every_n_steps=50",
-]
-VAE = ["vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=2"]
-QUIET = ["trainer.max_steps=3", "samples.every_n_steps=0", "batch_size=8"]  # a fine-tuning has its own
-UNET = ["network=unet", "network.channels=[8,8]", "network.heads=2", "network.attention=false"]
-DIT = ["network=dit", "network.channels=16", "network.depth=2", "network.heads=2"]
-
-
-def config(stage: str, runs: Path, *words: str) -> dict[str, Any]:
-    """A run's config as its command line makes it."""
-    _, options = overrides.prepare([*COMMON, f"runs_dir={runs}", *words], group_names())
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        made = compose(f"train_{stage}", options)[0]
-    return OmegaConf.to_container(made, resolve=True)  # type: ignore[return-value]
-
-
-def trained(stage: str, runs: Path, *words: str) -> dict[str, torch.Tensor]:
-    """The weights that a run of three steps leaves, an adapter's beside its base's."""
-    made = config(stage, runs, "name=one", "overwrite=true", *words)
-    {"vae": vae_run, "ldm": ldm_run}[stage].main(made)
-    return {name: tensor.clone() for name, tensor in ldm.load(runs / stage / "one").state_dict().items()}
+QUICK = ("critic", "text")  # one kind of each stage in the quick suite; all of them take minutes
 
 
 def agrees(monkeypatch: Any, stage: str, runs: Path, *words: str) -> None:
@@ -55,65 +39,25 @@ def agrees(monkeypatch: Any, stage: str, runs: Path, *words: str) -> None:
     assert len(steps) == 3 and not any(steps), steps
 
 
-QUICK = ("critic", "text")
-
-
-def cases(words: dict[str, list[str]]) -> list[Any]:
-    """One kind of each stage in the quick suite; all of them take minutes."""
-    marks = {name: () if name in QUICK else (pytest.mark.slow,) for name in words}
-    return [pytest.param(own, id=name, marks=marks[name]) for name, own in words.items()]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stage one of both data sets."""
-    folder = tmp_path_factory.mktemp("pretended")
-    for data in (EMOJI, DIGITS):
-        vae_run.main(config("vae", folder, *data, *VAE))
-    return folder
+    return stage_one(tmp_path_factory.mktemp("pretended"), EMOJI, DIGITS)
 
 
-STAGE_ONE = {
-    "plain": [],
-    "critic": ["loss.adversarial=0.5", "loss.adversarial_start=1", "loss.critic_layers=1", "loss.critic_channels=8"],
-    "equivariance": ["loss.equivariance=0.9"],
-}
-
-
-@pytest.mark.parametrize("words", cases(STAGE_ONE))
+@pytest.mark.parametrize("words", marked(STAGE_ONE, QUICK))
 def test_stage_one(runs, monkeypatch, words):
     agrees(monkeypatch, "vae", runs, *EMOJI, *VAE, *words)
 
 
-STAGE_TWO = {
-    "text": UNET,
-    "dit": DIT,
-    "map": [*UNET, "conditioner=map"],
-    "inpaint": [*UNET, "conditioner=inpaint"],
-    "low_res": [*UNET, "conditioner=low_res"],
-    "online": [*UNET, "latents=online"],
-    "muon": [*UNET, "optimizer.name=muon"],
-}
-
-
-@pytest.mark.parametrize("words", cases(STAGE_TWO))
+@pytest.mark.parametrize("words", marked(STAGE_TWO, QUICK))
 def test_stage_two(runs, monkeypatch, words):
     agrees(monkeypatch, "ldm", runs, "first_stage=emoji", *EMOJI, *words)
 
 
-FINETUNING = {
-    "lora": ["finetune=lora", "rank=2"],
-    "full": ["finetune=full"],
-    "word": ["finetune=textual_inversion", "word=<mine>"],
-    "canny": ["finetune=controlnet", "control=canny"],
-    "control map": ["finetune=controlnet", "control=map"],
-}
-
-
-@pytest.mark.parametrize("words", cases(FINETUNING))
+@pytest.mark.parametrize("words", marked(FINETUNING, QUICK))
 def test_finetuning(runs, monkeypatch, words):
-    if not (runs / "ldm" / "base").is_dir():
-        ldm_run.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
+    base(runs)
     agrees(monkeypatch, "ldm", runs, "base=base", *EMOJI, *QUIET, *words)
 
 
