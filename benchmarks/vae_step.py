@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL as DiffusersVAE
 from hydra import initialize_config_dir
 from torch import Tensor, nn
 
 import ldm
 from benchmarks.paired import Call, alternate, compared, flops, peak_flops, rows, stepper
+from benchmarks.vae_loss import loss_of
 from ldm.cli_config import checked, compose
 from ldm.data.emoji import Emoji
 from ldm.networks import AutoencoderKL
 from ldm.registry import build
 
-WIDTHS, SIDE, LATENT, BETA = (32, 64, 64), 32, 4, 1e-3
+WIDTHS, SIDE, LATENT = (32, 64, 64), 32, 4
 LAST = torch.channels_last
 
 
@@ -68,11 +68,6 @@ def as_monai_has_it() -> AutoencoderKL:
     for stage in vae.decoder.up_blocks:
         del stage.resnets[-1]
     return vae.to(memory_format=LAST)
-
-
-def loss_of(reconstruction: Tensor, mean: Tensor, logvar: Tensor, images: Tensor) -> Tensor:
-    kl = 0.5 * (mean.square() + logvar.exp() - logvar - 1)
-    return F.mse_loss(reconstruction, images) + BETA * kl.mean()
 
 
 def losses(images: Tensor) -> dict[str, Any]:

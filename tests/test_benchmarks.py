@@ -8,6 +8,10 @@ from torch import nn
 
 from benchmarks import __main__ as bench
 from benchmarks import paired, unet_step, vae_step
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import report, suite, table
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.deadline import CUT
 
 
 def test_ratios_are_of_the_same_round():
@@ -52,6 +56,70 @@ def test_unknown_benchmarks_and_options_are_refused():
         bench.main(["unet"])
     with pytest.raises(SystemExit, match="option rouds"):
         bench.main(["start_up", "rouds=3"])
+
+
+def test_without_time_a_gpus_report_is_whole_and_lists_what_was_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    out = tmp_path / "runs" / "gpu.json"
+    assert gpu.main(["tests=0", "table=0", f"out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert found["machine"]["gpu"] is None and found["table"]["rows"] == found["tests"] == {}
+    assert "the tests" in found["cut"] and "DiT, tiny, generating, eager, diffusers" in found["cut"]
+    text = out.with_suffix(".md").read_text()
+    assert "There is no CUDA GPU here" in text and all(f"- {name}" in text for name in found["cut"])
+
+
+def test_words_that_make_gpu_doesnt_know_are_refused():
+    for word in ("test=3", "tests", "tests=soon"):
+        with pytest.raises(SystemExit, match=word):
+            gpu.options([word], gpu=False)
+
+
+def test_what_takes_longer_than_is_left_isnt_begun():
+    budget = Budget(60)
+    assert budget.fits("short", 1) and not budget.fits("long", 90)
+    assert budget.cut == ["long"]
+
+
+def test_each_test_is_passed_failed_skipped_or_cut(tmp_path):
+    cases = {
+        "a": "",
+        "b": '<failure message="1 != 2\nmore">trace</failure>',
+        "c": f'<skipped message="{CUT}"/>',
+        "d": '<skipped message="no bfloat16"/>',
+        "e": '<error message="no module"/>',
+    }
+    lines = [f'<testcase classname="tests.gpu" name="{name}">{inner}</testcase>' for name, inner in cases.items()]
+    (tmp_path / "x.xml").write_text(f"<testsuites><testsuite>{''.join(lines)}</testsuite></testsuites>")
+    assert suite.outcomes(tmp_path / "x.xml") == {
+        "passed": 1,
+        "failed": {"gpu: b": "1 != 2 more", "gpu: e": "no module"},
+        "skipped": {"gpu: d": "no bfloat16"},
+        "cut": ["gpu: c"],
+    }
+
+
+def test_a_batch_that_doesnt_fit_is_halved_and_the_rival_takes_the_same(monkeypatch):
+    def at_batch(entry, device, dtype, batch, rows):
+        if batch > 4:
+            raise torch.OutOfMemoryError
+        return {"batch": batch}
+
+    monkeypatch.setattr(table, "at_batch", at_batch)
+    case = table.cases(tiny=False)[0]
+    ours = table.Entry(case, "a training step", "eager", "ours")
+    rows = {ours.name: table.row(ours, torch.device("cpu"), torch.float32, {})}
+    assert rows[ours.name]["batch"] == 4
+    assert table.row(ours._replace(who="diffusers"), torch.device("cpu"), torch.float32, rows)["batch"] == 4
+
+
+def test_speeds_are_compared_at_equal_batches_alone():
+    def row(who, batch, speed):
+        return {"who": who, "batch": batch, "samples_per_s": {"median": speed}}
+
+    rows = {"x, ours": row("ours", 4, 3.0), "x, diffusers": row("diffusers", 4, 2.0)}
+    rows |= {"y, ours": row("ours", 4, 3.0), "y, diffusers": row("diffusers", 2, 2.0)}
+    assert report.ratios(rows) == ["x: 1.50"]
 
 
 def test_what_scale_measured_is_drawn(tmp_path):

@@ -10,30 +10,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.training.sharded import is_sharded
 
-# TFLOP/s without sparsity, in bfloat16 or float16 and of float32 as training multiplies it there (TF32; on GPUs from
-# before that, float32), by the words of the name that torch gives. From NVIDIA's data sheets and the white papers of
-# the architectures; GeForce cards with sums in float32.
+# TFLOP/s without sparsity, in bfloat16 or float16 with sums in float32, and of float32 as training multiplies it there:
+# TF32; on GPUs from before that, float32. By the words of the name that torch gives. NVIDIA's sheets mostly print what
+# sparsity would double: half of it stands here.
 PEAKS = {
-    "B200": (2250.0, 1125.0),
+    # https://resources.nvidia.com/en-us-blackwell-architecture (HGX B200: 4.5 and 2.2 PFLOPS with sparsity)
+    "B200": (2250.0, 1100.0),
+    # https://nvdam.widen.net/s/nb5zzzsjdf/hpc-datasheet-sc23-h200-datasheet-3002446
     "H200": (989.4, 494.7),
     "H200 NVL": (835.0, 417.5),
+    # https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet
     "H100": (989.4, 494.7),
     "H100 NVL": (835.0, 417.5),
     "H100 PCIe": (756.0, 378.0),
-    "GH200": (989.4, 494.7),
+    # nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
     "A100": (312.0, 156.0),
-    "A30": (165.0, 82.0),
-    "A40": (149.7, 74.8),
+    # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a10/pdf/a10-datasheet.pdf
     "A10": (125.0, 62.5),
-    "L4": (121.0, 60.0),
-    "L40S": (362.0, 183.0),
+    # https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf
+    "A40": (149.7, 74.8),
     "RTX A6000": (154.8, 77.4),
     "RTX 3090": (71.0, 35.6),
+    # https://images.nvidia.com/aem-dam/Solutions/Data-Center/l4/nvidia-ada-gpu-architecture-whitepaper-v2.1.pdf
+    "L4": (121.0, 60.0),
     "RTX 4090": (165.2, 82.6),
+    # https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413 (733 and 366 with sparsity)
+    "L40S": (362.0, 183.0),
+    # https://images.nvidia.com/content/volta-architecture/pdf/volta-architecture-whitepaper.pdf; PCIe: its data sheet
     "V100": (125.0, 15.7),
     "V100 PCIE": (112.0, 14.0),
+    # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf
     "T4": (65.0, 8.1),
 }
+WITHOUT_BFLOAT16 = {"V100", "T4"}
 OTHERS = {"Laptop", "MIG", "Ti", "D", "Max", "SUPER"}  # cards of such names have another peak
 
 
@@ -110,6 +119,8 @@ def peak_by_name(name: str, precision: str) -> float | None:
     words = set(name.replace("-", " ").split())
     fitting = [key for key in PEAKS if set(key.split()) <= words]
     if not fitting or words & OTHERS or precision.startswith("64"):
+        return None
+    if precision.startswith("bf16") and words & WITHOUT_BFLOAT16:
         return None
     half, single = PEAKS[max(fitting, key=lambda key: len(key.split()))]
     return 1e12 * (half if precision.startswith(("bf16", "16")) else single)

@@ -106,25 +106,33 @@ class Watch(pl.Callback):
         WAITS.clear()
 
 
+def watched(patch: Any, watch: pl.Callback, more: Callable[[], dict[str, Any]] = dict) -> None:
+    """Has the trainers of runs call `watch` before all other callbacks, and take `more` options."""
+    from ldm.training import fit
+
+    trainer = pl.Trainer
+
+    class Watched(trainer):  # type: ignore[misc, valid-type]
+        @functools.wraps(trainer.__init__)  # options are held against its signature
+        def __init__(self, **options: Any):
+            super().__init__(**options | more() | {"callbacks": [watch, *options["callbacks"]]})
+
+    patch.setattr(fit.pl, "Trainer", Watched)
+
+
 @contextlib.contextmanager
 def pretended_runs(monkeypatch: Any, strategy: Callable[[], Any] = OnPretendedDevice) -> Iterator[Watch]:
     """Inside, runs train on the pretended device; yields what watches their steps."""
     from ldm import devices
     from ldm.training import fit
 
-    watch, trainer = Watch(), pl.Trainer
-
-    class Pretending(trainer):  # type: ignore[misc, valid-type]
-        @functools.wraps(trainer.__init__)  # options are held against its signature
-        def __init__(self, **options: Any):
-            options |= {"strategy": strategy(), "accelerator": "auto", "devices": "auto"}
-            super().__init__(**options | {"callbacks": [watch, *options["callbacks"]]})
+    watch = Watch()
 
     def available(*_: Any) -> torch.device:
         return torch.device(DEVICE, 0)
 
     with pretended(monkeypatch), monkeypatch.context() as patch:
-        patch.setattr(fit.pl, "Trainer", Pretending)
+        watched(patch, watch, lambda: {"strategy": strategy(), "accelerator": "auto", "devices": "auto"})
         for module in (devices, fit):
             patch.setattr(module, "available", available)
         yield watch

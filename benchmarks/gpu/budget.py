@@ -1,0 +1,22 @@
+"""Time that is given out: what no longer fits isn't begun, and its name is kept."""
+
+import time
+
+
+class Budget:
+    """`seconds` from now on."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+        self.cut: list[str] = []
+
+    @property
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    def fits(self, name: str, about: float = 0.0) -> bool:
+        """Whether what takes `about` so many seconds may begin; if not, `name` is listed in `cut`."""
+        if self.left > about:
+            return True
+        self.cut.append(name)
+        return False
