@@ -1,12 +1,10 @@
 """Training on a GPU: the CPU's gradients and weights, and no step after warm-up makes the host wait."""
 
-from typing import Any
-
 import pytest
 import torch
 
 import ldm
-from tests.gpu.training import apart, finite, run, steps_apart
+from tests.gpu.training import Watch, apart, finite, run, steps_apart
 from tests.pretend.cases import DIGITS, EMOJI, FINETUNING, QUIET, STAGE_ONE, STAGE_TWO, UNET, VAE, base
 
 pytestmark = pytest.mark.gpu
@@ -23,14 +21,19 @@ MIXED = ["16-mixed", "bf16-mixed"]
 TEXT, STAGE_1 = CASES["text"], CASES["stage one, plain"]
 
 
-@pytest.fixture
-def wanted(monkeypatch, runs):
-    """Runs a case on the CPU."""
+@pytest.fixture(scope="module")
+def wanted(runs):
+    """A case as the CPU trains it, once."""
+    found: dict[str, Watch] = {}
 
-    def on_cpu(stage: str, words: list[str]) -> Any:
+    def on_cpu(stage: str, words: list[str]) -> Watch:
         if "base=base" in words:
             base(runs)
-        return run(monkeypatch, torch.device("cpu"), stage, runs, *words)
+        key = " ".join([stage, *words])
+        if key not in found:
+            with pytest.MonkeyPatch.context() as patch:
+                found[key] = run(patch, torch.device("cpu"), stage, runs, *words)
+        return found[key]
 
     return on_cpu
 
