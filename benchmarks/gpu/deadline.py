@@ -1,4 +1,4 @@
-"""A plugin of pytest: tests that would begin later than LDM_SECONDS after they were collected are skipped, and say so."""
+"""A plugin of pytest: a test that would begin later than LDM_SECONDS after all were collected is skipped as cut."""
 
 import os
 import time
