@@ -171,11 +171,17 @@ class BatchModule(pl.LightningDataModule):
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> DataLoader:
+        sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
+        return DataLoader(self._train_batches(), sampler=sampler, **self._options)
+
+    def train_batch(self, start: int) -> dict[str, Any]:
+        """This rank's part of the training batch whose `start` is this, as the loader gave it, made anew."""
+        return self._train_batches()[next(iter(PositionSampler(self.batch_size, start=start, **self._share)))]
+
+    def _train_batches(self) -> TrainBatches:
         share = self._share
-        sampler = PositionSampler(self.batch_size, start=self.position, **share)
         offset = share["rank"] * (self.batch_size // share["world"])
-        batches = TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read, offset)
-        return DataLoader(batches, sampler=sampler, **self._options)
+        return TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read, offset)
 
     def val_dataloader(self) -> DataLoader:
         rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share, read=self.read)

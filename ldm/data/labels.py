@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from ldm.data.buckets import Buckets
+from ldm.data.mapped import packed, unpacked
 from ldm.data.table import Table
 from ldm.errors import UserError, did_you_mean
 
@@ -20,7 +22,7 @@ def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
     if "label" not in table.columns or not names or table.classes == tuple(names):
         return table
     used = np.unique(np.concatenate([np.asarray(part.columns["label"]) for part in getattr(table, "buckets", [table])]))
-    numbers = np.full(int(used.max()) + 1, -1)
+    numbers = np.full(int(used.max()) + 1, -1, np.int32)
     for label in used.tolist():
         numbers[label] = _number(table.classes[label] if table.classes else str(label), names, whose)
     return _relabelled(table, numbers, tuple(names))
@@ -36,8 +38,28 @@ def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
         )
 
 
+class Renumbered(np.ndarray):
+    """Labels (N,) of another numbering. Pickled, they are the column that they were, mostly the name of a file, and the
+    number of each of its labels."""
+
+    made_of: tuple[Any, np.ndarray] | None = None  # a view of it has none, and is pickled as an array
+
+    def __reduce__(self) -> Any:
+        if self.made_of is None:
+            return np.asarray(self).__reduce__()
+        return renumbered, (packed(self.made_of[0]), self.made_of[1])
+
+
+def renumbered(labels: Any, numbers: np.ndarray) -> Renumbered:
+    """`numbers` (classes,) by the labels (N,), which may be packed; int64."""
+    labels = unpacked(labels)
+    made = numbers.astype(np.int64)[np.asarray(labels)].view(Renumbered)
+    made.made_of = labels, numbers
+    return made
+
+
 def _relabelled(table: Table, numbers: np.ndarray, names: tuple[str, ...]) -> Table:
-    label = numbers[np.asarray(table.columns["label"])]
+    label = renumbered(table.columns["label"], numbers)
     changed = replace(table, columns={**table.columns, "label": label}, classes=names)
     if isinstance(changed, Buckets):
         changed.buckets = [_relabelled(part, numbers, names) for part in changed.buckets]

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from ldm.data.mapped import ByPath
 from ldm.errors import UserError
 from ldm.randomness import permutation
 
@@ -40,12 +42,26 @@ def index_of(position: np.ndarray, n: int, seed: int) -> np.ndarray:
     return index  # (B,)
 
 
-class Visits:
-    """The visits of an epoch: each of n samples once, or as often as `repeats` (n,) says."""
+class Visits(ByPath):
+    """The visits of an epoch: each of n samples once, or as often as `repeats` (n,) says.
+
+    Pickled, it is the repeats, or the name of their file: where each sample's visits end is counted anew.
+    """
 
     def __init__(self, n: int, repeats: np.ndarray | None = None):
-        self.ends = None if repeats is None else np.cumsum(repeats)
-        self.total = n if self.ends is None else int(self.ends[-1])
+        self.n, self.repeats = n, repeats
+        self._count()
+
+    def _count(self) -> None:
+        self.ends = None if self.repeats is None else np.cumsum(self.repeats)
+        self.total = self.n if self.ends is None else int(self.ends[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "ends"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count()
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """The samples (B,) of these visits (B,)."""

@@ -32,18 +32,20 @@ class FiniteGuard(pl.Callback):
     With float16 the scaler leaves such updates out, as it must while it looks for its scale. There it is the loss
     itself that has to be finite, and the gradient once the scale is 1: no smaller one would help. Sharded networks run
     on all processes or none, so their samples aren't tried one by one.
+
+    Of a step's batches it keeps where they start in the order of samples, which is what makes them again: no pixels.
     """
 
     def __init__(self, folder: RunFolder, skip: int = 0):
         self.folder, self.skip, self.skipped = folder, skip, 0
-        self._batches: list[dict[str, Any]] = []
+        self._starts: list[int] = []
         self._losses: list[Tensor] = []
         self._judge: Callable[[], None] | None = None  # the update before, once its flag has come to the host
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._batches, self._losses = [], []
-        self._batches.append(batch)
+            self._starts, self._losses = [], []
+        self._starts.append(batch["start"])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -52,7 +54,7 @@ class FiniteGuard(pl.Callback):
         self._settle()
         scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
         spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
-        self._judge = partial(self._judged, trainer, pl_module, trainer.global_step + 1, self._batches, Later(spoilt))
+        self._judge = partial(self._judged, trainer, pl_module, trainer.global_step + 1, self._starts, Later(spoilt))
         if scaler is not None:
             return
         if gradients.leaves_out(optimizer):
@@ -76,27 +78,26 @@ class FiniteGuard(pl.Callback):
         if judge:
             judge()
 
-    def _judged(
-        self, trainer: pl.Trainer, pl_module: Any, step: int, batches: list[dict[str, Any]], spoilt: Later
-    ) -> None:
+    def _judged(self, trainer: pl.Trainer, pl_module: Any, step: int, starts: list[int], spoilt: Later) -> None:
         if not spoilt.read():
             return
-        found = f"step {step}: {self._what(trainer, pl_module, batches)}"
+        found = f"step {step}: {self._what(trainer, pl_module, starts)}"
         if self.skipped >= self.skip:
             raise UserError(f"{found}. {self._way_out()}")
         self.skipped += 1
         trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
 
-    def _what(self, trainer: pl.Trainer, pl_module: Any, batches: list[dict[str, Any]]) -> str:
+    def _what(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
         """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
-        rows, untried = [row for batch in batches for row in rows_of(batch)], is_sharded(pl_module)
-        bad: list[dict[str, Any]] = []
+        batches = [trainer.datamodule.train_batch(start) for start in starts]  # type: ignore[attr-defined]
+        all_of_it, untried = [i for batch in batches for i in batch["index"].tolist()], is_sharded(pl_module)
+        bad: list[int] = []
         try:
             with trainer.precision_plugin.train_step_context():
-                bad = [] if untried else [row for row in rows if not loss_of(pl_module, row).isfinite()]
+                bad = [] if untried else [i for batch in batches for i in _spoiling(trainer, pl_module, batch)]
         except torch.OutOfMemoryError:  # says nothing of a sample
             untried = True
-        parts = gathered((indices_of(bad), indices_of(rows)))
+        parts = gathered((bad, all_of_it))
         found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
         names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
         if found:
@@ -135,6 +136,12 @@ def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
         return torch.tensor(float("nan"))
 
 
+def _spoiling(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[int]:
+    """The samples of a batch, from the host, whose loss isn't finite when they stand alone."""
+    rows = rows_of(trainer.strategy.batch_to_device(batch))
+    return [int(row["index"][0]) for row in rows if not loss_of(task, row).isfinite()]
+
+
 def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A batch as batches of one."""
     return [_row(batch, i) for i in range(len(batch["index"]))]
@@ -149,10 +156,6 @@ def _row(value: Any, i: int) -> Any:
     if isinstance(value, tuple):
         return type(value)(*(_row(part, i) for part in value))
     return value
-
-
-def indices_of(rows: list[dict[str, Any]]) -> list[int]:
-    return [int(row["index"][0]) for row in rows]
 
 
 def names_of(indices: list[int], data: Any) -> str:

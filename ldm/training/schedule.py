@@ -135,6 +135,13 @@ class TimeBudget(pl.Callback):
             self._said = total
             trainer.print(f"{total} steps fit into the time given")
 
+    def _blind(self, step: int, left: float) -> int:
+        """For how many steps nobody need look while steps are still measured: up to as many as there were, and in at
+        most half of the `left` seconds. All processes wait for each other at a look."""
+        slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
+        due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until they are measured
+        return max(1, min(len(self._ended), due, int(left / (2 * slowest)) if slowest else due))
+
     def _look(self, step: int) -> tuple[int | None, int]:
         """The number of steps in all, None where too few are measured; and the step at which to look again."""
         limit = self.limit or math.inf
@@ -142,7 +149,7 @@ class TimeBudget(pl.Callback):
         if left <= 0:
             return step, step
         if step < MEASURED_STEPS or len(self._ended) <= FEWEST:
-            return None, step + 1
+            return None, step + self._blind(step, left)
         # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
         seconds_per_step = statistics.median(b - a for a, b in pairwise(self._ended))
         until_next = int(limit / 16 / seconds_per_step)

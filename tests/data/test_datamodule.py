@@ -41,6 +41,14 @@ def test_training_goes_on_where_it_stood():
     assert (np.sort(seen) == np.arange(100)).all() and (seen[0] != seen[1]).any()
 
 
+def test_a_batch_of_the_past_is_made_again_from_its_start():
+    made = module(8 * 20)
+    for batch in first(made.train_dataloader(), 5):
+        again = made.train_batch(batch["start"])
+        assert again.keys() == batch.keys() and again["start"] == batch["start"]
+        assert all(torch.equal(again[key], batch[key]) for key in ("position", "index", "label"))
+
+
 def test_alternative_captions_change_from_visit_to_visit():
     texts = [[f"{i} one way", f"{i} another"] for i in range(4)]
     batches = TrainBatches(table(4, text=texts), ["text"], seed=0)

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ldm.data import Digits, Folder, Table
+from ldm.data import Digits, Emoji, Folder, Table
 from ldm.data.buckets import Buckets
-from ldm.data.datamodule import BatchModule
+from ldm.data.datamodule import BatchModule, TrainBatches
+from ldm.data.labels import numbered_as
 from ldm.data.latents import cached_latents
 from ldm.data.lazy import Joined, Json
 from ldm.data.mapped import file_map
-from ldm.data.table import cached, new_array
+from ldm.data.table import REPEATS, cached, new_array
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
 from ldm.training.finetune import with_word
@@ -42,11 +43,19 @@ def table(key: str = "key", side: int = 8, start: int = 0) -> Table:
         "weights": [None if i % 3 else float(i) for i in rows],  # neither array nor strings
     }
     names = [f"some/folder/{i:06d}.png" for i in rows]
-    return Table(images, columns, Preprocess(3, side, 8), key, names, ("a", "b", "c"), tuple("abcde"))
+    return Table(
+        images, columns, Preprocess(3, side, 8), key, names, tuple(f"class {i}" for i in range(7)), tuple("abcde")
+    )
 
 
 def on_disk(made: Table, folder: Path) -> Table:
     return cached(folder, made.key, lambda _: (made, replace(made, key=f"{made.key}-val")))[0]
+
+
+def relabelled(made: Table) -> Table:
+    changed = numbered_as(made, [f"class {i}" for i in range(8)][::-1], "the run")
+    assert changed.columns["label"].tolist() == [7 - label for label in made.columns["label"].tolist()]
+    return changed
 
 
 def latents_of(made: Table, folder: Path):
@@ -67,6 +76,9 @@ KINDS = {
     "latents": latents_of,
     "buckets": lambda made, folder: Buckets.of([made, on_disk(table("wide", 4, N), folder)], "both"),
     "latents of buckets": lambda made, folder: latents_of(KINDS["buckets"](made, folder), folder),
+    "relabelled": lambda made, folder: relabelled(made),
+    "relabelled buckets": lambda made, folder: relabelled(KINDS["buckets"](made, folder)),
+    "latents relabelled": lambda made, folder: latents_of(relabelled(made), folder),
     "a trigger word": lambda made, folder: with_word((made, made), "sks")[0],
     "a trigger word alone": lambda made, folder: with_word((replace(made, columns={}),) * 2, "sks")[0],
 }
@@ -102,11 +114,25 @@ def test_a_table_in_memory_is_sent_whole():
 
 
 def test_the_tables_of_sources_are_small(tmp_path, photos):
-    for source in (Digits(), Folder(str(photos)), Folder(str(photos), size=8, buckets=True, bucket_least=3)):
+    emoji = Emoji(size=16, n=40, val_n=4, objects=["cat", "dog"])
+    for source in (Digits(), emoji, Folder(str(photos)), Folder(str(photos), size=8, buckets=True, bucket_least=3)):
         for made in source.tables(tmp_path / "cache"):
             again, size = sent(made)
             assert size < MOST and np.array_equal(again.images, made.images)
             assert again.columns.keys() == made.columns.keys() and list(again.names) == list(made.names)
+
+
+@pytest.mark.parametrize("kind", ["a table", "buckets", "latents"])
+def test_training_with_repeats_is_sent_small_and_visits_the_same(tmp_path, kind):
+    """Where each sample's visits end is counted anew."""
+    plain = table()
+    made = on_disk(replace(plain, columns={**plain.columns, REPEATS: np.arange(N) % 4}), tmp_path)
+    made = KINDS[kind](made, tmp_path) if kind != "buckets" else Buckets.of([made, made], "both")
+    batches = TrainBatches(made, ["label"], 0, 8)
+    again, size = sent(batches)
+    assert size < MOST and again.visits[0].total == (np.arange(N) % 4).sum()
+    for positions in (np.arange(8), np.arange(8000, 8008)):
+        assert torch.equal(again[positions]["index"], batches[positions]["index"])
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.training import guards, lock
 from ldm.training.loggers import MetricsCsv, rows_of
+from ldm.training.run import RunFolder
 from ldm.training.signals import continuing_command
 from ldm.training.task import Task
 from tests.reliability.runs import (
@@ -113,6 +116,18 @@ def sample_of_step(step: int) -> int:
     from ldm.data.order import index_of
 
     return int(index_of(np.arange(8 * (step - 1), 8 * step), 60, 0)[3])
+
+
+def test_of_the_batches_of_a_step_no_number_is_kept(tmp_path):
+    """They would take the device's memory for two steps."""
+    guard = guards.FiniteGuard(RunFolder(tmp_path))
+    kept = []
+    for i in range(4):
+        batch = {"start": 8 * i, "image": torch.zeros(8), "index": torch.arange(8)}
+        kept += [weakref.ref(value) for value in batch.values() if isinstance(value, torch.Tensor)]
+        guard.on_train_batch_start(SimpleNamespace(accumulate_grad_batches=2), None, batch, i)
+        del batch
+    assert guard._starts == [16, 24] and not any(one() is not None for one in kept)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_sample(started, tmp_path):

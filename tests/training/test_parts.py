@@ -53,7 +53,8 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
         monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
         budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0, most=most)
         trainer = MagicMock(global_step=0)
-        trainer.strategy.broadcast = lambda value: value
+        looks = []
+        trainer.strategy.broadcast = lambda value: looks.append(trainer.global_step) or value
         trainer.print = lambda text: totals.append(int(text.split()[0])) if "fit into" in text else said.append(text)
         said = []
         module = SimpleNamespace(learning_rate=LearningRate(1.0, warmup_steps=20))
@@ -64,6 +65,7 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
             trainer.global_step += 1
             budget.on_train_batch_end(trainer, module)
         assert said == ([f"trains for 100 s, or to step {most}, whichever comes first"] if most else [])
+        assert len([step for step in looks if step <= 50]) <= 8  # processes wait for each other at each
         return now[0], totals, rates
 
     def falls_without_a_jump(rates) -> bool:
@@ -78,6 +80,8 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
     assert spent == pytest.approx(100, abs=0.5) and totals == [400, 230] and falls_without_a_jump(rates)
     spent, totals, rates = run(lambda n: 200)
     assert len(rates) == 1 and spent == 200  # no step could be measured in time
+    spent, totals, rates = run(lambda n: 30)  # each step is looked at where there is time for few
+    assert len(rates) == 4 and spent == 120
     spent, totals, rates = run(lambda n: 0.25, most=300)  # the steps end first
     assert spent == 75 and len(rates) == 300 and falls_without_a_jump(rates)
     spent, totals, rates = run(lambda n: 0.25, most=500)  # the time does
