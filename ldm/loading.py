@@ -60,6 +60,7 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
         if path.suffix == ".safetensors":
+            interop.check_readable(path)
             raise UserError(
                 f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
                 "goes on a loaded model: model.load_lora, model.load_controlnet; a folder of diffusers is loaded whole."
@@ -117,6 +118,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
         weights = {name: checkpoint["state_dict"][key] for name, key in checkpoint["ldm_weights"].items()}
     except Exception as error:
         raise UserError(
-            f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged."
+            f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
+            "which isn't run."
         ) from None
     return artifact.restore(config, weights, str(path))

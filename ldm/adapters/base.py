@@ -76,4 +76,10 @@ def read(path: str | Path) -> Adapter:
             if not isinstance(adapter, Adapter):
                 raise UserError(f"{path} holds a whole {type(adapter).__name__}, which is no adapter: load it itself.")
             return adapter
+    files = [path] if path.is_file() else sorted(path.glob("adapter_model.*")) + sorted(path.glob("*lora_weights.*"))
+    if files:
+        raise UserError(
+            f"{files[0]} is no .safetensors file, and others (.bin, .pt, .ckpt, .gguf) aren't read for adapters, since "
+            "they may hold code: get it as .safetensors, or convert it in the tool that it came from."
+        )
     raise UserError(f"there is no adapter at {path}: name a run, its model/ folder or a .safetensors file.")

@@ -5,6 +5,6 @@ name.
 """
 
 from ldm.interop.folder import controlnet_in, is_diffusers, load_folder
-from ldm.interop.single_file import is_single_file, load_single_file
+from ldm.interop.single_file import check_readable, is_single_file, load_single_file
 
-__all__ = ["controlnet_in", "is_diffusers", "is_single_file", "load_folder", "load_single_file"]
+__all__ = ["check_readable", "controlnet_in", "is_diffusers", "is_single_file", "load_folder", "load_single_file"]

@@ -103,7 +103,15 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
         files = sorted(found, key=lambda f: (f.suffix != ".safetensors", len(f.name)))[:1]
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
-    return {name: as_float32(tensor) for file in files for name, tensor in read_tensors(file).items()}
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        tensors = read_tensors(file)
+        if twice := weights.keys() & tensors.keys():
+            raise UserError(
+                f"{folder}: {min(twice)} is in two files, of which {file.name} is one: get the folder anew."
+            )
+        weights |= {name: as_float32(tensor) for name, tensor in tensors.items()}
+    return weights
 
 
 def _files(folder: Path, index: Path) -> list[Path]:

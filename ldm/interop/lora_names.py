@@ -52,6 +52,7 @@ def is_of_text(name: str) -> bool:
 def split(name: str) -> tuple[str, str | None]:
     """A tensor's module and what it is of it: A, B or alpha; None if it is nothing of a LoRA's."""
     name = name.removeprefix(_PEFT)
+    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)  # as peft calls them in memory
     # diffusers before 0.20: attn1.processor.to_q_lora.down.weight, self_attn.to_q_lora.down.weight
     name = re.sub(r"\.processor\.(to_\w+)_lora\.", lambda m: f".{_OLD_UNET.get(m[1], m[1])}.lora.", name)
     name = re.sub(r"\.self_attn\.(to_\w+)_lora\.", lambda m: f".self_attn.{_OLD_TEXT.get(m[1], m[1])}.lora.", name)

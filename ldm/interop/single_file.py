@@ -46,6 +46,20 @@ def is_single_file(path: Path) -> bool:
     return path.suffix in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
 
 
+def check_readable(path: Path) -> None:
+    """Raises UserError for what is called a .safetensors file and is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} can't be read as a .safetensors file ({type(error).__name__}): it is damaged or another file (a "
+            "pointer of Git LFS, a web page), so get it anew."
+        ) from None
+
+
 @held
 def load_single_file(
     path: str | Path,

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import ldm
 from ldm.diffusion import Eps
 from ldm.errors import UserError
+from ldm.interop.folder import WEIGHTS, read_weights
 from tests.interop.test_pipeline import frozen, make
 
 
@@ -64,6 +67,15 @@ def test_an_index_of_weights_names_files_beside_it(names, whole, tmp_path):
     index.write_text(json.dumps({"weight_map": names}))
     with pytest.raises(UserError, match="file beside it"):
         ldm.load(folder)
+
+
+def test_a_weight_that_two_files_of_an_index_hold_is_refused(tmp_path):
+    for name in ("a", "b"):
+        save_file({"x": torch.ones(1), name: torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "a": "a.safetensors", "b": "b.safetensors"}}
+    (tmp_path / f"{WEIGHTS}.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="x is in two files, of which b.safetensors is one"):
+        read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler"])

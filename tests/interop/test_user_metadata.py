@@ -1,15 +1,19 @@
 """What stands beside a file or in its metadata and isn't applied: told in one line, never passed over in silence."""
 
 import json
+import os
+import struct
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.adapters import layers
+import ldm
+from ldm.adapters import base, layers
 from ldm.diffusion import EDM, Eps, Flow, Schedule, V
 from ldm.errors import UserError
 from ldm.interop import lora_base, user_metadata
+from ldm.interop.lora_names import split
 from tests.adapters.models import small
 
 A1111 = {
@@ -76,7 +80,7 @@ ZERO = V(Schedule(zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize(
-    ("metadata", "base", "says"),
+    ("metadata", "on", "says"),
     [
         ({"ss_zero_terminal_snr": "True"}, Eps(), "the base's schedule doesn't end at zero SNR"),
         ({"ss_zero_terminal_snr": "False"}, ZERO, "the base's schedule ends at zero SNR"),
@@ -94,8 +98,8 @@ ZERO = V(Schedule(zero_terminal_snr=True))
         ({"ss_clip_skip": "None", "ss_noise_offset": "0.05", "ss_min_snr_gamma": "5.0"}, Eps(), None),
     ],
 )
-def test_a_lora_for_another_base_is_told(metadata, base, says, caplog):
-    lora_base.tell_differences(metadata, base, "a.safetensors")
+def test_a_lora_for_another_base_is_told(metadata, on, says, caplog):
+    lora_base.tell_differences(metadata, on, "a.safetensors")
     assert len(caplog.records) == (says is not None)
     assert says is None or says in caplog.text
 
@@ -103,6 +107,37 @@ def test_a_lora_for_another_base_is_told(metadata, base, says, caplog):
 def test_a_switch_that_is_none_is_refused():
     with pytest.raises(UserError, match="ss_zero_terminal_snr is 'perhaps', where true or false belongs"):
         lora_base.tell_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
+
+
+CUT = struct.pack("<Q", 2**40) + b"{"
+
+
+@pytest.mark.parametrize("content", [CUT, b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", b""])
+def test_a_safetensors_file_that_is_none_is_called_so(content, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"can't be read as a .safetensors file .* get it anew"):
+        ldm.load(tmp_path / "a.safetensors")
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "adapter_model.bin"])
+def test_pickled_files_run_no_code_and_are_refused_by_that_reason(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"model.diffusion_model.x": torch.ones(1), "code": Code()}}, name)
+    with pytest.raises(UserError, match="hold code, which isn't run"):
+        ldm.load(name)
+    for path in (name, ".") if name.startswith("adapter") else (name,):
+        with pytest.raises(UserError, match=f"{name} is no .safetensors file.*may hold code"):
+            base.read(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_as_peft_has_them_in_memory_are_read():
+    assert split("base_model.model.mid.to_q.lora_A.default.weight") == ("mid.to_q", "A")
 
 
 def test_loading_a_lora_tells_both(tmp_path, caplog):
