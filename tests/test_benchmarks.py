@@ -41,8 +41,10 @@ def test_a_table_has_every_column_of_every_case():
     ]
 
 
+@pytest.mark.parametrize("widths", [(32, 32, 64), pytest.param(unet_step.WIDTHS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cross", [True, False])
-def test_the_networks_that_are_timed_are_the_same_function(cross):
+def test_the_networks_that_are_timed_are_the_same_function(cross, widths, monkeypatch):
+    monkeypatch.setattr(unet_step, "WIDTHS", widths)
     found = unet_step.measure(side=8, cross=cross, batch=2, rounds=1)
     assert found["largest difference"] < 1e-4 and found["flops"] > 0
 

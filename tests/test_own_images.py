@@ -13,6 +13,7 @@ from ldm import cli
 TINY = "trainer.max_steps=3 batch_size=4 samples.n=2 logger=none"
 TINY_VAE = f"{TINY} vae.channels=16 vae.multipliers=[1,2]"
 TINY_LDM = f"{TINY} network=unet network.channels=16 network.multipliers=[1] network.heads=2"
+TINY_LDM += " diffusion.sampling.steps=2"
 
 
 def run(script: str, words: str, root: Path, data: Path, *more: str) -> None:

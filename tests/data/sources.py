@@ -1,4 +1,4 @@
-"""What the tests of sources share: pictures, and a run of 20 steps in both stages."""
+"""What the tests of sources share: pictures, and a run of 8 steps in both stages."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 import ldm
 from ldm import cli
 
-_COMMON = "trainer.max_steps=20 batch_size=4 samples.n=2 logger=none trainer.limit_val_batches=1"
+_COMMON = "trainer.max_steps=8 batch_size=4 samples.n=2 logger=none trainer.limit_val_batches=1"
 _VAE = f"{_COMMON} vae.channels=8 vae.multipliers=[1] vae.stem=4 vae.latent_channels=2"
 _LDM = f"{_COMMON} network=unet network.channels=[8] network.heads=2 diffusion.sampling.steps=2"
 
@@ -32,7 +32,7 @@ def is_picture(image: np.ndarray, i: int) -> bool:
 
 
 def train_both(runs: Path, *words: str) -> ldm.LatentDiffusion:
-    """Both stages for 20 steps on what `words` say; the model."""
+    """Both stages for 8 steps, more than an epoch of 24 images, on what `words` say; the model."""
     cli.run("train_vae", [*_VAE.split(), *words, f"runs_dir={runs}", "name=here"])
     cli.run("train_ldm", [*_LDM.split(), *words, f"runs_dir={runs}", "name=here", "first_stage=here"])
     return ldm.load(runs / "ldm" / "here")

@@ -149,14 +149,14 @@ def test_stage_two_trains_without_the_encoder(t5, tmp_path, encoded, monkeypatch
 
     monkeypatch.setattr(FrozenText, "encoder", property(noted))
     monkeypatch.setattr(DiffusionTask, "losses", checked)
-    words = f"data=emoji data.n=40 data.val_n=8 data.size=16 runs_dir={tmp_path} logger=none trainer.max_steps=20"
+    words = f"data=emoji data.n=40 data.val_n=8 data.size=16 runs_dir={tmp_path} logger=none trainer.max_steps=6"
     words += (
         " batch_size=4 samples.n=2 first_stage=identity network=unet network.channels=[8] network.heads=2 name=frozen"
     )
-    words += " network.attention=true"
+    words += " network.attention=true diffusion.sampling.steps=2"
     words += f" conditioner=frozen_text conditioner.text.path={t5} conditioner.text.tokenizer=byt5"
     cli.run("train_ldm", words.split())
     splits = (file.parent for file in (tmp_path / "cache/data").glob("*/*/table.json"))
     distinct = {"", *(text for split in splits for text in Table.load(split).columns["text"])}
     assert len(encoded) == len(set(encoded)) == len(distinct)
-    assert len(steps) > 20 and set(steps) == {len(distinct)}  # validation and pictures too
+    assert len(steps) > 6 and set(steps) == {len(distinct)}  # validation and pictures too

@@ -58,8 +58,16 @@ def test_shrinking_is_antialiased() -> None:
     assert (x[..., 2:-2, 2:-2] - 127.5).abs().max() < 8
 
 
-def test_only_inception_s_distances_are_called_fid(own: Features) -> None:
-    for features in (own, random_features(16)):
+@pytest.fixture(scope="module")
+def untrained(digits: tuple[Table, Table]) -> Features:
+    """Features of a classifier of digits of which only the name counts."""
+    made = own_features(digits[0], steps=1)
+    assert made is not None
+    return made
+
+
+def test_only_inception_s_distances_are_called_fid(untrained: Features) -> None:
+    for features in (untrained, random_features(16)):
         assert "FID" not in features.frechet_name and "KID" not in features.kernel_name
     inception = Features("Inception", lambda x: x, 299, lambda x: x, "", "", fid=True)
     assert (inception.frechet_name, inception.kernel_name) == ("FID", "KID")
@@ -74,9 +82,11 @@ def test_random_weights_say_so_and_are_always_the_same() -> None:
     assert "RANDOM WEIGHTS" in a.note
 
 
-def test_auto_falls_back_to_the_data_s_labels_then_to_random(monkeypatch: pytest.MonkeyPatch, own: Features) -> None:
+def test_auto_falls_back_to_the_data_s_labels_then_to_random(
+    monkeypatch: pytest.MonkeyPatch, untrained: Features
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert open_features("auto", 16, own=lambda: own) is own
+    assert open_features("auto", 16, own=lambda: untrained) is untrained
     assert open_features("auto", 16, own=lambda: None).name == "random convolutions"
 
 

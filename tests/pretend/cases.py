@@ -21,8 +21,9 @@ COMMON = [
 ]
 VAE = ["vae.latent_channels=2", "vae.channels=8", "vae.multipliers=[1,1]", "vae.stem=2"]
 QUIET = ["trainer.max_steps=3", "samples.every_n_steps=0", "batch_size=8"]  # a fine-tuning has its own
-UNET = ["network=unet", "network.channels=[8,8]", "network.heads=2", "network.attention=false"]
-DIT = ["network=dit", "network.channels=16", "network.depth=2", "network.heads=2"]
+STEPS = "diffusion.sampling.steps=2"  # of the samples at the end
+UNET = ["network=unet", "network.channels=[8,8]", "network.heads=2", "network.attention=false", STEPS]
+DIT = ["network=dit", "network.channels=16", "network.depth=2", "network.heads=2", STEPS]
 
 STAGE_ONE = {
     "plain": [],

@@ -3,13 +3,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 
+from ldm.training import ldm_run, vae_run  # noqa: F401
 from tests.reliability.runs import train
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm():
+    """Forked processes find the plugins of Hydra, as its modules, where this one has them already."""
+    Plugins.instance()
 
 
 @pytest.fixture

@@ -63,14 +63,14 @@ def test_the_total_of_a_run_limited_by_time_is_kept(here, monkeypatch):
     from ldm.training import schedule
 
     monkeypatch.setattr(schedule, "MEASURED_STEPS", 4)
-    words = ("name=timed", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00")
-    first = struck_run("vae", Task, "training_step", 36, TERM, *words)
+    words = ("name=timed", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00", "checkpoint.every_n_steps=50")
+    first = struck_run("vae", Task, "training_step", 14, TERM, *words)  # measured by the 11th
     assert forked(first) == 143
-    total = checkpoint(run_of("vae", "timed"), 36)["ldm_total_steps"]
-    assert total and total > 36
+    total = checkpoint(run_of("vae", "timed"), 14)["ldm_total_steps"]
+    assert total and total > 14
     monkeypatch.setattr(schedule, "MEASURED_STEPS", 10**9)  # a second measurement would never come to an end
     assert forked(struck_run("vae", Task, "training_step", 2, TERM, *words, "resume=true")) == 143
-    assert checkpoint(run_of("vae", "timed"), 38)["ldm_total_steps"] == total
+    assert checkpoint(run_of("vae", "timed"), 16)["ldm_total_steps"] == total
 
 
 def test_the_last_checkpoints_are_kept_and_every_nth(here):

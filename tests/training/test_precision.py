@@ -54,6 +54,7 @@ def test_in_float16_the_scaler_leaves_out_steps_until_its_scale_fits(runs, train
     """Also with Muon, gradients of two batches, and the clipping in units of the true gradient."""
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**30))
     words = ["trainer.precision=16-mixed", "trainer.accumulate_grad_batches=2", "optimizer.name=muon"]
+    words.append("trainer.val_check_interval=50")
     run = train("ldm", runs, "name=fp16", "trainer.max_steps=25", "checkpoint.every_n_steps=25", *words)
     state = newest(run)
     steps = {int(own["step"]) for own in state["optimizer_states"][0]["state"].values() if "exp_avg" in own}

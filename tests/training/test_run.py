@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -179,31 +179,24 @@ def test_a_requeued_slurm_job_takes_its_own_lock_over_from_another_host(runs, mo
 
 def test_of_many_processes_one_gets_the_run(runs):
     lock_of(runs / "ldm" / "emoji", pid=dead_pid())  # which each of them finds stale
-    code = f"""
-        import sys, time
-        from ldm.errors import UserError
-        from ldm.training.run import open_run
-        sys.stdin.readline()
+    fork = multiprocessing.get_context("fork")
+    answers, together = fork.Queue(), fork.Barrier(3, timeout=60)
+
+    def take() -> None:
+        together.wait()
         try:
-            open_run("ldm", "emoji", runs_dir={str(runs)!r})
-            print("mine", flush=True)
+            open_run("ldm", "emoji", runs_dir=runs)
+            answers.put("mine")
         except UserError:
-            print("refused", flush=True)
-        sys.stdin.readline()
-    """
-    start = [sys.executable, "-c", textwrap.dedent(code)]
-    root = Path(__file__).parents[2]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": root}
-    processes = [subprocess.Popen(start, **pipes) for _ in range(3)]
-    for step in range(2):
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        if step == 0:
-            answers = [process.stdout.readline().strip() for process in processes]
+            answers.put("refused")
+        together.wait()  # the one that has it holds it until all have tried
+
+    processes = [fork.Process(target=take) for _ in range(3)]
     for process in processes:
-        process.communicate()
-    assert sorted(answers) == ["mine", "refused", "refused"]
+        process.start()
+    assert sorted(answers.get(timeout=60) for _ in processes) == ["mine", "refused", "refused"]
+    for process in processes:
+        process.join()
 
 
 def test_runs_are_found_by_name_and_by_path(runs, tmp_path, monkeypatch):

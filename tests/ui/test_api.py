@@ -351,8 +351,10 @@ def test_each_endpoint_says_what_is_wrong_with_what_it_is_sent(
     given, spawned = ENDPOINTS[name], []
     monkeypatch.setattr(served.app.launcher, "_spawn", lambda *words: spawned.append(words))
     tries = [[*given[:i], bad, *given[i + 1 :]] for i, wrong in enumerate(WRONG[name]) for bad in wrong]
-    for data in [*tries, [], [*given, 1]]:
-        said = failure(called(page, name, data))
+    tries += [[], [*given, 1]]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # an answer is mostly waited for
+        answers = list(pool.map(lambda data: failure(called(page, name, data)), tries))
+    for data, said in zip(tries, answers, strict=True):
         assert said and not said[0].islower() and len(said) < 700, data
         assert "Error" not in said and "terminal" not in said and str(served.app.shown.path) not in said, (data, said)
     assert spawned == [] and "Traceback" not in capfd.readouterr().err

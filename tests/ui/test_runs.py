@@ -174,14 +174,14 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, tmp_path / "app")
-    key = launcher.start("vae", "bad", "data=digits vae.chanels=8")
+    key = launcher.start("vae", "bad", "data=digitz")  # said before torch is imported
     wait_for(lambda: launcher.exit_code(key) is not None)
     assert launcher.exit_code(key) == 2
-    assert "channels" in runs.tail(launcher.log(key), 5)[-1]
+    assert "Did you mean 'digits'" in runs.tail(launcher.log(key), 5)[-1]
     watch = Watcher(tmp_path, launcher, Alarms())
     assert watch.listed() == [key], "what ended before it had a folder is listed"
     state = watch.state(key)
-    assert state.status == "failed" and "channels" in state.said
+    assert state.status == "failed" and "Did you mean 'digits'" in state.said
     assert [alert.run for alert in watch.look()] == [key]
     with pytest.raises(UserError, match="no run vae/other"):
         watch.state("vae/other")
