@@ -216,7 +216,7 @@ def test_a_finished_run_is_not_trained_again(runs, train, monkeypatch, capsys):
 
 @pytest.mark.parametrize("stage", ["vae", "ldm"])
 def test_a_finished_run_trains_on_to_more_steps_as_if_it_had_had_them(stage, runs, train, tmp_path, capsys):
-    first = [f"first_stage={runs / 'vae' / 'digits'}"] if stage == "ldm" else []
+    first = [f"first_stage={runs / 'vae' / 'digits'}", f"cache_dir={runs / 'cache'}"] if stage == "ldm" else []
     words = [*first, "optimizer.schedule=constant"]
     whole = train(stage, tmp_path, "name=whole", "trainer.max_steps=5", *words)
     run = train(stage, tmp_path, "name=part", "trainer.max_steps=3", *words)
