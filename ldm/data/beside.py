@@ -10,10 +10,12 @@ from ldm.data.store import Store
 from ldm.images import IMAGES
 
 _KINDS = 6  # of files that aren't read, in one line
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")  # files that may be meant as metadata
+PARQUET = ".parquet"
+TABLES = (".csv", ".tsv", ".json", ".jsonl", PARQUET, ".xlsx")  # files that may be meant as metadata
 # Formats of images that nothing here reads, and what to do.
 _CONVERT = "can't be read: convert them to .jpg or .png"
 _MEDICAL = "are medical or scientific data that aren't read: export them as .png, .tif or .npy"
+_DICOM = "DICOM"
 _PARTLY = "are downloads that haven't finished: fetch them again"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _FILM = "are films: take images out of them"
@@ -92,10 +94,11 @@ def tell_disguised(store: Store, paths: Sequence[str], seen: Seen) -> None:
         if (kind := ending(path)) not in _KNOWN and not is_junk(path):
             kinds[kind].append(path)
     for found in list(kinds.values())[:_PEEKED]:
-        if meant := {_content(store, path) for path in found[:_PEEKED]} - {None}:
-            seen.leave(
-                found, f"{' or '.join(sorted(map(str, meant)))} by their content, under another ending: rename them"
-            )
+        meant = {kind for path in found[:_PEEKED] if (kind := _content(store, path))}
+        if meant == {_DICOM}:
+            seen.leave(found, f"{_DICOM} by their content, which {_MEDICAL}")
+        elif meant:
+            seen.leave(found, f"{' or '.join(sorted(meant))} by their content, under another ending: rename them")
 
 
 def _content(store: Store, path: str) -> str | None:
@@ -105,7 +108,7 @@ def _content(store: Store, path: str) -> str | None:
     except Exception:  # whatever it is, the file is said not to be read
         return None
     if head[128:132] == b"DICM":
-        return "DICOM"
+        return _DICOM
     return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
 
 
@@ -125,7 +128,9 @@ def tell_unread(paths: Sequence[str], seen: Seen) -> None:
     seen.pass_over(tables, "a table by another name than metadata.jsonl or metadata.csv")
     if tables:
         more = f" ({len(tables)} such files)" if len(tables) > 1 else ""
-        seen.note(f"{tables[0]} isn't read{more}: captions and labels come from metadata.jsonl or metadata.csv")
+        is_packed = any(ending(path) == PARQUET for path in tables)
+        packed = "; data=huggingface data.dataset=PATH reads .parquet" if is_packed else ""
+        seen.note(f"{tables[0]} isn't read{more}: captions and labels come from metadata.jsonl or metadata.csv{packed}")
     for kind, of in kinds.items():
         seen.pass_over(of, f"{kind} file of no image".lstrip())
     if kinds:

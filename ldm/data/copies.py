@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from hashlib import sha256
 
-from ldm.data.sample import Seen, plural, some
+from ldm.data.sample import Sample, Seen, plural, some
 from ldm.data.store import Store
 
 MOST = 20_000  # files of one size with others that are looked into
@@ -25,9 +25,13 @@ def copies_of(files: Iterable[File], seen: Seen) -> list[list[File]]:
     return [group for found in hinted for group in _groups(found, _digest)]
 
 
-def grouped(files: Sequence[File], image_of: Callable[[str], str], seen: Seen) -> Callable[[str], str]:
-    """`image_of` with one name for all copies of an image of one store, unless these are all that there is."""
+def grouped(
+    store: Store, samples: Sequence[Sample], image_of: Callable[[str], str], seen: Seen
+) -> Callable[[str], str]:
+    """`image_of` with one name for all copies of an image, unless these are all that there is."""
+    files = [(store, sample.image) for sample in samples]
     found = copies_of(files, seen)
+    _tell_labels(found, samples, seen)
     name_of: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -40,7 +44,10 @@ def grouped(files: Sequence[File], image_of: Callable[[str], str], seen: Seen) -
         for _, path in group[1:]:
             if (name := root(image_of(path))) != first:
                 name_of[name] = first
-    if not name_of or len({root(image_of(path)) for _, path in files}) < 2:
+    if not name_of:
+        return image_of
+    if len({root(image_of(path)) for _, path in files}) < 2:
+        seen.note(f"all {len(files)} images are the same, byte for byte: validation measures memory alone")
         return image_of
     pairs = [f"{group[1][1]} of {group[0][1]}" for group in found]
     said = f"{plural(sum(map(len, found)) - len(found), 'image')} copied byte for byte ({some(pairs)})"
@@ -55,6 +62,16 @@ def tell_copies(train: Sequence[File], val: Sequence[File], seen: Seen) -> None:
     if paths := [path for group in held.values() for _, path in group]:
         said = f"{plural(len(paths), 'image')} for validation with the bytes of one for training ({some(paths)})"
         seen.note(f"{said}: validation measures memory there; take one of each away")
+
+
+def _tell_labels(found: Iterable[Sequence[File]], samples: Iterable[Sample], seen: Seen) -> None:
+    """Notes copies that are of different classes."""
+    labels = {sample.image: str(sample.label) for sample in samples}
+    torn = [group for group in found if len({labels[path] for _, path in group}) > 1]
+    if torn:
+        each = [" and ".join(path for _, path in group[:2]) for group in torn]
+        said = f"{plural(len(torn), 'image')} in several classes, byte for byte the same ({some(each)})"
+        seen.note(f"{said}: leave each in one of them")
 
 
 def _groups(files: Iterable[File], key: Callable[[File], Hashable]) -> list[list[File]]:

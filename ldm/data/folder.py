@@ -141,8 +141,7 @@ class Folder(Stored):
             check_repeats(train)
         if self.val_root is None and not layout.val:
             self._tell(train, store)
-            images = [(store, sample.image) for sample in train]
-            pair = split_off(store, train, self.val_share, self.seen, grouped(images, image_of, self.seen))
+            pair = split_off(store, train, self.val_share, self.seen, grouped(store, train, image_of, self.seen))
             _tell_columns(pair[0][1], pair[1][1], self.seen)
             return pair
         known = {str(sample.label) for sample in train if sample.label is not None}

@@ -75,4 +75,10 @@ def told(seen: Seen) -> str:
     reasons = [
         f"{reason} ({plural(count, 'file')})" for reason, count in Counter(seen.left_out.values()).most_common(3)
     ]
-    return "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in [*reasons, *seen.notes[:2]])
+    return "".join(f" {_begun(sentence)}." for sentence in [*reasons, *seen.notes[:2]])
+
+
+def _begun(sentence: str) -> str:
+    """With a capital letter, but for a file's name in front."""
+    first = sentence.split(" ")[0]
+    return sentence if "/" in first or "." in first else sentence[0].upper() + sentence[1:]

@@ -135,7 +135,7 @@ class Preprocess:
         if self.low is not None and self.high is not None:
             unit = (pixels.astype(np.float64) - self.low) / (self.high - self.low)
             if not np.isfinite(unit).all():
-                raise BadImage("holds values that are no numbers (NaN or infinite): fill them, and save it again")
+                raise BadImage("holds values that are not numbers (NaN or infinite): fill them, and save it again")
             return np.rint(unit.clip(0, 1) * top).astype(self.dtype)
         if pixels.dtype == bool:
             return np.where(pixels, top, 0).astype(self.dtype)

@@ -32,12 +32,20 @@ def test_copies_stay_on_one_side(tmp_path, packed, capsys):
     assert "2 images copied byte for byte (1.jpg of 1 (1).jpg)" in capsys.readouterr().out
 
 
-def test_all_alike_are_split_as_ever(tmp_path):
+def test_copies_in_several_classes_are_told(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", "a/1.png", "a/2.png", "b/3.png", "b/4.png")
+    (root / "b/4.png").write_bytes((root / "a/1.png").read_bytes())
+    tables(root)
+    assert "1 image in several classes, byte for byte the same (a/1.png and b/4.png)" in caplog.text
+
+
+def test_all_alike_are_split_as_ever(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "1.png", "2.png", "3.png")
     for path in root.iterdir():
         path.write_bytes(b"P6\n4 4\n255\n" + bytes(48))
     train, val = tables(root)
     assert (len(train), len(val)) == (2, 1)
+    assert "all 3 images are the same, byte for byte" in caplog.text
 
 
 def test_copies_in_training_and_validation_are_told(tmp_path, caplog):

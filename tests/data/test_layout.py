@@ -457,3 +457,10 @@ def test_images_under_other_endings_are_said(tmp_path, caplog):
     assert "by their content, under another ending: rename them" in caplog.text and "notes.odd" not in left
     assert ".jpg" in left["6.jpg_large"] and "haven't finished" in left["3.part"] and "medical" in left["4.nii.gz"]
     assert {"5", "7.jpg?w=3", "IM1"} <= {*left} and left["5"] == left["IM1"]
+
+
+def test_a_folder_of_parquet_names_what_reads_it(tmp_path):
+    with pytest.raises(
+        UserError, match=r" data/0.parquet isn't read: .*data=huggingface data.dataset=PATH reads .parquet"
+    ):
+        tables(lay_out(tmp_path / "d", "data/0.parquet"))
