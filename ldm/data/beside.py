@@ -94,7 +94,7 @@ def tell_disguised(store: Store, paths: Sequence[str], seen: Seen) -> None:
         if (kind := ending(path)) not in _KNOWN and not is_junk(path):
             kinds[kind].append(path)
     for found in list(kinds.values())[:_PEEKED]:
-        meant = {kind for path in found[:_PEEKED] if (kind := _content(store, path))}
+        meant = {name for path in found[:_PEEKED] if (name := _content(store, path))}
         if meant == {_DICOM}:
             seen.leave(found, f"{_DICOM} by their content, which {_MEDICAL}")
         elif meant:
