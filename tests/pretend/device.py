@@ -12,7 +12,9 @@ A non-blocking copy into pinned memory is no wait, and reading it is none from t
 at each batch: a device is at most one step behind. `lazy` is chosen since autograd runs its backward pass in the
 thread of the caller, and since code that asks for `device.type == "cpu"` takes it for an accelerator.
 
-Not pretended: autocast (without effect here), compilation, and kernels of its own: a fused optimizer's is the CPU's.
+Autocast casts what CUDA's casts (`autocast.py`). Not pretended: compilation, gradient scaling by float16's scaler,
+data workers (PyTorch's thread that pins what they make asks for a driver), and kernels of its own: a fused optimizer's
+is the CPU's.
 """
 
 import collections
@@ -26,6 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.pretend import autocast
 
 DEVICE = "lazy"
 WAITS: collections.Counter[str] = collections.Counter()
@@ -108,11 +112,7 @@ def pretended(monkeypatch: Any) -> Iterator[collections.Counter[str]]:
     """Inside, the pretended device is there; yields the waits as they are counted."""
     from torch.optim import adam, optimizer
 
-    autocast = torch.autocast
     fused = optimizer._get_fused_kernels_supported_devices
-
-    def no_autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        return contextlib.nullcontext() if device_type == DEVICE else autocast(device_type, *args, **kwargs)
 
     def supported() -> list[str]:
         return [*fused(), DEVICE]
@@ -123,7 +123,7 @@ def pretended(monkeypatch: Any) -> Iterator[collections.Counter[str]]:
         return copy
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "autocast", no_autocast)
+        patch.setattr(torch, "autocast", autocast.on_device(DEVICE, torch.autocast))
         patch.setattr(torch.inference_mode, "__enter__", _enter_no_grad)
         patch.setattr(torch.inference_mode, "__exit__", _exit_no_grad)
         patch.setattr(torch, "Event", Event)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tests.pretend.device import DEVICE, OnDevice, moved, pretended, tick
@@ -128,6 +129,19 @@ def test_a_fused_optimizer_leaves_an_update_out_without_a_wait(waits):
         optimizer.zero_grad()
         assert torch.equal(before, weight.inner) == bool(bad)
     assert weight.isfinite().inner.all() and not waits
+
+
+def test_autocast_casts_what_cuda_casts_and_gradients_come_back_in_float32(waits):
+    layer, x = moved(nn.Linear(3, 3)), OnDevice(torch.ones(2, 3))
+    with torch.autocast(DEVICE, torch.bfloat16):
+        y = layer(x)
+        assert y.dtype == (x @ x.T).dtype == torch.bfloat16 and y.softmax(1).dtype == torch.float32
+        assert (y + x).dtype == torch.float32  # a sum is as its terms are
+        with torch.autocast(DEVICE, enabled=False):
+            assert layer(x).dtype == torch.float32
+        assert F.mse_loss(y, x).dtype == torch.float32
+        F.mse_loss(y, x).backward()
+    assert layer.weight.grad.dtype == torch.float32 and layer(x).dtype == torch.float32 and not waits
 
 
 def test_inference_mode_works_too(waits):

@@ -9,6 +9,7 @@ import torchvision
 
 from ldm.training import vae_losses
 from tests.conditioning.encoders import write_t5
+from tests.pretend.autocast import CASTS
 from tests.pretend.cases import (
     DIGITS,
     EMOJI,
@@ -28,15 +29,20 @@ from tests.pretend.lightning import pretended_runs
 QUICK = ("critic", "text")  # one kind of each stage in the quick suite; all of them take minutes
 
 
-def agrees(monkeypatch: Any, stage: str, runs: Path, *words: str) -> None:
+def agrees(
+    monkeypatch: Any, stage: str, runs: Path, *words: str, batches: int = 3, close: float = 1e-5
+) -> dict[str, torch.Tensor]:
+    """Trains on the CPU and on the pretended device for three steps of `batches` in all; returns the latter's weights,
+    which are `close`, and for none of which the host waited."""
     wanted = trained(stage, runs, *words)
     with pretended_runs(monkeypatch) as watch:
         got = trained(stage, runs, *words)
     assert wanted.keys() == got.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=close, msg=name)
     _, *steps = watch.steps  # before the first, everything is moved
-    assert len(steps) == 3 and not any(steps), steps
+    assert len(steps) == batches and not any(steps), steps
+    return got
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,23 @@ def test_stage_one(runs, monkeypatch, words):
 @pytest.mark.parametrize("words", marked(STAGE_TWO, QUICK))
 def test_stage_two(runs, monkeypatch, words):
     agrees(monkeypatch, "ldm", runs, "first_stage=emoji", *EMOJI, *words)
+
+
+@pytest.mark.slow
+def test_accumulation(runs, monkeypatch):
+    agrees(monkeypatch, "ldm", runs, *EMOJI, *UNET, "trainer.accumulate_grad_batches=2", batches=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["critic", "text"])
+def test_bfloat16(runs, monkeypatch, kind):
+    """What is cast where differs between CPUs and GPUs, so weights agree to the size of a step."""
+    stage, words = ("vae", [*VAE, *STAGE_ONE[kind]]) if kind in STAGE_ONE else ("ldm", STAGE_TWO[kind])
+    plain = agrees(monkeypatch, stage, runs, *EMOJI, *words)
+    CASTS.clear()
+    half = agrees(monkeypatch, stage, runs, *EMOJI, *words, "trainer.precision=bf16-mixed", close=2e-2)
+    assert CASTS[torch.bfloat16] > 20 and CASTS[torch.float32] > 0
+    assert any(not torch.equal(plain[name], tensor) for name, tensor in half.items())
 
 
 @pytest.mark.parametrize("words", marked(FINETUNING, QUICK))
