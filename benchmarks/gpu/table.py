@@ -115,6 +115,7 @@ def built(entry: Entry, device: torch.device, dtype: torch.dtype, batch: int) ->
     """Our networks in channels_last, as training and generating have them; diffusers' as they come."""
     with torch.device(device):
         network = entry.case.ours() if entry.who == "ours" else entry.case.theirs()
+    network = network.to(device)  # what comes out of NumPy
     if entry.who == "ours":
         network = network.to(memory_format=torch.channels_last)
     if entry.work == "generating":
@@ -136,7 +137,7 @@ def differences(given: list[Case], device: torch.device, budget: Budget) -> dict
         name = f"{case.name}, the same function"
         if case.equal and importlib.util.find_spec("diffusers") and budget.fits(name):
             with torch.device(device):
-                ours, theirs = case.ours().eval(), case.theirs().eval()
+                ours, theirs = (build().to(device).eval() for build in (case.ours, case.theirs))
             ours.load_state_dict(theirs.state_dict())
             found[case.name] = difference(case, ours, theirs, device)
             del ours, theirs

@@ -31,19 +31,12 @@ def psnr(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("precision", PSNR)
 @pytest.mark.parametrize("dit", [False, True], ids=["unet", "dit"])
 def test_precision(gpu, exact, precision, dit):
-    def made() -> Any:
-        return make(captions, dit=dit)
+    def generated(device: torch.device, computes_in: str) -> Tensor:
+        model = make(captions, dit=dit).to(device)
+        model.compute(computes_in, None, "image")
+        return model("a cat", n=2, steps=6, guidance=3.0, output="pt").float().cpu()
 
-    def call(model: Any) -> Tensor:
-        model.compute(precision if model.latent_mean.device == own else "float32", None, "image")
-        return model("a cat", n=2, steps=6, guidance=3.0, output="pt")
-
-    own = made().to(gpu).latent_mean.device
-    if gpu.type == "cpu":  # compares the CPU's precisions
-        wanted = made()("a cat", n=2, steps=6, guidance=3.0, output="pt")
-        assert psnr(call(made()), wanted) > PSNR[precision]
-        return
-    assert psnr(*both(gpu, made, call)) > PSNR[precision]
+    assert psnr(generated(gpu, precision), generated(torch.device("cpu"), "float32")) > PSNR[precision]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
