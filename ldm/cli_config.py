@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from hydra.core.global_hydra import GlobalHydra
@@ -306,6 +306,7 @@ def _load_classes() -> None:
         "ldm.conditioning",
         "ldm.diffusion",
         "ldm.training.finetune_kinds",
+        "ldm.training.auto",
     ):
         importlib.import_module(package)
 
@@ -349,7 +350,7 @@ def _evaluating() -> Kinds:
 def _optimizer() -> Kinds:
     from ldm.training.schedule import LearningRate
 
-    return kinds.optional(LearningRate, ("total_steps",))
+    return kinds.optional(LearningRate, ("total_steps",)) | {"lr": float | Literal["auto"]}
 
 
 def _loader() -> Kinds:
@@ -367,7 +368,13 @@ def _logger(name: str) -> Callable[[], Kinds]:
     return options
 
 
-_SCRIPTS: dict[str, Callable[[], Kinds]] = {"sample": _drawing, "evaluate": _evaluating}
+def _batches() -> Kinds:
+    return {"batch_size": int | Literal["auto"]}
+
+
+_SCRIPTS: dict[str, Callable[[], Kinds]] = {
+    **{"sample": _drawing, "evaluate": _evaluating, "train_vae": _batches, "train_ldm": _batches}
+}
 _SIGNATURES: dict[str, Callable[[], Kinds]] = {
     "trainer": _trainer,
     "optimizer": _optimizer,

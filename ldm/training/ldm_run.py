@@ -20,7 +20,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.loading import load
 from ldm.networks import AutoencoderKL, Identity
 from ldm.registry import build, check, lookup, spec_of
-from ldm.training import resume
+from ldm.training import auto, resume
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import (
     Clock,
@@ -62,6 +62,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
         torch.manual_seed(config["seed"])
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
+        settle_network(config, resume.recorded(folder, start), first_stage, conditioner, tables[0])
         denoiser = build_denoiser(config, first_stage, conditioner)
         depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
         start = resume.check(folder, config, depends_on, start)
@@ -184,16 +185,31 @@ def tell_classes(conditioner: Conditioner) -> None:
             print(f"labels: {classes_line(part.table)}", flush=True)
 
 
+def settle_network(
+    config: dict[str, Any],
+    recorded: Mapping[str, Any],
+    first_stage: FirstStage,
+    conditioner: Conditioner,
+    table: Table,
+) -> None:
+    """Sizes in the place of network=auto, batch_size=auto and optimizer.lr=auto: see `ldm.training.auto`."""
+    height, width = (side // first_stage.factor for side in table.images.shape[2:])
+    auto.settle_network(config, recorded, (height, width), inputs_of(first_stage, conditioner), len(table))
+
+
+def inputs_of(first_stage: FirstStage, conditioner: Conditioner) -> dict[str, Any]:
+    """What a network is built for: the latents' channels, and the conditions' sizes."""
+    return {
+        "in_channels": first_stage.latent_channels,
+        "context_dim": conditioner.token_dim,
+        "vector_dim": conditioner.vector_dim,
+        "concat_channels": conditioner.concat_channels,
+    }
+
+
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:
     """The network, sized by what it is to denoise and by its conditions, with its parameterization and loss."""
-    network = build(
-        config["network"],
-        "network",
-        in_channels=first_stage.latent_channels,
-        context_dim=conditioner.token_dim,
-        vector_dim=conditioner.vector_dim,
-        concat_channels=conditioner.concat_channels,
-    )
+    network = build(config["network"], "network", **inputs_of(first_stage, conditioner))
     options = {key: value for key, value in config["diffusion"].items() if key != "sampling"}
     built = {k: build(v, f"diffusion.{k}") if isinstance(v, Mapping) else v for k, v in options.items()}
     return Denoiser(network, built.pop("parameterization"), **built)

@@ -70,6 +70,11 @@ def start_of(folder: RunFolder) -> Start:
     )
 
 
+def recorded(folder: RunFolder, start: Start) -> dict[str, Any]:
+    """The config of the run that is gone on with, which holds what it chose; {} where it begins at step 0."""
+    return dict(_read(folder.config)) if start.checkpoint else {}
+
+
 def _mapped(path: Path) -> dict[str, Any]:
     """A checkpoint without its weights. Only the first of several processes knows before that its bytes are whole."""
     try:

@@ -18,7 +18,7 @@ from ldm.networks.autoencoder import check_size
 from ldm.pipeline import sample_prior
 from ldm.randomness import permutation
 from ldm.registry import build
-from ldm.training import resume
+from ldm.training import auto, resume
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
 from ldm.training.vae_task import VAETask, equivalents
@@ -33,13 +33,17 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         if folder.finished:
             return folder.path
         train, val = source.tables(cache_of(config) / "data")
+        start = resume.start_of(folder)
+        height, width = train.images.shape[2:]
+        recorded = resume.recorded(folder, start)
+        auto.settle_vae(config, recorded, train.preprocess.channels, (height, width), len(train))
         torch.manual_seed(config["seed"])
         vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
         check(vae, train)
         if vae.shortcut_in is not None:
             vae.start_from_principal_components(some_images(train, config["seed"]))
         depends_on = {"data": train.key}
-        start = resume.check(folder, config, depends_on)
+        start = resume.check(folder, config, depends_on, start)
         folder.save_config(config)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
         print(equivalents(config["beta"], vae), flush=True)

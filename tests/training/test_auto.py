@@ -1,0 +1,113 @@
+"""What `vae=auto` and `network=auto` choose: by arithmetic, so without training."""
+
+from typing import Any
+
+import pytest
+
+from ldm.networks import AutoencoderKL
+from ldm.registry import build
+from ldm.training import auto
+
+TWO_CORES = 70e9
+H100 = 0.3 * 989.4e12
+FIVE_MINUTES = 300.0
+SIZES = [(32, 32), (64, 64), (96, 128), (128, 128), (256, 256)]
+
+
+def budget(seconds: float | None = FIVE_MINUTES, speed: float = TWO_CORES, images: int = 600) -> auto.Budget:
+    return auto.Budget(speed, "gpu" if speed > 1e12 else "cpu", seconds, None, images)
+
+
+def inputs(latent_channels: int, **more: Any) -> dict[str, Any]:
+    return {"in_channels": latent_channels, "context_dim": None, "vector_dim": None, "concat_channels": 0} | more
+
+
+def both(size: tuple[int, int], given: auto.Budget) -> tuple[AutoencoderKL, dict[str, Any], float]:
+    """The autoencoder that is chosen, the network on its latents, and what an image costs this."""
+    vae = build(auto.choose_vae(3, size, given), in_channels=3)
+    places = (size[0] // vae.factor, size[1] // vae.factor)
+    spec = auto.choose_network(places, inputs(vae.latent_channels, concat_channels=8), given)
+    return vae, spec, auto.network_flops(spec, places, inputs(vae.latent_channels, concat_channels=8))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_five_minutes_on_two_cores_are_1500_steps_of_each_size(size: tuple[int, int]) -> None:
+    _, spec, flops = both(size, budget())
+    batch = auto.choose_batch(flops, budget(), auto.ENOUGH)
+    steps = budget().steps_in_time(batch * flops)
+    assert spec["class"] == "DiT" and steps is not None and steps >= 1500 and batch >= 16
+
+
+def test_photographs_of_96x128_train_at_60_images_a_second() -> None:
+    vae, _, flops = both((96, 128), budget())
+    assert vae.factor == 8 and TWO_CORES / flops >= 60
+
+
+def test_the_time_of_the_demo_gives_the_transformer_that_was_measured_for_it() -> None:
+    given = budget(420.0, images=20_000)
+    spec = auto.choose_network((8, 8), inputs(6, context_dim=128, vector_dim=128), given)
+    assert spec == {"class": "DiT", "patch": 2, "channels": 192, "depth": 6, "heads": 4}
+
+
+def test_more_time_a_faster_machine_and_more_images_give_larger_networks() -> None:
+    def width(given: auto.Budget) -> int:
+        return auto.choose_network((16, 16), inputs(16), given)["channels"]
+
+    assert width(budget()) < width(budget(24 * 3600.0)) == 256  # no wider: 600 images would be learned by heart
+    assert width(budget(24 * 3600.0, H100, 600)) == 256
+    assert width(budget(24 * 3600.0, H100, 10_000)) == 384
+    assert width(budget(24 * 3600.0, H100, 1_000_000)) == 768
+    assert width(budget(None)) == 192 and width(budget(None, H100, 1_000_000)) == 384
+
+
+def test_an_autoencoder_is_as_large_as_time_allows_and_never_larger_than_its_images() -> None:
+    short, long = (auto.choose_vae(3, (64, 64), budget(seconds)) for seconds in (60.0, 3600.0))
+    assert auto.vae_flops(short, 3, (64, 64)) < auto.vae_flops(long, 3, (64, 64))
+    for channels in (1, 3, 5):
+        for size in SIZES:
+            vae = build(auto.choose_vae(channels, size, budget()), in_channels=channels)
+            assert vae.latent_channels < channels * vae.factor**2 and not any(side % vae.factor for side in size)
+
+
+@pytest.mark.parametrize(("size", "factor"), [((28, 28), 4), ((100, 100), 4), ((512, 512), 32), ((30, 30), 4)])
+def test_the_factor_divides_the_size_and_is_4_where_none_does(size: tuple[int, int], factor: int) -> None:
+    assert auto.factor_of(size, 256) == factor
+
+
+def test_options_of_the_unet_and_values_a_level_mean_the_unet() -> None:
+    assert auto.is_unet({"channels": [64, 128]}) and auto.is_unet({"attention": False})
+    assert not auto.is_unet({}) and not auto.is_unet({"channels": 64, "patch": 2, "depth": 2})
+
+
+def config(**vae: Any) -> dict[str, Any]:
+    return {
+        "vae": {"class": "AutoVAE"} | vae,
+        "batch_size": "auto",
+        "optimizer": {"lr": "auto"},
+        "trainer": {"max_steps": -1, "max_time": "00:00:05:00", "devices": 1, "accelerator": "cpu"},
+    }
+
+
+def test_what_is_given_is_taken_and_a_choice_begun_by_hand_is_that_of_vae_small(capsys: pytest.CaptureFixture) -> None:
+    free, begun = config(latent_channels=3), config(channels=8)
+    auto.settle_vae(free, {}, 3, (64, 64), 600)
+    auto.settle_vae(begun, {}, 3, (64, 64), 600)
+    assert free["vae"]["latent_channels"] == 3 and free["vae"]["stem"] == 4
+    assert begun["vae"] == {"class": "AutoencoderKL"} | auto.SMALL | {"channels": 8}
+    assert "vae=auto: factor 4 with 3 latent channels" in capsys.readouterr().out
+
+
+def test_a_resumed_run_keeps_its_choice_whatever_the_machine_is_now(capsys: pytest.CaptureFixture) -> None:
+    again = config()
+    before = {"vae": {"class": "AutoencoderKL", "latent_channels": 5}, "batch_size": 7, "optimizer": {"lr": 0.5}}
+    auto.settle_vae(again, before, 3, (64, 64), 600)
+    assert (again["vae"], again["batch_size"], again["optimizer"]["lr"]) == (before["vae"], 7, 0.5)
+    assert not capsys.readouterr().out
+
+
+def test_too_few_steps_are_said_before_the_first_with_what_to_change(capsys: pytest.CaptureFixture) -> None:
+    short = config(channels=[512, 512], stem=1)
+    auto.settle_vae(short, {}, 3, (256, 256), 600)
+    said = capsys.readouterr().out
+    assert "will fit into the time given" in said and "warning: at least 150 are wanted" in said
+    assert "trainer.max_time" in said and "data.size=" in said
