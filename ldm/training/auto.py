@@ -203,9 +203,9 @@ def choose_network(places: tuple[int, int], given: Mapping[str, Any], budget: Bu
 
 
 def patches_of(places: tuple[int, int], most: int) -> list[int]:
-    """The least patch that leaves at most `most` tokens, and twice that where at least 2 x 2 tokens remain."""
+    """The least patch that leaves at most `most` tokens, and twice that where at least 4 x 4 tokens remain."""
     first = next((p for p in (1, 2, 4, 8) if math.ceil(places[0] / p) * math.ceil(places[1] / p) <= most), 16)
-    return [first, 2 * first] if min(places) >= 4 * first else [first]
+    return [first, 2 * first] if min(places) >= 8 * first else [first]
 
 
 def dit_sizes(budget: Budget) -> list[tuple[int, int, int]]:
