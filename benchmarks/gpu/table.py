@@ -57,7 +57,7 @@ def run(budget: Budget, device: torch.device) -> dict[str, Any]:
             failed[entry.name] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     found = {"dtype": str(dtype).removeprefix("torch."), "rows": rows, "failed": failed}
     notes = [f"{case.name}: {case.note}" for case in given if case.note]
-    return found | {"differences": differences(given, device, budget), "notes": notes}
+    return found | {"differences": differences(given, device, budget, failed), "notes": notes}
 
 
 def computes_in(device: torch.device) -> torch.dtype:
@@ -130,27 +130,33 @@ def halves(network: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def differences(given: list[Case], device: torch.device, budget: Budget) -> dict[str, float]:
+def differences(given: list[Case], device: torch.device, budget: Budget, failed: dict[str, str]) -> dict[str, float]:
     """The largest difference of both networks' results on the same weights in float32, by their standard deviation."""
     found = {}
     for case in given:
         name = f"{case.name}, the same function"
         if case.equal and importlib.util.find_spec("diffusers") and budget.fits(name):
-            with torch.device(device):
-                ours, theirs = (build().to(device).eval() for build in (case.ours, case.theirs))
-            ours.load_state_dict(theirs.state_dict())
-            found[case.name] = difference(case, ours, theirs, device)
-            del ours, theirs
+            try:
+                found[case.name] = same(case, device)
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
             cleared()
     return found
 
 
+def same(case: Case, device: torch.device) -> float:
+    with torch.device(device):
+        ours, theirs = (build().to(device).eval() for build in (case.ours, case.theirs))
+    ours.load_state_dict(theirs.state_dict())
+    return difference(case, ours, theirs, device)
+
+
 def difference(case: Case, ours: Any, theirs: Any, device: torch.device) -> float:
-    x = torch.randn(1, 3 if case.kind == "vae" else 4, case.side, case.side, device=device)
+    x = torch.randn(2, 3 if case.kind == "vae" else 4, case.side, case.side, device=device)
     if case.kind == "vae":
         own, other = ours.decode(ours.encode(x).mode()), theirs.decode(theirs.encode(x).latent_dist.mode()).sample
     else:
-        t, given = torch.full((1,), 500.0, device=device), condition(case, "ours", 1, device)
+        t, given = torch.full((2,), 500.0, device=device), condition(case, "ours", 2, device)
         own, other = (forward(case.kind, who)(net, x, t, given) for who, net in zip(WHO, (ours, theirs), strict=True))
     synchronize(device)
     return float((own - other).abs().max() / other.std())
