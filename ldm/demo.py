@@ -137,6 +137,7 @@ def show(scores: dict[str, Rows], covered: dict[str, float], seconds: float) -> 
     show_rows(scores[READ])
     print(f"\n{seconds:.0f} s in all. Look at {OUT / 'grid.png'}; its captions are in {OUT / 'captions.txt'}.")
     print("Next: python sample.py run=emoji prompt='a cat above a rocket on a blue background' n=4 out=cat.png")
+    print("Few steps: python train_ldm.py finetune=distill base=emoji data=emoji, then sample.py run=emoji-fast")
 
 
 def show_rows(rows: Rows) -> None:

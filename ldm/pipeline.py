@@ -16,6 +16,7 @@ from ldm.devices import send
 from ldm.diffusion import Denoiser, get_sampler, mixed, resolution_shift
 from ldm.diffusion.inpainting import keeping
 from ldm.diffusion.options import sampling_kinds
+from ldm.distilled import check_few, conditions, tell_negative
 from ldm.editing import ReadsPictures, Start, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
@@ -51,12 +52,15 @@ class LatentDiffusion(
         preprocess: Preprocess,
         sampling: Mapping[str, Any] | None = None,
         scheduler: str | None = None,
+        distilled: Mapping[str, Any] | None = None,
     ):
-        """`scheduler` names the class of diffusers in whose place our nearest sampler stands, for whoever reads it."""
+        """`scheduler` names the class of diffusers in whose place our nearest sampler stands, for whoever reads it;
+        `distilled` is what a model of `finetune=distill` says of itself: {"steps": how many it takes at most}."""
         super().__init__()
         self.scheduler = scheduler
         self.first_stage, self.denoiser, self.conditioner = first_stage, denoiser, conditioner
         self.preprocess, self.adapters = preprocess, {}
+        self.distilled = dict(distilled or {})
         self.sampling = DEFAULTS | dict(sampling or {})
         self.coding = Coding()
         self.register_buffer("latent_mean", torch.zeros(first_stage.latent_channels))
@@ -187,6 +191,7 @@ class LatentDiffusion(
             guide = guide.to_fill(start.image, start.mask)
         steering = steering and steering.repeated(count)
         seeds, options = _seeds(seed, count), self._options(options)
+        tell_negative(self.denoiser.network, self.distilled, options["guidance"], negative)
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: has to be at least 1.")
         latent_size = height // self.first_stage.factor, width // self.first_stage.factor
@@ -238,6 +243,7 @@ class LatentDiffusion(
         options = own | chosen
         if "spacing" not in chosen and options["spacing"] == "table" and options["steps"] != self.sampling["steps"]:
             options["spacing"] = None
+        check_few(self.distilled, options)
         return options
 
     def _sample(
@@ -263,7 +269,7 @@ class LatentDiffusion(
         sigmas = self.denoiser.parameterization.grid(steps, spacing, shift, strength)
         denoiser: Any = self.denoiser.around(lowered(self.denoiser.network, self.dtype), self.dtype)
         guidance = options.pop("guidance")
-        conds, weights = asked.weighted(guidance, self.encode, seeds)
+        conds, weights = conditions(self.denoiser.network, asked, guidance, self.encode, seeds)
         if steering is not None:
             denoiser, conds, weights = steering.steer(denoiser, conds, weights, sigmas, guidance)
         interval, rescale = options.pop("interval", None), options.pop("rescale", 0.0)

@@ -79,7 +79,7 @@ def draw(model, *args, **options) -> torch.Tensor:
 
 # A picture is its own ------------------------------------------------------------------------------------------------
 
-STOCHASTIC = {"ddpm", "euler_ancestral", "dpmpp_2m_sde"}
+STOCHASTIC = {"ddpm", "euler_ancestral", "dpmpp_2m_sde", "lcm"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

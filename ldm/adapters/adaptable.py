@@ -5,6 +5,7 @@ from typing import Any
 
 from ldm.adapters.base import Adapter
 from ldm.adapters.control import Control, check_span, open_control
+from ldm.adapters.few import follow
 from ldm.adapters.with_lora import WithLora
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError
@@ -25,6 +26,7 @@ class Adaptable(WithLora):
         adapter.check_base(self, where or name, force)
         adapter.attach(self, name, scale)
         self.adapters[name] = (adapter, scale)
+        follow(self)
 
     @held
     def load_controlnet(

@@ -28,7 +28,8 @@ PRESETS = ("attention", "convolutions", "linear", "all")
 class LoraAdapter(Adapter):
     """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`, with `alphas` by
     `unet.LAYER`; layers of the text encoder begin with `text_encoder.`. `shapes` are those of the weights. `trigger` is
-    the word that it was trained with, for whoever reads the config.
+    the word that it was trained with, for whoever reads the config. `few`, of one that makes its base fast, are the
+    model's `sampling` and `distilled` while it is on.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class LoraAdapter(Adapter):
         alphas: Mapping[str, float],
         trigger: str | None = None,
         base: Mapping[str, str] | None = None,
+        few: Mapping[str, Any] | None = None,
     ):
         super().__init__(base)
-        self.alphas, self.trigger = dict(alphas), trigger
+        self.alphas, self.trigger, self.few = dict(alphas), trigger, dict(few or {})
         for name, shape in shapes.items():
             _grow(self, name, nn.Parameter(torch.empty(tuple(shape)), requires_grad=False))
 
@@ -50,9 +52,11 @@ class LoraAdapter(Adapter):
         alphas: Mapping[str, float],
         trigger: str | None = None,
         base: Mapping[str, str] | None = None,
+        few: Mapping[str, Any] | None = None,
     ) -> "LoraAdapter":
         """Around the given tensors, without copying them."""
-        adapter = cls({name: list(tensor.shape) for name, tensor in weights.items()}, alphas, trigger, base)
+        about = {"few": few} if few else {}
+        adapter = cls({name: list(tensor.shape) for name, tensor in weights.items()}, alphas, trigger, base, **about)
         for name, tensor in weights.items():
             _grow(adapter, name, nn.Parameter(tensor.detach(), requires_grad=False))
         return adapter
@@ -102,14 +106,16 @@ def start(
             layers.inject(module, name, dict.fromkeys(names, rank), dict.fromkeys(names, alpha or rank), dropout)
 
 
-def trained(model: Any, name: str, trigger: str | None, base: Mapping[str, str]) -> LoraAdapter:
+def trained(
+    model: Any, name: str, trigger: str | None, base: Mapping[str, str], few: Mapping[str, Any] | None = None
+) -> LoraAdapter:
     """The LoRA `name` on `model`, as what is saved: the tensors themselves."""
     weights: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for kind, module in components(model, None).items():
         weights |= {f"{kind}.{k}": v for k, v in layers.weights(module, name).items()}
         alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.holding(module, name)}
-    return LoraAdapter.holding(weights, alphas, trigger, base)
+    return LoraAdapter.holding(weights, alphas, trigger, base, few)
 
 
 def chosen(names: Mapping[str, nn.Module], wanted: str | Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.adapters import layers, lora
 from ldm.adapters.base import Adapter, hash_of, read
+from ldm.adapters.few import follow
 from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.words import WordEmbedding
 from ldm.errors import UserError, did_you_mean
@@ -75,6 +76,7 @@ class WithLora:
             for _, module in lora.components(self, None).items():
                 layers.remove(module, lora.inner_name(one))
             del self.adapters[one]
+        follow(self)
 
     def merge_lora(self) -> None:
         """Adds all LoRAs to the weights: a plain model, as fast as the base, which can be saved and exported.

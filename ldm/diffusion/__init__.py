@@ -24,6 +24,7 @@ from ldm.diffusion.samplers import (
     euler_ancestral,
     get_sampler,
     heun,
+    lcm,
     unipc,
 )
 from ldm.diffusion.schedule import Schedule
@@ -63,6 +64,7 @@ __all__ = [
     "get_sampler",
     "guided",
     "heun",
+    "lcm",
     "mixed",
     "resolution_shift",
     "slerp",

@@ -83,7 +83,7 @@ def mixed(
         result = conditional
         for other, (_, weight) in zip(others, used, strict=True):
             result = torch.add(result, other - conditional, alpha=weight)
-        return _rescaled(result, conditional, x, sigma, rescale) if rescale else result
+        return rescaled(result, conditional, x, sigma, rescale) if rescale else result
 
     return denoise
 
@@ -159,7 +159,7 @@ class _Mix:
             result = torch.add(result, d - denoised[0], alpha=scale)
         if self.rescale and len(denoised) > 1:
             conditional = torch.stack(list(denoised[self.first :])).mean(0)
-            result = _rescaled(result, conditional, x, sigma, self.rescale)
+            result = rescaled(result, conditional, x, sigma, self.rescale)
         return result
 
     def _evaluate(self, x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
@@ -169,7 +169,7 @@ class _Mix:
         return self.denoiser(x.repeat(n, 1, 1, 1), sigma.repeat(n), self.joined).chunk(n)
 
 
-def _rescaled(result: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, phi: float) -> Tensor:
+def rescaled(result: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, phi: float) -> Tensor:
     """`result` with its standard deviation in v-space moved by phi towards the conditional's."""
     skip = x / (1 + broadcast(sigma, x) ** 2)
     dims = tuple(range(1, x.ndim))

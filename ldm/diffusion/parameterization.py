@@ -68,8 +68,8 @@ class Parameterization:
         `uniform`, the default, is the parameterization's own. `karras` is EDM's eq. 5 with rho = 7, `exponential` has
         equal steps of ln sigma, `kl_optimal` of arctan sigma (Sabour et al. 2024, eq. 17), and `beta` puts the model's
         own time at the quantiles of Beta(0.6, 0.6): dense at both ends (Lee et al. 2024, "Beta sampling is all you
-        need"). Variance-preserving models also have `leading`, `linspace` (as diffusers names them) and `table`, all T
-        steps of it.
+        need"). Variance-preserving models also have `leading`, `linspace` (as diffusers names them), `table`, all T
+        steps of it, and `lcm`, those out of every (T // 50)th timestep that LCMScheduler takes.
 
         `shift` k multiplies every sigma by k, which for flow is SD3's t' = k t / (1 + (k - 1) t); k = sqrt(m / n) moves
         a model from n pixels to m (Esser et al. 2024, eq. 23). The grid starts at sigma_max whatever the shift.
@@ -84,11 +84,11 @@ class Parameterization:
             raise UserError(f"{name} has no spacing '{spacing}'.{did_you_mean(spacing, self.spacings)}")
         if steps < 1 or not shift > 0:
             raise UserError(f"steps={steps}, shift={shift}: sampling needs at least one step and a shift above 0.")
-        if shift != 1 and spacing in ("leading", "table"):
+        if shift != 1 and spacing in ("leading", "table", "lcm"):
             raise UserError(f"spacing '{spacing}' can't be shifted: use another spacing, or shift=1.")
         left = _left(steps, strength, spacing in self.to_sigma_min)
         sigmas = shift * getattr(self, f"_{spacing}")(left, self.sigma_max / shift, steps)
-        if strength == 1 and spacing != "leading":
+        if strength == 1 and spacing not in ("leading", "lcm"):
             sigmas[0] = self.sigma_max
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])  # (steps + 1,)
         if not (sigmas.diff() < 0).all():
@@ -137,7 +137,7 @@ def _between(low: float, high: float, share: Tensor) -> Tensor:
 class VariancePreserving(Parameterization):
     """Models with a table of timesteps. `schedule` defaults to Stable Diffusion's."""
 
-    spacings = (*Parameterization.spacings, "leading", "linspace", "table")
+    spacings = (*Parameterization.spacings, "leading", "linspace", "table", "lcm")
 
     def __init__(self, schedule: Schedule | None = None):
         self.schedule = schedule or Schedule()
@@ -156,6 +156,12 @@ class VariancePreserving(Parameterization):
         if self.schedule.zero_terminal_snr:
             raise UserError("a zero-terminal-SNR model is sampled from its last timestep on: use another spacing.")
         return self._sigmas(left, self.schedule.timesteps // steps * (steps * left - 1))
+
+    def _lcm(self, left: Tensor, top: float, steps: int) -> Tensor:
+        """Of the 50 timesteps that latent consistency models are distilled at those evenly apart, the last one first
+        (Luo et al. 2023; diffusers' LCMScheduler)."""
+        gone = ((1 - left) * 50 + 1e-9).floor() if _is_whole(left) else (1 - left) * 50
+        return self.schedule.sigma((50 - gone) * (self.schedule.timesteps // 50) - 1)
 
     def _linspace(self, left: Tensor, top: float, steps: int) -> Tensor:
         return self._sigmas(left, self._timestep(top) * left)

@@ -142,6 +142,8 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         report.parts["pipeline"] = "stock"
         index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
         name = "StableDiffusionControlNetPipeline" if controlnets else "StableDiffusionPipeline"
+        if network.guidance_dim and scheduler["_class_name"] == "LCMScheduler" and not controlnets:
+            name = "LatentConsistencyModelPipeline"
         index |= {"_class_name": name, "requires_safety_checker": False}
     _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
 

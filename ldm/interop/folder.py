@@ -178,17 +178,17 @@ def assemble(
     sampling: Mapping[str, Any],
     size: tuple[int, int],
     replaced: str | None = None,
+    **about: Any,
 ) -> nn.Module:
     """The parts as one LatentDiffusion; `size` is the pictures' height and width, `replaced` the scheduler for which
-    the nearest sampler stands."""
+    the nearest sampler stands, `about` further arguments of the model."""
     latent, wanted = first_stage.latent_channels, network.in_channels
     if latent != wanted:
         raise UserError(f"the parts don't fit: the autoencoder has {latent} latent channels, the U-Net {wanted}.")
     preprocess = Preprocess(first_stage.in_channels, *size)  # type: ignore[arg-type]
-    recorded = {"scheduler": replaced} if replaced else {}
-    model = lookup("LatentDiffusion")(
-        first_stage, Denoiser(network, parameterization), conditioner, preprocess, sampling, **recorded
-    )
+    about |= {"scheduler": replaced} if replaced else {}
+    parts = (first_stage, Denoiser(network, parameterization), conditioner, preprocess)
+    model = lookup("LatentDiffusion")(*parts, sampling, **about)
     model.latent_mean.copy_(torch.tensor(whitening[0]))
     model.latent_std.copy_(torch.tensor(whitening[1]))
     return model.eval().requires_grad_(False)
@@ -232,13 +232,26 @@ def _pipeline(folder: Path) -> nn.Module:
     first_stage, whitening = _first_stage(folder, present, network)
     conditioner = _conditioner(folder, present, index.get("text") or {})
     height, width = (side * first_stage.factor for side in _sides(folder))  # type: ignore[operator]
-    sampling |= {"guidance": 7.5} if "text_encoder" in present and "conditioner" not in present else {}
-    sampling |= index.get("sampling") or {}
+    said = dict(index.get("sampling") or {})
+    stable = "text_encoder" in present and "conditioner" not in present
+    own, is_distilled = _defaults(sampling["sampler"], network, stable)
+    sampling |= own | said
     size = (int(height), int(width))
-    replaced = (
-        None if "sampler" in (index.get("sampling") or {}) else schedulers.stands_for(config, sampling, str(scheduler))
-    )
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced)
+    replaced = None if "sampler" in said else schedulers.stands_for(config, sampling, str(scheduler))
+    about = {"distilled": {"steps": most_steps(config, str(scheduler))}} if is_distilled else {}
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced, **about)
+
+
+def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[dict[str, Any], bool]:
+    """The sampling defaults of the pipeline's class, and whether the model is distilled."""
+    if sampler == "lcm":  # its guidance is a condition, as in LatentConsistencyModelPipeline, or baked in
+        return {"guidance": 8.5} if getattr(network, "guidance_dim", None) else {}, True
+    return {"guidance": 7.5} if is_stable_diffusion else {}, False
+
+
+def most_steps(config: Mapping[str, Any], where: str) -> int:
+    """How many steps a latent consistency model takes at most, as its scheduler says."""
+    return whole(config.get("original_inference_steps", 50), f"{where}: original_inference_steps")
 
 
 def _sides(folder: Path) -> tuple[int, int]:

@@ -51,6 +51,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_train_timesteps": 1000, "shift": 1.0, "use_dynamic_shifting": False, "invert_sigmas": False,
         "shift_terminal": None, "stochastic_sampling": False, **_SIGMAS,
     },
+    "LCMScheduler": {
+        **_TABLE, **_THRESHOLDS, **_CLIP, **_LEADING, **_ZERO_SNR, "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "clip_sample": False, "set_alpha_to_one": True, "timestep_scaling": 10.0,
+        "original_inference_steps": 50,
+    },
     "EDMEulerScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": {**_EDM, **_THRESHOLDS, **_DPM, "euler_at_final": False},
 }  # fmt: skip

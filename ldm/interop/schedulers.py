@@ -30,6 +30,7 @@ _SAMPLERS = {
     "EulerDiscreteScheduler": "euler",
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "HeunDiscreteScheduler": "heun",
+    "LCMScheduler": "lcm",
     "FlowMatchEulerDiscreteScheduler": "euler",
     "EDMEulerScheduler": "euler",
     "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
@@ -48,6 +49,7 @@ _CLASSES: dict[str, dict[str, Any]] = {
     "dpmpp_2m": {"_class_name": "DPMSolverMultistepScheduler", **_DPM},
     "dpmpp_2m_sde": {"_class_name": "DPMSolverMultistepScheduler", **_DPM, "algorithm_type": "sde-dpmsolver++"},
     "unipc": {"_class_name": "UniPCMultistepScheduler", "final_sigmas_type": "zero"},
+    "lcm": {"_class_name": "LCMScheduler", "clip_sample": False, "set_alpha_to_one": True},
 }
 # These step by T // steps whatever the spacing, so that only "trailing" and "leading" end where the next step begins.
 _STEPS_OF_THE_TABLE = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
@@ -146,6 +148,11 @@ def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], li
             honoured += ["clip_sample", "clip_sample_range"]
     elif name == "HeunDiscreteScheduler":
         sampling["variant"] = "karras"
+    elif settings.get("stochastic_sampling"):  # of a flow: denoise, renoise
+        sampling["sampler"] = "lcm"
+        honoured += ["stochastic_sampling"]
+    if sampling["sampler"] == "lcm":
+        sampling |= {"steps": 4, "guidance": 1.0}
     return sampling, honoured
 
 
@@ -154,6 +161,8 @@ def _spacing(name: str, settings: Mapping[str, Any], where: str) -> tuple[dict[s
 
     Multistep solvers leave out the last point of "linspace": that is ours, to one timestep.
     """
+    if name == "LCMScheduler":
+        return _lcm_spacing(settings)
     for key, ours in _SIGMAS.items():
         if settings.get(key):
             return {"spacing": ours}, [*_TABLE, "timestep_spacing", "steps_offset", "flow_shift", key]
@@ -168,6 +177,14 @@ def _spacing(name: str, settings: Mapping[str, Any], where: str) -> tuple[dict[s
     return {} if plain else {"spacing": spacing}, honoured
 
 
+def _lcm_spacing(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The timesteps that LCMScheduler chooses its own from: 50 of them, or all, which is our uniform spacing."""
+    honoured = [*_TABLE, "timestep_spacing", "steps_offset"]  # neither of which it reads
+    if settings["original_inference_steps"] == settings["num_train_timesteps"]:
+        return {}, [*honoured, "original_inference_steps"]
+    return {"spacing": "lcm"}, honoured
+
+
 def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A scheduler config that samples as `sampling` says, with our last step, to sigma = 0."""
     sampling = sampling or {}
@@ -180,8 +197,11 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
             "num_train_timesteps": 1000,
             "shift": 1.0 if shift == "auto" else float(shift),  # auto is 1 at the size of training
             "t_max": full_spec(parameterization)["t_max"],
+            **({"stochastic_sampling": True} if sampler == "lcm" else {}),
         }
     if isinstance(parameterization, EDM):
+        if sampler == "lcm" or sampling.get("spacing") == "beta":
+            raise UserError("a distilled EDM model's few steps have no scheduler in diffusers: export its base.")
         solver = {"solver_order": 2, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"} if multistep else {}
         return {
             "_class_name": "EDMDPMSolverMultistepScheduler" if multistep else "EDMEulerScheduler",
@@ -194,6 +214,9 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
     if not isinstance(parameterization, VariancePreserving):
         raise UserError(f"{type(parameterization).__name__} has no scheduler in diffusers.")
     scheduler = _betas(parameterization) | _CLASSES[sampler] | _options(sampling)
+    if sampler == "lcm":
+        every = sampling.get("spacing") != "lcm"
+        return scheduler | {"original_inference_steps": parameterization.schedule.timesteps if every else 50}
     if sampler == "heun" and sampling.get("variant") != "karras":
         log.warning("diffusers' Heun is ours with variant=karras: it samples a little differently, at few steps worse")
     spacing = sampling.get("spacing")

@@ -9,7 +9,8 @@ from ldm.interop.plain import number, whole
 _WHOLE = (
     "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
     "attention_head_dim", "num_attention_heads", "block_out_channels", "transformer_layers_per_block",
-    "num_class_embeds", "projection_class_embeddings_input_dim", "conditioning_channels",
+    "num_class_embeds", "projection_class_embeddings_input_dim", "time_cond_proj_dim",
+    "conditioning_channels",
     "conditioning_embedding_out_channels",
 )  # fmt: skip
 _NAMES = (
@@ -19,7 +20,8 @@ _SWITCHES = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv
 _PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
-    "StableDiffusionControlNetInpaintPipeline", "LdmPipeline",
+    "StableDiffusionControlNetInpaintPipeline", "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline", "LdmPipeline",
 )  # fmt: skip
 _OWN = ["ldm_pipeline", "LdmPipeline"]  # a class of its own, in a file beside the index
 _WIDEST = 65_536

@@ -20,6 +20,7 @@ _KNOWN = (
     "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
     "num_attention_heads", "use_linear_projection", "class_embed_type", "num_class_embeds", "norm_num_groups",
     "projection_class_embeddings_input_dim", "resnet_time_scale_shift", "dropout",
+    "time_cond_proj_dim",
     "upcast_attention",  # matters in half precision only
     "addition_embed_type_num_heads", "addition_time_embed_dim",  # read only with an addition_embed_type
 )  # fmt: skip
@@ -40,7 +41,8 @@ _FIXED = {
 _ATTENDS = {"CrossAttn{}Block2D": True, "{}Block2D": False}
 _EXPORTED = {
     "in_channels", "out_channels", "channels", "multipliers", "blocks", "attention", "depth", "heads", "context_dim",
-    "vector_dim", "vector_bias", "concat_channels", "scale_shift", "linear_projection", "groups", "dropout",
+    "vector_dim", "vector_bias", "concat_channels", "guidance_dim", "scale_shift", "linear_projection", "groups",
+    "dropout",
 }  # fmt: skip
 CLASS_TABLE = "class_embedding.weight"
 
@@ -76,6 +78,7 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         "groups": config.get("norm_num_groups", 32),
         "dropout": config.get("dropout", 0.0),
         **_vector(config),
+        **({"guidance_dim": dim} if (dim := config.get("time_cond_proj_dim")) else {}),
     }
 
 
@@ -108,6 +111,7 @@ def to_diffusers(unet: UNet, sample_size: int | None = None) -> dict[str, Any]:
         "freq_shift": 0,
         "resnet_time_scale_shift": "scale_shift" if spec["scale_shift"] else "default",
         "dropout": spec["dropout"],
+        "time_cond_proj_dim": unet.guidance_dim,
         "class_embed_type": "simple_projection" if unet.vector_dim and not table else None,
         "num_class_embeds": unet.vector_dim if table else None,
         "projection_class_embeddings_input_dim": None if table else unet.vector_dim,

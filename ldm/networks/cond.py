@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_TENSORS = ("vector", "tokens", "mask", "concat", "base")
+_TENSORS = ("vector", "tokens", "mask", "concat", "base", "guidance")
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class Cond:
     `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where
     `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
     map, masked image, low resolution). `base` (B, C, h, w) is an image that is right but for details, from which the
-    denoised is measured. `control` maps a ControlNet's name to its image (B, C, H, W), and where its outputs have
-    weights, `networks.controlnet.weights_of(name)` to these.
+    denoised is measured. `guidance` (B,) is the guidance scale, for networks that have it as a condition. `control`
+    maps a ControlNet's name to its image (B, C, H, W), and where its outputs have weights,
+    `networks.controlnet.weights_of(name)` to these.
     """
 
     vector: Tensor | None = None
@@ -27,6 +28,7 @@ class Cond:
     mask: Tensor | None = None
     concat: Tensor | None = None
     base: Tensor | None = None
+    guidance: Tensor | None = None
     control: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cat(self, *others: "Cond") -> "Cond":
@@ -45,10 +47,13 @@ class Cond:
         return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
 
     def lowered(self, dtype: torch.dtype) -> "Cond":
-        """What a network that computes in `dtype` reads in it; `base`, which the denoiser adds, stays as it is."""
+        """What a network that computes in `dtype` reads in it; `base`, which the denoiser adds, and `guidance`, whose
+        embedding is float32, stay as they are."""
         if dtype == torch.float32:
             return self
-        return replace(self.map(lambda t: t.to(dtype) if t.is_floating_point() else t), base=self.base)
+        return replace(
+            self.map(lambda t: t.to(dtype) if t.is_floating_point() else t), base=self.base, guidance=self.guidance
+        )
 
 
 def _pad_tokens(cond: Cond, length: int) -> Cond:

@@ -88,7 +88,7 @@ class Patched(nn.Module):
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
         """Noise level and vector condition in one embedding, already through SiLU: (B, D)."""
         features = timestep_embedding(c_noise, self.channels).to(self.conv_in.weight.dtype)
-        embedding = self.time_embedding(features)  # (B, D)
+        embedding = self.time_embedding(features, cond.guidance)  # (B, D)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(cond.vector)
         return F.silu(embedding)
@@ -99,7 +99,8 @@ class DiT(Patched):
     """`depth` Transformer blocks of width `channels` over patches of `patch` x `patch` places of the latent.
 
     The interface is the U-Net's, and latents of any size work: positions are sinusoidal, and what doesn't fill a patch
-    is filled with zeros and cut off again. The cost of a step grows with the number of patches N as N channels^2 + N^2
+    is filled with zeros and cut off again. With a `guidance_dim` the guidance scale is a condition, embedded in so many
+    features. The cost of a step grows with the number of patches N as N channels^2 + N^2
     channels: a larger `patch` on large latents.
     """
 
@@ -116,6 +117,7 @@ class DiT(Patched):
         context_dim: int | None = None,
         vector_dim: int | None = None,
         concat_channels: int = 0,
+        guidance_dim: int | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -129,9 +131,10 @@ class DiT(Patched):
             raise UserError(f"network: channels={channels} has to be divisible by 4 and by heads={heads}.")
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.context_dim, self.vector_dim, self.concat_channels = context_dim, vector_dim, concat_channels
+        self.guidance_dim = guidance_dim
         self.channels, self.patch = channels, patch
         self.conv_in = nn.Conv2d(in_channels + concat_channels, channels, patch, stride=patch)
-        self.time_embedding = TimestepEmbedding(channels, channels)
+        self.time_embedding = TimestepEmbedding(channels, channels, guidance_dim)
         self.class_embedding = nn.Linear(vector_dim, channels) if vector_dim else None
         self.blocks = nn.ModuleList([DiTBlock(channels, heads, context_dim, mlp, dropout) for _ in range(depth)])
         self.norm_out = nn.LayerNorm(channels, 1e-6, elementwise_affine=False)

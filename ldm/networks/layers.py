@@ -54,15 +54,39 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     return F.pad(torch.cat([angle.cos(), angle.sin()], 1), (0, dim % 2))  # (B, dim)
 
 
-class TimestepEmbedding(nn.Module):
-    """Two linear layers from the sinusoidal features to the embedding that every residual block reads."""
+def guidance_embedding(scale: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features of guidance scales (B,): (B, dim), float32, sines first, of 1000 (scale - 1), with
+    frequencies from 1 to 1/10,000 inclusive (Luo et al. 2023, as diffusers embeds them).
 
-    def __init__(self, dim: int, out_dim: int):
+    Angles are large, so the frequencies have to be rounded as there: their logarithm's step is a float32.
+    """
+    half = dim // 2
+    step = float(torch.tensor(10_000.0, device="cpu").log() / (half - 1))
+    frequency = torch.exp(torch.arange(half, device=scale.device, dtype=torch.float32) * -step)
+    angle = 1000 * (scale.float()[:, None] - 1) * frequency  # (B, half)
+    return F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, dim % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers from the sinusoidal features to the embedding that every residual block reads.
+
+    With a `guidance_dim` the features of a guidance scale are added to those of the noise level, through a linear layer
+    that starts at 0.
+    """
+
+    def __init__(self, dim: int, out_dim: int, guidance_dim: int | None = None):
         super().__init__()
+        self.guidance_dim = guidance_dim
+        self.cond_proj = zero_(nn.Linear(guidance_dim, dim, bias=False)) if guidance_dim else None
         self.linear_1 = nn.Linear(dim, out_dim)
         self.linear_2 = nn.Linear(out_dim, out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """`x` (B, dim), `guidance` (B,) the scale, without which it counts as 1 -> (B, out_dim)."""
+        if self.cond_proj is not None:
+            assert self.guidance_dim
+            scale = x.new_ones(len(x), dtype=torch.float32) if guidance is None else guidance
+            x = x + self.cond_proj(guidance_embedding(scale, self.guidance_dim).to(x.dtype))
         return self.linear_2(F.silu(self.linear_1(x)))
 
 

@@ -68,7 +68,7 @@ class Encoder(nn.Module):
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
         """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
         features = timestep_embedding(c_noise, self.widths[0]).to(self.conv_in.weight.dtype)
-        embedding = self.time_embedding(features)  # (B, E)
+        embedding = self.time_embedding(features, cond.guidance)  # (B, E)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(cond.vector)
         return F.silu(embedding)
@@ -107,6 +107,7 @@ class UNet(Encoder):
     more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
     middle always does). Every width must be a multiple of `groups` (by default 32 or what divides the base
     width). A `patch` of p moves p x p places into channels before the first convolution and back after the last one.
+    With a `guidance_dim` the guidance scale is a condition, embedded in so many features (`finetune=distill`).
     Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size, and what
     doesn't fill a patch is filled with zeros and cut off again.
     """
@@ -126,6 +127,7 @@ class UNet(Encoder):
         vector_dim: int | None = None,
         vector_bias: bool = True,
         concat_channels: int = 0,
+        guidance_dim: int | None = None,
         patch: int = 1,
         scale_shift: bool = True,
         linear_projection: bool = True,
@@ -142,7 +144,7 @@ class UNet(Encoder):
         embed_dim = 4 * widths[0]
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.widths, self.concat_channels = widths, concat_channels
-        self.context_dim, self.vector_dim = context_dim, vector_dim
+        self.context_dim, self.vector_dim, self.guidance_dim = context_dim, vector_dim, guidance_dim
 
         def resnet(a: int, b: int) -> ResnetBlock:
             return ResnetBlock(a, b, embed_dim, groups=groups, eps=1e-5, dropout=dropout, scale_shift=scale_shift)
@@ -162,7 +164,7 @@ class UNet(Encoder):
 
         self.patch = patch
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], embed_dim)
+        self.time_embedding = TimestepEmbedding(widths[0], embed_dim, guidance_dim)
         self.class_embedding = nn.Linear(vector_dim, embed_dim, vector_bias) if vector_dim else None
         self.down_blocks, skips = _way_down(widths, blocks, resnet, level)
         self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))

@@ -37,6 +37,7 @@ class Finetune:
       `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
       `ldm.randomness` with (seed, batch["position"]);
     - `reader(read, preprocess)`: what adds to a batch on the host, beside `read`, which is the conditioner's own;
+    - `task`, where the loss is not the base's own, is the LightningModule, made of (model, kind, base, options);
     - `pictures(val, n, seed)`: what the samples show while training;
     - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
       `model` itself, not copies (a checkpoint finds them by where they lie), or the model. `base` is what an adapter
@@ -45,6 +46,7 @@ class Finetune:
 
     suffix = "finetune"  # of the run's name, BASE-suffix
     needs: tuple[str, ...] = ()
+    task: Any = None  # a subclass of FinetuneTask that trains it; None: that itself
 
     def check(self, model: LatentDiffusion, tables: Tables) -> None:
         """Refuses data that lack a condition of the base, or have a class that it doesn't know."""

@@ -9,9 +9,10 @@ from ldm.errors import UserError
 from ldm.pipeline import LatentDiffusion
 from ldm.registry import register
 from ldm.training.control import ControlFinetune
+from ldm.training.distill import DistillFinetune
 from ldm.training.finetune import Finetune, Tables, drop_captions, with_word
 
-__all__ = ["ControlFinetune", "FullFinetune", "LoRAFinetune", "TextualInversion"]
+__all__ = ["ControlFinetune", "DistillFinetune", "FullFinetune", "LoRAFinetune", "TextualInversion"]
 NEW = "new"  # the LoRA that trains, in the layers
 
 

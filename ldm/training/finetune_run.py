@@ -64,7 +64,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
         torch.manual_seed(config["seed"])
         kind.prepare(model)
-        task = FinetuneTask(model, kind, base, depends_on=depends_on, **task_options(config))
+        task = (kind.task or FinetuneTask)(model, kind, base, depends_on=depends_on, **task_options(config))
         count = sum(p.numel() for p in task.trained.parameters() if p.requires_grad)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {count} parameters train", flush=True)
         tell_classes(model.conditioner)

@@ -39,8 +39,12 @@ class FinetuneTask(DiffusionTask):
         here = self.state_dict()
         checkpoint["state_dict"] = {k: here[k] for k in self._frozen()} | checkpoint["state_dict"]
 
+    def unsaved(self) -> list[nn.Parameter]:
+        """Parameters that are the base's own, and so are left out of checkpoints."""
+        held = (*self.trained.parameters(), *self.first_stage.parameters())
+        return [p for p in held if not p.requires_grad]
+
     def _frozen(self) -> dict[str, Tensor]:
         """What of the task's state is the base's and never changes."""
-        held = (*self.trained.parameters(), *self.first_stage.parameters())
-        frozen = {p.data_ptr() for p in held if not p.requires_grad}
+        frozen = {p.data_ptr() for p in self.unsaved()}
         return {name: tensor for name, tensor in self.state_dict().items() if tensor.data_ptr() in frozen}

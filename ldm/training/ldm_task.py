@@ -38,6 +38,7 @@ class DiffusionTask(Task):
         super().__init__(nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner}), **options)
         self.first_stage = first_stage.eval().requires_grad_(False)
         self.preprocess, self.sampling = preprocess, sampling
+        self.about: dict[str, Any] = {}  # further arguments of the assembled model
         self.register_buffer("latent_mean", whitening[0])
         self.register_buffer("latent_std", whitening[1])
 
@@ -89,9 +90,8 @@ class DiffusionTask(Task):
         return self.whiten(draw)
 
     def assemble(self, trained: Any) -> LatentDiffusion:
-        model = LatentDiffusion(
-            self.first_stage, trained["denoiser"], trained["conditioner"], self.preprocess, self.sampling
-        )
+        parts = (self.first_stage, trained["denoiser"], trained["conditioner"], self.preprocess)
+        model = LatentDiffusion(*parts, self.sampling, **self.about)
         model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
         return model.eval()
 

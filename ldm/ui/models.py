@@ -26,6 +26,7 @@ class Traits:
     height: int
     channels: int
     sampling: dict[str, Any]
+    distilled: bool = False
 
 
 class Models:
@@ -124,6 +125,7 @@ def traits(model: LatentDiffusion) -> Traits:
         height=preprocess.height,
         channels=preprocess.channels,
         sampling=dict(model.sampling),
+        distilled=bool(model.distilled),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ldm.conditioning.cut import bounded
+from ldm.errors import UserError
 from ldm.ui import form as forms
 from ldm.ui import png_settings
 from ldm.ui.app import App
@@ -38,6 +39,7 @@ class DrawTab:
                 self._answer()
         self.fields, self.modes, self.png = asked.fields, asked.modes, asked.png
         self.go, self.stop, self.refresh, self.reuse = asked.go, asked.stop, asked.refresh, asked.reuse
+        self.fast = asked.fast
         self._events()
 
     def _answer(self) -> None:
@@ -70,6 +72,8 @@ class DrawTab:
         fields["run"].input(
             told(self.choose), [fields["run"], fields["checkpoint"]], [fields[name] for name in SUITED], **quietly
         )
+        suited = [fields["run"], *(fields[name] for name in SUITED)]
+        self.fast.click(told(self.faster), fields["run"], suited, **quietly)
         self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **quietly)
         self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
         restored = self.png.upload(
@@ -135,6 +139,16 @@ class DrawTab:
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
         """The fields, as they suit a run."""
         return [update for _, update in self._suiting(run).items()]
+
+    def faster(self, run: str) -> list[Any]:
+        """The run's distilled student, or itself where it is one, with its own sampler, steps and guidance."""
+        student = run if self.app.models.traits(run).distilled else f"{run}-fast"
+        if student not in self.app.models.names():
+            raise UserError(
+                f"{run} has no distilled student: make one by python train_ldm.py finetune=distill base={run}, with "
+                "the options of its data."
+            )
+        return [gr.update(value=student), *self.choose(student)]
 
     def look(self) -> list[Any]:
         """The runs and adapters that there are by now."""

@@ -83,6 +83,7 @@ class Fields:
             )
             self._field("steps", number(f"Steps, up to {MAX_STEPS}", self._own["steps"]))
             self._field("guidance", number("Guidance (1 is off)", plain_guidance(self._own), step=0.5))
+        self.fast = gr.Button("⚡ Fast: the run's distilled student, in its few steps", size="sm", elem_id="fast")
         with gr.Accordion("More of the sampler", open=False):
             with gr.Row():
                 self._field("width", number("Width"))

@@ -259,7 +259,8 @@ def test_the_error_falls_at_the_samplers_order(name):
 
     orders = {"heun": 2, "dpmpp_2m": 2, "dpmpp_2m_sde": 1.4, "unipc": 2.7, "unipc, order 1": 2, "unipc, bh1": 2.7}
     for way, (sampler, options) in WAYS.items():
-        if way in ("ddpm, beta", "unipc, order 3"):  # exact for this data; of an error too small to have an order
+        # exact for this data; of an error too small to have an order; and for what jumps
+        if way in ("ddpm, beta", "unipc, order 3", "lcm"):
             continue
         fell = math.log2(error(sampler, 10, options) / error(sampler, 80, options)) / 3
         assert fell > 0.9 * orders.get(way, 1), way
@@ -296,7 +297,8 @@ def test_every_sampler_draws_the_data(name, gaussian):
     sampler, generator = SAMPLERS[name], torch.Generator().manual_seed(0)
     x = torch.randn(1500, 2, 4, 4, generator=generator) * 40
     sigmas = EDM(sigma_max=40.0).grid(60)
-    samples = sampler(gaussian, x, sigmas, noise=lambda x: torch.randn(x.shape, generator=generator))
+    denoise = gaussian if name != "lcm" else lambda x, sigma: gaussian.solution(x, sigma[0].item(), 0.0)
+    samples = sampler(denoise, x, sigmas, noise=lambda x: torch.randn(x.shape, generator=generator))
     assert samples.dtype == torch.float32
     z = (samples - gaussian.mean) / gaussian.std  # (1500, 2, 4, 4), standard normal but for the steps' error
     assert abs(z.mean().item()) < 0.02

@@ -155,7 +155,7 @@ def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+        ({"_class_name": "TCDScheduler"}, "TCDScheduler"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}, "trained_betas"),
         ({"_class_name": "DDIMScheduler", "beta_schedule": "sigmoid"}, "sigmoid"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "odd"}, "odd"),

@@ -47,7 +47,7 @@ def whole(text_folder, tmp_path_factory):
         ("model_index.json", {"vae": ["diffusers", "VQModel"]}, "'VQModel' by model_index.json"),
         ("model_index.json", {"_class_name": "StableDiffusionInstructPix2PixPipeline"}, "Pix2Pix"),
         ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
-        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "LatentConsistency"),
+        ("model_index.json", {"_class_name": "KandinskyPipeline"}, "Kandinsky"),
         ("model_index.json", {"_class_name": ["other", "LdmPipeline"]}, "no counterpart"),
     ],
 )

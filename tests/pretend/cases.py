@@ -43,6 +43,7 @@ FINETUNING = {
     "lora": ["finetune=lora", "rank=2"],
     "full": ["finetune=full"],
     "word": ["finetune=textual_inversion", "word=<mine>"],
+    "distill": ["finetune=distill", "levels=4", "segments=2", "guidance=[1,4]"],
     "canny": ["finetune=controlnet", "control=canny"],
     "control map": ["finetune=controlnet", "control=map"],
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ldm.diffusion.samplers.consistency import lcm
 from ldm.diffusion.samplers.multistep import dpmpp_2m, dpmpp_2m_sde
 from ldm.diffusion.samplers.single_step import ddim, ddpm, euler, euler_ancestral, heun
 from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep
@@ -36,11 +37,13 @@ __all__ = [
     "euler_ancestral",
     "get_sampler",
     "heun",
+    "lcm",
     "unipc",
 ]
 
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    sampler.__name__: sampler for sampler in (ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc)
+    sampler.__name__: sampler
+    for sampler in (ddpm, ddim, euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, unipc, lcm)
 }
 
 

@@ -7,6 +7,8 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from ldm.networks.layers import guidance_embedding
+
 
 class LdmPipeline(DiffusionPipeline):
     """`pipe("a cat", generator=torch.Generator().manual_seed(0)).images`.
@@ -65,10 +67,11 @@ class LdmPipeline(DiffusionPipeline):
         given = {k: [x for x in v for _ in range(num_images_per_prompt)] for k, v in said.items() if v is not None}
         n = max((len(v) for v in given.values()), default=num_images_per_prompt)
         cond = self._encode(given, n)
-        null = None
-        if scale != 1:
+        null, embedded = None, self._embedded(scale, n)
+        if scale != 1 and not embedded:
             negative = _list(negative_prompt)
             null = self._encode({"text": negative * (n // len(negative))} if negative else {}, n)
+        cond |= embedded
         x, timesteps = self._start(
             n, num_inference_steps or defaults.get("steps", 20), height, width, generator, latents
         )
@@ -81,6 +84,13 @@ class LdmPipeline(DiffusionPipeline):
             x = self.scheduler.step(raw, t, x).prev_sample
         images = x if output_type == "latent" else self._decode(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _embedded(self, scale: float, n: int) -> dict[str, Tensor]:
+        """The guidance scale as a distilled U-Net reads it that has it as a condition; empty for others."""
+        config, scales = self.unet.config, torch.full((n,), float(scale), device=self.device)
+        if dim := config.get("time_cond_proj_dim"):
+            return {"timestep_cond": guidance_embedding(scales, dim)}
+        return {"guidance": scales} if (config.get("spec") or {}).get("guidance_dim") else {}
 
     def _encode(self, given: dict[str, list], n: int) -> dict[str, Tensor]:
         """What the U-Net is called with beside the latents."""

@@ -30,11 +30,12 @@ class LdmUNet(ModelMixin, ConfigMixin):
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        guidance: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """`sample` (B, C, h, w), `timestep` () or (B,) -> (B, C, h, w)."""
+        """`sample` (B, C, h, w), `timestep` () or (B,), `guidance` (B,) its scale if distilled -> (B, C, h, w)."""
         z = self.network.in_channels
         concat = sample[:, z:] if sample.shape[1] > z else None
-        cond = Cond(class_labels, encoder_hidden_states, encoder_attention_mask, concat)
+        cond = Cond(class_labels, encoder_hidden_states, encoder_attention_mask, concat, guidance=guidance)
         raw = self.network(sample[:, :z], timestep.to(sample.device).expand(len(sample)), cond)
         return UNet2DConditionOutput(sample=raw) if return_dict else (raw,)

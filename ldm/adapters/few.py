@@ -1,0 +1,18 @@
+"""LoRAs that make a model generate in few steps: while one is on, it is sampled as the LoRA was trained for."""
+
+from typing import Any
+
+from ldm.adapters.lora import LoraAdapter
+
+
+def follow(model: Any) -> None:
+    """Gives `model` the defaults of sampling of the last such LoRA on it, or its own again when the last is taken
+    off."""
+    few = [a.few for a, _ in model.adapters.values() if isinstance(a, LoraAdapter) and a.few]
+    if few:
+        own = vars(model).setdefault("_own", (model.sampling, model.distilled, model._spec))
+        model.sampling, model.distilled = {**own[0], **few[-1]["sampling"]}, dict(few[-1]["distilled"])
+        # so that a merged model is saved with them
+        model._spec = {**own[2], "sampling": model.sampling, "distilled": model.distilled}
+    elif "_own" in vars(model):
+        model.sampling, model.distilled, model._spec = vars(model).pop("_own")

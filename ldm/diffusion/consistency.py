@@ -1,0 +1,135 @@
+"""Consistency distillation: a student that jumps along the ODE's trajectory where its base takes many steps.
+
+The probability-flow ODE carries x at sigma to one point at a lower level `end`, which is the consistency function
+f(x, sigma) (Song et al. 2023). Two points of one trajectory have one f, so a student learns it from neighbours:
+
+    f_student(x, sigma)  ->  f_average(x', s),    x' = one step of the frozen base's ODE from sigma down to s
+
+with f(x, end) = x, which keeps it from being constant. With the base's guidance in that step the student has it baked
+in, and needs one evaluation where the base needs two (Luo et al. 2023, "Latent consistency models").
+
+Where every level has the same end, sigma_min, any number of steps works, by the sampler `lcm`. Several segments, each
+with its own end, are easier to learn, since a jump is short, and are left by as many steps of `euler` (Heek et al.
+2024, "Multistep consistency models").
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.guidance import ConditionalDenoiseFn, rescaled
+from ldm.diffusion.parameterization import Parameterization, broadcast
+from ldm.diffusion.samplers import DenoiseFn
+from ldm.errors import UserError, did_you_mean
+
+SOLVERS = ("euler", "heun")
+
+
+def jump(denoise: DenoiseFn, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
+    """f(x, sigma) = c_skip x + c_out D(x, sigma), c_skip = end / sigma and c_out = 1 - c_skip: (B, C, H, W).
+
+    That is Euler's step from `sigma` to `end` (B,) along the student's D, so f(x, end) = x whatever D is, and samplers
+    and all else take the student for a denoiser like others.
+    """
+    return torch.lerp(denoise(x, sigma), x, broadcast(end / sigma, x))
+
+
+def wanted(f: Tensor, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
+    """The D by which a jump from x at `sigma` to `end` (B,) comes to `f`; `end` has to lie below."""
+    skip = broadcast(end / sigma, x)
+    return (f - skip * x) / (1 - skip)
+
+
+def ode_step(denoise: DenoiseFn, x: Tensor, sigma: Tensor, s: Tensor, solver: str = "euler") -> Tensor:
+    """x at the lower noise level `s` (B,), above 0, by one step of the ODE from `sigma` (B,), of each sample its own.
+
+    `euler` is DDIM, for flow Euler in t; `heun` the same corrected as in `ldm.diffusion.heun`, at twice the cost.
+    """
+    denoised = denoise(x, sigma)
+    moved = torch.lerp(denoised, x, broadcast(s / sigma, x))
+    if solver == "euler":
+        return moved
+    weight = (1 + s) / (1 + sigma) * (sigma - s) / (2 * s)
+    return moved + broadcast(weight, x) * (denoise(moved, s) - denoised)
+
+
+def consistency_loss(
+    student: DenoiseFn,
+    average: DenoiseFn,
+    base: DenoiseFn,
+    x: Tensor,
+    sigma: Tensor,
+    s: Tensor,
+    end: Tensor,
+    *,
+    solver: str = "euler",
+    huber_c: float = 1e-3,
+) -> Tensor:
+    """The loss of each sample (B,) at `x` (B, C, H, W) of noise `sigma`, with `s` the next level and `end` that of its
+    segment, (B,) each, end <= s < sigma. `base` is guided already. No gradient flows but through `student`.
+
+    It is taken between denoised images: a jump's own error is (1 - end / sigma) times that, which would hardly teach
+    the levels next to `end`, on which all above them build.
+    """
+    with torch.no_grad():
+        f = jump(average, ode_step(base, x, sigma, s, solver), s, end)
+        target = wanted(f, x, sigma, end)
+    return pseudo_huber(student(x, sigma) - target, huber_c)
+
+
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c, the mean over C, H, W of each sample: (B,). |d| but near 0 (Song and Dhariwal 2024)."""
+    square = difference.square()
+    return (square / ((square + c**2).sqrt() + c)).flatten(1).mean(1)
+
+
+def baked(
+    denoiser: ConditionalDenoiseFn,
+    cond: Any,
+    null: Any,
+    scale: Tensor,
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> DenoiseFn:
+    """Classifier-free guidance as `ldm.diffusion.mixed` has it, D_null + scale (D - D_null), where each sample has its
+    own `scale` (B,) and noise level. Costs one call with the joined batch."""
+    joined = cond.cat(null)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        conditional, without = denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), joined).chunk(2)
+        weight = scale
+        if interval is not None:
+            weight = torch.where((sigma > interval[0]) & (sigma <= interval[1]), scale, 1.0)
+        result = torch.lerp(without, conditional, broadcast(weight, x))
+        return rescaled(result, conditional, x, sigma, rescale) if rescale else result
+
+    return denoise
+
+
+def segment_levels(
+    parameterization: Parameterization, levels: int, segments: int = 1, shift: float = 1.0, spacing: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Noise levels (levels + 1,), float32, falling from sigma_max to sigma_min, and the place of each one's end,
+    (levels,) int64.
+
+    Segments end where a sampler of so many steps stops on its way, the last at sigma_min; within each, levels are
+    evenly apart in sigma / (1 + sigma), the time of rectified flow.
+    """
+    edges = torch.cat(
+        [parameterization.grid(segments, spacing, shift)[:-1], torch.tensor([parameterization.sigma_min])]
+    )
+    t = edges / (1 + edges)  # (segments + 1,) float64
+    each = levels // segments
+    share = torch.arange(each, dtype=t.dtype, device=t.device) / each
+    inner = torch.lerp(t[:-1, None], t[1:, None], share).flatten()  # (levels,)
+    sigmas = torch.cat([inner / (1 - inner), edges[-1:]])
+    sigmas[:levels:each] = edges[:-1]
+    return sigmas.float(), (torch.arange(levels, device=t.device) // each + 1) * each
+
+
+def check_solver(solver: str) -> str:
+    if solver not in SOLVERS:
+        raise UserError(f"solver={solver} is unknown.{did_you_mean(solver, SOLVERS)}")
+    return solver
