@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers.schedulers import scheduling_lcm
+from diffusers.schedulers import scheduling_flow_match_euler_discrete, scheduling_lcm
 
 import ldm
 from ldm.conditioning import Text, tokenizer
@@ -20,8 +20,8 @@ def injected(monkeypatch):
 
     def inject(model):
         noise = PictureNoise([0], (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))
-        monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: noise())
-        monkeypatch.setattr(torch, "randn_like", lambda *_, **__: noise())
+        for module in (scheduling_lcm, scheduling_flow_match_euler_discrete):
+            monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise())
         return noise()
 
     return inject
@@ -53,7 +53,7 @@ def test_a_stock_student_is_diffusers_own(kind, guidance_dim, spacing, name, tex
     agree(ours, *expected_of(pipe, start, latents, prompt=PROMPT, **options))
     if guidance_dim:
         assert (draw(model, prompt=PROMPT, guidance=1.0)[0] - ours).abs().max() > 1e-2
-    same_again(model, tmp_path / "out", prompt=PROMPT)
+    same_again(model, tmp_path / "out", prompt=PROMPT, guidance=scale)
     back = ldm.load(tmp_path / "out")
     assert back.sampling["sampler"] == "lcm" and back.sampling["steps"] == 4
     assert back.sampling["guidance"] == (8.5 if guidance_dim else 1.0)

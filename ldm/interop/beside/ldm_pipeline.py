@@ -1,6 +1,7 @@
 # mypy: disable-error-code="attr-defined"
 """A pipeline of diffusers for models of ldm: prompts, class labels or nothing in, pictures out."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class LdmPipeline(DiffusionPipeline):
             negative = _list(negative_prompt)
             null = self._encode({"text": negative * (n // len(negative))} if negative else {}, n)
         cond |= embedded
+        draws = "generator" in inspect.signature(self.scheduler.step).parameters
+        own = {"generator": generator} if draws else {}
         x, timesteps = self._start(
             n, num_inference_steps or defaults.get("steps", 20), height, width, generator, latents
         )
@@ -81,7 +84,7 @@ class LdmPipeline(DiffusionPipeline):
             if null is not None:
                 without = self._raw(scaled, t, null)
                 raw = without + scale * (raw - without)
-            x = self.scheduler.step(raw, t, x).prev_sample
+            x = self.scheduler.step(raw, t, x, **own).prev_sample
         images = x if output_type == "latent" else self._decode(x, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
