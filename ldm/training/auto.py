@@ -303,16 +303,24 @@ def _settle_steps(
         config["batch_size"] = recorded.get("batch_size") or choose_batch(flops, budget, enough)
     if optimizer["lr"] == "auto":
         config["optimizer"] = optimizer | {"lr": recorded.get("optimizer", {}).get("lr") or round(lr, 6)}
-    steps = budget.steps_in_time(flops * config["batch_size"])
-    if steps is None or recorded:
+    if not recorded:
+        _forecast(budget, flops * config["batch_size"], config["batch_size"], fewest)
+
+
+def _forecast(budget: Budget, flops: float, batch: int, fewest: int) -> None:
+    """Says how far the time given comes, or how long the steps given take, by the operations of a step."""
+    steps, machine = budget.steps_in_time(flops), f"{budget.speed / 1e9:.0f} GFLOP/s, as its kind reaches in training"
+    minutes = (budget.steps or 0) * flops / budget.speed / 60
+    if steps is None:
+        if minutes >= 2:
+            print(f"{budget.steps} steps of {batch} will take about {minutes:.0f} minutes ({machine})", flush=True)
         return
-    machine = f"{budget.speed / 1e9:.0f} GFLOP/s, as its kind reaches in training"
-    print(f"about {steps} steps of {config['batch_size']} will fit into the time given ({machine})", flush=True)
+    print(f"about {steps} steps of {batch} will fit into the time given ({machine})", flush=True)
     if steps < fewest:
         longer = math.ceil((budget.seconds or 0) * fewest / max(steps, 1) / 60)
         print(
             f"warning: at least {fewest} are wanted, fewer rarely give more than smears: about {longer} minutes of "
-            f"trainer.max_time, smaller images (data.size=), or a smaller network",
+            "trainer.max_time, smaller images (data.size=), or a smaller network",
             flush=True,
         )
 

@@ -111,3 +111,11 @@ def test_too_few_steps_are_said_before_the_first_with_what_to_change(capsys: pyt
     said = capsys.readouterr().out
     assert "will fit into the time given" in said and "warning: at least 150 are wanted" in said
     assert "trainer.max_time" in said and "data.size=" in said
+
+
+def test_a_run_limited_by_steps_says_how_long_they_take(capsys: pytest.CaptureFixture) -> None:
+    long = config()
+    long["trainer"] |= {"max_time": None, "max_steps": 100_000}
+    auto.settle_vae(long, {}, 3, (64, 64), 600)
+    minutes = 100_000 * 64 * auto.vae_flops(long["vae"], 3, (64, 64)) / auto.Budget.of(long, 600).speed / 60
+    assert f"100000 steps of 64 will take about {minutes:.0f} minutes" in capsys.readouterr().out
