@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.networks import AutoencoderKL
+from ldm.networks import AutoencoderKL, Cond
 from ldm.registry import build
 from ldm.training import auto
 
@@ -119,3 +121,13 @@ def test_a_run_limited_by_steps_says_how_long_they_take(capsys: pytest.CaptureFi
     auto.settle_vae(long, {}, 3, (64, 64), 600)
     minutes = 100_000 * 64 * auto.vae_flops(long["vae"], 3, (64, 64)) / auto.Budget.of(long, 600).speed / 60
     assert f"100000 steps of 64 will take about {minutes:.0f} minutes" in capsys.readouterr().out
+
+
+def test_the_blocks_of_a_transformer_are_counted_as_if_all_were_built() -> None:
+    spec = {"class": "DiT", "channels": 16, "heads": 2}
+    two, three, five = (auto.network_flops(spec | {"depth": n}, (4, 6), inputs(4, context_dim=8)) for n in (2, 3, 5))
+    assert five - three == pytest.approx(2 * (three - two))
+    network = build(spec | {"depth": 3}, **inputs(4, context_dim=8))
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 4, 4, 6), torch.zeros(1), Cond(tokens=torch.zeros(1, 24, 8)))
+    assert three == 3 * counter.get_total_flops()
