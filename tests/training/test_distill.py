@@ -167,6 +167,31 @@ def test_a_resumed_distillation_is_the_run_with_both_averages(runs, train, monke
         train("ldm", runs, *WORDS, "base=fast-cut", "name=fast-again")
 
 
+def test_a_lora_that_makes_a_base_fast_brings_its_way_of_sampling_and_takes_it_away():
+    pytest.importorskip("peft")
+    task = task_of(model_of(("label",)), lora=True, rank=2)
+    adapter = task.saved()
+    model = model_of(("label",))
+    own = dict(model.sampling)
+    model.put_on(adapter, "fast", force=True)
+    assert model.sampling["sampler"] == "euler" and model.distilled == {"steps": 2}
+    with pytest.raises(UserError, match="at most 2"):
+        model(labels=[0], steps=3)
+    model.unload_lora("fast")
+    assert model.sampling == own and not model.distilled and "distilled" not in spec_of(model)
+    model.put_on(adapter, "fast", force=True)
+    model.merge_lora()
+    assert spec_of(model)["distilled"] == {"steps": 2} and spec_of(model)["sampling"]["steps"] == 2
+
+
+def test_a_negative_prompt_without_effect_is_said(caplog):
+    model = task_of(model_of(("text",))).model()
+    with caplog.at_level("WARNING", "ldm"):
+        model("a cat", negative="a dog")
+    assert "the negative prompt has no effect" in caplog.text
+
+
+@pytest.mark.slow
 def test_it_trains_under_bf16_mixed_and_as_a_lora(runs, train):
     pytest.importorskip("peft")
     run = train("ldm", runs, *WORDS, "name=fast-half", "trainer.max_steps=1", "trainer.precision=bf16-mixed")

@@ -233,3 +233,22 @@ def test_words_that_are_left_out_of_prompts_are_named(painter: Painter) -> None:
     assert "the model reads 24; left out is: " in remark and remark.endswith("a dog last")
     _, (short,) = finish(painter, Settings("tiny", prompt="a dog", n=1, steps=1))
     assert short.remarks == ()
+
+
+# The fast preset -----------------------------------------------------------------------------------------------------
+
+
+def test_fast_chooses_the_distilled_student_or_says_how_to_make_one() -> None:
+    from types import SimpleNamespace
+
+    from ldm.ui.page_draw import DrawTab
+
+    about = {"emoji": SimpleNamespace(distilled=False), "emoji-fast": SimpleNamespace(distilled=True)}
+    models = SimpleNamespace(traits=about.__getitem__, names=lambda: list(about))
+    tab = SimpleNamespace(app=SimpleNamespace(models=models), choose=lambda run: [run])
+    for run in about:
+        chosen, own = DrawTab.faster(tab, run)  # type: ignore[arg-type]
+        assert chosen["value"] == own == "emoji-fast"
+    del about["emoji-fast"]
+    with pytest.raises(UserError, match="finetune=distill base=emoji"):
+        DrawTab.faster(tab, "emoji")  # type: ignore[arg-type]
