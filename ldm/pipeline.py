@@ -214,15 +214,16 @@ class LatentDiffusion(
         """What ControlNets are told, for `draw`, read and checked at the pictures' size: `ldm.adapters.steering`."""
         return steering(self, preprocess=resized(self.preprocess, *self._size(given, start, size)), **options)
 
-    def export(self, out: str | Path, to: str = "diffusers") -> Any:
+    def export(self, out: str | Path, to: str = "diffusers", dtype: str | None = None) -> Any:
         """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
 
         `to` is "diffusers", or "ldm": a model folder with a frozen text encoder's files in it. A ControlNet that is on
-        it goes to diffusers with it, if the model is a StableDiffusionPipeline there.
+        it goes to diffusers with it, if the model is a StableDiffusionPipeline there. "single_file" writes the file
+        `out` that ComfyUI and A1111 open. `dtype` is "float16", "bfloat16" or "float32".
         """
         from ldm.interop.export import export
 
-        return export(self, out, to)
+        return export(self, out, to, dtype=dtype)
 
     def as_output(self, images: Tensor, output: str = "pil") -> Any:
         """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""

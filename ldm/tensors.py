@@ -28,10 +28,12 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def write_safetensors(file: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Writes what `safetensors.torch.save(tensors)` gives to an open file. At most one tensor is copied at a time."""
+def write_safetensors(file: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes what `safetensors.torch.save(tensors, metadata)` gives to an open file. At most one tensor is copied at a
+    time."""
     names = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name.encode()))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name in names:
         start, end = end, end + tensors[name].nbytes
         about = {"dtype": DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape)}

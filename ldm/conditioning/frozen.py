@@ -161,17 +161,18 @@ class FrozenText(Part):
 
     def _tokens(self, values: list[str]) -> Mapping[str, Tensor]:
         tokenizer, padding = self.tokenizer, "longest" if self.masked else "max_length"
-        limit = self._limit(tokenizer)
+        limit = self.limit(tokenizer)
         return tokenizer(values, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
 
-    def _limit(self, tokenizer: Any) -> int:
+    def limit(self, tokenizer: Any) -> int:
+        """To how many tokens captions are padded and cut."""
         return self.length or min(tokenizer.model_max_length, 512)
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
         if not self._held and not self._reads:
             self._reads.append(load_tokenizer(self._words()))  # the encoder isn't needed for that
         tokenizer = (self._held or self._reads)[0]
-        limit = self._limit(tokenizer)
+        limit = self.limit(tokenizer)
         suspects, found = may_exceed(captions, limit), []
         for i in range(0, len(suspects), 4096):
             some = suspects[i : i + 4096]

@@ -1,4 +1,7 @@
-"""The text encoder inside a Stable Diffusion checkpoint: CLIP under transformers' names (1.x) or OpenCLIP's (2.x)."""
+"""The text encoder inside a Stable Diffusion checkpoint: CLIP under transformers' names (1.x) or OpenCLIP's (2.x).
+
+From there to the model; `to_clip` is the way back.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

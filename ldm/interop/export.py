@@ -1,6 +1,7 @@
-"""A model of ours as a folder of diffusers.
+"""A model of ours as a folder of diffusers, or (`to_single_file`) as one file of Stable Diffusion's kind.
 
     python -m ldm.interop.export run=emoji to=diffusers out=DIR
+    python -m ldm.interop.export run=emoji to=single_file out=FILE.safetensors
 
 Stock classes where there are any; where not, classes of ours in a file beside the weights, which diffusers loads with
 `trust_remote_code=True`. The report, the printed one and the model card's, says which it was and why.
@@ -10,7 +11,6 @@ import importlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +23,53 @@ from ldm.diffusion import Flow
 from ldm.diffusion.parameterization import VariancePreserving
 from ldm.errors import UserError, did_you_mean
 from ldm.files import atomic_write
-from ldm.interop import controlnet, schedulers, unet, vae
+from ldm.interop import controlnet, precision, schedulers, unet, vae
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
+from ldm.interop.latent_scale import SD_FACTOR
+from ldm.interop.report import Report
+from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
 from ldm.registry import spec_of
 
-FORMATS = ("diffusers", "ldm")
+FORMATS = ("diffusers", "ldm", "single_file")
 
 
-@dataclass
-class Report:
-    """What was written: by part, "stock" or why it needed a class of its own."""
-
-    parts: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def stock(self) -> bool:
-        return all(reason == "stock" for reason in self.parts.values())
-
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{name}: {'stock class' if reason == 'stock' else f'class of its own ({reason})'}"
-            for name, reason in self.parts.items()
-        )
-
-
-def export(model: nn.Module, out: str | Path, to: str = "diffusers", about: Mapping[str, Any] | None = None) -> Report:
+def export(
+    model: nn.Module,
+    out: str | Path,
+    to: str = "diffusers",
+    about: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+) -> Report:
     """Writes `model` (LatentDiffusion, AutoencoderKL, UNet, DiT or ControlNet) to the folder `out`, empty or new.
 
-    `to="ldm"` writes a model folder with a frozen text encoder's files in it. `about` goes into the model card.
+    `to="ldm"` writes a model folder with a frozen text encoder's files in it, `to="single_file"` the .safetensors file
+    `out` under Stable Diffusion's names. `about` goes into the model card or the file's metadata. `dtype` ("float16",
+    "bfloat16" or "float32") is what the weights are stored in; a model folder's are float32.
     """
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
+    if dtype is not None and precision.named(dtype) != torch.float32 and to == "ldm":
+        raise UserError("a model folder is in float32, in which ldm computes: leave dtype out, or to=diffusers.")
     if callable(bare := getattr(model, "bare", None)):
         bare("export", controlnets=to == "diffusers")  # what else is put on a model isn't exported with it
-    out = Path(out)
+    if to == "single_file":
+        return to_single_file(model, Path(out), dtype, about or {})
+    return _folder(model, Path(out), to, about or {}, dtype)
+
+
+def _folder(model: nn.Module, out: Path, to: str, about: Mapping[str, Any], dtype: str | None) -> Report:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} isn't empty: name another folder to export to.")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _bundle(model, out) if to == "ldm" else _to_diffusers(model, out, about or {})
+        if to == "ldm":
+            return _bundle(model, out)
+        report = _to_diffusers(model, out, about)
+        if dtype is not None:
+            precision.cast_folder(out, dtype)
+        return report
     except UserError:
         shutil.rmtree(out)  # half a model, in a folder that was new or empty
         raise
@@ -194,9 +200,9 @@ def _write_vae(
         return _write_own("ldm_vae", "LdmVAE", model, out, whitening)
     report.parts["vae"] = "stock"
     factor, state = vae.stock_factor(mean, std), dict(model.state_dict())
-    if factor is None:
-        state = vae.fold(state, mean, std)
-    _write_part(out, vae.to_diffusers(model, sample_size, factor or 1.0), state)
+    if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
+        factor, state = SD_FACTOR, vae.fold(state, mean, std * SD_FACTOR)
+    _write_part(out, vae.to_diffusers(model, sample_size, factor), state)
     return ["diffusers", "AutoencoderKL"]
 
 
@@ -253,9 +259,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm] [stage=ldm|vae] [licence=...]`."""
+    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm|single_file] [dtype=...] [stage=ldm|vae] [licence=...]`."""
     options = dict(word.partition("=")[::2] for word in arguments)
-    known = ("run", "out", "to", "stage", "licence", "runs_dir")
+    known = ("run", "out", "to", "dtype", "stage", "licence", "runs_dir")
     if unknown := [key for key in options if key not in known]:
         raise UserError(f"export has no option '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
     if not options.get("run") or not options.get("out"):
@@ -265,13 +271,25 @@ def main(arguments: list[str]) -> None:
     named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
     run = named if named.exists() else Path(options["run"])
     about: dict[str, Any] = {"licence": options.get("licence"), "run": run}
+    to, dtype = options.get("to", "diffusers"), options.get("dtype")
+    if dtype is not None:
+        precision.named(dtype)
     load = importlib.import_module("ldm.loading").load  # a command stands above its module, as a user does
-    model, to = load(run), options.get("to", "diffusers")
+    model = load(run)
     if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
-        print(model.export_lora(options["out"], to))
+        print(_lora(model, options["out"], to, dtype))
         return
-    report = export(model, options["out"], to, about)
+    report = export(model, options["out"], to, about, dtype)
     print(f"{options['out']}\n{report}")
+
+
+def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
+    if to == "single_file":
+        raise UserError("of a LoRA's run to=kohya writes the LoRA, for web UIs; merge_lora() makes it part of a model.")
+    path: Path = model.export_lora(out, to)
+    if dtype is not None:
+        precision.cast_file(path, dtype)
+    return path
 
 
 if __name__ == "__main__":

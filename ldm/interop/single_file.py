@@ -14,6 +14,7 @@ from ldm.errors import UserError
 from ldm.interop import compvis, controlnet, infer, latent_scale, neighbours, noise_table, user_metadata
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
+from ldm.interop.modelspec import resolution
 from ldm.interop.names import by_prefix, inverse, rename
 from ldm.interop.plain import flag
 from ldm.interop.said import leaves
@@ -76,7 +77,8 @@ def load_single_file(
 
     What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; unless the file says it,
     v for a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it,
-    0.18215), the pictures' `size`. A part alone takes what is its own of these.
+    0.18215), the images' `size` (unless the file says its resolution: 512, or 768 for v of Stable Diffusion 2). A part
+    alone takes what is its own of these.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -140,11 +142,12 @@ def _whole(
     schedule = noise_table.schedule(tensors, said, str(path))
     parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": schedule})
     _check_rest(tensors, path)
-    side = given.get("size", 768 if two and kind == "v" else 512)
-    check_size(side, side, first_stage.factor)
+    usual = 768 if two and kind == "v" else 512
+    height, width = (given["size"],) * 2 if "size" in given else resolution(said, str(path)) or (usual, usual)
+    check_size(height, width, first_stage.factor)
     conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path)
     sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (side, side))
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
 
 
 def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

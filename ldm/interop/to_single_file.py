@@ -1,0 +1,136 @@
+"""A model of ours as one .safetensors file under CompVis's names, which ComfyUI, A1111, kohya's tools and diffusers
+open: Stable Diffusion 1 and 2, and an autoencoder or a U-Net alone."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioning import FrozenText
+from ldm.diffusion import V
+from ldm.errors import UserError
+from ldm.files import atomic_write
+from ldm.interop import compvis, latent_scale, modelspec, precision, stable_diffusion, vae
+from ldm.interop.report import Report
+from ldm.interop.single_file import to_compvis
+from ldm.interop.to_clip import to_first_names, to_second_names
+from ldm.networks import AutoencoderKL, UNet
+from ldm.tensors import write_safetensors
+
+Contents = tuple[dict[str, Tensor], dict[str, str], Report]
+_COMFY_V = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # by whose spread ComfyUI takes a 2.x model for v
+_COMFY_SPREAD = 0.09
+
+
+def to_single_file(model: nn.Module, out: Path, dtype: str | None, about: Mapping[str, Any]) -> Report:
+    """Writes a LatentDiffusion, an AutoencoderKL or a UNet to the file `out`, which isn't there yet."""
+    if out.suffix != ".safetensors":
+        raise UserError(
+            f"out={out}: a single file's name ends in .safetensors, as in out={out.with_suffix('.safetensors')}."
+        )
+    if out.exists():
+        raise UserError(f"{out} is there already: name another file to export to.")
+    state, said, report = _contents(model, out.stem, about)
+    state = precision.cast(state, dtype, out.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, lambda file: write_safetensors(file, state, said))
+    return report
+
+
+def _contents(model: nn.Module, title: str, about: Mapping[str, Any]) -> Contents:
+    """Tensors, metadata, and the report of them."""
+    if isinstance(model, AutoencoderKL):
+        _refuse("the autoencoder", stable_diffusion.of_vae(model))
+        return to_compvis(model), {"format": "pt"}, Report({"vae": "stock"})
+    if isinstance(model, UNet):
+        _refuse("the U-Net", stable_diffusion.of_unet(model))
+        return _under(compvis.UNET, to_compvis(model)), {"format": "pt"}, Report({"unet": "stock"})
+    if not hasattr(model, "denoiser"):
+        raise UserError(f"a {type(model).__name__} has no single file of Stable Diffusion's kind: to=diffusers.")
+    _refuse("the model", stable_diffusion.obstacles(model))
+    return _whole(model, title, about)
+
+
+def _refuse(what: str, reasons: list[str]) -> None:
+    if reasons:
+        raise UserError(f"{what} is no single file of Stable Diffusion's kind: {'; '.join(reasons)}. Or to=diffusers.")
+
+
+def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
+    (text,) = model.conditioner.parts.values()
+    version = stable_diffusion.text_version(text)
+    state = _under(compvis.UNET, to_compvis(model.denoiser.network))
+    state |= _under(compvis.VAE, _first_stage(model)) | _under(compvis.TEXT, _text(text, version))
+    state |= _markers(model.denoiser.parameterization)
+    different = stable_diffusion.differences(model, version)
+    said = modelspec.metadata(model, version, not different, title, about)
+    report = Report(dict.fromkeys(("unet", "vae", "text_encoder"), "stock"))
+    report.notes = _size_notes(different, version) or _noise_notes(model.denoiser.parameterization, version, state)
+    report.notes += _factor_notes(model)
+    return state, said, report
+
+
+def _first_stage(model: Any) -> dict[str, Tensor]:
+    """The autoencoder, whitened so that 0.18215 is what is left to multiply latents by: no other number is read."""
+    state = to_compvis(model.first_stage)
+    std = model.latent_std * latent_scale.SD_FACTOR
+    plain = bool((model.latent_mean == 0).all()) and torch.allclose(std, torch.ones_like(std), rtol=1e-6, atol=0)
+    return state if plain else vae.fold(state, model.latent_mean, std)
+
+
+def _text(text: FrozenText, version: str) -> dict[str, Tensor]:
+    state = text.encoder.state_dict()
+    return to_first_names(state) if version == "1" else to_second_names(state)
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _markers(parameterization: Any) -> dict[str, Tensor]:
+    """Empty tensors whose names say that the network predicts v, and that the schedule ends at zero SNR."""
+    said = {"v_pred": isinstance(parameterization, V), "ztsnr": parameterization.schedule.zero_terminal_snr}
+    return {name: torch.zeros(0) for name, on in said.items() if on}
+
+
+def _size_notes(different: list[str], version: str) -> list[str]:
+    if not different:
+        return []
+    told = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
+    return [
+        f"its sizes aren't Stable Diffusion {version}'s ({told}), and ComfyUI and A1111 know those alone: ldm opens "
+        "it, and diffusers with from_single_file(FILE, config=FOLDER), the folder that to=diffusers writes"
+    ]
+
+
+def _factor_notes(model: Any) -> list[str]:
+    """Of a model whose folder for diffusers has another factor: the file's is folded into the autoencoder."""
+    factor = vae.stock_factor(model.latent_mean, model.latent_std)
+    if factor is None or math.isclose(factor, latent_scale.SD_FACTOR, rel_tol=1e-5):
+        return []
+    return [
+        f"latents are scaled by 0.18215 here, not by {factor:.5g}: in a config for diffusers set the VAE's factor so"
+    ]
+
+
+def _noise_notes(parameterization: Any, version: str, state: Mapping[str, Tensor]) -> list[str]:
+    """What web UIs don't read off a file of Stable Diffusion's sizes and have to be given."""
+    predicts_v, zero = isinstance(parameterization, V), parameterization.schedule.zero_terminal_snr
+    kind = "v_prediction" if predicts_v else "eps"
+    node = f"ModelSamplingDiscrete with {kind}{', zsnr' if zero else ''}"
+    notes = []
+    if predicts_v != _comfy_takes_v(version, state) or zero:
+        notes.append(f"ComfyUI doesn't read this off the file: give the model the node {node}")
+    if predicts_v:
+        file = f"v{version}-inference{'-v' if version == '2' else ''}.yaml"
+        notes.append(f"A1111 reads v off a NAME.yaml beside the file: its {file} with parameterization: v")
+    return notes
+
+
+def _comfy_takes_v(version: str, state: Mapping[str, Tensor]) -> bool:
+    """By ComfyUI's rule, which for 1.x is never; its own source calls it a guess."""
+    bias = state.get(compvis.UNET + _COMFY_V)
+    return version == "2" and bias is not None and bias.float().std(unbiased=False).item() > _COMFY_SPREAD
