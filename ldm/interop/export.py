@@ -24,6 +24,7 @@ from ldm.diffusion.parameterization import VariancePreserving
 from ldm.errors import UserError, did_you_mean
 from ldm.files import atomic_write
 from ldm.interop import controlnet, precision, schedulers, unet, vae
+from ldm.interop.bundle import bundle, frozen_in
 from ldm.interop.card import card
 from ldm.interop.flatten import flat
 from ldm.interop.latent_scale import SD_FACTOR
@@ -65,7 +66,7 @@ def _folder(model: nn.Module, out: Path, to: str, about: Mapping[str, Any], dtyp
     out.mkdir(parents=True, exist_ok=True)
     try:
         if to == "ldm":
-            return _bundle(model, out)
+            return bundle(model, out)
         report = _to_diffusers(model, out, about)
         if dtype is not None:
             precision.cast_folder(out, dtype)
@@ -91,21 +92,6 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
         raise UserError(f"a {type(model).__name__} can't be exported to diffusers.{more}")
     atomic_write(out / "README.md", card(model, report, about))
     return report
-
-
-def _bundle(model: Any, out: Path) -> Report:
-    from ldm.artifact import save
-
-    for part in _frozen(model):
-        part.bundle(out)
-    save(model, out)
-    for part in _frozen(model):
-        part.locate(out)
-    return Report({"model": "stock"})
-
-
-def _frozen(model: Any) -> list[FrozenText]:
-    return [part for part in model.modules() if isinstance(part, FrozenText)]
 
 
 def _write_pipeline(model: Any, out: Path, report: Report) -> None:
@@ -142,7 +128,7 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         index |= {"_class_name": ["ldm_pipeline", "LdmPipeline"], "shape": [z, *size], "sampling": dict(model.sampling)}
         if isinstance(model.denoiser.parameterization, Flow):
             index["t_max"] = scheduler["t_max"]
-        for part in _frozen(model):
+        for part in frozen_in(model):
             index["text"] = {"length": part.length, "masked": part.masked}
     else:
         report.parts["pipeline"] = "stock"
