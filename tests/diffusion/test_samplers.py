@@ -297,7 +297,7 @@ def test_every_sampler_draws_the_data(name, gaussian):
     sampler, generator = SAMPLERS[name], torch.Generator().manual_seed(0)
     x = torch.randn(1500, 2, 4, 4, generator=generator) * 40
     sigmas = EDM(sigma_max=40.0).grid(60)
-    denoise = gaussian if name != "lcm" else lambda x, sigma: gaussian.solution(x, sigma[0].item(), 0.0)
+    denoise = gaussian if name != "lcm" else lambda x, sigma: gaussian.solution(x, sigma[0].item(), 0.0).to(x)
     samples = sampler(denoise, x, sigmas, noise=lambda x: torch.randn(x.shape, generator=generator))
     assert samples.dtype == torch.float32
     z = (samples - gaussian.mean) / gaussian.std  # (1500, 2, 4, 4), standard normal but for the steps' error
