@@ -11,7 +11,6 @@ from ldm.conditioning import Asked, ask
 from ldm.diffusion import away
 from ldm.diffusion.samplers import DenoiseFn
 from ldm.errors import UserError
-from ldm.networks.precision import lowered
 
 DEFAULT = 1.5
 
@@ -74,5 +73,5 @@ class Autoguided:
         guide = self.guide[0]
         conds, _ = asked.weighted(1.0, guide.encode, list(seeds))
         cond = conds[-1].lowered(self.dtype)
-        worse = guide.denoiser.around(lowered(guide.denoiser.network, self.dtype), self.dtype)
+        worse = guide.denoiser.around(self.coding.network(guide.denoiser.network, "guide"), self.dtype)
         return away(denoise, lambda x, sigma: worse(x, sigma, cond), scale or DEFAULT, interval)

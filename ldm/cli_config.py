@@ -127,7 +127,7 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
     reference = _reference(script, choices)
     _refuse_numbers_of_another_network(config, reference, choices)
     try:
-        own = _SCRIPTS.get(script, dict)()
+        own = {"compile": bool | str} | _SCRIPTS.get(script, dict)()
         _check_section(config, reference, "", {key: kind for key, kind in own.items() if key in reference})
     except UserError as error:
         raise _with_network(error, config, choices) from None

@@ -29,7 +29,7 @@ class InLatents:
 
     @precision.setter
     def precision(self, precision: Any) -> None:
-        self.compute(precision, self.coding.tile, self.coding.tile_statistics)
+        self.compute(precision, self.coding.tile, self.coding.tile_statistics, self.coding.compile)
 
     @property
     def tile(self) -> int | None:
@@ -39,13 +39,19 @@ class InLatents:
 
     @tile.setter
     def tile(self, tile: int | None) -> None:
-        self.compute(self.coding.precision, tile, self.coding.tile_statistics)
+        self.compute(self.coding.precision, tile, self.coding.tile_statistics, self.coding.compile)
 
-    def compute(self, precision: Any = "float32", tile: int | None = None, tile_statistics: str = "image") -> None:
+    def compute(
+        self,
+        precision: Any = "float32",
+        tile: int | None = None,
+        tile_statistics: str = "image",
+        compile: Any = False,
+    ) -> None:
         """Sets how it computes: see `ldm.networks.coding.Coding`."""
         if tile is not None and isinstance(self.first_stage, Identity):
             raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
-        self.coding = Coding(precision, tile, tile_statistics)
+        self.coding = Coding(precision, tile, tile_statistics, compile)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,15 +79,16 @@ class InLatents:
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
 
 
-def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str) -> Any:
+def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, compile: Any = False) -> Any:
     """Has a loaded model, or an autoencoder by itself, compute so. Raises UserError where something is asked of another
     kind."""
     if isinstance(model, AutoencoderKL):
-        model.coding = Coding(precision, tile, tile_statistics)
+        model.coding = Coding(precision, tile, tile_statistics, compile)
     elif isinstance(model, InLatents):
-        model.compute(precision, tile, tile_statistics)
-    elif tile is not None or precision not in ("auto", "float32"):
-        raise UserError(f"precision= and tile= are for models that generate, which a {type(model).__name__} doesn't.")
+        model.compute(precision, tile, tile_statistics, compile)
+    elif tile is not None or precision not in ("auto", "float32") or compile:
+        name = type(model).__name__
+        raise UserError(f"precision=, tile= and compile= are for models that generate, which a {name} doesn't.")
     return model
 
 

@@ -18,6 +18,8 @@ from ldm.errors import UserError, did_you_mean
 from ldm.files import is_whole, record_of
 from ldm.latents import compute
 from ldm.networks.coding import Coding
+from ldm.networks.compiled import check_tools
+from ldm.networks.layers import laid_out
 from ldm.networks.precision import check_precision
 
 
@@ -28,6 +30,7 @@ def load(
     precision: str | torch.dtype = "auto",
     tile: int | None = None,
     tile_statistics: str = "image",
+    compile: bool | str = False,
     **options: Any,
 ) -> Any:
     """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
@@ -40,13 +43,16 @@ def load(
     In `precision` the networks compute, wherever the model is moved: "float32", "bfloat16", "float16", or "auto", which
     is bfloat16 on a CUDA GPU that has it and float32 elsewhere. The weights stay in float32: see
     `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and decoded in parts,
-    with norms over the whole `image` or over each `tile`: see `ldm.networks.coding.Coding`.
+    with norms over the whole `image` or over each `tile`: see `ldm.networks.coding.Coding`. With `compile`, true or the
+    name of a backend, they run compiled by torch.compile: see `ldm.networks.compiled.Compiler`.
     """
     coding: dict[str, Any] = {"precision": check_precision(precision), "tile": tile, "tile_statistics": tile_statistics}
-    Coding(**coding)  # refuses what can't be meant before anything is read
+    coding["compile"] = compile
+    check_tools(Coding(**coding).compile, torch.device(device or "cpu"))  # refuses all that can't be meant, first
     if not isinstance(path, (str, Path)):
         return cascade([load(one, **coding, **options) for one in path], device or "cpu")
-    return compute(_load(Path(path), device or "cpu", options), **coding)
+    model = _load(Path(path), device or "cpu", options)
+    return compute(laid_out(model, torch.device(device or "cpu")), **coding)
 
 
 def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:

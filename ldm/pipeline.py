@@ -27,7 +27,7 @@ from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
 from ldm.networks.coding import Coding
 from ldm.networks.layers import constant_contexts
-from ldm.networks.precision import KeepsFloat32, lowered
+from ldm.networks.precision import KeepsFloat32
 from ldm.registry import register
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
@@ -268,7 +268,7 @@ class LatentDiffusion(
             shift = resolution_shift(size[0] * size[1] * self.first_stage.factor**2, trained)
         strength = 1.0 if start is None else start.strength
         sigmas = self.denoiser.parameterization.grid(steps, spacing, shift, strength)
-        denoiser: Any = self.denoiser.around(lowered(self.denoiser.network, self.dtype), self.dtype)
+        denoiser: Any = self.denoiser.around(self.coding.network(self.denoiser.network), self.dtype)
         guidance = options.pop("guidance")
         conds, weights = conditions(self.denoiser.network, asked, guidance, self.encode, seeds)
         if steering is not None:

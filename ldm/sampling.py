@@ -175,7 +175,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def coding(config: Mapping[str, Any]) -> dict[str, Any]:
     """How networks are computed, for `load`."""
-    return {key: config[key] for key in ("precision", "tile", "tile_statistics")}
+    return {key: config[key] for key in ("precision", "tile", "tile_statistics", "compile")}
 
 
 def computed_in(model: Any) -> dict[str, str]:

@@ -57,7 +57,7 @@ def check(config: Mapping[str, Any]) -> None:
 def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
     """A trained model of either stage."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
-    model = load(path, device(config["device"]), precision=config["precision"])
+    model = load(path, device(config["device"]), precision=config["precision"], compile=config["compile"])
     tables, source = data_of(path, config), source_of(path)
     report = Report(folder_of(path, config, job), f"{config['stage']} {Path(config['run']).name}")
     features = features_for(tables[1].preprocess, tables[0], config)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldm.describe import Described, millions
 from ldm.errors import UserError
-from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, groups_of, silu, zero_
+from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
 from ldm.randomness import normal
 from ldm.registry import register
 
@@ -112,6 +112,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """`compiled` computes `features` in its place, (decoder, z) -> h. `conv_out` isn't part of it: the gradient there,
+    by which an adversarial loss is balanced, needs nothing of the rest, and of what is compiled all would run."""
+
+    compiled: Any = None
+
     def __init__(
         self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int
     ):
@@ -127,10 +132,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(rising[-1], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        return self.conv_out(self.features(z) if self.compiled is None else self.compiled(self, z))
+
+    def features(self, z: Tensor) -> Tensor:
+        """Latents (B, z, h, w) -> what `conv_out` reads, (B, widths[0], H, W)."""
         h = self.mid_block(self.conv_in(z))
         for stage in self.up_blocks:
             h = stage(h)
-        return self.conv_out(silu(self.conv_norm_out(h)))
+        return silu(self.conv_norm_out(h))
 
 
 @register
@@ -204,7 +213,7 @@ class AutoencoderKL(Described, nn.Module):
     def moments(self, images: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Mean and log-variance of q(z | x), (B, 2z, H/f, W/f). `encoder` computes in the encoder's place."""
         x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=format_on(x.device))
         moments = self.quant_conv((encoder or self.encoder)(x))
         if self.shortcut_in is not None:
             moments = moments + self.shortcut_in(F.pixel_unshuffle(images, self.factor))
@@ -212,7 +221,7 @@ class AutoencoderKL(Described, nn.Module):
 
     def pixels(self, latents: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """What `decode` gives, in one go. `decoder` computes in the decoder's place."""
-        z = latents.contiguous(memory_format=torch.channels_last)
+        z = latents.contiguous(memory_format=format_on(latents.device))
         x = (decoder or self.decoder)(self.post_quant_conv(z))
         images = F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
         if self.shortcut_out is not None:

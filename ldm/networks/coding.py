@@ -11,8 +11,9 @@ from torch import Tensor
 from ldm.errors import UserError, did_you_mean
 from ldm.networks import strips, tiles
 from ldm.networks.autoencoder import Gaussian, Identity
+from ldm.networks.compiled import compiler_of
 from ldm.networks.finite import is_finite
-from ldm.networks.precision import check_precision, dtype_of, lowered, name_of
+from ldm.networks.precision import check_precision, dtype_of, lowered, name_of, twin
 
 SLICE_PIXELS = 2**20  # at most as many of a batch are coded at once: they already fill a GPU
 LEAST_TILE = 16
@@ -28,15 +29,19 @@ class Coding:
     `tile` pixels go through the network in parts of about as many: with `tile_statistics="image"` in strips of rows of
     every layer, so that norms see the whole image and the result is that of the whole; with "tile" in overlapping
     tiles, blended, which are normed each by itself.
+
+    With `compile`, true or a backend of torch.compile, networks run compiled; strips don't.
     """
 
     precision: str = "float32"
     tile: int | None = None
     tile_statistics: str = "image"
+    compile: Any = False  # a Compiler or None, once it is made
     overflowed: set[str] = field(default_factory=set, compare=False, repr=False)  # halves that were seen to
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", check_precision(self.precision))
+        object.__setattr__(self, "compile", compiler_of(self.compile))
         if self.tile is not None and not (isinstance(self.tile, int) and self.tile >= LEAST_TILE):
             raise UserError(f"tile={self.tile}: give the side of a tile in pixels, at least {LEAST_TILE}.")
         if self.tile_statistics not in STATISTICS:
@@ -50,7 +55,25 @@ class Coding:
         """What differs from computing all at once in float32, for `Described`."""
         computes = name_of(self.dtype(device))
         how = {} if self.precision == "float32" else {"computes in": computes + " (auto)" * (self.precision == "auto")}
-        return how if self.tile is None else how | {"tiles": f"{self.tile}, statistics of the {self.tile_statistics}"}
+        how |= {} if self.tile is None else {"tiles": f"{self.tile}, statistics of the {self.tile_statistics}"}
+        return how if self.compile is None else how | {"compiled by": self.compile.backend}
+
+    def network(self, network: Any, name: str = "denoiser") -> Any:
+        """A denoiser's network as it computes: lowered to the precision, and compiled where that is asked for."""
+        dtype = self.dtype(next(network.parameters()).device)
+        if self.compile is None:
+            return lowered(network, dtype)
+        own = twin(network, dtype)
+        self.compile.denoiser(own, name)
+        return own
+
+    def _half(self, stage: Any, half: str, dtype: torch.dtype) -> Any:
+        """The same of an autoencoder of which `half` is about to compute."""
+        if self.compile is None:
+            return lowered(stage, dtype)
+        own = twin(stage, dtype)
+        self.compile(getattr(own, half), half)
+        return own
 
     def encode(self, stage: Any, images: Tensor) -> Gaussian:
         """`images` (B, C, H, W) -> q(z | x) over (B, z, h, w)."""
@@ -69,12 +92,12 @@ class Coding:
     def _coded(self, stage: Any, half: str, given: Tensor) -> Tensor:
         dtype = self.dtype(given.device)
         if dtype != torch.float16:
-            return self._sliced(lowered(stage, dtype), half, given, dtype)
+            return self._sliced(self._half(stage, half, dtype), half, given, dtype)
         if half not in self.overflowed:
-            result = self._sliced(lowered(stage, dtype), half, given, dtype)
+            result = self._sliced(self._half(stage, half, dtype), half, given, dtype)
             if is_finite(result):
                 return result
-        result = self._sliced(stage, half, given, torch.float32)
+        result = self._sliced(self._half(stage, half, torch.float32), half, given, torch.float32)
         _check(result)
         if half not in self.overflowed:
             _log.warning("the autoencoder's %s overflows in float16: computed in float32", half)

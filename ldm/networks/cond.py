@@ -46,6 +46,10 @@ class Cond:
         tensors: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else function(t) for n in _TENSORS}
         return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
 
+    def padded(self, multiple: int) -> "Cond":
+        """With tokens up to the next multiple of `multiple`; what is added is masked, and so changes no result."""
+        return self if self.tokens is None else _pad_tokens(self, -(-self.tokens.shape[1] // multiple) * multiple)
+
     def lowered(self, dtype: torch.dtype) -> "Cond":
         """What a network that computes in `dtype` reads in it; `base`, which the denoiser adds, and `guidance`, whose
         embedding is float32, stay as they are."""

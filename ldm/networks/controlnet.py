@@ -6,14 +6,13 @@ from copy import deepcopy
 from itertools import pairwise, zip_longest
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.networks.cond import Cond
 from ldm.networks.dit import DiT, Patched
-from ldm.networks.layers import zero_
+from ldm.networks.layers import format_on, zero_
 from ldm.networks.unet import Encoder, UNet
 from ldm.registry import register, spec_of
 
@@ -61,7 +60,7 @@ class HintEncoder(nn.Module):
             nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, hint: Tensor) -> Tensor:
-        h = F.silu(self.conv_in(hint.contiguous(memory_format=torch.channels_last)))
+        h = F.silu(self.conv_in(hint.contiguous(memory_format=format_on(hint.device))))
         for block in self.blocks:
             h = F.silu(block(h))
         return self.conv_out(h)  # (B, out, H/f, W/f)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,19 @@ def constant_contexts() -> Iterator[None]:
         yield
     finally:
         _seen.reset(token)
+
+
+def format_on(device: torch.device) -> torch.memory_format:
+    """How feature maps and kernels of convolutions lie in memory: channels last, by measurement on CPUs and as NVIDIA's
+    Tensor Cores take them ("Convolutional Layers User's Guide": NHWC needs no transposes); but on MPS, whose kernels
+    are for channels first."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def laid_out(module: Any, device: torch.device) -> Any:
+    """The module with its kernels as `format_on` says: they are built and loaded with channels last."""
+    layout = format_on(device)
+    return module if layout == torch.channels_last else module.to(memory_format=layout)
 
 
 def zero_(module: nn.Module) -> nn.Module:
@@ -169,7 +183,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
     b, n, c = q.shape
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N or L, d)
     keep = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
-    if q.device.type == "cpu" and n * k.shape[2] <= PLAIN_ATTENTION_PAIRS:
+    compiling = torch.compiler.is_compiling()  # where a choice by size would need a graph for each
+    if q.device.type == "cpu" and not compiling and n * k.shape[2] <= PLAIN_ATTENTION_PAIRS:
         scores = (q * (c // heads) ** -0.5) @ k.transpose(2, 3)  # (B, heads, N, L)
         if keep is not None:
             scores = scores.masked_fill(~keep, float("-inf"))

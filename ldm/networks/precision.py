@@ -58,7 +58,12 @@ def lowered(network: Network, dtype: torch.dtype) -> Network:
     hooks) is on the twin. It costs a copy of the weights, and is for as long as neither changes. Norms of torch
     compute their statistics in float32 all the same.
     """
-    return network if dtype == torch.float32 else _twin(network, dtype, {})
+    return network if dtype == torch.float32 else twin(network, dtype)
+
+
+def twin(network: Network, dtype: torch.dtype) -> Network:
+    """The same with a twin in float32 too, whose weights are the network's own."""
+    return _twin(network, dtype, {})
 
 
 def _twin(module: Any, dtype: torch.dtype, made: dict[int, Any]) -> Any:

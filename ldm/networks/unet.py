@@ -15,6 +15,7 @@ from ldm.networks.layers import (
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
+    format_on,
     groups_of,
     silu,
     timestep_embedding,
@@ -86,7 +87,7 @@ class Encoder(nn.Module):
         if self.patch > 1:
             x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
             x = F.pixel_unshuffle(x, self.patch)  # (B, C p^2, h/p, w/p)
-        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        h = self.conv_in(x.contiguous(memory_format=format_on(x.device)))
         h = h if hint is None else h + hint
         skips = [h]
         for level in self.down_blocks:

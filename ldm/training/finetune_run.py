@@ -25,10 +25,10 @@ from ldm.training.finetune_task import FinetuneTask
 from ldm.training.fit import (
     Clock,
     batches,
+    begin,
     cache_of,
     device_for,
     fit,
-    import_modules,
     open_named,
     task_options,
     validated,
@@ -86,7 +86,7 @@ def precheck(config: Mapping[str, Any]) -> Path:
     """Where the base is. Raises UserError if it isn't there, before any work."""
     if not config.get("base"):
         raise UserError("finetune needs a trained model to go on from: name its run by base=, as in base=emoji.")
-    import_modules(config)
+    begin(config)
     return find_run("ldm", config["base"], config["runs_dir"])
 
 

@@ -20,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
 from ldm.devices import available, fast_products
 from ldm.errors import UserError, did_you_mean
+from ldm.networks.layers import laid_out
 from ldm.ranks import local_rank
-from ldm.training import resume, sharded
+from ldm.training import optimizers, resume, sharded
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from ldm.training.costs import Costs
@@ -32,7 +33,7 @@ from ldm.training.run import RunFolder, open_run
 from ldm.training.schedule import LearningRate, TimeBudget, parse_time
 from ldm.training.signals import StopOnSignal, Stopped, continuing_command
 from ldm.training.snapshots import Snapshots
-from ldm.training.speed import precision_of, prepare
+from ldm.training.speed import compiler_for, precision_of, prepare
 from ldm.training.task import Task
 
 
@@ -76,9 +77,10 @@ def fit(
     """
     trainer = trainer_of(folder, config, pictures, started, start)
     fast_products(available(config["trainer"].get("accelerator") or "auto"))
-    prepare(
-        task.trained, checkpointing=config.get("gradient_checkpointing", False), compiled=config.get("compile", False)
-    )
+    device = device_for(config)
+    compiler = compiler_for(config, device)
+    laid_out(task, device)
+    prepare(task.trained, checkpointing=config.get("gradient_checkpointing", False), compiler=compiler)
     if start.checkpoint:
         trainer.print(f"resumed {folder.path} at step {start.step} (sample {start.position})", flush=True)
     if changed := resume.rescheduled(start, config, task.learning_rate):
@@ -171,6 +173,13 @@ def quieten() -> None:
         ".*sync_dist=True",
     ):
         warnings.filterwarnings("ignore", words)
+
+
+def begin(config: Mapping[str, Any]) -> None:
+    """Imports the user's own modules, and refuses what lacks a package or a compiler, before any work."""
+    import_modules(config)
+    optimizers.check_name(config["optimizer"].get("name", "adamw"))
+    compiler_for(config, device_for(config))
 
 
 def import_modules(config: Mapping[str, Any]) -> None:

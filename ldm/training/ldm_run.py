@@ -25,10 +25,10 @@ from ldm.training.callbacks import Pictures
 from ldm.training.fit import (
     Clock,
     batches,
+    begin,
     cache_of,
     device_for,
     fit,
-    import_modules,
     open_named,
     parameters_line,
     task_options,
@@ -49,7 +49,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
         return finetune_run.main(config, job)
     clock = Clock()
-    import_modules(config)
+    begin(config)
     source = build(config["data"], "data")
     first_stage_path = precheck(config)
     with open_named("ldm", source.name, config, job) as folder:
@@ -106,7 +106,7 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
     wanted = config["first_stage"]
     if wanted == "identity":
         return None
-    import_modules(config)
+    begin(config)
     name = wanted or build(config["data"], "data").name
     try:
         return find_run("vae", name, config["runs_dir"])

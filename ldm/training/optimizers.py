@@ -1,4 +1,4 @@
-"""AdamW, and Muon for the matrices with AdamW for the rest."""
+"""AdamW, the same with its state in 8 bits, and Muon for the matrices with AdamW for the rest."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError, did_you_mean
 
-NAMES = ("adamw", "muon")
+NAMES = ("adamw", "adamw8bit", "muon")
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, steep at 0 (Jordan et al. 2024)
 # First and last layers: their rows are colours or latent channels, whose scales differ and mean something.
 ENDS = ("conv_in", "conv_out", "linear_out", "class_embedding", "shortcut_in", "shortcut_out")
@@ -19,13 +19,15 @@ ENDS = ("conv_in", "conv_out", "linear_out", "class_embedding", "shortcut_in", "
 def check_name(name: str) -> str:
     if name not in NAMES:
         raise UserError(f"optimizer.name={name} isn't known.{did_you_mean(name, NAMES)}")
+    if name == "adamw8bit":
+        _eight_bit()
     return name
 
 
 def groups_of(name: str, module: nn.Module) -> list[dict[str, Any]]:
     """The parameters of `module` that train: those that Muon orthogonalises in a group of their own."""
     trained = [p for p in module.parameters() if p.requires_grad]
-    if name == "adamw":
+    if name != "muon":
         return [{"params": trained}]
     hidden = {id(p) for p in matrices(module)}
     groups = [
@@ -55,12 +57,36 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Fused in every precision, so that `found_inf` can have a step left out; see `gradients.leaves_out`. Not on MPS,
     whose kernel looks neither at it nor at a scale."""
-    kind, groups = Muon if check_name(name) == "muon" else torch.optim.AdamW, list(groups)
+    groups = list(groups)
+    if check_name(name) == "adamw8bit":
+        return _eight_bit()(_contiguous(groups), lr=lr, betas=betas, weight_decay=weight_decay)
+    kind = Muon if name == "muon" else torch.optim.AdamW
     fused = not any(parameter.device.type == "mps" for group in groups for parameter in group["params"])
     optimizer = kind(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
     optimizer.register_load_state_dict_pre_hook(partial(_as_made, fused))
     optimizer.register_load_state_dict_post_hook(_laid_out)
     return optimizer
+
+
+def _eight_bit() -> Any:
+    """AdamW with its two averages in 8 bits, a scale for 256 values each (Dettmers et al. 2022, arXiv 2110.02861): a
+    quarter of the state's memory. Of tensors of less than 4096 values they stay in float32."""
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError(
+            "optimizer.name=adamw8bit needs bitsandbytes: pip install 'ldm[adamw8bit]', or take optimizer.name=adamw."
+        ) from None
+    return AdamW8bit
+
+
+def _contiguous(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups, their parameters laid out as bitsandbytes would lay them out in its first step: a change later on
+    would have networks compiled anew."""
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.data = parameter.data.contiguous()
+    return groups
 
 
 def _as_made(fused: bool, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

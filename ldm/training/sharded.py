@@ -36,8 +36,8 @@ def check(config: Mapping[str, Any], precision: Any) -> None:
     refused = {
         "finetune=": config.get("finetune"),
         "loss.adversarial=": (config.get("loss") or {}).get("adversarial"),
-        "optimizer.name=muon": config["optimizer"].get("name") == "muon",
-        "compile=true": config.get("compile"),
+        f"optimizer.name={config['optimizer'].get('name')}": config["optimizer"].get("name") in ("muon", "adamw8bit"),
+        f"compile={str(config.get('compile')).lower()}": config.get("compile"),
         f"trainer.precision={precision}": precision not in PRECISIONS,
     }
     if unfit := [option for option, given in refused.items() if given]:

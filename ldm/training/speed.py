@@ -1,6 +1,6 @@
 """Choices that change what a step costs and not what it computes: precision, checkpointing, compilation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.errors import UserError
+from ldm.networks.compiled import Compiler, check_tools, compiler_of
 from ldm.networks.dit import DiTBlock
 from ldm.networks.layers import ResnetBlock, TransformerBlock
 
@@ -35,13 +36,28 @@ def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
     return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def prepare(trained: nn.Module, *, checkpointing: bool = False, compiled: bool = False) -> None:
-    """Changes how the networks in `trained` run: in place, and their state-dict names stay."""
+def prepare(trained: nn.Module, *, checkpointing: bool = False, compiler: Compiler | None = None) -> None:
+    """Changes how the networks in `trained` run: in place, and their state-dict names stay.
+
+    Compiled are the denoiser's network with its ControlNets, or the two halves of an autoencoder.
+    """
     if checkpointing:
         checkpoint_blocks(trained)
-    if compiled:
-        for network in _networks(trained):
-            network.compile(dynamic=False)
+    if compiler is None:
+        return
+    if isinstance(trained, nn.ModuleDict):
+        denoiser: Any = trained["denoiser"]
+        compiler.denoiser(denoiser.network)
+    else:
+        for half in ("encoder", "decoder"):
+            compiler(trained.get_submodule(half), half)
+
+
+def compiler_for(config: Mapping[str, Any], device: torch.device) -> Compiler | None:
+    """What `compile` of a run's config means on `device`. Raises UserError where it can't be."""
+    compiler = compiler_of(config.get("compile"))
+    check_tools(compiler, device)
+    return compiler
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
@@ -59,11 +75,3 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint(forward, *args, use_reentrant=False, **options)
 
     return run
-
-
-def _networks(trained: nn.Module) -> list[nn.Module]:
-    """What is worth compiling: the denoiser's network, or the two halves of an autoencoder."""
-    if isinstance(trained, nn.ModuleDict):
-        denoiser: Any = trained["denoiser"]
-        return [denoiser.network]
-    return [part for name, part in trained.named_children() if name in ("encoder", "decoder")]

@@ -20,14 +20,14 @@ from ldm.randomness import permutation
 from ldm.registry import build
 from ldm.training import auto, resume
 from ldm.training.callbacks import Pictures
-from ldm.training.fit import Clock, batches, cache_of, fit, import_modules, open_named, parameters_line, task_options
+from ldm.training.fit import Clock, batches, begin, cache_of, fit, open_named, parameters_line, task_options
 from ldm.training.vae_task import VAETask, equivalents
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains an autoencoder and leaves runs/vae/NAME with its model."""
     clock = Clock()
-    import_modules(config)
+    begin(config)
     source = build(config["data"], "data")
     with open_named("vae", source.name, config, job) as folder:
         if folder.finished:

@@ -1,6 +1,8 @@
 """Muon by its own formula and torch's, what it is for, and that AdamW does the rest."""
 
 import copy
+import shutil
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import nn
 
 from ldm.errors import UserError
 from ldm.networks import AutoencoderKL, DiT, UNet
-from ldm.training.optimizers import COEFFICIENTS, Muon, build_optimizer, groups_of, matrices, orthogonalised
+from ldm.training.optimizers import COEFFICIENTS, Muon, build_optimizer, check_name, groups_of, matrices, orthogonalised
+from ldm.training.run import DONE
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 30), (50, 3)])
@@ -241,3 +244,54 @@ def test_a_state_that_was_laid_out_otherwise_in_memory_takes_the_same_step():
         optimizer.step()
         steps.append(weight.detach().clone())
     assert torch.equal(*steps)
+
+
+def test_adamw8bit_keeps_its_state_in_bytes_and_goes_on_bit_for_bit():
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    networks = [nn.Linear(128, 64)]
+    networks.append(copy.deepcopy(networks[0]))
+    start = networks[0].weight.detach().clone()
+    options = (1e-2, (0.9, 0.99), 0.01)
+    optimizer, other = (build_optimizer("adamw8bit", groups_of("adamw8bit", n), *options) for n in networks)
+    plain = copy.deepcopy(networks[0])
+    exact = build_optimizer("adamw", groups_of("adamw", plain), *options)
+
+    def step(network, by):
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        by.step()
+
+    for _ in range(3):
+        step(networks[0], optimizer)
+        step(plain, exact)
+    assert optimizer.state[networks[0].weight]["state1"].dtype == torch.uint8
+    moved = (plain.weight - start).norm()
+    assert (plain.weight - networks[0].weight).norm() < 0.05 * moved
+    networks[1].load_state_dict(networks[0].state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step(networks[0], optimizer)
+    step(networks[1], other)
+    assert torch.equal(networks[0].weight, networks[1].weight) and torch.equal(networks[0].bias, networks[1].bias)
+
+
+def test_adamw8bit_without_its_package_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"pip install 'ldm\[adamw8bit\]'"):
+        check_name("adamw8bit")
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_adamw8bit_resume_bit_for_bit(runs, train):
+    pytest.importorskip("bitsandbytes")
+    words = ["optimizer.name=adamw8bit", "network.channels=[32,32]", "checkpoint.every_n_steps=10"]
+    whole = train("ldm", runs, "name=eight", *words, "trainer.max_steps=20")
+    cut = train("ldm", runs, "name=eightcut", *words, "trainer.max_steps=20")
+    (cut / "checkpoints" / "step-00000020.ckpt").unlink()  # as if it had been stopped at step 10
+    shutil.rmtree(cut / "model")
+    (cut / DONE).unlink()
+    train("ldm", runs, "name=eightcut", *words, "trainer.max_steps=20", "resume=true")
+    a, b = (torch.load(run / "checkpoints" / "step-00000020.ckpt", weights_only=True) for run in (whole, cut))
+    assert any(state["state1"].dtype == torch.uint8 for state in a["optimizer_states"][0]["state"].values())
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    assert all(torch.equal(tensor, b["state_dict"][name]) for name, tensor in a["state_dict"].items())

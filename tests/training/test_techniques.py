@@ -12,7 +12,7 @@ from ldm.errors import UserError
 from ldm.networks import Cond, DiT
 from ldm.randomness import normal
 from ldm.training.ldm_task import diffusion_loss
-from ldm.training.speed import checkpoint_blocks, precision_of, prepare
+from ldm.training.speed import checkpoint_blocks, precision_of
 
 POSITION = torch.arange(6)
 
@@ -94,7 +94,14 @@ def test_precision_is_by_the_machine_and_weights_in_half_are_refused(monkeypatch
         assert precision_of("auto", "cpu") == "32-true"
 
 
-@pytest.mark.parametrize("make", [lambda: ldm.UNet(2, channels=[8, 16], heads=2), lambda: DiT(2, channels=8, depth=2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ldm.UNet(2, channels=[8, 16], heads=2),
+        lambda: DiT(2, channels=8, depth=2),
+        lambda: ldm.AutoencoderKL(2, 2, channels=8),
+    ],
+)
 def test_checkpointed_blocks_give_the_same_gradients_for_less_memory(make):
     torch.manual_seed(0)
     plain = make()
@@ -103,28 +110,19 @@ def test_checkpointed_blocks_give_the_same_gradients_for_less_memory(make):
             parameter.add_(0.1 * torch.randn_like(parameter))
     other = copy.deepcopy(plain)
     checkpoint_blocks(other)
-    x, c_noise = torch.randn(2, 2, 8, 8), torch.tensor([0.1, 0.7])
+    given = (torch.randn(2, 2, 8, 8), torch.tensor([0.1, 0.7]))
     kept = []
     for network in (plain, other):
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.numel()) or t, lambda t: t):
-            out = network(x, c_noise)
+            out = network.decode(network.moments(given[0])[:, :2]) if hasattr(network, "decode") else network(*given)
         kept.append(sum(saved))
         out.square().sum().backward()
     assert kept[1] < kept[0] / 2
     for a, b in zip(plain.parameters(), other.parameters(), strict=True):
         if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad)
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-6)
     assert list(plain.state_dict()) == list(other.state_dict())
-
-
-def test_what_is_compiled(monkeypatch):
-    seen = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: seen.append(type(self).__name__))
-    network = ldm.UNet(2, channels=[8, 16], heads=2)
-    prepare(torch.nn.ModuleDict({"denoiser": ldm.Denoiser(network, V()), "conditioner": Zero()}), compiled=True)
-    prepare(ldm.AutoencoderKL(1, 2, channels=8), compiled=True)
-    assert seen == ["UNet", "Encoder", "Decoder"]
 
 
 def test_all_of_stage_two_together(runs, train):
