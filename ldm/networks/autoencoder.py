@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,38 +10,12 @@ from torch import Tensor, nn
 
 from ldm.describe import Described, millions
 from ldm.errors import UserError
+from ldm.networks.gaussian import Gaussian
 from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
 from ldm.randomness import normal
 from ldm.registry import register
 
-LOGVAR_RANGE = (-30.0, 20.0)
 START_LOGVAR = -5.0
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """A diagonal normal distribution over latents: the posterior q(z | x). `mean`, `std` (B, C, h, w)."""
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def from_moments(cls, moments: Tensor) -> "Gaussian":
-        """From mean and log-variance stacked over channels, (B, 2C, h, w)."""
-        mean, logvar = moments.float().chunk(2, 1)
-        return cls(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp())
-
-    def sample(self, noise: Tensor | None = None) -> Tensor:
-        """mean + std * noise: the reparameterization trick (Kingma and Welling 2014, section 2.4)."""
-        return torch.addcmul(self.mean, self.std, torch.randn_like(self.mean) if noise is None else noise)
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def kl(self) -> Tensor:
-        """KL(q || N(0, I)) of each latent element in nats: (mean^2 + var - ln var - 1) / 2, (B, C, h, w)."""
-        variance = self.std.square()
-        return 0.5 * (self.mean.square() + variance - variance.log() - 1)
 
 
 class MidBlock(nn.Module):
@@ -112,8 +85,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`compiled` computes `features` in its place, (decoder, z) -> h. `conv_out` isn't part of it: the gradient there,
-    by which an adversarial loss is balanced, needs nothing of the rest, and of what is compiled all would run."""
+    """`compiled`(decoder, z) takes the place of `features`. `conv_out` isn't in it: an adversarial loss is balanced by
+    the gradient there, which of a compiled network would run all."""
 
     compiled: Any = None
 
