@@ -9,15 +9,18 @@ from torch._dynamo.utils import counters
 import ldm
 
 COMPILED = "compile=aot_eager"
+# With a group for each channel norms take away the biases before them: their gradients are 0 but for rounding, which
+# Adam's steps make as large as any.
+VAE, LDM = "vae.groups=2", "network.groups=2"
 CASES = {
     "turned and made smaller, against a critic": (
         "vae",
-        ["loss.equivariance=0.5", "loss.adversarial=0.5", "loss.adversarial_start=1", "loss.critic_layers=1"],
+        [VAE, "loss.equivariance=0.5", "loss.adversarial=0.5", "loss.adversarial_start=1", "loss.critic_layers=1"],
         4,
     ),
-    "checkpointed": ("ldm", ["gradient_checkpointing=true", "network.attention=true"], 2),
-    "LoRA": ("ldm", ["finetune=lora", "base=digits"], 2),
-    "ControlNet": ("ldm", ["finetune=controlnet", "control=canny", "base=digits"], 4),
+    "checkpointed": ("ldm", [LDM, "gradient_checkpointing=true", "network.attention=true"], 2),
+    "LoRA": ("ldm", ["finetune=lora", "base=coarse"], 2),
+    "ControlNet": ("ldm", ["finetune=controlnet", "control=canny", "base=coarse"], 4),
 }
 
 
@@ -44,6 +47,8 @@ def close(a, b, atol=1e-5):
 def test_a_compiled_run_is_the_run_itself(case, runs, train):
     stage, words, most = CASES[case]
     name = "".join(filter(str.isalpha, case))
+    if "base=coarse" in words and not (runs / "ldm" / "coarse").exists():
+        train("ldm", runs, "name=coarse", LDM, "trainer.max_steps=2")
     words = [*words, "trainer.max_steps=5", "optimizer.schedule=constant"]
     plain = weights(train(stage, runs, f"name={name}plain", *words), 5)
     assert not counters["stats"]
@@ -54,17 +59,17 @@ def test_a_compiled_run_is_the_run_itself(case, runs, train):
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled_first", [True, False])
 def test_a_run_goes_on_with_or_without(compiled_first, runs, train):
-    words = [f"name=resumed{compiled_first}", "optimizer.schedule=constant"]
+    words = [f"name=resumed{compiled_first}", LDM, "optimizer.schedule=constant"]
     first, second = (COMPILED, "compile=false") if compiled_first else ("compile=false", COMPILED)
     train("ldm", runs, *words, "trainer.max_steps=2", first)
     resumed = train("ldm", runs, *words, "trainer.max_steps=4", "resume=true", second)
-    whole = train("ldm", runs, f"name=whole{compiled_first}", "optimizer.schedule=constant", "trainer.max_steps=4")
+    whole = train("ldm", runs, f"name=whole{compiled_first}", LDM, "optimizer.schedule=constant", "trainer.max_steps=4")
     close(weights(resumed, 4), weights(whole, 4))
 
 
 @pytest.mark.slow
 def test_in_bfloat16_and_generating(runs, train):
-    words = ["trainer.precision=bf16-mixed", "trainer.max_steps=3", "optimizer.schedule=constant"]
+    words = [LDM, "trainer.precision=bf16-mixed", "trainer.max_steps=3", "optimizer.schedule=constant"]
     plain = weights(train("ldm", runs, "name=half", *words), 3)
     run = train("ldm", runs, "name=halfcompiled", *words, COMPILED)
     close(weights(run, 3), plain, 2e-3)
