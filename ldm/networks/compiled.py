@@ -34,7 +34,7 @@ class Compiler:
         if isinstance(network, Decoder):
             network.compiled = self._call(type(network).features, name)
         else:
-            network._compiled_call_impl = self._call(network._call_impl, name)  # type: ignore[assignment]
+            network._compiled_call_impl = self._call(network._call_impl, name)
 
     def _call(self, run: Callable[..., Any], name: str) -> "_Call":
         return _Call(torch.compile(run, backend=self.backend), self.first, name)
