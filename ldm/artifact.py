@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ldm.errors import UserError
+from ldm.networks import AutoencoderKL
 from ldm.networks.finite import not_finite
 from ldm.registry import build, spec_of
 from ldm.tensors import bytes_of, write_safetensors
@@ -213,6 +214,24 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256(to_json(describe(model)))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def encoder_hash(first_stage: Any) -> str:
+    """SHA-256 over what latents depend on: the weights of an autoencoder's encoding half, and how these are read.
+
+    What names a first stage where its latents count, in their cache and in runs of stage two: it stays the same when
+    the decoder is trained further, and whatever was preprocessed for it. Of other classes, whose halves aren't known,
+    it is `model_hash`.
+    """
+    if type(first_stage) is not AutoencoderKL:
+        return model_hash(first_stage)
+    groups = first_stage.encoder.conv_norm_out.num_groups
+    read = {"encoder of": "AutoencoderKL", "stem": first_stage.stem, "groups": groups}
+    digest = hashlib.sha256(to_json(read))
+    for name, tensor in sorted(first_stage.weights_of(first_stage.ENCODING).items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()
 

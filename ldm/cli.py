@@ -20,7 +20,15 @@ from omegaconf import DictConfig
 
 import ldm
 from ldm import overrides
-from ldm.cli_config import CONF, checked, each_job, explain, group_names, swept_values
+from ldm.cli_config import (
+    CONF,
+    checked,
+    each_job,
+    explain,
+    group_names,
+    refuse_sizes_beside_base,
+    swept_values,
+)
 from ldm.errors import UserError, did_you_mean
 
 # What does the work: `main(config, job)`, and where a sweep can be refused beforehand, `precheck(config)`.
@@ -159,6 +167,8 @@ def _job(script: str, cfg: DictConfig, options: list[str]) -> float | None:
     if sweeping and HydraConfig.get().job.num == 0:
         _check_sweep(script, options)
     config = checked(script, cfg, HydraConfig.get().runtime.choices)
+    if script == "train_vae":
+        refuse_sizes_beside_base(config, options)
     name = None
     if sweeping:
         name = overrides.job_name(swept_values(options))

@@ -108,7 +108,11 @@ _RANGES = {
     "samples.n": (1, math.inf),
     "loader.workers": (0, math.inf),
 }
-_CHOICES = {"latents": ("cached", "online"), "latents_dtype": ("float32", "float16")}
+_CHOICES = {
+    "latents": ("cached", "online"),
+    "latents_dtype": ("float32", "float16"),
+    "train": ("all", "decoder"),
+}
 Kinds = dict[str, Any]  # an option's name and its annotation
 _BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "control_start", "control_end")
 
@@ -205,6 +209,18 @@ def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[
     if not chosen or config["network"].get("class") != "DiT":
         return error
     return UserError(f"{error} network=auto took the DiT, which suits these data; network=unet takes the U-Net.")
+
+
+def refuse_sizes_beside_base(config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Raises UserError where a command line gives sizes beside a base, which has its own."""
+    if not config.get("base"):
+        return
+    given = [word.lstrip("+~").partition("=") for word in words]
+    if sizes := [key for key, _, value in given if key.startswith("vae.") or (key == "vae" and value != "auto")]:
+        raise UserError(
+            f"{sizes[0]}= beside base={config['base']}: the sizes are those of the base, whose weights fit no others. "
+            f"Leave out {' and '.join(f'{key}=' for key in dict.fromkeys(sizes))}, or base=."
+        )
 
 
 def _check_section(

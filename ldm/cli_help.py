@@ -8,6 +8,7 @@ EXAMPLES = {
         "data=emoji",
         "data=folder data.root=photos.zip name=photos trainer.max_steps=20000",
         "experiment=mnist trainer.max_time=00:00:08:00",
+        "data=emoji base=emoji train=decoder name=sharper",
         "name=emoji resume=true",
     ],
     "train_ldm": [

@@ -1,11 +1,16 @@
 """Between images and whitened latents, and in which precision and parts that is computed."""
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.adapters.base import hash_of
+from ldm.artifact import encoder_hash
 from ldm.errors import UserError
+from ldm.kinds import held
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.coding import Coding
 
@@ -52,6 +57,26 @@ class InLatents:
         if tile is not None and isinstance(self.first_stage, Identity):
             raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
         self.coding = Coding(precision, tile, tile_statistics, compile)
+
+    @held
+    def load_decoder(self, path: str | Path) -> None:
+        """Takes the decoder of the autoencoder at `path`, for good: a run of `train_vae.py train=decoder`, or whatever
+        `ldm.load` reads. What the model is saved as has it too. Latents, and so adapters, stay what they are.
+
+        Raises UserError where that autoencoder's encoder isn't this model's, bit for bit.
+        """
+        mine: Any = self.first_stage
+        if isinstance(mine, Identity):
+            raise UserError(f"{path}: this model works on pixels and has no decoder to replace.")
+        loading = importlib.import_module("ldm.loading")  # which stands above this
+        other = loading.autoencoder(loading.load(path, precision="float32"), str(path))
+        if encoder_hash(other) != encoder_hash(mine):
+            raise UserError(
+                f"{path} can't decode this model's latents, the encoders differ: take one that train_vae.py made of "
+                "this model's first stage, by base=... train=decoder."
+            )
+        hash_of(self)  # by which adapters know it, before it is changed
+        mine.load_state_dict(other.weights_of(other.DECODING), strict=False)
 
     @property
     def dtype(self) -> torch.dtype:

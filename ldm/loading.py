@@ -17,6 +17,7 @@ from ldm.conditioning import FrozenText, ImageEmbedding
 from ldm.errors import UserError, did_you_mean
 from ldm.files import is_whole, record_of
 from ldm.latents import compute
+from ldm.networks import AutoencoderKL
 from ldm.networks.coding import Coding
 from ldm.networks.compiled import check_tools
 from ldm.networks.layers import laid_out
@@ -53,6 +54,14 @@ def load(
         return cascade([load(one, **coding, **options) for one in path], device or "cpu")
     model = _load(Path(path), device or "cpu", options)
     return compute(laid_out(model, torch.device(device or "cpu")), **coding)
+
+
+def autoencoder(model: Any, where: str) -> AutoencoderKL:
+    """What was loaded, or of a whole model its first stage. Raises UserError for pixels and for what has none."""
+    found = getattr(model, "first_stage", model)
+    if not isinstance(found, AutoencoderKL):
+        raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
+    return found
 
 
 def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:

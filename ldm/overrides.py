@@ -14,7 +14,7 @@ from ldm.errors import UserError, did_you_mean
 
 PROSE = {"prompt", "negative", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
-PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name"}
+PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
 PATHS |= {"reference", "samples", "features"}
 _PATH_ENDINGS = ("path", "root", "dir")
 _BY_CONDITION = re.compile(r"(conditioner|guidance)\.\w+")  # `text` and `map` are a condition's name there, no raw text

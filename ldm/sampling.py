@@ -41,6 +41,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     out = place(config["out"]) if config["out"] else unused(path, job)
     model = load(path, device(config["device"]), **coding(config))
+    put_decoder_in(model, config)
     put_loras_on(model, config)
     if isinstance(model, AutoencoderKL):
         images, captions, settings = from_prior(model, config)
@@ -94,10 +95,21 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
         images = enlarged(model, images, given, config)
     asked = next(iter(given.values()), [""])
     captions = [str(value) for value in asked for _ in range(len(images) // len(asked))]
-    shown = [*("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora")]
+    shown = [
+        *("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora", "decoder")
+    ]
     shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
+
+
+def put_decoder_in(model: Any, config: Mapping[str, Any]) -> None:
+    """Takes the decoder of the run or path that `decoder` names."""
+    if not (name := config["decoder"]):
+        return
+    if not isinstance(model, LatentDiffusion):
+        raise UserError(f"decoder={name}: a decoder goes into a run of train_ldm.py; leave stage= out.")
+    model.load_decoder(find_run("vae", name, config["runs_dir"]))
 
 
 def put_loras_on(model: Any, config: Mapping[str, Any]) -> None:

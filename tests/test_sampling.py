@@ -64,6 +64,20 @@ def test_a_picture_s_own_seed_draws_it_again(runs: Path, tmp_path: Path) -> None
     assert np.array_equal(again, first)
 
 
+def test_another_decoder_gives_other_pictures_and_is_named(runs: Path, tmp_path: Path) -> None:
+    vae = ldm.load(runs / "vae" / "tiny")
+    vae.decoder.conv_out.bias += 0.5
+    ldm.save(vae, runs / "vae" / "brighter" / "model")
+    (runs / "vae" / "brighter" / "config.yaml").write_text("{}")
+    for name in (None, "brighter"):
+        sampling.main(config(runs, labels=[3], n=1, decoder=name, out=str(tmp_path / f"{name}.png")))
+    dark, bright = (Image.open(tmp_path / f"{name}.png") for name in (None, "brighter"))
+    assert np.asarray(bright).mean() > np.asarray(dark).mean() + 10
+    assert [json.loads(image.text["ldm"]).get("decoder") for image in (dark, bright)] == [None, "brighter"]
+    with pytest.raises(UserError, match="a decoder goes into a run of train_ldm.py"):
+        sampling.main(config(runs, stage="vae", decoder="brighter", out=str(tmp_path / "vae.png")))
+
+
 def test_a_place_that_cannot_be_is_told_before_anything_is_drawn(runs: Path, monkeypatch) -> None:
     monkeypatch.setattr(sampling, "load", None)
     with pytest.raises(UserError, match=r"x.jpg has to end in .png"):

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.artifact import model_hash, to_json
+from ldm.artifact import encoder_hash, model_hash, to_json
 from ldm.data.buckets import Buckets
 from ldm.data.mapped import ByPath
 from ldm.data.sharing import is_done, share
@@ -46,6 +46,7 @@ class LatentTable(ByPath):
     channel_mean: Tensor
     channel_std: Tensor
     buckets: list["LatentTable"] = field(default_factory=list)
+    reused: bool = False  # from a cache that was whole before, so that nothing was encoded
 
     def __len__(self) -> int:
         return len(self.table)
@@ -77,8 +78,9 @@ def cached_latents(
     dtype: str = "float32",
     device: torch.device | str | None = None,
 ) -> LatentTable:
-    """The latents of `table`, from the cache under `root` if this first stage and these data made one before.
+    """The latents of `table`, from the cache under `root` if this encoder and these data made one before.
 
+    A cache of an earlier version, whose name is by the whole first stage and not by its encoder, is taken too.
     Processes that start together share the work. One that was interrupted is gone on with. Of buckets each has a cache
     of its own, and all are whitened alike. `dtype` (float32 or float16) is how the moments are kept, `device` where
     they are computed: by default where the first stage is.
@@ -88,16 +90,25 @@ def cached_latents(
     if isinstance(table, Buckets):
         parts = [cached_latents(t, first_stage, root, batch_size, dtype=dtype, device=device) for t in table.buckets]
         return _of_buckets(table, parts)
-    about: dict[str, Any] = {"first_stage": model_hash(first_stage), "data": table.key, "n": len(table)}
-    named = f"{about['first_stage']} {table.key}"
+    about: dict[str, Any] = {"first_stage": encoder_hash(first_stage), "data": table.key, "n": len(table)}
     if dtype != "float32":  # caches of before there was a choice are of float32
-        about["dtype"], named = dtype, f"{named} {dtype}"
-    folder = root / "latents" / hashlib.sha256(named.encode()).hexdigest()[:20]
-    if not _whole(folder):
-        _say_why(folder.parent, about)
-        with lent(first_stage, device):
-            _make(table, first_stage, folder, batch_size, about)
+        about["dtype"] = dtype
+    folder = _folder(root, about)
+    if _whole(folder):
+        return replace(_open(table, folder), reused=True)
+    former = _folder(root, about | {"first_stage": model_hash(first_stage)})
+    if _whole(former):
+        return replace(_open(table, former), reused=True)
+    _say_why(folder.parent, about)
+    with lent(first_stage, device):
+        _make(table, first_stage, folder, batch_size, about)
     return _open(table, folder)
+
+
+def _folder(root: Path, about: Mapping[str, Any]) -> Path:
+    """Where the cache lies that a manifest would say this about."""
+    named = " ".join(about[key] for key in ("first_stage", "data", "dtype") if key in about)
+    return root / "latents" / hashlib.sha256(named.encode()).hexdigest()[:20]
 
 
 def _make(table: Table, first_stage: FirstStage, folder: Path, batch_size: int, about: dict[str, Any]) -> None:
@@ -233,7 +244,8 @@ def _of_buckets(table: Buckets, parts: Sequence[LatentTable]) -> LatentTable:
     mean = (weights * means).sum(0) / weights.sum()  # (C,)
     std = ((weights * (stds.square() + (means - mean).square())).sum(0) / weights.sum()).sqrt()
     largest = parts[max(range(len(parts)), key=lambda i: len(parts[i]))]
-    return LatentTable(table, largest.mean, largest.std, mean.float(), std.float(), list(parts))
+    reused = all(part.reused for part in parts)
+    return LatentTable(table, largest.mean, largest.std, mean.float(), std.float(), list(parts), reused)
 
 
 def _open(table: Table, folder: Path) -> LatentTable:

@@ -127,6 +127,8 @@ class AutoencoderKL(Described, nn.Module):
     """
 
     coding: Any = None  # in what precision and parts encode and decode are computed: see `ldm.networks.coding`
+    ENCODING = ("encoder", "quant_conv", "shortcut_in")  # the parts of each half
+    DECODING = ("decoder", "post_quant_conv", "shortcut_out")
 
     def __init__(
         self,
@@ -200,6 +202,16 @@ class AutoencoderKL(Described, nn.Module):
         if self.shortcut_out is not None:
             images = images + F.pixel_shuffle(self.shortcut_out(z), self.factor)
         return images
+
+    def weights_of(self, parts: Sequence[str]) -> dict[str, Tensor]:
+        """The weights of one half, `ENCODING` or `DECODING`, under their names in the whole."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name.partition(".")[0] in parts}
+
+    def freeze_encoder(self) -> None:
+        """The encoder's half takes no gradient, and so stays as it is."""
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in self.ENCODING:
+                parameter.requires_grad_(False)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
         """The reconstruction from one draw of the posterior, and the posterior."""

@@ -129,12 +129,15 @@ def speed_of(device: torch.device, precision: str) -> float:
 # Counting ------------------------------------------------------------------------------------------------------------
 
 
-def vae_flops(spec: Mapping[str, Any], channels: int, size: tuple[int, int]) -> float:
-    """Operations of a training step of one image: three times those of encoding and decoding it."""
+def vae_flops(spec: Mapping[str, Any], channels: int, size: tuple[int, int], decoder_only: bool = False) -> float:
+    """Operations of a training step of one image: three times those of encoding and decoding it, or where the decoder
+    alone is trained once those of encoding."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         vae = build(spec, "vae", in_channels=channels)
-        vae.decode(vae.encode(torch.empty(1, channels, *size)).mode())
-    return 3.0 * counter.get_total_flops()
+        latents = vae.encode(torch.empty(1, channels, *size)).mode()
+        encoding = counter.get_total_flops()
+        vae.decode(latents)
+    return 3.0 * counter.get_total_flops() - (2.0 * encoding if decoder_only else 0.0)
 
 
 def network_flops(spec: Mapping[str, Any], places: tuple[int, int], given: Mapping[str, Any]) -> float:
@@ -248,14 +251,9 @@ def settle_vae(
             f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another",
             flush=True,
         )
-    _settle_steps(
-        config,
-        recorded,
-        vae_flops(config["vae"], channels, size),
-        budget,
-        (ENOUGH_VAE, FEWEST_VAE),
-        2e-3 if auto else 1e-3,
-    )
+    flops = vae_flops(config["vae"], channels, size, config.get("train") == "decoder")
+    wanted = (ENOUGH_VAE, 0 if config.get("base") else FEWEST_VAE)  # a base reconstructs from the first step on
+    _settle_steps(config, recorded, flops, budget, wanted, 2e-3 if auto else 1e-3)
 
 
 def settle_network(

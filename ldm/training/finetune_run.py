@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from ldm.adapters import base_of
-from ldm.artifact import model_hash
+from ldm.artifact import encoder_hash, model_hash
 from ldm.data.captions import remember_captions
 from ldm.data.table import Table
 from ldm.errors import UserError
@@ -56,8 +56,8 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         device, cache = device_for(config), cache_of(config)
         tables = with_prior(tables, model, config.get("prior_path"), cache, config["seed"], device)
         base = base_of(model, path, folder.model)
-        depends_on = {"data": tables[0].key, "first_stage": model_hash(model.first_stage), "base": base["hash"]}
-        start = resume.check(folder, config, depends_on)
+        depends_on = {"data": tables[0].key, "first_stage": encoder_hash(model.first_stage), "base": base["hash"]}
+        start = resume.check(folder, config, depends_on, whole=lambda: model_hash(model.first_stage))
         check_start(start, base)
         folder.save_config(config)
         remember_captions(model.conditioner, tables, cache, device)
@@ -101,7 +101,7 @@ def open_base(path: Path) -> LatentDiffusion:
             "model.merge_lora() and ldm.save(model, FOLDER), and give base=FOLDER."
         )
     first_stage: Any = model.first_stage
-    first_stage.preprocess = model.preprocess  # so its hash, which names caches of latents, is that of stage one's run
+    first_stage.preprocess = model.preprocess  # so its whole hash, of former caches, is that of stage one's run
     return model.requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.artifact import model_hash
+from ldm.artifact import encoder_hash, model_hash
 from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.data.captions import remember_captions
 from ldm.data.datamodule import Gathers
@@ -64,8 +64,8 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
         settle_network(config, resume.recorded(folder, start), first_stage, conditioner, tables[0])
         denoiser = build_denoiser(config, first_stage, conditioner)
-        depends_on = {"data": tables[0].key, "first_stage": model_hash(first_stage)}
-        start = resume.check(folder, config, depends_on, start)
+        depends_on = {"data": tables[0].key, "first_stage": encoder_hash(first_stage)}
+        start = resume.check(folder, config, depends_on, start, lambda: model_hash(first_stage))
         folder.save_config(config)
         remember_captions(conditioner, tables, cache_of(config), device_for(config))
         train, val, whitening = latents(tables, first_stage, config)
@@ -240,7 +240,11 @@ def latents(
     root, device, dtype = cache_of(config), device_for(config), config.get("latents_dtype", "float32")
     train, val = (cached_latents(table, first_stage, root, dtype=dtype, device=device) for table in tables)
     whitening = WHITENING[config.get("whitening", "channels")](train.channel_mean, train.channel_std)
-    return (*tables, whitening) if config["latents"] == "online" else (train, val, whitening)
+    if config["latents"] == "online":
+        return *tables, whitening
+    if train.reused and val.reused:
+        print(f"latents of {len(train) + len(val)} images: the cache is reused, nothing is encoded", flush=True)
+    return train, val, whitening
 
 
 def sampler(

@@ -1,6 +1,6 @@
 """Stage two: diffusion in the latent space."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from ldm.pipeline import LatentDiffusion
 from ldm.randomness import low_discrepancy, normal
 from ldm.training.figures import Split, by_quarter
 from ldm.training.task import Task
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class DiffusionTask(Task):
@@ -36,7 +38,7 @@ class DiffusionTask(Task):
         **options: Any,
     ):
         super().__init__(nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner}), **options)
-        self.first_stage = first_stage.eval().requires_grad_(False)
+        self.first_stage = keep_given(first_stage.eval().requires_grad_(False))
         self.preprocess, self.sampling = preprocess, sampling
         self.about: dict[str, Any] = {}  # further arguments of the assembled model
         self.register_buffer("latent_mean", whitening[0])
@@ -94,6 +96,18 @@ class DiffusionTask(Task):
         model = LatentDiffusion(*parts, self.sampling, **self.about)
         model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
         return model.eval()
+
+
+def keep_given(first_stage: Module) -> Module:
+    """The first stage, which keeps its weights when a checkpoint is loaded: the decoder that a resumed run is given may
+    be a better one than it began with. Part by part, since some strategies load so."""
+    for module in first_stage.modules():
+        module.register_load_state_dict_pre_hook(_put_own_weights)
+    return first_stage
+
+
+def _put_own_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    state |= {prefix + name: weight.detach() for name, weight in module.named_parameters(recurse=False)}
 
 
 def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, position: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a resumed run must have in common with the one that it goes on with."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from ldm.training.schedule import LearningRate, parse_time
 PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
 # Options that shape the weights, or what they mean.
 ARCHITECTURE = (
-    *("vae", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune"),
+    *("vae", "train", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune"),
     *("optimizer.name", "ema.lengths", "loss.adversarial", "loss.critic_channels", "loss.critic_layers"),
 )
 
 
 # What runs did whose config has no such option yet.
-IMPLIED = {"latents_dtype": "float32"}
+IMPLIED = {"latents_dtype": "float32", "train": "all"}
 
 
 class Start(NamedTuple):
@@ -159,12 +159,17 @@ def _classes(spec: Any) -> tuple[str, ...]:
 
 
 def check(
-    folder: RunFolder, config: Mapping[str, Any], depends_on: Mapping[str, str], start: Start | None = None
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    depends_on: Mapping[str, str],
+    start: Start | None = None,
+    whole: Callable[[], str] = lambda: "",
 ) -> Start:
     """Where the run begins. Says what changed since the run was started, and refuses what would make it another model.
 
     `depends_on` names by hash what the weights stand on, `first_stage`, and the `data`, whose change is only said: the
-    order of the samples is then another from here on. `start` is what `start_of` gave, where that is known.
+    order of the samples is then another from here on. `start` is what `start_of` gave, where that is known. `whole` is
+    the hash of the first stage with its decoder, by which runs of earlier versions named it.
     """
     start = start or start_of(folder)
     if start.checkpoint is None:
@@ -176,7 +181,8 @@ def check(
     if any(_within(key, ARCHITECTURE) for key in changed):
         raise UserError(f"{folder.path} can't be resumed as another model: {described}. {ways}.")
     was = start.depends_on
-    if was.get("first_stage") != depends_on.get("first_stage"):
+    before = was.get("first_stage")
+    if before != depends_on.get("first_stage") and before != whole():
         raise UserError(
             f"{folder.path} was trained on the latents of another first stage (hash {_hash(was)}, now "
             f"{_hash(depends_on)}), which this one can't decode. Bring the old one back, or start anew by "

@@ -35,6 +35,7 @@ def check(config: Mapping[str, Any], precision: Any) -> None:
     """Refuses what needs whole weights in one process."""
     refused = {
         "finetune=": config.get("finetune"),
+        "train=decoder": config.get("train") == "decoder",
         "loss.adversarial=": (config.get("loss") or {}).get("adversarial"),
         f"optimizer.name={config['optimizer'].get('name')}": config["optimizer"].get("name") in ("muon", "adamw8bit"),
         f"compile={str(config.get('compile')).lower()}": config.get("compile"),

@@ -18,15 +18,19 @@ from ldm.networks.autoencoder import check_size
 from ldm.pipeline import sample_prior
 from ldm.randomness import permutation
 from ldm.registry import build
-from ldm.training import auto, resume
+from ldm.training import auto, resume, vae_base
 from ldm.training.callbacks import Pictures
 from ldm.training.fit import Clock, batches, begin, cache_of, fit, open_named, parameters_line, task_options
+from ldm.training.vae_base import precheck
 from ldm.training.vae_task import VAETask, equivalents
+
+__all__ = ["main", "precheck"]
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains an autoencoder and leaves runs/vae/NAME with its model."""
     clock = Clock()
+    precheck(config)
     begin(config)
     source = build(config["data"], "data")
     with open_named("vae", source.name, config, job) as folder:
@@ -36,19 +40,19 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         start = resume.start_of(folder)
         height, width = train.images.shape[2:]
         recorded = resume.recorded(folder, start)
+        base = vae_base.settle(config, recorded, train.preprocess.channels)
         auto.settle_vae(config, recorded, train.preprocess.channels, (height, width), len(train))
-        torch.manual_seed(config["seed"])
-        vae = build(config["vae"], "vae", in_channels=train.preprocess.channels)
-        check(vae, train)
-        if vae.shortcut_in is not None:
-            vae.start_from_principal_components(some_images(train, config["seed"]))
-        depends_on = {"data": train.key}
+        vae = begun(config, base, train)
+        depends_on = {"data": train.key} | ({"base": config["base_hash"]} if config.get("base") else {})
         start = resume.check(folder, config, depends_on, start)
         folder.save_config(config)
         print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {parameters_line(vae=vae)}", flush=True)
-        print(equivalents(config["beta"], vae), flush=True)
+        if base is not None:
+            vae_base.tell_start(base, val, config)
+        decoder_only = config.get("train") == "decoder"
+        print(vae_base.NO_KL if decoder_only else equivalents(config["beta"], vae), flush=True)
         options = task_options(config)
-        terms = (config["loss"], config["beta_warmup_steps"])
+        terms = (config["loss"], config["beta_warmup_steps"], decoder_only)
         task = VAETask(vae, train.preprocess, config["beta"], *terms, depends_on=depends_on, **options)
         pictures = Pictures(folder, reconstructions(val, config["samples"]["n"]), 2, config["samples"]["every_n_steps"])
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
@@ -56,9 +60,23 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
             vae = load(folder.model, task.device, precision="float32")
             draw_prior(vae, config).save(folder.samples / "prior.png")
             report(vae, trainer.callback_metrics, task.validated)
+            if decoder_only:
+                print(vae_base.what_for(folder.path), flush=True)
             folder.finish()
             print(f"{folder.path}: {trainer.global_step} steps in {clock}", flush=True)
     return folder.path
+
+
+def begun(config: Mapping[str, Any], base: AutoencoderKL | None, table: Table) -> AutoencoderKL:
+    """The autoencoder as it is before the first step: the base's weights, or fresh ones fitted to the images."""
+    torch.manual_seed(config["seed"])
+    vae = build(config["vae"], "vae", in_channels=table.preprocess.channels)
+    check(vae, table)
+    if base is not None:
+        vae.load_state_dict(base.state_dict())
+    elif vae.shortcut_in is not None and not config.get("base"):
+        vae.start_from_principal_components(some_images(table, config["seed"]))
+    return vae
 
 
 def check(vae: AutoencoderKL, table: Table) -> None:

@@ -23,6 +23,9 @@ class VAETask(Task):
 
     Over the first `beta_warmup_steps` beta rises from 0 in a line (Bowman et al. 2016, Sonderby et al. 2016): a large
     one from the start ends in posterior collapse, before the decoder has learnt to read anything.
+
+    With `decoder_only` the encoder's half is frozen, and the KL, which the decoder doesn't change, is no part of the
+    loss: what is left is the reconstruction from draws of the posterior.
     """
 
     def __init__(
@@ -32,9 +35,13 @@ class VAETask(Task):
         beta: float,
         terms: Mapping[str, Any] | None = None,
         beta_warmup_steps: int = 0,
+        decoder_only: bool = False,
         **options: Any,
     ):
+        if decoder_only:
+            vae.freeze_encoder()  # before the averages are made, which share what is frozen
         super().__init__(vae, **options)
+        self.decoder_only = decoder_only
         self.beta, self.beta_warmup_steps, self.preprocess = beta, beta_warmup_steps, preprocess
         side = min(preprocess.height, preprocess.width) if preprocess else 0
         self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
@@ -44,7 +51,8 @@ class VAETask(Task):
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
         images, training, terms = batch["image"], network is self.trained, self.criterion
-        posterior = network.encode(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
+            posterior = network.encode(images)
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
         # Validation is of the mode: what stage two's decoder will be fed is near it.
         latents = posterior.sample(noise) if training else posterior.mode()
@@ -54,7 +62,7 @@ class VAETask(Task):
         errors = (decoded - images).square().mean((1, 2, 3))  # (B,)
         kl = posterior.kl()  # (B, C, h, w)
         reconstruction, logged = terms.reconstruction(decoded, images)
-        loss = reconstruction + self.beta_now(training) * kl.mean()
+        loss = reconstruction if self.decoder_only else reconstruction + self.beta_now(training) * kl.mean()
         logged |= {"loss": loss, "mse": errors.mean(), "psnr": psnr(errors).mean(), "kl": kl.mean()}
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}

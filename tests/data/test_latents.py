@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.artifact import model_hash
+from ldm.artifact import encoder_hash, model_hash
 from ldm.data import Table, latents
 from ldm.data.latents import cached_latents
 from ldm.errors import UserError
@@ -96,21 +96,18 @@ def test_it_is_made_once(tmp_path, encodings):
     assert isinstance(again.mean, np.memmap)
 
 
-def test_another_first_stage_preprocessing_or_data_is_another_cache(tmp_path, encodings):
-    cropped = vae()
-    cropped.preprocess = Preprocess(1, 8, 12, resize="contain")
+def test_another_first_stage_or_data_is_another_cache(tmp_path, encodings):
     for data, model in [
         (table(), vae()),
         (table(key="other data"), vae()),
         (table(), vae(seed=1)),
-        (table(), cropped),
     ]:
         cached_latents(data, model, tmp_path)
-    assert len(folders(tmp_path)) == 4 and sum(encodings) == 4 * 37
+    assert len(folders(tmp_path)) == 3 and sum(encodings) == 3 * 37
     nearly = vae()
     nearly.encoder.conv_out.bias[0] += 1e-6
     cached_latents(table(), nearly, tmp_path)
-    assert len(folders(tmp_path)) == 5
+    assert len(folders(tmp_path)) == 4
 
 
 class Killed(Exception):
@@ -193,9 +190,32 @@ def test_the_cache_of_before_there_was_a_choice_is_the_one_of_float32(tmp_path):
     """What a manifest holds and how its folder is called must stay, or every cache would be made anew."""
     cached_latents(table(), vae(), tmp_path, dtype="float32")
     (name,) = folders(tmp_path)
-    assert name == hashlib.sha256(f"{model_hash(vae())} data".encode()).hexdigest()[:20]
+    assert name == hashlib.sha256(f"{encoder_hash(vae())} data".encode()).hexdigest()[:20]
     about = json.loads((tmp_path / "latents" / name / "latents.json").read_text())
     assert set(about) == {"first_stage", "data", "n", "channel_mean", "channel_std", "bytes"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_cache_named_by_the_whole_first_stage_is_taken_too(tmp_path, monkeypatch, encodings, dtype):
+    with monkeypatch.context() as before:
+        before.setattr(latents, "encoder_hash", model_hash)  # as versions before the encoder alone counted
+        old = cached_latents(table(), vae(), tmp_path, dtype=dtype)
+    found = cached_latents(table(), vae(), tmp_path, dtype=dtype)
+    assert sum(encodings) == 37 and len(folders(tmp_path)) == 1 and found.reused and not old.reused
+    assert np.array_equal(found.mean, old.mean) and torch.equal(found.channel_std, old.channel_std)
+
+
+def test_the_encoder_alone_names_it(tmp_path, encodings):
+    """Another decoder, or other images that the first stage was trained on, change no latent; how these images are
+    prepared is in their own key."""
+    model = vae()
+    cached_latents(table(), model, tmp_path)
+    for name, tensor in model.weights_of(model.DECODING).items():
+        model.get_parameter(name).copy_(tensor + 1)
+    model.preprocess = Preprocess(1, 16, 16)
+    assert cached_latents(table(), model, tmp_path).reused and sum(encodings) == 37
+    model.encoder.conv_in.bias[0] += 1e-6
+    assert not cached_latents(table(), model, tmp_path).reused and sum(encodings) == 2 * 37
 
 
 @pytest.mark.parametrize(

@@ -39,3 +39,19 @@ def test_another_architecture_or_first_stage_is_refused(tmp_path):
         resume.check(folder, {"seed": 0, "vae": {"channels": 16}}, DEPENDS)
     with pytest.raises(UserError, match="another first stage"):
         resume.check(folder, {"seed": 0, "vae": {"channels": 8}}, DEPENDS | {"first_stage": "g"})
+
+
+def test_a_first_stage_that_was_named_by_the_whole_of_it_goes_on(tmp_path):
+    config = {"seed": 0, "network": {"channels": 8}}
+    folder, now = begun(tmp_path, config), DEPENDS | {"first_stage": "encoder"}
+    assert resume.check(folder, config, now, whole=lambda: "f").step == 3
+    with pytest.raises(UserError, match="another first stage"):
+        resume.check(folder, config, now, whole=lambda: "g")
+
+
+def test_a_run_of_before_a_part_could_be_trained_trained_all(tmp_path, capsys):
+    folder = begun(tmp_path, {"seed": 0})
+    resume.check(folder, {"seed": 0, "base": None, "train": "all"}, DEPENDS)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="train was all, is decoder"):
+        resume.check(folder, {"seed": 0, "train": "decoder"}, DEPENDS)

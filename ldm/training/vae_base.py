@@ -1,0 +1,104 @@
+"""`train_vae.py base=... train=all|decoder`: stage one, going on from a good autoencoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ldm.artifact import model_hash
+from ldm.data.table import Table
+from ldm.devices import lent
+from ldm.errors import UserError
+from ldm.loading import autoencoder, load
+from ldm.networks import AutoencoderKL
+from ldm.randomness import permutation
+from ldm.ranks import rank
+from ldm.registry import spec_of
+from ldm.training.fit import device_for
+from ldm.training.run import find_run
+from ldm.training.vae_task import psnr
+
+NO_KL = (
+    "train=decoder: the encoder stays as it is, so the loss is that of the reconstruction alone; beta, the weight of "
+    "the KL term, isn't used"
+)
+
+
+def precheck(config: Mapping[str, Any]) -> Path | None:
+    """Where the base is; None without one. Raises UserError if it isn't there, before any work."""
+    base, decoder = config.get("base"), config.get("train") == "decoder"
+    if decoder and not base:
+        raise UserError("train=decoder needs an autoencoder whose encoder stays: name it by base=, as in base=emoji.")
+    return find_run("vae", base, config["runs_dir"]) if base and not config["resume"] else None
+
+
+def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -> AutoencoderKL | None:
+    """Puts the base's sizes and its hash into the config, and gives it; None without one, and for a run that is resumed
+    (`recorded` is its config), since its checkpoint has all weights."""
+    base = config.get("base")
+    if recorded and recorded.get("base") != base:
+        was = f"began with base={recorded['base']}" if recorded.get("base") else "began without base="
+        raise UserError(
+            f"the run {was}, and is resumed by the same words: give these, or start anew by overwrite=true or another "
+            "name=."
+        )
+    if not base:
+        return None
+    if recorded:
+        config |= {key: recorded[key] for key in ("vae", "base_hash")}
+        return None
+    vae = open_base(find_run("vae", base, config["runs_dir"]), channels)
+    config["vae"] = {key: value for key, value in spec_of(vae).items() if key != "in_channels"}
+    config["base_hash"] = model_hash(vae)
+    if config["optimizer"]["lr"] == "auto":  # a large first step would throw away what the base has learned
+        config["optimizer"] = config["optimizer"] | {"lr": rate_for(vae)}
+    print(
+        f"begins with {base} (hash {config['base_hash'][:12]}), whose sizes it has: factor {vae.factor}, "
+        f"{vae.latent_channels} latent channels",
+        flush=True,
+    )
+    return vae
+
+
+def rate_for(vae: AutoencoderKL) -> float:
+    """1e-3 for a network 64 wide, less for wider ones: 1.25e-4 for Stable Diffusion's."""
+    return round(min(1e-3, 1e-3 * 64 / vae.encoder.conv_out.in_channels), 6)
+
+
+def open_base(path: Path, channels: int) -> AutoencoderKL:
+    """The autoencoder at `path`, of a whole model its first stage, for images of that many channels."""
+    vae = autoencoder(load(path, precision="float32"), f"base={path}")
+    if vae.in_channels != channels:
+        raise UserError(
+            f"base={path} takes images of {vae.in_channels} channels, and the data's have {channels}: have them "
+            f"prepared with data.channels={vae.in_channels}, or take another base=."
+        )
+    return vae
+
+
+@torch.no_grad()
+def tell_start(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> None:
+    """Prints what the base is worth on the data before it is trained: on the images that validation is of, as far as
+    they make 2^21 pixels."""
+    _, height, width = val.images.shape[1:]
+    n = min(config["loader"]["val_samples"], len(val), max(8, most_pixels // (height * width)))
+    if not n or rank() > 0:
+        return
+    device, errors = device_for(config), []
+    with lent(vae, device):
+        for rows in np.array_split(permutation(0, 0, len(val))[:n], -(-n // 8)):
+            images = val.batch(rows, ["image"])["image"].to(device)
+            decoded = vae.decode(vae.encode(images).mode())
+            errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
+    mean = psnr(torch.cat(errors)).mean()
+    print(f"before training: {mean:.2f} dB PSNR, the mean of {n} validation images", flush=True)
+
+
+def what_for(path: Path) -> str:
+    """What a better decoder is good for."""
+    return (
+        "the encoder is the base's, bit for bit: its cached latents and its models of stage two stay valid. "
+        f"model.load_decoder('{path}'), or sample.py decoder={path.name}, gives such a model this decoder"
+    )
