@@ -80,7 +80,7 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
     report = Report()
     if isinstance(model, AutoencoderKL):
         z = model.latent_channels
-        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32)
+        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32, vae.scaling_config(model.scaling))
     elif isinstance(model, (UNet, DiT)):
         _write_unet(model, out, report, None)
     elif isinstance(model, ControlNet):
@@ -178,8 +178,15 @@ def _write_controlnet(model: ControlNet, out: Path, report: Report) -> list[str]
 
 
 def _write_vae(
-    model: AutoencoderKL, mean: Tensor, std: Tensor, out: Path, report: Report, sample_size: int
+    model: AutoencoderKL,
+    mean: Tensor,
+    std: Tensor,
+    out: Path,
+    report: Report,
+    sample_size: int,
+    said: Mapping[str, Any] | None = None,
 ) -> list[str]:
+    """`said` is what the config of an autoencoder alone says of its latents."""
     if reasons := vae.obstacles(model):
         report.parts["vae"] = "; ".join(reasons)
         whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
@@ -188,7 +195,8 @@ def _write_vae(
     factor, state = vae.stock_factor(mean, std), dict(model.state_dict())
     if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
         factor, state = SD_FACTOR, vae.fold(state, mean, std * SD_FACTOR)
-    _write_part(out, vae.to_diffusers(model, sample_size, factor), state)
+    folded = "quant_conv.weight" in state
+    _write_part(out, vae.to_diffusers(model, sample_size, factor, folded) | dict(said or {}), state)
     return ["diffusers", "AutoencoderKL"]
 
 

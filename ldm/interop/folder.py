@@ -75,7 +75,9 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
     if name == "ControlNetModel":
         return _restore(controlnet.from_diffusers(config), controlnet.weights(state, config), folder)
     if name == "AutoencoderKL":
-        return _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
+        model = _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
+        model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
+        return model
     return _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
 
 

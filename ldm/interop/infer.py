@@ -77,19 +77,19 @@ def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError("the autoencoder can't be represented here: it isn't an AutoencoderKL of CompVis's kind.")
     if odd := [i for i in levels if any(n.startswith(f"encoder.down.{i}.attn.") for n in state)]:
         raise UserError(f"the autoencoder can't be represented here: it attends at level {odd[0]}, ours in the middle.")
-    if (
-        "quant_conv.weight" not in state
-        or state["quant_conv.weight"].shape[0] != state["encoder.conv_out.weight"].shape[0]
-    ):
+    moments, z = state["encoder.conv_out.weight"].shape[0], state["decoder.conv_in.weight"].shape[1]
+    convs = "quant_conv.weight" in state or "post_quant_conv.weight" in state  # Stable Diffusion 3's and Flux' has none
+    if moments != (state["quant_conv.weight"].shape[0] if convs else 2 * z):
         raise UserError("the autoencoder can't be represented here: embed_dim isn't z_channels, or it is quantised.")
     return {
         "class": "AutoencoderKL",
         "in_channels": state["encoder.conv_in.weight"].shape[1],
-        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "latent_channels": z,
         "channels": [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in levels],
         "blocks": len(indices(state, "encoder.down.0.block.")),
         "attention": "encoder.mid.attn_1.q.weight" in state,
         "groups": 32,
+        **({} if convs else {"quant_convs": False}),
     }
 
 

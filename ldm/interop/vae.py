@@ -27,6 +27,7 @@ _FIXED = {
 }
 _EXPORTED = {
     "class", "in_channels", "latent_channels", "channels", "multipliers", "blocks", "attention", "groups",
+    "quant_convs",
 }  # fmt: skip
 # diffusers before 0.15
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -46,14 +47,25 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": config.get("layers_per_block", 1),
         "attention": bool(config.get("mid_block_add_attention", True)),
         "groups": config.get("norm_num_groups", 32),
+        **({} if any(_has_convs(config)) else {"quant_convs": False}),
     }
 
 
-def to_diffusers(vae: AutoencoderKL, sample_size: int = 32, scaling_factor: float = 1.0) -> dict[str, Any]:
-    """The config of a diffusers AutoencoderKL that computes what `vae` does. Raises UserError where none does."""
+def _has_convs(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    return bool(config.get("use_quant_conv", True)), bool(config.get("use_post_quant_conv", True))
+
+
+def to_diffusers(
+    vae: AutoencoderKL, sample_size: int = 32, scaling_factor: float = 1.0, folded: bool = False
+) -> dict[str, Any]:
+    """The config of a diffusers AutoencoderKL that computes what `vae` does. Raises UserError where none does.
+
+    `folded` weights (`fold`) have quantisation convolutions whether `vae` has or not.
+    """
     if reasons := obstacles(vae):
         raise UserError(f"the autoencoder is no stock AutoencoderKL: {'; '.join(reasons)}.")
     widths = [stage.resnets[0].conv1.out_channels for stage in vae.encoder.down_blocks]  # type: ignore[index,union-attr]
+    convs = folded or full_spec(vae)["quant_convs"]
     return {
         "_class_name": "AutoencoderKL",
         "in_channels": vae.in_channels,
@@ -66,6 +78,8 @@ def to_diffusers(vae: AutoencoderKL, sample_size: int = 32, scaling_factor: floa
         "norm_num_groups": vae.encoder.conv_norm_out.num_groups,
         "sample_size": sample_size,
         "scaling_factor": scaling_factor,
+        "use_quant_conv": None if convs else False,
+        "use_post_quant_conv": None if convs else False,
         "force_upcast": False,
         "mid_block_add_attention": vae.encoder.mid_block.attentions is not None,
         "act_fn": "silu",
@@ -80,7 +94,7 @@ def obstacles(vae: AutoencoderKL) -> list[str]:
 
 
 def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """diffusers' weights as ours: old attention names made new, absent quantisation convolutions as the identity."""
+    """diffusers' weights as ours: old attention names made new, one absent quantisation convolution as the identity."""
     ours = {}
     for name, tensor in state.items():
         words = name.split(".")
@@ -88,11 +102,26 @@ def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any
             words[-2] = _OLD_ATTENTION[words[-2]]
             tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
         ours[".".join(words)] = tensor
-    z = config.get("latent_channels", 4)
-    for name, width in (("quant_conv", 2 * z), ("post_quant_conv", z)):
-        if not config.get(f"use_{name}", True):
-            ours |= {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
-    return ours
+    encodes, decodes = _has_convs(config)
+    if encodes == decodes:
+        return ours
+    return ours | _identity("post_quant_conv" if encodes else "quant_conv", config.get("latent_channels", 4))
+
+
+def _identity(name: str, z: int) -> dict[str, Tensor]:
+    """A quantisation convolution that changes nothing, of `z` latent channels."""
+    width = 2 * z if name == "quant_conv" else z
+    return {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
+
+
+def scaling_config(scaling: tuple[list[float], list[float]] | None) -> dict[str, Any]:
+    """The settings of a config by which latents are (z - mean) / std: one factor and shift where they say it."""
+    if scaling is None:
+        return {}
+    mean, std = scaling
+    if len({*mean}) > 1 or len({*std}) > 1:
+        return {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
+    return {"scaling_factor": 1 / std[0], "shift_factor": mean[0] or None}
 
 
 def stock_factor(mean: Tensor, std: Tensor) -> float | None:
@@ -106,6 +135,8 @@ def fold(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Te
     mean, std = mean.double(), std.double()
     scale = torch.cat([1 / std, torch.ones_like(std)])  # (2 z,)
     offset = torch.cat([-mean / std, -2 * std.log()])
+    if "quant_conv.weight" not in state:
+        state = {**state, **_identity("quant_conv", len(mean)), **_identity("post_quant_conv", len(mean))}
     folded = dict(state)
     w, b = state["quant_conv.weight"].double(), state["quant_conv.bias"].double()
     folded["quant_conv.weight"] = (w * scale[:, None, None, None]).to(torch.float32)

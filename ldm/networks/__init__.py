@@ -1,10 +1,11 @@
 """Networks: tensors in, tensors out. They know torch and nothing else."""
 
-from ldm.networks.autoencoder import AutoencoderKL, Identity
+from ldm.networks.autoencoder import AutoencoderKL
 from ldm.networks.cond import Cond
 from ldm.networks.controlnet import Controlled, ControlNet, DiTControlNet, controlnet_for
 from ldm.networks.dit import DiT
 from ldm.networks.gaussian import Gaussian
+from ldm.networks.identity import Identity
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
 

@@ -123,9 +123,12 @@ class AutoencoderKL(Described, nn.Module):
     `channels` is the base width, times `multipliers` a level (or a width a level); each further level halves the size.
     A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one, without
     arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels
-    - 1).
+    - 1). Without `quant_convs` no 1x1 convolutions stand between the networks and the latents, as in Stable Diffusion
+    3's and Flux'.
     """
 
+    # mean and std by channel that the file of diffusers it was read from says of its latents: (z - shift) * scale
+    scaling: tuple[list[float], list[float]] | None = None
     coding: Any = None  # in what precision and parts encode and decode are computed: see `ldm.networks.coding`
     ENCODING = ("encoder", "quant_conv", "shortcut_in")  # the parts of each half
     DECODING = ("decoder", "post_quant_conv", "shortcut_out")
@@ -142,6 +145,7 @@ class AutoencoderKL(Described, nn.Module):
         attention: bool = False,
         shortcut: bool = False,
         groups: int | None = None,
+        quant_convs: bool = True,
     ):
         super().__init__()
         widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
@@ -160,10 +164,10 @@ class AutoencoderKL(Described, nn.Module):
         pixels = in_channels * stem**2
         self.encoder = Encoder(pixels, 2 * latent_channels, widths, blocks, attention, groups)
         self.decoder = Decoder(latent_channels, pixels, widths, blocks + 1, attention, groups)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if quant_convs else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if quant_convs else nn.Identity()
         # A small spread at first: the decoder must learn to read latents before the KL term drowns them in noise.
-        nn.init.constant_(self.quant_conv.bias[latent_channels:], START_LOGVAR)  # type: ignore[index]
+        nn.init.constant_(self._last_of_encoder.bias[latent_channels:], START_LOGVAR)  # type: ignore[index]
         patch = in_channels * self.factor**2
         self.shortcut_in = nn.Conv2d(patch, 2 * latent_channels, 1) if shortcut else None
         self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None
@@ -173,7 +177,7 @@ class AutoencoderKL(Described, nn.Module):
             "images": f"{self.in_channels} channels",
             "latents": f"{self.latent_channels} channels, 1/{self.factor} of height and width",
             "size": millions(self.parameters()),
-            **({} if self.coding is None else self.coding.facts(self.quant_conv.weight.device)),
+            **({} if self.coding is None else self.coding.facts(self.encoder.conv_in.weight.device)),
         }
 
     def encode(self, images: Tensor) -> Gaussian:
@@ -259,30 +263,17 @@ class AutoencoderKL(Described, nn.Module):
         self.shortcut_in.bias.copy_(torch.cat([-whiten @ mean, torch.full((z,), START_LOGVAR)]))
         self.shortcut_out.weight.copy_((basis * variance.sqrt())[..., None, None])
         self.shortcut_out.bias.copy_(mean)
-        zero_(self.quant_conv)
+        zero_(self._last_of_encoder)
         zero_(self.decoder.conv_out)
+
+    @property
+    def _last_of_encoder(self) -> nn.Conv2d:
+        return self.quant_conv if isinstance(self.quant_conv, nn.Conv2d) else self.encoder.conv_out
 
     @property
     def last_layer(self) -> Tensor:
         """The weight at which an adversarial loss is balanced against the reconstruction."""
         return self.decoder.conv_out.weight
-
-
-@register
-class Identity(nn.Module):
-    """No first stage: diffusion on the pixels themselves (`first_stage=identity`), which is DDPM."""
-
-    factor = 1
-
-    def __init__(self, in_channels: int = 3):
-        super().__init__()
-        self.in_channels = self.latent_channels = in_channels
-
-    def encode(self, images: Tensor) -> Gaussian:
-        return Gaussian(images, torch.zeros_like(images))
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
 
 
 def check_size(height: int, width: int, factor: int) -> None:

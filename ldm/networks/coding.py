@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ldm.errors import UserError, did_you_mean
 from ldm.networks import strips, tiles
-from ldm.networks.autoencoder import Identity
 from ldm.networks.compiled import compiler_of
 from ldm.networks.finite import is_finite
 from ldm.networks.gaussian import Gaussian
+from ldm.networks.identity import Identity
 from ldm.networks.precision import check_precision, dtype_of, lowered, name_of, twin
 
 SLICE_PIXELS = 2**20  # at most as many of a batch are coded at once: they already fill a GPU

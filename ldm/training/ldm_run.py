@@ -101,8 +101,8 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
         return finetune_run.precheck(config)
     if config.get("base"):
         raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
-    if (chosen := config.get("whitening", "channels")) not in WHITENING:
-        raise UserError(f"whitening={chosen} is unknown.{did_you_mean(str(chosen), WHITENING)}")
+    if (chosen := config.get("whitening", "channels")) not in (*WHITENING, "file"):
+        raise UserError(f"whitening={chosen} is unknown.{did_you_mean(str(chosen), [*WHITENING, 'file'])}")
     wanted = config["first_stage"]
     if wanted == "identity":
         return None
@@ -227,6 +227,14 @@ WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
+def stated(first_stage: Any) -> tuple[Tensor, Tensor]:
+    """Mean and std by channel that the autoencoder's file of diffusers says: z' = (z - shift) * scale."""
+    if first_stage.scaling is None:
+        raise UserError("whitening=file: the first stage isn't a folder of diffusers, which says it: use channels.")
+    mean, std = first_stage.scaling
+    return torch.tensor(mean), torch.tensor(std)
+
+
 def latents(
     tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
@@ -237,9 +245,11 @@ def latents(
     """
     if isinstance(first_stage, Identity):
         return *tables, None
+    chosen = config.get("whitening", "channels")
+    said = stated(first_stage) if chosen == "file" else None
     root, device, dtype = cache_of(config), device_for(config), config.get("latents_dtype", "float32")
     train, val = (cached_latents(table, first_stage, root, dtype=dtype, device=device) for table in tables)
-    whitening = WHITENING[config.get("whitening", "channels")](train.channel_mean, train.channel_std)
+    whitening = said or WHITENING[chosen](train.channel_mean, train.channel_std)
     if config["latents"] == "online":
         return *tables, whitening
     if train.reused and val.reused:

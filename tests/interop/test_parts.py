@@ -125,9 +125,70 @@ def test_an_autoencoder_that_cant_be_represented_is_refused_by_name(setting):
         vae.from_diffusers(VAES["two levels"] | setting)
 
 
-def test_a_convolution_that_isnt_there_is_the_identity(tmp_path):
+SD3 = {"norm_num_groups": 32, "block_out_channels": (32, 32)}
+
+
+def test_sixteen_channels_without_quantisation_convolutions_go_through_a_folder_and_a_file(tmp_path):
+    """As Stable Diffusion 3's and Flux': latents are (z - shift) * scale."""
     torch.manual_seed(0)
-    theirs = randomised(diffusers.AutoencoderKL(**VAES["two levels"], use_quant_conv=False, use_post_quant_conv=False))
+    theirs = randomised(diffusers.AutoencoderKL(**VAES["sd3"] | SD3))
+    theirs.save_pretrained(tmp_path / "in")
+    ours = ldm.load(tmp_path / "in")
+    x = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        z = theirs.encode(x).latent_dist.mean
+        mean, std = torch.tensor(ours.scaling)[:, :, None, None]
+        close((ours.encode(x).mean - mean) / std, (z - 0.06) * 1.5)
+        close(ours.decode(z), theirs.decode(z).sample)
+
+    export(ours, tmp_path / "ae.safetensors", "single_file")
+    names = set(load_file(tmp_path / "ae.safetensors"))
+    assert {name.split(".")[0] for name in names} == {"encoder", "decoder"}
+    export(ours, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["scaling_factor"] == pytest.approx(1.5) and config["shift_factor"] == 0.06
+    assert config["use_quant_conv"] is config["use_post_quant_conv"] is False
+    single = diffusers.AutoencoderKL.from_single_file(tmp_path / "ae.safetensors", config=str(tmp_path / "out"))
+    for back in (ldm.load(tmp_path / "ae.safetensors"), ldm.load(tmp_path / "out"), single):
+        assert back.state_dict().keys() == theirs.state_dict().keys()
+        assert all(torch.equal(back.state_dict()[n], t) for n, t in theirs.state_dict().items())
+
+
+def test_without_quantisation_convolutions_whitening_folds_into_new_ones():
+    torch.manual_seed(0)
+    ours = randomised(ldm.AutoencoderKL(3, 4, channels=8, quant_convs=False))
+    mean, std = torch.randn(4), torch.rand(4) + 0.5
+    folded = ldm.AutoencoderKL(3, 4, channels=8).eval()
+    folded.load_state_dict(vae.fold(ours.state_dict(), mean, std))
+    z = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        close(folded.decode(z), ours.decode(z * std[:, None, None] + mean[:, None, None]))
+
+
+def test_statistics_by_channel_go_out_as_they_came_in(tmp_path):
+    said = {"latents_mean": [0.5, 1.0], "latents_std": [2.0, 3.0], "scaling_factor": 0.5}
+    diffusers.AutoencoderKL(**VAES["one level"] | {"latent_channels": 2} | said).save_pretrained(tmp_path / "in")
+    export(ldm.load(tmp_path / "in"), tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["latents_mean"], config["latents_std"], config["scaling_factor"]) == ([0.5, 1.0], [4.0, 6.0], 1.0)
+
+
+def test_a_file_that_lacks_one_convolution_only_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    export(ldm.AutoencoderKL(3, 4, channels=32), tmp_path / "one.safetensors", "single_file")
+    state = load_file(tmp_path / "one.safetensors")
+    for name, says in (("quant_conv", "quant_conv.weight is missing"), ("post_quant_conv", "missing post_quant_conv")):
+        kept = {n: t for n, t in state.items() if not n.startswith(f"{name}.")}
+        save_file(kept, tmp_path / f"{name}.safetensors")
+        with pytest.raises(UserError, match=says):
+            ldm.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("absent", ["use_quant_conv", "use_post_quant_conv"])
+def test_a_convolution_that_isnt_there_is_the_identity(absent, tmp_path):
+    torch.manual_seed(0)
+    theirs = randomised(diffusers.AutoencoderKL(**VAES["two levels"], **{absent: False}))
     theirs.save_pretrained(tmp_path)
     ours, x = ldm.load(tmp_path), torch.randn(1, 3, 16, 16)
     close(ours.encode(x).mean, theirs.encode(x).latent_dist.mean)

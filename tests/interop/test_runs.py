@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ldm
 from ldm.errors import UserError
 from ldm.interop.export import main
 from tests.interop.configs import vae
@@ -20,7 +21,8 @@ def test_an_autoencoder_of_diffusers_is_a_first_stage_and_the_run_goes_out(tmp_p
     torch.manual_seed(0)
     config = vae(8, 8, in_channels=1, out_channels=1, latent_channels=2)
     randomised(diffusers.AutoencoderKL(**config)).save_pretrained("theirs")
-    train("ldm", "first_stage=theirs", "trainer.max_steps=2", "name=mine")
+    train("ldm", "first_stage=theirs", "trainer.max_steps=2", "name=mine", "whitening=file")
+    assert ldm.load("runs/ldm/mine").latent_std.tolist() == pytest.approx([1 / 0.18215] * 2)
     main(["run=mine", "to=diffusers", "out=out", "licence=cc0-1.0"])
     assert "unet: stock class" in capsys.readouterr().out
     card = Path("out/README.md").read_text()

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+import ldm
 from ldm.errors import UserError
-from ldm.training.ldm_run import WHITENING, precheck
+from ldm.training.ldm_run import WHITENING, precheck, stated
 
 
 def test_one_scale_is_the_std_of_all_latents() -> None:
@@ -19,3 +20,11 @@ def test_one_scale_is_the_std_of_all_latents() -> None:
 def test_an_unknown_whitening_is_refused_before_any_work() -> None:
     with pytest.raises(UserError, match="Did you mean 'scalar'"):
         precheck({"whitening": "scalr", "first_stage": "identity"})
+
+
+def test_a_file_of_diffusers_says_shift_and_scale() -> None:
+    vae = ldm.AutoencoderKL(1, 2, channels=8)
+    with pytest.raises(UserError, match="whitening=file: the first stage isn't a folder of diffusers"):
+        stated(vae)
+    vae.scaling = ([0.25, 0.25], [2.0, 2.0])
+    assert [part.tolist() for part in stated(vae)] == [[0.25, 0.25], [2.0, 2.0]]
