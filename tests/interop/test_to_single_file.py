@@ -12,9 +12,9 @@ from ldm.conditioning import ClassLabel, Conditioner, FrozenText
 from ldm.diffusion import Denoiser, Eps, Flow, Schedule, V
 from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import lora, modelspec, precision, to_single_file
+from ldm.interop import lora, modelspec, precision, single_file, stable_diffusion, to_single_file
 from ldm.interop.clip_text import second_names
-from ldm.interop.export import export, main
+from ldm.interop.export import _lora, export, main
 from ldm.interop.to_clip import to_second_names
 from ldm.pipeline import LatentDiffusion
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
@@ -288,3 +288,47 @@ def test_a_file_is_cast_and_keeps_its_metadata_and_whole_numbers(tmp_path):
         assert opened.metadata() == {"ss_x": "y"}
         assert opened.get_tensor("a.lora_down.weight").dtype == torch.float16
         assert opened.get_tensor("n").dtype == torch.int64
+
+
+def names_and_shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_at_full_size_nothing_differs_and_diffusers_finds_every_name(version):
+    """On the meta device, from the settings that docs/howto-export.md names, against diffusers' own classes."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    second = version == "2"
+    options = {"heads": [5, 10, 20, 20] if second else 8, "linear_projection": second, "scale_shift": False}
+    options |= {"attention": [True, True, True, False], "context_dim": 1024 if second else 768}
+    heads = (5, 10, 20, 20) if second else 8
+    with torch.device("meta"):
+        network = ldm.UNet(4, channels=320, multipliers=[1, 2, 4, 4], blocks=2, **options)
+        vae = ldm.AutoencoderKL(3, 4, channels=128, multipliers=[1, 2, 4, 4], blocks=2, attention=True)  # vae=kl_f8
+        unet = diffusers.UNet2DConditionModel(
+            attention_head_dim=heads, cross_attention_dim=options["context_dim"], use_linear_projection=second
+        )
+        decoder = diffusers.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
+        state = {f"model.diffusion_model.{n}": t for n, t in single_file.to_compvis(network).items()}
+        found = convert_ldm_unet_checkpoint(dict(state), dict(unet.config))
+        found_vae = convert_ldm_vae_checkpoint(dict(single_file.to_compvis(vae)), dict(decoder.config))
+    assert names_and_shapes(found) == names_and_shapes(unet.state_dict())
+    assert names_and_shapes(found_vae) == names_and_shapes(decoder.state_dict())
+    assert stable_diffusion.of_unet(network) == stable_diffusion.of_vae(vae) == []
+    assert (
+        stable_diffusion._different("U-Net", stable_diffusion._sizes(network), stable_diffusion._UNETS[version]) == []
+    )
+    assert stable_diffusion._different("VAE", stable_diffusion._sizes(vae), stable_diffusion._VAE) == []
+    assert f"model.diffusion_model.{to_single_file._COMFY_V}" in state
+
+
+def test_the_run_of_a_lora_goes_to_the_same_tools_in_kohyas_names():
+    with pytest.raises(UserError, match="of a LoRA's run to=kohya writes the LoRA"):
+        _lora(None, "out", "single_file", None)
