@@ -278,11 +278,9 @@ def _check_choices(config: Mapping[str, Any]) -> None:
         from ldm.training.schedule import parse_time
 
         parse_time(trainer["max_time"])
-    for key in ("max_epochs", "min_epochs", "min_steps"):
-        if trainer.get(key) is not None:
-            raise UserError(
-                f"trainer.{key}={trainer[key]}: a run ends by trainer.max_steps or trainer.max_time; give those."
-            )
+    from ldm.training import trainer_options
+
+    trainer_options.check(trainer)
     if trainer.get("max_steps") == 0:
         raise UserError("trainer.max_steps=0 trains nothing: give a number of steps, or -1 for a run without an end.")
 

@@ -74,7 +74,7 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
     if options:
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             interop.check_readable(path)
             raise UserError(
                 f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "

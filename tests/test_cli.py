@@ -120,6 +120,7 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
         ("train_ldm", ["optimizer.betas=3"], "optimizer.betas=3: give a list, each a number"),
         ("train_ldm", ["trainer.max_time=8"], "DD:HH:MM:SS"),
         ("train_ldm", ["trainer.max_epochs=3"], "trainer.max_epochs=3: a run ends by trainer.max_steps or"),
+        ("train_ldm", ["trainer.callbacks=[]"], "trainer.callbacks=[]: a run has its own callbacks"),
         ("train_vae", ["trainer.min_steps=3"], "trainer.min_steps=3: a run ends by trainer.max_steps or"),
         ("train_ldm", ["trainer.max_steps=0"], "max_steps=0 trains nothing"),
         ("train_ldm", ["trainer.max_steps=many"], "trainer.max_steps=many: give a whole number"),

@@ -82,4 +82,8 @@ def read(path: str | Path) -> Adapter:
             f"{files[0]} is no .safetensors file, and others (.bin, .pt, .ckpt, .gguf) aren't read for adapters, since "
             "they may hold code: get it as .safetensors, or convert it in the tool that it came from."
         )
+    if below := sorted(path.glob("*/adapter_model.safetensors")) + sorted(path.glob("*/*lora_weights.safetensors")):
+        raise UserError(
+            f"there is no adapter at {path} itself, but one level below: name {' or '.join(map(str, below))}."
+        )
     raise UserError(f"there is no adapter at {path}: name a run, its model/ folder or a .safetensors file.")

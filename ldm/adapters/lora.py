@@ -153,7 +153,8 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     parts = components(model, {UNET, TEXT} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
     lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
-    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path))
+    skips = [part.clip_skip for part in model.conditioner.parts.values() if isinstance(part, FrozenText)]
+    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1))
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 

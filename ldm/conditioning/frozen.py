@@ -63,7 +63,9 @@ class FrozenText(Part):
     which has no files. Captions are padded to `length` tokens and nothing is masked, as Stable Diffusion does it; with
     `masked` padding is never seen, and batches are as long as their longest caption. `pooled` adds the encoder's pooled
     state to the time embedding. `dim` and `sha256` are read off the encoder when they aren't given; an encoder of
-    another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved.
+    another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved. States are
+    those of the last layer; `clip_skip=2` takes the last but one's, and so on, after the encoder's last norm unless
+    `final_norm` is false.
 
     The encoder is read when it is first used. Stage two has the states of its captions computed beforehand (`known`),
     and never holds it.
@@ -82,8 +84,13 @@ class FrozenText(Part):
         sha256: str | None = None,
         drop_prob: float = 0.1,
         bundle: bool = False,
+        clip_skip: int = 1,
+        final_norm: bool = True,
     ):
         super().__init__(drop_prob)
+        if clip_skip < 1 or (clip_skip == 1 and not final_norm):
+            raise UserError(f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, which has its norm.")
+        self.clip_skip, self.final_norm = clip_skip, final_norm
         self.path, self.tokenizer_path, self.length = path, tokenizer, length
         self.masked, self.pooled, self.sha256, self.bundled = masked, pooled, sha256, bundle
         self.token_dim = dim or width_of(path)
@@ -155,9 +162,22 @@ class FrozenText(Part):
         ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
         mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
         ids, mask = send(ids, place), send(mask, place)
-        output = encoder(input_ids=ids, attention_mask=mask if self.masked else None)
+        skips = {"output_hidden_states": True} if self.clip_skip > 1 else {}
+        output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
         keep = mask.bool() if self.masked else None
-        return Cond(vector=self._pool(output, mask), tokens=output.last_hidden_state.float(), mask=keep)
+        return Cond(vector=self._pool(output, mask), tokens=self._states(encoder, output).float(), mask=keep)
+
+    def _states(self, encoder: Any, output: Any) -> Tensor:
+        """Of the layer that `clip_skip` means, (B, L, D)."""
+        if self.clip_skip == 1:
+            return output.last_hidden_state
+        layers = len(output.hidden_states) - 1
+        norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
+        if self.clip_skip > layers or (self.final_norm and len(norms) != 1):
+            why = f"has {layers} layers" if norms else "has no final_layer_norm (CLIP's has)"
+            raise UserError(f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give fewer, or 1.")
+        states = output.hidden_states[-self.clip_skip]
+        return norms[0](states) if self.final_norm else states
 
     def _tokens(self, values: list[str]) -> Mapping[str, Tensor]:
         tokenizer, padding = self.tokenizer, "longest" if self.masked else "max_length"

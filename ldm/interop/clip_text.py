@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm.conditioning import FrozenText
 from ldm.conditioning.clip_names import TEXT_MODEL
 from ldm.conditioning.encoders import load_tokenizer
+from ldm.interop import text_settings
 from ldm.interop.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.folder import read_json
 from ldm.interop.names import by_prefix, inverse, rename
@@ -23,8 +24,8 @@ _IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
 _JOINED = "attn.in_proj_"
 
 
-def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path) -> FrozenText:
-    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`.
+def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapping[str, Any]) -> FrozenText:
+    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as `said`.
 
     Without weights the encoder is the folder's. `folder` is a pipeline's, with `tokenizer` and perhaps `text_encoder`
     within, or the tokenizer's own.
@@ -34,11 +35,15 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path) -> FrozenT
     if not state:
         file = encoder / "config.json"
         length = whole(read_json(file).get("max_position_embeddings", 77), f"{file}: max_position_embeddings")
-        return FrozenText(str(encoder), str(tokenizer), length=length, masked=False)
+        options = {"length": length, **text_settings.of_file(said, None, length, str(where))}
+        return FrozenText(str(encoder), str(tokenizer), masked=False, **options)
     weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
     model = _build(weights, encoder, str(where))
     length, dim = weights["embeddings.position_embedding.weight"].shape
-    part = FrozenText(str(where), str(tokenizer), length=int(length), masked=False, dim=int(dim))
+    layers = len(indices(weights, "encoder.layers."))
+    is_open = not any(n.startswith(_FIRST) for n in state)
+    read = text_settings.of_file(said, (layers, is_open), int(length), str(where))
+    part = FrozenText(str(where), str(tokenizer), **{"length": int(length), "masked": False, "dim": int(dim), **read})
     part.hold(load_tokenizer(str(tokenizer)), model)
     return part
 

@@ -210,6 +210,10 @@ def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> di
         assert isinstance(part, FrozenText)
         if len(parts) > 1 or part.pooled:
             raise UserError("a frozen text encoder beside other conditions, or pooled, can't be exported to diffusers.")
+        if part.clip_skip != 1:
+            raise UserError(
+                f"clip_skip={part.clip_skip} of the text encoder can't be exported to diffusers: to=ldm can."
+            )
         write_encoder(part, out / "text_encoder", out / "tokenizer")
         _set_length(out / "tokenizer" / "tokenizer_config.json", part.length)
         report.parts["text_encoder"] = "stock"

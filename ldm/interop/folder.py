@@ -1,5 +1,6 @@
 """A folder of diffusers as a model of ours: a whole pipeline, or one of its parts."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from ldm.interop.plain import table, whole
 from ldm.interop.said import NOT_SETTINGS, of_metadata
 from ldm.registry import build, lookup
 
+log = logging.getLogger("ldm")
 WEIGHTS = "diffusion_pytorch_model"
+_NON_EMA = "non_ema"
 _INDEX = ("requires_safety_checker", "force_zeros_for_empty_prompt", "text", "sampling", "t_max")  # of model_index.json
 _KNOWN = {
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
@@ -102,9 +105,11 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
             *folder.glob(f"{stem}.*.safetensors"),
             *folder.glob(f"{stem}*.bin"),
         ]
-        files = sorted(found, key=lambda f: (f.suffix != ".safetensors", len(f.name)))[:1]
+        files = sorted(found, key=lambda file: _rank(file, stem))[:1]
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
+    if any(_NON_EMA in file.name for file in files):
+        log.warning("%s holds %s alone: the weights without averaging are taken", folder, files[0].name)
     weights: dict[str, Tensor] = {}
     for file in files:
         tensors = read_tensors(file)
@@ -114,6 +119,11 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
             )
         weights |= {name: as_float32(tensor) for name, tensor in tensors.items()}
     return weights
+
+
+def _rank(file: Path, stem: str) -> tuple[bool, bool, bool, int]:
+    """The plain name first, as in diffusers, weights without averaging last, .safetensors before pickled ones."""
+    return _NON_EMA in file.name, file.stem != stem, file.suffix != ".safetensors", len(file.name)
 
 
 def _files(folder: Path, index: Path) -> list[Path]:
@@ -133,7 +143,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A file's tensors, and what else it says: metadata, a trainer's settings, numbers among the tensors (`said`)."""
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             return _read_safetensors(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
         state = content.get("state_dict", content)

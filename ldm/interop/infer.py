@@ -57,7 +57,7 @@ def _check_heads(widths: list[int], attends: list[bool], heads: int | None, head
     for i, (width, attend) in enumerate(zip(widths, attends, strict=True)):
         if (attend or i == len(widths) - 1) and (width % (head_dim or 1) or width % (heads or 1)):
             given = f"head_dim={head_dim}" if head_dim else f"heads={heads}"
-            raise UserError(f"{given} doesn't divide the U-Net's width {width}: give one that does.")
+            raise UserError(f"{given} doesn't divide the U-Net's width {width}: give heads= or head_dim= that does.")
 
 
 def refuse_unknown(state: Mapping[str, Tensor]) -> None:

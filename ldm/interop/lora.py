@@ -66,7 +66,7 @@ def file_at(path: Path) -> Path | None:
     Raises UserError where a folder holds both.
     """
     if path.is_file():
-        return path if path.suffix == ".safetensors" else None
+        return path if path.suffix.lower() == ".safetensors" else None
     found = [path / name for name in FILES if (path / name).is_file()]
     if len(found) > 1:
         raise UserError(f"{path} holds two LoRAs, {' and '.join(FILES)}: name the file that you mean.")
@@ -82,6 +82,14 @@ def contents(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} can't be read as a .safetensors file ({type(error).__name__}).") from None
+
+
+def metadata_of(path: str | Path) -> dict[str, str]:
+    """A file's metadata alone."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as opened:
+        return opened.metadata() or {}
 
 
 def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
 from ldm.errors import printable
 from ldm.interop.plain import flag, word
+from ldm.interop.prediction import of_architecture
 
 log = logging.getLogger("ldm")
 _KINDS: dict[type[Parameterization], str] = {Eps: "eps", V: "v", X0: "x0", Flow: "flow", EDM: "edm"}
@@ -17,25 +18,32 @@ _SPELLINGS = {
 _PREDICTION = ("modelspec_prediction_type", "prediction_type", "parameterization", "ss_prediction_type")
 _V = ("ss_v_parameterization", "v_parameterization", "v_pred")
 _ZERO = ("ss_zero_terminal_snr", "zero_terminal_snr", "rescale_betas_zero_snr", "ztsnr")
-_SKIP = ("ss_clip_skip", "clip_skip")
+_SKIP = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
 
 
-def tell_differences(metadata: Mapping[str, str], parameterization: Parameterization, where: str) -> None:
-    """Warns, in one sentence, of what a LoRA was trained for and its base isn't.
+def tell_differences(
+    metadata: Mapping[str, str], parameterization: Parameterization, where: str, clip_skip: int = 1
+) -> None:
+    """Warns, in one sentence, of what a LoRA was trained for and its base isn't, which reads the layer `clip_skip` of
+    its text encoder, counted from the last.
 
     `ss_noise_offset` and `ss_min_snr_gamma` change no meaning of its weights. Raises UserError for a switch that is
     none.
     """
-    if differing := list(_differences(metadata, parameterization, where)):
+    if differing := list(_differences(metadata, parameterization, where, clip_skip)):
         log.warning(
             "%s was trained for another base than this one: %s; images may come out wrong, so take a base of its kind",
             where, ", ".join(differing),
         )  # fmt: skip
 
 
-def _differences(metadata: Mapping[str, str], base: Parameterization, where: str) -> Iterator[str]:
+def _differences(metadata: Mapping[str, str], base: Parameterization, where: str, clip_skip: int) -> Iterator[str]:
     for key, text in metadata.items():
-        if text.strip().lower() not in ("", "none", "null") and (why := _why(word(key), text, base, f"{where}: {key}")):
+        if text.strip().lower() in ("", "none", "null"):
+            continue
+        name = word(key)
+        why = _why_skipped(name, text, clip_skip) or _why(name, text, base, f"{where}: {key}")
+        if why:
             yield f"{printable(key)}={printable(text)[:40]}, {why}"
 
 
@@ -50,6 +58,13 @@ def _why(name: str, text: str, base: Parameterization, what: str) -> str | None:
         zero = base.schedule.zero_terminal_snr
         if flag(text, what) != zero:
             return "the base's schedule ends at zero SNR" if zero else "the base's schedule doesn't end at zero SNR"
-    if name in _SKIP and text.strip() not in ("0", "1"):
-        return "the base reads its text encoder's last layer"
+    if name == "modelspec_architecture" and of_architecture(text) not in (None, own):
+        return f"the base predicts {own}"
     return None
+
+
+def _why_skipped(name: str, text: str, clip_skip: int) -> str | None:
+    if name not in _SKIP or text.strip() in ({"0", "1"} if clip_skip == 1 else {str(clip_skip)}):
+        return None
+    last = "last layer" if clip_skip == 1 else f"layer {clip_skip} from the end"
+    return f"the base reads its text encoder's {last}"

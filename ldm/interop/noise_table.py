@@ -26,7 +26,7 @@ _DIGITS = (2, 3, 7)  # 0.00085 is meant by 0.000850001
 _SETTINGS = {
     "linear_start": (0.00085,), "linear_end": (0.012,), "beta_start": (0.00085,), "beta_end": (0.012,),
     "timesteps": (1000,), "num_train_timesteps": (1000,), "beta_schedule": ("linear", "scaled_linear"),
-    "rescale_betas_zero_snr": (False,), "zero_terminal_snr": (False,),
+    "rescale_betas_zero_snr": (False,), "zero_terminal_snr": (False,), "given_betas": (),
 }  # fmt: skip
 
 
@@ -92,6 +92,8 @@ def _is_of(found: Found, name: str, table: Tensor) -> bool:
 def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
     settings = [(key, value, _SETTINGS[name]) for key, name, value in leaves(said) if name in _SETTINGS]
     other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
+    targets = [(key, str(value)) for key, _, value in leaves(said) if key.endswith("discretization_config.target")]
+    other += [f"{key}={value[-40:]}" for key, value in targets if not value.endswith(".LegacyDDPMDiscretization")]
     if other:
         raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
 

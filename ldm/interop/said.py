@@ -11,15 +11,17 @@ from ldm.interop.plain import table, word
 
 # of a pickled checkpoint: weights and the state of a training
 NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
-_OTHERS = (  # sections of settings that say nothing of the latents or of the noise
-    "unet", "cond_stage", "loss", "low_scale", "scheduler_config", "optimizer", "data", "trainer", "logger",
-    "callbacks", "lightning", "text_encoder", "ddconfig",
+NO_SETTINGS = (  # sections that say nothing of the model itself
+    "loss", "low_scale", "scheduler_config", "optimizer", "data", "trainer", "logger", "callbacks", "lightning",
 )  # fmt: skip
+_OTHERS = ("unet", "cond_stage", "text_encoder", "ddconfig", *NO_SETTINGS)  # nor of the latents or of the noise
 _WORKFLOWS = ("prompt", "workflow", "sd_merge_recipe", "sd_merge_models")  # how an image or a file was made
 _DEEPEST = 100
 _TELLING = re.compile(r"scal\w*_|shift_|latents?_|parameteri|prediction")
 _YAML = re.compile(
-    r"^[ ]*(scal\w*_factor|scale_by_std|shift_factor|latents?_\w+|parameteri\w+|linear_\w+):\s", re.MULTILINE
+    r"^[ ]*(scal\w*_(factor|config)|scale_by_std|shift_factor|latents?_\w+|parameteri\w+|linear_\w+|\w+_stage_config"
+    r"|unet_config|num_head\w+|image_size|conditioning_key|given_betas|use_ema):\s",
+    re.MULTILINE,
 )
 
 
@@ -28,8 +30,11 @@ def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     return {key: _unfolded(key, text, where) for key, text in metadata.items() if key not in _WORKFLOWS}
 
 
-def leaves(said: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[tuple[str, str, Any]]:
-    """Every setting with a value: its path, its own name in plain words, the value."""
+def leaves(
+    said: Mapping[str, Any], passed_over: tuple[str, ...] = _OTHERS, path: str = "", depth: int = 0
+) -> Iterator[tuple[str, str, Any]]:
+    """Every setting with a value: its path, its own name in plain words, the value. Sections with one of the words
+    `passed_over` in their names, by default those that say nothing of latents and noise, aren't looked into."""
     for key, value in said.items():
         here = f"{path}{key}"
         if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
@@ -37,8 +42,13 @@ def leaves(said: Mapping[str, Any], path: str = "", depth: int = 0) -> Iterator[
         if not isinstance(value, Mapping):
             if value is not None:
                 yield here, word(str(key)), value
-        elif depth < _DEEPEST and not any(other in word(str(key)) for other in _OTHERS):
-            yield from leaves(value, f"{here}.", depth + 1)
+        elif depth < _DEEPEST and not _is_passed_over(str(key), passed_over):
+            yield from leaves(value, passed_over, f"{here}.", depth + 1)
+
+
+def _is_passed_over(key: str, passed_over: tuple[str, ...]) -> bool:
+    """Whether a section is one of these; a file of settings isn't, whatever its name."""
+    return not key.endswith((".yaml", ".yml")) and any(other in word(key) for other in passed_over)
 
 
 def _unfolded(key: str, value: Any, where: str, depth: int = 0) -> Any:

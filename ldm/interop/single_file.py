@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from ldm import artifact
 from ldm.conditioning import Conditioner
 from ldm.errors import UserError
-from ldm.interop import compvis, controlnet, infer, latent_scale, neighbours, noise_table, user_metadata
+from ldm.interop import (
+    compvis,
+    controlnet,
+    head_counts,
+    infer,
+    latent_scale,
+    neighbours,
+    noise_table,
+    prediction,
+    trainer_settings,
+    user_metadata,
+)
 from ldm.interop.clip_text import load_clip
 from ldm.interop.folder import as_float32, assemble, read_all
-from ldm.interop.modelspec import resolution
 from ldm.interop.names import by_prefix, inverse, rename
-from ldm.interop.plain import flag
-from ldm.interop.said import leaves
 from ldm.kinds import held
 from ldm.networks import AutoencoderKL, UNet
 from ldm.networks.autoencoder import check_size
@@ -29,14 +37,11 @@ _IGNORED = (
 )  # fmt: skip
 # of a tensor elsewhere that would change what the model draws
 _TELLING = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
-_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v"}
-_V_MARKS = ("v_parameterization", "ss_v_parameterization")
-_PREDICTION_NAMES = ("modelspec_prediction_type", "prediction_type", "parameterization")
 
 
 def is_single_file(path: Path) -> bool:
     """Whether a file is a checkpoint of CompVis's kind, by the names in it."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -44,7 +49,7 @@ def is_single_file(path: Path) -> bool:
                 return _is_compvis(opened.keys())
         except (SafetensorError, OSError):
             return False
-    return path.suffix in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
+    return path.suffix.lower() in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
 
 
 def check_readable(path: Path) -> None:
@@ -75,10 +80,11 @@ def load_single_file(
 ) -> nn.Module:
     """The LatentDiffusion, or the AutoencoderKL, UNet or ControlNet alone, in a single-file checkpoint.
 
-    What the file doesn't say can be given: `heads` or `head_dim`, `prediction` ("eps" or "v"; unless the file says it,
-    v for a context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it,
-    0.18215), the images' `size` (unless the file says its resolution: 512, or 768 for v of Stable Diffusion 2). A part
-    alone takes what is its own of these.
+    What the file doesn't say can be given: `heads` or `head_dim` (unless its trainer's settings say them: 8, or 64
+    channels a head with linear projections), `prediction` ("eps" or "v"; unless the file says it, v for a context of
+    1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it, 0.18215), the images'
+    `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2). A part alone takes what is its own of
+    these.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -107,9 +113,10 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     user_metadata.tell(path)
     said = {**said, **neighbours.settings_beside(path)}
     latents = latent_scale.collect(tensors, said, str(path))
-    names, sizes = list(tensors), {key: given[key] for key in ("heads", "head_dim") if key in given}
+    names = list(tensors)
     if any(name.startswith(controlnet.COMPVIS) for name in names):
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents, tensors, path)
+        sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
         return controlnet.from_compvis(_floats(tensors), str(path), **sizes)
     if _is_bare_vae(tensors):
         _check_alone("an autoencoder", (), given, latents, tensors, path)
@@ -119,9 +126,13 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     if not whole:
         _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path)
     state = _floats(tensors)
+    has_averages = any(name.startswith("model_ema.") for name in names)
+    trainer_settings.tell_of_averages(said, has_averages, given.get("ema", False), str(path))
     if given.get("ema"):
         state |= _averaged(state)
+    sizes = head_counts.of_file(said, given, head_counts.UNET, str(path))
     network = load_unet(_under(state, compvis.UNET), str(path), **sizes)
+    trainer_settings.check_conditions(said, network, str(path))
     return _whole(path, network, state, tensors, said, latents, given) if whole else network
 
 
@@ -138,14 +149,15 @@ def _whole(
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), first_stage.latent_channels, str(path))
     two = network.context_dim == 1024
-    kind = _prediction(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
+    kind = prediction.of_file(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
     schedule = noise_table.schedule(tensors, said, str(path))
     parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": schedule})
     _check_rest(tensors, path)
     usual = 768 if two and kind == "v" else 512
-    height, width = (given["size"],) * 2 if "size" in given else resolution(said, str(path)) or (usual, usual)
+    said_size = None if "size" in given else trainer_settings.size(said, first_stage.factor, str(path))
+    height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
     check_size(height, width, first_stage.factor)
-    conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path)
+    conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path, said)
     sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
 
@@ -223,34 +235,14 @@ def _restore(spec: Mapping[str, Any], ours: Mapping[str, Tensor], wanted: Mappin
     return artifact.restore({"format": artifact.FORMAT, "model": spec}, shaped, where)
 
 
-def _conditioner(state: Mapping[str, Tensor], text_encoder: str | Path | None, path: Path) -> Conditioner:
+def _conditioner(
+    state: Mapping[str, Tensor], text_encoder: str | Path | None, path: Path, said: Mapping[str, Any]
+) -> Conditioner:
     if text_encoder is None:
         if state:
             log.warning("%s: without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt", path)
         return Conditioner()
-    return Conditioner({"text": load_clip(state, Path(text_encoder), path)})
-
-
-def _prediction(state: dict[str, Tensor], said: Mapping[str, Any], given: str | None, path: Path) -> str | None:
-    """What the network predicts: as `given`, else by the file's marker `v_pred`, metadata or trainer's settings.
-
-    Raises UserError where these contradict each other, or say something else, and nothing is given.
-    """
-    claims = {"v_pred": "v"} if state.pop("v_pred", None) is not None else {}
-    claims |= {key: str(value) for key, name, value in leaves(said) if name in _PREDICTION_NAMES}
-    marks = {key: flag(value, f"{path}: {key}") for key, name, value in leaves(said) if name in _V_MARKS}
-    claims |= {key: "v" if on else "eps" for key, on in marks.items()}
-    kinds = {_PREDICTIONS.get(value) for value in claims.values()}
-    text = " and ".join(f"{key}={value[:40]}" for key, value in claims.items())
-    if given is not None:
-        if given not in ("eps", "v"):
-            raise UserError(f"prediction={given}: a checkpoint predicts eps or v.")
-        if kinds - {given}:
-            log.warning("%s: prediction=%s is taken as asked for, not the file's own %s", path, given, text)
-        return given
-    if len(kinds) > 1 or None in kinds:
-        raise UserError(f"{path} says that it predicts {text}: give prediction=eps or prediction=v.")
-    return next(iter(kinds), None)
+    return Conditioner({"text": load_clip(state, Path(text_encoder), path, said)})
 
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:

@@ -71,6 +71,8 @@ def of_text(model: Any) -> list[str]:
     config, reasons = text.encoder.config, []
     if text.masked or text.pooled:
         reasons.append("its text is masked or pooled (conditioner.text.masked=false conditioner.text.pooled=false)")
+    if text.clip_skip != 1:
+        reasons.append("its text is read before the encoder's last layer (conditioner.text.clip_skip=1)")
     if (length := text.limit(text.tokenizer)) != config.max_position_embeddings:
         wanted = config.max_position_embeddings
         reasons.append(f"its captions are padded to {length} tokens (conditioner.text.length={wanted})")

@@ -22,7 +22,7 @@ from ldm.devices import available, fast_products
 from ldm.errors import UserError, did_you_mean
 from ldm.networks.layers import laid_out
 from ldm.ranks import local_rank
-from ldm.training import optimizers, resume, sharded
+from ldm.training import optimizers, resume, sharded, trainer_options
 from ldm.training.callbacks import Pictures, progress
 from ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from ldm.training.costs import Costs
@@ -97,10 +97,11 @@ def fit(
 def trainer_of(
     folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, start: Start
 ) -> pl.Trainer:
-    options = dict(config["trainer"])
+    options = trainer_options.own(config["trainer"])
     limit = parse_time(given) if (given := options.pop("max_time", None)) else None
     checkpoints = Checkpoints(folder, **config["checkpoint"], begins=start.checkpoint)
-    callbacks: list[pl.Callback] = [progress(), checkpoints, StopOnSignal()]
+    bars = [progress()] if options.pop("enable_progress_bar", True) else []
+    callbacks: list[pl.Callback] = [*bars, checkpoints, StopOnSignal()]
     callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
@@ -120,17 +121,12 @@ def trainer_of(
     try:
         return pl.Trainer(
             **options,
-            max_epochs=-1,
+            **trainer_options.FIXED,
             callbacks=callbacks,
             logger=loggers(config["logger"], folder, start.step),
             plugins=plugins,
             default_root_dir=str(folder.path),
-            enable_checkpointing=False,
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            inference_mode=False,  # weights that FSDP puts together in it can't be put together outside of it
-            num_sanity_val_steps=0,
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Lightning's Trainer can't take these options, trainer.X: {error}") from error

@@ -1,15 +1,17 @@
 """Single-file checkpoints of CompVis's kind, made out of random models of diffusers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import ldm
+from ldm.conditioning import Conditioner
 from ldm.diffusion import V
 from ldm.errors import UserError
-from ldm.interop import compvis, single_file
+from ldm.interop import compvis, single_file, stable_diffusion
 from ldm.interop.clip_text import second_names
 from ldm.interop.names import by_prefix, inverse, rename
 from tests.interop.configs import unet, vae
@@ -310,6 +312,39 @@ def test_settings_in_texts_and_in_yaml_beside_are_read(name, metadata, beside, c
         path.with_suffix(".yaml").write_text(beside)
     model = ldm.load(path)
     assert isinstance(model.denoiser.parameterization, V) and model.latent_std[0] == 4
+
+
+def test_head_counts_and_size_beside_are_the_models(checkpoint, tmp_path):
+    path = changed(checkpoint[0], tmp_path / "a.safetensors", {"modelspec.resolution": "16x32"})
+    text = "model: {params: {unet_config: {params: {num_heads: COUNT}}}}"
+    path.with_suffix(".yaml").write_text(text.replace("COUNT", "4"))
+    model = ldm.load(path)
+    assert model.denoiser.network.mid_block.attentions[0].transformer_blocks[0].attn1.heads == 4
+    assert (model.preprocess.height, model.preprocess.width) == (32, 16)
+    path.with_suffix(".yaml").write_text(text.replace("COUNT", "5"))
+    with pytest.raises(UserError, match="heads=5 doesn't divide the U-Net's width 32"):
+        ldm.load(path)
+
+
+LAYER = "model: {params: {cond_stage_config: {params: {layer: hidden, layer_idx: -2}}}}"
+
+
+@pytest.mark.parametrize(("metadata", "beside", "normed"), [({"ss_clip_skip": "2"}, "", True), (None, LAYER, False)])
+def test_the_layer_of_the_text_encoder_that_a_file_says_is_read(metadata, beside, normed, checkpoint, tmp_path):
+    root, _ = checkpoint
+    path = changed(root, tmp_path / "a.SAFETENSORS", metadata)  # in whatever case
+    path.with_suffix(".yaml").write_text(beside or "{}")
+    part = ldm.load(path, text_encoder=str(root)).conditioner.parts["text"]
+    output = part.encoder(**part._tokens(["a cat"]), output_hidden_states=True)
+    state = output.hidden_states[-2]
+    norm = next(m for n, m in part.encoder.named_modules() if n.endswith("final_layer_norm"))
+    with torch.no_grad():
+        torch.testing.assert_close(part(["a cat"]).tokens, norm(state) if normed else state)
+        assert (part(["a cat"]).tokens - output.last_hidden_state).abs().max() > 0.1
+    assert any(
+        "clip_skip=1" in reason
+        for reason in stable_diffusion.of_text(SimpleNamespace(conditioner=Conditioner({"text": part})))
+    )
 
 
 @pytest.mark.parametrize(

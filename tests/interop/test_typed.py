@@ -89,3 +89,19 @@ def test_a_scheduler_whose_solver_isnt_here_is_told_and_recorded(name, whole, tm
     assert len(told) == 1 and f"{name} isn't here, dpmpp_2m samples in its place" in told[0]
     assert ldm.load(ldm.save(model, tmp_path / "kept")).scheduler == name and name in repr(model)
     assert "scheduler" not in ldm.spec_of(ldm.load(whole))
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ((f"{WEIGHTS}.bin", f"{WEIGHTS}.non_ema.safetensors"), 0),
+        ((f"{WEIGHTS}.non_ema.safetensors", f"{WEIGHTS}.fp16.safetensors"), 1),
+        ((f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bin"), 1),
+        ((f"{WEIGHTS}.non_ema.safetensors",), 0),
+    ],
+)
+def test_plain_weights_count_before_those_without_averaging(names, taken, tmp_path, caplog):
+    for i, name in enumerate(names):
+        (torch.save if name.endswith(".bin") else save_file)({"x": torch.tensor([float(i)])}, tmp_path / name)
+    assert read_weights(tmp_path)["x"] == taken
+    assert ("non_ema.safetensors alone" in caplog.text) == (len(names) == 1)

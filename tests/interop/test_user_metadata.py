@@ -76,6 +76,31 @@ def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
     assert "activation text 'other'" in line and "zk" not in line
 
 
+def test_lora_managers_file_and_a_loras_own_metadata_are_told(tmp_path, caplog):
+    said = {"usage_tips": '{"strength": 0.6, "clip_skip": 2}', "base_model": "SD 1.5", "file_size": 3, "notes": ""}
+    said["civitai"] = {"trainedWords": ["zk"]}
+    [line] = told(tmp_path, said, caplog, name="a.metadata.json")
+    assert "preferred weight '0.6'" in line and "clip_skip '2'" in line and "load it at scale 0.6" in line
+    assert "zk" in line and "SD 1.5" in line and "file_size" not in line
+    [line] = told(tmp_path, {"recommended_weight": 0.7}, caplog, name="a.metadata.json")
+    assert "preferred weight '0.7'" in line
+    [line] = told(tmp_path, {"usage_tips": "[1]"}, caplog, name="a.metadata.json")
+    assert "nothing beside it is taken" in line
+    caplog.clear()
+    user_metadata.tell(tmp_path / "b.safetensors", 1.0, {"recommended_weight": "0.7"})
+    assert "load it at scale 0.7" in caplog.text
+    caplog.clear()
+    user_metadata.tell(tmp_path / "b.safetensors", 0.7, {"recommended_weight": "0.7"})
+    assert not caplog.text
+
+
+def test_a_lora_one_level_below_is_named(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"one level below: name .*unet/adapter_model.safetensors"):
+        base.read(tmp_path)
+
+
 ZERO = V(Schedule(zero_terminal_snr=True))
 
 
@@ -95,6 +120,9 @@ ZERO = V(Schedule(zero_terminal_snr=True))
         ({"modelspec.prediction_type": "v"}, V(), None),
         ({"modelspec.prediction_type": "odd\x1b"}, V(), r"prediction_type=odd\x1b"),
         ({"ss_clip_skip": "2"}, Eps(), "ss_clip_skip=2"),
+        ({"modelspec.encoder_layer": "2"}, Eps(), "the base reads its text encoder's last layer"),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, Eps(), "the base predicts eps"),
+        ({"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, V(), None),
         ({"ss_clip_skip": "None", "ss_noise_offset": "0.05", "ss_min_snr_gamma": "5.0"}, Eps(), None),
     ],
 )
@@ -102,6 +130,13 @@ def test_a_lora_for_another_base_is_told(metadata, on, says, caplog):
     lora_base.tell_differences(metadata, on, "a.safetensors")
     assert len(caplog.records) == (says is not None)
     assert says is None or says in caplog.text
+
+
+def test_a_clip_skip_that_the_base_has_too_isnt_told(caplog):
+    lora_base.tell_differences({"ss_clip_skip": "2"}, Eps(), "a", clip_skip=2)
+    assert not caplog.text
+    lora_base.tell_differences({"ss_clip_skip": "1"}, Eps(), "a", clip_skip=2)
+    assert "the base reads its text encoder's layer 2 from the end" in caplog.text
 
 
 def test_a_switch_that_is_none_is_refused():

@@ -1,0 +1,74 @@
+"""What a trainer's settings say of a single file as a whole: averaged weights, how conditions come in, image size."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.errors import UserError
+from ldm.interop.modelspec import resolution
+from ldm.interop.plain import flag, is_off, number, whole
+from ldm.interop.said import leaves
+from ldm.networks import UNet
+
+log = logging.getLogger("ldm")
+_CONCATENATED = ("concat", "hybrid")
+_UNUSED = 64  # latents' side in every stock config, also in that of 768-pixel models
+
+
+def tell_of_averages(said: Mapping[str, Any], has_averages: bool, taken: bool, where: str) -> None:
+    """Says which weights were taken where settings say that averages were kept."""
+    uses = any(name == "use_ema" and flag(value, f"{where}: {key}") for key, name, value in leaves(said))
+    if uses and not taken:
+        rest = "they are in it too: ema=True takes them" if has_averages else "the averaged ones aren't in the file"
+        log.warning("%s says use_ema: the weights without averaging are taken; %s", where, rest)
+
+
+def check_conditions(said: Mapping[str, Any], network: UNet, where: str) -> None:
+    """Raises UserError where settings say that conditions are concatenated to latents, and the U-Net reads none."""
+    for key, name, value in leaves(said):
+        kinds = str(value).strip().lower().split("-")
+        if name == "conditioning_key" and set(kinds) & set(_CONCATENATED) and not network.concat_channels:
+            raise UserError(
+                f"{where} says {key}={str(value)[:40]}, but its U-Net reads the {network.in_channels} channels of the "
+                "latents alone: settings and weights are of two models, so take the right ones."
+            )
+
+
+def size(said: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | None:
+    """Height and width of the images: by `modelspec.resolution`, kohya's `ss_resolution`, or a trainer's `image_size`,
+    which is that of the latents. The first counts, and another one is told; None where nothing is said."""
+    found = [(key, pair) for key, pair in _sizes(said, factor, where) if pair]
+    for key, pair in found[1:]:
+        if pair != found[0][1]:
+            shown = [f"{width}x{height}" for height, width in (pair, found[0][1])]
+            log.warning("%s: %s says %s, %s %s, which is taken", where, key, shown[0], found[0][0], shown[1])
+    return found[0][1] if found else None
+
+
+def _sizes(said: Mapping[str, Any], factor: int, where: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    yield "modelspec.resolution", resolution(said, where)
+    for key, name, value in leaves(said):
+        if name == "ss_resolution" and not is_off(value):
+            yield key, _kohya(value, f"{where}: {key}")
+    for key, name, value in leaves(said):
+        if name == "image_size" and "first_stage" not in key:
+            yield key, _of_latents(value, factor, f"{where}: {key}")
+
+
+def _kohya(value: Any, what: str) -> tuple[int, int]:
+    """Of "(width, height)", or one number for both."""
+    found = re.fullmatch(r"[(\[]?\s*(\d{1,5})\s*(?:[,x]\s*(\d{1,5})?\s*)?[)\]]?", str(value).strip())
+    width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not min(width, height):
+        raise UserError(f"{what} is {str(value)[:40]!r}, where (width, height) belongs: give size.")
+    return height, width
+
+
+def _of_latents(value: Any, factor: int, what: str) -> tuple[int, int] | None:
+    """Of the latents' side, or (height, width); the stock one says nothing."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(sides) != 2:
+        raise UserError(f"{what} is {str(value)[:40]!r}, where one side of the latents or two belong: give size.")
+    height, width = (whole(number(side, what), what, 1, 8192) for side in sides)
+    return None if height == width == _UNUSED else (height * factor, width * factor)
