@@ -335,7 +335,7 @@ def test_the_layer_of_the_text_encoder_that_a_file_says_is_read(metadata, beside
     path = changed(root, tmp_path / "a.SAFETENSORS", metadata)  # in whatever case
     path.with_suffix(".yaml").write_text(beside or "{}")
     part = ldm.load(path, text_encoder=str(root)).conditioner.parts["text"]
-    output = part.encoder(**part._tokens(["a cat"]), output_hidden_states=True)
+    output = part.encoder(input_ids=part._tokens(["a cat"])["input_ids"], output_hidden_states=True)
     state = output.hidden_states[-2]
     norm = next(m for n, m in part.encoder.named_modules() if n.endswith("final_layer_norm"))
     with torch.no_grad():
