@@ -51,7 +51,9 @@ def _of_manager(file: Path) -> dict[str, Any]:
     civitai = read.get("civitai")
     said = _named(civitai, _INFO) if isinstance(civitai, dict) else {}
     said |= {key: value for key, value in _named(read, _MANAGER).items() if value not in _UNSAID}
-    return said | ({_TIPS.get(key, key): value for key, value in tips.items()} if isinstance(tips, dict) else {})
+    return said | (
+        {_TIPS.get(str(key), str(key)): value for key, value in tips.items()} if isinstance(tips, dict) else {}
+    )
 
 
 def _named(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
