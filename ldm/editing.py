@@ -227,7 +227,10 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
         mask = given.float()
         return (mask.view(-1, 1, *mask.shape[-2:]) > 0.5).float()
     items = list(given) if isinstance(given, (list, tuple)) else [given]
-    arrays = [preprocess.resize_map(_grey(item)) for item in items]
+    notes: Notes = []
+    arrays = [preprocess.resize_map(_mask(item, notes)) for item in items]
+    for note in dict.fromkeys(notes):
+        _log.warning("a mask that is given: %s", note.removeprefix("mask "))
     return torch.from_numpy(np.stack(arrays) > 127).float()[:, None]
 
 
@@ -259,13 +262,10 @@ def _ids(item: Any) -> np.ndarray:
     return open_map(item)
 
 
-def _grey(item: Any) -> np.ndarray:
-    if isinstance(item, np.ndarray):
-        grey = item[..., :3].mean(2) if item.ndim == 3 and item.shape[2] in (1, 3, 4) else item
-        if grey.ndim != 2:
-            raise UserError(f"a mask {item.shape} is no picture (H, W), white or 1 where to draw.")
-        return (grey * (255.0 if grey.max() <= 1 else 1.0)).clip(0, 255).astype(np.uint8)
-    return open_mask(item)
+def _mask(item: Any, notes: Notes) -> np.ndarray:
+    if isinstance(item, np.ndarray) and item.ndim != 2 and item.shape[2:] not in ((1,), (3,), (4,)):
+        raise UserError(f"a mask {item.shape} is no picture (H, W), white or 1 where to draw.")
+    return open_mask(item, notes)
 
 
 def _repeated(tensor: Tensor, n: int) -> Tensor:

@@ -137,10 +137,15 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
     grey[: size[0] // 2] = 255
     wanted = read_masks(grey, model.preprocess)
     assert wanted.mean() == 0.5
-    for same in (grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
+    for same in (grey // 255 + 1, grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
         assert torch.equal(read_masks(same, model.preprocess), wanted)
     with pytest.raises(UserError, match="is no picture"):
         read_masks(np.zeros((2, *size)), model.preprocess)
+
+
+def test_a_mask_of_nothing_is_said_where_it_is_given(model: LatentDiffusion, caplog: Any) -> None:
+    assert not read_masks(Image.new("L", (8, 8)), model.preprocess).any()
+    assert "a mask that is given: is wholly black: nothing is masked" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,63 @@ def test_masks_are_cut_at_half(content):
     assert open_mask(content).tolist() == [[0] * 4 + [255] * 4] * 4
 
 
+def indexed(left: int, right: int, *colours: tuple[int, int, int]) -> Image.Image:
+    """A palette image of two indices; `colours` are those of the lowest."""
+    picture = halves(left, right, "P")
+    picture.putpalette([value for colour in colours for value in colour])
+    return picture
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(halves(1, 3, "L")),
+        png(Image.fromarray(np.repeat([[0, 1000]], 4, 1).repeat(4, 0).astype(np.uint16))),
+        png(indexed(0, 1, (0, 0, 0), (128, 0, 0))),
+        png(indexed(1, 0, (255, 255, 255), (0, 0, 0))),
+        png(indexed(1, 2, (9, 0, 0), (9, 9, 0), (0, 0, 9))),
+        png(halves((0, 0, 0), (255, 0, 0))),
+        png(halves((0, 0, 255), (0, 255, 0))),
+        png(halves((0, 0, 0, 0), (0, 0, 0, 255), "RGBA")),
+        png(halves((9, 9, 9, 0), (255, 255, 255, 90), "RGBA")),
+        packed(halves((0, 0, 0), (255, 0, 0), size=(16, 4)).resize((8, 4)), "JPEG", quality=100),
+    ],
+    ids=["grey13", "16bit", "palette", "grey-palette", "indices", "red", "colours", "alpha", "by-alpha", "red-jpeg"],
+)
+def test_masks_of_two_kinds_need_no_white(content):
+    notes: list[str] = []
+    assert open_mask(content, notes).tolist() == [[0] * 4 + [255] * 4] * 4 and notes == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "mode", "masked", "says"),
+    [
+        ([0, 0, 0], "L", [0, 0, 0], "wholly black"),
+        ([1, 1, 1], "L", [1, 1, 1], "wholly white"),
+        ([0, 15, 255], "L", [0, 0, 1], "above half"),
+        ([0, 128, 255], "L", [0, 1, 1], None),
+        ([(0, 0, 0), (9, 240, 9), (200, 9, 9)], "RGB", [0, 1, 0], "several colours"),
+    ],
+)
+def test_what_a_mask_may_mean_otherwise_is_said(rows, mode, masked, says):
+    picture = Image.new(mode, (3, 1))
+    picture.putdata(rows)
+    notes: list[str] = []
+    assert (open_mask(png(picture), notes) > 0).astype(int).tolist() == [masked]
+    assert [says in note for note in notes] == ([True] if says else [])
+
+
+def test_a_trimap_of_small_numbers_is_refused_and_palettes_of_several_are_masked_but_for_black():
+    trimap = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
+    with pytest.raises(BadImage, match="values 1, 2, 3, which don't say what is masked: write 255"):
+        open_mask(png(trimap))
+    picture = indexed(0, 1, (0, 0, 0), (128, 0, 0), (0, 128, 0))
+    picture.putpixel((7, 0), 2)
+    notes: list[str] = []
+    assert open_mask(png(picture), notes).tolist() == [[0] * 4 + [255] * 4] * 4
+    assert notes == ["mask of a palette of several colours: all but black is masked"]
+
+
 def test_what_cannot_be_read_names_its_file(tmp_path):
     whole = png(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)))
     for name, content in {"cut.png": whole[:1500], "text.jpg": b"hello", "empty.png": b""}.items():

@@ -157,11 +157,11 @@ class Decoder:
         try:
             content = _read(store, sample.image)
             out = {"images": self.preprocess.array(content, notes)}
-            for key, opener in (("map", open_map), ("mask", open_mask)):
-                if key in self.has:
-                    values = opener(_read(store, _path(sample, key)))
-                    _check_aspect(content, values, key, self.preprocess.channels)
-                    out[key] = self.preprocess.resize_map(values)
+            for key in [key for key in ("map", "mask") if key in self.has]:
+                other = _read(store, _path(sample, key))
+                values = open_map(other) if key == "map" else open_mask(other, notes)
+                _check_aspect(content, values, key, self.preprocess.channels)
+                out[key] = self.preprocess.resize_map(values)
             if self.control:
                 control = _read(store, _path(sample, "control"))
                 _check_aspect(content, control, "control", self.preprocess.channels)

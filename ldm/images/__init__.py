@@ -6,9 +6,10 @@ An image is (C, H, W) uint8 or uint16 on disk and float32 in [-1, 1] in a batch.
 from ldm.images.aspect import alike, check_alike, shape_of
 from ldm.images.axes import SURE
 from ldm.images.colour import CONVERTED, Notes
+from ldm.images.masks import open_mask
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import IMAGES, READER, open_image, open_map, open_mask, probe, turned
+from ldm.images.reading import IMAGES, READER, open_image, open_map, probe, turned
 from ldm.images.unknown import BadImage
 
 __all__ = [

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
 )
-READER = 2  # in the keys of decoded data; raise it whenever some image is read otherwise than before
+READER = 3  # in the keys of decoded data; raise it whenever some image is read otherwise than before
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
 _BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
@@ -49,7 +49,7 @@ def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "I
     What was done about its colours, or couldn't be, goes to `notes`. Raises BadImage.
     """
     notes = [] if notes is None else notes
-    with _named(source):
+    with naming(source):
         picture = turned(source, draft, notes)
         if isinstance(picture, np.ndarray) or picture.info.get(_AS_MEANT):
             return picture
@@ -69,28 +69,15 @@ def turned(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image
 
 def open_map(source: Source) -> np.ndarray:
     """A picture of ids, (h, w) uint8: grey values or palette indices as they are. Raises BadImage."""
-    with _named(source):
+    with naming(source):
         values = np.asarray(turned(source))  # not in sRGB: ids are no colours
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as colour
-    if values.ndim != 2 or _is_jpeg(source):
+    if values.ndim != 2 or is_jpeg(source):
         raise BadImage(named(source, "isn't a map of ids: it has one channel or a palette and is no JPEG, which blurs"))
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > 255:
         raise BadImage(named(source, f"holds {values.dtype} values; ids are whole numbers from 0 to 255"))
     return values.astype(np.uint8)
-
-
-def open_mask(source: Source) -> np.ndarray:
-    """A picture of yes and no, (h, w) uint8 of 0 and 255, cut at half; 0 and 1 will do too. Raises BadImage."""
-    with _named(source):
-        picture = turned(source)
-    values = picture if isinstance(picture, np.ndarray) else pixels_of(picture, 1, (0,))
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    if values.ndim != 2:
-        raise BadImage(named(source, f"has shape {values.shape}; a mask has one channel"))
-    top = np.iinfo(values.dtype).max if values.dtype.kind in "ui" and values.max() > 1 else values.max()
-    return np.where(values > top / 2, 255, 0).astype(np.uint8)
 
 
 def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int, int, int, int]:
@@ -99,7 +86,7 @@ def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int
     Alpha doesn't count as a channel, a palette counts as three. `channels` tells which axis of an array has them, where
     that is known. Raises BadImage.
     """
-    with _named(file), open(file, "rb") if isinstance(file, (str, Path)) else file as stream:
+    with naming(file), open(file, "rb") if isinstance(file, (str, Path)) else file as stream:
         magic = stream.read(len(_NPY))
         stream.seek(0)
         if magic == _NPY:
@@ -148,7 +135,7 @@ def named(source: Any, reason: str) -> str:
 
 
 @contextmanager
-def _named(source: Source) -> Iterator[None]:
+def naming(source: Source) -> Iterator[None]:
     """Whatever Pillow's readers raise as BadImage, with the file's name."""
     try:
         yield
@@ -162,7 +149,7 @@ def _bytes(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
-def _is_jpeg(source: Source) -> bool:
+def is_jpeg(source: Source) -> bool:
     if isinstance(source, (str, Path, bytes)):
         return _bytes(source).startswith(b"\xff\xd8")
     return getattr(source, "format", None) == "JPEG"
