@@ -217,7 +217,7 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
     arrays = [preprocess.array(item, notes) for item in items]
     for note in dict.fromkeys(notes):
         if not note.startswith(CONVERTED):
-            _log.warning("an image that is given: %s", note)
+            _log.warning("an image that is given: %s", note.split("; data.")[0])
     return preprocess.to_tensor(np.stack(arrays))
 
 

@@ -423,3 +423,65 @@ def test_the_spec_makes_the_same_preprocessing():
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(UserError):
         Preprocess(**wrong)
+
+
+def tiff(array: np.ndarray, **options) -> bytes:
+    tifffile = pytest.importorskip("tifffile", reason="the extra `tiff`")
+    file = io.BytesIO()
+    tifffile.imwrite(file, array, **options)
+    return file.getvalue()
+
+
+def test_a_tiff_whose_white_is_zero_is_inverted_at_every_depth():
+    grey = np.arange(12).reshape(3, 4)
+    deep = tiff((grey * 1000).astype(np.uint16), photometric="miniswhite")
+    assert (np.asarray(open_image(deep)) == 65535 - grey * 1000).all()
+    assert (np.asarray(open_image(tiff(grey.astype(np.uint8), photometric="miniswhite"))) == 255 - grey).all()
+    wide = tiff((grey * 1000).astype(np.uint32), photometric="miniswhite")
+    assert (np.asarray(open_image(wide)) == 2**32 - 1 - grey * 1000).all()
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_tiffs_beyond_pillow_are_turned_as_others_are(orientation):
+    colours = (np.arange(18).reshape(3, 2, 3) * 257).astype(np.uint16)
+    deep = tiff(colours, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    exif = Image.Exif()
+    exif[274] = orientation
+    flat = png(Image.fromarray((colours // 257).astype(np.uint8)), exif=exif)
+    assert (open_image(deep) // 257 == np.asarray(open_image(flat))).all()
+    assert probe(io.BytesIO(deep))[:2] == probe(io.BytesIO(flat))[:2]
+
+
+@pytest.mark.parametrize(("photometric", "channels", "space"), [("separated", 4, "CMYK"), (8, 3, "Lab")])
+def test_tiffs_of_16_bits_in_other_colours_are_refused(photometric, channels, space):
+    with pytest.raises(BadImage, match=f"is a TIFF of {space} with 16 bits, which isn't converted: save it as RGB"):
+        open_image(tiff(np.zeros((4, 4, channels), np.uint16), photometric=photometric))
+
+
+def test_a_fourth_band_is_read_where_four_are_wanted_and_said_where_not():
+    bands = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+    content = tiff(bands, photometric="rgb", extrasamples=["unspecified"])
+    assert (Preprocess(4, 4, 4).array(content) == bands.transpose(2, 0, 1)).all()
+    assert probe(io.BytesIO(content), 4)[2] == 4
+    notes: list[str] = []
+    assert (Preprocess(3, 4, 4).array(content, notes) == bands.transpose(2, 0, 1)[:3]).all()
+    assert notes == ["a fourth channel of a TIFF isn't read; data.channels=4 reads it"]
+
+
+@pytest.mark.parametrize(("background", "name"), [(None, "white"), ([0], "black"), ([0, 0, 9], "the colour")])
+def test_transparency_that_is_laid_on_a_colour_is_said(background, name):
+    notes: list[str] = []
+    process = Preprocess(3, 4, 4, background=background)
+    process.array(png(Image.new("RGBA", (4, 4), (0, 0, 0, 255))), notes)
+    assert notes == []
+    process.array(png(Image.new("RGBA", (4, 4), (0, 0, 0, 9))), notes)
+    assert len(notes) == 1 and notes[0].startswith(f"transparency laid on {name}")
+
+
+@pytest.mark.parametrize("top", [1023, 65535])
+def test_a_ppm_of_more_than_8_bits_is_known_to_be_reduced(top):
+    content = b"P6\n4 4\n%d\n" % top + bytes(96)
+    assert open_image(content).info["ldm_cut_to_8_bits"]
+    assert not open_image(b"P6\n4 4\n255\n" + bytes(48)).info["ldm_cut_to_8_bits"]
+    with pytest.raises(BadImage, match="PNG or PPM of 16 bits"):
+        Preprocess(3, 4, 4, bits=16).array(content)

@@ -37,7 +37,6 @@ _STARTS = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n": ".png",
     b"GIF8": ".gif",
-    b"RIFF": ".webp",
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
@@ -109,6 +108,8 @@ def _content(store: Store, path: str) -> str | None:
         return None
     if head[128:132] == b"DICM":
         return _DICOM
+    if head.startswith(b"RIFF"):
+        return ".webp" if head[8:12] == b"WEBP" else None  # .wav and .avi begin so too
     return next((name for start, name in _STARTS.items() if head.startswith(start)), None)
 
 

@@ -18,7 +18,12 @@ _LOOKED_AT = 16  # files of a kind that say what the kind holds
 _BLANKS = 64  # bytes that an empty caption's file may have
 _TAGS = ("tag_string", "tags")  # as image boards have them
 _NUMBER = r"-?\d+(\.\d*)?(e[-+]?\d+)?"
-_BOX = re.compile(rf"\d+(\s+{_NUMBER}){{4,}}\s*", re.IGNORECASE)  # YOLO's: a class, then at least four numbers
+_GAP = r"(\s*[,;]\s*|\s+)"
+# YOLO's class and box; also SROIE's and ICDAR's box before its words, DOTA's before its class
+_BOX = re.compile(rf"{_NUMBER}({_GAP}{_NUMBER}){{3,}}({_GAP}.*)?", re.IGNORECASE)
+_HEADER = re.compile(r"(imagesource|gsd)\s*:.*", re.IGNORECASE)  # DOTA's
+_MOSTLY = 0.7  # of a line's words that are numbers: KITTI's begin with a class
+_LEAST = 4  # numbers of a box
 
 
 def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
@@ -46,10 +51,13 @@ def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
 
 def unread_captions(samples: Iterable[Sample], store: Store, seen: Seen) -> None:
     """Notes the caption files of samples whose caption is known from elsewhere."""
-    paths = [path for sample in samples if (path := stem(sample.image) + KINDS[0]) in store.entries]
-    if paths:
+    images = list(samples)
+    for kind in KINDS[:-1]:
+        paths = [path for sample in images if (path := stem(sample.image) + kind) in store.entries]
+        if not paths:
+            continue
         seen.pass_over(paths, "beside an image that has a caption in the metadata")
-        said = f"{plural(len(paths), '.txt file')} beside images that have a caption in the metadata"
+        said = f"{plural(len(paths), f'{kind} file')} beside images that have a caption in the metadata"
         seen.note(f"{said}, which is taken instead: {some(paths)}")
 
 
@@ -109,10 +117,11 @@ def _is_read(kind: str, paths: Sequence[str], store: Store, seen: Seen) -> bool:
     if not boxes:
         return True
     if len(boxes) < len(texts):
-        seen.note(f"some {kind} files hold numbers alone, as YOLO's boxes, and are read as captions: {some(boxes)}")
+        seen.note(f"some {kind} files hold lines of numbers, as YOLO's boxes, and are read as captions: {some(boxes)}")
         return True
-    seen.pass_over(paths, "boxes, as YOLO has them")
-    said = f"{plural(len(paths), f'{kind} file')} beside images hold boxes, as YOLO has them, and no captions"
+    seen.pass_over(paths, "boxes, as YOLO, DOTA, KITTI and SROIE have them")
+    said = f"{plural(len(paths), f'{kind} file')} beside images hold boxes, as YOLO, DOTA, KITTI and SROIE have them,"
+    said = f"{said} and no captions"
     seen.note(f"{said}: they aren't read ({some(paths)})")
     return False
 
@@ -134,7 +143,14 @@ def _is_empty(store: Store, path: str) -> bool:
 
 
 def _is_boxes(text: str) -> bool:
-    return all(_BOX.fullmatch(line) for line in text.split("\n") if line.strip())
+    lines = [line.strip() for line in text.split("\n") if line.strip() and not _HEADER.fullmatch(line.strip())]
+    return bool(lines) and all(_BOX.fullmatch(line) or _is_mostly_numbers(line) for line in lines)
+
+
+def _is_mostly_numbers(line: str) -> bool:
+    words = re.split(r"[\s,;]+", line)
+    numbers = sum(re.fullmatch(_NUMBER, word, re.IGNORECASE) is not None for word in words)
+    return numbers >= max(_LEAST, _MOSTLY * len(words))
 
 
 def _has_caption(text: str) -> bool:

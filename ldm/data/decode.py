@@ -15,8 +15,9 @@ from ldm.data.sample import Sample, joined, plural
 from ldm.data.store import Store
 from ldm.data.table import REPEATS, Column, Table, new_array
 from ldm.errors import UserError, printable
-from ldm.images import BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
+from ldm.images import TRANSPARENT, BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
+CONTROL_ON_BLACK = "transparency of its control image laid on black: save white lines on black, without transparency"
 _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes
 _SHOW_PROGRESS = 2000  # images
@@ -165,7 +166,9 @@ class Decoder:
             if self.control:
                 control = _read(store, _path(sample, "control"))
                 _check_aspect(content, control, "control", self.preprocess.channels)
-                out["control"] = self.control.array(control)
+                about: list[str] = []
+                out["control"] = self.control.array(control, about)
+                notes += [CONTROL_ON_BLACK for note in about if note.startswith(TRANSPARENT)]
             return out, notes
         except BadImage as error:
             return error, notes

@@ -1,5 +1,6 @@
 """What may be meant otherwise than it was decoded, by the pixels of a few images: their depth, and an array's axes."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from ldm.images import SURE, Preprocess, open_image
 _LOOKED_AT = 16  # images
 _DEPTHS = (8, 10, 12, 14)  # bits that instruments keep in 16
 _PNG, _DEPTH, _CUT = b"\x89PNG\r\n\x1a\n", 24, (2, 4, 6)  # where IHDR has the depth; types in colour or with alpha
+_PPM = re.compile(rb"P[36]\s(\s|#[^\n]*\n)*\d+\s+\d+\s+(\d+)\s")  # in colour, and its highest value
 _NPY, _AXES = b"\x93NUMPY", 3
 
 
@@ -40,7 +42,9 @@ def _deep(content: bytes) -> np.ndarray | None:
 
 
 def _is_cut(content: bytes) -> bool:
-    """Whether it is a PNG of 16 bits in colour or with alpha, of which Pillow reads 8."""
+    """Whether it is a PNG or PPM of 16 bits in colour or with alpha, of which Pillow reads 8."""
+    if head := _PPM.match(content):
+        return int(head[2]) > 255
     return content.startswith(_PNG) and content[_DEPTH] == 16 and content[_DEPTH + 1] in _CUT
 
 
@@ -49,8 +53,8 @@ def _shape(content: bytes) -> tuple[int, ...]:
 
 
 def _of_cut(paths: Sequence[str], looked: int) -> str:
-    said = f"PNGs of 16 bits in colour or with alpha are reduced to 8 ({len(paths)} of {looked} that were looked at"
-    return f"{said}: {some(paths)}): save them as TIFF or .npy to keep all bits"
+    said = f"PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 ({len(paths)} of {looked} that were"
+    return f"{said} looked at: {some(paths)}): save them as TIFF or .npy to keep all bits"
 
 
 def _of_depth(top: int, looked: int) -> str:

@@ -16,6 +16,7 @@ from ldm.data.metadata import tell_outside
 from ldm.data.part import Part, check_names, held_out
 from ldm.data.repeats import check_repeats
 from ldm.data.sample import PATHS, Sample, Seen, plural, some
+from ldm.data.split_column import by_column
 from ldm.data.store import Store, open_store
 from ldm.data.stored import EMBEDDED, WHOLE, Stored
 from ldm.data.table import hash_of
@@ -107,6 +108,8 @@ class Folder(Stored):
     def _split_said(self) -> str:
         if self.val_root is not None:
             return f"data.val_root={self.val_root}"
+        if self.seen.splits and not self._layout.val:
+            return self.seen.split_column
         return some([f"{folder}/" for folder in self._layout.val]) or super()._split_said()
 
     @cached_property
@@ -140,6 +143,9 @@ class Folder(Stored):
         if self.repeats:
             check_repeats(train)
         if self.val_root is None and not layout.val:
+            if self.seen.splits:
+                train, val = by_column(train, self.seen)
+                return self._checked(store, train, store, val)
             self._tell(train, store)
             pair = split_off(store, train, self.val_share, self.seen, grouped(store, train, image_of, self.seen))
             _tell_columns(pair[0][1], pair[1][1], self.seen)
@@ -149,6 +155,13 @@ class Folder(Stored):
             other, val = store, self._listed(self._part, layout.val, layout.validates, known)
         else:
             other, val = self._other, self._validation(self._other, known)
+        if self.seen.splits:
+            said = "data.val_root is given" if self.val_root is not None else f"{some(layout.val)}/ is there"
+            self.seen.note(f"{self.seen.split_column} isn't read as the split, as {said}")
+        return self._checked(store, train, other, val)
+
+    def _checked(self, store: Store, train: list[Sample], other: Store, val: list[Sample]) -> tuple[Split, Split]:
+        """Both splits, and what is to be said of them. Raises UserError where one is empty."""
         self._tell([*train, *val], *dict.fromkeys((store, other)))
         for source, found in ((store, train), (other, val)):
             if not found:
@@ -158,7 +171,7 @@ class Folder(Stored):
             count = plural(len(both), "image") + (" is" if len(both) == 1 else " are")
             self.seen.note(f"{count} both for training and for validation: {some(sorted(both))}")
         _tell_columns(train, val, self.seen)
-        tell_inner([s.image for s in train if s.label is not None], layout.train, self.seen)
+        tell_inner([s.image for s in train if s.label is not None], self._layout.train, self.seen)
         tell_copies([(store, s.image) for s in train], [(other, s.image) for s in val], self.seen)
         return (store, train), (other, val)
 

@@ -93,6 +93,12 @@ def is_split(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (_TRAIN, *_VALIDATION))
 
 
+def split_rank(word: str) -> int | None:
+    """0 for a word for training, 1 and up for validation's, the best first; None for another."""
+    patterns = [_TRAIN, *_VALIDATION]
+    return next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(word.strip())), None)
+
+
 def common_folder(paths: Collection[str]) -> str:
     """The deepest folder that all of `paths` lie in."""
     return posixpath.commonpath({posixpath.dirname(path) for path in paths}) if paths else ""

@@ -127,7 +127,7 @@ def _classify(found: Sequence[Sample], meant: bool | None, known: Collection[str
     if not strays:
         for sample, name in zip(found, classes, strict=True):
             sample.label = name
-    elif len(strays) < len(found) and not any(sample.caption for sample in found):
+    elif len(strays) < len(found):
         folders = some(sorted({name for name in classes if name is not None}))
         said = f"no classes are taken from the folders {folders}, as not every image lies in one"
         seen.note(f"{said} ({plural(len(strays), 'image')}, such as {strays[0]}): move these into folders, or away")

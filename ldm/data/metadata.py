@@ -10,8 +10,9 @@ from typing import Any
 
 from ldm.data.beside import ending, is_image
 from ldm.data.layout import inside
-from ldm.data.rows import FILE_NAME, Row, is_gap, is_index, number, rows_of
+from ldm.data.rows import FILE_NAME, Row, is_gap, is_index, number, read_lists, rows_of
 from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, joined, plural, some, text_of
+from ldm.data.split_column import note_splits, split_column
 from ldm.data.store import Store
 from ldm.errors import UserError, did_you_mean
 
@@ -42,9 +43,12 @@ def is_metadata(path: str) -> bool:
 
 
 def label_of(value: Any) -> str | int | None:
-    """A cell's label; a gap and not-a-number are none. Raises UserError for what is neither a number nor a word."""
+    """A cell's label, without blanks around it; a gap and not-a-number are none. Raises UserError for what is neither a
+    number nor a word."""
     if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
         value = None if math.isnan(value) else int(value)
+    if isinstance(value, str):
+        value = value.strip() or None
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
         raise UserError(f"the label {value!r} is neither a number nor a word")
     return value
@@ -61,6 +65,8 @@ class _File:
         self.rows = rows_of(store, path, seen)
         self.columns = self._known({key: key for key in PATHS} | dict(columns), columns)
         name = self.columns.get("text", "")
+        if self.is_csv and (n := read_lists(self.rows, name)):
+            seen.aside(f"'{name}' of {path} holds lists in {plural(n, 'row')}: an image's captions, one at each visit")
         self.tags = _are_tags(path, name, [row[name] for row in self.rows if isinstance(row.get(name), list)], seen)
         if not self.rows:
             seen.note(f"{self.where} has no rows: nothing is taken from it")
@@ -72,6 +78,8 @@ class _File:
         entries = self.store.entries
         if named and not any(path in entries for path, _ in named):
             raise UserError(self._misses(named[0][1][FILE_NAME]))
+        if self.split:
+            note_splits(self.path, self.split, [path for path, _ in named], self.rows, self.seen)
         within = [keep(path) for path, _ in named]
         self.seen.outside |= {
             path: self.path for (path, _), is_in in zip(named, within, strict=True) if not is_in and path not in entries
@@ -92,7 +100,8 @@ class _File:
         for key in [key for key in USUAL if columns.get(key) == key]:
             columns[key] = self._called(key, [name for name in USUAL[key] if name in present])
         filled = {name for row in self.rows for name, value in row.items() if value not in (None, "", [])}
-        self._tell_unread((present & filled) - set(columns.values()), present & filled, wanted)
+        self.split = split_column(self.rows, list(columns.values()))
+        self._tell_unread((present & filled) - {*columns.values(), self.split}, present & filled, wanted)
         return columns
 
     def _called(self, key: str, names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Rows of metadata as their files hold them: JSON, an object a line, or a table with commas, semicolons or tabs."""
 
+import ast
 import csv
 import io
 import json
@@ -21,6 +22,8 @@ _MARKS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _ROW = '{"file_name": "a.png", "text": "a cat"}'
 _NAMELESS = "{} has no column file_name, which names each row's image; {}."
 DIGITS = 18  # of a label that is taken for a number
+_LIST = re.compile(r"""\[\s*['"].*['"]\s*,?\s*\]""", re.DOTALL)
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")  # numpy's arrays, which Python would join to one word
 Row = dict[str, Any]
 
 
@@ -34,11 +37,38 @@ def rows_of(store: Store, path: str, seen: Seen) -> list[Row]:
 
 
 def number(rows: list[Row], label: str) -> None:
-    """Labels of a table that are all in digits are numbers."""
+    """Labels of a table that are all in digits are numbers, unless zeros lead some: 007 is a name other than 7."""
+    for row in rows:
+        if label in row and not row[label].strip():
+            del row[label]
     labelled = [row for row in rows if label in row and not is_gap(row[label], of_label=True)]
-    if all(row[label].isdecimal() and len(row[label]) <= DIGITS for row in labelled):
+    if all(_is_number(row[label].strip()) for row in labelled):
         for row in labelled:
             row[label] = int(row[label])
+
+
+def read_lists(rows: list[Row], text: str) -> int:
+    """Texts of the form ['a cat', 'a pet'], as pandas writes lists, become lists. How many there are."""
+    count = 0
+    for row in rows:
+        if (found := _list_in(row.get(text))) is not None:
+            row[text], count = found, count + 1
+    return count
+
+
+def _list_in(text: Any) -> list[str] | None:
+    if not (isinstance(text, str) and _LIST.fullmatch(text.strip())):
+        return None
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    is_list = isinstance(found, list) and all(isinstance(part, str) for part in found)
+    return found if is_list and not _NO_COMMA.search(text) else None
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) <= DIGITS and str(int(word)) == word
 
 
 def is_gap(word: Any, of_label: bool = False) -> bool:

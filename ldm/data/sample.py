@@ -40,7 +40,8 @@ class Seen:
     `left_out` are images by path, with the reason why they aren't taken; `notes` say what may be meant otherwise than
     it was read, or wasn't read at all, and `asides` what is only good to know. `read` are the files beside the images
     that were made use of; `unread` are the others by path, with the reason. `outside` are images that metadata name, by
-    path with the file that does, and that are neither there nor in the split that was listed.
+    path with the file that does, and that are neither there nor in the split that was listed. `splits` are words for
+    train and val by image, out of the `split_column` of metadata.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -49,6 +50,8 @@ class Seen:
     read: set[str | None] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    split_column: str = ""
 
     def leave(self, paths: list[str], reason: str) -> None:
         self.left_out |= dict.fromkeys(paths, reason)

@@ -8,7 +8,7 @@ from ldm.images.axes import SURE
 from ldm.images.colour import CONVERTED, Notes
 from ldm.images.masks import open_mask
 from ldm.images.output import Pictures, grid, save_png, to_pil8
-from ldm.images.preprocess import Preprocess
+from ldm.images.preprocess import TRANSPARENT, Preprocess
 from ldm.images.reading import IMAGES, READER, open_image, open_map, probe, turned
 from ldm.images.unknown import BadImage
 
@@ -17,6 +17,7 @@ __all__ = [
     "IMAGES",
     "READER",
     "SURE",
+    "TRANSPARENT",
     "BadImage",
     "Notes",
     "Pictures",

@@ -130,9 +130,9 @@ def _of_palette(picture: "Image", notes: Notes) -> np.ndarray:
     if grey.ndim == 2 and len(np.unique(grey)) == len(used):
         return grey
     notes += [PALETTE] if len(used) > 2 else []
-    is_black = ~colours.any(2)
+    is_black: np.ndarray = np.asarray(colours).max(2) == 0
     if is_black.any() and not is_black.all():
-        return ~is_black
+        return np.logical_not(is_black)
     return index > (used[0] if len(used) == 2 else 0)
 
 

@@ -12,7 +12,7 @@ from ldm.errors import UserError, did_you_mean
 from ldm.images.axes import channels_last
 from ldm.images.colour import Notes
 from ldm.images.output import to_pil8
-from ldm.images.reading import named, open_image, pixels_of
+from ldm.images.reading import is_transparent, named, open_image, pixels_of
 from ldm.images.unknown import BadImage
 from ldm.registry import register
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]
+TRANSPARENT = "transparency laid on"
 RESIZE = ("cover", "contain", "stretch", "none")
 
 
@@ -72,11 +73,15 @@ class Preprocess:
         self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None
     ) -> "Image | np.ndarray":
         """The picture as it is meant, for `array`: see `open_image`. Big JPEGs are decoded no larger than needed."""
-        return open_image(source, 0 if self.resize == "none" else 2 * max(self.height, self.width), notes)
+        return open_image(
+            source, 0 if self.resize == "none" else 2 * max(self.height, self.width), notes, self.channels
+        )
 
     def array(self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None) -> np.ndarray:
         """The picture as (C, H, W) uint8 or uint16. Raises BadImage for what can't be read or doesn't fit."""
         picture = self.open(source, notes)
+        if notes is not None and self.channels in (1, 3) and is_transparent(picture):
+            notes.append(f"{TRANSPARENT} {self._ground()}; data.background= sets another colour")
         try:
             return self._array(picture)
         except (BadImage, ValueError) as error:  # Pillow raises ValueError for modes that it can't convert
@@ -117,11 +122,18 @@ class Preprocess:
             return Image.fromarray(self.to_uint(shown[0]).cpu().numpy())
         return to_pil8(shown)
 
+    def _ground(self) -> str:
+        """The colour of the background in words."""
+        names = {(255,): "white", (0,): "black"}
+        return names.get(tuple(sorted({int(value) for value in self.background})), f"the colour {self.background}")
+
     def _array(self, picture: "Image | np.ndarray") -> np.ndarray:
         if isinstance(picture, np.ndarray):
             pixels = channels_last(picture, self.channels)  # (h, w, C)
         elif self.bits == 16 and picture.info.get("ldm_cut_to_8_bits"):
-            raise BadImage("is a colour PNG of 16 bits, of which Pillow reads 8: make it a .npy or TIFF, or set bits=8")
+            raise BadImage(
+                "is a colour PNG or PPM of 16 bits, of which Pillow reads 8: make it a .npy or TIFF, or set bits=8"
+            )
         else:
             pixels = pixels_of(picture, self.channels, self.background)  # (h, w, C)
         if pixels.shape[2] == 1 and self.channels == 3:

@@ -5,8 +5,8 @@ than four channels.
 """
 
 import io
-import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,8 @@ import numpy as np
 
 from ldm.errors import UserError
 from ldm.images.axes import check_channels, shape_of_array
-from ldm.images.colour import CICP, Notes, cicp, in_srgb, unconverted
+from ldm.images.colour import CICP, Notes, cicp, in_srgb
+from ldm.images.tiff import BITS, FIRST, FOURTH, ORIENTATION, SAMPLES, has_fourth, inverted, read_tiff
 from ldm.images.unknown import HEAD, BadImage, what_it_is
 
 if TYPE_CHECKING:
@@ -27,30 +28,30 @@ IMAGES = frozenset(
 )
 READER = 3  # in the keys of decoded data; raise it whenever some image is read otherwise than before
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
-_ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
-_BITS, _SAMPLES, _PROFILE = 258, 277, 34675  # TIFF's tags
 _COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
 _OF_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # (a phone's MPO has a depth or a gain map behind its image)
-PAGES = "of several grey pages, each taken for a channel (save one page alone to take only that)"
-FIRST = "the first of several pages or frames"
 _NPY = b"\x93NUMPY"
+_MAXVAL = re.compile(r"'RGB', (\d+)\)")  # in how Pillow reads a PPM
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 Source = Any  # a file's path or bytes, a Pillow image, or an array
 
 
-def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
+def open_image(
+    source: Source, draft: int = 0, notes: Notes | None = None, channels: int | None = None
+) -> "Image | np.ndarray":
     """A picture from a file, its bytes or Pillow: a Pillow image in sRGB, turned as its EXIF says, or an array from
     .npy and TIFF.
 
     With `draft` a JPEG may be decoded at a fraction of its size, no side below `draft` pixels, which is much faster.
-    What was done about its colours, or couldn't be, goes to `notes`. Raises BadImage.
+    What was done about its colours, or couldn't be, goes to `notes`. With `channels` of 4 a TIFF's fourth is read also
+    where it isn't said to be alpha. Raises BadImage.
     """
     notes = [] if notes is None else notes
     with naming(source):
-        picture = turned(source, draft, notes)
+        picture = turned(source, draft, notes, channels)
         if isinstance(picture, np.ndarray) or picture.info.get(_AS_MEANT):
             return picture
         picture = in_srgb(picture, notes)
@@ -58,12 +59,14 @@ def open_image(source: Source, draft: int = 0, notes: Notes | None = None) -> "I
         return picture
 
 
-def turned(source: Source, draft: int = 0, notes: Notes | None = None) -> "Image | np.ndarray":
+def turned(
+    source: Source, draft: int = 0, notes: Notes | None = None, channels: int | None = None
+) -> "Image | np.ndarray":
     """A picture as `open_image` gives it but for its colours."""
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, (str, Path, bytes)):
-        return _open(_bytes(source), draft, [] if notes is None else notes)
+        return _open(_bytes(source), draft, [] if notes is None else notes, channels)
     return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
 
 
@@ -91,9 +94,9 @@ def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int
         stream.seek(0)
         if magic == _NPY:
             return _probe_array(*_npy_header(stream), channels)
-        picture = _pillow(stream)
+        picture = _pillow(stream, channels)
         if picture is None:
-            array = _tiff(stream, [], head_only=True)
+            array = read_tiff(stream, [], MAX_PIXELS, head_only=True)
             check_channels(array.shape, channels)
             return *array.shape[:2], math.prod(array.shape[2:]), _bits(array.dtype)
         return _probe_picture(picture)
@@ -101,7 +104,7 @@ def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int
 
 def shape_of_picture(picture: "Image") -> tuple[int, int]:
     """Height and width once it is turned as its EXIF says."""
-    width, height = picture.size if picture.getexif().get(_ORIENTATION, 1) < 5 else picture.size[::-1]
+    width, height = picture.size if picture.getexif().get(ORIENTATION, 1) < 5 else picture.size[::-1]
     return height, width
 
 
@@ -127,6 +130,13 @@ def pixels_of(picture: "Image", channels: int, background: Sequence[float]) -> n
         picture = Image.alpha_composite(sheet, picture.convert("RGBA"))
     values = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     return values[:, :, None] if channels == 1 else values
+
+
+def is_transparent(picture: "Image | np.ndarray") -> bool:
+    """Whether some pixels of a Pillow image aren't opaque."""
+    if isinstance(picture, np.ndarray) or not picture.has_transparency_data:
+        return False
+    return int(np.asarray(picture.convert("RGBA").getchannel("A")).min()) < 255
 
 
 def named(source: Any, reason: str) -> str:
@@ -155,23 +165,25 @@ def is_jpeg(source: Source) -> bool:
     return getattr(source, "format", None) == "JPEG"
 
 
-def _open(content: bytes, draft: int, notes: Notes) -> "Image | np.ndarray":
+def _open(content: bytes, draft: int, notes: Notes, channels: int | None) -> "Image | np.ndarray":
     if content.startswith(_NPY):
         shape, dtype = _npy_header(io.BytesIO(content))
         if math.prod(shape) * dtype.itemsize > len(content):
             raise BadImage(f"says that it holds {shape} values, more than it has")
         return np.load(io.BytesIO(content), allow_pickle=False)
     stream = io.BytesIO(content)
-    picture: Any = _pillow(stream)
+    picture: Any = _pillow(stream, channels)
     if picture is None:
-        return _tiff(stream, notes)
+        return read_tiff(stream, notes, MAX_PIXELS)
     if picture.format in _OF_SEVERAL and getattr(picture, "is_animated", False):
         notes.append(FIRST)
     if code := cicp(content):
         picture.info[CICP] = code
     if draft:
         picture.draft(None, (draft, draft))
-    return _upright(picture)
+    notes += [FOURTH] if has_fourth(picture) else []
+    upright = _upright(picture)
+    return inverted(upright, picture.tag_v2) if picture.format == "TIFF" and upright.mode[:2] == "I;" else upright
 
 
 def _upright(picture: Any) -> "Image":
@@ -180,13 +192,21 @@ def _upright(picture: Any) -> "Image":
 
     if not isinstance(picture, Image.Image):
         raise BadImage(f"a {type(picture).__name__} is no image: give a file, a PIL image or an array")
-    deep = picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in str(getattr(picture, "tile", ""))
+    is_cut = _is_cut(picture)  # which is known until its pixels are read
     turned = ImageOps.exif_transpose(picture)
-    turned.info["ldm_cut_to_8_bits"] = deep or picture.info.get("ldm_cut_to_8_bits", False)
+    turned.info["ldm_cut_to_8_bits"] = is_cut or picture.info.get("ldm_cut_to_8_bits", False)
     return turned
 
 
-def _pillow(stream: BinaryIO) -> "Image | None":
+def _is_cut(picture: "Image") -> bool:
+    """Whether it is a PNG or PPM in colour of more than 8 bits, of which Pillow reads 8."""
+    tile = str(getattr(picture, "tile", ""))
+    if picture.format == "PPM":
+        return any(int(top) > 255 for top in _MAXVAL.findall(tile))
+    return picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in tile
+
+
+def _pillow(stream: BinaryIO, channels: int | None = None) -> "Image | None":
     """The picture as Pillow opens it, or None for a TIFF that holds more than Pillow can.
 
     Pillow can: 8 bits of grey, colour or palette with alpha; 16 bits of grey; of several pages the first, which is
@@ -205,36 +225,14 @@ def _pillow(stream: BinaryIO) -> "Image | None":
     if picture.width * picture.height > MAX_PIXELS:
         raise BadImage(f"{picture.width}x{picture.height} pixels are too many")
     if picture.format == "TIFF":
-        bits, samples = max(picture.tag_v2.get(_BITS, (1,))), picture.tag_v2.get(_SAMPLES, 1)
+        bits, samples = max(picture.tag_v2.get(BITS, (1,))), picture.tag_v2.get(SAMPLES, 1)
         pages = picture.n_frames > 1 and picture.tag_v2.get(_COMPRESSION) not in _FAX
         grey = samples == 1 and (bits <= 8 or picture.mode.startswith("I;16")) and not pages
         if not grey and (bits > 8 or samples not in (3, 4)):
             return None
+        if channels == 4 and has_fourth(picture):
+            return None
     return picture
-
-
-def _tiff(stream: BinaryIO, notes: Notes, head_only: bool = False) -> np.ndarray:
-    """A TIFF's first picture (H, W) or (H, W, C); without its values (zeros that take no memory) if `head_only`."""
-    try:
-        import tifffile
-    except ImportError:
-        raise BadImage("is a TIFF that Pillow can't hold; for these: pip install tifffile") from None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of each file's odd tags is of no use here
-    stream.seek(0)
-    with tifffile.TiffFile(stream) as file:
-        first: Any = file.series[0]
-        if set(first.axes) & set("ITZ"):  # a row of pages, of times or of depths
-            first = file.pages[0]
-            notes += [FIRST] if len(file.pages) > 1 else []
-        other = [i for i, axis in enumerate(first.axes) if axis not in "YX"]
-        if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > MAX_PIXELS:
-            raise BadImage(f"{first.shape} pixels are too many")
-        notes += [PAGES] if other and len(getattr(first, "pages", ())) > 1 else []
-        page: Any = file.pages[0]
-        profile = page.tags.get(_PROFILE)
-        notes += unconverted(profile and bytes(profile.value), "RGB" if other else "L")
-        array = np.broadcast_to(first.dtype.type(0), first.shape) if head_only else first.asarray()
-    return np.moveaxis(array, other, range(-len(other), 0)) if other else array
 
 
 def _npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:

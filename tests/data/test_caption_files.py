@@ -16,6 +16,9 @@ from tests.data import folders
 
 ALL = {key: key for key in COLUMNS}
 PPM = b"P6\n4 4\n255\n" + bytes(48)
+SROIE = "377,117,463,117,465,130,378,130,TAN WOON YANN OF 5, JALAN SAGU"
+DOTA = "imagesource:GoogleEarth\ngsd:0.14\n2753 2408 2861 2385 2888 2468 2805 2502 plane 0"
+KITTI = "Car 0.00 0 -1.57 614.24 181.78 727.31 284.77 1.57 1.73 4.15 1.00 1.75 13.22 -1.62"
 
 
 def lay_out(root: Path, **files: str | bytes) -> Path:
@@ -34,18 +37,30 @@ def found(root: Path) -> tuple[list[Sample], Seen]:
     return rows, seen
 
 
-@pytest.mark.parametrize("boxes", ["0 0.51 0.52 0.2 0.3\n1 0.1 0.1 0.2 0.2\n", "3 1 0.5 2e-1 0.5 1 1"])
+@pytest.mark.parametrize(
+    "boxes", ["0 0.51 0.52 0.2 0.3\n1 0.1 0.1 0.2 0.2\n", "3 1 0.5 2e-1 0.5 1 1", SROIE, DOTA, KITTI]
+)
 def test_boxes_are_no_captions(tmp_path, boxes):
     rows, seen = found(lay_out(tmp_path, txt=boxes, caption="a cat"))
     assert [row.caption for row in rows] == [f"{i}.caption" for i in range(3)]
     assert "3 .txt files beside images hold boxes" in seen.notes[0] and len(seen.notes) == 1
     (tmp_path / "1.txt").write_text("3 cats in 2 rows")
     rows, seen = found(tmp_path)
-    assert rows[1].caption == "1.txt" and "some .txt files hold numbers alone" in seen.notes[0]
+    assert rows[1].caption == "1.txt" and "some .txt files hold lines of numbers" in seen.notes[0]
 
 
-def test_numbers_that_are_captions(tmp_path):
-    assert [row.caption for row in found(lay_out(tmp_path, txt="7"))[0]] == ["0.txt", "1.txt", "2.txt"]
+@pytest.mark.parametrize("text", ["7", "2 cats, 3 dogs, 4 mice, 5 birds", "1girl, 2023, solo"])
+def test_numbers_that_are_captions(tmp_path, text):
+    assert [row.caption for row in found(lay_out(tmp_path, txt=text))[0]] == ["0.txt", "1.txt", "2.txt"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "caption"])
+def test_caption_files_beside_captions_in_metadata_are_said(tmp_path, kind):
+    lay_out(tmp_path, **{kind: "better"})
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n2.png,c\n")
+    rows, seen = found(tmp_path)
+    assert [row.text for row in rows] == ["a", "b", "c"]
+    assert [note for note in seen.notes if f"3 .{kind} files beside images that have a caption in the metadata" in note]
 
 
 def test_two_files_of_captions_for_an_image_are_told(tmp_path):

@@ -464,3 +464,17 @@ def test_a_folder_of_parquet_names_what_reads_it(tmp_path):
         UserError, match=r" data/0.parquet isn't read: .*data=huggingface data.dataset=PATH reads .parquet"
     ):
         tables(lay_out(tmp_path / "d", "data/0.parquet"))
+
+
+def test_a_stray_image_that_takes_labels_away_is_said_beside_captions_too(tmp_path, caplog):
+    root = lay_out(tmp_path / "d", *numbered("cats", "dogs", n=2), "cats/0.txt", "dogs/1.txt", "stray.png")
+    assert tables(root)[0].classes == ()
+    assert "no classes are taken from the folders cats, dogs" in caplog.text and "stray.png" in caplog.text
+
+
+def test_a_sound_is_no_webp(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("a", "b", n=2))
+    (root / "jump.wav").write_bytes(b"RIFF\0\0\0\0WAVEfmt " + bytes(90))
+    (root / "photo.large").write_bytes(b"RIFF\0\0\0\0WEBPVP8 " + bytes(90))
+    tables(root)
+    assert list(facts(root).left_out) == ["photo.large"]

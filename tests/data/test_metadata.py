@@ -262,3 +262,70 @@ def test_lists_of_tags(tmp_path, caplog, column, options, text, said):
     train, _ = folders.tables(root, **options)
     assert (train.columns["text"][0] if text else train.columns.get("text")) == text
     assert said in " ".join((*folders.facts(root).notes, *folders.facts(root).asides))
+
+
+def test_labels_of_a_table_with_leading_zeros_are_words_and_blanks_around_them_nothing(tmp_path):
+    images(tmp_path, *[f"{i}.png" for i in range(3)])
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,007\n1.png, 7\n2.png,012\n")
+    assert [row.label for row in found(tmp_path)[0]] == ["007", "7", "012"]
+    (tmp_path / "metadata.csv").write_text("file_name, label\n0.png, 2\n1.png,10 \n2.png,2\n")
+    assert [row.label for row in found(tmp_path)[0]] == [2, 10, 2]
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png, cat\n1.png,cat \n2.png, \n")
+    assert [row.label for row in found(tmp_path)[0]] == ["cat", "cat", None]
+
+
+def test_an_empty_label_is_none(tmp_path):
+    describe(images(tmp_path), {"file_name": "0.png", "label": ""}, {"file_name": "1.png", "label": " dog "})
+    assert [row.label for row in found(tmp_path)[0]] == [None, "dog"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("['a cat', \"it's\"]", ["a cat", "it's"]),
+        ("['a cat']", ["a cat"]),
+        ("['a cat' 'a dog']", "['a cat' 'a dog']"),
+        ("[a cat]", "[a cat]"),
+        ("['a cat', 3]", "['a cat', 3]"),
+    ],
+)
+def test_lists_as_pandas_writes_them_are_alternatives(tmp_path, cell, text):
+    quoted = cell.replace('"', '""')
+    (images(tmp_path, "0.png") / "metadata.csv").write_text(f'file_name,text\n0.png,"{quoted}"\n')
+    rows, seen = found(tmp_path)
+    assert rows[0].text == text
+    assert any("holds lists in 1 row" in aside for aside in seen.asides) == isinstance(text, list)
+
+
+def rows_of_splits(column: str, *words: str) -> list[dict]:
+    return [{"file_name": f"{i}.png", "text": "a", column: word} for i, word in enumerate(words)]
+
+
+@pytest.mark.parametrize(
+    ("words", "training", "validation", "left"),
+    [
+        (("train", "train", "val", "test"), ["0.png", "1.png"], ["2.png"], ["3.png"]),
+        (("TRAIN", "Test", "training", ""), ["0.png", "2.png"], ["1.png"], ["3.png"]),
+    ],
+)
+def test_a_column_of_splits_is_the_split(tmp_path, words, training, validation, left):
+    root = folders.lay_out(tmp_path / "d", *[f"{i}.png" for i in range(4)])
+    describe(root, *rows_of_splits("Split", *words))
+    train, val = folders.tables(root)
+    assert list(train.names) == training and list(val.names) == validation
+    facts = folders.facts(root)
+    assert facts.split == "the column 'Split' of metadata.jsonl" and list(facts.left_out) == left
+
+
+def test_a_column_of_splits_gives_way_to_folders_and_other_words_are_none(tmp_path):
+    root = folders.lay_out(tmp_path / "d", *folders.numbered("train", "val", n=2))
+    rows = [{"file_name": f"{folder}/{i}.png", "split": folder} for folder in ("val", "train") for i in range(2)]
+    describe(root, *rows)
+    train, _ = folders.tables(root)
+    assert list(train.names) == ["train/0.png", "train/1.png"]
+    assert any("isn't read as the split, as val/ is there" in note for note in folders.facts(root).notes)
+    other = folders.lay_out(tmp_path / "e" / "d", *[f"{i}.png" for i in range(3)])
+    describe(other, *rows_of_splits("split", "train", "blue", "red"))
+    folders.tables(other)
+    assert folders.facts(other).split.startswith("a fixed random")
+    assert any("columns of metadata.jsonl that aren't read: split" in aside for aside in folders.facts(other).asides)
