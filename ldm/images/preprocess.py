@@ -124,8 +124,8 @@ class Preprocess:
 
     def _ground(self) -> str:
         """The colour of the background in words."""
-        names = {(255,): "white", (0,): "black"}
-        return names.get(tuple(sorted({int(value) for value in self.background})), f"the colour {self.background}")
+        values = {int(value) for value in self.background}
+        return "white" if values == {255} else "black" if values == {0} else f"the colour {self.background}"
 
     def _array(self, picture: "Image | np.ndarray") -> np.ndarray:
         if isinstance(picture, np.ndarray):
