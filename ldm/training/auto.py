@@ -7,6 +7,7 @@ chooses the same on the next machine of that kind. The run's config.yaml holds t
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ class Budget:
 
     def steps_in_time(self, flops: float) -> int | None:
         """The steps of so many operations that fit into the time given; None where time isn't the limit."""
-        return None if self.seconds is None else int(self.seconds * PREPARATION * self.speed / flops)
+        return None if self.seconds is None else int(self.seconds * PREPARATION * self.speed / max(flops, 1))
 
     def affords(self, flops: float, steps: int) -> bool:
         fitting = self.steps_in_time(flops)
@@ -132,12 +133,12 @@ def speed_of(device: torch.device, precision: str) -> float:
 def vae_flops(spec: Mapping[str, Any], channels: int, size: tuple[int, int], decoder_only: bool = False) -> float:
     """Operations of a training step of one image: three times those of encoding and decoding it, or where the decoder
     alone is trained once those of encoding."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         vae = build(spec, "vae", in_channels=channels)
-        latents = vae.encode(torch.empty(1, channels, *size)).mode()
+        latents = vae.encode(torch.empty(2, channels, *size)).mode()
         encoding = counter.get_total_flops()
         vae.decode(latents)
-    return 3.0 * counter.get_total_flops() - (2.0 * encoding if decoder_only else 0.0)
+    return 1.5 * counter.get_total_flops() - (encoding if decoder_only else 0.0)
 
 
 def network_flops(spec: Mapping[str, Any], places: tuple[int, int], given: Mapping[str, Any]) -> float:
@@ -150,18 +151,26 @@ def network_flops(spec: Mapping[str, Any], places: tuple[int, int], given: Mappi
     if spec["class"] == "DiT" and depth > 2:
         one, two = (network_flops({**spec, "depth": n}, places, given) for n in (1, 2))
         return one + (depth - 1) * (two - one)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    with counted() as counter:
         network = build(spec, "network", **given)
-        network(torch.empty(1, given["in_channels"], *places), torch.empty(1), some_cond(given, places))
-    return 3.0 * counter.get_total_flops()
+        network(torch.empty(2, given["in_channels"], *places), torch.empty(2), some_cond(given, places))
+    return 1.5 * counter.get_total_flops()
+
+
+@contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Counts operations on tensors that have shapes alone. Two images stand for one, since norms refuse a single value;
+    the process's random numbers are left as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        yield counter
 
 
 def some_cond(given: Mapping[str, Any], places: tuple[int, int]) -> Cond:
     context, vector, concat = (given.get(key) for key in ("context_dim", "vector_dim", "concat_channels"))
     return Cond(
-        vector=torch.empty(1, vector) if vector else None,
-        tokens=torch.empty(1, 24, context) if context else None,
-        concat=torch.empty(1, concat, *places) if concat else None,
+        vector=torch.empty(2, vector) if vector else None,
+        tokens=torch.empty(2, 24, context) if context else None,
+        concat=torch.empty(2, concat, *places) if concat else None,
     )
 
 
@@ -251,7 +260,8 @@ def settle_vae(
             f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another",
             flush=True,
         )
-    flops = vae_flops(config["vae"], channels, size, config.get("train") == "decoder")
+    ours = config["vae"]["class"] == "AutoencoderKL"
+    flops = vae_flops(config["vae"], channels, size, config.get("train") == "decoder") if ours else None
     wanted = (ENOUGH_VAE, 0 if config.get("base") else FEWEST_VAE)  # a base reconstructs from the first step on
     _settle_steps(config, recorded, flops, budget, wanted, 2e-3 if auto else 1e-3)
 
@@ -281,8 +291,9 @@ def settle_network(
             )
     network = config["network"]
     is_dit = network["class"] == "DiT"
-    lr = min(4e-3, 3e-3 * 192 / network["channels"]) if is_dit else 1e-3
-    _settle_steps(config, recorded, network_flops(network, places, given), budget, (ENOUGH, FEWEST), lr)
+    lr = min(4e-3, 3e-3 * 192 / network.get("channels", 192)) if is_dit else 1e-3
+    flops = network_flops(network, places, given) if network["class"] in ("DiT", "UNet") else None
+    _settle_steps(config, recorded, flops, budget, (ENOUGH, FEWEST), lr)
 
 
 def is_unet(own: Mapping[str, Any]) -> bool:
@@ -294,19 +305,20 @@ def is_unet(own: Mapping[str, Any]) -> bool:
 def _settle_steps(
     config: dict[str, Any],
     recorded: Mapping[str, Any],
-    flops: float,
+    flops: float | None,
     budget: Budget,
     wanted: tuple[int, int],
     lr: float,
 ) -> None:
-    """Batch size and learning rate; and before the first step how many steps there will be, of an image's `flops`."""
+    """Batch size and learning rate; and before the first step how many steps there will be, of an image's `flops`.
+    Those of a class of the user's own aren't known: None."""
     enough, fewest = wanted
     optimizer = config["optimizer"]
     if config["batch_size"] == "auto":
-        config["batch_size"] = recorded.get("batch_size") or choose_batch(flops, budget, enough)
+        config["batch_size"] = recorded.get("batch_size") or choose_batch(flops or 0, budget, enough)
     if optimizer["lr"] == "auto":
         config["optimizer"] = optimizer | {"lr": recorded.get("optimizer", {}).get("lr") or round(lr, 6)}
-    if not recorded:
+    if flops and not recorded:
         _forecast(budget, flops * config["batch_size"], config["batch_size"], fewest)
 
 

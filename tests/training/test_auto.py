@@ -129,5 +129,20 @@ def test_the_blocks_of_a_transformer_are_counted_as_if_all_were_built() -> None:
     assert five - three == pytest.approx(2 * (three - two))
     network = build(spec | {"depth": 3}, **inputs(4, context_dim=8))
     with FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 4, 4, 6), torch.zeros(1), Cond(tokens=torch.zeros(1, 24, 8)))
-    assert three == 3 * counter.get_total_flops()
+        network(torch.zeros(2, 4, 4, 6), torch.zeros(2), Cond(tokens=torch.zeros(2, 24, 8)))
+    assert three == 1.5 * counter.get_total_flops()
+
+
+def test_counting_takes_networks_of_one_place_and_leaves_random_numbers_alone() -> None:
+    before = torch.random.get_rng_state()
+    small = {"class": "UNet", "channels": [8, 8], "groups": 8}
+    assert (
+        auto.network_flops(small, (2, 2), inputs(2)) > 0 and auto.vae_flops({"class": "AutoencoderKL"}, 3, (2, 2)) > 0
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_network_of_the_users_own_is_trained_without_a_forecast(capsys: pytest.CaptureFixture) -> None:
+    own = {"network": {"class": "MyUNet"}} | config()
+    auto.settle_network(own, {}, (4, 4), inputs(4), 600)
+    assert (own["batch_size"], own["optimizer"]["lr"]) == (64, 1e-3) and not capsys.readouterr().out
