@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.errors import UserError
-from ldm.interop import latent_scale, single_file
+from ldm.interop import latent_scale, prediction
 from ldm.interop.folder import read_all
 
 T = torch.tensor
@@ -82,4 +82,4 @@ def test_numbers_that_contradict_each_other_or_arent_read_are_refused(name, said
 )
 def test_a_prediction_is_read_wherever_it_is(said, options, kind, tmp_path):
     tensors, rest = contents(tmp_path / "a.safetensors", **said)
-    assert single_file._prediction(tensors, rest, options.get("given"), tmp_path) == kind and "v_pred" not in tensors
+    assert prediction.of_file(tensors, rest, options.get("given"), tmp_path) == kind and "v_pred" not in tensors
