@@ -349,6 +349,70 @@ def test_decompression_bombs_are_refused(monkeypatch):
         open_image(png(Image.new("L", (64, 64))))
 
 
+def jpeg_of(*segments: bytes) -> bytes:
+    plain = packed(Image.new("RGB", (8, 8)), "JPEG")
+    return plain[:2] + b"".join(segments) + plain[2:]
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 255, marker, len(content) + 2) + content
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png_of(*chunks: bytes) -> bytes:
+    """With chunks before the pixels."""
+    plain = png(Image.new("L", (8, 8)))
+    return plain[:33] + b"".join(chunks) + plain[33:]
+
+
+def gif_of(*blocks: bytes) -> bytes:
+    plain = packed(Image.new("L", (8, 8)), "GIF")
+    begin = plain.index(b",\0\0\0\0")
+    return plain[:begin] + b"".join(blocks) + plain[begin:]
+
+
+EXIF = segment(0xE1, b"Exif\0\0" + b"x" * 60_000)
+LONG = [
+    ("jpeg of much exif", jpeg_of(*[EXIF] * 80), "4096 kB of metadata"),
+    ("jpeg of padding", jpeg_of(b"\xff" * 20_000), "pieces"),
+    ("jpeg of junk", jpeg_of(b"\xff\0" * 20_000), "pieces"),
+    ("jpeg of empty segments", jpeg_of(segment(0xFE, b"") * 20_000), "pieces"),
+    ("png of exif", png_of(chunk(b"eXIf", b"II*\0" + b"x" * 2**22)), "4096 kB of metadata"),
+    ("png of text", png_of(*[chunk(b"tEXt", b"a\0" + b"x" * 500_000)] * 9), "4096 kB of metadata"),
+    ("png of empty chunks", png_of(chunk(b"tEXt", b"a\0") * 20_000), "pieces"),
+    ("gif of a long comment", gif_of(b"!\xfe" + (b"\xff" + b"x" * 255) * 300 + b"\0"), "64 kB of metadata"),
+    ("gif of short comments", gif_of(b"!\xfe\1x\0" * 20_000), "pieces"),
+]
+
+
+@pytest.mark.parametrize("content,says", [one[1:] for one in LONG], ids=[one[0] for one in LONG])
+def test_what_pillow_takes_long_to_open_is_refused_before(monkeypatch, content, says):
+    monkeypatch.setattr(Image, "open", None)
+    for read in (open_image, open_map, lambda content: probe(io.BytesIO(content))):
+        with pytest.raises(BadImage, match=says):
+            read(content)
+
+
+def test_usual_metadata_is_read_as_before():
+    colours = segment(0xE2, b"ICC_PROFILE\0" + bytes(60_000)) * 100  # 6 MB that Pillow reads at once
+    contents = [jpeg_of(EXIF, colours, b"\xff" * 9), png_of(chunk(b"tEXt", b"a\0" + b"x" * 500_000))]
+    contents += [gif_of(b"!\xfe\3abc\0"), packed(Image.new("L", (8, 8)), "GIF", save_all=True, append_images=[])]
+    frames = [Image.new("L", (8, 8), i) for i in range(3)]
+    contents.append(packed(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    for content in contents:
+        assert np.asarray(open_image(content)).shape[:2] == (8, 8) and probe(io.BytesIO(content))[:2] == (8, 8)
+
+
+def test_fewer_pixels_may_be_asked_for():
+    content = png(Image.new("L", (2000, 1001)))
+    assert open_image(content, most=2_002_000).size == (2000, 1001)
+    with pytest.raises(BadImage, match=r"has 2000x1001 pixels, .* \(up to 2 million are read\)"):
+        open_image(content, most=2_001_999)
+
+
 def test_big_jpegs_are_decoded_small_with_the_same_result():
     x = np.linspace(0, 255, 1024)
     picture = Image.fromarray(

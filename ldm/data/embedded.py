@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from ldm.data.sample import Sample, Seen, some
 from ldm.data.store import Store
 from ldm.errors import UserError
+from ldm.images import check_metadata
 
 _LOOKED_AT = 16  # images
 _DESCRIPTION, _EXIF, _COMMENT, _IPTC = 0x010E, 0x8769, 0x9286, (2, 120)  # the caption's tags of Exif and IPTC
@@ -23,6 +24,7 @@ def text_in(file: BinaryIO) -> str:
     from PIL import Image
 
     try:
+        check_metadata(file)
         with Image.open(file) as picture:
             return next((text for found in _texts(picture) if (text := _words(found))), "")
     except Exception:  # whatever it is, it is counted when it is decoded

@@ -7,6 +7,7 @@ from ldm.images.aspect import alike, check_alike, shape_of
 from ldm.images.axes import SURE
 from ldm.images.colour import CONVERTED, Notes
 from ldm.images.masks import open_mask
+from ldm.images.metadata import check_metadata
 from ldm.images.output import Pictures, grid, save_png, to_pil8
 from ldm.images.preprocess import TRANSPARENT, Preprocess
 from ldm.images.reading import IMAGES, READER, open_image, open_map, probe, turned
@@ -24,6 +25,7 @@ __all__ = [
     "Preprocess",
     "alike",
     "check_alike",
+    "check_metadata",
     "grid",
     "open_image",
     "open_map",

@@ -17,6 +17,7 @@ import numpy as np
 from ldm.errors import UserError
 from ldm.images.axes import check_channels, shape_of_array
 from ldm.images.colour import CICP, Notes, cicp, in_srgb
+from ldm.images.metadata import check_metadata
 from ldm.images.tiff import BITS, FIRST, FOURTH, ORIENTATION, SAMPLES, has_fourth, inverted, read_tiff
 from ldm.images.unknown import HEAD, BadImage, what_it_is
 
@@ -40,18 +41,22 @@ Source = Any  # a file's path or bytes, a Pillow image, or an array
 
 
 def open_image(
-    source: Source, draft: int = 0, notes: Notes | None = None, channels: int | None = None
+    source: Source,
+    draft: int = 0,
+    notes: Notes | None = None,
+    channels: int | None = None,
+    most: int | None = None,
 ) -> "Image | np.ndarray":
     """A picture from a file, its bytes or Pillow: a Pillow image in sRGB, turned as its EXIF says, or an array from
     .npy and TIFF.
 
     With `draft` a JPEG may be decoded at a fraction of its size, no side below `draft` pixels, which is much faster.
     What was done about its colours, or couldn't be, goes to `notes`. With `channels` of 4 a TIFF's fourth is read also
-    where it isn't said to be alpha. Raises BadImage.
+    where it isn't said to be alpha. Raises BadImage, also for more than `most` pixels.
     """
     notes = [] if notes is None else notes
     with naming(source):
-        picture = turned(source, draft, notes, channels)
+        picture = turned(source, draft, notes, channels, most)
         if isinstance(picture, np.ndarray) or picture.info.get(_AS_MEANT):
             return picture
         picture = in_srgb(picture, notes)
@@ -60,13 +65,17 @@ def open_image(
 
 
 def turned(
-    source: Source, draft: int = 0, notes: Notes | None = None, channels: int | None = None
+    source: Source,
+    draft: int = 0,
+    notes: Notes | None = None,
+    channels: int | None = None,
+    most: int | None = None,
 ) -> "Image | np.ndarray":
     """A picture as `open_image` gives it but for its colours."""
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, (str, Path, bytes)):
-        return _open(_bytes(source), draft, [] if notes is None else notes, channels)
+        return _open(_bytes(source), draft, [] if notes is None else notes, channels, most or MAX_PIXELS)
     return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
 
 
@@ -94,7 +103,8 @@ def probe(file: BinaryIO | str | Path, channels: int | None = None) -> tuple[int
         stream.seek(0)
         if magic == _NPY:
             return _probe_array(*_npy_header(stream), channels)
-        picture = _pillow(stream, channels)
+        check_metadata(stream, head_only=True)
+        picture = _pillow(stream, channels, MAX_PIXELS)
         if picture is None:
             array = read_tiff(stream, [], MAX_PIXELS, head_only=True)
             check_channels(array.shape, channels)
@@ -165,16 +175,17 @@ def is_jpeg(source: Source) -> bool:
     return getattr(source, "format", None) == "JPEG"
 
 
-def _open(content: bytes, draft: int, notes: Notes, channels: int | None) -> "Image | np.ndarray":
+def _open(content: bytes, draft: int, notes: Notes, channels: int | None, most: int) -> "Image | np.ndarray":
     if content.startswith(_NPY):
         shape, dtype = _npy_header(io.BytesIO(content))
         if math.prod(shape) * dtype.itemsize > len(content):
             raise BadImage(f"says that it holds {shape} values, more than it has")
         return np.load(io.BytesIO(content), allow_pickle=False)
     stream = io.BytesIO(content)
-    picture: Any = _pillow(stream, channels)
+    check_metadata(stream)
+    picture: Any = _pillow(stream, channels, most)
     if picture is None:
-        return read_tiff(stream, notes, MAX_PIXELS)
+        return read_tiff(stream, notes, most)
     if picture.format in _OF_SEVERAL and getattr(picture, "is_animated", False):
         notes.append(FIRST)
     if code := cicp(content):
@@ -206,7 +217,7 @@ def _is_cut(picture: "Image") -> bool:
     return picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in tile
 
 
-def _pillow(stream: BinaryIO, channels: int | None = None) -> "Image | None":
+def _pillow(stream: BinaryIO, channels: int | None = None, most: int) -> "Image | None":
     """The picture as Pillow opens it, or None for a TIFF that holds more than Pillow can.
 
     Pillow can: 8 bits of grey, colour or palette with alpha; 16 bits of grey; of several pages the first, which is
@@ -222,11 +233,12 @@ def _pillow(stream: BinaryIO, channels: int | None = None) -> "Image | None":
         if head[:4] in _TIFF:
             return None
         raise BadImage(what_it_is(head)) from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise BadImage(f"{picture.width}x{picture.height} pixels are too many")
+    if picture.width * picture.height > most:
+        said = f"has {picture.width}x{picture.height} pixels, which are too many (up to {most // 10**6} million are read)"
+        raise BadImage(said)
     if picture.format == "TIFF":
         bits, samples = max(picture.tag_v2.get(BITS, (1,))), picture.tag_v2.get(SAMPLES, 1)
-        pages = picture.n_frames > 1 and picture.tag_v2.get(_COMPRESSION) not in _FAX
+        pages = picture.is_animated and picture.tag_v2.get(_COMPRESSION) not in _FAX
         grey = samples == 1 and (bits <= 8 or picture.mode.startswith("I;16")) and not pages
         if not grey and (bits > 8 or samples not in (3, 4)):
             return None

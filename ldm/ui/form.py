@@ -13,7 +13,7 @@ from ldm.errors import UserError
 from ldm.images import open_image
 from ldm.ui.generate import enlarged
 from ldm.ui.models import Traits
-from ldm.ui.settings import MAX_SEED, SLOTS, Settings, checked, from_dict, parse_interval
+from ldm.ui.settings import MAX_SEED, PIXELS, SLOTS, Settings, checked, from_dict, parse_interval
 from ldm.ui.store import Store
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def opened(file: Any, what: str, uploads: Path) -> "Image":
 
     path = uploaded(file, what, uploads)
     try:
-        image = open_image(path.read_bytes())
+        image = open_image(path.read_bytes(), most=PIXELS)
     except OSError:
         raise UserError(f"the {what} isn't kept here any more: put it in again.") from None
     except UserError as error:

@@ -14,8 +14,9 @@ from typing import Any
 from ldm.conditioning.cut import bounded
 from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError
+from ldm.images import BadImage, check_metadata
 from ldm.kinds import readable
-from ldm.ui.settings import MAX_SEED, MAX_STEPS, OPTIONS, SLOTS, Settings, from_dict
+from ldm.ui.settings import MAX_SEED, MAX_STEPS, OPTIONS, PIXELS, SLOTS, Settings, from_dict
 
 # Names of samplers elsewhere.
 ELSEWHERE = {
@@ -33,7 +34,9 @@ NUMBERS: dict[str, tuple[str, type, float, float]] = {  # our name, kind, and th
     "Seed": ("seed", int, 0, MAX_SEED - 1),
     "Denoising strength": ("strength", float, 0, 1),
 }
-_PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+LENGTHS = {"ldm": 2_000_000, "parameters": 1_000_000}  # letters that are read of either chunk
+# Bounded and without a way back, so that it takes time with the text's length and not with its square.
+_PAIR = re.compile(r'(\w[\w \-/]{0,63}):\s*("(?:\\.|[^\\"])++"|[^,]*)(?:,|$)')
 
 
 def chunks(
@@ -53,6 +56,8 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
     options of one sampler aren't another's.
     """
     text = _text_of(path)
+    if long := [key for key, most in LENGTHS.items() if len(text.get(key, "")) > most]:
+        raise UserError(f"the picture's settings are too long: '{long[0]}' has up to {LENGTHS[long[0]]} letters.")
     if "ldm" in text:
         try:
             given = json.loads(readable(json.dumps(json.loads(text["ldm"]), ensure_ascii=False)))
@@ -109,14 +114,15 @@ def from_parameters(text: str) -> Settings:
 def _parts(text: str) -> tuple[list[str], dict[str, str]]:
     """The lines of the prompts in a `parameters` chunk, and its pairs."""
     *lines, last = text.strip().split("\n")
-    pairs: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     key, end = "", 0
     for match in [*_PAIR.finditer(last), None]:
         if between := last[end : match and match.start()].strip().rstrip(","):  # of a value with a comma: 7,5
-            pairs[key] = ",".join(filter(None, (pairs.get(key), between)))
+            found.setdefault(key, []).append(between)
         if match:
             key, end = match[1].strip(), match.end()
-            pairs[key] = _unquoted(match[2].strip())
+            found[key] = [_unquoted(match[2].strip())]
+    pairs = {key: ",".join(filter(None, values)) for key, values in found.items()}
     return ([*lines, last], {}) if len(pairs.keys() - {""}) < 3 else (lines, pairs)
 
 
@@ -170,10 +176,24 @@ def _text_of(path: str | Path) -> dict[str, str]:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
-            return {k: str(v) for k, v in getattr(picture, "text", {}).items()}
+        with open(path, "rb") as file:
+            check_metadata(file)
+            with Image.open(file) as picture:
+                return {key: str(value) for key, value in _text_in(picture).items()}
+    except BadImage as error:
+        raise UserError(f"the picture {error}.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"the file can't be read as a picture ({type(error).__name__}); give a PNG.") from None
+
+
+def _text_in(picture: Any) -> dict[str, Any]:
+    """A PNG's text: what stands before its pixels, where that has settings; else all, for which Pillow decodes them."""
+    if picture.format != "PNG":
+        return {}
+    first = {key: value for key, value in picture.info.items() if isinstance(value, str)}
+    if LENGTHS.keys() & first.keys() or picture.width * picture.height > PIXELS:
+        return first
+    return picture.text
 
 
 def _quoted(value: Any) -> str:

@@ -16,6 +16,7 @@ MAX_SEED = 2**53  # a browser's numbers are exact below
 MAX_STEPS = 1000
 MAX_FEATHER = 256
 MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it
+PIXELS = 64_000_000  # of an image that is put in
 SPACINGS = ("uniform", "karras", "exponential", "beta", "kl_optimal", "leading", "linspace", "table", "lcm")
 # Options that go to the sampler as they are; None: as the model was trained to be sampled.
 OPTIONS = ("sampler", "steps", "guidance", "spacing", "shift", "eta", "rescale", "interval")

@@ -37,8 +37,12 @@ def bounds(served: Any) -> Iterator[Callable[..., None]]:
 def opened(served: Any) -> Iterator[Callable[..., socket.socket]]:
     with ExitStack() as lines:
 
-        def start(sent: bytes = b"") -> socket.socket:
-            line = lines.enter_context(socket.create_connection(("127.0.0.1", served.page.server_port), timeout=20))
+        def start(sent: bytes = b"", rcvbuf: int | None = None) -> socket.socket:
+            line = lines.enter_context(socket.socket())
+            line.settimeout(20)
+            if rcvbuf:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+            line.connect(("127.0.0.1", served.page.server_port))
             line.sendall(sent)
             return line
 
@@ -58,13 +62,13 @@ WHOLE = b"GET /gradio_api/startup-events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "])
 def test_a_connection_without_a_request_is_ended(bounds: Any, opened: Any, sent: bytes) -> None:
-    bounds(head_s=0.3)
+    bounds(idle_s=0.3)
     line = opened(sent)
     assert not is_ended(line, 0.05) and is_ended(line, 20)
 
 
 def test_first_lines_that_drip_in_are_given_no_more_time(bounds: Any, opened: Any) -> None:
-    bounds(head_s=0.5)
+    bounds(idle_s=0.5)
     line, begun = opened(b"GET / HTTP/1.1\r\nX: "), time.monotonic()
     while not is_ended(line, 0.05):
         assert time.monotonic() - begun < 20
@@ -75,7 +79,7 @@ def test_first_lines_that_drip_in_are_given_no_more_time(bounds: Any, opened: An
 
 
 def test_a_second_request_that_does_not_come_is_ended_too(bounds: Any, opened: Any) -> None:
-    bounds(head_s=0.5)
+    bounds(idle_s=0.5)
     line = opened(WHOLE)
     answer = http.client.HTTPResponse(line)
     answer.begin()
@@ -86,7 +90,7 @@ def test_a_second_request_that_does_not_come_is_ended_too(bounds: Any, opened: A
 
 def test_a_request_in_work_has_its_time(bounds: Any, opened: Any, served: Any) -> None:
     """Its body is the guard's affair, and a stream may last."""
-    bounds(head_s=0.2)
+    bounds(idle_s=0.2)
     head = b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     assert not is_ended(opened(head + b"Content-Length: 9\r\n\r\n"), 0.6)
 
@@ -106,6 +110,106 @@ def test_of_many_that_wait_the_first_gives_way_and_others_are_served(bounds: Any
 def test_beyond_so_many_in_work_a_new_one_is_ended(bounds: Any, opened: Any) -> None:
     bounds(most=0)
     assert is_ended(opened(), 20)
+
+
+def unread(opened: Any, path: str, times: int = 4) -> socket.socket:
+    """A connection that asks for something large, and takes nothing of it."""
+    line = opened(rcvbuf=2048)
+    line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * times)
+    return line
+
+
+def is_reset(line: socket.socket, within_s: float = 20) -> bool:
+    """Whether the server ends a connection whose answer isn't read: that shows where something is sent."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < within_s:
+        try:
+            line.sendall(b"\r\n")
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def large() -> str:
+    """The address of the largest file that anybody may ask the page for."""
+    import gradio
+
+    assets = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
+    return f"/assets/{max(assets.glob('*.js'), key=lambda one: one.stat().st_size).name}"
+
+
+def test_an_answer_that_is_not_read_is_ended(bounds: Any, opened: Any, large: str) -> None:
+    bounds(idle_s=0.5)
+    assert is_reset(unread(opened, large))
+
+
+def test_an_answer_that_is_read_slowly_comes_whole(bounds: Any, opened: Any, large: str) -> None:
+    bounds(idle_s=1)
+    line = unread(opened, large, 1)
+    answer = http.client.HTTPResponse(line)
+    answer.begin()
+    took, begun = 0, time.monotonic()
+    while part := answer.read1(2**16):
+        took += len(part)
+        time.sleep(0.1 if time.monotonic() - begun < 2 else 0)
+    assert took == int(answer.headers["content-length"]) and time.monotonic() - begun > 2
+
+
+@pytest.mark.parametrize("share", [{"each": 4}, {"most": 4}])
+def test_of_many_that_do_not_read_the_first_gives_way_and_others_are_served(
+    bounds: Any, opened: Any, large: str, share: dict[str, int]
+) -> None:
+    bounds(**share)
+    lines = []
+    for _ in range(4):
+        lines.append(unread(opened, large))
+        time.sleep(0.2)  # the server takes them in this order
+    answer = http.client.HTTPResponse(opened(WHOLE))
+    answer.begin()
+    assert answer.status == 200 and is_reset(lines[0]) and not is_reset(lines[-1], 0.1)
+
+
+class Line:
+    """A connection as its bounds see it."""
+
+    def __init__(self, held: set[Any], address: str, progress_at: float, works: bool = True, paused: bool = False):
+        self.connections, self.client, self.progress_at, self.ended = held, (address, 1), progress_at, False
+        self.cycle = SimpleNamespace(response_complete=not works)
+        self.flow = SimpleNamespace(write_paused=paused)
+        self.transport = SimpleNamespace(get_write_buffer_size=lambda: 0, close=lambda: None)
+        held.add(self)
+
+
+@pytest.mark.parametrize(
+    ("others", "limits", "ended"),
+    [
+        ([("a", 1.0), ("a", 2.0), ("b", 0.0)], {"each": 2}, 0),  # its own address's, not another's
+        ([("a", 1.0), ("a", 2.0), ("b", 0.0)], {"each": 2, "trusted": "b, a"}, None),
+        ([("a", 1.0), ("a", 2.0, True, True)], {"each": 2}, 1),  # what isn't read before what is
+        ([("b", 1.0), ("b", 2.0, False)], {"most": 2}, 1),  # what asks nothing before what is in work
+        ([("b", 1.0), ("c", 0.5)], {"most": 2}, 1),
+        ([("b", 1.0), ("c", 0.5)], {"most": 3}, None),
+    ],
+)
+def test_the_connection_without_progress_for_the_longest_gives_way(others: Any, limits: Any, ended: Any) -> None:
+    from ldm.ui.connections import Limits, make_room
+
+    held: set[Any] = set()
+    lines = [Line(held, *one) for one in others]
+    new = Line(held, "a", 9.0)
+    make_room(new, Limits(**limits))
+    assert [i for i, one in enumerate(lines) if one.ended] == ([] if ended is None else [ended]) and not new.ended
+
+
+def test_addresses_of_one_client_are_one() -> None:
+    from ldm.ui.connections import address_of, is_trusted
+
+    at = {a: address_of(Line(set(), a, 0.0)) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1", "10.0.0.1")}
+    assert at["2001:db8::1"] == at["2001:db8::2:3"] != at["2001:db8:0:1::1"] and at["10.0.0.1"] == "10.0.0.1"
+    assert address_of(Line(set(), "::ffff:10.0.0.1", 0.0)) == "10.0.0.1"
+    assert is_trusted("10.0.0.1", "10.0.0.0/8") and is_trusted("x", "*") and not is_trusted("10.0.0.1", "")
 
 
 # Passwords -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Settings in PNGs: ours, sample.py's, other tools'."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,27 @@ def test_an_interval_is_two_numbers() -> None:
     assert parse_interval("0.2; 5") == (0.2, 5.0) and parse_interval(" ") is None
     with pytest.raises(UserError, match="two numbers"):
         parse_interval("1")
+
+
+@pytest.mark.parametrize(("name", "most"), [("ldm", 2_000_000), ("parameters", 1_000_000)])
+def test_settings_of_any_length_are_not_read(tmp_path: Path, name: str, most: int) -> None:
+    save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {name: "x: y, " * (most // 6 + 1)})
+    with pytest.raises(UserError, match=f"'{name}' has up to {most} letters"):
+        read(tmp_path / "a.png")
+
+
+def test_settings_behind_the_pixels_are_read_too(tmp_path: Path) -> None:
+    save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {"ldm": '{"seed": 5}'})
+    content = (tmp_path / "a.png").read_bytes()
+    begin, end, after = content.index(b"tEXt") - 4, content.index(b"IDAT") - 4, content.index(b"IEND") - 4
+    moved = content[:begin] + content[end:after] + content[begin:end] + content[after:]
+    (tmp_path / "b.png").write_bytes(moved)
+    assert read(tmp_path / "b.png")[0].seed == 5
+
+
+@pytest.mark.parametrize("piece", ["w ", " ", "x: y, ", 'x: "y, ', '"', "\\a", "a:,", "Negative prompt: \n", "s" * 70])
+def test_long_settings_of_another_tool_are_read_in_no_time(piece: str) -> None:
+    text = f"a\nSteps: 5, Seed: 1, Size: 8x8, {piece * (100_000 // len(piece))}."
+    begun = time.process_time()
+    from_parameters(text)
+    assert time.process_time() - begun < 5, "with the square of it it would be minutes"
