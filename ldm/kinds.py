@@ -15,6 +15,8 @@ from ldm.errors import UserError
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 _LISTS = (list, tuple, Sequence, Iterable)
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, or a byte that is no UTF-8: no file takes it
+LARGEST = 3.4e38  # of float32
+MAX_GUIDANCE = 1e4  # some 15 are the most that is of use; beyond, images are noise and then no numbers
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -64,6 +66,17 @@ def argument(value: Any, kind: Any, name: str) -> None:
     several = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, (list, tuple)) else ()
     if any(isinstance(one, float) and math.isnan(one) for one in several):
         raise UserError(f"{name}={value!r}: give numbers.")
+    if any(isinstance(one, Real) and LARGEST < abs(one) < math.inf for one in (plain, *several)):
+        raise UserError(f"{name}= is beyond the numbers of float32: give one up to {LARGEST:g}.")
+
+
+def check_guidance(value: Any, name: str = "guidance") -> None:
+    """Raises UserError for a guidance scale, or one of several by name, that no image is made with."""
+    scales = value.values() if isinstance(value, Mapping) else [value]
+    if not all(abs(scale) <= MAX_GUIDANCE for scale in scales):
+        raise UserError(
+            f"{name}={value}: give a finite number of at most {MAX_GUIDANCE:g}; 1 is off, 2 to 15 are usual."
+        )
 
 
 def optional(function: Any, but: Sequence[str] = ()) -> dict[str, Any]:

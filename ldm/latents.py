@@ -1,6 +1,7 @@
 """Between images and whitened latents, and in which precision and parts that is computed."""
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ldm.errors import UserError
 from ldm.kinds import held
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.coding import Coding
+from ldm.networks.finite import is_finite
 
 
 class InLatents:
@@ -93,15 +95,26 @@ class InLatents:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Whitened latents to images (B, C, H, W), clamped to [-1, 1], under autocast too in the model's own
-        precision."""
+        precision. Values that aren't finite are NaN: clamped, an infinite one would look like white or black."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.coding.decode(self.first_stage, self.unwhiten(latents.float())).clamp(-1, 1)
+            images = self.coding.decode(self.first_stage, self.unwhiten(latents.float()))
+            return images.clamp(-1, 1).where(images.isfinite(), math.nan)
 
     def whiten(self, latents: Tensor) -> Tensor:
         return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)
 
     def unwhiten(self, latents: Tensor) -> Tensor:
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
+
+
+def finite(images: Tensor) -> Tensor:
+    """`images`. Raises UserError where they hold values that are infinite or no number."""
+    if not is_finite(images):
+        raise UserError(
+            "the images hold values that are infinite or no numbers, so there is nothing to see: take guidance, shift "
+            "and scales nearer to 1, precision=float32, or another checkpoint."
+        )
+    return images
 
 
 def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, compile: Any = False) -> Any:

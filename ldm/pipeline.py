@@ -21,8 +21,8 @@ from ldm.editing import ReadsPictures, Start, resized
 from ldm.errors import UserError
 from ldm.images import Pictures, Preprocess
 from ldm.interpolation import Interpolating
-from ldm.kinds import argument, held
-from ldm.latents import InLatents
+from ldm.kinds import argument, check_guidance, held
+from ldm.latents import InLatents, finite
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.autoencoder import check_size
 from ldm.networks.coding import Coding
@@ -162,7 +162,7 @@ class LatentDiffusion(
         shares = {"scale": control_scale, "begin": control_start, "end": control_end}
         after = self.steering(given, start, size, **asked, **shares)
         images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, after, **chosen)
-        return as_output(images, output, self.preprocess)
+        return as_output(finite(images), output, self.preprocess)
 
     @torch.no_grad()
     def draw(
@@ -178,7 +178,8 @@ class LatentDiffusion(
         steering: Steering | None = None,
         **options: Any,
     ) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`."""
+        """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`. Values that
+        aren't finite are NaN here, which `generate` refuses."""
         height, width = self._size(given, start, size)
         asked = ask(self.conditioner, given, n, negative, (height, width))
         count = asked.count
@@ -236,6 +237,8 @@ class LatentDiffusion(
         kinds = sampling_kinds() | {"autoguidance": float}
         for key, value in chosen.items():
             argument(value, kinds.get(key, Any), key)
+            if key in ("guidance", "autoguidance"):
+                check_guidance(value, key)
         own = self.sampling
         if chosen.get("sampler", own["sampler"]) != own["sampler"]:  # whose own options another sampler doesn't know
             own = {k: v for k, v in own.items() if k in (*DEFAULTS, "interval", "rescale", "autoguidance")}

@@ -16,7 +16,8 @@ from ldm.cascade import check_fit, enlarge
 from ldm.devices import device_of, fast_products
 from ldm.errors import UserError
 from ldm.images import grid, save_png
-from ldm.kinds import readable
+from ldm.kinds import LARGEST, readable
+from ldm.latents import finite
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.precision import name_of
@@ -100,7 +101,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     ]
     shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
-    return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
+    return finite(images).cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
 
 
 def put_decoder_in(model: Any, config: Mapping[str, Any]) -> None:
@@ -213,7 +214,7 @@ def write(
     """The grid as `out`, and the pictures beside it in a folder of its name."""
     columns = config["columns"] or (config["n"] if len(captions) > config["n"] > 1 else near_square(len(images)))
     about = {"seed": config["seed"], "prompts": list(dict.fromkeys(captions)), **settings}
-    save_png(grid(images, columns), out, {"ldm": json.dumps(about, ensure_ascii=False)})
+    save_png(grid(images, columns), out, {"ldm": as_json(about)})
     if config["single"]:
         from ldm.images import to_pil8
 
@@ -221,12 +222,25 @@ def write(
         singles.mkdir(exist_ok=True)
         for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
             about = {"prompt": caption, "seed": config["seed"] + i, **settings}
-            save_png(to_pil8(image), singles / f"{i:05d}.png", {"ldm": json.dumps(about, ensure_ascii=False)})
+            save_png(to_pil8(image), singles / f"{i:05d}.png", {"ldm": as_json(about)})
     print(
         f"{len(images)} picture{'s' * (len(images) > 1)}: {out}"
         + (f" and {out.with_suffix('')}/" if config["single"] else ""),
         flush=True,
     )
+
+
+def as_json(about: Mapping[str, Any]) -> str:
+    """Settings as JSON, which has no infinite numbers: float32's largest stands for them, as in `interval`."""
+    return json.dumps({key: _bounded(value) for key, value in about.items()}, ensure_ascii=False, allow_nan=False)
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_bounded(one) for one in value]
+    if isinstance(value, Mapping):
+        return {key: _bounded(one) for key, one in value.items()}
+    return min(max(value, -LARGEST), LARGEST) if isinstance(value, float) else value
 
 
 def near_square(n: int) -> int:

@@ -1,6 +1,7 @@
 """The model as its user calls it: pictures are their own whatever the batch, and what is asked for is checked."""
 
 import functools
+import math
 from contextlib import nullcontext
 
 import numpy as np
@@ -330,6 +331,10 @@ WRONG = [
     {"size": 12.0},
     {"eta": "1", "sampler": "ddim"},
     {"rescale": float("inf")},
+    {"guidance": -1e299},
+    {"guidance": 1e37},
+    {"guidance": {"text": 20_000}},
+    {"autoguidance": float("inf")},
     {"output": "jpg"},
     {"guess_mode": "no"},
 ]
@@ -343,6 +348,20 @@ def test_an_argument_of_another_kind_gets_a_sentence_before_anything_is_drawn(gi
     name = next(iter(given))
     with pytest.raises(UserError, match=f"^{name}="):
         model("a cat", on_step=never, **given)
+
+
+@pytest.mark.parametrize("given", [{"shift": 1e299}, {"strength": 10**400}, {"interval": (0, 1e39)}], ids=str)
+def test_a_number_that_float32_does_not_hold_is_refused(given, model):
+    with pytest.raises(UserError, match=f"^{next(iter(given))}= is beyond .* up to 3.4e\\+38"):
+        model("a cat", **given)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_images_that_are_no_numbers_are_refused(model, monkeypatch, value):
+    monkeypatch.setattr(type(model.coding), "decode", lambda *given: torch.full((len(given[-1]), 1, 12, 8), value))
+    with pytest.raises(UserError, match="infinite or no numbers"):
+        model("a cat", steps=1)
+    assert model.draw({"text": ["a cat"]}, steps=1).isnan().all(), "what training shows of a model that diverged"
 
 
 @pytest.mark.parametrize(

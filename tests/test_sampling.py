@@ -1,6 +1,7 @@
 """`sample.py` on a tiny model in a run folder."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,13 @@ def test_pictures_in_half_precision_say_so(runs: Path, tmp_path: Path) -> None:
     sampling.main(wanted)
     with Image.open(tmp_path / "grid.png") as picture:
         assert json.loads(picture.text["ldm"])["precision"] == "bfloat16"  # type: ignore[attr-defined]
+
+
+def test_settings_with_infinite_numbers_are_written_as_json() -> None:
+    from ldm.sampling import as_json
+
+    def never(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    said = json.loads(as_json({"interval": (0.5, math.inf), "guidance": {"text": 2.0}, "n": 3}), parse_constant=never)
+    assert said == {"interval": [0.5, 3.4e38], "guidance": {"text": 2.0}, "n": 3}

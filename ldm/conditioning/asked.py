@@ -1,7 +1,6 @@
 """What is asked for: the conditions of some pictures, what they are led away from, and how strongly by each."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from ldm.conditioning.cut import sentences
 from ldm.conditioning.parts import Encode
 from ldm.devices import send
 from ldm.errors import UserError
-from ldm.kinds import readable
+from ldm.kinds import check_guidance, readable
 from ldm.networks import Cond
 
 ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
@@ -73,6 +72,7 @@ class Asked:
 
     def _scales(self, guidance: Scale) -> dict[str, float]:
         """The scale of each column about which something is said."""
+        check_guidance(guidance)
         guided = {part.column: part.guided for part in self.conditioner.parts.values()}
         if not isinstance(guidance, Mapping):
             scales = {column: float(guidance) if is_guided else 1.0 for column, is_guided in guided.items()}
@@ -80,8 +80,6 @@ class Asked:
             scales = dict.fromkeys(guided, 1.0)
             for name, scale in guidance.items():
                 scales |= dict.fromkeys(self.conditioner.columns(name), float(scale))
-        if not all(map(math.isfinite, scales.values())):
-            raise UserError(f"guidance={guidance} has to be a finite number, or one for each condition.")
         return {column: scale for column, scale in scales.items() if column in self.said}
 
     def _cond(self, batch: Mapping[str, Any], told: Any) -> Cond:

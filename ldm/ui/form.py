@@ -24,7 +24,6 @@ MODES = {"text": "From nothing", "image": "Image to image", "inpaint": "Inpaint"
 AS_TRAINED = "as trained"
 FINISHED = "finished"  # among checkpoints: the finished model
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
-MOST = 1e300  # beyond are infinity and whole numbers that aren't of the machine
 CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
 
 
@@ -225,7 +224,7 @@ def _number(value: Any, what: str) -> float | None:
     """A finite number, or None for an empty field."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MOST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= kinds.LARGEST:
         raise UserError(f"{what}={value} has to be a number.")
     return value
 

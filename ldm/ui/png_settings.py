@@ -15,7 +15,7 @@ from ldm.conditioning.cut import bounded
 from ldm.diffusion import SAMPLERS
 from ldm.errors import UserError
 from ldm.images import BadImage, check_metadata
-from ldm.kinds import readable
+from ldm.kinds import MAX_GUIDANCE, readable
 from ldm.ui.settings import MAX_SEED, MAX_STEPS, OPTIONS, PIXELS, SLOTS, Settings, from_dict
 
 # Names of samplers elsewhere.
@@ -30,7 +30,7 @@ OURS = {*(one.name for one in fields(Settings)), "prompts", "axes"}
 WORDS = ("Sampler", "Model", "Class")
 NUMBERS: dict[str, tuple[str, type, float, float]] = {  # our name, kind, and the least and the largest that is taken
     "Steps": ("steps", int, 1, MAX_STEPS),
-    "CFG scale": ("guidance", float, -1e9, 1e9),
+    "CFG scale": ("guidance", float, -MAX_GUIDANCE, MAX_GUIDANCE),
     "Seed": ("seed", int, 0, MAX_SEED - 1),
     "Denoising strength": ("strength", float, 0, 1),
 }
@@ -44,7 +44,8 @@ def chunks(
 ) -> dict[str, str]:
     """The text chunks of one picture of `size` (width, height), or of a grid with the values of its `axes`; `defaults`
     are the model's own ways of sampling."""
-    own = json.dumps(settings.as_dict() | ({"axes": dict(axes)} if axes else {}), ensure_ascii=False)
+    about = settings.as_dict() | ({"axes": dict(axes)} if axes else {})
+    own = json.dumps(about, ensure_ascii=False, allow_nan=False)
     return {"ldm": own, "parameters": to_parameters(settings, size, defaults)}
 
 
@@ -60,11 +61,12 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
         raise UserError(f"the picture's settings are too long: '{long[0]}' has up to {LENGTHS[long[0]]} letters.")
     if "ldm" in text:
         try:
-            given = json.loads(readable(json.dumps(json.loads(text["ldm"]), ensure_ascii=False)))
+            plain = json.dumps(json.loads(text["ldm"]), ensure_ascii=False, allow_nan=False)
+            given = json.loads(readable(plain))
         except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):
-            raise UserError("the picture's settings are damaged: its text chunk 'ldm' isn't JSON.")
+            raise UserError("the picture's settings are damaged: its text chunk 'ldm' isn't JSON of finite numbers.")
         try:
             return _ours(given, sampling or {})
         except UserError as error:

@@ -1,7 +1,6 @@
 """What pictures are asked for with: everything that is needed to draw them again."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -74,9 +73,10 @@ def checked(settings: Settings) -> Settings:
         raise UserError(f"steps={settings.steps}: take between 1 and {MAX_STEPS}.")
     if settings.sampler is not None and settings.sampler not in SAMPLERS:
         raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
-    for key in ("guidance", "shift", "eta", "rescale", "strength"):
-        if not math.isfinite(getattr(settings, key) or 0):
-            raise UserError(f"{key}={getattr(settings, key)} has to be a number.")
+    for key, number in _numbers(settings):
+        if not abs(number) <= kinds.LARGEST:
+            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {kinds.LARGEST:g}.")
+    kinds.check_guidance(settings.guidance or 0)
     if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
         raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
     if (settings.width is None) != (settings.height is None):
@@ -88,6 +88,15 @@ def checked(settings: Settings) -> Settings:
     if settings.mask and not settings.image:
         raise UserError("the mask needs a picture: put one in before you draw on it.")
     return settings
+
+
+def _numbers(settings: Settings) -> Iterator[tuple[str, float]]:
+    """The numbers of a request that may be large, each with its name."""
+    for key in ("guidance", "shift", "eta", "rescale", "strength"):
+        yield key, getattr(settings, key) or 0
+    yield from (("interval", one) for one in settings.interval or ())
+    yield from ((f"scale of {name}", scale) for name, scale in settings.loras)
+    yield from ((f"number of {name}", one) for name, *numbers, _ in settings.controlnets for one in numbers)
 
 
 def check_size(settings: Settings, width: int, height: int) -> None:

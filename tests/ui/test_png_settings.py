@@ -166,6 +166,13 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         {"mask": "x"},
         {"feather": 999},
         {"guidance": float("nan")},
+        {"guidance": -1e299},
+        {"guidance": 1e37},
+        {"shift": 1e39},
+        {"eta": 10**400},
+        {"interval": [-1e400, 1e400]},
+        {"loras": [["a", 1e39]]},
+        {"controlnets": [["a", 1e39, 0, 1, "x"]]},
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
@@ -183,6 +190,13 @@ def test_an_interval_is_two_numbers() -> None:
 def test_settings_of_any_length_are_not_read(tmp_path: Path, name: str, most: int) -> None:
     save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {name: "x: y, " * (most // 6 + 1)})
     with pytest.raises(UserError, match=f"'{name}' has up to {most} letters"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("number", ["1e400", "-Infinity", "NaN"])
+def test_numbers_that_json_has_not_are_not_read(tmp_path: Path, number: str) -> None:
+    save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {"ldm": f'{{"seed": 1, "interval": [0, {number}]}}'})
+    with pytest.raises(UserError, match="isn't JSON of finite numbers"):
         read(tmp_path / "a.png")
 
 
