@@ -66,7 +66,7 @@ def argument(value: Any, kind: Any, name: str) -> None:
     several = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, (list, tuple)) else ()
     if any(isinstance(one, float) and math.isnan(one) for one in several):
         raise UserError(f"{name}={value!r}: give numbers.")
-    if any(isinstance(one, Real) and LARGEST < abs(one) < math.inf for one in (plain, *several)):
+    if any(isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf for one in (plain, *several)):
         raise UserError(f"{name}= is beyond the numbers of float32: give one up to {LARGEST:g}.")
 
 

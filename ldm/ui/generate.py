@@ -18,10 +18,12 @@ from ldm.ui.models import Models, Traits, traits
 from ldm.ui.png_settings import chunks
 from ldm.ui.settings import Settings, check_size, checked
 from ldm.ui.store import Store
+from ldm.ui.turns import Turns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+AT_ONCE = 4  # requests whose images are read, or that wait for their turn, beside gradio's queue
 PREVIEWED = 4  # pictures in a look at the unfinished
 
 
@@ -39,6 +41,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Waits:
+    """Others' images are being generated."""
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A finished picture, the file that keeps it, what draws it again, and what of its prompts wasn't read."""
 
@@ -53,10 +60,11 @@ class Painter:
     def __init__(self, models: Models, store: Store, preview_seconds: float = 0.4, batch_size: int = 32):
         self.models, self.store = models, store
         self.preview_seconds, self.batch_size = preview_seconds, batch_size
-        self._turn = threading.Lock()
+        self._turns = Turns()
 
-    def draw(self, settings: Settings) -> Generator[Progress | list[Drawn], None, None]:
-        """Progress while it lasts, at last the pictures. Raises UserError for what can't be.
+    def draw(self, settings: Settings) -> Generator[Progress | Waits | list[Drawn], None, None]:
+        """`Waits` now and then until its turn, progress while it lasts, at last the pictures. Raises UserError for what
+        can't be.
 
         When the iterator is closed, the drawing ends at its next step.
         """
@@ -81,7 +89,7 @@ class Painter:
         def stop(step: int, steps: int, denoised: Tensor) -> None:
             raise Cancelled
 
-        with self._turn, contextlib.suppress(Cancelled):
+        with self._turns.turn(), contextlib.suppress(Cancelled):
             model, about = self._model(checked(settings))
             given = arguments(replace(settings, n=1), about, self.store) | steered(model, settings, self.store)
             model.generate(on_step=stop, output="pt", **given)
@@ -94,14 +102,14 @@ class Painter:
         return model, about
 
     def _work(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> None:
+        def waits() -> None:
+            if stop():
+                raise Cancelled
+            tell(Waits())
+
         try:
-            while not self._turn.acquire(timeout=0.1):
-                if stop():
-                    raise Cancelled
-            try:
+            with self._turns.turn(waits):
                 tell(self._draw(settings, stop, tell))
-            finally:
-                self._turn.release()
         except BaseException as error:  # the iterator raises it where the user is
             tell(error)
 

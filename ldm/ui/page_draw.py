@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.ui import form as forms
 from ldm.ui import png_settings
 from ldm.ui.app import App
-from ldm.ui.generate import Drawn, Progress
+from ldm.ui.generate import AT_ONCE, Drawn, Progress, Waits
 from ldm.ui.models import Traits
 from ldm.ui.page_fields import Fields, plain_guidance
 from ldm.ui.page_parts import WAITING, bar, big, ended, kept_form, named, quiet, shown_one, to_mode
@@ -99,7 +99,7 @@ class DrawTab:
         self.go.click(self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet(self.status))
         drawing = self.go.click(
             told(named(self.generate, self.fields)), values, shown, api_name="generate", preprocess=False,
-            concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+            concurrency_limit=AT_ONCE, concurrency_id="draw", show_progress="hidden",
         )  # fmt: skip
         drawing.failure(ended, None, [self.status, self.preview], queue=False, **quiet(self.status))
         self.stop.click(None, cancels=drawing)
@@ -119,7 +119,9 @@ class DrawTab:
         yield bar("the model is read", 0), skip, skip, skip, skip, skip
         with closing(self.app.painter.draw(settings)) as drawing:
             for event in drawing:
-                if isinstance(event, Progress):
+                if isinstance(event, Waits):
+                    yield bar("others' images are being generated", 0), *[skip] * 5
+                elif isinstance(event, Progress):
                     look = skip if event.preview is None else gr.update(value=big(event.preview), visible=True)
                     yield bar(f"step {event.step} of {event.steps}", event.step / event.steps), look, *[skip] * 4
                 else:

@@ -11,7 +11,7 @@ import gradio as gr
 from ldm.ui import form as forms
 from ldm.ui import png_settings, xy
 from ldm.ui.app import App
-from ldm.ui.generate import Progress
+from ldm.ui.generate import AT_ONCE, Progress, Waits
 from ldm.ui.page_draw import DrawTab
 from ldm.ui.page_parts import WAITING, bar, ended, named, quiet
 from ldm.ui.settings import Settings
@@ -47,7 +47,7 @@ class XYTab:
         go.click(None, None, self.status, js=WAITING, **quiet(self.status))
         drawing = go.click(
             told(named(self.generate, fields)), list(fields.values()), [self.status, sheet], api_name="xy",
-            preprocess=False, concurrency_limit=1, concurrency_id="draw", show_progress="hidden",
+            preprocess=False, concurrency_limit=AT_ONCE, concurrency_id="draw", show_progress="hidden",
         )  # fmt: skip
         drawing.failure(lambda: ended()[0], None, self.status, queue=False, **quiet(self.status))
         stop.click(None, cancels=drawing)
@@ -65,7 +65,9 @@ class XYTab:
         for one in asked:
             with closing(self.app.painter.draw(one)) as drawing:
                 for event in drawing:
-                    if isinstance(event, Progress):
+                    if isinstance(event, Waits):
+                        yield bar("others' images are being generated", len(pictures) / len(asked)), gr.skip()
+                    elif isinstance(event, Progress):
                         share = (len(pictures) + event.step / event.steps) / len(asked)
                         yield bar(f"picture {len(pictures) + 1} of {len(asked)}", share), gr.skip()
                     else:

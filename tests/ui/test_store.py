@@ -12,7 +12,7 @@ from PIL import Image
 from ldm.errors import UserError
 from ldm.images import Preprocess, open_map
 from ldm.ui.form import canvas, drawn_mask
-from ldm.ui.generate import Painter, Progress, enlarged, plain
+from ldm.ui.generate import Painter, Progress, Waits, enlarged, plain
 from ldm.ui.models import Models
 from ldm.ui.png_settings import read
 from ldm.ui.serve import access, free_port
@@ -158,6 +158,15 @@ def test_steps_are_counted_over_all_batches(painter: Painter) -> None:
     steps, pictures = finish(painter, Settings("tiny", n=3, steps=4))
     assert [(event.step, event.steps) for event in steps] == [(i + 1, 8) for i in range(8)]
     assert len(pictures) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
+
+
+def test_who_waits_is_told_has_its_turn_in_order_and_may_leave(painter: Painter) -> None:
+    with painter._turns.turn():
+        waiting = [painter.draw(Settings("plain", n=1, steps=1, seed=seed)) for seed in (1, 2, 3)]
+        assert all(isinstance(next(one), Waits) for one in waiting)
+        waiting[1].close()
+    assert [list(one)[-1][0].settings.seed for one in (waiting[0], waiting[2])] == [1, 3]
+    assert [path.name[6:] for path in painter.store.pictures()] == ["3.png", "1.png"]
 
 
 def test_a_drawing_that_nobody_waits_for_ends_and_leaves_no_picture(painter: Painter) -> None:
