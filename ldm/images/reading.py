@@ -217,7 +217,7 @@ def _is_cut(picture: "Image") -> bool:
     return picture.format == "PNG" and picture.mode in ("RGB", "RGBA") and ";16" in tile
 
 
-def _pillow(stream: BinaryIO, channels: int | None = None, most: int) -> "Image | None":
+def _pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image | None":
     """The picture as Pillow opens it, or None for a TIFF that holds more than Pillow can.
 
     Pillow can: 8 bits of grey, colour or palette with alpha; 16 bits of grey; of several pages the first, which is
@@ -234,8 +234,8 @@ def _pillow(stream: BinaryIO, channels: int | None = None, most: int) -> "Image 
             return None
         raise BadImage(what_it_is(head)) from None
     if picture.width * picture.height > most:
-        said = f"has {picture.width}x{picture.height} pixels, which are too many (up to {most // 10**6} million are read)"
-        raise BadImage(said)
+        size = f"{picture.width}x{picture.height}"
+        raise BadImage(f"has {size} pixels, which are too many (up to {most // 10**6} million are read)")
     if picture.format == "TIFF":
         bits, samples = max(picture.tag_v2.get(BITS, (1,))), picture.tag_v2.get(SAMPLES, 1)
         pages = picture.is_animated and picture.tag_v2.get(_COMPRESSION) not in _FAX
