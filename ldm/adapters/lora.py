@@ -154,7 +154,8 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
     lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
     skips = [part.clip_skip for part in model.conditioner.parts.values() if isinstance(part, FrozenText)]
-    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1))
+    width = getattr(parts[UNET], "context_dim", None)
+    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1), width)
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 

@@ -6,31 +6,37 @@ from collections.abc import Iterator, Mapping
 from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
 from ldm.errors import printable
+from ldm.interop import model_version
 from ldm.interop.plain import flag, word
-from ldm.interop.prediction import of_architecture
+from ldm.interop.prediction import SPELLINGS, of_architecture, of_base
 
 log = logging.getLogger("ldm")
 _KINDS: dict[type[Parameterization], str] = {Eps: "eps", V: "v", X0: "x0", Flow: "flow", EDM: "edm"}
-_SPELLINGS = {
-    "epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "sample": "x0", "x0": "x0", "flow": "flow",
-    "flow_prediction": "flow", "rectified_flow": "flow",
-}  # fmt: skip
+_SPELLINGS = SPELLINGS | {"sample": "x0", "x0": "x0"}
 _PREDICTION = ("modelspec_prediction_type", "prediction_type", "parameterization", "ss_prediction_type")
 _V = ("ss_v_parameterization", "v_parameterization", "v_pred")
 _ZERO = ("ss_zero_terminal_snr", "zero_terminal_snr", "rescale_betas_zero_snr", "ztsnr")
+_BASE = "ss_base_model_version"
 _SKIP = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
 
 
 def tell_differences(
-    metadata: Mapping[str, str], parameterization: Parameterization, where: str, clip_skip: int = 1
+    metadata: Mapping[str, str],
+    parameterization: Parameterization,
+    where: str,
+    clip_skip: int = 1,
+    context_dim: int | None = None,
 ) -> None:
     """Warns, in one sentence, of what a LoRA was trained for and its base isn't, which reads the layer `clip_skip` of
-    its text encoder, counted from the last.
+    its text encoder, counted from the last, and whose U-Net reads text of width `context_dim`.
 
     `ss_noise_offset` and `ss_min_snr_gamma` change no meaning of its weights. Raises UserError for a switch that is
     none.
     """
-    if differing := list(_differences(metadata, parameterization, where, clip_skip)):
+    differing = list(_differences(metadata, parameterization, where, clip_skip))
+    if context_dim:
+        differing += [f"{key}, the base {why}" for key, why in model_version.differences(metadata, context_dim, where)]
+    if differing:
         log.warning(
             "%s was trained for another base than this one: %s; images may come out wrong, so take a base of its kind",
             where, ", ".join(differing),
@@ -58,7 +64,10 @@ def _why(name: str, text: str, base: Parameterization, what: str) -> str | None:
         zero = base.schedule.zero_terminal_snr
         if flag(text, what) != zero:
             return "the base's schedule ends at zero SNR" if zero else "the base's schedule doesn't end at zero SNR"
-    if name == "modelspec_architecture" and of_architecture(text) not in (None, own):
+    if name == "model_type" and _SPELLINGS.get(word(text), own) != own:
+        return f"the base predicts {own}"
+    known = of_architecture(text) if name == "modelspec_architecture" else of_base(text) if name == _BASE else None
+    if known not in (None, own):
         return f"the base predicts {own}"
     return None
 

@@ -89,12 +89,23 @@ def _is_of(found: Found, name: str, table: Tensor) -> bool:
     return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])
 
 
-def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
+def unread(said: Mapping[str, Any]) -> list[str]:
+    """What settings say of noise levels that isn't Stable Diffusion's, which is taken where there is no table."""
     settings = [(key, value, _SETTINGS[name]) for key, name, value in leaves(said) if name in _SETTINGS]
     other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
     targets = [(key, str(value)) for key, _, value in leaves(said) if key.endswith("discretization_config.target")]
-    other += [f"{key}={value[-40:]}" for key, value in targets if not value.endswith(".LegacyDDPMDiscretization")]
-    if other:
+    return other + [f"{key}={value[-40:]}" for key, value in targets if not value.endswith(".LegacyDDPMDiscretization")]
+
+
+def tell_idle(state: dict[str, Tensor], kind: str, where: str) -> None:
+    """Names tables, and the marker `ztsnr`, which is taken out of `state`, of a model that has no timesteps."""
+    marker = [name for name in ("ztsnr",) if state.pop(name, None) is not None]
+    if idle := [*marker, *(name for name in _TABLES if name in state)]:
+        log.warning("%s: its %s has no use: it predicts %s, over all noise levels", where, " and ".join(idle), kind)
+
+
+def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
+    if other := unread(said):
         raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
 
 

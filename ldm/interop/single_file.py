@@ -17,8 +17,10 @@ from ldm.interop import (
     head_counts,
     infer,
     latent_scale,
+    model_version,
     neighbours,
     noise_table,
+    parameterizations,
     prediction,
     trainer_settings,
     user_metadata,
@@ -81,10 +83,10 @@ def load_single_file(
     """The LatentDiffusion, or the AutoencoderKL, UNet or ControlNet alone, in a single-file checkpoint.
 
     What the file doesn't say can be given: `heads` or `head_dim` (unless its trainer's settings say them: 8, or 64
-    channels a head with linear projections), `prediction` ("eps" or "v"; unless the file says it, v for a context of
-    1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it, 0.18215), the images'
-    `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2). A part alone takes what is its own of
-    these.
+    channels a head with linear projections), `prediction` ("eps", "v" or "flow"; unless the file says it, v for a
+    context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it, 0.18215), the
+    images' `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2). A part alone takes what is its
+    own of these.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -124,7 +126,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     neighbours.tell_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
-        _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path)
+        _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path, _of_noise(said, str(path)))
     state = _floats(tensors)
     has_averages = any(name.startswith("model_ema.") for name in names)
     trainer_settings.tell_of_averages(said, has_averages, given.get("ema", False), str(path))
@@ -132,6 +134,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
         state |= _averaged(state)
     sizes = head_counts.of_file(said, given, head_counts.UNET, str(path))
     network = load_unet(_under(state, compvis.UNET), str(path), **sizes)
+    model_version.tell(said, network.context_dim, str(path))
     trainer_settings.check_conditions(said, network, str(path))
     return _whole(path, network, state, tensors, said, latents, given) if whole else network
 
@@ -150,15 +153,14 @@ def _whole(
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), first_stage.latent_channels, str(path))
     two = network.context_dim == 1024
     kind = prediction.of_file(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
-    schedule = noise_table.schedule(tensors, said, str(path))
-    parameterization = build({"class": {"eps": "Eps", "v": "V"}[kind], "schedule": schedule})
+    parameterization, sampling = parameterizations.of_file(kind, tensors, said, str(path))
     _check_rest(tensors, path)
     usual = 768 if two and kind == "v" else 512
     said_size = None if "size" in given else trainer_settings.size(said, first_stage.factor, str(path))
     height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
     check_size(height, width, first_stage.factor)
     conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path, said)
-    sampling = {"guidance": 7.5 if conditioner.parts else 1.0}
+    sampling |= {"guidance": 7.5 if conditioner.parts else 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
 
 
@@ -173,13 +175,20 @@ def _check_alone(
     latents: Mapping[str, Any],
     tensors: dict[str, Tensor],
     path: Path,
+    noise: Iterable[str] = (),
 ) -> None:
-    """Refuses options that a part alone has no use for, and names what its file says of latents and noise."""
+    """Refuses options that a part alone has no use for, and names what its file says of latents and of `noise`."""
     if idle := [key for key in given if key not in takes]:
         raise UserError(f"{path} holds {what} alone, which takes no {', '.join(idle)}: leave it out.")
     markers = [name for name in ("v_pred", "ztsnr") if tensors.pop(name, None) is not None]
-    if said := [*latents, *markers]:
+    if said := [*latents, *markers, *noise]:
         log.warning("%s holds %s alone: what it says of latents and noise is left out: %s", path, what, ", ".join(said))
+
+
+def _of_noise(said: Mapping[str, Any], where: str) -> list[str]:
+    """What settings say of prediction, noise levels and image size, which a network alone doesn't hold."""
+    claims = [f"{key}={text[-40:]}" for key, text, _ in prediction.of_settings(said, where)]
+    return [*claims, *noise_table.unread(said), *trainer_settings.sizes_of(said, where)]
 
 
 def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None) -> UNet:

@@ -46,6 +46,11 @@ def size(said: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | 
     return found[0][1] if found else None
 
 
+def sizes_of(said: Mapping[str, Any], where: str) -> list[str]:
+    """Where a size is said, with it, for a part that has no use for one."""
+    return [f"{key}={height}x{width}" for key, pair in _sizes(said, 1, where) if pair for height, width in [pair]]
+
+
 def _sizes(said: Mapping[str, Any], factor: int, where: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
     yield "modelspec.resolution", resolution(said, where)
     for key, name, value in leaves(said):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from ldm.errors import UserError
-from ldm.interop import head_counts, neighbours, noise_table, prediction, text_settings, trainer_settings
+from ldm.interop import (
+    head_counts,
+    model_version,
+    neighbours,
+    noise_table,
+    parameterizations,
+    prediction,
+    text_settings,
+    trainer_settings,
+)
 from ldm.interop.said import of_metadata
 from ldm.networks import UNet
 
@@ -41,6 +50,13 @@ ARCHITECTURE = "modelspec.architecture"
         ({ARCHITECTURE: "stable-diffusion-v2-512-inpainting"}, "eps"),
         ({ARCHITECTURE: "stable-diffusion-v2-768-v", "modelspec.prediction_type": "v"}, "v"),
         ({ARCHITECTURE: "stable-diffusion-v1"}, None),
+        (sgm("EDMScaling"), "edm"),
+        ({"model_type": "rectified_flow"}, "flow"),
+        ({"ss_flow_matching": "True", "modelspec.prediction_type": "flow-matching"}, "flow"),
+        ({"ss_flow_matching": "False", "model_type": "clip_text_model"}, None),
+        ({"ss_base_model_version": "sd_v2_v", "ss_v_parameterization": "True"}, "v"),
+        ({"ss_base_model_version": "sd_v1"}, "eps"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, None),
     ],
 )
 def test_the_prediction_is_the_files_own(said, kind):
@@ -50,15 +66,94 @@ def test_the_prediction_is_the_files_own(said, kind):
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        (sgm("EDMScaling"), "scaling_config.target=EDMScaling, which can't be represented here"),
         (sgm("VScalingWithEDMcNoise"), "VScalingWithEDMcNoise, which can't"),
         (sgm("EpsScaling") | {ARCHITECTURE: "stable-diffusion-v2-768-v"}, "give prediction=eps or prediction=v"),
         ({ARCHITECTURE: "stable-diffusion-v2-512", "modelspec.prediction_type": "v"}, "give prediction=eps or"),
+        ({"model_type": "rectified_flow", "modelspec.prediction_type": "epsilon"}, "rectified_flow and modelspec"),
+        ({"ss_base_model_version": "sd_v2", "ss_v_parameterization": "True"}, "version=sd_v2 and ss_v_"),
     ],
 )
 def test_predictions_that_arent_here_or_contradict_are_refused(said, says):
     with pytest.raises(UserError, match=says):
         prediction.of_file({}, said, None, FILE)
+
+
+EDM_YAML = """
+model:
+  params:
+    denoiser_config:
+      target: sgm.modules.diffusionmodules.denoiser.DENOISER
+      params:
+        weighting_config: {target: sgm.modules.diffusionmodules.denoiser_weighting.EDMWeighting}
+        scaling_config:
+          target: sgm.modules.diffusionmodules.denoiser_scaling.EDMScaling
+          params: {sigma_data: 0.75}
+    sampler_config:
+      params:
+        discretization_config:
+          target: sgm.modules.diffusionmodules.discretizer.DISCRETE
+          params: {sigma_max: 40.0, rho: RHO}
+"""
+
+
+def edm(denoiser="Denoiser", discrete="EDMDiscretization", rho="7.0"):
+    text = EDM_YAML.replace("DENOISER", denoiser).replace("DISCRETE", discrete).replace("RHO", rho)
+    return {"m.yaml": neighbours.parsed(text, "m.yaml")}
+
+
+def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
+    found, sampling = parameterizations.of_file("edm", {}, edm(), "m")
+    assert (found.sigma_data, found.sigma_min, found.sigma_max, sampling) == (0.75, 0.002, 40.0, {})
+    plain, _ = parameterizations.of_file("edm", {}, sgm("EDMScaling") | {"m.yaml": {}}, "m")
+    assert (plain.sigma_data, plain.sigma_max) == (0.5, 80.0)
+    sigma = torch.tensor([0.1, 3.0, 40.0])
+    skip, out, into, noise = found.coefficients(sigma)  # those of sgm's EDMScaling
+    torch.testing.assert_close(skip, 0.75**2 / (sigma**2 + 0.75**2))
+    torch.testing.assert_close(out, sigma * 0.75 / (sigma**2 + 0.75**2) ** 0.5)
+    torch.testing.assert_close(into, 1 / (sigma**2 + 0.75**2) ** 0.5)
+    torch.testing.assert_close(noise, 0.25 * sigma.log())
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (edm(denoiser="DiscreteDenoiser"), "denoiser_config.target=DiscreteDenoiser beside EDMScaling, which can't"),
+        (edm(discrete="LegacyDDPMDiscretization"), "LegacyDDPMDiscretization beside EDMScaling"),
+        (edm(rho="3.0"), "rho=7 here, and it says another"),
+        (edm() | {"a": {"scaling_config": {"params": {"sigma_data": 0.5}}}}, "=0.75 and .*=0.5: take out the one"),
+    ],
+)
+def test_noise_levels_of_edm_that_arent_here_are_refused(said, says):
+    with pytest.raises(UserError, match=says):
+        parameterizations.of_file("edm", {}, said, "m")
+
+
+def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
+    tables = {"betas": torch.ones(2), "ztsnr": torch.ones(1)}
+    flow, sampling = parameterizations.of_file("flow", tables, {"ss_discrete_flow_shift": "3.0"}, "m")
+    assert (type(flow).__name__, sampling, list(tables)) == ("Flow", {"shift": 3.0}, ["betas"])
+    assert "its ztsnr and betas has no use: it predicts flow" in caplog.text
+    with pytest.raises(UserError, match=r"says the shifts \[0.0\], where one number above 0"):
+        parameterizations.of_file("flow", {}, {"flow_shift": 0}, "m")
+
+
+@pytest.mark.parametrize(
+    ("said", "width", "why"),
+    [
+        ({"ss_v2": "True"}, 768, "ss_v2=True, but its U-Net reads text of width 768, as Stable Diffusion 1's does"),
+        ({"ss_v2": "False"}, 1024, "ss_v2=False, but its U-Net reads text of width 1024, as Stable Diffusion 2's"),
+        ({"ss_base_model_version": "sdxl_base_v1-0"}, 768, "sdxl_base_v1-0, but its U-Net reads text of width 768"),
+        ({"ss_base_model_version": "sd_v1"}, 16, "sd_v1, but its U-Net reads text of width 16, as no Stable"),
+        ({ARCHITECTURE: "flux-1-dev/lora"}, 768, "flux-1-dev/lora, but its U-Net reads text of width 768"),
+        ({ARCHITECTURE: "stable-diffusion-v1"}, None, "stable-diffusion-v1, but its U-Net reads no text"),
+        ({ARCHITECTURE: "ldm-stable-diffusion-v1"}, 16, None),
+        ({ARCHITECTURE: "stable-diffusion-v2-512", "ss_base_model_version": "sd_v2", "ss_v2": "True"}, 1024, None),
+        ({"ss_v2": "False", "ss_base_model_version": "None"}, 16, None),
+    ],
+)
+def test_a_version_is_held_against_the_width_of_the_text(said, width, why, caplog):
+    model_version.tell(said, width, "m")
+    assert why in caplog.text if why else not caplog.text
 
 
 def unet_config(section="unet_config", **params):

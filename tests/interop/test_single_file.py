@@ -224,6 +224,9 @@ def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
         ({"metadata": {"modelspec.prediction_type": "v"}}, {"prediction": "eps"}, "Eps"),
         ({"metadata": {"modelspec.prediction_type": "epsilon"}}, {}, "Eps"),
         ({"v_pred": torch.zeros(1)}, {"prediction": "eps"}, "Eps"),
+        ({"metadata": {"model_type": "rectified_flow"}}, {}, "Flow"),
+        ({}, {"prediction": "flow"}, "Flow"),
+        ({"metadata": {"config": "scaling_config: {target: sgm.denoiser_scaling.EDMScaling}"}}, {}, "EDM"),
     ],
 )
 def test_a_checkpoint_may_say_what_it_predicts(said, options, kind, checkpoint, tmp_path):
@@ -255,7 +258,7 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
         ({"scaling_factor": 0}, "scaling_factor is 0"),
         ({"scaling_factor": float("nan")}, "scaling_factor=nan: give a finite"),
         ({"ema": "yes"}, "ema='yes': give True or False"),
-        ({"prediction": "x0"}, "prediction=x0: a checkpoint predicts eps or v"),
+        ({"prediction": "x0"}, "prediction=x0: a checkpoint predicts eps or v, or flow"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(given, says, checkpoint):
@@ -270,8 +273,10 @@ def test_parts_alone_take_their_own_options_and_name_what_is_left_out(checkpoint
     vae_alone = {n.removeprefix(compvis.VAE): t.contiguous() for n, t in state.items() if n.startswith(compvis.VAE)}
     save_file(unet_alone | {"scale_factor": T(0.5), "v_pred": T([])}, tmp_path / "unet.safetensors")
     save_file(vae_alone, tmp_path / "vae.safetensors", {"scaling_factor": "0.5"})
+    (tmp_path / "unet.yaml").write_text("{parameterization: v, linear_end: 0.02, timesteps: 1000, image_size: 96}")
     assert isinstance(ldm.load(tmp_path / "unet.safetensors", heads=8), ldm.UNet)
-    assert "holds a U-Net alone: what it says of latents and noise is left out: scale_factor, v_pred" in caplog.text
+    assert "holds a U-Net alone: what it says of latents and noise is left out: scale_factor, v_pred, " in caplog.text
+    assert "unet.yaml.parameterization=v, unet.yaml.linear_end=0.02, unet.yaml.image_size=96x96\n" in caplog.text
     assert isinstance(ldm.load(tmp_path / "vae.safetensors"), ldm.AutoencoderKL)
     assert "an autoencoder alone: what it says of latents and noise is left out: scaling_factor" in caplog.text
     for name, given in (("unet", {"prediction": "v", "scaling_factor": 0.5}), ("vae", {"ema": True, "size": 64})):
