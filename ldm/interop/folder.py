@@ -81,7 +81,9 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
         model = _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
         model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
         return model
-    return _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
+    model = _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
+    model.size_features = config.get("addition_time_embed_dim") if model.add_embedding is not None else None
+    return model
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,11 +10,13 @@ _WHOLE = (
     "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
     "attention_head_dim", "num_attention_heads", "block_out_channels", "transformer_layers_per_block",
     "num_class_embeds", "projection_class_embeddings_input_dim", "time_cond_proj_dim",
+    "addition_time_embed_dim",
     "conditioning_channels",
     "conditioning_embedding_out_channels",
 )  # fmt: skip
 _NAMES = (
     "act_fn", "mid_block_type", "down_block_types", "up_block_types", "class_embed_type", "resnet_time_scale_shift",
+    "addition_embed_type",
 )  # fmt: skip
 _SWITCHES = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
 _PIPELINES = (

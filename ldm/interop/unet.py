@@ -22,7 +22,8 @@ _KNOWN = (
     "projection_class_embeddings_input_dim", "resnet_time_scale_shift", "dropout",
     "time_cond_proj_dim",
     "upcast_attention",  # matters in half precision only
-    "addition_embed_type_num_heads", "addition_time_embed_dim",  # read only with an addition_embed_type
+    "addition_embed_type", "addition_time_embed_dim",
+    "addition_embed_type_num_heads",  # of another addition_embed_type
 )  # fmt: skip
 _FIXED = {
     "flip_sin_to_cos": True,
@@ -41,10 +42,12 @@ _FIXED = {
 _ATTENDS = {"CrossAttn{}Block2D": True, "{}Block2D": False}
 _EXPORTED = {
     "in_channels", "out_channels", "channels", "multipliers", "blocks", "attention", "depth", "heads", "context_dim",
-    "vector_dim", "vector_bias", "concat_channels", "guidance_dim", "scale_shift", "linear_projection", "groups",
-    "dropout",
+    "vector_dim", "vector_bias", "vector_layers", "concat_channels", "guidance_dim", "scale_shift", "linear_projection",
+    "groups", "dropout",
 }  # fmt: skip
 CLASS_TABLE = "class_embedding.weight"
+SIZES = 6  # numbers that say an image's size, crop and target size
+SIZE_FEATURES = 256  # of each of them in SDXL
 
 
 def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,14 +85,19 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_diffusers(unet: UNet, sample_size: int | None = None) -> dict[str, Any]:
-    """The config of a UNet2DConditionModel that computes what `unet` does. Raises UserError where none does."""
+def to_diffusers(unet: UNet, sample_size: int | None = None, size_features: int | None = None) -> dict[str, Any]:
+    """The config of a UNet2DConditionModel that computes what `unet` does. Raises UserError where none does.
+
+    `size_features` is how many of the vector's numbers, at its end, stand for each of the six of sizes (SDXL); by
+    default as many as the file said that the U-Net came from, else SDXL's.
+    """
     if reasons := obstacles(unet):
         raise UserError(f"the U-Net is no UNet2DConditionModel: {'; '.join(reasons)}.")
     spec = full_spec(unet)
     levels = len(unet.widths)
     attends = [level.attentions is not None for level in unet.down_blocks]
     table = unet.vector_dim and not spec.get("vector_bias", True)
+    two = unet.add_embedding is not None
     return {
         "_class_name": "UNet2DConditionModel",
         "sample_size": sample_size,
@@ -112,10 +120,21 @@ def to_diffusers(unet: UNet, sample_size: int | None = None) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if spec["scale_shift"] else "default",
         "dropout": spec["dropout"],
         "time_cond_proj_dim": unet.guidance_dim,
-        "class_embed_type": "simple_projection" if unet.vector_dim and not table else None,
+        "class_embed_type": "simple_projection" if unet.vector_dim and not table and not two else None,
         "num_class_embeds": unet.vector_dim if table else None,
         "projection_class_embeddings_input_dim": None if table else unet.vector_dim,
+        **(_text_time(unet, size_features) if two else {}),
     }
+
+
+def _text_time(unet: UNet, features: int | None) -> dict[str, Any]:
+    features = features or getattr(unet, "size_features", None) or SIZE_FEATURES
+    if (unet.vector_dim or 0) <= SIZES * features:
+        raise UserError(
+            f"the U-Net is no UNet2DConditionModel: of its vector of {unet.vector_dim} numbers {SIZES * features} were "
+            "of sizes, and none of a text."
+        )
+    return {"addition_embed_type": "text_time", "addition_time_embed_dim": features}
 
 
 def weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -172,7 +191,18 @@ def _depths(value: Any, levels: int) -> list[int]:
 
 
 def _vector(config: Mapping[str, Any]) -> dict[str, Any]:
-    kind = config.get("class_embed_type")
+    kind, added = config.get("class_embed_type"), config.get("addition_embed_type")
+    if added == "text_time" and kind is None and not config.get("num_class_embeds"):
+        features, vector = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+        if vector <= SIZES * features:
+            raise UserError(
+                f"the U-Net can't be represented here: projection_class_embeddings_input_dim={vector} leaves a text "
+                f"nothing beside {SIZES} sizes of {features} numbers (addition_time_embed_dim)."
+            )
+        return {"vector_dim": vector, "vector_layers": 2}
+    if added is not None:
+        beside = "" if kind is None and not config.get("num_class_embeds") else " beside classes"
+        raise UserError(f"the U-Net can't be represented here: addition_embed_type={added!r}{beside}.")
     if kind == "simple_projection":
         return {"vector_dim": config["projection_class_embeddings_input_dim"]}
     if kind is not None:

@@ -18,7 +18,7 @@ from ldm.registry import register, spec_of
 
 HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
 SILU_POWER = 0.356  # the mean of silu(x)^2 for normal x
-_COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
+_COPIED = ("conv_in", "time_embedding", "class_embedding", "add_embedding", "down_blocks", "mid_block")
 _PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "widths")
 _DIT_COPIED = ("conv_in", "time_embedding", "class_embedding")
 _DIT_PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "patch", "channels")

@@ -63,6 +63,7 @@ class Encoder(nn.Module):
     conv_in: nn.Conv2d
     time_embedding: TimestepEmbedding
     class_embedding: nn.Linear | None
+    add_embedding: TimestepEmbedding | None
     down_blocks: Any
     mid_block: Middle
 
@@ -72,6 +73,9 @@ class Encoder(nn.Module):
         embedding = self.time_embedding(features, cond.guidance)  # (B, E)
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(cond.vector)
+        if self.add_embedding is not None:
+            assert cond.vector is not None, "this network was built with vector_dim"
+            embedding = embedding + self.add_embedding(cond.vector)
         return F.silu(embedding)
 
     def encode(
@@ -107,7 +111,9 @@ class UNet(Encoder):
     `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
     more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
     middle always does). Every width must be a multiple of `groups` (by default 32 or what divides the base
-    width). A `patch` of p moves p x p places into channels before the first convolution and back after the last one.
+    width). The vector of conditions is added to the time embedding through `vector_layers` linear layers: 1, or 2 with
+    SiLU between them (Podell et al. 2023, SDXL). A `patch` of p moves p x p places into channels before the first
+    convolution and back after the last one.
     With a `guidance_dim` the guidance scale is a condition, embedded in so many features (`finetune=distill`).
     Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size, and what
     doesn't fill a patch is filled with zeros and cut off again.
@@ -127,6 +133,7 @@ class UNet(Encoder):
         context_dim: int | None = None,
         vector_dim: int | None = None,
         vector_bias: bool = True,
+        vector_layers: int = 1,
         concat_channels: int = 0,
         guidance_dim: int | None = None,
         patch: int = 1,
@@ -146,6 +153,8 @@ class UNet(Encoder):
         self.in_channels, self.out_channels = in_channels, out_channels or in_channels
         self.widths, self.concat_channels = widths, concat_channels
         self.context_dim, self.vector_dim, self.guidance_dim = context_dim, vector_dim, guidance_dim
+        _check_vector(vector_layers, vector_bias)
+        dims = vector_dim if vector_layers == 1 else None, vector_dim if vector_layers == 2 else None
 
         def resnet(a: int, b: int) -> ResnetBlock:
             return ResnetBlock(a, b, embed_dim, groups=groups, eps=1e-5, dropout=dropout, scale_shift=scale_shift)
@@ -166,7 +175,8 @@ class UNet(Encoder):
         self.patch = patch
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], embed_dim, guidance_dim)
-        self.class_embedding = nn.Linear(vector_dim, embed_dim, vector_bias) if vector_dim else None
+        self.class_embedding = nn.Linear(dims[0], embed_dim, vector_bias) if dims[0] else None
+        self.add_embedding = TimestepEmbedding(dims[1], embed_dim) if dims[1] else None
         self.down_blocks, skips = _way_down(widths, blocks, resnet, level)
         self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
         self.up_blocks: Any = _way_up(widths, blocks, skips, resnet, level)
@@ -228,6 +238,11 @@ def _per_level(value, levels: int, name: str) -> list:
     if len(values) != levels:
         raise UserError(f"network.{name} has {len(values)} values for {levels} levels; give one, or one a level.")
     return values
+
+
+def _check_vector(layers: int, bias: bool) -> None:
+    if layers not in (1, 2) or (layers == 2 and not bias):
+        raise UserError(f"network: vector_layers={layers}, vector_bias={bias}: take 1 layer, or 2, which have biases.")
 
 
 def _check_widths(widths: list[int], groups: int, heads: list[int]) -> None:

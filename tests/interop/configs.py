@@ -38,6 +38,27 @@ UNETS = {
 }
 
 
+def sdxl(*levels: str, text: int = 10, features: int = 4, **options):
+    """One whose vector is a text's `text` numbers and `features` of each of six sizes."""
+    vector = {"projection_class_embeddings_input_dim": text + 6 * features, "addition_time_embed_dim": features}
+    return unet(*levels, addition_embed_type="text_time", use_linear_projection=True, **vector, **options)
+
+
+SDXLS = {
+    "sdxl": sdxl(*(PLAIN, CROSS, CROSS), transformer_layers_per_block=(1, 2, 3), attention_head_dim=(1, 2, 4)),
+    "sdxl, two levels, attention below": sdxl(PLAIN, CROSS, transformer_layers_per_block=(1, 3)),
+    "sdxl, attention above": sdxl(CROSS, PLAIN, transformer_layers_per_block=(2, 3)),
+    "sdxl, attention in the middle alone": sdxl(PLAIN, PLAIN, transformer_layers_per_block=(1, 4)),
+    "sdxl, four levels": sdxl(PLAIN, CROSS, PLAIN, CROSS, transformer_layers_per_block=(1, 2, 1, 2)),
+    "sdxl, one level": sdxl(CROSS, transformer_layers_per_block=2, features=8),
+    "sdxl, convolutions as projections": sdxl(PLAIN, CROSS) | {"use_linear_projection": False},
+    "sdxl, inpainting": sdxl(PLAIN, CROSS, in_channels=9, out_channels=4, text=3),
+    "sdxl, attention everywhere": sdxl(CROSS, CROSS, transformer_layers_per_block=(2, 1), text=1),
+    "sdxl, odd features": sdxl(PLAIN, CROSS, features=5, attention_head_dim=(3, 4)),
+    "sdxl, scale and shift, wide sizes": sdxl(PLAIN, CROSS, features=16, resnet_time_scale_shift="scale_shift"),
+}
+
+
 def vae(*widths: int, **options):
     return {
         "block_out_channels": widths,

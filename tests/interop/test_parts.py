@@ -1,5 +1,6 @@
 """U-Net and autoencoder: what diffusers computes is what ours computes, both ways, and weights come back bit-equal."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import ldm
 from ldm.errors import UserError
 from ldm.interop import latent_scale, unet, vae
 from ldm.interop.export import export
-from tests.interop.configs import UNETS, VAES
+from tests.interop.configs import SDXLS, UNETS, VAES
 from tests.interop.models import diffusers, randomised
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -40,18 +41,32 @@ def unet_inputs(config):
     return x, t, tokens, vector, labels
 
 
+def sdxl_inputs(config):
+    """A text's vector and six sizes that vary by sample, as diffusers takes them, and the vector of both."""
+    torch.manual_seed(4)
+    features = config.addition_time_embed_dim
+    text = torch.randn(2, config.projection_class_embeddings_input_dim - 6 * features)
+    sizes = torch.tensor([[768, 1365, 0, 170, 1024, 1024], [1024, 1024, 37, 0, 896, 1152]])
+    embedded = ldm.networks.layers.timestep_embedding(sizes.flatten(), features).view(2, -1)
+    return {"text_embeds": text, "time_ids": sizes.float()}, torch.cat([text, embedded], 1)
+
+
 def unet_outputs(ours, theirs):
     x, t, tokens, vector, labels = unet_inputs(theirs.config)
     z = ours.in_channels
     cond = ldm.networks.Cond(vector=vector, tokens=tokens, concat=x[:, z:] if x.shape[1] > z else None)
+    added = None
+    if theirs.config.addition_embed_type:
+        added, vector = sdxl_inputs(theirs.config)
+        cond = dataclasses.replace(cond, vector=vector)
     with torch.no_grad():
-        return ours(x[:, :z], t, cond), theirs(x, t, tokens, class_labels=labels).sample
+        return ours(x[:, :z], t, cond), theirs(x, t, tokens, class_labels=labels, added_cond_kwargs=added).sample
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", [*UNETS, *SDXLS])
 def test_a_unet_of_diffusers_goes_in_and_out(name, tmp_path):
     torch.manual_seed(0)
-    theirs = randomised(diffusers.UNet2DConditionModel(**UNETS[name]))
+    theirs = randomised(diffusers.UNet2DConditionModel(**(UNETS | SDXLS)[name]))
     theirs.save_pretrained(tmp_path / "in")
     ours = ldm.load(tmp_path / "in")
     close(*unet_outputs(ours, theirs))
@@ -79,6 +94,7 @@ def test_an_autoencoder_of_diffusers_goes_in_and_out(name, tmp_path):
 
 
 OURS = {
+    "two layers for the vector": {"vector_dim": 1600, "vector_layers": 2},
     "default": {},
     "patch-free digits": {"channels": 16, "multipliers": [1, 2, 2], "blocks": 2},
     "no scale and shift": {"scale_shift": False, "linear_projection": False},
@@ -100,11 +116,20 @@ def test_a_unet_of_ours_goes_out_and_in(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+XL = {key: value for key, value in SDXLS["sdxl, attention above"].items() if "addition" in key or "projection" in key}
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         ({"act_fn": "gelu"}, "act_fn='gelu'"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type"),
+        ({"addition_embed_type": "text"}, "addition_embed_type='text'"),
+        (XL | {"addition_embed_type": "image"}, "addition_embed_type='image'"),
+        (XL | {"num_class_embeds": 3}, "addition_embed_type='text_time' beside classes"),
+        (XL | {"class_embed_type": "projection"}, "addition_embed_type='text_time' beside classes"),
+        (XL | {"projection_class_embeddings_input_dim": 24}, "input_dim=24 leaves a text nothing beside 6 sizes of 4"),
+        (XL | {"transformer_layers_per_block": [1, [1, 2]]}, "transformer_layers_per_block"),
+        (XL | {"reverse_transformer_layers_per_block": [2, 1]}, "reverse_transformer_layers_per_block"),
         ({"mid_block_type": None}, "mid_block_type"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"cross_attention_dim": (12, 13)}, "cross_attention_dim"),
