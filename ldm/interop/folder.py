@@ -82,7 +82,8 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
         model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
         return model
     model = _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
-    model.size_features = config.get("addition_time_embed_dim") if model.add_embedding is not None else None
+    two = model.add_embedding is not None
+    model.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
     return model
 
 
