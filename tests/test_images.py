@@ -251,7 +251,7 @@ def indexed(left: int, right: int, *colours: tuple[int, int, int]) -> Image.Imag
 @pytest.mark.parametrize(
     "content",
     [
-        png(halves(1, 3, "L")),
+        png(halves(0, 3, "L")),
         png(Image.fromarray(np.repeat([[0, 1000]], 4, 1).repeat(4, 0).astype(np.uint16))),
         png(indexed(0, 1, (0, 0, 0), (128, 0, 0))),
         png(indexed(1, 0, (255, 255, 255), (0, 0, 0))),
@@ -262,7 +262,7 @@ def indexed(left: int, right: int, *colours: tuple[int, int, int]) -> Image.Imag
         png(halves((9, 9, 9, 0), (255, 255, 255, 90), "RGBA")),
         packed(halves((0, 0, 0), (255, 0, 0), size=(16, 4)).resize((8, 4)), "JPEG", quality=100),
     ],
-    ids=["grey13", "16bit", "palette", "grey-palette", "indices", "red", "colours", "alpha", "by-alpha", "red-jpeg"],
+    ids=["grey03", "16bit", "palette", "grey-palette", "indices", "red", "colours", "alpha", "by-alpha", "red-jpeg"],
 )
 def test_masks_of_two_kinds_need_no_white(content):
     notes: list[str] = []
@@ -276,6 +276,8 @@ def test_masks_of_two_kinds_need_no_white(content):
         ([1, 1, 1], "L", [1, 1, 1], "wholly white"),
         ([0, 15, 255], "L", [0, 0, 1], "above half"),
         ([0, 128, 255], "L", [0, 1, 1], None),
+        ([1, 3, 3], "L", [0, 1, 1], "a trimap's 1 is its object"),
+        ([100, 200, 200], "L", [0, 1, 1], None),
         ([(0, 0, 0), (9, 240, 9), (200, 9, 9)], "RGB", [0, 1, 0], "several colours"),
     ],
 )
@@ -549,3 +551,26 @@ def test_a_ppm_of_more_than_8_bits_is_known_to_be_reduced(top):
     assert not open_image(b"P6\n4 4\n255\n" + bytes(48)).info["ldm_cut_to_8_bits"]
     with pytest.raises(BadImage, match="PNG or PPM of 16 bits"):
         Preprocess(3, 4, 4, bits=16).array(content)
+
+
+def test_raw_data_of_a_camera_called_tif_are_refused_for_their_preview():
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:
+        tiff.write(np.zeros((4, 6, 3), np.uint8), subifds=1, subfiletype=1)
+        tiff.write(np.zeros((40, 60), np.uint16))
+    with pytest.raises(BadImage, match="is a camera's raw data, which begins with a preview"):
+        open_image(file.getvalue())
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as tiff:  # a pyramid begins with the whole
+        tiff.write(np.full((40, 60, 3), 7, np.uint8), subifds=1)
+        tiff.write(np.zeros((4, 6, 3), np.uint8), subfiletype=1)
+    assert np.asarray(open_image(file.getvalue())).shape == (40, 60, 3)
+
+
+def test_the_readers_of_tiffs_say_nothing_of_their_own(caplog):
+    tifffile = pytest.importorskip("tifffile")
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((8, 8, 13), np.uint16), planarconfig="contig", photometric="minisblack")
+    assert Preprocess(13, 8, 8, 16).array(file.getvalue()).shape == (13, 8, 8)
+    assert not caplog.records

@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
+from ldm.data.arrays import arrays_beside
 from ldm.data.beside import JUNK, is_junk, stem
 from ldm.data.layout import Meant, is_split, join, top
 from ldm.data.looks import NAMED, Pair, evidence_within, few, look
 from ldm.data.marks import marked
 from ldm.data.sample import Seen
 from ldm.data.store import Store
+from ldm.data.usual import priors
 
 # Names of folders that hold something about the images beside them, where their files go by those images' names.
 _SURE = (
@@ -71,6 +73,8 @@ def others(store: Store, images: Sequence[str], meant: Meant, known: Collection[
     if meant.classes:
         return {}
     left = {path: JUNK for path in images if is_junk(path)}
+    left |= priors([path for path in images if path not in left])
+    left |= arrays_beside(store, [path for path in images if path not in left])
     left |= _files_about([path for path in images if path not in left])
     left |= marked(store, [path for path in images if path not in left], seen)
     left |= _folders_about(store, [path for path in images if path not in left], known, seen)

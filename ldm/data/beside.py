@@ -15,19 +15,33 @@ TABLES = (".csv", ".tsv", ".json", ".jsonl", PARQUET, ".xlsx")  # files that may
 # Formats of images that nothing here reads, and what to do.
 _CONVERT = "can't be read: convert them to .jpg or .png"
 _MEDICAL = "are medical or scientific data that aren't read: export them as .png, .tif or .npy"
-_DICOM = "DICOM"
+_DICOM, TIFF = "DICOM", ".tif"
+_LIKE_TIFF = (
+    "TIFF by their content, as plain images are and cameras' and microscopes' own data: rename them to .tif if they "
+    "are plain, else export them as .tif or .png"
+)
 _PARTLY = "are downloads that haven't finished: fetch them again"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _FILM = "are films: take images out of them"
 _PACKED = "are archives, which aren't looked into: unpack them (a single .zip can be data.root itself)"
 _SHARD = "are archives, which aren't looked into: unpack them, or read WebDataset's by data=shards"
+_OTHERS = ".heic .heif .hif .livp .jxl .psd .psb .xcf .kra .clip .exr .hdr .svg .ai .ico .icns .eps .dds .dpx .jxr"
+_CAMERAS = (
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .ori .pef .raf "
+    ".rw2 .rwl .sr2 .srf .srw .x3f"
+)
+_SCIENCE = (
+    ".dcm .dicom .nii .nii.gz .nrrd .nhdr .mha .mhd .mgz .czi .svs .ndpi .scn .mrxs .bif .lsm .lif .nd2 .oib .oif .vsi "
+    ".stk .fits .fit .h5 .hdf5 .nc"
+)
 UNREADABLE = {
     **dict.fromkeys(
-        (".heic", ".heif", ".hif", ".jxl", ".psd", ".xcf", ".exr", ".hdr", ".svg", ".ico", ".eps"), _CONVERT
+        _OTHERS.split(),
+        _CONVERT,
     ),
     **dict.fromkeys((".pdf", ".djvu"), "are documents: export their pages as .png or .jpg"),
-    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), _RAW),
-    **dict.fromkeys((".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".czi", ".svs", ".fits", ".h5"), _MEDICAL),
+    **dict.fromkeys(_CAMERAS.split(), _RAW),
+    **dict.fromkeys(_SCIENCE.split(), _MEDICAL),
     **dict.fromkeys((".part", ".crdownload", ".partial", ".aria2", ".!ut", ".download"), _PARTLY),
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _PACKED),
     **dict.fromkeys((".tar", ".tgz"), _SHARD),
@@ -37,8 +51,8 @@ _STARTS = {
     b"\xff\xd8\xff": ".jpg",
     b"\x89PNG\r\n": ".png",
     b"GIF8": ".gif",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
+    b"II*\0": TIFF,
+    b"MM\0*": TIFF,
 }
 _KNOWN = frozenset((*IMAGES, *UNREADABLE, *TABLES, ".txt", ".caption", ".cap", ".xml", ".html", ".npz", ".db", ".ovr"))
 _HEAD, _PEEKED = 132, 16  # bytes of a file, files of an ending
@@ -96,6 +110,8 @@ def tell_disguised(store: Store, paths: Sequence[str], seen: Seen) -> None:
         meant = {name for path in found[:_PEEKED] if (name := _content(store, path))}
         if meant == {_DICOM}:
             seen.leave(found, f"{_DICOM} by their content, which {_MEDICAL}")
+        elif meant == {TIFF} and re.fullmatch(r"\.[a-z]\w{1,4}", ending(found[0])):
+            seen.leave(found, _LIKE_TIFF)
         elif meant:
             seen.leave(found, f"{' or '.join(sorted(meant))} by their content, under another ending: rename them")
 

@@ -1,22 +1,23 @@
 """Files beside images that hold their captions: which they are, what in them is a caption, and their words."""
 
 import io
-import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from ldm.data.beside import ending, is_image, stem
+from ldm.data.caption_json import OURS, caption_in, hold_captions, row_of
 from ldm.data.embedded import text_in
-from ldm.data.sample import USUAL, Sample, Seen, Text, joined, plural, some, text_of
+from ldm.data.sample import Sample, Seen, Text, plural, some
 from ldm.data.store import Store, composed
 from ldm.errors import UserError
 
-KINDS = (".txt", ".caption", ".cap", ".json")  # the first that an image has is read
+JSON = ".json"
+TEXTS = (".txt", ".caption", ".cap")
+KINDS = (*TEXTS, JSON)  # the first that an image has is read
 _LOOKED_AT = 16  # files of a kind that say what the kind holds
 _BLANKS = 64  # bytes that an empty caption's file may have
-_TAGS = ("tag_string", "tags")  # as image boards have them
+_SUPPLEMENT = re.compile(r"(?P<name>.+\.\w+)\.(?P<word>s[a-z-]*)(?P<copy>\(\d+\))?\.json")
 _NUMBER = r"-?\d+(\.\d*)?(e[-+]?\d+)?"
 _GAP = r"(\s*[,;]\s*|\s+)"
 # YOLO's class and box; also SROIE's and ICDAR's box before its words, DOTA's before its class
@@ -26,15 +27,16 @@ _MOSTLY = 0.7  # of a line's words that are numbers: KITTI's begin with a class
 _LEAST = 4  # numbers of a box
 
 
-def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
+def find_captions(samples: Sequence[Sample], store: Store, seen: Seen, name: str = OURS) -> None:
     """Gives each sample the file that holds its caption: NAME.txt or NAME.caption, in any case, NAME.png.txt, or
-    NAME.json with a caption among what it says."""
+    NAME.json with a caption among what it says, by the `name` that the user gives, which is then read first."""
     others = _by_kind(store.entries)
     found: dict[str, list[str]] = defaultdict(list)
     doubled: dict[str, list[str]] = defaultdict(list)
-    for kind in KINDS:
+    for kind in KINDS if name == OURS else (JSON, *TEXTS):
         beside = _beside(samples, kind, others[kind], store)
-        if not beside or not _is_read(kind, [path for path in beside if path], store, seen):
+        paths = [path for path in beside if path]
+        if not paths or not _is_read(kind, paths, store, seen, name):
             continue
         for sample, path in zip(samples, beside, strict=True):
             if path and sample.caption:
@@ -52,7 +54,7 @@ def find_captions(samples: Sequence[Sample], store: Store, seen: Seen) -> None:
 def unread_captions(samples: Iterable[Sample], store: Store, seen: Seen) -> None:
     """Notes the caption files of samples whose caption is known from elsewhere."""
     images = list(samples)
-    for kind in KINDS[:-1]:
+    for kind in TEXTS:
         paths = [path for sample in images if (path := stem(sample.image) + kind) in store.entries]
         if not paths:
             continue
@@ -61,21 +63,15 @@ def unread_captions(samples: Iterable[Sample], store: Store, seen: Seen) -> None
         seen.note(f"{said}, which is taken instead: {some(paths)}")
 
 
-def read_caption(store: Store, path: str) -> Text:
-    """The caption in a file, its line ends as Unix has them; of a .json, what it calls so, and of an
+def read_caption(store: Store, path: str, name: str = OURS) -> Text:
+    """The caption in a file, its line ends as Unix has them; of a .json, what it calls so or by `name`, and of an
     image, what is in it. Raises UserError."""
     if is_image(path):
         return text_in(io.BytesIO(store.read(path)))
     text = store.text(path)
-    if ending(path) == KINDS[-1]:
-        return caption_in(_json(f"{store.where}/{path}", text))
+    if ending(path) == JSON:
+        return caption_in(row_of(f"{store.where}/{path}", text), name)
     return re.sub(r"\r\n?", "\n", text).strip()
-
-
-def caption_in(row: Mapping[str, Any]) -> Text:
-    """The first caption among what a row says, by the usual names, or its tags."""
-    found = next((text for key in USUAL["text"] if (text := text_of(row.get(key))[0])), None)
-    return found or next((text for key in _TAGS if (text := joined(text_of(row.get(key))[0]))), None)
 
 
 def _by_kind(paths: Iterable[str]) -> dict[str, list[str]]:
@@ -94,7 +90,7 @@ def _beside(samples: Sequence[Sample], kind: str, files: Sequence[str], store: S
     exact = [stem(sample.image) + kind for sample in samples]
     found = [path if path in store.entries else None for path in exact]
     if None in found:  # in a spelling that all agree on
-        by_name = {composed(path).lower(): path for path in files}
+        by_name = {_supplemented(composed(path).lower()): path for path in files}
         for i, path in enumerate(found):
             if path is None:
                 image = composed(samples[i].image).lower()
@@ -102,11 +98,19 @@ def _beside(samples: Sequence[Sample], kind: str, files: Sequence[str], store: S
     return found if any(found) else []
 
 
-def _is_read(kind: str, paths: Sequence[str], store: Store, seen: Seen) -> bool:
+def _supplemented(path: str) -> str:
+    """Google's `a.jpg.supplemental-metadata.json`, cut or not, as `a.jpg.json`, and `a.jpg.suppl(1).json` so."""
+    match = _SUPPLEMENT.fullmatch(path)
+    if not match or not "supplemental-metadata".startswith(match["word"]):
+        return path
+    return f"{stem(match['name'])}{match['copy'] or ''}{ending(match['name'])}{JSON}"
+
+
+def _is_read(kind: str, paths: Sequence[str], store: Store, seen: Seen, name: str) -> bool:
     """Whether files of the kind hold captions, by a few of them; if not, that is noted."""
+    if kind == JSON:
+        return hold_captions(store, paths, name, seen)
     texts = {path: text for path in paths[:: -(-len(paths) // _LOOKED_AT)] if (text := _peek(store, path))}
-    if kind == KINDS[-1]:
-        return any(_has_caption(text) for text in texts.values())
     if not any(texts.values()) and all(_is_empty(store, path) for path in paths):
         seen.pass_over(paths, "empty")
         seen.note(
@@ -153,25 +157,10 @@ def _is_mostly_numbers(line: str) -> bool:
     return numbers >= max(_LEAST, _MOSTLY * len(words))
 
 
-def _has_caption(text: str) -> bool:
-    try:
-        return bool(caption_in(_json("", text)))
-    except UserError:
-        return False
-
-
-def _json(where: str, text: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} isn't JSON ({error}): fetch it again, or remove it.") from None
-    return row if isinstance(row, Mapping) else {}
-
-
 def _tell_doubled(kind: str, paths: Sequence[str], seen: Seen) -> None:
     seen.pass_over(paths, "beside an image that has another caption file")
     said = f"{plural(len(paths), f'{kind} file')} beside images that have another caption file, which is taken instead"
-    if kind == KINDS[-1]:  # img2dataset writes both, and the caption is in both
+    if kind == JSON:  # img2dataset writes both, and the caption is in both
         seen.aside(f"{said}: {some(paths)}")
     else:
         seen.note(f"{said}: {some(paths)}")

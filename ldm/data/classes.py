@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from ldm.data.beside import ending, stem
 from ldm.data.layout import common_folder, inside, top
 from ldm.data.sample import Seen, some
+from ldm.data.usual import are_albums
 from ldm.errors import UserError
 
 CAMERA = re.compile(r"[1-9]\d\d(?=.*[A-Z_])[A-Z0-9_]{5}|\d{6}_[_a-z]")  # DCF's 100APPLE, 101CANON; iOS's 202401_a
@@ -59,6 +60,12 @@ def classes_of(paths: Sequence[str], meant: bool | None, known: Collection[str],
     return names
 
 
+def is_laid_away(name: str) -> bool:
+    """Whether a folder within a class is called as what is no kind of that class: by dates, formats, sizes, parts."""
+    patterns = (CAMERA, DATE, _FORMAT, _SIZE, _PART, _SCALE, _YEARS, _SHARD)
+    return any(pattern.fullmatch(name) for pattern in patterns)
+
+
 def tell_inner(paths: Sequence[str], splits: Sequence[str], seen: Seen) -> None:
     """Notes folders inside several `splits` that are called alike, where the folders around these are the classes."""
     inner = [{top(path, split) for path in paths if inside(path, (split,))} for split in splits]
@@ -93,6 +100,8 @@ def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> s
     above = {step.lower() for step in steps}
     if names and all(map(CAMERA.fullmatch, names)) or _DCIM in above | {name.lower() for name in names}:
         return "as cameras and phones name them"
+    if are_albums(names):
+        return "as phones and computers name those of images"
     if names and (all(map(DATE.fullmatch, names)) or _are_years(paths, "/".join(steps), names)):
         return "named by dates"
     if names and all(map(_TAKEOUT.fullmatch, names)):

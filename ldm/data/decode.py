@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldm.data.caption_files import read_caption
+from ldm.data.caption_json import OURS
 from ldm.data.sample import Sample, joined, plural
 from ldm.data.store import Store
 from ldm.data.table import REPEATS, Column, Table, new_array
@@ -72,10 +73,17 @@ class Decoder:
     has: tuple[str, ...]  # columns of the training split
     classes: tuple[str, ...]
     captions: str = ""  # "lines": each line of a caption's file is one; "tags": a list is one
+    text: str = OURS  # what NAME.json calls a caption
 
     @classmethod
     def of(
-        cls, train: Split, val: Split, preprocess: Preprocess, classes: Sequence[str] = (), captions: str = ""
+        cls,
+        train: Split,
+        val: Split,
+        preprocess: Preprocess,
+        classes: Sequence[str] = (),
+        captions: str = "",
+        text: str = OURS,
     ) -> "Decoder":
         """Reads off the training split which columns there are; the validation split has to fit.
 
@@ -89,7 +97,7 @@ class Decoder:
             _check_labels(rows, val[1])
             classes = tuple(classes) or _classes(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
-        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), captions)
+        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), captions, text)
 
     def table(self, split: Split, folder: Path, key: str, tally: Tally, of: str = "") -> Table:
         """Decodes a split into `folder`; bad images are left out and counted. `of` says what the split is for."""
@@ -122,7 +130,7 @@ class Decoder:
     def _texts(self, store: Store, rows: Sequence[Sample], tally: Tally) -> list[str | list[str]]:
         texts = []
         for sample in rows:
-            text = read_caption(store, sample.caption) if sample.caption else sample.text
+            text = read_caption(store, sample.caption, self.text) if sample.caption else sample.text
             if sample.caption and isinstance(text, str) and "\n" in text:
                 tally.several_lines += [] if self.captions == "lines" else [sample.caption]
                 text = _lines(text) if self.captions == "lines" else text

@@ -5,22 +5,34 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+from ldm.data.prompts import prompt_of
 from ldm.data.sample import Sample, Seen, some
 from ldm.data.store import Store
 from ldm.errors import UserError
 from ldm.images import check_metadata
 
 _LOOKED_AT = 16  # images
-_DESCRIPTION, _EXIF, _COMMENT, _IPTC = 0x010E, 0x8769, 0x9286, (2, 120)  # the caption's tags of Exif and IPTC
+_DESCRIPTION, _EXIF, _COMMENT = 0x010E, 0x8769, 0x9286  # Exif's tags
+_MAKE, _MODEL = 0x010F, 0x0110  # where ComfyUI puts its graphs into a .webp
+_WINDOWS = (0x9C9C, 0x9C9F, 0x9C9B, 0x9C9E)  # Explorer's comment, subject, title and tags
+_IPTC = ((2, 120), (2, 105), (2, 5), (2, 25))  # caption, headline, title and keywords
 _CODES = {b"UNICODE\0": ("utf-16-be", "utf-16-le"), b"ASCII\0\0\0": ("utf-8",), b"\0" * 8: ("utf-8",)}
-_XMP = re.compile(r"<dc:description>.*?<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
-_SETTINGS = re.compile(r"\n(Negative prompt|Steps): .*", re.DOTALL)  # what Automatic1111 writes behind the prompt
+_XMP = ("dc:description", "exif:UserComment", "photoshop:Headline", "dc:title", "dc:subject")
+_ITEM = re.compile(r"<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
+_GENERATED = ("parameters", "prompt", "invokeai_metadata", "sd-metadata", "Dream")  # texts of PNGs
+_PLAIN = ("Description", "Comment", "comment", "Title")  # texts of PNGs, and comments of JPEG and GIF
 _CAMERAS = re.compile(r"[A-Z0-9 _-]*", re.ASCII)  # OLYMPUS DIGITAL CAMERA
+_PROGRAMS = re.compile(
+    r"(Created|Processed|Generated|Optimi[sz]ed|Compressed|Edited) ?(with|by|By|using|in) .*|CREATOR: .*|Lavc.*"
+    r"|LEAD Tech.*|Intel\(R\) .*|File (written|source)\b.*|AppleMark.*|Screenshot|.*ImageMagick.*|https?://\S*|default",
+    re.DOTALL,
+)
 
 
 def text_in(file: BinaryIO) -> str:
-    """The caption that an image holds: a generator's prompt, Exif's ImageDescription or UserComment, IPTC's caption, or
-    XMP's dc:description, the first that is there; empty if none is."""
+    """The caption that an image holds, the first of these that is there; empty if none is: a generator's prompt; of
+    Exif the description, the comment and what Windows writes; of IPTC and XMP the caption, headline, title and
+    keywords; a PNG's texts and the comment of a JPEG or GIF."""
     from PIL import Image
 
     try:
@@ -63,15 +75,39 @@ def _peek(store: Store, path: str) -> str:
 def _texts(picture: Any) -> Iterator[Any]:
     from PIL import IptcImagePlugin
 
-    yield _SETTINGS.sub("", str(picture.info.get("parameters", "")))
+    yield from (picture.info.get(name) for name in _GENERATED)
     exif = picture.getexif()
+    yield from (str(exif.get(tag, "")).removeprefix("prompt:") for tag in (_MODEL, _MAKE) if _is_graph(exif.get(tag)))
     yield exif.get(_DESCRIPTION)
-    yield _SETTINGS.sub("", _comment(exif.get_ifd(_EXIF).get(_COMMENT, b"")))
-    yield (IptcImagePlugin.getiptcinfo(picture) or {}).get(_IPTC)
+    yield _comment(exif.get_ifd(_EXIF).get(_COMMENT, b""))
+    yield from (_wide(exif.get(tag)) for tag in _WINDOWS)
+    iptc = IptcImagePlugin.getiptcinfo(picture) or {}
+    yield from (_listed(iptc.get(tag)) for tag in _IPTC)
     xmp = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
-    match = _XMP.search(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
-    yield html.unescape(match[1]) if match else None
-    yield picture.info.get("Description")
+    yield from _of_xmp(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
+    yield from (picture.info.get(name) for name in _PLAIN)
+
+
+def _is_graph(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("prompt:{")
+
+
+def _of_xmp(xmp: str) -> Iterator[str]:
+    for name in _XMP:
+        if match := re.search(f"<{name}>(.*?)</{name}>", xmp, re.DOTALL):
+            yield html.unescape(", ".join(item.strip() for item in _ITEM.findall(match[1]) if item.strip()))
+
+
+def _wide(value: Any) -> str:
+    """What Windows writes: bytes of UTF-16, its tags with semicolons."""
+    text = bytes(value).decode("utf-16-le", "replace") if isinstance(value, (bytes, tuple, list)) else str(value or "")
+    return ", ".join(part.strip() for part in text.replace("\0", "").split(";") if part.strip())
+
+
+def _listed(value: Any) -> Any:
+    """IPTC's keywords come as a list."""
+    texts = value if isinstance(value, list) else [value or b""]
+    return ", ".join(part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in texts)
 
 
 def _comment(value: Any) -> str:
@@ -86,10 +122,10 @@ def _comment(value: Any) -> str:
 
 
 def _words(found: Any) -> str:
-    """Words of a person's or a generator's; a camera's name is none."""
+    """Words of a person's or a generator's; a camera's and a program's name are none."""
     text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found or "")
-    text = text.replace("\0", "").strip()
-    return "" if _CAMERAS.fullmatch(text) else text
+    text = prompt_of(text.replace("\0", ""))
+    return "" if _CAMERAS.fullmatch(text) or _PROGRAMS.fullmatch(text) else text
 
 
 def _cut(text: str) -> str:

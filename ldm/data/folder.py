@@ -23,7 +23,7 @@ from ldm.data.table import hash_of
 from ldm.errors import UserError
 from ldm.registry import register
 
-_VERSION = "folder-2"
+_VERSION = "folder-3"
 
 
 @register

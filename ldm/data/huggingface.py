@@ -17,7 +17,7 @@ from ldm.data.table import hash_of
 from ldm.errors import UserError, did_you_mean
 from ldm.registry import register
 
-_VERSION = "huggingface-2"
+_VERSION = "huggingface-3"
 _VALIDATION = ("validation", "val", "valid", "test", "dev")
 _NAMES = {  # what data sets call our columns, the first that is there
     "image": ("image", "img", "png", "jpg", "jpeg", "webp", "picture", "pixel_values"),

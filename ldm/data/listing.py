@@ -4,14 +4,15 @@ import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ldm.data.beside import is_image, stem
-from ldm.data.caption_files import find_captions, unread_captions
-from ldm.data.classes import classes_of
+from ldm.data.beside import ending, is_image, stem
+from ldm.data.caption_files import JSON, find_captions, unread_captions
+from ldm.data.classes import classes_of, is_laid_away
 from ldm.data.layout import Meant
 from ldm.data.metadata import described
 from ldm.data.repeats import repeat_described, repeats_of
 from ldm.data.sample import COLUMNS, PATHS, Sample, Seen, plural, some
 from ldm.data.store import FolderStore, Store, ZipStore, open_store
+from ldm.data.usual import tell_classes, tell_named
 
 __all__ = ["COLUMNS", "PATHS", "FolderStore", "Sample", "Store", "ZipStore", "open_store", "samples"]
 _LOOKED_AT = 1000  # names of files
@@ -43,7 +44,7 @@ def samples(
         _leave_unnamed(found, paths, seen)
         found = repeat_described(found, meant.repeats, seen)
         if "text" in columns:
-            find_captions([sample for sample in found if not sample.text], store, seen)
+            find_captions([sample for sample in found if not sample.text], store, seen, columns["text"])
             unread_captions([sample for sample in found if sample.text], store, seen)
         if "label" in columns and all(sample.label is None for sample in found):
             _classes_beside(found, columns, meant.classes, known, seen)
@@ -71,7 +72,8 @@ def _from_files(
     counted = {} if meant.classes else repeats_of(images, meant.repeats, known, seen)
     found = [Sample(path) for path in images if path in counted or not counted]
     if "text" in columns:
-        find_captions(found, store, seen)
+        find_captions(found, store, seen, columns["text"])
+    _tell_renamed(found, columns, seen)
     for sample in found:
         if counted:
             sample.repeats, name = counted[sample.image]
@@ -80,11 +82,22 @@ def _from_files(
         _classify(found, meant.classes, known, seen)
     if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
         _tell_names(found, seen)
+    if "label" in columns and all(row.text is row.caption is row.label is None for row in found):
+        tell_named([row.image for row in found], seen)
     # what img2dataset counts of each of its folders, and a table of what is in the images' own files
     folders = {sample.image.rpartition("/")[0] for sample in found}
     own = {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
     seen.pass_over([path for path in own if path in store.entries], "img2dataset's account of a folder")
     return found
+
+
+def _tell_renamed(found: Sequence[Sample], columns: Mapping[str, str], seen: Seen) -> None:
+    """Notes columns that the user gives other names, where there are no metadata and no NAME.json to have them."""
+    has_json = any(ending(sample.caption or "") == JSON for sample in found)
+    names = [name for key, name in columns.items() if name != key and not (key == "text" and has_json)]
+    if found and names:
+        said = f"data.columns names {some(names)}, which nothing has: there is no metadata.jsonl or metadata.csv"
+        seen.note(f"{said}, and no NAME.json with it")
 
 
 def _classes_beside(
@@ -127,6 +140,8 @@ def _classify(found: Sequence[Sample], meant: bool | None, known: Collection[str
     if not strays:
         for sample, name in zip(found, classes, strict=True):
             sample.label = name
+        if not meant and not known and found:
+            tell_classes([sample.image for sample in found], [str(name) for name in classes], is_laid_away, seen)
     elif len(strays) < len(found):
         folders = some(sorted({name for name in classes if name is not None}))
         said = f"no classes are taken from the folders {folders}, as not every image lies in one"

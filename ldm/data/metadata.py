@@ -11,7 +11,7 @@ from typing import Any
 from ldm.data.beside import ending, is_image
 from ldm.data.layout import inside
 from ldm.data.rows import FILE_NAME, Row, is_gap, is_index, number, read_lists, rows_of
-from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, joined, plural, some, text_of
+from ldm.data.sample import COLUMNS, PATHS, USUAL, Sample, Seen, joined, plural, some, text_of, usual
 from ldm.data.split_column import note_splits, split_column
 from ldm.data.store import Store
 from ldm.errors import UserError, did_you_mean
@@ -98,7 +98,7 @@ class _File:
             if name != key and name not in present:
                 raise UserError(f"data.columns: {self.where} has no column '{name}'.{did_you_mean(name, present)}")
         for key in [key for key in USUAL if columns.get(key) == key]:
-            columns[key] = self._called(key, [name for name in USUAL[key] if name in present])
+            columns[key] = self._called(key, usual(key, present))
         filled = {name for row in self.rows for name, value in row.items() if value not in (None, "", [])}
         self.split = split_column(self.rows, list(columns.values()))
         self._tell_unread((present & filled) - {*columns.values(), self.split}, present & filled, wanted)
@@ -106,13 +106,13 @@ class _File:
 
     def _called(self, key: str, names: Sequence[str]) -> str:
         """The first of `names`, which are in the file, that holds what ours holds."""
-        filled = {name: n for name in names if (n := sum(self._holds(key, row.get(name)) for row in self.rows))}
+        filled = {name: n for name in names if (n := sum(self._holds(key, row.get(name), name) for row in self.rows))}
         if not filled:
             return key
         name = next(iter(filled))
-        if key == "label" and name != key and filled[name] < len(self.rows):
+        if key != "text" and name != key and filled[name] < len(self.rows):
             gaps = f"{plural(len(self.rows) - filled[name], 'row')} of {len(self.rows)} without one"
-            self.seen.note(f"'{name}' of {self.path} isn't read as labels: {gaps}; {option_of(key, name)} reads it")
+            self.seen.note(f"'{name}' of {self.path} isn't read as {key}s: {gaps}; {option_of(key, name)} reads it")
             return key
         if name != key and key in names:
             self.seen.aside(f"'{key}' of {self.path} is empty in every row: '{name}' is read instead")
@@ -127,12 +127,21 @@ class _File:
             rows = f"'{name}' of {self.path} is empty in {plural(n, 'row')} in which '{other}' isn't"
             self.seen.note(f"{rows}: {option_of(key, other)} reads that column instead")
 
-    def _holds(self, key: str, value: Any) -> bool:
+    def _holds(self, key: str, value: Any, name: str = "") -> bool:
+        """Whether there is something; in a column `name` other than ours for a path, a file's that is there."""
         if self.is_csv and is_gap(value, of_label=key == "label"):
             return False
         if key == "label":
             return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
+        if key in PATHS:
+            return isinstance(value, str) and value != "" and (name == key or self._is_there(value))
         return bool(text_of(value)[0])
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            return self._place(name) in self.store.entries
+        except UserError:  # outside of the data
+            return False
 
     def _tell_unread(self, unread: set[str], present: set[str], wanted: Mapping[str, str]) -> None:
         if not unread:

@@ -1,6 +1,7 @@
 """One image with what belongs to it, and what a listing of many met beside them."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,9 @@ PATHS = ("map", "mask", "control")  # columns that name files
 USUAL = {
     "text": ("text", "caption", "captions", "prompt", "description", "txt"),
     "label": ("label", "labels", "class", "cls", "category"),
+    "map": ("map", "label_map", "segmentation", "segmentation_map", "seg_map"),
+    "mask": ("mask", "mask_image", "inpaint_mask"),
+    "control": ("control", "conditioning_image", "control_image", "conditioning", "condition_image", "cond_image"),
 }
 Text = str | list[str] | None
 
@@ -66,6 +70,23 @@ class Seen:
 
     def aside(self, sentence: str) -> None:
         self.asides += [] if sentence in self.asides else [sentence]
+
+
+def plain(name: str) -> str:
+    """A column's name whatever its capitals, blanks and strokes: File Name, fileName and file_name are one."""
+    return re.sub(r"[-_ ]", "", name).lower()
+
+
+def usual(key: str, present: Iterable[str]) -> list[str]:
+    """The names among `present` by which others call our column `key`, our own first; of a path's also with `_path` and
+    the like behind."""
+    order = [plain(name) for name in USUAL[key]]
+    found = {}
+    for name in present:
+        bare = re.sub(r"(filename|filepath|path|file)$", "", plain(name)) if key in PATHS else plain(name)
+        if bare in order:
+            found[name] = (name != key, order.index(bare), name not in USUAL[key], name)
+    return sorted(found, key=lambda name: found[name])
 
 
 def text_of(value: Any) -> tuple[Text, bool]:

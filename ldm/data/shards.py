@@ -20,12 +20,13 @@ from ldm.data.stored import LINES, TAGS, WHOLE, as_shape, check_captions, column
 from ldm.data.summary import FILE, Facts, facts_of, tell
 from ldm.data.table import Column, Table, cached, hash_of, new_array
 from ldm.data.tar import listed, opened
+from ldm.data.usual import tell_alike
 from ldm.errors import UserError
 from ldm.images import READER, Preprocess, probe
 from ldm.randomness import permutation
 from ldm.registry import register
 
-_VERSION = "shards-2"
+_VERSION = "shards-3"
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -169,6 +170,7 @@ class Shards:
         chosen = [[r[(a <= r) & (r < b)] - a for a, b in pairwise(ends)] for r in (rows, val_rows)]
         made = [joined(tables, of, folder / n, f"{key}-{n}") for of, n in zip(chosen, ("train", "val"), strict=True)]
         _name_classes(*made)
+        tell_alike(made[0].classes, seen)
         split = f"data.val_root={self.val_root}" if val else f"a fixed random {self.val_share:g} of all"
         captioned = sum(map(len, made)) - len(tally.no_caption) if "text" in made[0].columns else 0
         source = self.root if isinstance(self.root, str) else ", ".join(self.root)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from ldm.data.buckets import Buckets, Shape, assign, shapes
+from ldm.data.caption_json import OURS
 from ldm.data.decode import Decoder, Split, Tally, big_files, in_order
 from ldm.data.doubts import doubts
 from ldm.data.sample import COLUMNS, Sample, Seen, plural
 from ldm.data.store import Store
 from ldm.data.summary import FILE, Facts, by_name, facts_of, tell
 from ldm.data.table import Table, cached_parts
+from ldm.data.usual import tell_alike
 from ldm.errors import UserError, did_you_mean
 from ldm.images import READER, SURE, Preprocess, probe
 from ldm.ranks import rank
@@ -81,6 +83,7 @@ class Stored:
         another version's."""
         facts = Facts.load(home)
         seen = self.seen
+        tell_alike(facts.classes, seen)
         unread = by_name(seen.unread)
         found = doubts(*self._splits[0], preprocess, self.channels) if facts.doubts is None else facts.doubts
         now = replace(facts, doubts=found, left_out=seen.left_out, unread=unread, notes=seen.notes, asides=seen.asides)
@@ -147,7 +150,7 @@ class Stored:
         tally = Tally(len(train[1]) + len(val[1]), self.max_bad_share)
         tables = {}
         for suffix, (preprocess, *pair) in jobs.items():
-            decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions)
+            decoder = Decoder.of(train, val, preprocess, self._classes(), self.captions, self.columns.get("text", OURS))
             for name, split in zip((f"train{suffix}", f"val{suffix}"), pair, strict=True):
                 if split[1]:
                     of = f"for {'training' if name.startswith('train') else 'validation'}"

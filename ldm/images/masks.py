@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 BLACK, WHITE = "mask is wholly black: nothing is masked", "mask is wholly white: everything is masked"
 PALETTE = "mask of a palette of several colours: all but black is masked"
 FEW = "mask of a few grey values: those above half are masked"
+TWO = "mask of two small numbers, neither 0: the higher is masked, though a trimap's 1 is its object"
 COLOURS = "mask of several colours: what is brighter than half is masked"
 _SMALL = 32  # below it several whole numbers are kinds of pixels, not shades of grey
 _MOST = 8  # distinct values that may be kinds rather than shades
@@ -49,6 +50,7 @@ def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
         return values
     distinct = np.unique(values)
     if len(distinct) == 2 and not blurred:
+        notes += [TWO] if values.dtype.kind in "ui" and distinct[0] > 0 and distinct[1] < _SMALL else []
         return values > distinct[0]
     top = 255.0 if blurred else _top(values.dtype, float(distinct[-1]))
     if len(distinct) > 2 and values.dtype.kind in "ui" and not blurred:

@@ -18,7 +18,18 @@ from ldm.errors import UserError
 from ldm.images.axes import check_channels, shape_of_array
 from ldm.images.colour import CICP, Notes, cicp, in_srgb
 from ldm.images.metadata import check_metadata
-from ldm.images.tiff import BITS, FIRST, FOURTH, ORIENTATION, SAMPLES, has_fourth, inverted, read_tiff
+from ldm.images.tiff import (
+    BITS,
+    FIRST,
+    FOURTH,
+    ORIENTATION,
+    SAMPLES,
+    be_quiet,
+    has_fourth,
+    inverted,
+    is_preview,
+    read_tiff,
+)
 from ldm.images.unknown import HEAD, BadImage, what_it_is
 
 if TYPE_CHECKING:
@@ -27,7 +38,7 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
 )
-READER = 3  # in the keys of decoded data; raise it whenever some image is read otherwise than before
+READER = 4  # in the keys of decoded data; raise it whenever some image is read otherwise than before
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
@@ -227,6 +238,7 @@ def _pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image | None"
 
     head = stream.read(HEAD)
     stream.seek(0)
+    be_quiet()
     try:
         picture: Any = Image.open(stream)
     except UnidentifiedImageError:
@@ -236,6 +248,8 @@ def _pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image | None"
     if picture.width * picture.height > most:
         size = f"{picture.width}x{picture.height}"
         raise BadImage(f"has {size} pixels, which are too many (up to {most // 10**6} million are read)")
+    if is_preview(picture):
+        raise BadImage("is a camera's raw data, which begins with a preview: develop it to .jpg, .png or .tif")
     if picture.format == "TIFF":
         bits, samples = max(picture.tag_v2.get(BITS, (1,))), picture.tag_v2.get(SAMPLES, 1)
         pages = picture.is_animated and picture.tag_v2.get(_COMPRESSION) not in _FAX

@@ -13,11 +13,24 @@ if TYPE_CHECKING:
 
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on it swaps the sides
 BITS, SAMPLES, _PROFILE, _PHOTOMETRIC = 258, 277, 34675, 262  # TIFF's tags
+_SUBFILE, _WITHIN = 254, 330  # of an image what it is (1: a smaller one of another), and where those within it are
 _WHITE_IS_ZERO = 0  # its photometric interpretations
 _NO_RGB = {5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab"}
 PAGES = "of several grey pages, each taken for a channel (save one page alone to take only that)"
 FIRST = "the first of several pages or frames"
 FOURTH = "a fourth channel of a TIFF isn't read; data.channels=4 reads it"
+
+
+def be_quiet() -> None:
+    """Keeps to themselves what the readers of TIFF say of each file's odd tags: what matters is told once, by us."""
+    for name in ("tifffile", "PIL.TiffImagePlugin"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def is_preview(picture: Any) -> bool:
+    """Whether the first image of a TIFF is a small one of those within: cameras' raw data begin so, whatever they are
+    called."""
+    return picture.format == "TIFF" and bool(int(picture.tag_v2.get(_SUBFILE, 0)) & 1) and _WITHIN in picture.tag_v2
 
 
 def has_fourth(picture: Any) -> bool:
@@ -45,7 +58,7 @@ def read_tiff(stream: BinaryIO, notes: Notes, most: int, head_only: bool = False
         import tifffile
     except ImportError:
         raise BadImage("is a TIFF that Pillow can't hold; for these: pip install tifffile") from None
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of each file's odd tags is of no use here
+    be_quiet()
     stream.seek(0)
     with tifffile.TiffFile(stream) as file:
         first: Any = file.series[0]

@@ -1,6 +1,7 @@
 """Captions inside images."""
 
 import io
+import json
 
 import pytest
 from PIL import Image
@@ -20,18 +21,18 @@ UNICODE = b"UNICODE\0" + A1111.encode("utf-16-be")
 def png(**text: str) -> bytes:
     info = PngInfo()
     for key, value in text.items():
-        info.add_itxt(key.replace("_", "."), value)
+        info.add_itxt(key.replace("_adobe_", ".adobe."), value)
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG", pnginfo=info)
     return file.getvalue()
 
 
-def jpeg(tags: dict[int, object] | None = None, comment: bytes = b"") -> bytes:
+def jpeg(tags: dict[int, object] | None = None, comment: bytes = b"", **options) -> bytes:
     exif, file = Image.Exif(), io.BytesIO()
     exif.update(tags or {})
     if comment:
         exif.get_ifd(0x8769)[0x9286] = comment
-    Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif)
+    Image.new("RGB", (4, 4)).save(file, "JPEG", exif=exif, **options)
     return file.getvalue()
 
 
@@ -41,6 +42,22 @@ def iptc(caption: bytes) -> bytes:
     block = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + len(record).to_bytes(4) + record
     plain = jpeg()
     return plain[:2] + b"\xff\xed" + (len(block) + 2).to_bytes(2) + block + plain[2:]
+
+
+COMFY = {
+    "3": {"class_type": "KSampler", "inputs": {"positive": ["6", 0], "negative": ["7", 0], "seed": 1}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "blurry", "clip": ["4", 1]}},
+    "6": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["8", 0]}},
+    "8": {"class_type": "CLIPTextEncode", "inputs": {"text": ["9", 0], "clip": ["4", 1]}},
+    "9": {"class_type": "PrimitiveString", "inputs": {"value": "a red fox"}},
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+}
+FLUX = {
+    "1": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["2", 0]}},
+    "2": {"class_type": "BasicGuider", "inputs": {"model": ["2", 0], "conditioning": ["3", 0]}},
+    "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red fox", "clip": ["2", 1]}},
+}
+KEYWORDS = "<dc:subject><rdf:Bag><rdf:li>dog</rdf:li><rdf:li>park</rdf:li></rdf:Bag></dc:subject>"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +71,26 @@ def iptc(caption: bytes) -> bytes:
         (jpeg(comment=UNICODE), "a red fox"),
         (jpeg(comment=b"ASCII\0\0\0" + A1111.encode()), "a red fox"),
         (iptc("a café".encode()), "a café"),
+        (jpeg({0x9C9C: "a dog".encode("utf-16-le") + b"\0\0"}), "a dog"),
+        (jpeg({0x9C9E: "dog; park".encode("utf-16-le")}), "dog, park"),
+        (jpeg({0x010E: "DSC_1", 0x9C9B: "My dog".encode("utf-16-le")}), "My dog"),
+        (png(**{"XML:com_adobe_xmp": KEYWORDS}), "dog, park"),
+        (png(**{"XML:com_adobe_xmp": "<dc:title><rdf:Alt><rdf:li>Rex</rdf:li></rdf:Alt></dc:title>"}), "Rex"),
+        (jpeg(**{"comment": b"a dog at noon"}), "a dog at noon"),
+        (jpeg(**{"comment": b"CREATOR: gd-jpeg v1.0 (using IJG JPEG v62), quality = 90"}), ""),
+        (png(Comment="a cat"), "a cat"),
+        (png(Comment="Created with GIMP"), ""),
+        (png(prompt=json.dumps(COMFY)), "a red fox"),
+        (png(prompt=json.dumps(FLUX)), "a red fox"),
+        (png(prompt=json.dumps({"1": {"class_type": "KSampler", "inputs": {"positive": ["1", 0]}}})), ""),
+        (jpeg({0x0110: "prompt:" + json.dumps(COMFY)}), "a red fox"),
+        (png(invokeai_metadata=json.dumps({"positive_prompt": "a red fox", "seed": 1})), "a red fox"),
+        (png(Dream='"a red fox" -s 50 -S 1'), "a red fox"),
+        (png(Description="a red fox, 1girl", Comment=json.dumps({"prompt": "a red fox"})), "a red fox, 1girl"),
+        (png(Comment=json.dumps({"prompt": "a red fox"})), "a red fox"),
+        (png(Comment=json.dumps({"version": 3})), ""),
+        (png(parameters=json.dumps({"sui_image_params": {"prompt": "a red fox"}})), "a red fox"),
+        (png(Description="a red fox --ar 3:2 --v 6.0 Job ID: 1b2c-3d"), "a red fox"),
         (png(), ""),
         (b"nothing", ""),
     ],

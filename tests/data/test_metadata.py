@@ -329,3 +329,29 @@ def test_a_column_of_splits_gives_way_to_folders_and_other_words_are_none(tmp_pa
     folders.tables(other)
     assert folders.facts(other).split.startswith("a fixed random")
     assert any("columns of metadata.jsonl that aren't read: split" in aside for aside in folders.facts(other).asides)
+
+
+@pytest.mark.parametrize(
+    "name", ["conditioning_image", "Conditioning Image", "control_path", "conditioning_image_file_name"]
+)
+def test_usual_names_of_paths_are_read_where_files_are_there(tmp_path, name):
+    root = folders.lay_out(tmp_path / "d", *(f"{f}{i}.png" for f in ("", "cond/", "m/") for i in range(3)))
+    rows = [{"file_name": f"{i}.png", name: f"cond/{i}.png", "mask_path": f"m/{i}.png"} for i in range(3)]
+    describe(root, *rows)
+    train, _ = folders.tables(root)
+    assert {"control", "mask"} <= {*train.columns} and not folders.facts(root).left_out
+
+
+def test_names_of_paths_that_are_nowhere_are_columns_that_are_not_read(tmp_path):
+    root = folders.lay_out(tmp_path / "d", "0.png", "1.png")
+    describe(root, *({"file_name": f"{i}.png", "text": "a", "mask_path": f"elsewhere/{i}.png"} for i in range(2)))
+    assert "mask" not in folders.tables(root)[0].columns
+    assert "columns of metadata.jsonl that aren't read: mask_path" in folders.facts(root).asides
+
+
+def test_usual_columns_in_any_case(tmp_path):
+    root = folders.lay_out(tmp_path / "d", "0.png", "1.png", "2.png")
+    (root / "metadata.csv").write_text("File Name,Label,Caption\n" + "".join(f"{i}.png,x,cat {i}\n" for i in range(3)))
+    train, val = folders.tables(root)
+    assert sorted([*train.columns["text"], *val.columns["text"]]) == ["cat 0", "cat 1", "cat 2"]
+    assert train.classes == ("x",)
