@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ldm.errors import UserError
 from ldm.kinds import held
-from ldm.latents import finite
 from ldm.pipeline import LatentDiffusion, as_output, check_output
 
 
@@ -59,7 +58,7 @@ class Cascade(nn.Module):
             said = self._said(stage, prompt, options, len(images))
             images = enlarge(stage, images, said, noise_level, **kept)
         last: Any = self.stages[-1]
-        return as_output(finite(images), output, last.preprocess)
+        return as_output(images, output, last.preprocess)
 
     def _said(self, stage: Any, prompt: Any, options: dict[str, Any], count: int) -> dict[str, list]:
         """The conditions of the base that this model knows too, one a picture."""

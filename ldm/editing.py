@@ -15,6 +15,7 @@ from ldm.devices import send
 from ldm.errors import UserError
 from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.networks.autoencoder import check_size
+from ldm.networks.finite import is_finite
 from ldm.registry import build, spec_of
 
 _log = logging.getLogger("ldm")
@@ -225,6 +226,8 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
     """Masks as files, pictures, arrays or a tensor, white or 1 where to draw: (B, 1, H, W) of 0 and 1."""
     if isinstance(given, Tensor):
         mask = given.float()
+        if not is_finite(mask):
+            raise UserError("a mask has values that are infinite or no numbers: give 1 where to draw and 0 elsewhere.")
         return (mask.view(-1, 1, *mask.shape[-2:]) > 0.5).float()
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     notes: Notes = []
@@ -257,9 +260,15 @@ def _by_name(what: str, given: Any) -> dict[str, Any]:
 
 
 def _ids(item: Any) -> np.ndarray:
-    if isinstance(item, (Tensor, np.ndarray)):
-        return np.asarray(item.cpu() if isinstance(item, Tensor) else item)
-    return open_map(item)
+    if not isinstance(item, (Tensor, np.ndarray)):
+        return open_map(item)
+    plain = item.detach().cpu() if isinstance(item, Tensor) else item
+    values = np.asarray(plain.float() if isinstance(plain, Tensor) and plain.is_floating_point() else plain)
+    if values.dtype.kind not in "bui" and not (values.dtype.kind == "f" and (values == np.rint(values)).all()):
+        raise UserError(f"a map of {values.dtype} holds values that are no class ids: give whole numbers from 0 on.")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError("a map has infinite values: give whole numbers from 0 on.")
+    return values
 
 
 def _mask(item: Any, notes: Notes) -> np.ndarray:

@@ -17,6 +17,7 @@ from ldm.editing import Start, read_images
 from ldm.errors import UserError
 from ldm.images import IMAGES
 from ldm.kinds import held
+from ldm.latents import finite
 from ldm.networks import Cond
 
 
@@ -68,7 +69,7 @@ class Interpolating:
         latent_size = pixels[0] // self.first_stage.factor, pixels[1] // self.first_stage.factor
         chosen, rows = self._options(options), torch.arange(n).split(batch_size)
         drawn = [self._sample(asked.take(some), [seed] * len(some), latent_size, chosen, None) for some in rows]
-        return self.as_output(torch.cat(drawn), output)
+        return self.as_output(finite(torch.cat(drawn)), output)
 
     @held
     def variations(
@@ -143,7 +144,7 @@ def _between_images(
     if not strength:
         if prompt is not None:
             raise UserError("a prompt has nothing to say at strength 0, which only decodes: give strength=0.5, say.")
-        return images
+        return finite(images)
     given: dict[str, Sequence[Any]] = {} if prompt is None else {"text": [prompt]}
     start = Start(images, None, strength)
     seeds = [seed] * len(t)

@@ -108,7 +108,7 @@ class InLatents:
 
 
 def finite(images: Tensor) -> Tensor:
-    """`images`. Raises UserError where they hold values that are infinite or no number."""
+    """`images`, which a model generated. Raises UserError where they hold values that are infinite or no number."""
     if not is_finite(images):
         raise UserError(
             "the images hold values that are infinite or no numbers, so there is nothing to see: take guidance, shift "

@@ -162,7 +162,7 @@ class LatentDiffusion(
         shares = {"scale": control_scale, "begin": control_start, "end": control_end}
         after = self.steering(given, start, size, **asked, **shares)
         images = self.draw(given, n, negative, seed, size, batch_size, on_step, start, after, **chosen)
-        return as_output(finite(images), output, self.preprocess)
+        return as_output(images, output, self.preprocess)
 
     @torch.no_grad()
     def draw(
@@ -178,8 +178,8 @@ class LatentDiffusion(
         steering: Steering | None = None,
         **options: Any,
     ) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`. Values that
-        aren't finite are NaN here, which `generate` refuses."""
+        """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; see `generate`. Raises
+        UserError for values that aren't finite."""
         height, width = self._size(given, start, size)
         asked = ask(self.conditioner, given, n, negative, (height, width))
         count = asked.count
@@ -203,7 +203,7 @@ class LatentDiffusion(
             after = steering and steering.take(rows)
             worse = guide and guide.take(rows)
             pictures.append(self._sample(asked.take(rows), some, latent_size, options, on_step, begun, after, worse))
-        return torch.cat(pictures)
+        return finite(torch.cat(pictures))
 
     def steering(
         self,
@@ -315,7 +315,7 @@ def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, _seeds(seed, n)
     batches = [seeds[i : i + batch_size] for i in range(0, n, batch_size)]
-    return torch.cat([vae.decode(PictureNoise(some, shape, device)()).clamp(-1, 1) for some in batches])
+    return torch.cat([finite(vae.decode(PictureNoise(some, shape, device)())).clamp(-1, 1) for some in batches])
 
 
 def _as_list(value: Any) -> list:

@@ -17,7 +17,6 @@ from ldm.devices import device_of, fast_products
 from ldm.errors import UserError
 from ldm.images import grid, save_png
 from ldm.kinds import LARGEST, readable
-from ldm.latents import finite
 from ldm.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.precision import name_of
@@ -101,7 +100,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     ]
     shown += [*CONTROL, *CONTROL_PICTURES]
     named = {key: config[key] for key in shown if config[key] is not None}
-    return finite(images).cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
+    return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
 
 
 def put_decoder_in(model: Any, config: Mapping[str, Any]) -> None:

@@ -33,6 +33,26 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
+    preprocess, values = Preprocess(3, 4, 4), np.zeros((4, 4), np.float32)
+    values[0, 0] = bad
+    tensor = torch.from_numpy(values)
+    for read, given, says in (
+        (read_images, tensor.expand(3, 4, 4), "without values that are not numbers"),
+        (read_masks, tensor, "a mask has values that are infinite or no numbers"),
+        (read_masks, values, "holds values that are not numbers"),
+        (read_masks, Image.fromarray(values), "holds values that are not numbers"),
+        (read_maps, tensor, "no class ids|a map has infinite values"),
+        (read_maps, values, "no class ids|a map has infinite values"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read(given, preprocess)
+    with pytest.raises(UserError, match="no class ids: give whole numbers"):
+        read_maps(np.full((4, 4), 0.5), preprocess)
+    assert read_maps(torch.ones(4, 4, dtype=torch.bfloat16), preprocess)[0].unique().tolist() == [1]
+
+
 def test_strength_0_is_the_reconstruction(model: LatentDiffusion, images: torch.Tensor) -> None:
     wanted = model.decode(model.encode(images))
     torch.testing.assert_close(model(n=2, image=images, strength=0, output="pt"), wanted)

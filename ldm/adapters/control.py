@@ -15,6 +15,7 @@ from ldm.images.hints import ColumnHint, Hint
 from ldm.images.preprocess import Preprocess
 from ldm.networks import Cond, Controlled, ControlNet
 from ldm.networks.controlnet import AnyControlNet, weights_of
+from ldm.networks.finite import is_finite
 from ldm.registry import register
 
 Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name; None: as loaded
@@ -173,7 +174,7 @@ def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
 def _read(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
     """Control images (B, C, H, W) as they are."""
     if isinstance(given, Tensor):
-        hints = given[None] if given.ndim == 3 else given
+        hints = _finite(given)
     else:
         items = given if isinstance(given, (list, tuple)) else [given]
         hints = torch.stack([control.hint.read(item, preprocess) for item in items])
@@ -190,10 +191,17 @@ def _made(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
             f"this ControlNet's images aren't made from pictures but from a {control.hint.column}: give it."
         )
     if isinstance(given, Tensor):
-        return control.hint(given[None] if given.ndim == 3 else given)
+        return control.hint(_finite(given))
     items = given if isinstance(given, (list, tuple)) else [given]
     arrays = [torch.from_numpy(preprocess.array(item)) for item in items]
     return control.hint(preprocess.to_tensor(torch.stack(arrays)))
+
+
+def _finite(given: Tensor) -> Tensor:
+    """A tensor of control images, or of those that they are made of, with a batch dimension."""
+    if not is_finite(given):
+        raise UserError("a control image has values that are infinite or no numbers: give finite ones.")
+    return given[None] if given.ndim == 3 else given
 
 
 def _setting(value: Settings, name: str, own: float) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ldm.data.table import Table
 from ldm.devices import device_of, fetched, send
+from ldm.errors import UserError
 from ldm.evaluation.distances import frechet_distance, kernel_distance
 from ldm.evaluation.features import Features
 from ldm.evaluation.latents import LatentStatistics, latent_statistics
@@ -19,6 +20,7 @@ from ldm.evaluation.report import Report, new_figure
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL, Gaussian
+from ldm.networks.finite import is_finite
 from ldm.pipeline import sample_prior
 from ldm.randomness import permutation
 from ldm.registry import spec_of
@@ -113,7 +115,7 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
         read = val.batch(batch, ["image"])["image"]
         images = send(read, device)
         posterior = vae.encode(images)
-        again = vae.decode(posterior.mode()).clamp(-1, 1)
+        again = _decoded(vae, posterior.mode()).clamp(-1, 1)
         measured = [to_bytes(again), (again - images).square().flatten(1).mean(1), ssim(again, images)]
         measured += [lpips(again, images)] if lpips else []
         mean, std, *figures = fetched(posterior.mean, posterior.std, *measured)
@@ -125,6 +127,17 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
     found.lpips = perceptual[0] if perceptual else None
     found.variance = second / len(rows) - (first / len(rows)).square()
     return found
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Raises UserError for images that aren't finite; latents that aren't are the verdict's affair."""
+    images = vae.decode(latents)
+    if is_finite(latents) and not is_finite(images):
+        raise UserError(
+            "the autoencoder's reconstructions hold values that are infinite or no numbers, so nothing can be "
+            "measured: take another checkpoint, or train again with a lower optimizer.lr."
+        )
+    return images
 
 
 def _fill(
@@ -168,7 +181,11 @@ def _show(
     caption = "Latents of the first images, channel by channel."
     report.pictures("latents", scaled.flatten(0, 1)[:, None], z.shape[1], caption)
     height, width = real.images.shape[2:]
-    prior = sample_prior(vae, 16, (height, width), config["seed"], config["batch_size"]).cpu()
+    try:
+        prior = sample_prior(vae, 16, (height, width), config["seed"], config["batch_size"]).cpu()
+    except UserError as error:  # the figures don't need it
+        report.say(f"no images decoded from z ~ N(0, 1): {error}", "note")
+        return
     report.pictures("prior", prior, 8, "Decoded from z ~ N(0, 1): no picture is expected of a first stage.")
 
 

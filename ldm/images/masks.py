@@ -32,6 +32,7 @@ def open_mask(source: Source, notes: Notes | None = None) -> np.ndarray:
     notes = [] if notes is None else notes
     with naming(source):
         given = turned(source)
+        _check_finite(given)
         values = _of_array(given) if isinstance(given, np.ndarray) else _of_picture(given, notes)
     try:
         is_masked = _cut(values, is_jpeg(source), notes)
@@ -40,6 +41,13 @@ def open_mask(source: Source, notes: Notes | None = None) -> np.ndarray:
     if is_masked.all() or not is_masked.any():
         notes.append(WHITE if is_masked.all() else BLACK)
     return np.where(is_masked, np.uint8(255), np.uint8(0))
+
+
+def _check_finite(given: "Image | np.ndarray") -> None:
+    if isinstance(given, np.ndarray) or given.mode == "F":
+        values = np.asarray(given)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise BadImage("holds values that are not numbers (NaN or infinite): fill them, and save it again")
 
 
 def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:

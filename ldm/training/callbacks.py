@@ -1,5 +1,6 @@
 """What a run shows while it trains: progress, and pictures."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -11,11 +12,15 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
+from ldm.errors import UserError
 from ldm.files import atomic_write
 from ldm.images import grid
+from ldm.latents import finite
 from ldm.training.costs import Throughput, in_words
 from ldm.training.run import RunFolder
 from ldm.training.sharded import is_sharded
+
+log = logging.getLogger("ldm")
 
 
 def progress() -> pl.Callback:
@@ -82,7 +87,11 @@ class Pictures(pl.Callback):
             return
         if trainer.strategy.broadcast(path.exists()) if together else path.exists():
             return
-        picture = grid(self.draw(pl_module), self.columns)
+        try:
+            picture = grid(finite(self.draw(pl_module)), self.columns)
+        except UserError as error:  # the images are a look: the run goes on without
+            log.warning("no images at step %d: %s", trainer.global_step, error)
+            return
         if not trainer.is_global_zero:
             return
         atomic_write(path, lambda file: picture.save(file, "PNG"))

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldm.data.table import Table
@@ -58,7 +57,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         trainer = fit(task, batches(train, val, ("image",), config), folder, config, pictures, clock.started, start)
         if trainer.is_global_zero:
             vae = load(folder.model, task.device, precision="float32")
-            draw_prior(vae, config).save(folder.samples / "prior.png")
+            save_prior(vae, config, folder.samples / "prior.png")
             report(vae, trainer.callback_metrics, task.validated)
             if decoder_only:
                 print(vae_base.what_for(folder.path), flush=True)
@@ -109,11 +108,17 @@ def reconstructions(table: Table, n: int):
     return draw
 
 
-def draw_prior(vae: AutoencoderKL, config: Mapping[str, Any]) -> Image.Image:
-    """Decoded draws of N(0, 1), as many as the run's other pictures: a large decoder takes seconds for each."""
+def save_prior(vae: AutoencoderKL, config: Mapping[str, Any], path: Path) -> None:
+    """Decoded draws of N(0, 1), as many as the run's other pictures: a large decoder takes seconds for each. The run
+    is done without them."""
     images: Any = vae.preprocess
     n = config["samples"]["n"]
-    return grid(sample_prior(vae, n, (images.height, images.width), config["seed"], config["batch_size"]), 8)
+    try:
+        drawn = sample_prior(vae, n, (images.height, images.width), config["seed"], config["batch_size"])
+    except UserError as error:
+        print(f"no {path.name}: {error}", flush=True)
+        return
+    grid(drawn, 8).save(path)
 
 
 def report(vae: AutoencoderKL, metrics: Mapping[str, Tensor], images: int) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.conditioning.cut import sentences
-from ldm.images import grid, to_pil8
+from ldm.images import grid, to_pil8, turned
 from ldm.pipeline import LatentDiffusion
 from ldm.ui.models import Models, Traits, traits
 from ldm.ui.png_settings import chunks
@@ -60,7 +60,7 @@ class Painter:
     def __init__(self, models: Models, store: Store, preview_seconds: float = 0.4, batch_size: int = 32):
         self.models, self.store = models, store
         self.preview_seconds, self.batch_size = preview_seconds, batch_size
-        self._turns = Turns()
+        self._turns, self._reads = Turns(), Turns()
 
     def draw(self, settings: Settings) -> Generator[Progress | Waits | list[Drawn], None, None]:
         """`Waits` now and then until its turn, progress while it lasts, at last the pictures. Raises UserError for what
@@ -89,9 +89,9 @@ class Painter:
         def stop(step: int, steps: int, denoised: Tensor) -> None:
             raise Cancelled
 
-        with self._turns.turn(), contextlib.suppress(Cancelled):
+        with self._turn(settings) as inputs, contextlib.suppress(Cancelled):
             model, about = self._model(checked(settings))
-            given = arguments(replace(settings, n=1), about, self.store) | steered(model, settings, self.store)
+            given = arguments(replace(settings, n=1), about, inputs) | steered(model, settings, inputs)
             model.generate(on_step=stop, output="pt", **given)
 
     def _model(self, settings: Settings) -> tuple[LatentDiffusion, Traits]:
@@ -101,6 +101,19 @@ class Painter:
         check_size(settings, about.width, about.height)
         return model, about
 
+    @contextlib.contextmanager
+    def _turn(self, settings: Settings, waits: Callable[[], None] = lambda: None) -> "Iterator[Mapping[str, Image]]":
+        """The turn to generate, with the images that a request begins from, by name. They are read before, beside
+        others' generating, and for one request at a time, so that those that wait hold no memory."""
+        with contextlib.ExitStack() as reading:
+            inputs: dict[str, Any] = {}
+            if names := input_names(settings):
+                reading.enter_context(self._reads.turn(waits))
+                inputs = {name: turned(self.store.input(name)) for name in names}
+            with self._turns.turn(waits):
+                reading.close()
+                yield inputs
+
     def _work(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> None:
         def waits() -> None:
             if stop():
@@ -108,19 +121,25 @@ class Painter:
             tell(Waits())
 
         try:
-            with self._turns.turn(waits):
-                tell(self._draw(settings, stop, tell))
+            with self._turn(settings, waits) as inputs:
+                tell(self._draw(settings, inputs, stop, tell))
         except BaseException as error:  # the iterator raises it where the user is
             tell(error)
 
-    def _draw(self, settings: Settings, stop: Callable[[], bool], tell: Callable[[Any], None]) -> list[Drawn]:
+    def _draw(
+        self,
+        settings: Settings,
+        inputs: "Mapping[str, Image]",
+        stop: Callable[[], bool],
+        tell: Callable[[Any], None],
+    ) -> list[Drawn]:
         if stop():
             raise Cancelled
         model, about = self._model(settings)
         area = (settings.width or about.width) * (settings.height or about.height)
         at_once = max(1, self.batch_size * about.width * about.height // area)
         watch = Watch(model, settings, at_once, stop, tell, self.preview_seconds)
-        given = arguments(settings, about, self.store) | steered(model, settings, self.store)
+        given = arguments(settings, about, inputs) | steered(model, settings, inputs)
         images = model.generate(output="pt", batch_size=at_once, on_step=watch, **given)
         remarks = tuple(sentences(model.conditioner, filter(None, (settings.prompt, settings.negative))))
         return [
@@ -174,8 +193,14 @@ def each(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def arguments(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
-    """The arguments of `LatentDiffusion.generate`."""
+def input_names(settings: Settings) -> list[str]:
+    """The kept images that a request begins from."""
+    names = (settings.image, settings.mask, settings.map, *(one[-1] for one in settings.controlnets))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def arguments(settings: Settings, about: Traits, inputs: "Mapping[str, Image]") -> dict[str, Any]:
+    """The arguments of `LatentDiffusion.generate`, with the images by their names in the request."""
     given: dict[str, Any] = {"n": settings.n, "seed": settings.seed, **settings.options()}
     count = max(1, len(settings.labels))
     if settings.prompt:
@@ -185,29 +210,27 @@ def arguments(settings: Settings, about: Traits, store: Store) -> dict[str, Any]
     if settings.labels:
         given["labels"] = list(settings.labels)
     if settings.map:
-        given["map"] = [store.input(settings.map)] * count
+        given["map"] = [inputs[settings.map]] * count
     if settings.height is not None and settings.width is not None:
         given["size"] = (settings.height, settings.width)
     if settings.image:
-        given |= {"image": plain(store.input(settings.image), about), "strength": settings.strength}
+        given |= {"image": plain(inputs[settings.image], about), "strength": settings.strength}
     if settings.mask:
-        given |= {"mask": store.input(settings.mask), "feather": settings.feather}
+        given |= {"mask": inputs[settings.mask], "feather": settings.feather}
     return given
 
 
-def plain(path: Path, about: Traits) -> "Image | Path":
+def plain(picture: "Image", about: Traits) -> "Image":
     """An input; one that was only enlarged for the eye, each pixel to a square, as it was before."""
     import numpy as np
     from PIL import Image
 
-    with Image.open(path) as opened:
-        picture = opened.copy()
     times = picture.width // about.width
     if times > 1 and picture.size == (times * about.width, times * about.height):
         small = picture.resize((about.width, about.height), Image.Resampling.NEAREST)
         if np.array_equal(np.asarray(enlarged(small, times)), np.asarray(picture)):
             return small
-    return path
+    return picture
 
 
 def enlarged(picture: "Image", times: int) -> "Image":
@@ -217,7 +240,7 @@ def enlarged(picture: "Image", times: int) -> "Image":
     return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
 
 
-def steered(model: LatentDiffusion, settings: Settings, store: Store) -> dict[str, Any]:
+def steered(model: LatentDiffusion, settings: Settings, inputs: "Mapping[str, Image]") -> dict[str, Any]:
     """Sets the LoRAs' scales; what the ControlNets add to the arguments of `generate`."""
     for i, (_, scale) in enumerate(settings.loras):
         model.scale_lora(f"lora_{i}", scale)
@@ -225,7 +248,7 @@ def steered(model: LatentDiffusion, settings: Settings, store: Store) -> dict[st
         return {}
     control: dict[str, dict[str, Any]] = {"scale": {}, "start": {}, "end": {}, "image": {}}
     for i, (_, weight, start, end, image) in enumerate(settings.controlnets):
-        values = {"scale": weight, "start": start, "end": end, "image": store.input(image)}
+        values = {"scale": weight, "start": start, "end": end, "image": inputs[image]}
         for key, value in values.items():
             control[key][f"control_{i}"] = value
     images = control.pop("image")

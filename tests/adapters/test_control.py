@@ -238,6 +238,8 @@ def test_a_controlnet_of_diffusers_is_put_on(tmp_path):
         ({"control": HINT, "control_from": HINT}, "not both"),
         ({"control": HINT, "control_start": 0.6, "control_end": 0.5}, "from start=0.6 to end=0.5"),
         ({"control_scale": 0.5}, "need a control image"),
+        ({"control": HINT / 0}, "infinite or no numbers"),
+        ({"control_from": HINT * torch.nan}, "infinite or no numbers"),
         ({"guess_mode": True}, "need a control image"),
     ],
 )

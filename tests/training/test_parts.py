@@ -12,7 +12,9 @@ from torch import nn
 
 import ldm
 from ldm.errors import UserError
-from ldm.training import ema, schedule
+from ldm.evaluation import stage_one
+from ldm.training import ema, schedule, vae_run
+from ldm.training.callbacks import Pictures
 from ldm.training.schedule import LearningRate, TimeBudget, parse_time
 from ldm.training.vae_task import VAETask, equivalents, psnr
 
@@ -153,3 +155,25 @@ def test_beta_rises_over_its_warmup_and_validation_has_the_whole():
 def test_psnr_is_of_images_whose_peak_is_2():
     assert psnr(torch.tensor(0.04)).item() == pytest.approx(20)
     assert psnr(torch.tensor(0.0)).isfinite()
+
+
+def test_a_run_goes_on_without_images_that_are_no_numbers(tmp_path, caplog):
+    folder = SimpleNamespace(samples=tmp_path)
+    shown = Pictures(folder, lambda task: torch.full((1, 1, 4, 4), torch.inf), 1)
+    shown.on_train_end(MagicMock(global_step=3, is_global_zero=True, loggers=[]), nn.Linear(1, 1))
+    assert "no images at step 3: the images hold values that are infinite" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_autoencoder_whose_images_are_no_numbers_is_told(tmp_path, capsys):
+    vae = ldm.AutoencoderKL(1, 2, channels=8, multipliers=[1])
+    vae.decoder.conv_out.bias.data.fill_(torch.inf)
+    vae.preprocess = ldm.images.Preprocess(1, 8, 8)
+    with pytest.raises(UserError, match="infinite or no numbers"):
+        ldm.sample_prior(vae, 1, (8, 8))
+    vae_run.save_prior(vae, {"samples": {"n": 1}, "seed": 0, "batch_size": 1}, tmp_path / "prior.png")
+    assert "no prior.png: the images hold values" in capsys.readouterr().out
+    with torch.no_grad():
+        with pytest.raises(UserError, match="reconstructions hold values that are infinite"):
+            stage_one._decoded(vae, torch.zeros(1, 2, 8, 8))
+        assert stage_one._decoded(vae, torch.full((1, 2, 8, 8), torch.nan)).isnan().any()  # the verdict says it

@@ -1,6 +1,7 @@
 """What the page keeps, who may reach it, and how drawing behaves without a page."""
 
 import os
+import queue
 import threading
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,28 @@ def test_who_waits_is_told_has_its_turn_in_order_and_may_leave(painter: Painter)
     assert [path.name[6:] for path in painter.store.pictures()] == ["3.png", "1.png"]
 
 
+def test_images_are_read_beside_generating_and_one_at_a_time(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [painter.store.keep_input(Image.new("RGB", (16, 16), colour)) for colour in ("red", "blue")]
+    reads, go = queue.Queue[Path](), threading.Event()
+
+    def slow(path: Path) -> Any:
+        reads.put(path)
+        assert go.wait(60)
+        return Image.open(path).copy()
+
+    monkeypatch.setattr("ldm.ui.generate.turned", slow)
+    first, second = (painter.draw(Settings("plain", n=1, steps=1, image=name, strength=0.5)) for name in names)
+    others = threading.Thread(target=list, args=(first,))
+    others.start()
+    reads.get(timeout=60)
+    assert isinstance(next(second), Waits)
+    finish(painter, Settings("plain", n=1, steps=1))
+    assert reads.empty(), "the other one's image is held in memory too"
+    go.set()
+    others.join(60)
+    assert list(second)[-1] and len(painter.store.pictures()) == 3
+
+
 def test_a_drawing_that_nobody_waits_for_ends_and_leaves_no_picture(painter: Painter) -> None:
     drawing = painter.draw(Settings("tiny", steps=1000, n=1))
     next(drawing)
@@ -215,10 +238,11 @@ def test_an_enlarged_picture_is_taken_as_it_was(runs: Path, tmp_path: Path) -> N
     about = Models(runs).traits("tiny")
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
     enlarged(small, 24).save(tmp_path / "big.png")
-    assert np.array_equal(np.asarray(plain(tmp_path / "big.png", about)), np.asarray(small))
+    assert np.array_equal(np.asarray(plain(Image.open(tmp_path / "big.png"), about)), np.asarray(small))
     other = tmp_path / "other.png"
     small.resize((384, 384), Image.Resampling.BICUBIC).save(other)
-    assert plain(other, about) == other
+    bicubic = Image.open(other)
+    assert plain(bicubic, about) is bicubic
 
 
 def test_the_mask_is_what_was_drawn(tmp_path: Path) -> None:
