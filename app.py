@@ -1,4 +1,4 @@
-from ldm.cli import app
+from ldm.commands.cli import app
 
 if __name__ == "__main__":
     app()

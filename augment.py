@@ -1,4 +1,4 @@
-from ldm.cli import augment
+from ldm.commands.cli import augment
 
 if __name__ == "__main__":
     augment()

@@ -1,4 +1,4 @@
-from ldm.cli import evaluate
+from ldm.commands.cli import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -1,4 +1,4 @@
-from ldm.cli import sample
+from ldm.commands.cli import sample
 
 if __name__ == "__main__":
     sample()

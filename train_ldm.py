@@ -1,4 +1,4 @@
-from ldm.cli import train_ldm
+from ldm.commands.cli import train_ldm
 
 if __name__ == "__main__":
     train_ldm()

@@ -1,4 +1,4 @@
-from ldm.cli import train_vae
+from ldm.commands.cli import train_vae
 
 if __name__ == "__main__":
     train_vae()

@@ -28,17 +28,17 @@ import torch
 
 import ldm
 from ldm.artifact import to_json
-from ldm.data.latents import cached_latents
-from ldm.data.table import Table
-from ldm.evaluation.drawing import conditions, draw
-from ldm.evaluation.features import Features
-from ldm.evaluation.pictures import Pictures
+from ldm.commands.evaluate import data_of, features_for
+from ldm.common.files import atomic_write
+from ldm.common.randomness import permutation
+from ldm.data.caches.latents import cached_latents
+from ldm.data.storage.table import Table
+from ldm.evaluation.generated import conditions, draw
+from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import Pictures
 from ldm.evaluation.report import spread
-from ldm.evaluation.run import data_of, features_for
 from ldm.evaluation.scoring import NetworkCalls, score
-from ldm.files import atomic_write
-from ldm.pipeline import LatentDiffusion
-from ldm.randomness import permutation
+from ldm.model.latent_diffusion import LatentDiffusion
 
 ROOT = Path(__file__).parents[1]
 ARMS = Path(__file__).parent / "conf"

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 import ldm
-from ldm.evaluation.pictures import from_bytes, to_bytes
-from ldm.pipeline import LatentDiffusion
+from ldm.evaluation.measures.image_set import from_bytes, to_bytes
+from ldm.model.latent_diffusion import LatentDiffusion
 
 
 class Judge:

@@ -31,9 +31,9 @@ from recipe import report, train
 from torch import Tensor
 
 import ldm
-from ldm.data.emoji import Emoji
-from ldm.data.table import Table
-from ldm.training.control import beside
+from ldm.data.sources.emoji import Emoji
+from ldm.data.storage.table import Table
+from ldm.training.finetune.controlnet import beside
 
 
 def f1(precision: Tensor, recall: Tensor) -> float:

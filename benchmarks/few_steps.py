@@ -20,14 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 import ldm
-from ldm.data.emoji import Emoji
-from ldm.data.scenes import Scenes
-from ldm.evaluation.distances import frechet_distance
-from ldm.evaluation.features import Features
-from ldm.evaluation.legal import fit
-from ldm.evaluation.pictures import from_bytes, to_bytes
-from ldm.evaluation.reader import Reader, score, train_reader
-from ldm.evaluation.run import features_for
+from ldm.commands.evaluate import features_for
+from ldm.data.sources.emoji import Emoji
+from ldm.data.sources.scenes import Scenes
+from ldm.evaluation.measures.distances import frechet_distance
+from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import from_bytes, to_bytes
+from ldm.evaluation.measures.legal_scenes import fit
+from ldm.evaluation.measures.scene_reader import Reader, score, train_reader
 from ldm.evaluation.scoring import NetworkCalls
 from ldm.images import grid
 

@@ -6,7 +6,7 @@
 Emoji scenes. Stage one gets an eighth of the budget, stage two (experiment=emoji_inpaint) the rest. Of held-out scenes
 with two objects one is hidden (its bounding box and a pixel around it), and the hole is filled by the scene's caption
 with another object's name in its place, which is no copy of what was there. A classifier of real scenes
-(ldm/evaluation/reader.py) says what it reads in the result. The picture shows rows of scenes, of what the model was
+(ldm/evaluation/measures/scene_reader.py) says what it reads in the result. The picture shows rows of scenes, of what the model was
 shown, and of what it made of it.
 """
 
@@ -21,9 +21,9 @@ from recipe import arguments, report, train
 from torch import Tensor
 
 import ldm
-from ldm.data.emoji import Emoji
-from ldm.data.scenes import Scenes, draw_held_out
-from ldm.evaluation.reader import Reader, train_reader
+from ldm.data.sources.emoji import Emoji
+from ldm.data.sources.scenes import Scenes, draw_held_out
+from ldm.evaluation.measures.scene_reader import Reader, train_reader
 
 
 def holes(maps: np.ndarray, thing: np.ndarray, margin: int = 1) -> Tensor:

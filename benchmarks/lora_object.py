@@ -24,9 +24,9 @@ from recipe import report, train
 from torch import Tensor
 
 import ldm
-from ldm.data.emoji import DEFAULT_OBJECTS, OBJECTS, Emoji
-from ldm.data.scenes import Scenes, draw_any
-from ldm.evaluation.reader import Reader, codes, score, train_reader
+from ldm.data.sources.emoji import DEFAULT_OBJECTS, OBJECTS, Emoji
+from ldm.data.sources.scenes import Scenes, draw_any
+from ldm.evaluation.measures.scene_reader import Reader, codes, score, train_reader
 from ldm.images import to_pil8
 from ldm.networks import DiT
 

@@ -17,8 +17,8 @@ from recipe import arguments, report, train
 from torch import Tensor, nn
 
 import ldm
-from ldm.data.emoji import Emoji
-from ldm.data.table import Table
+from ldm.data.sources.emoji import Emoji
+from ldm.data.storage.table import Table
 
 
 class Segmenter(nn.Module):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import ldm
-from ldm import cli
+from ldm.commands import cli
 from ldm.data import Emoji
-from ldm.evaluation.reader import Reader, score, train_reader
+from ldm.evaluation.measures.scene_reader import Reader, score, train_reader
 from ldm.images import grid
 
 LANGUAGES = ("en", "zh", "ar")

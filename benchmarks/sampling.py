@@ -18,7 +18,7 @@ import ldm
 from benchmarks.paired import Call, alternate, compared, rows
 from benchmarks.unet_step import diffusers_unet
 from benchmarks.vae_step import LATENT, diffusers_vae
-from ldm.pipeline import PictureNoise
+from ldm.model.latent_diffusion import PictureNoise
 
 PICTURES, STEPS, GUIDANCE, TOKENS = 16, 20, 3.0, 12
 WORDS = ("a", "cat", "above", "rocket", "on", "blue", "background")

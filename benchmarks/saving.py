@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 
 from benchmarks.paired import alternate, compared, rows, spread
-from ldm import cli
-from ldm.training.checkpoints import Checkpoints
+from ldm.commands import cli
+from ldm.training.runs.checkpoints import Checkpoints
 
 WIDTH, PER_BLOCK = 768, 18 * 768**2  # a block's parameters: attention 4, MLP 8, modulation 6 times the width squared
 

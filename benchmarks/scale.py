@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks.paired import Call, alternate, stepper
+from ldm.data.caches.latents import LatentTable
 from ldm.data.datamodule import BatchModule
-from ldm.data.latents import LatentTable
-from ldm.data.strings import Strings
-from ldm.data.table import Table, new_array
+from ldm.data.storage.strings import Strings
+from ldm.data.storage.table import Table, new_array
 from ldm.diffusion import EDM, Denoiser
 from ldm.images import Preprocess
 from ldm.networks import UNet

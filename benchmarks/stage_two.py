@@ -19,9 +19,9 @@ import torch.nn.functional as F
 
 from benchmarks.paired import Call, alternate, compared, rows, stepper
 from benchmarks.vae_step import default_vae, diffusers_vae
-from ldm import cli
-from ldm.data.emoji import Emoji
-from ldm.data.latents import encode_table
+from ldm.commands import cli
+from ldm.data.caches.latents import encode_table
+from ldm.data.sources.emoji import Emoji
 from ldm.training.ldm_task import DiffusionTask
 
 BATCH = 32

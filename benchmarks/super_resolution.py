@@ -4,7 +4,7 @@
 
 Trains experiment=emoji_sr for the budget and enlarges validation scenes that were averaged to 16x16. The measure is the
 Frechet distance to other real validation scenes, in the 256 features of a classifier of real scenes
-(ldm/evaluation/reader.py; the number isn't an FID, whose features are Inception's). The picture shows rows of the low
+(ldm/evaluation/measures/scene_reader.py; the number isn't an FID, whose features are Inception's). The picture shows rows of the low
 resolution, of bicubic, of the model's and of the real images.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 import ldm
 from ldm.conditioning.lowres import smaller
-from ldm.data.emoji import Emoji
-from ldm.evaluation.distances import frechet_distance
-from ldm.evaluation.reader import Reader, train_reader
+from ldm.data.sources.emoji import Emoji
+from ldm.evaluation.measures.distances import frechet_distance
+from ldm.evaluation.measures.scene_reader import Reader, train_reader
 
 
 def features(reader: Reader, images: Tensor) -> Tensor:

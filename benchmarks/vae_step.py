@@ -18,10 +18,10 @@ from torch import Tensor, nn
 import ldm
 from benchmarks.paired import Call, alternate, compared, flops, peak_flops, rows, stepper
 from benchmarks.vae_loss import loss_of
-from ldm.cli_config import checked, compose
-from ldm.data.emoji import Emoji
+from ldm.common.registry import build
+from ldm.config.compose import checked, compose
+from ldm.data.sources.emoji import Emoji
 from ldm.networks import AutoencoderKL
-from ldm.registry import build
 
 WIDTHS, SIDE, LATENT = (32, 64, 64), 32, 4
 LAST = torch.channels_last

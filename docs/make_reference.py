@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import ldm
-from ldm import registry
+from ldm.common import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "reference.md"
@@ -16,8 +16,8 @@ PACKAGES = (
     "ldm.networks",
     "ldm.conditioning",
     "ldm.diffusion",
-    "ldm.pipeline",
-    "ldm.training.finetune_kinds",
+    "ldm.model.latent_diffusion",
+    "ldm.training.finetune.kinds",
 )
 INTRO = """# Reference
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.artifact import save
-    from ldm.cascade import Cascade
+    from ldm.common.errors import UserError
+    from ldm.common.registry import build, register, spec_of
     from ldm.conditioning import (
         ClassLabel,
         Conditioner,
@@ -25,11 +26,10 @@ if TYPE_CHECKING:
         Text,
     )
     from ldm.diffusion import Denoiser
-    from ldm.errors import UserError
-    from ldm.loading import load
+    from ldm.model.cascade import Cascade
+    from ldm.model.latent_diffusion import LatentDiffusion, sample_prior
+    from ldm.model.loading import load
     from ldm.networks import AutoencoderKL, UNet
-    from ldm.pipeline import LatentDiffusion, sample_prior
-    from ldm.registry import build, register, spec_of
 
 __version__ = "0.1.0"
 _HOMES = {

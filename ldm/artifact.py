@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.common.registry import build, spec_of
+from ldm.common.tensors import bytes_of, write_safetensors
 from ldm.networks import AutoencoderKL
-from ldm.networks.finite import not_finite
-from ldm.registry import build, spec_of
-from ldm.tensors import bytes_of, write_safetensors
+from ldm.networks.computing.finite import not_finite
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors")
@@ -37,7 +37,7 @@ def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = 
 
     `weights` are the model's own where it doesn't hold them itself, being spread over several processes.
     """
-    from ldm.files import Hashing, make_folder, replace_together
+    from ldm.common.files import Hashing, make_folder, replace_together
 
     if hasattr(model, "bare"):  # what is put on a model isn't in its file
         model.bare("save")

@@ -63,7 +63,7 @@ def environment(folder: Path) -> dict[str, str]:
     tools = folder / "bin"
     tools.mkdir(exist_ok=True)
     (tools / "ldm").write_text(
-        f"#!{sys.executable}\nimport sys\nsys.argv[0] = 'ldm'\nfrom ldm.cli import main\nmain()\n"
+        f"#!{sys.executable}\nimport sys\nsys.argv[0] = 'ldm'\nfrom ldm.commands.cli import main\nmain()\n"
     )
     (tools / "ldm").chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])

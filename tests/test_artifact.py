@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import ldm
 from ldm import artifact
-from ldm.conditioning import tokenizer
+from ldm.common.errors import UserError
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import EDM, V
-from ldm.errors import UserError
 from ldm.images import Preprocess
 
 ROOT = Path(__file__).parents[1]

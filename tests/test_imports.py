@@ -19,7 +19,7 @@ def test_the_contracts_in_pyproject_hold():
     ("module", "heavy"),
     [
         ("ldm", {"lightning", "hydra", "omegaconf", "torchvision", "tokenizers", "matplotlib", "sklearn"}),
-        ("ldm.cli", {"torch", "lightning"}),
+        ("ldm.commands.cli", {"torch", "lightning"}),
     ],
 )
 def test_a_module_imports_nothing_heavy(module, heavy):

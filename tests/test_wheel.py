@@ -49,7 +49,7 @@ def ldm(words: str, where: Path, environment: Mapping[str, str]) -> str:
 
 
 def test_it_imports_from_the_wheel_and_carries_conf(installed: dict[str, str], empty: Path) -> None:
-    code = "import ldm, ldm.cli_config as c; print(ldm.__file__, c.CONF)"
+    code = "import ldm, ldm.config.compose as c; print(ldm.__file__, c.CONF)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=empty, env=installed, capture_output=True, text=True, check=True
     )

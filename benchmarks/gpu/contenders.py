@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from ldm.interop import unet as unet_names
-from ldm.interop import vae as vae_names
+from ldm.common.registry import build
+from ldm.interop.parts import unet as unet_names
+from ldm.interop.parts import vae as vae_names
 from ldm.networks import DiT
-from ldm.registry import build
 
 CLASSES = 1000
 

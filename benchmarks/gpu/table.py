@@ -13,7 +13,7 @@ from benchmarks.gpu.contenders import Case, cases
 from benchmarks.gpu.timing import FULL, LEAST, measured, synchronize
 from benchmarks.gpu.work import condition, forward, generating, training
 from benchmarks.paired import Call, flops
-from ldm.training.costs import peak_of
+from ldm.training.trainer.costs import peak_of
 
 WORKS = {"a training step": training, "generating": generating}
 WHO = ("ours", "diffusers")

@@ -2,8 +2,8 @@
 
 from ldm.adapters.adaptable import Adaptable
 from ldm.adapters.base import Adapter, base_of, read
-from ldm.adapters.control import Control, Steering, steering
+from ldm.adapters.controlnet import Control, Steering, steering
 from ldm.adapters.lora import LoraAdapter
-from ldm.adapters.words import WordEmbedding
+from ldm.adapters.textual_inversion import WordEmbedding
 
 __all__ = ["Adaptable", "Adapter", "Control", "LoraAdapter", "Steering", "WordEmbedding", "base_of", "read", "steering"]

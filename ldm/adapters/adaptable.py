@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.adapters.base import Adapter
-from ldm.adapters.control import Control, check_span, open_control
-from ldm.adapters.few import follow
+from ldm.adapters.controlnet import Control, check_span, open_control
+from ldm.adapters.few_steps import follow
+from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.adapters.with_lora import WithLora
-from ldm.adapters.words import WordEmbedding
-from ldm.errors import UserError
-from ldm.kinds import held
+from ldm.common.annotations import held
+from ldm.common.errors import UserError
 
 
 class Adaptable(WithLora):

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ldm import artifact
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 
 
 class Adapter(nn.Module):

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters import layers
+from ldm.adapters import lora_layers as layers
 from ldm.adapters.base import Adapter
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.conditioning import FrozenText, Text
-from ldm.conditioning.clip_names import canonical, installed
-from ldm.errors import UserError, did_you_mean
-from ldm.interop import lora as files
-from ldm.interop import lora_base
-from ldm.interop.lora_names import is_of_text
+from ldm.conditioning.text.clip_names import canonical, installed
+from ldm.interop.lora import base as lora_base
+from ldm.interop.lora import files as files
+from ldm.interop.lora.names import is_of_text
 from ldm.networks import Controlled
-from ldm.registry import register
 
 UNET, TEXT = "unet", "text_encoder"  # as LoRA files call them
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")

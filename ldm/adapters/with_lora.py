@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.adapters import layers, lora
+from ldm.adapters import lora
+from ldm.adapters import lora_layers as layers
 from ldm.adapters.base import Adapter, hash_of, read
-from ldm.adapters.few import follow
+from ldm.adapters.few_steps import follow
 from ldm.adapters.lora import LoraAdapter
-from ldm.adapters.words import WordEmbedding
-from ldm.errors import UserError, did_you_mean
-from ldm.interop import lora as files
-from ldm.interop import user_metadata
-from ldm.kinds import held
+from ldm.adapters.textual_inversion import WordEmbedding
+from ldm.common.annotations import held
+from ldm.common.errors import UserError, did_you_mean
+from ldm.interop.files import user_metadata
+from ldm.interop.lora import files as files
 
 
 @dataclass(frozen=True)

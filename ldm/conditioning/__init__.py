@@ -1,13 +1,13 @@
 """From a batch's columns to what the network is told."""
 
-from ldm.conditioning.asked import Asked, ask
 from ldm.conditioning.conditioner import Conditioner, merge
-from ldm.conditioning.frozen import FrozenText
+from ldm.conditioning.conditions import Asked, ask
 from ldm.conditioning.image_embedding import ImageEmbedding
 from ldm.conditioning.inpaint import Inpaint
 from ldm.conditioning.lowres import LowRes
 from ldm.conditioning.maps import MapTokens, SemanticMap
 from ldm.conditioning.parts import ClassLabel, Part, Text, classes_line
+from ldm.conditioning.text.frozen import FrozenText
 
 __all__ = [
     "Asked",

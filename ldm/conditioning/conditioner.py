@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.common.devices import send
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.conditioning.parts import Encode, Part
 from ldm.conditioning.reader import PartReader, Reader, coins
-from ldm.devices import send
-from ldm.errors import UserError
 from ldm.networks import Cond
-from ldm.registry import register
 
 
 @register

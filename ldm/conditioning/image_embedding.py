@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import vision
+from ldm.common.errors import UserError
+from ldm.common.registry import register
+from ldm.conditioning import image_encoders as vision
 from ldm.conditioning.parts import Encode, Part
-from ldm.errors import UserError
 from ldm.networks import Cond
-from ldm.registry import register
 
 
 @register

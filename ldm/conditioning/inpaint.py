@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.conditioning.masks import random_masks
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.conditioning.parts import Encode, Part
-from ldm.errors import UserError, did_you_mean
+from ldm.conditioning.random_masks import random_masks
 from ldm.networks import Cond
-from ldm.registry import register
 
 MASKS = ("random", "data")
 

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.common.errors import UserError
+from ldm.common.randomness import normal, uniform
+from ldm.common.registry import register
 from ldm.conditioning.parts import Encode, Part
-from ldm.errors import UserError
 from ldm.networks import Cond
 from ldm.networks.layers import timestep_embedding
-from ldm.randomness import normal, uniform
-from ldm.registry import register
 
 NOTHING = 1.0  # the level of noise at which nothing of the image is left
 FEATURES = 32

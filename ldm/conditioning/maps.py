@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.conditioning.parts import Part
-from ldm.errors import UserError, did_you_mean
 from ldm.networks import Cond
-from ldm.registry import register
 
 RESIZE = ("area", "nearest", "unshuffle")
 Size = tuple[int, int]

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.conditioning import tokenizer
-from ldm.conditioning.cut import Cut
+from ldm.common.annotations import readable
+from ldm.common.devices import send
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.conditioning.reader import Tokens, without
-from ldm.devices import send
-from ldm.errors import UserError, did_you_mean
-from ldm.kinds import readable
+from ldm.conditioning.text import tokenizer
+from ldm.conditioning.text.truncation import Cut
 from ldm.networks import Cond, TextTransformer
-from ldm.registry import register
 
 _log = logging.getLogger("ldm")
 Encode = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] -> whitened latents (B, C', h, w)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ldm.randomness import uniform
+from ldm.common.randomness import uniform
 
 
 class Tokens(NamedTuple):

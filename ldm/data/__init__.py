@@ -1,11 +1,11 @@
 """Sources of images, all of one form."""
 
-from ldm.data.digits import Digits
-from ldm.data.emoji import Emoji
-from ldm.data.folder import Folder
-from ldm.data.huggingface import HuggingFace
-from ldm.data.shards import Shards
-from ldm.data.table import Table
-from ldm.data.vision import TorchVision
+from ldm.data.sources.digits import Digits
+from ldm.data.sources.emoji import Emoji
+from ldm.data.sources.folder import Folder
+from ldm.data.sources.huggingface import HuggingFace
+from ldm.data.sources.shards import Shards
+from ldm.data.sources.torchvision_sets import TorchVision
+from ldm.data.storage.table import Table
 
 __all__ = ["Digits", "Emoji", "Folder", "HuggingFace", "Shards", "Table", "TorchVision"]

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.common.randomness import permutation, uniform
 from ldm.data.order import PositionSampler, Visits, bucket_rows, index_of
-from ldm.data.table import REPEATS, values
+from ldm.data.storage.table import REPEATS, values
 from ldm.images import Preprocess
-from ldm.randomness import permutation, uniform
 
 
 class Gathers(Protocol):

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.mapped import ByPath
-from ldm.errors import UserError
-from ldm.randomness import permutation
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.data.storage.mapped import ByPath
 
 
 class PositionSampler:

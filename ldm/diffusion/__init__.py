@@ -2,7 +2,6 @@
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import autoguidance, away, guided, mixed
-from ldm.diffusion.interpolation import slerp
 from ldm.diffusion.noise import (
     LogitNormal,
     LogNormal,
@@ -28,6 +27,7 @@ from ldm.diffusion.samplers import (
     unipc,
 )
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.slerp import slerp
 from ldm.diffusion.weighting import LearnedUncertainty, MinSNR, Uniform, Weighting
 
 __all__ = [

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion.guidance import ConditionalDenoiseFn, rescaled
 from ldm.diffusion.parameterization import Parameterization, broadcast
 from ldm.diffusion.samplers import DenoiseFn
-from ldm.errors import UserError, did_you_mean
 
 SOLVERS = ("euler", "heun")
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.devices import send
+from ldm.common.devices import send
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.diffusion.noise import TrainingNoise, default_noise
 from ldm.diffusion.parameterization import Coefficients, Parameterization, at_least_float32, broadcast
 from ldm.diffusion.weighting import Uniform, Weighting
-from ldm.errors import UserError, did_you_mean
-from ldm.registry import register
 
 
 @register

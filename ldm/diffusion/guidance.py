@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError
 from ldm.diffusion.parameterization import broadcast
 from ldm.diffusion.samplers import DenoiseFn
-from ldm.errors import UserError
 
 ConditionalDenoiseFn = Callable[[Tensor, Tensor, Any], Tensor]  # (x (B, C, H, W), sigma (B,), cond) -> x0
 

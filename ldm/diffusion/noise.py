@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.diffusion.parameterization import EDM, Parameterization
-from ldm.errors import UserError
-from ldm.registry import register
 
 
 class TrainingNoise:

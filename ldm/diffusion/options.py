@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from ldm.common.annotations import optional
 from ldm.diffusion.guidance import guided
 from ldm.diffusion.samplers import SAMPLERS
-from ldm.kinds import optional
 
 
 def sampling_kinds() -> dict[str, Any]:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.devices import send
+from ldm.common.devices import send
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.diffusion.quantiles import beta_quantile
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import UserError, did_you_mean
-from ldm.registry import register
 
 
 class Coefficients(NamedTuple):

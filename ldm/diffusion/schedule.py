@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError, did_you_mean
-from ldm.registry import register
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 
 _ENDS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # DDPM; Stable Diffusion. Both for T = 1000
 

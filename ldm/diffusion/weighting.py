@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.diffusion.parameterization import Coefficients
-from ldm.errors import UserError
-from ldm.registry import register
 
 PURE_NOISE = 100.0  # sigma from which on nothing of whitened data is left: S below 1e-4
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.evaluation.distances import frechet_distance, kernel_distance
-from ldm.evaluation.drawing import draw
-from ldm.evaluation.features import Features
+from ldm.evaluation.generated import draw
+from ldm.evaluation.measures.distances import frechet_distance, kernel_distance
+from ldm.evaluation.measures.features import Features
 from ldm.evaluation.report import Report, new_figure
 from ldm.evaluation.scoring import NetworkCalls
-from ldm.pipeline import LatentDiffusion
+from ldm.model.latent_diffusion import LatentDiffusion
 
 
 class Curves:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.emoji import Emoji
-from ldm.data.table import Table
-from ldm.evaluation.legal import Fitted, by_objects, fit, scenes_of, variance_of_places
-from ldm.evaluation.pictures import from_bytes
+from ldm.data.sources.emoji import Emoji
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures.image_set import from_bytes
+from ldm.evaluation.measures.legal_scenes import Fitted, by_objects, fit, scenes_of, variance_of_places
 from ldm.evaluation.report import Report
 from ldm.evaluation.scoring import over_seeds
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.table import Table
-from ldm.evaluation.classifier import label_columns
-from ldm.evaluation.features import Features
-from ldm.evaluation.pictures import Pictures
+from ldm.common.randomness import permutation
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures.classifier import label_columns
+from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import Pictures
 from ldm.evaluation.report import spread
-from ldm.randomness import permutation
 
 RIDGE = 0.1  # of the features' variance, times the number of images: of 1e-2 to 30 what reads held-out emoji best
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.artifact import to_json
-from ldm.files import atomic_write
+from ldm.common.files import atomic_write
 from ldm.images import grid, save_png
 
 if TYPE_CHECKING:

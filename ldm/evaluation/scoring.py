@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
-from ldm.evaluation.distances import frechet_distance, kernel_distance, precision_recall
-from ldm.evaluation.features import Features
+from ldm.common.errors import UserError
+from ldm.evaluation.measures.distances import frechet_distance, kernel_distance, precision_recall
+from ldm.evaluation.measures.features import Features
 from ldm.evaluation.report import spread
 
 K = 3

@@ -7,24 +7,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.table import Table
-from ldm.devices import device_of, fetched, send
-from ldm.errors import UserError
-from ldm.evaluation.distances import frechet_distance, kernel_distance
-from ldm.evaluation.features import Features
-from ldm.evaluation.latents import LatentStatistics, latent_statistics
+from ldm.common.devices import device_of, fetched, send
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.common.registry import spec_of
+from ldm.data.storage.table import Table
 from ldm.evaluation.legal_report import reconstructed_figures
-from ldm.evaluation.perceptual import open_lpips, ssim
-from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike, to_bytes
+from ldm.evaluation.measures.distances import frechet_distance, kernel_distance
+from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import Pictures, from_bytes, refuse_unlike, to_bytes
+from ldm.evaluation.measures.latent_statistics import LatentStatistics, latent_statistics
+from ldm.evaluation.measures.perceptual import open_lpips, ssim
 from ldm.evaluation.report import Report, new_figure
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
+from ldm.model.latent_diffusion import sample_prior
 from ldm.networks import AutoencoderKL, Gaussian
-from ldm.networks.finite import is_finite
-from ldm.pipeline import sample_prior
-from ldm.randomness import permutation
-from ldm.registry import spec_of
-from ldm.training.fit import cache_of
+from ldm.networks.computing.finite import is_finite
+from ldm.training.trainer.fit import cache_of
 from ldm.training.vae_task import psnr
 
 SHOWN = 24

@@ -7,22 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.table import Table
-from ldm.devices import device_of, send
-from ldm.errors import UserError
+from ldm.common.devices import device_of, send
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.data.storage.table import Table
 from ldm.evaluation.curves import Curves
-from ldm.evaluation.drawing import chosen_options, conditions, draw
-from ldm.evaluation.features import Features
+from ldm.evaluation.generated import chosen_options, conditions, draw
 from ldm.evaluation.legal_report import generated_figures
-from ldm.evaluation.neighbours import neighbours
-from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike
+from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import Pictures, from_bytes, refuse_unlike
+from ldm.evaluation.measures.nearest import neighbours
 from ldm.evaluation.probe import label_codes, probe_figures
 from ldm.evaluation.report import Report, spread
 from ldm.evaluation.scoring import LEAST, K, NetworkCalls, over_seeds, score
-from ldm.pipeline import LatentDiffusion
-from ldm.randomness import permutation
-from ldm.training.fit import cache_of
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.training.ldm_task import diffusion_loss
+from ldm.training.trainer.fit import cache_of
 
 MOST_LOSSES = 2000  # validation images whose loss is taken
 SHOWN = 64

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ldm.evaluation.latents import LatentStatistics
+from ldm.evaluation.measures.latent_statistics import LatentStatistics
 
 COLLAPSED_KL = 0.02  # nats of an element: it tells almost nothing
 COLLAPSED_SHARE = 0.05  # of a channel's elements that are active

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.images.axes import shape_of_array
 from ldm.images.reading import probe, shape_of_picture
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.devices import send
+from ldm.common.devices import send
 
 _DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))  # (rows, columns) at 0, 45, 90 and 135 degrees
 _SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))

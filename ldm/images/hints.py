@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.devices import send
-from ldm.errors import UserError, did_you_mean
+from ldm.common.devices import send
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import build, lookup, register
 from ldm.images.canny import canny, luminance
 from ldm.images.preprocess import Preprocess
 from ldm.images.reading import open_map
 from ldm.images.unknown import BadImage
-from ldm.registry import build, lookup, register
 
 KINDS = {"canny": "Canny", "map": "MapHint", "mask": "MaskHint", "grey": "Grey", "colour": "Colour"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError
-from ldm.kinds import readable
+from ldm.common.annotations import readable
+from ldm.common.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

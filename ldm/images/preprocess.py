@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import UserError, did_you_mean
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
 from ldm.images.axes import channels_last
 from ldm.images.colour import Notes
 from ldm.images.output import to_pil8
 from ldm.images.reading import is_transparent, named, open_image, pixels_of
 from ldm.images.unknown import BadImage
-from ldm.registry import register
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.images.axes import check_channels, shape_of_array
 from ldm.images.colour import CICP, Notes, cicp, in_srgb
 from ldm.images.metadata import check_metadata

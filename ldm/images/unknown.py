@@ -2,7 +2,7 @@
 
 import re
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 
 _CONVERT = "convert it to .jpg or .png"
 _KINDS = (  # the first bytes, what they mean

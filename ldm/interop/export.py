@@ -17,21 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.files import atomic_write
+from ldm.common.registry import spec_of
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
-from ldm.conditioning.frozen import write_encoder
+from ldm.conditioning.text.frozen import write_encoder
 from ldm.diffusion import Flow
 from ldm.diffusion.parameterization import VariancePreserving
-from ldm.errors import UserError, did_you_mean
-from ldm.files import atomic_write
-from ldm.interop import controlnet, precision, schedulers, unet, vae
-from ldm.interop.bundle import bundle, frozen_in
-from ldm.interop.card import card
-from ldm.interop.flatten import flat
-from ldm.interop.latent_scale import SD_FACTOR
-from ldm.interop.report import Report
+from ldm.interop.exporting import dtype as precision
+from ldm.interop.exporting.bundle import bundle, frozen_in
+from ldm.interop.exporting.card import card
+from ldm.interop.exporting.flatten import flat
+from ldm.interop.exporting.report import Report
+from ldm.interop.parts import controlnet, schedulers, unet, vae
+from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
-from ldm.registry import spec_of
 
 FORMATS = ("diffusers", "ldm", "single_file")
 
@@ -240,7 +241,7 @@ def _write_own(module: str, name: str, network: nn.Module, out: Path, config: Ma
 
 
 def _copy_source(module: str, out: Path) -> None:
-    atomic_write(out / f"{module}.py", flat(f"ldm.interop.beside.{module}"))
+    atomic_write(out / f"{module}.py", flat(f"ldm.interop.exporting.beside.{module}"))
 
 
 def _write_part(out: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -272,7 +273,7 @@ def main(arguments: list[str]) -> None:
     to, dtype = options.get("to", "diffusers"), options.get("dtype")
     if dtype is not None:
         precision.named(dtype)
-    load = importlib.import_module("ldm.loading").load  # a command stands above its module, as a user does
+    load = importlib.import_module("ldm.model.loading").load  # a command stands above its module, as a user does
     model = load(run)
     if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
         print(_lora(model, options["out"], to, dtype))

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
+from ldm.common.errors import UserError
+from ldm.common.registry import build, lookup
 from ldm.conditioning import Conditioner, FrozenText
 from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import controlnet, latent_scale, schedulers, typed, unet, vae
-from ldm.interop.names import refuse
-from ldm.interop.plain import table, whole
-from ldm.interop.said import NOT_SETTINGS, of_metadata
-from ldm.registry import build, lookup
+from ldm.interop.files import typed
+from ldm.interop.files.declared import NOT_SETTINGS, of_metadata
+from ldm.interop.files.names import refuse
+from ldm.interop.files.plain import table, whole
+from ldm.interop.parts import controlnet, schedulers, unet, vae
+from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
 WEIGHTS = "diffusion_pytorch_model"

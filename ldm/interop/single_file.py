@@ -9,29 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
+from ldm.common.annotations import held
+from ldm.common.errors import UserError
+from ldm.common.registry import build
 from ldm.conditioning import Conditioner
-from ldm.errors import UserError
-from ldm.interop import (
-    compvis,
-    controlnet,
-    head_counts,
-    infer,
-    latent_scale,
-    model_version,
-    neighbours,
-    noise_table,
-    parameterizations,
-    prediction,
-    trainer_settings,
-    user_metadata,
-)
-from ldm.interop.clip_text import load_clip
+from ldm.interop import trainer_settings
+from ldm.interop.files import beside_checkpoint as neighbours
+from ldm.interop.files import user_metadata
+from ldm.interop.files.names import by_prefix, inverse, rename
 from ldm.interop.folder import as_float32, assemble, read_all
-from ldm.interop.names import by_prefix, inverse, rename
-from ldm.kinds import held
+from ldm.interop.parts import compvis, controlnet
+from ldm.interop.parts import compvis_shapes as infer
+from ldm.interop.parts.clip_text import load_clip
+from ldm.interop.settings import head_counts, latent_scale, model_version, noise_table, parameterizations, prediction
 from ldm.networks import AutoencoderKL, UNet
 from ldm.networks.autoencoder import check_size
-from ldm.registry import build
 
 log = logging.getLogger("ldm")
 _IGNORED = (

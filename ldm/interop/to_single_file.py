@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.common.errors import UserError
+from ldm.common.files import atomic_write
+from ldm.common.tensors import write_safetensors
 from ldm.conditioning import FrozenText
 from ldm.diffusion import V
-from ldm.errors import UserError
-from ldm.files import atomic_write
-from ldm.interop import compvis, latent_scale, modelspec, precision, stable_diffusion, vae
-from ldm.interop.report import Report
+from ldm.interop.exporting import dtype as precision
+from ldm.interop.exporting.report import Report
+from ldm.interop.parts import compvis, stable_diffusion, vae
+from ldm.interop.parts.to_clip import to_first_names, to_second_names
+from ldm.interop.settings import latent_scale, modelspec
 from ldm.interop.single_file import to_compvis
-from ldm.interop.to_clip import to_first_names, to_second_names
 from ldm.networks import AutoencoderKL, UNet
-from ldm.tensors import write_safetensors
 
 Contents = tuple[dict[str, Tensor], dict[str, str], Report]
 _COMFY_V = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # by whose spread ComfyUI takes a 2.x model for v

@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ldm.errors import UserError
-from ldm.interop.modelspec import resolution
-from ldm.interop.plain import flag, is_off, number, whole
-from ldm.interop.said import leaves
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import leaves
+from ldm.interop.files.plain import flag, is_off, number, whole
+from ldm.interop.settings.modelspec import resolution
 from ldm.networks import UNet
 
 log = logging.getLogger("ldm")

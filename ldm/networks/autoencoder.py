@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.describe import Described, millions
-from ldm.errors import UserError
+from ldm.common.describe import Described, millions
+from ldm.common.errors import UserError
+from ldm.common.randomness import normal
+from ldm.common.registry import register
 from ldm.networks.gaussian import Gaussian
 from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
-from ldm.randomness import normal
-from ldm.registry import register
 
 START_LOGVAR = -5.0
 
@@ -129,7 +129,9 @@ class AutoencoderKL(Described, nn.Module):
 
     # mean and std by channel that the file of diffusers it was read from says of its latents: (z - shift) * scale
     scaling: tuple[list[float], list[float]] | None = None
-    coding: Any = None  # in what precision and parts encode and decode are computed: see `ldm.networks.coding`
+    coding: Any = (
+        None  # in what precision and parts encode and decode are computed: see `ldm.networks.computing.coding`
+    )
     ENCODING = ("encoder", "quant_conv", "shortcut_in")  # the parts of each half
     DECODING = ("decoder", "post_quant_conv", "shortcut_out")
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.common.registry import register, spec_of
 from ldm.networks.cond import Cond
 from ldm.networks.dit import DiT, Patched
 from ldm.networks.layers import format_on, zero_
 from ldm.networks.unet import Encoder, UNet
-from ldm.registry import register, spec_of
 
 HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
 SILU_POWER = 0.356  # the mean of silu(x)^2 for normal x

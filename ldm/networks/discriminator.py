@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks.layers import groups_of
 
 LOSS_SCALE = 2.0**12  # a power of 2: in float32 it changes nothing

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.networks.cond import Cond
 from ldm.networks.layers import Attention, FeedForward, TimestepEmbedding, timestep_embedding, zero_
-from ldm.registry import register
 
 
 def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ldm.common.registry import register
 from ldm.networks.gaussian import Gaussian
-from ldm.registry import register
 
 
 @register

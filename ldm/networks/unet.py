@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.networks.cond import Cond
 from ldm.networks.layers import (
     Downsample,
@@ -21,7 +22,6 @@ from ldm.networks.layers import (
     timestep_embedding,
     zero_,
 )
-from ldm.registry import register
 
 PerLevel = int | Sequence[int]
 Sampler = tuple[str, nn.Module] | None

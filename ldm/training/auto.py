@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.devices import available
+from ldm.common.devices import available
+from ldm.common.registry import build, parameters, register
 from ldm.networks import Cond
-from ldm.registry import build, parameters, register
-from ldm.training.costs import peak_of
-from ldm.training.resume import limit_of, steps_of
-from ldm.training.speed import precision_of
+from ldm.training.runs.resume import limit_of, steps_of
+from ldm.training.trainer.costs import peak_of
+from ldm.training.trainer.speed import precision_of
 
 # Operations a second in training, by measurement: two cores without AVX-512 reach 70e9 in the demo's Transformer; on a
 # GPU three tenths of what its data sheet says, half of what good kernels reach on large matrices, since small networks

@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from ldm.artifact import encoder_hash, model_hash
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import build, check, lookup, spec_of
 from ldm.conditioning import ClassLabel, Conditioner, classes_line
-from ldm.data.captions import remember_captions
+from ldm.data.caches.captions import remember_captions
+from ldm.data.caches.labels import check_labelled, numbered_as
+from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import Gathers
-from ldm.data.labels import check_labelled, numbered_as
-from ldm.data.latents import cached_latents
-from ldm.data.table import Table
+from ldm.data.storage.table import Table
 from ldm.diffusion import Denoiser
-from ldm.errors import UserError, did_you_mean
-from ldm.loading import load
+from ldm.model.loading import load
 from ldm.networks import AutoencoderKL, Identity
-from ldm.registry import build, check, lookup, spec_of
-from ldm.training import auto, resume
-from ldm.training.callbacks import Pictures
-from ldm.training.fit import (
+from ldm.training import auto
+from ldm.training.ldm_task import DiffusionTask
+from ldm.training.runs import resume
+from ldm.training.runs.folder import find_run
+from ldm.training.trainer.callbacks import Pictures
+from ldm.training.trainer.fit import (
     Clock,
     batches,
     begin,
@@ -34,8 +37,6 @@ from ldm.training.fit import (
     task_options,
     validated,
 )
-from ldm.training.ldm_task import DiffusionTask
-from ldm.training.run import find_run
 from ldm.training.vae_run import check as check_images
 
 FirstStage = AutoencoderKL | Identity
@@ -45,7 +46,7 @@ Tables = tuple[Table, Table]
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
     if config.get("finetune"):
-        from ldm.training import finetune_run
+        from ldm.training.finetune import run as finetune_run
 
         return finetune_run.main(config, job)
     clock = Clock()
@@ -96,7 +97,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 def precheck(config: Mapping[str, Any]) -> Path | None:
     """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
     if config.get("finetune"):
-        from ldm.training import finetune_run
+        from ldm.training.finetune import run as finetune_run
 
         return finetune_run.precheck(config)
     if config.get("base"):

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ldm.common.randomness import low_discrepancy, normal
 from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.images import Preprocess
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, Cond, Gaussian, Identity
-from ldm.pipeline import LatentDiffusion
-from ldm.randomness import low_discrepancy, normal
-from ldm.training.figures import Split, by_quarter
 from ldm.training.task import Task
+from ldm.training.trainer.means import Split, by_quarter
 
 Module = TypeVar("Module", bound=nn.Module)
 

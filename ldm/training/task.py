@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
-from ldm.training import ema, gradients, optimizers, power_ema, sharded
-from ldm.training.figures import Means, Split
-from ldm.training.schedule import LearningRate
+from ldm.training.averages import ema, power_ema
+from ldm.training.optimization import gradients, optimizers
+from ldm.training.optimization.learning_rate import LearningRate
+from ldm.training.trainer import sharded
+from ldm.training.trainer.means import Means, Split
 
 
 class Task(pl.LightningModule):

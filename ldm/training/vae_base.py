@@ -8,16 +8,16 @@ import numpy as np
 import torch
 
 from ldm.artifact import model_hash
-from ldm.data.table import Table
-from ldm.devices import lent
-from ldm.errors import UserError
-from ldm.loading import autoencoder, load
+from ldm.common.devices import lent
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.common.ranks import rank
+from ldm.common.registry import spec_of
+from ldm.data.storage.table import Table
+from ldm.model.loading import autoencoder, load
 from ldm.networks import AutoencoderKL
-from ldm.randomness import permutation
-from ldm.ranks import rank
-from ldm.registry import spec_of
-from ldm.training.fit import device_for
-from ldm.training.run import find_run
+from ldm.training.runs.folder import find_run
+from ldm.training.trainer.fit import device_for
 from ldm.training.vae_task import psnr
 
 NO_KL = (

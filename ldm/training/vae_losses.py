@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.errors import UserError, did_you_mean
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.randomness import uniform
 from ldm.networks.discriminator import PatchDiscriminator, adaptive_weight, hinge, smallest_side
-from ldm.randomness import uniform
 
 PIXEL = ("mse", "l1")
 NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # and the smallest side that they take

@@ -8,18 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.table import Table
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.common.registry import build
+from ldm.data.storage.table import Table
 from ldm.images import grid
-from ldm.loading import load
+from ldm.model.latent_diffusion import sample_prior
+from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
-from ldm.pipeline import sample_prior
-from ldm.randomness import permutation
-from ldm.registry import build
-from ldm.training import auto, resume, vae_base
-from ldm.training.callbacks import Pictures
-from ldm.training.fit import Clock, batches, begin, cache_of, fit, open_named, parameters_line, task_options
+from ldm.training import auto, vae_base
+from ldm.training.runs import resume
+from ldm.training.trainer.callbacks import Pictures
+from ldm.training.trainer.fit import Clock, batches, begin, cache_of, fit, open_named, parameters_line, task_options
 from ldm.training.vae_base import precheck
 from ldm.training.vae_task import VAETask, equivalents
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.common.randomness import normal
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
-from ldm.randomness import normal
 from ldm.training.task import Task
 from ldm.training.vae_losses import VAELoss
 

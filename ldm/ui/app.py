@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.ui.alerts import Alarms, Rules, rules_of
-from ldm.ui.generate import Painter
-from ldm.ui.launch import Launcher
-from ldm.ui.models import Models
-from ldm.ui.store import Shown, Store
-from ldm.ui.watch import Watcher
+from ldm.ui.generating.generate import Painter
+from ldm.ui.generating.models import Models
+from ldm.ui.generating.store import Shown, Store
+from ldm.ui.runs.alerts import Alarms, Rules, rules_of
+from ldm.ui.runs.launch import Launcher
+from ldm.ui.runs.watch import Watcher
 
 
 @dataclass

@@ -3,10 +3,10 @@
 import torch
 
 import ldm
-from ldm.conditioning import tokenizer
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import Flow
 from ldm.images import Preprocess
-from ldm.pipeline import LatentDiffusion
+from ldm.model.latent_diffusion import LatentDiffusion
 
 PROMPTS = ["a cat", "a dog above a very small rocket", "", "a fish on a blue background"]
 

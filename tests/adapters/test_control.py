@@ -10,16 +10,16 @@ from PIL import Image
 
 import ldm
 from ldm.adapters import Control
-from ldm.adapters.control import Steering
+from ldm.adapters.controlnet import Steering
 from ldm.artifact import model_hash
+from ldm.common.errors import UserError
 from ldm.conditioning import ClassLabel, Conditioner
 from ldm.diffusion import Denoiser, Eps
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.images.hints import Canny, MapHint
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Cond, Controlled, ControlNet
 from ldm.networks.controlnet import weights_of
-from ldm.pipeline import LatentDiffusion
 
 
 def noisy(module, seed=0):

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
-from ldm.adapters import LoraAdapter, layers, lora
-from ldm.errors import UserError
-from ldm.interop import lora as files
-from ldm.sampling import loras
+from ldm.adapters import LoraAdapter, lora
+from ldm.adapters import lora_layers as layers
+from ldm.commands.sample import loras
+from ldm.common.errors import UserError
+from ldm.interop.lora import files as files
 from tests.adapters.models import equal, pictures, small
 
 peft = pytest.importorskip("peft")

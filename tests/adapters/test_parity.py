@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ldm.adapters import LoraAdapter
-from ldm.interop import unet
+from ldm.common.registry import build
+from ldm.interop.parts import unet
 from ldm.networks import Cond
-from ldm.registry import build
 from tests.interop.configs import UNETS
 from tests.interop.models import diffusers, randomised
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import ldm
-from ldm.adapters import WordEmbedding, words
-from ldm.errors import UserError
+from ldm.adapters import WordEmbedding
+from ldm.adapters import textual_inversion as words
+from ldm.common.errors import UserError
 from tests.adapters.models import equal, small
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from ldm.conditioning import ClassLabel, Conditioner, Inpaint, LowRes, SemanticMap, Text, ask, tokenizer
+from ldm.common.errors import UserError
+from ldm.conditioning import ClassLabel, Conditioner, Inpaint, LowRes, SemanticMap, Text, ask
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import mixed
-from ldm.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.conditioning import ClassLabel, Conditioner, Text, merge, tokenizer
+from ldm.common.errors import UserError
+from ldm.conditioning import ClassLabel, Conditioner, Text, merge
+from ldm.conditioning.text import tokenizer
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import Cond
 

@@ -5,9 +5,10 @@ import logging
 import pytest
 import torch
 
-from ldm.conditioning import Conditioner, Text, cut
-from ldm.conditioning.asked import ask
-from ldm.conditioning.tokenizer import train
+from ldm.conditioning import Conditioner, Text
+from ldm.conditioning.conditions import ask
+from ldm.conditioning.text import truncation as cut
+from ldm.conditioning.text.tokenizer import train
 
 CAPTIONS = ["a cat above a star on a red background", "a dog", "a big green rocket on a blue background"]
 

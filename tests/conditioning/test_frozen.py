@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import ldm
+from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, FrozenText
-from ldm.conditioning.encoders import folder_of
+from ldm.conditioning.text.encoders import folder_of
 from ldm.diffusion import EDM, Denoiser
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from tests.conditioning.encoders import write_t5
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.conditioning import ImageEmbedding, vision
+from ldm.common.errors import UserError
+from ldm.common.registry import build, spec_of
+from ldm.conditioning import ImageEmbedding
+from ldm.conditioning import image_encoders as vision
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.registry import build, spec_of
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.conditioning import Inpaint
-from ldm.conditioning.masks import boxes, random_masks, strokes
+from ldm.conditioning.random_masks import boxes, random_masks, strokes
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import Identity
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, LowRes
 from ldm.conditioning.lowres import smaller
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import Identity
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.conditioning import MapTokens, SemanticMap
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
 from ldm.networks import Identity
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.conditioning import Text, tokenizer
+from ldm.common.registry import build, spec_of
+from ldm.conditioning import Text
+from ldm.conditioning.text import tokenizer
 from ldm.data import Table
 from ldm.images import Preprocess
-from ldm.registry import build, spec_of
 
 ENGLISH = ["a cat above a rocket", "a dog", "a fish on a blue background"]
 FOREIGN = [

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from ldm.data.folder import Folder
-from ldm.data.summary import Facts
+from ldm.data.preparing.summary import Facts
+from ldm.data.sources.folder import Folder
 
 
 def lay_out(root: Path, *paths: str) -> Path:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 import ldm
-from ldm import cli
+from ldm.commands import cli
 
 _COMMON = "trainer.max_steps=8 batch_size=4 samples.n=2 logger=none trainer.limit_val_batches=1"
 _VAE = f"{_COMMON} vae.channels=8 vae.multipliers=[1] vae.stem=4 vae.latent_channels=2"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.data import Folder
-from ldm.data.buckets import assign, shapes
+from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import BatchModule
-from ldm.data.latents import cached_latents
 from ldm.data.order import bucket_rows
-from ldm.errors import UserError
+from ldm.data.storage.buckets import assign, shapes
 from ldm.networks import AutoencoderKL
 from tests.data.sources import is_picture, picture, train_both
 

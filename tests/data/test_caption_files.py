@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.beside import tell_unread
-from ldm.data.caption_files import read_caption
-from ldm.data.folder import Folder
-from ldm.data.listing import samples
-from ldm.data.sample import COLUMNS, Sample, Seen
-from ldm.data.store import FolderStore
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.folders.listing import samples
+from ldm.data.reading.beside import tell_unread
+from ldm.data.reading.caption_files import read_caption
+from ldm.data.reading.sample import COLUMNS, Sample, Seen
+from ldm.data.reading.store import FolderStore
+from ldm.data.sources.folder import Folder
 from tests.data import folders
 
 ALL = {key: key for key in COLUMNS}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ldm.data.caption_json import caption_in
+from ldm.data.reading.caption_json import caption_in
 from tests.data.folders import facts, lay_out, tables
 
 

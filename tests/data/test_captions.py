@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ldm.conditioning import Conditioner, FrozenText
-from ldm.data import Table, captions
-from ldm.data.captions import cached_states, remember_captions
+from ldm.data import Table
+from ldm.data.caches import captions
+from ldm.data.caches.captions import cached_states, remember_captions
 from ldm.images import Preprocess
 from tests.conditioning.encoders import write_t5
 
@@ -90,7 +91,7 @@ def test_the_encoder_is_on_the_named_device_while_it_encodes(t5, tmp_path, encod
 
 
 def test_it_is_memory_mapped_and_shared_with_the_average(t5, tmp_path):
-    from ldm.training import ema
+    from ldm.training.averages import ema
 
     conditioner = Conditioner({"text": part(t5)})
     remember_captions(conditioner, [table()], tmp_path)
@@ -130,7 +131,7 @@ def test_an_interrupted_or_damaged_piece_is_made_anew(t5, tmp_path, encoded, mon
 
 
 def test_stage_two_trains_without_the_encoder(t5, tmp_path, encoded, monkeypatch):
-    from ldm import cli
+    from ldm.commands import cli
     from ldm.training.ldm_task import DiffusionTask
 
     held, losses, steps = [], DiffusionTask.losses, []

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ldm.data.classes import classes_of, image_of
-from ldm.data.holdout import split_off
-from ldm.data.sample import Sample, Seen
-from ldm.data.store import Store
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.folders.classes import classes_of, image_of
+from ldm.data.preparing.holdout import split_off
+from ldm.data.reading.sample import Sample, Seen
+from ldm.data.reading.store import Store
 from tests.data.folders import facts, lay_out, numbered, tables
 
 

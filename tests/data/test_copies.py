@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from ldm.data import copies
+from ldm.data.preparing import copies
 from tests.data.folders import facts, lay_out, names, tables
 
 COPIES = ("1.jpg", "1 (1).jpg", "other/1.jpg")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ldm.data.digits import Digits
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.sources.digits import Digits
 
 
 def test_digits_are_all_there_and_read_rightly(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.data.embedded import text_in
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.reading.embedded import text_in
 from tests.data.folders import lay_out, tables
 
 XMP = (

@@ -4,9 +4,9 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from ldm.data.emoji import BACKGROUNDS, DEFAULT_OBJECTS, OBJECTS, Emoji, _sprite
-from ldm.data.scenes import Scenes, draw_scenes
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.sources.emoji import BACKGROUNDS, DEFAULT_OBJECTS, OBJECTS, Emoji, _sprite
+from ldm.data.sources.scenes import Scenes, draw_scenes
 
 ATTRIBUTES = ("first", "second", "relation", "background", "size")
 SINGLE = re.compile(r"an? (small|big) (\w+) on an? (\w+) background")

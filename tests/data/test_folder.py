@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.folder import Folder
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.sources.folder import Folder
 
 
 def save(path: Path, value=0, size=(8, 8), mode="RGB") -> None:
@@ -179,7 +179,7 @@ def test_metadata_that_leads_out_is_refused(tmp_path, name):
 
 
 def test_packed_bombs_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.data.store.MAX_BYTES", 2000)
+    monkeypatch.setattr("ldm.data.reading.store.MAX_BYTES", 2000)
     pack(tmp_path / "d.zip", {**{f"{i}.png": content(i) for i in range(5)}, "bomb.png": bytes(5000)})
     tables = load(tmp_path / "d.zip", max_bad_share=0.5)
     assert len(tables[0]) + len(tables[1]) == 5
@@ -287,8 +287,8 @@ def test_decoding_on_threads_gives_the_same(tmp_path, monkeypatch):
     root = tmp_path / "d"
     for i in range(30):
         save(root / f"{i}.png", (i, 0, 0))
-    monkeypatch.setattr("ldm.data.decode._BIG_FILE", 0)
-    monkeypatch.setattr("ldm.data.decode._CHUNK_BYTES", 5 * 192)
+    monkeypatch.setattr("ldm.data.preparing.decode._BIG_FILE", 0)
+    monkeypatch.setattr("ldm.data.preparing.decode._CHUNK_BYTES", 5 * 192)
     found = by_name(load(root))
     assert len(found) == 30 and all(int(Path(name).stem) == value for name, (value, *_) in found.items())
 

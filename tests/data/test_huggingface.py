@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm.common.errors import UserError
 from ldm.data import HuggingFace
-from ldm.errors import UserError
 from tests.data.sources import encoded, is_picture, train_both
 
 datasets = pytest.importorskip("datasets")

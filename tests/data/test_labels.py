@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 import ldm
-from ldm import cli
-from ldm.data.buckets import Buckets
-from ldm.data.labels import check_labelled, numbered_as
-from ldm.data.table import Table
-from ldm.errors import UserError
+from ldm.commands import cli
+from ldm.common.errors import UserError
+from ldm.data.caches.labels import check_labelled, numbered_as
+from ldm.data.storage.buckets import Buckets
+from ldm.data.storage.table import Table
 from ldm.images import Preprocess
 
 
@@ -77,7 +77,7 @@ def test_a_run_and_a_fine_tuning_keep_the_numbers_of_a_model_of_before(tmp_path,
             Image.new("RGB", (8, 8), (25 * int(name), i, 0)).save(tmp_path / "d" / name / f"{i}.png")
     words = [*TINY.split(), f"data.root={tmp_path / 'd'}", f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
     with monkeypatch.context() as before:
-        before.setattr("ldm.data.decode._natural", lambda word: word)
+        before.setattr("ldm.data.preparing.decode._natural", lambda word: word)
         cli.run("train_ldm", [*words, "name=run", "trainer.max_steps=2"])
     (tmp_path / "ldm" / "run" / "DONE").unlink()
     shutil.rmtree(tmp_path / "cache")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ldm.conditioning import tokenizer
-from ldm.data.emoji import BACKGROUNDS, DEFAULT_OBJECTS, Emoji
-from ldm.data.languages import ARABIC, ARABIC_COLOURS, CHINESE, CHINESE_COLOURS, SENTENCES
-from ldm.data.scenes import Scenes, draw_scenes
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.conditioning.text import tokenizer
+from ldm.data.sources.emoji import BACKGROUNDS, DEFAULT_OBJECTS, Emoji
+from ldm.data.sources.languages import ARABIC, ARABIC_COLOURS, CHINESE, CHINESE_COLOURS, SENTENCES
+from ldm.data.sources.scenes import Scenes, draw_scenes
 
 ALL = ("en", "zh", "ar")
 

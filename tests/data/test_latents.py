@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ldm.artifact import encoder_hash, model_hash
-from ldm.data import Table, latents
-from ldm.data.latents import cached_latents
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data import Table
+from ldm.data.caches import latents
+from ldm.data.caches.latents import cached_latents
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
 

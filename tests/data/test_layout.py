@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm.data.decode import class_names
-from ldm.data.folder import Folder
-from ldm.data.holdout import split_off
-from ldm.data.sample import Sample, Seen
-from ldm.data.summary import MOST_LINES
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.preparing.decode import class_names
+from ldm.data.preparing.holdout import split_off
+from ldm.data.preparing.summary import MOST_LINES
+from ldm.data.reading.sample import Sample, Seen
+from ldm.data.sources.folder import Folder
 from tests.data.folders import describe, facts, lay_out, names, numbered, tables
 
 # Classes -------------------------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_every_file_that_is_not_read_is_kept_by_name(tmp_path, monkeypatch):
     root = lay_out(tmp_path / "d", *numbered("a", "b"), *more)
     tables(root)
     assert sorted(path for paths in facts(root).unread.values() for path in paths) == sorted({*more} - {"a/1.txt"})
-    monkeypatch.setattr("ldm.data.summary._MOST_NAMES", 1)
+    monkeypatch.setattr("ldm.data.preparing.summary._MOST_NAMES", 1)
     tables(root)
     assert "*.html (2 files, such as x.html)" in [name for names in facts(root).unread.values() for name in names]
 
@@ -443,7 +443,7 @@ def test_what_the_listing_makes_of_the_files_is_part_of_the_key(tmp_path, monkey
         os.utime(path, (1, 1))
     before, _ = tables(root)
     assert tables(root)[0].key == before.key
-    monkeypatch.setattr("ldm.data.listing.repeats_of", lambda *args: {})
+    monkeypatch.setattr("ldm.data.folders.listing.repeats_of", lambda *args: {})
     assert tables(root)[0].key != before.key
 
 

@@ -15,16 +15,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ldm.data import Digits, Emoji, Folder, Table
-from ldm.data.buckets import Buckets
+from ldm.data.caches.labels import numbered_as
+from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import BatchModule, TrainBatches
-from ldm.data.labels import numbered_as
-from ldm.data.latents import cached_latents
-from ldm.data.lazy import Joined, Json
-from ldm.data.mapped import file_map
-from ldm.data.table import REPEATS, cached, new_array
+from ldm.data.storage.buckets import Buckets
+from ldm.data.storage.lazy import Joined, Json
+from ldm.data.storage.mapped import file_map
+from ldm.data.storage.table import REPEATS, cached, new_array
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
-from ldm.training.finetune import with_word
+from ldm.training.finetune.kind import with_word
 
 N = 600
 MOST = 10_000  # bytes of a pickled table

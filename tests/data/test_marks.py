@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from tests.data.folders import facts, lay_out, names, tables
 from tests.data.test_about import fill
 

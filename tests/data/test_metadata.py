@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.layout import Meant
-from ldm.data.listing import samples
-from ldm.data.metadata import tell_outside
-from ldm.data.sample import COLUMNS, Sample, Seen
-from ldm.data.store import FolderStore
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.folders.listing import samples
+from ldm.data.reading.layout import Meant
+from ldm.data.reading.metadata_files import tell_outside
+from ldm.data.reading.sample import COLUMNS, Sample, Seen
+from ldm.data.reading.store import FolderStore
 from tests.data import folders
 
 ALL = {key: key for key in COLUMNS}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ldm.common.errors import UserError
 from ldm.data import Folder, HuggingFace, Shards, TorchVision
-from ldm.errors import UserError
 
 SOURCES = {
     "folder": lambda **options: Folder("nowhere", **options),

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from ldm.common.errors import UserError
 from ldm.data.order import PositionSampler, index_of
-from ldm.errors import UserError
 
 
 def take(sampler: PositionSampler, n: int) -> list[np.ndarray]:

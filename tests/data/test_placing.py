@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ldm.data.emoji import Emoji
-from ldm.data.placing import Placing
-from ldm.data.scenes import draw_any
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.sources.emoji import Emoji
+from ldm.data.sources.placing import Placing
+from ldm.data.sources.scenes import draw_any
 
 HELD_OUT = Emoji(objects=("cat", "dog", "fish")).held_out
 SCENES = draw_any(HELD_OUT, 400, 1)

@@ -9,11 +9,11 @@ import numpy as np
 import torchvision.datasets
 from PIL import Image
 
-from ldm.data import vision
-from ldm.data.folder import Folder
-from ldm.data.shards import Shards
-from ldm.data.table import Table, cached, hash_of
-from ldm.data.vision import TorchVision
+from ldm.data.sources import torchvision_sets as vision
+from ldm.data.sources.folder import Folder
+from ldm.data.sources.shards import Shards
+from ldm.data.sources.torchvision_sets import TorchVision
+from ldm.data.storage.table import Table, cached, hash_of
 from ldm.images import Preprocess
 from tests.icc import display_p3
 

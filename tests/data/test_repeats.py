@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ldm.common.errors import UserError
 from ldm.data.datamodule import TrainBatches
-from ldm.errors import UserError
 from tests.data.folders import describe, facts, lay_out, names, numbered, tables
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm.data import Shards, tar
-from ldm.data.decode import Decoder
-from ldm.data.shards import expand
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data import Shards
+from ldm.data.preparing.decode import Decoder
+from ldm.data.reading import tar
+from ldm.data.sources.shards import expand
 from tests.data.sources import encoded, is_picture, train_both
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ldm.data.folder import Folder
-from ldm.data.store import ZipStore, open_store
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.reading.store import ZipStore, open_store
+from ldm.data.sources.folder import Folder
 from tests.data.folders import facts, lay_out, names, numbered, tables
 
 PPM = b"P6\n4 4\n255\n" + bytes(48)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ldm.data.strings import Strings
+from ldm.data.storage.strings import Strings
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.strings import Strings
-from ldm.data.table import Table, cached, column_names, hash_of, new_array
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.storage.strings import Strings
+from ldm.data.storage.table import Table, cached, column_names, hash_of, new_array
 from ldm.images import Preprocess
 
 

@@ -6,8 +6,8 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from ldm.data.vision import TorchVision
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.data.sources.torchvision_sets import TorchVision
 
 
 def write_mnist(root: Path, seed: int = 0, dataset: str = "MNIST") -> dict[str, tuple[np.ndarray, np.ndarray]]:

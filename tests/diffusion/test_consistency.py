@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, X0, Eps, Flow, V, lcm, mixed
 from ldm.diffusion.consistency import baked, consistency_loss, jump, ode_step, segment_levels, wanted
-from ldm.errors import UserError
 
 S = 0.6
 PARAMETERIZATIONS = [Eps(), V(), X0(), Flow(), EDM()]

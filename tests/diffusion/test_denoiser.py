@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, X0, Denoiser, Eps, Flow, LogNormal, MinSNR, Schedule, UniformTimesteps, V
-from ldm.errors import UserError
 
 ALL = [Eps(), X0(), V(), V(Schedule("cosine", zero_terminal_snr=True)), Flow(), EDM()]
 

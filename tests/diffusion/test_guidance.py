@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, Denoiser, V, autoguidance, euler, guided
-from ldm.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.diffusion import (
     EDM,
     X0,
@@ -16,7 +17,6 @@ from ldm.diffusion import (
     default_noise,
     resolution_shift,
 )
-from ldm.errors import UserError
 
 U = torch.linspace(0, 1, 10_001, dtype=torch.float64)[1::2]  # the quantiles of 5,000 equal shares, all within (0, 1)
 

@@ -4,10 +4,10 @@ import math
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, X0, Eps, Flow, Schedule, V
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.quantiles import beta_quantile
-from ldm.errors import UserError
 
 ALL = [
     Eps(),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ldm.common.errors import UserError
 from ldm.diffusion import (
     EDM,
     SAMPLERS,
@@ -24,7 +25,6 @@ from ldm.diffusion import (
     heun,
     unipc,
 )
-from ldm.errors import UserError
 
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": X0}
 DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "final_sigmas_type": "zero"}

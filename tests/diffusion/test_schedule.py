@@ -4,9 +4,9 @@ import math
 import pytest
 import torch
 
+from ldm.common.errors import UserError
+from ldm.common.registry import build, spec_of
 from ldm.diffusion import Eps, Schedule, V
-from ldm.errors import UserError
-from ldm.registry import build, spec_of
 
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from ldm.common.errors import UserError
+from ldm.common.registry import build, spec_of
 from ldm.diffusion import EDM, X0, Denoiser, Eps, Flow, LearnedUncertainty, MinSNR, Schedule, Uniform, V
-from ldm.errors import UserError
-from ldm.registry import build, spec_of
 
 SIGMA = torch.tensor([0.03, 0.2, 0.447, 0.45, 1.0, 3.0, 14.0], dtype=torch.float64)
 S, G = SIGMA**-2, 5.0

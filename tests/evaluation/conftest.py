@@ -11,13 +11,13 @@ import yaml
 import ldm
 from ldm.conditioning import ClassLabel, Conditioner
 from ldm.data import Digits
-from ldm.data.table import Table
+from ldm.data.storage.table import Table
 from ldm.diffusion import EDM, Denoiser
-from ldm.evaluation.classifier import own_features
-from ldm.evaluation.features import Features
+from ldm.evaluation.measures.classifier import own_features
+from ldm.evaluation.measures.features import Features
 from ldm.images import Preprocess
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, UNet
-from ldm.pipeline import LatentDiffusion
 
 CONF = Path(__file__).parents[2] / "conf"
 

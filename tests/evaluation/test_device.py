@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.evaluation import run as evaluation
+from ldm.commands import evaluate as evaluation
 from tests.pretend.device import DEVICE, pretended
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ldm.evaluation.distances import frechet_distance, kernel_distance, precision_recall
+from ldm.evaluation.measures.distances import frechet_distance, kernel_distance, precision_recall
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.table import Table
-from ldm.errors import UserError
-from ldm.evaluation import features as module
-from ldm.evaluation.classifier import own_features
-from ldm.evaluation.efficientnet import EfficientNetLite0
-from ldm.evaluation.features import Features, open_features, prepared, random_features
-from ldm.evaluation.pictures import Pictures
+from ldm.common.errors import UserError
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures import features as module
+from ldm.evaluation.measures.classifier import own_features
+from ldm.evaluation.measures.efficientnet import EfficientNetLite0
+from ldm.evaluation.measures.features import Features, open_features, prepared, random_features
+from ldm.evaluation.measures.image_set import Pictures
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_own_features_are_kept_and_read_again(digits: tuple[Table, Table], tmp_p
 
 
 def test_captions_are_learnt_where_there_are_no_labels(digits: tuple[Table, Table]) -> None:
-    from ldm.evaluation.classifier import targets_of
+    from ldm.evaluation.measures.classifier import targets_of
 
     _, val = digits
     captions = Table(val.images, {"text": val.columns["text"]}, val.preprocess, "captions")

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from ldm.data.table import Table
-from ldm.evaluation.latents import LatentStatistics, autocorrelation, latent_statistics
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures.latent_statistics import LatentStatistics, autocorrelation, latent_statistics
 from ldm.evaluation.verdict import judge
 from ldm.networks import AutoencoderKL, Gaussian
 

@@ -8,10 +8,18 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from ldm.data.emoji import BACKGROUNDS, Emoji
-from ldm.data.scenes import Scenes, draw_any
-from ldm.errors import UserError
-from ldm.evaluation.legal import CAP, best_places, by_objects, fit, grain_of, summary, variance_of_places
+from ldm.common.errors import UserError
+from ldm.data.sources.emoji import BACKGROUNDS, Emoji
+from ldm.data.sources.scenes import Scenes, draw_any
+from ldm.evaluation.measures.legal_scenes import (
+    CAP,
+    best_places,
+    by_objects,
+    fit,
+    grain_of,
+    summary,
+    variance_of_places,
+)
 
 SOURCES = {32: Emoji(), 64: Emoji(size=64)}
 

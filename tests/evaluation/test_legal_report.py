@@ -8,15 +8,16 @@ import torch
 import yaml
 
 import ldm
-from ldm.conditioning import Conditioner, Text, tokenizer
-from ldm.data.emoji import Emoji
+from ldm.commands import evaluate as evaluation
+from ldm.conditioning import Conditioner, Text
+from ldm.conditioning.text import tokenizer
+from ldm.data.sources.emoji import Emoji
 from ldm.diffusion import Denoiser, Flow
-from ldm.evaluation import run as evaluation
-from ldm.evaluation.legal import CAP, scenes_of
 from ldm.evaluation.legal_report import PLACES, generated_figures
+from ldm.evaluation.measures.legal_scenes import CAP, scenes_of
 from ldm.evaluation.report import Report
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, UNet
-from ldm.pipeline import LatentDiffusion
 
 DATA = {"size": 16, "n": 40, "val_n": 16, "objects": ["cat", "dog", "fish", "apple"]}
 DB = "nearest legal scene: median"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.table import Table
-from ldm.errors import UserError
-from ldm.evaluation.pictures import Pictures, from_bytes, refuse_unlike, to_bytes
+from ldm.common.errors import UserError
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures.image_set import Pictures, from_bytes, refuse_unlike, to_bytes
 from ldm.images import Preprocess
 
 

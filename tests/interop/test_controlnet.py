@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
-from ldm.errors import UserError
-from ldm.interop import controlnet
+from ldm.common.errors import UserError
 from ldm.interop.export import export
+from ldm.interop.parts import controlnet
 from ldm.networks import Cond, ControlNet
 from tests.interop.configs import CROSS, PLAIN, UNETS, unet
 from tests.interop.models import diffusers, randomised

@@ -5,9 +5,10 @@ import torch
 from diffusers.schedulers import scheduling_flow_match_euler_discrete, scheduling_lcm
 
 import ldm
-from ldm.conditioning import Text, tokenizer
+from ldm.conditioning import Text
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import Eps, Flow, V
-from ldm.pipeline import PictureNoise
+from ldm.model.latent_diffusion import PictureNoise
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 from tests.interop.test_pipeline import PROMPT, agree, both, draw, frozen, make, same_again
 

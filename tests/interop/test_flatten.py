@@ -4,12 +4,12 @@ import types
 
 import pytest
 
-from ldm.interop import flatten
+from ldm.interop.exporting import flatten
 
 
 @pytest.mark.parametrize("name", ["ldm_conditioner", "ldm_pipeline", "ldm_unet", "ldm_vae"])
 def test_what_is_beside_the_weights_is_one_file(name):
-    compile(flatten.flat(f"ldm.interop.beside.{name}"), name, "exec")
+    compile(flatten.flat(f"ldm.interop.exporting.beside.{name}"), name, "exec")
 
 
 def test_a_name_that_is_imported_and_defined_is_refused(monkeypatch):

@@ -18,7 +18,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 OURS = f"""
 import sys, torch, ldm
-from ldm.pipeline import PictureNoise
+from ldm.model.latent_diffusion import PictureNoise
 model, kept = ldm.load(sys.argv[1]), []
 sigma = model.denoiser.parameterization.sigma_max
 noise = PictureNoise([0], (4, {SIDE // 8}, {SIDE // 8}), torch.device("cpu"))()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.errors import UserError
-from ldm.interop import latent_scale, prediction
+from ldm.common.errors import UserError
 from ldm.interop.folder import read_all
+from ldm.interop.settings import latent_scale, prediction
 
 T = torch.tensor
 MEANS = [0.5, -1.0, 0.0, 2.0]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ldm.errors import UserError
-from ldm.interop import lora
+from ldm.common.errors import UserError
+from ldm.interop.lora import files as lora
 from tests.interop.configs import UNETS
 from tests.interop.models import diffusers, randomised
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm.common.errors import UserError
 from ldm.conditioning import FrozenText
-from ldm.errors import UserError
-from ldm.interop import lora
+from ldm.interop.lora import files as lora
 from ldm.networks import Cond
 from tests.interop.configs import UNETS
 from tests.interop.models import clip_config, diffusers, randomised, transformers
@@ -373,8 +373,8 @@ def test_a_1x1_convolutions_lora_may_be_written_as_matrices(unet, model, tmp_pat
 
 
 def test_an_encoder_that_came_without_a_folder_is_written_under_the_names_of_files(text_folder, tmp_path):
-    from ldm.conditioning.encoders import load_encoder, load_tokenizer
-    from ldm.conditioning.frozen import write_encoder
+    from ldm.conditioning.text.encoders import load_encoder, load_tokenizer
+    from ldm.conditioning.text.frozen import write_encoder
 
     whole = load_encoder(str(text_folder / "text_encoder"))
     part = FrozenText("nowhere", str(text_folder / "tokenizer"), length=16, dim=16)
@@ -389,7 +389,7 @@ def test_an_encoder_that_came_without_a_folder_is_written_under_the_names_of_fil
 def test_an_encoder_that_isnt_whole_or_finite_is_refused(name, text_folder, tmp_path):
     import shutil
 
-    from ldm.conditioning.encoders import load_encoder
+    from ldm.conditioning.text.encoders import load_encoder
 
     folder = shutil.copytree(text_folder / "text_encoder", tmp_path / "te")
     state = load_file(folder / "model.safetensors")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ldm.errors import UserError
-from ldm.interop import lora
+from ldm.common.errors import UserError
+from ldm.interop.lora import files as lora
 
 Q, CONV, TEXT = "unet.mid.attn1.to_q", "unet.mid.conv1", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 MODULES = [Q, CONV, TEXT]

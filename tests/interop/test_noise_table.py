@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.diffusion import Schedule
-from ldm.errors import UserError
-from ldm.interop.noise_table import schedule
+from ldm.interop.settings.noise_table import schedule
 
 STABLE = Schedule()
 ENDS = [("scaled_linear", 0.00085, 0.012), ("linear", 1e-4, 0.02), ("linear", 0.0015, 0.0195)]

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import ldm
-from ldm.errors import UserError
-from ldm.interop import latent_scale, unet, vae
+from ldm.common.errors import UserError
 from ldm.interop.export import export
+from ldm.interop.parts import unet, vae
+from ldm.interop.settings import latent_scale
 from tests.interop.configs import SDXLS, UNETS, VAES
 from tests.interop.models import diffusers, randomised
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import ldm
-from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text, tokenizer
+from ldm.common.errors import UserError
+from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, V
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.pipeline import LatentDiffusion, PictureNoise
+from ldm.model.latent_diffusion import LatentDiffusion, PictureNoise
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 
 PROMPT, NEGATIVE = "a cat above a rocket", ""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.interop.export import main
 from tests.interop.configs import vae
 from tests.interop.models import diffusers, randomised
@@ -46,9 +46,9 @@ def test_the_command_says_what_it_needs(monkeypatch):
 
 
 def test_the_files_of_an_export_need_no_ldm():
-    from ldm.interop.flatten import flat
+    from ldm.interop.exporting.flatten import flat
 
     for name in ("ldm_unet", "ldm_vae", "ldm_conditioner", "ldm_pipeline"):
-        source = flat(f"ldm.interop.beside.{name}")
+        source = flat(f"ldm.interop.exporting.beside.{name}")
         compile(source, name, "exec")
         assert "import ldm" not in source and "from ldm" not in source

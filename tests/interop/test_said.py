@@ -5,18 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.errors import UserError
-from ldm.interop import (
-    head_counts,
-    model_version,
-    neighbours,
-    noise_table,
-    parameterizations,
-    prediction,
-    text_settings,
-    trainer_settings,
-)
-from ldm.interop.said import of_metadata
+from ldm.common.errors import UserError
+from ldm.interop import trainer_settings
+from ldm.interop.files import beside_checkpoint as neighbours
+from ldm.interop.files.declared import of_metadata
+from ldm.interop.settings import head_counts, model_version, noise_table, parameterizations, prediction, text_settings
 from ldm.networks import UNet
 
 FILE = Path("m.safetensors")

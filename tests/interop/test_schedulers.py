@@ -5,9 +5,10 @@ import logging
 import pytest
 import torch
 
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, Schedule, V, get_sampler
-from ldm.errors import UserError
-from ldm.interop import scheduler_config, schedulers
+from ldm.interop.parts import schedulers
+from ldm.interop.settings import scheduler_config
 from tests.interop.models import diffusers
 
 ENDS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ldm.interop import unet
-from ldm.registry import build
+from ldm.common.registry import build
+from ldm.interop.parts import unet
 from tests.interop import sdxl
 from tests.interop.models import diffusers
 

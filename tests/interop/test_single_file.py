@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
+from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner
 from ldm.diffusion import V
-from ldm.errors import UserError
-from ldm.interop import compvis, single_file, stable_diffusion
-from ldm.interop.clip_text import second_names
-from ldm.interop.names import by_prefix, inverse, rename
+from ldm.interop import single_file
+from ldm.interop.files.names import by_prefix, inverse, rename
+from ldm.interop.parts import compvis, stable_diffusion
+from ldm.interop.parts.clip_text import second_names
 from tests.interop.configs import unet, vae
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 

@@ -8,15 +8,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ldm
+from ldm.common.errors import UserError
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText
 from ldm.diffusion import Denoiser, Eps, Flow, Schedule, V
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.interop import lora, modelspec, precision, single_file, stable_diffusion, to_single_file
-from ldm.interop.clip_text import second_names
+from ldm.interop import single_file, to_single_file
 from ldm.interop.export import _lora, export, main
-from ldm.interop.to_clip import to_second_names
-from ldm.pipeline import LatentDiffusion
+from ldm.interop.exporting import dtype as precision
+from ldm.interop.lora import files as lora
+from ldm.interop.parts import stable_diffusion
+from ldm.interop.parts.clip_text import second_names
+from ldm.interop.parts.to_clip import to_second_names
+from ldm.interop.settings import modelspec
+from ldm.model.latent_diffusion import LatentDiffusion
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 
 PROMPT = "a cat"

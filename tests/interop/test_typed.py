@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
+from ldm.common.errors import UserError
 from ldm.diffusion import Eps
-from ldm.errors import UserError
 from ldm.interop.folder import WEIGHTS, read_weights
 from tests.interop.test_pipeline import frozen, make
 

@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
-from ldm.adapters import base, layers
+from ldm.adapters import base
+from ldm.adapters import lora_layers as layers
+from ldm.common.errors import UserError
 from ldm.diffusion import EDM, Eps, Flow, Schedule, V
-from ldm.errors import UserError
-from ldm.interop import lora_base, user_metadata
-from ldm.interop.lora_names import split
+from ldm.interop.files import user_metadata
+from ldm.interop.lora import base as lora_base
+from ldm.interop.lora.names import split
 from tests.adapters.models import small
 
 A1111 = {

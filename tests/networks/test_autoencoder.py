@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import AutoencoderKL, Gaussian, Identity
 
 PARITY = {

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.errors import UserError
-from ldm.networks import AutoencoderKL, Identity, coding, strips, tiles
-from ldm.networks.coding import Coding
+from ldm.common.errors import UserError
+from ldm.networks import AutoencoderKL, Identity
+from ldm.networks.computing import coding, strips, tiles
+from ldm.networks.computing.coding import Coding
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"channels": 8, "multipliers": (1, 2, 2), "blocks": 2},
@@ -211,7 +212,7 @@ def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch):
 PEAK = """
 import sys, torch
 from ldm.networks import AutoencoderKL
-from ldm.networks.coding import Coding
+from ldm.networks.computing.coding import Coding
 
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024

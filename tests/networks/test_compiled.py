@@ -8,10 +8,10 @@ import torch
 from torch._dynamo.utils import counters
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import AutoencoderKL, Cond, Controlled, DiT, UNet, controlnet_for
-from ldm.networks.coding import Coding
-from ldm.networks.compiled import TOKENS, Compiler, compiler_of, varying
+from ldm.networks.computing.coding import Coding
+from ldm.networks.computing.compiled import TOKENS, Compiler, compiler_of, varying
 
 CONDITIONS = {"context_dim": 8, "vector_dim": 8}
 NETWORKS: dict[str, Any] = {

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import Cond, Controlled, ControlNet, DiT, DiTControlNet, UNet, controlnet_for
 from ldm.networks.controlnet import HintEncoder, primes, weights_of
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import Cond, DiT, UNet
 from ldm.networks.dit import DiTBlock, positions
 

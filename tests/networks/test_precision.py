@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ldm
-from ldm.errors import UserError
-from ldm.networks.finite import is_finite
+from ldm.common.errors import UserError
+from ldm.networks.computing.finite import is_finite
 from tests.adapters.models import pictures, small
 
 

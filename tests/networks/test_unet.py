@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import Cond, UNet
 
 SD_LIKE = {"in_channels": 4, "channels": [32, 64], "blocks": 2, "context_dim": 24, "scale_shift": False, "groups": 8}

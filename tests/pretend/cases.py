@@ -9,8 +9,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
-from ldm import overrides
-from ldm.cli_config import CONF, compose, group_names
+from ldm.config import overrides
+from ldm.config.compose import CONF, compose, group_names
 from ldm.training import ldm_run, vae_run
 
 EMOJI = ["data=emoji", "data.size=16", "data.n=48", "data.val_n=8", "data.objects=[cat,dog,fish]"]

@@ -108,7 +108,7 @@ class Watch(pl.Callback):
 
 def watched(patch: Any, watch: pl.Callback, more: Callable[[], dict[str, Any]] = dict) -> None:
     """Has the trainers of runs call `watch` before all other callbacks, and take `more` options."""
-    from ldm.training import fit
+    from ldm.training.trainer import fit
 
     trainer = pl.Trainer
 
@@ -123,8 +123,8 @@ def watched(patch: Any, watch: pl.Callback, more: Callable[[], dict[str, Any]] =
 @contextlib.contextmanager
 def pretended_runs(monkeypatch: Any, strategy: Callable[[], Any] = OnPretendedDevice) -> Iterator[Watch]:
     """Inside, runs train on the pretended device; yields what watches their steps."""
-    from ldm import devices
-    from ldm.training import fit
+    from ldm.common import devices
+    from ldm.training.trainer import fit
 
     watch = Watch()
 

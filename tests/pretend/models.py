@@ -6,11 +6,12 @@ from typing import Any
 import torch
 
 import ldm
-from ldm.conditioning import Conditioner, Inpaint, MapTokens, SemanticMap, Text, tokenizer
+from ldm.conditioning import Conditioner, Inpaint, MapTokens, SemanticMap, Text
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import Denoiser, Flow
 from ldm.images import Preprocess
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, DiT, UNet
-from ldm.pipeline import LatentDiffusion
 
 IMAGE = torch.linspace(-1, 1, 3 * 64).view(3, 8, 8)
 MASK = (torch.arange(64).view(1, 8, 8) % 3 == 0).float()

@@ -109,7 +109,7 @@ def test_what_does_not_wait_is_not_counted(waits, free):
 
 
 def test_a_copy_to_pinned_memory_is_free_to_read_a_step_later(waits):
-    from ldm.devices import Later
+    from ldm.common.devices import Later
 
     early, late = Later(on_device(3).sum()), Later(on_device(4).sum())
     assert early.read() == 3 and sum(waits.values()) >= 1

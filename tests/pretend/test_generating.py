@@ -77,7 +77,7 @@ def test_super_resolution(monkeypatch):
 
 
 def test_control_images(monkeypatch):
-    from ldm.adapters.control import Control
+    from ldm.adapters.controlnet import Control
     from ldm.images.hints import Canny
 
     def controlled() -> Any:
@@ -116,7 +116,7 @@ def test_interpolation(monkeypatch):
 
 
 def test_a_cascade(monkeypatch):
-    from ldm.cascade import Cascade
+    from ldm.model.cascade import Cascade
 
     def cascade() -> Any:
         small = make(captions)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm import cli
-from ldm.data.table import Table
+from ldm.commands import cli
+from ldm.common.registry import register
+from ldm.data.storage.table import Table
 from ldm.images import Preprocess
-from ldm.registry import register
 
 SMALL = [
     "logger=none",

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import artifact, ranks
-from ldm.data import latents
-from ldm.errors import UserError
-from ldm.loading import load
-from ldm.training import snapshots
-from ldm.training.checkpoints import Checkpoints
-from ldm.training.fit import strategy_of
+from ldm import artifact
+from ldm.common import ranks
+from ldm.common.errors import UserError
+from ldm.data.caches import latents
+from ldm.model.loading import load
+from ldm.training.averages import snapshots
+from ldm.training.runs.checkpoints import Checkpoints
 from ldm.training.task import Task
+from ldm.training.trainer.fit import strategy_of
 from tests.conditioning.encoders import write_t5
 from tests.reliability.runs import assert_same_run, checkpoint, forked, signalled, steps, strike, train
 

@@ -21,17 +21,17 @@ import torch
 from PIL import Image
 
 from ldm import artifact
-from ldm.data import latents
+from ldm.common.errors import UserError
+from ldm.data.caches import latents
 from ldm.data.datamodule import BatchModule
-from ldm.data.table import Table
-from ldm.errors import UserError
-from ldm.loading import load
+from ldm.data.storage.table import Table
+from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
-from ldm.training import guards, lock
-from ldm.training.loggers import MetricsCsv, rows_of
-from ldm.training.run import RunFolder
-from ldm.training.signals import continuing_command
+from ldm.training.runs import guards, lock
+from ldm.training.runs.folder import RunFolder
+from ldm.training.runs.signals import continuing_command
 from ldm.training.task import Task
+from ldm.training.trainer.loggers import MetricsCsv, rows_of
 from tests.reliability.runs import (
     assert_same_run,
     checkpoint,
@@ -335,7 +335,7 @@ def test_out_of_memory_comes_with_advice(started, tmp_path):
 def test_a_run_in_use_is_refused_with_its_process(started, tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        from ldm.training import lock
+        from ldm.training.runs import lock
 
         identity = lock._identity() | {"pid": holder.pid, "started": lock._process_start(holder.pid)}
         (RUN / lock.NAME).write_text(json.dumps(identity))
@@ -560,7 +560,7 @@ def test_what_is_no_fault_of_the_machine_is_not_explained_away():
 
 def test_a_lock_is_not_waited_for_after_its_process(here):
     """Two that start together make the latents once."""
-    from ldm.files import one_at_a_time
+    from ldm.common.files import one_at_a_time
 
     (here / "folder").mkdir()
 

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ldm
-from ldm import artifact, overrides
-from ldm.data.folder import Folder
-from ldm.data.listing import ZipStore, open_store, samples
-from ldm.errors import UserError
-from ldm.files import write_recorded
+from ldm import artifact
+from ldm.common.errors import UserError
+from ldm.common.files import write_recorded
+from ldm.config import overrides
+from ldm.data.folders.listing import ZipStore, open_store, samples
+from ldm.data.sources.folder import Folder
 from ldm.images import BadImage, Preprocess
 from ldm.networks import AutoencoderKL
 
@@ -273,7 +274,7 @@ def test_any_words_are_prepared_or_refused(words):
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    from ldm.cli_config import explain
+    from ldm.config.compose import explain
 
     try:
         _, options = overrides.prepare(words, {"data"})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm import artifact
-from ldm.loading import load
+from ldm.model.loading import load
 from ldm.training.task import Task
 from tests.reliability.runs import (
     assert_same_run,
@@ -60,7 +60,7 @@ def test_killed_and_stopped_at_any_step_it_ends_as_if_nothing_had_happened(here,
 
 
 def test_the_total_of_a_run_limited_by_time_is_kept(here, monkeypatch):
-    from ldm.training import schedule
+    from ldm.training.optimization import learning_rate as schedule
 
     monkeypatch.setattr(schedule, "MEASURED_STEPS", 4)
     words = ("name=timed", "trainer.max_steps=-1", "trainer.max_time=00:01:00:00", "checkpoint.every_n_steps=50")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.loading import load
+from ldm.model.loading import load
 from tests.pretend.lightning import OnPretendedDevices, pretended_runs
 from tests.reliability.runs import train
 from tests.reliability.test_distributed import distance, together, train_and_hash

@@ -8,8 +8,8 @@ import torch
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from ldm import overrides
-from ldm.cli_config import CONF, compose, group_names
+from ldm.config import overrides
+from ldm.config.compose import CONF, compose, group_names
 from ldm.training import ldm_run, vae_run
 
 COMMON = [

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.common.registry import build
 from ldm.networks import AutoencoderKL, Cond
-from ldm.registry import build
 from ldm.training import auto
 
 TWO_CORES = 70e9

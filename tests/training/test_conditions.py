@@ -9,9 +9,9 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
-from ldm import overrides
-from ldm.cli_config import CONF, checked, compose, group_names
-from ldm.errors import UserError
+from ldm.common.errors import UserError
+from ldm.config import overrides
+from ldm.config.compose import CONF, checked, compose, group_names
 from ldm.training import ldm_run, vae_run
 
 COMMON = [
@@ -78,7 +78,7 @@ def test_the_number_of_classes_is_the_data_s(runs: Path) -> None:
 
 
 def test_pixels_are_loaded_only_where_a_condition_needs_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ldm.data.table import Table
+    from ldm.data.storage.table import Table
 
     asked: list[tuple[str, ...]] = []
     batch = Table.batch

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 import ldm
-from ldm import sampling
-from ldm.errors import UserError
-from ldm.loading import load
+from ldm.commands import sample as sampling
+from ldm.common.errors import UserError
+from ldm.model.loading import load
 from ldm.networks import Controlled
-from tests.test_sampling import config as sample_config
+from tests.commands.test_sampling import config as sample_config
 
 WORDS = ("finetune=controlnet", "base=digits", "control=canny", "trainer.max_steps=4", "checkpoint.every_n_steps=2")
 WORDS += ("samples.every_n_steps=4", "optimizer.warmup_steps=1", "optimizer.lr=0.01")
@@ -91,8 +91,8 @@ def test_what_the_data_cant_give_is_refused_before_work(runs, train, control, sa
 
 
 def test_half_of_the_prompts_are_dropped_and_pixels_come_only_if_needed(runs):
-    from ldm.data.digits import Digits
-    from ldm.training.control import ControlFinetune
+    from ldm.data.sources.digits import Digits
+    from ldm.training.finetune.controlnet import ControlFinetune
 
     model = load(runs / "ldm" / "digits")
     kind = ControlFinetune("canny")

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm.training import costs
-from ldm.training.costs import Costs, Throughput, in_words, peak_by_name, peak_memory
-from ldm.ui.runs import _LINE
+from ldm.training.trainer import costs
+from ldm.training.trainer.costs import Costs, Throughput, in_words, peak_by_name, peak_memory
+from ldm.ui.runs.listing import _LINE
 
 
 @pytest.mark.parametrize(

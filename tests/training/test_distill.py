@@ -4,17 +4,17 @@ import pytest
 import torch
 
 import ldm
-from ldm.conditioning import tokenizer
+from ldm.common.errors import UserError
+from ldm.common.registry import spec_of
+from ldm.conditioning.text import tokenizer
 from ldm.diffusion import EDM, X0, Eps, Flow, Schedule, V
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.loading import load
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.model.loading import load
 from ldm.networks import Identity
-from ldm.pipeline import LatentDiffusion
-from ldm.registry import spec_of
-from ldm.training.distill import DistillFinetune
-from ldm.training.distill_task import DistillTask
-from ldm.training.schedule import LearningRate
+from ldm.training.finetune.distill import DistillFinetune
+from ldm.training.finetune.distill_task import DistillTask
+from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.task import Task
 from tests.reliability.runs import assert_same_run
 

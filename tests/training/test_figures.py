@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.training.figures import Means, by_quarter
 from ldm.training.ldm_task import noise_quantiles
+from ldm.training.trainer.means import Means, by_quarter
 
 
 def test_each_band_has_the_mean_of_its_own_samples_over_all_batches():
@@ -27,7 +27,7 @@ def test_what_is_not_finite_stays_in_its_band():
 
 
 def test_the_bands_of_processes_are_put_together(monkeypatch):
-    from ldm.training import figures
+    from ldm.training.trainer import means as figures
 
     other = Means()
     other.add_splits({"loss_q": by_quarter(torch.tensor([9.0, 1.0, 1.0]), torch.tensor([0.9, 0.8, 0.1]))})

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from ldm.adapters import LoraAdapter
-from ldm.errors import UserError
-from ldm.loading import load
-from ldm.training.finetune_kinds import FullFinetune, LoRAFinetune, TextualInversion
-from ldm.training.finetune_task import FinetuneTask
-from ldm.training.schedule import LearningRate
+from ldm.common.errors import UserError
+from ldm.model.loading import load
+from ldm.training.finetune.kinds import FullFinetune, LoRAFinetune, TextualInversion
+from ldm.training.finetune.task import FinetuneTask
+from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.task import Task
 from tests.adapters.models import pictures, small
 from tests.reliability.runs import assert_same_run

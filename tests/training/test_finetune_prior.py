@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.common.errors import UserError
+from ldm.common.registry import register
 from ldm.data import Table
-from ldm.errors import UserError
 from ldm.images import Preprocess
-from ldm.registry import register
-from ldm.training.finetune_prior import with_prior
+from ldm.training.finetune.prior import with_prior
 
 PROMPTS = ["a cat", "a dog on grass"]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.training.fit import device_for
+from ldm.training.trainer.fit import device_for
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training import gradients
-from ldm.training.figures import Means, means_of
+from ldm.training.optimization import gradients
+from ldm.training.trainer.means import Means, means_of
 
 
 def networks() -> list[nn.Module]:

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks import AutoencoderKL, DiT, UNet
-from ldm.training.optimizers import COEFFICIENTS, Muon, build_optimizer, check_name, groups_of, matrices, orthogonalised
-from ldm.training.run import DONE
+from ldm.training.optimization.optimizers import (
+    COEFFICIENTS,
+    Muon,
+    build_optimizer,
+    check_name,
+    groups_of,
+    matrices,
+    orthogonalised,
+)
+from ldm.training.runs.folder import DONE
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (4, 30), (50, 3)])

@@ -16,18 +16,18 @@ from diffusers.training_utils import (
 )
 from torch import Tensor, nn
 
+from ldm.common.randomness import low_discrepancy, normal
+from ldm.common.registry import build
 from ldm.conditioning import Conditioner
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, LearnedUncertainty, MinSNR, Schedule, V
 from ldm.diffusion.noise import LogitNormal, LogNormal, UniformTimesteps
 from ldm.diffusion.weighting import Weighting
 from ldm.images import Preprocess
-from ldm.interop import unet as unet_names
-from ldm.interop import vae as vae_names
+from ldm.interop.parts import unet as unet_names
+from ldm.interop.parts import vae as vae_names
 from ldm.networks import Cond
-from ldm.randomness import low_discrepancy, normal
-from ldm.registry import build
 from ldm.training.ldm_task import DiffusionTask
-from ldm.training.schedule import LearningRate
+from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.vae_task import VAETask
 from tests.interop.configs import CROSS, PLAIN, unet, vae
 from tests.interop.models import diffusers, randomised

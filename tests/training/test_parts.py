@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.evaluation import stage_one
-from ldm.training import ema, schedule, vae_run
-from ldm.training.callbacks import Pictures
-from ldm.training.schedule import LearningRate, TimeBudget, parse_time
+from ldm.training import vae_run
+from ldm.training.averages import ema
+from ldm.training.optimization import learning_rate as schedule
+from ldm.training.optimization.learning_rate import LearningRate, TimeBudget, parse_time
+from ldm.training.trainer.callbacks import Pictures
 from ldm.training.vae_task import VAETask, equivalents, psnr
 
 

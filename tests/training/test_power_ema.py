@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import ldm
-from ldm import rebuild_ema
-from ldm.errors import UserError
-from ldm.training import power_ema, snapshots
-from ldm.training.power_ema import combination, decay_of, gamma_of, length_of
+from ldm.commands import rebuild_ema
+from ldm.common.errors import UserError
+from ldm.training.averages import power_ema, snapshots
+from ldm.training.averages.power_ema import combination, decay_of, gamma_of, length_of
 
 
 def test_lengths_and_exponents_are_the_papers():
@@ -113,7 +113,7 @@ def test_a_run_stores_its_averages_and_another_length_is_a_run_of_its_own(runs, 
     assert model(labels=[3], output="pt").isfinite().all()
     with pytest.raises(UserError, match="overwrite=true"):
         rebuild_ema.main(["run=power", "length=0.1", f"runs_dir={runs}"])
-    line = [sys.executable, "-m", "ldm.rebuild_ema", "run=power", "length=0.08", f"runs_dir={runs}"]
+    line = [sys.executable, "-m", "ldm.commands.rebuild_ema", "run=power", "length=0.08", f"runs_dir={runs}"]
     assert subprocess.run(line, cwd=Path(__file__).parents[2]).returncode == 0, "in a process that loaded nothing else"
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
-from ldm.errors import UserError
-from ldm.training import resume
-from ldm.training.run import RunFolder, write_checkpoint
+from ldm.common.errors import UserError
+from ldm.training.runs import resume
+from ldm.training.runs.folder import RunFolder, write_checkpoint
 
 
 def begun(path, config: dict) -> RunFolder:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from ldm import files
-from ldm.errors import UserError
-from ldm.files import atomic_write
-from ldm.training import checkpoints, lock
-from ldm.training.checkpoints import Checkpoints
-from ldm.training.run import (
+from ldm.common import files
+from ldm.common.errors import UserError
+from ldm.common.files import atomic_write
+from ldm.training.runs import checkpoints, lock
+from ldm.training.runs.checkpoints import Checkpoints
+from ldm.training.runs.folder import (
     RunFolder,
     find_run,
     newest_checkpoint,

@@ -13,13 +13,15 @@ import yaml
 
 import ldm
 from ldm import artifact
-from ldm.data.digits import Digits
-from ldm.errors import UserError
-from ldm.randomness import permutation
-from ldm.training import ema, ldm_run, schedule
-from ldm.training.resume import Start, is_more, rescheduled
-from ldm.training.run import RunFolder
-from ldm.training.schedule import LearningRate
+from ldm.common.errors import UserError
+from ldm.common.randomness import permutation
+from ldm.data.sources.digits import Digits
+from ldm.training import ldm_run
+from ldm.training.averages import ema
+from ldm.training.optimization import learning_rate as schedule
+from ldm.training.optimization.learning_rate import LearningRate
+from ldm.training.runs.folder import RunFolder
+from ldm.training.runs.resume import Start, is_more, rescheduled
 from ldm.training.task import Task
 
 
@@ -323,7 +325,7 @@ def clock(monkeypatch, seconds_a_look: float) -> None:
         now[0] += seconds_a_look
         return now[0]
 
-    for module in ("ldm.training.schedule.time", "ldm.training.fit.time"):
+    for module in ("ldm.training.optimization.learning_rate.time", "ldm.training.trainer.fit.time"):
         monkeypatch.setattr(module, types.SimpleNamespace(monotonic=look))
 
 
@@ -359,10 +361,10 @@ def test_a_time_budget_that_is_too_short_for_measuring_still_ends(runs, train, m
 @pytest.fixture(scope="module")
 def task(runs, config):
     """A diffusion task of the digits, and a batch of 12 as it trains on them."""
+    from ldm.common.registry import build
     from ldm.data.datamodule import TrainBatches
-    from ldm.registry import build
-    from ldm.training.fit import task_options
     from ldm.training.ldm_task import DiffusionTask
+    from ldm.training.trainer.fit import task_options
 
     made = config("train_ldm", runs, "trainer.max_steps=4")
     tables = build(made["data"]).tables(Path(made["cache_dir"]) / "data")
@@ -409,7 +411,7 @@ def test_validation_is_of_the_average_undropped_and_the_same_every_time(task, mo
 
 @torch.no_grad()
 def test_every_visit_draws_its_latent_anew_from_the_whitened_posterior(task):
-    from ldm.randomness import normal
+    from ldm.common.randomness import normal
 
     task, batch = task
     first = batch(0, 1)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import ldm
+from ldm.common.errors import UserError
+from ldm.common.randomness import normal
 from ldm.diffusion import V, ddim
 from ldm.diffusion.schedule import Schedule
-from ldm.errors import UserError
 from ldm.networks import Cond, DiT
-from ldm.randomness import normal
 from ldm.training.ldm_task import diffusion_loss
-from ldm.training.speed import checkpoint_blocks, precision_of
+from ldm.training.trainer.speed import checkpoint_blocks, precision_of
 
 POSITION = torch.arange(6)
 

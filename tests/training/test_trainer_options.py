@@ -2,8 +2,8 @@
 
 import pytest
 
-from ldm.errors import UserError
-from ldm.training import trainer_options
+from ldm.common.errors import UserError
+from ldm.training.trainer import options as trainer_options
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 import ldm
 from ldm import artifact
 from ldm.artifact import encoder_hash, model_hash
-from ldm.cli_config import refuse_sizes_beside_base
-from ldm.data.digits import Digits
-from ldm.errors import UserError
-from ldm.interop.vae import to_diffusers
+from ldm.common.errors import UserError
+from ldm.config.compose import refuse_sizes_beside_base
+from ldm.data.sources.digits import Digits
+from ldm.interop.parts.vae import to_diffusers
 from ldm.networks import AutoencoderKL
 from ldm.training import ldm_run, vae_base, vae_run
-from ldm.training.schedule import LearningRate
+from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.vae_task import VAETask, psnr
 
 DECODER = ["base=digits", "train=decoder", "optimizer.warmup_steps=1"]

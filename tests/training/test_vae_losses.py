@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.networks.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from ldm.training import vae_losses
 from ldm.training.vae_losses import VAELoss, lpips

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.training.ldm_run import WHITENING, precheck, stated
 
 

@@ -10,9 +10,9 @@ import torch
 import yaml
 
 import ldm
-from ldm.conditioning import tokenizer
+from ldm.conditioning.text import tokenizer
 from ldm.images import Preprocess
-from ldm.pipeline import LatentDiffusion
+from ldm.model.latent_diffusion import LatentDiffusion
 
 CAPTIONS = ["a cat", "a dog above a rocket", "a fish on a blue background"]
 
@@ -71,7 +71,7 @@ def config(runs: Path, **changes: Any) -> dict[str, Any]:
 def served(runs: Path) -> Iterator[Any]:
     """The page, served."""
     pytest.importorskip("gradio")
-    from ldm.ui.serve import serve
+    from ldm.ui.server.serve import serve
 
     page = serve(config(runs))
     yield page

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 import ldm
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.images.hints import Canny
 from ldm.networks import ControlNet
-from ldm.ui.generate import Painter
-from ldm.ui.models import Models
-from ldm.ui.settings import Settings
-from ldm.ui.store import Store
+from ldm.ui.generating.generate import Painter
+from ldm.ui.generating.models import Models
+from ldm.ui.generating.settings import Settings
+from ldm.ui.generating.store import Store
 
 
 def noisy(module: torch.nn.Module) -> torch.nn.Module:

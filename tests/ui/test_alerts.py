@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ldm.errors import UserError
-from ldm.ui.alerts import Alarms, Alert, Rules, of_disk, of_run, post, rules_of
-from ldm.ui.runs import RunState
+from ldm.common.errors import UserError
+from ldm.ui.runs.alerts import Alarms, Alert, Rules, of_disk, of_run, post, rules_of
+from ldm.ui.runs.listing import RunState
 
 RULES = rules_of(10, 1, "val/loss > 2\ntrain/lr<=1e-6", "")
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.ui.png_settings import read
-from ldm.ui.settings import Settings
+from ldm.ui.generating.png_settings import read
+from ldm.ui.generating.settings import Settings
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from ldm.ui.guard import Guard
-from ldm.ui.logins import FREE, Logins
+from ldm.ui.server.guard import Guard
+from ldm.ui.server.logins import FREE, Logins
 
 pytest.importorskip("gradio")
 
@@ -25,7 +25,7 @@ pytest.importorskip("gradio")
 @pytest.fixture
 def bounds(served: Any) -> Iterator[Callable[..., None]]:
     """Other bounds for the connections of one test."""
-    from ldm.ui import connections
+    from ldm.ui.server import connections
 
     config = served.page.server.config
     before = config.http_protocol_class
@@ -194,7 +194,7 @@ class Line:
     ],
 )
 def test_the_connection_without_progress_for_the_longest_gives_way(others: Any, limits: Any, ended: Any) -> None:
-    from ldm.ui.connections import Limits, make_room
+    from ldm.ui.server.connections import Limits, make_room
 
     held: set[Any] = set()
     lines = [Line(held, *one) for one in others]
@@ -204,7 +204,7 @@ def test_the_connection_without_progress_for_the_longest_gives_way(others: Any, 
 
 
 def test_addresses_of_one_client_are_one() -> None:
-    from ldm.ui.connections import address_of, is_trusted
+    from ldm.ui.server.connections import address_of, is_trusted
 
     at = {a: address_of(Line(set(), a, 0.0)) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1", "10.0.0.1")}
     assert at["2001:db8::1"] == at["2001:db8::2:3"] != at["2001:db8:0:1::1"] and at["10.0.0.1"] == "10.0.0.1"
@@ -261,7 +261,7 @@ class Inner:
 
 @pytest.fixture
 def guard() -> Guard:
-    from ldm.ui.bodies import Bodies
+    from ldm.ui.server.bodies import Bodies
 
     return Guard(Inner(), SimpleNamespace(trim=lambda: None), Bodies(lambda: 2**20))  # type: ignore[arg-type]
 
@@ -303,7 +303,7 @@ def test_a_visitors_work_is_known_by_random_names_that_others_are_not_shown(serv
 
 @pytest.mark.slow
 def test_with_a_password_nothing_of_the_page_is_reached_without_it(runs: Path) -> None:
-    from ldm.ui.serve import serve
+    from ldm.ui.server.serve import serve
     from tests.ui.conftest import config
 
     page = serve(config(runs, auth="me:secret"))

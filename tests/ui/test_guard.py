@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 
 pytest.importorskip("gradio")
 UPLOAD = "/gradio_api/upload"
@@ -97,8 +97,8 @@ def test_no_other_page_stores_or_reads_anything(ask: Any, served: Any, headers: 
 
 
 def test_a_server_before_it_is_believed_where_it_was_named() -> None:
-    from ldm.ui.guard import foreign
-    from ldm.ui.serve import origin_of, proxied
+    from ldm.ui.server.guard import foreign
+    from ldm.ui.server.serve import origin_of, proxied
 
     def refused(origin: str, proxy: str | None, host: str = "gpu.example") -> bool:
         scope = {"method": "POST", "path": UPLOAD, "headers": [(b"origin", origin.encode()), (b"host", host.encode())]}
@@ -128,7 +128,7 @@ def test_a_server_before_it_is_believed_where_it_was_named() -> None:
     ],
 )  # fmt: skip
 def test_a_server_before_it_is_an_address_and_needs_a_password(address: str, words: str) -> None:
-    from ldm.ui.serve import proxied
+    from ldm.ui.server.serve import proxied
 
     assert proxied(None, None) is None
     with pytest.raises(UserError, match=words):

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.images import save_png
-from ldm.ui.png_settings import chunks, from_parameters, read, to_parameters
-from ldm.ui.settings import Settings, checked, from_dict, parse_interval
+from ldm.ui.generating.png_settings import chunks, from_parameters, read, to_parameters
+from ldm.ui.generating.settings import Settings, checked, from_dict, parse_interval
 
 FULL = Settings(
     run="emoji",

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from ldm.errors import UserError
-from ldm.training import lock
-from ldm.ui import runs
-from ldm.ui.alerts import Alarms, rules_of
-from ldm.ui.launch import Launcher, entry, option_words, words_of_config
-from ldm.ui.watch import Watcher, read_record, steps_per_s
+from ldm.common.errors import UserError
+from ldm.training.runs import lock
+from ldm.ui.runs import listing as runs
+from ldm.ui.runs.alerts import Alarms, rules_of
+from ldm.ui.runs.launch import Launcher, entry, option_words, words_of_config
+from ldm.ui.runs.watch import Watcher, read_record, steps_per_s
 
 
 def make_run(
@@ -235,8 +235,8 @@ def test_the_options_of_a_run_started_elsewhere_compose_its_config(tmp_path: Pat
     trained = runs.config_of(tmp_path / "vae" / "a")
     from hydra import initialize_config_dir
 
-    from ldm import overrides
-    from ldm.cli_config import CONF, checked, compose, group_names
+    from ldm.config import overrides
+    from ldm.config.compose import CONF, checked, compose, group_names
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         _, options = overrides.prepare(words_of_config(trained), group_names())

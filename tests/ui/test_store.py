@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.errors import UserError
+from ldm.common.errors import UserError
 from ldm.images import Preprocess, open_map
-from ldm.ui.form import canvas, drawn_mask
-from ldm.ui.generate import Painter, Progress, Waits, enlarged, plain
-from ldm.ui.models import Models
-from ldm.ui.png_settings import read
-from ldm.ui.serve import access, free_port
-from ldm.ui.settings import Settings
-from ldm.ui.store import Shown, Store, trim
+from ldm.ui.generating.form import canvas, drawn_mask
+from ldm.ui.generating.generate import Painter, Progress, Waits, enlarged, plain
+from ldm.ui.generating.models import Models
+from ldm.ui.generating.png_settings import read
+from ldm.ui.generating.settings import Settings
+from ldm.ui.generating.store import Shown, Store, trim
+from ldm.ui.server.serve import access, free_port
 from tests.icc import display_p3
 
 
@@ -179,7 +179,7 @@ def test_images_are_read_beside_generating_and_one_at_a_time(painter: Painter, m
         assert go.wait(60)
         return Image.open(path).copy()
 
-    monkeypatch.setattr("ldm.ui.generate.turned", slow)
+    monkeypatch.setattr("ldm.ui.generating.generate.turned", slow)
     first, second = (painter.draw(Settings("plain", n=1, steps=1, image=name, strength=0.5)) for name in names)
     others = threading.Thread(target=list, args=(first,))
     others.start()
@@ -274,7 +274,7 @@ def test_words_that_are_left_out_of_prompts_are_named(painter: Painter) -> None:
 def test_fast_chooses_the_distilled_student_or_says_how_to_make_one() -> None:
     from types import SimpleNamespace
 
-    from ldm.ui.page_draw import DrawTab
+    from ldm.ui.page.generate_tab import DrawTab
 
     about = {"emoji": SimpleNamespace(distilled=False), "emoji-fast": SimpleNamespace(distilled=True)}
     models = SimpleNamespace(traits=about.__getitem__, names=lambda: list(about))

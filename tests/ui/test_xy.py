@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from ldm.errors import UserError
-from ldm.ui.settings import Settings
-from ldm.ui.xy import NOTHING, axis, cells, sheet
+from ldm.common.errors import UserError
+from ldm.ui.generating.settings import Settings
+from ldm.ui.generating.xy import NOTHING, axis, cells, sheet
 
 
 @pytest.mark.parametrize(

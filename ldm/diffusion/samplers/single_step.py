@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
-from ldm.errors import UserError, did_you_mean
 
 
 def ddpm(

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError
 from ldm.diffusion.parameterization import at_least_float32
-from ldm.errors import UserError
 
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), sigma (B,)) -> x0 (B, C, H, W)
 NoiseFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> standard normal noise like it

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion.samplers.steps import LONGEST, DenoiseFn, NoiseFn, OnStep, full, start
-from ldm.errors import UserError, did_you_mean
 
 VARIANTS = ("bh1", "bh2")
 

@@ -1,0 +1,103 @@
+"""Textual inversion (Gal et al. 2022): one new word of the built-in text encoder, and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.adapters.base import Adapter
+from ldm.common.errors import UserError
+from ldm.common.registry import register
+from ldm.conditioning import Text
+from ldm.conditioning.text import tokenizer
+
+
+class OneMore(nn.Module):
+    """An embedding table with one more row, `added` (1, D), which alone trains."""
+
+    def __init__(self, table: nn.Embedding, row: Tensor):
+        super().__init__()
+        self.weight = table.weight
+        self.added = nn.Parameter(row[None].clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, torch.cat([self.weight, self.added]))
+
+
+@register
+class WordEmbedding(Adapter):
+    """`word` and its embedding, `row` (1, dim)."""
+
+    def __init__(self, word: str, dim: int, base: Mapping[str, str] | None = None):
+        super().__init__(base)
+        self.word = word
+        self.row = nn.Parameter(torch.empty(1, dim), requires_grad=False)
+
+    @classmethod
+    def holding(cls, word: str, row: Tensor, base: Mapping[str, str] | None = None) -> "WordEmbedding":
+        """Around the given tensor, without copying it."""
+        made = cls(word, row.shape[1], base)
+        made.row = nn.Parameter(row.detach(), requires_grad=False)
+        return made
+
+    def attach(self, model: Any, name: str, scale: float) -> None:
+        """Makes the word a part of the model, which is a plain one as before, with a vocabulary of one more."""
+        if scale != 1:
+            raise UserError(f"'{self.word}' is a word: it has no scale.")
+        part = text_part(model)
+        old = part.encoder.token_embedding
+        if old.weight.shape[1] != self.row.shape[1]:
+            raise UserError(
+                f"'{self.word}' has {self.row.shape[1]} numbers, a word of this model {old.weight.shape[1]}."
+            )
+        add_word(part, self.word)
+        rows = torch.cat([old.weight, self.row.to(old.weight)])  # (N + 1, D)
+        part.encoder.token_embedding = nn.Embedding.from_pretrained(rows)
+
+
+def text_part(model: Any) -> Text:
+    """The built-in text encoder of a model. Raises UserError if it has none."""
+    for part in model.conditioner.parts.values():
+        if isinstance(part, Text):
+            return part
+    raise UserError("only the built-in text encoder learns a new word, and this model has none.")
+
+
+def add_word(part: Text, word: str) -> None:
+    """Makes `word` one token of its own, the last one; the text around it is split as before."""
+    from tokenizers import AddedToken
+
+    if not word or word != word.strip() or any(c.isspace() for c in word):
+        raise UserError(f"word='{word}' has to be one word, without blanks.")
+    if part.tokenizer.token_to_id(word) is not None:
+        raise UserError(f"word='{word}' is a token of the model's already: take another, such as <{word}>.")
+    grown = part.tokenizer.from_str(part.tokenizer.to_str())  # the one that others share stays as it is
+    grown.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False)])
+    text = grown.to_str()
+    part.tokenizer = tokenizer.load(text)
+    spec: Any = part._spec
+    object.__setattr__(part, "_spec", {**spec, "tokenizer_json": text})
+
+
+def start(model: Any, word: str, init: str | None) -> None:
+    """Has the new word's embedding trained, from the mean over the tokens of `init`, or over the whole table."""
+    part: Any = text_part(model)
+    table = part.encoder.token_embedding
+    if init is None:
+        row = table.weight.mean(0)
+    else:
+        ids, mask = tokenizer.encode(part.tokenizer, [init], part.length)  # (1, L)
+        words = ids[0, : int(mask.sum()) - 1]  # without the end
+        if not len(words):
+            raise UserError(f"init='{init}' says nothing.")
+        row = table.weight[words.to(table.weight.device)].mean(0)
+    part.encoder.token_embedding = OneMore(table, row)
+    add_word(part, word)
+
+
+def trained(model: Any, word: str, base: Mapping[str, str]) -> WordEmbedding:
+    """The word as what is saved: the tensor itself."""
+    table: Any = text_part(model).encoder.token_embedding
+    return WordEmbedding.holding(word, table.added, base)

@@ -1,0 +1,124 @@
+"""`augment.py`: variants of every image of a folder by an autoencoder, written as a folder that `data=folder` reads.
+
+Captions, labels, maps, masks and control images are carried over: a variant shows what its image shows, in the same
+places.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.commands.sample import device
+from ldm.common.devices import device_of, fetched, send
+from ldm.common.errors import UserError
+from ldm.common.files import atomic_write
+from ldm.common.registry import build
+from ldm.data.storage.table import Table, images_on
+from ldm.images import Preprocess
+from ldm.model.loading import load
+from ldm.networks import AutoencoderKL
+from ldm.training.runs.folder import find_run
+from ldm.training.trainer.fit import cache_of, import_modules
+
+
+def main(config: dict[str, Any], job: str | None = None) -> None:
+    """Writes `n` variants of each image, and with `originals` the images themselves, into the new folder `out`."""
+    import_modules(config)
+    n, temperature, out = config["n"], config["temperature"], Path(config["out"])
+    if n < 1 or temperature < 0:
+        raise UserError(f"n={n}, temperature={temperature}: give at least one variant, and a temperature of 0 or more.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out={out} isn't empty: name another folder.")
+    path = find_run("vae", config["run"], config["runs_dir"])
+    model = load(path, device(config["device"]), precision="float32")
+    vae = model if isinstance(model, AutoencoderKL) else getattr(model, "first_stage", None)
+    if not isinstance(vae, AutoencoderKL):
+        raise UserError(f"run={config['run']} holds no autoencoder; name a run of train_vae.py.")
+    tables = build(config["data"], "data").tables(cache_of(config) / "data")
+    if hasattr(tables[0], "buckets"):
+        raise UserError("augment.py takes images of one shape: leave data.buckets out.")
+    _check(vae, tables[0].preprocess, str(path))
+    counts = [
+        write(vae, table, out / split, n, temperature, config["seed"], config["originals"], config["batch_size"])
+        for table, split in zip(tables, ("train", "val"), strict=True)
+    ]
+    print(f"{sum(counts)} images: {out}; train on them by data=folder data.root={out}", flush=True)
+
+
+def write(
+    vae: AutoencoderKL, table: Table, out: Path, n: int, temperature: float, seed: int, originals: bool, batch_size: int
+) -> int:
+    """The variants of a table's images with their metadata.jsonl; how many images were written."""
+    lines = []
+    kept = [key for key in ("map", "mask") if key in table.columns]
+    control = "control" in table.columns
+    for folder in ("images", *(["controls"] if control else []), *(f"{key}s" for key in kept)):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for row, variants in _variants(vae, table, n, temperature, seed, batch_size):
+        about = {key: value for key in ("text", "label") if (value := _said(table, key, row)) is not None}
+        for key in kept:
+            about[key] = f"{key}s/{row:07d}.png"
+            _save_ids(out / about[key], np.asarray(table.columns[key][row]))
+        if control:
+            about["control"] = _save(out / "controls" / f"{row:07d}", np.asarray(table.columns["control"][row]), out)
+        arrays = list(variants.numpy())
+        for i, array in enumerate([*([np.asarray(table.images[row])] if originals else []), *arrays]):
+            name = f"images/{row:07d}-{i}"
+            lines.append(json.dumps({"file_name": _save(out / name, array, out), **about}, ensure_ascii=False))
+    atomic_write(out / "metadata.jsonl", "\n".join(lines) + "\n")
+    return len(lines)
+
+
+def _variants(
+    vae: AutoencoderKL, table: Table, n: int, temperature: float, seed: int, batch_size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Each row with its variants (n, C, H, W), as integers."""
+    place = device_of(vae)
+    for rows in torch.arange(len(table)).split(batch_size):
+        images = images_on(place, table, rows.numpy())
+        made = vae.augment(images, n, temperature, seed, send(rows, place))
+        yield from zip(rows.tolist(), fetched(table.preprocess.to_uint(made))[0], strict=True)
+
+
+def _said(table: Table, key: str, row: int) -> Any:
+    if key not in table.columns:
+        return None
+    value = table.columns[key][row]
+    if key != "label":
+        return value
+    name = table.classes[int(value)] if table.classes else str(value)
+    return int(value) if name == str(value) else name
+
+
+def _save(path: Path, array: np.ndarray, root: Path) -> str:
+    """(C, H, W) as PNG where that can hold it, else as .npy; the file's name under `root`."""
+    from PIL import Image
+
+    channels = len(array)
+    if array.dtype == np.uint8 and channels in (1, 3, 4) or channels == 1:
+        path = path.with_suffix(".png")
+        Image.fromarray(array[0] if channels == 1 else np.ascontiguousarray(array.transpose(1, 2, 0))).save(path)
+    else:
+        path = path.with_suffix(".npy")
+        np.save(path, array.transpose(1, 2, 0))
+    return path.relative_to(root).as_posix()
+
+
+def _save_ids(path: Path, array: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(array).save(path)
+
+
+def _check(vae: Any, given: Preprocess, where: str) -> None:
+    own: Preprocess = getattr(vae, "preprocess", given)
+    for key in ("channels", "bits", "low", "high"):
+        if getattr(own, key) != getattr(given, key):
+            raise UserError(
+                f"{where} was trained on images with {key} {getattr(own, key)}, these have {getattr(given, key)}."
+            )

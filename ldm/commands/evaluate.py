@@ -1,0 +1,196 @@
+"""`evaluate.py`: a trained run, or pictures from elsewhere, measured against real images."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ldm.commands.sample import computed_in, device
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.randomness import permutation
+from ldm.common.registry import build
+from ldm.data.storage.table import Table
+from ldm.evaluation import stage_one, stage_two
+from ldm.evaluation.measures.classifier import own_features
+from ldm.evaluation.measures.features import Features, open_features
+from ldm.evaluation.measures.image_set import Pictures
+from ldm.evaluation.report import Report, plain, shown
+from ldm.evaluation.scoring import LEAST
+from ldm.images import Preprocess
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.model.loading import load
+from ldm.networks import AutoencoderKL
+from ldm.training.ldm_run import names_of, numbered
+from ldm.training.runs.folder import find_run
+from ldm.training.trainer.fit import cache_of, import_modules
+
+Tables = tuple[Table, Table]
+SPLITS = {"train": 0, "val": 1}
+STAGES = ("ldm", "vae")
+
+
+def main(config: dict[str, Any], job: str | None = None) -> dict[str, Any]:
+    """Writes a report with pictures and evaluation.json, prints the figures and returns them."""
+    check(config)
+    if config["samples"] is None:
+        return finish(*measured_run(config, job), config)
+    return finish(*measured_set(config, job), config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuses what can't be meant, before any work."""
+    if config["stage"] not in STAGES:
+        raise UserError(f"stage={config['stage']} is unknown.{did_you_mean(config['stage'], STAGES)}")
+    if config["samples"] is not None and config["stage"] == "vae":
+        raise UserError("samples= are scored as pictures of stage two: leave out stage=vae.")
+    if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
+        raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of pictures).")
+    for key in ("n", "seeds", "reference_n", "batch_size"):
+        if config[key] < 1:
+            raise UserError(f"{key}={config[key]}: has to be at least 1.")
+    if config["curve"]["n"] < LEAST:
+        raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} pictures.")
+
+
+def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """A trained model of either stage."""
+    path = find_run(config["stage"], config["run"], config["runs_dir"])
+    model = load(path, device(config["device"]), precision=config["precision"], compile=config["compile"])
+    tables, source = data_of(path, config), source_of(path)
+    report = Report(folder_of(path, config, job), f"{config['stage']} {Path(config['run']).name}")
+    features = features_for(tables[1].preprocess, tables[0], config)
+    if isinstance(model, AutoencoderKL):
+        beta = trained_as(path).get("beta")
+        figures = stage_one.measure(model, tables[1], features, config, report, beta, source)
+        return figures | computed_in(model), report
+    if isinstance(model, LatentDiffusion):
+        tables = numbered(tables, names_of(model.conditioner), f"the model {path}")
+        reference = reference_of(config, tables, model.preprocess)
+        figures = stage_two.measure(model, tables, reference, features, config, report, source)
+        return figures | computed_in(model), report
+    raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
+
+
+def measured_set(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """Pictures from elsewhere: a folder, or a split of the run's own data, which shows what real images score."""
+    tables, path = None, Path()
+    if config["run"] is not None:
+        path = find_run(config["stage"], config["run"], config["runs_dir"])
+        tables = data_of(path, config)
+    preprocess = tables[1].preprocess if tables else _declared(config)
+    reference = reference_of(config, tables, preprocess)
+    like = preprocess or build(dict(reference.prepared))
+    samples = pictures_of(config["samples"], tables, like, config)
+    report = Report(folder_of(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}")
+    train = tables[0] if tables and config["samples"] != "train" else None
+    features = features_for(like, tables[0] if tables else None, config)
+    return stage_two.score_set(samples, reference, train, features, config, report), report
+
+
+def finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Saves the report and prints what it found; the verdict comes last."""
+    report.save(figures)
+    hidden = ("prepared", "features", "findings", "verdict", "sampling")
+    for name, value in figures.items():
+        if name not in hidden and not name.startswith("curve"):
+            print(f"{name}: {shown(value)}")
+    for finding in figures.get("findings", []):
+        print(f"{finding['name']}: {finding['text']}. Advice: {finding['advice']}.")
+    print(f"features: {figures['features']['name']} ({figures['features']['note']})")
+    print(f"report: {report.folder / 'report.html'}", flush=True)
+    if "verdict" in figures:
+        print(f"verdict: {figures['verdict']}", flush=True)
+    return plain(figures)
+
+
+def data_of(path: Path, config: Mapping[str, Any]) -> Tables:
+    """The data that the run was trained with."""
+    return source_of(path).tables(cache_of(config) / "data")
+
+
+def source_of(path: Path) -> Any:
+    """What makes them, as the run's config.yaml names it."""
+    trained = trained_as(path)
+    import_modules(trained)
+    return build(trained["data"], "data")
+
+
+def trained_as(path: Path) -> dict[str, Any]:
+    """The run's config."""
+    try:
+        return yaml.safe_load((path / "config.yaml").read_text())
+    except OSError:
+        raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None
+
+
+def reference_of(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
+    """What is compared against: validation by default, or training where validation has too few images for it."""
+    few = tables is not None and len(tables[1]) < LEAST
+    if few and config["reference"] is None:
+        print(f"validation has fewer than {LEAST} images: compared against training images", flush=True)
+    found = pictures_of(config["reference"] or ("train" if few else "val"), tables, preprocess, config)
+    if len(found) < LEAST:
+        raise UserError(
+            f"{found.what} are {len(found)} images, and a distance needs at least {LEAST}: name others by reference=, "
+            "such as reference=train, another run, or a folder."
+        )
+    return found
+
+
+def pictures_of(
+    named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]
+) -> Pictures:
+    """The pictures that `reference` or `samples` names: a split of the run's data, another run's validation images, or
+    a folder's pictures; at most reference_n."""
+    most = config["reference_n"]
+    if named in SPLITS:
+        if tables is None:
+            raise UserError(f"'{named}' is a split of a run's data: give run= too.")
+        return _split(tables[SPLITS[named]], most, {"train": "training", "val": "validation"}[named])
+    for stage in STAGES:
+        if (Path(config["runs_dir"]).expanduser() / stage / named / "config.yaml").is_file():
+            path = find_run(stage, named, config["runs_dir"])
+            return _split(data_of(path, config)[1], most, f"{named}'s validation")
+    resize = config["size"] is not None
+    if resize and preprocess and (preprocess.height, preprocess.width) != _size(config["size"]):
+        raise UserError(
+            f"size={config['size']}: the run's images are {preprocess.height}x{preprocess.width}; both sides have one."
+        )
+    return Pictures.of_folder(named, preprocess, resize, most)
+
+
+def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[str, Any]) -> Features:
+    """The feature network that the config names, sized for these images."""
+    here = device(config["device"])
+    side = max(preprocess.height, preprocess.width)
+
+    def own() -> Features | None:
+        return own_features(train, cache_of(config), device=here) if train is not None else None
+
+    return open_features(config["features"], side, here, own)
+
+
+def folder_of(path: Path, config: Mapping[str, Any], job: str | None, name: str = "evaluation") -> Path:
+    """Where the report goes: `out`, or in the run; a sweep's jobs have one each."""
+    if config["out"]:
+        return Path(config["out"]).expanduser() / (job or "")
+    return path / (f"{name}-{job}" if job else name)
+
+
+def _split(table: Table, most: int, what: str) -> Pictures:
+    rows = np.sort(permutation(0, 0, len(table))[:most])
+    return Pictures.of_table(table, rows, f"{len(rows)} of {len(table)} {what} images")
+
+
+def _declared(config: Mapping[str, Any]) -> Preprocess | None:
+    """Of pictures in folders: RGB of the size that both are resized to; None where they have one already."""
+    if config["size"] is None:
+        return None
+    height, width = _size(config["size"])
+    return Preprocess(3, height, width)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

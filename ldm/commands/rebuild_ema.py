@@ -1,0 +1,80 @@
+"""An average of another length out of those that a run has stored, as a run of its own.
+
+    python -m ldm.commands.rebuild_ema run=emoji length=0.1              # runs/ldm/emoji-ema-0.1
+    python -m ldm.commands.rebuild_ema run=emoji length=0.03,0.07,0.15 stage=ldm
+
+The run must have been trained with ema.lengths=[0.05,0.1] (docs/techniques.md). `sample.py` and `evaluate.py` take the
+new run by its name.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import ldm.model.latent_diffusion  # noqa: F401  registers the classes that files name
+from ldm import artifact
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.files import atomic_write
+from ldm.training.averages.snapshots import rebuild
+from ldm.training.runs.folder import DONE, find_run
+
+OPTIONS = ("run", "length", "stage", "name", "runs_dir", "overwrite")
+
+
+def main(words: Sequence[str]) -> list[Path]:
+    """`run=NAME_OR_PATH length=0.1[,...] [stage=ldm|vae] [name=] [overwrite=true] [runs_dir=]`."""
+    options = dict(word.partition("=")[::2] for word in words)
+    if unknown := [key for key in options if key not in OPTIONS]:
+        raise UserError(f"rebuild_ema has no option '{unknown[0]}'.{did_you_mean(unknown[0], OPTIONS)}")
+    if not options.get("run") or not options.get("length"):
+        raise UserError("rebuild_ema needs run=NAME_OR_PATH and length=, as in `run=emoji length=0.1`.")
+    stage, runs_dir = options.get("stage", "ldm"), options.get("runs_dir", "runs")
+    lengths = options["length"].strip("[]").split(",")
+    if options.get("name") and len(lengths) > 1:
+        raise UserError("name= is of one run: give one length, or leave the names to rebuild_ema.")
+    run = find_run(stage, options["run"], runs_dir)
+    overwrite = options.get("overwrite", "").lower() == "true"
+    out = []
+    for text in lengths:
+        length = _number(text)
+        to = run.parent / (options.get("name") or f"{run.name}-ema-{length:g}")
+        out.append(rebuild_run(run, length, to, overwrite))
+        print(f"{to}: the average of length {length:g}", flush=True)
+    return out
+
+
+@torch.no_grad()
+def rebuild_run(run: Path, length: float, to: Path, overwrite: bool = False) -> Path:
+    """Writes the run `to`: the config of `run`, and its model with the weights of the average of `length`."""
+    if to.exists() and not overwrite:
+        raise UserError(f"{to} exists: take overwrite=true to write it again, or another name=.")
+    model = artifact.load(run / "model")
+    rebuilt = rebuild(run / "ema", length)
+    state = model.state_dict()
+    if unknown := [name for name in rebuilt.weights if name not in state]:
+        raise UserError(f"{run}: the stored averages are of another model ({unknown[0]} isn't in it).")
+    for name, weight in rebuilt.weights.items():
+        state[name].copy_(weight)
+    to.mkdir(parents=True, exist_ok=True)
+    if (run / "config.yaml").is_file():
+        shutil.copy(run / "config.yaml", to / "config.yaml")
+    artifact.save(model, to / "model")
+    atomic_write(to / DONE, f"rebuilt from {len(rebuilt.steps)} steps of lengths {rebuilt.lengths}\n")
+    return to
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"length={text}: give a number, such as 0.1.") from None
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,229 @@
+"""Files that are whole or absent, whatever is killed or full while they are written."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from threading import Thread
+from typing import Any, BinaryIO
+
+from ldm.common.errors import UserError
+
+Content = bytes | str | Callable[[BinaryIO], object]
+
+
+def atomic_write(path: str | Path, content: Content) -> None:
+    """Replaces `path` by `content` (bytes, text, or a function that writes to the open file), or leaves it as it was.
+
+    The new file is staged in the target's own folder, since a move across file systems isn't atomic, and both file and
+    folder are synced, so that after a power cut the name never points at a half. Raises UserError where it can't write.
+    """
+    with writing(path), staged(Path(path), content) as file:
+        os.replace(file, path)
+        sync_folder(Path(path).parent)
+
+
+def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -> None:
+    """Replaces several files of `folder`, which the one named `seal` makes whole, or leaves all as they were.
+
+    All are staged, in their order, before the first is moved, so a full disk changes nothing. A process killed between
+    the moves leaves the folder without its seal.
+    """
+    with writing(folder), contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(staged(folder / name, content)) for name, content in contents.items()}
+        (folder / seal).unlink(missing_ok=True)
+        sync_folder(folder)
+        for name in sorted(files, key=lambda name: name == seal):
+            os.replace(files[name], folder / name)
+        sync_folder(folder)
+
+
+@contextlib.contextmanager
+def staged(path: Path, content: Content) -> Iterator[Path]:
+    """`content`, synced, in a new file beside `path`, to be moved there; what isn't is removed."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(beside, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield beside
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says what can't be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}): make room or mend the rights, then resume=true."
+        ) from error
+
+
+def append(path: Path, text: str) -> None:
+    """Adds whole lines to a file: all of `text`, or where there is no room, nothing."""
+    with writing(path):
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "ab") as file:
+                file.write(text.encode())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def take_room(path: Path) -> None:
+    """Takes the room on the disk that a file has by its size and not yet by its content."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that can't
+                raise
+
+
+def sync(path: Path) -> None:
+    """Makes what was appended to a file last through a power cut."""
+    with writing(path), open(path, "ab") as file:
+        os.fsync(file.fileno())
+
+
+def make_folder(path: Path) -> Path:
+    """The folder and those above it, or a UserError that says why it can't be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be made ({error.strerror}): mend it, or take another runs_dir=.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Hashing:
+    """A file for writing that counts and hashes what goes through it; large pieces while they are written."""
+
+    LARGE = 2**18  # bytes from which on another thread is worth its start
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content)
+        beside = Thread(target=self.sha256.update, args=(view,)) if view.nbytes >= self.LARGE else None
+        if beside:
+            beside.start()
+        try:
+            self.file.write(view)
+        except OSError as error:
+            self.failure = error  # torch.save turns it into a RuntimeError that hides the cause
+            raise
+        finally:
+            if beside:
+                beside.join()  # what `content` points to is the caller's again when this returns
+        if not beside:
+            self.sha256.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Size and SHA-256 of what was written, as plain data."""
+        return {"size": self.size, "sha256": self.sha256.hexdigest()}
+
+
+def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None:
+    """Writes `path` as `atomic_write` does, and beside it PATH.json with its size and SHA-256.
+
+    The record comes first: a process killed between the two leaves a record without a file, which nobody looks for.
+    """
+
+    def write(file: BinaryIO) -> None:
+        hashing = Hashing(file)
+        try:
+            content(hashing) if callable(content) else hashing.write(content)
+        except RuntimeError:
+            if hashing.failure:
+                raise hashing.failure from None
+            raise
+        atomic_write(record_of(path), json.dumps(hashing.record))
+
+    atomic_write(path, write)
+
+
+def has_its_size(path: Path) -> bool:
+    """Whether a recorded file is as long as what was written; its bytes aren't read."""
+    try:
+        return path.stat().st_size == json.loads(record_of(path).read_text())["size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def state_of(path: Path) -> tuple[str | int, ...]:
+    """Name, size, times and inode of a file, which differ once it is written to or replaced."""
+    state = path.stat()
+    return str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def record_of(path: Path) -> Path:
+    """Where size and hash of a file are recorded."""
+    return path.with_name(path.name + ".json")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a recorded file's bytes are those that were written."""
+    try:
+        expected = json.loads(record_of(path).read_text())
+        return path.stat().st_size == expected["size"] and sha256_of(path) == expected["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """One process at a time holds `folder`, from here to the end of the `with`; the others wait.
+
+    The lock is the kernel's: it ends with the process that holds it, however that ends. Where the file system has no
+    locks, nobody waits: what is done inside must then bear to be done twice.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,139 @@
+"""What is asked for: the conditions of some pictures, what they are led away from, and how strongly by each."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.common.annotations import check_guidance, readable
+from ldm.common.devices import send
+from ldm.common.errors import UserError
+from ldm.conditioning.conditioner import Conditioner
+from ldm.conditioning.parts import Encode
+from ldm.conditioning.text.truncation import sentences
+from ldm.networks import Cond
+
+ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
+log = logging.getLogger("ldm")
+Scale = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The conditions of N pictures: `batch` as `Conditioner.prepare` takes it, `null` as it gives it.
+
+    `said` are the columns in which the two differ.
+    """
+
+    conditioner: Conditioner
+    batch: dict[str, Any]
+    null: dict[str, Any]
+    said: frozenset[str]
+    count: int
+
+    def take(self, rows: Tensor) -> "Asked":
+        """Those of some pictures."""
+        return replace(self, batch=take(self.batch, rows), null=take(self.null, rows), count=len(rows))
+
+    def to_fill(self, image: Tensor, mask: Tensor) -> "Asked":
+        """With an image (N, C, H, W) to be filled where `mask` (N, 1, H, W) is 1, for a model that was trained to."""
+        made = [part.column for part in self.conditioner.parts.values() if "mask" in part.takes]
+        batch = {key: value for key, value in self.batch.items() if key not in made}
+        return replace(self, batch=batch | {"image": image, "mask": mask}, said=self.said | set(made))
+
+    def weighted(self, guidance: Scale, encode: Encode, seeds: Sequence[int]) -> tuple[list[Cond], list[float]]:
+        """Conditions and their weights in D = sum of w_j D_j: the fewest told first, the most last.
+
+        With one number s it is classifier-free guidance, D_0 + s (D_all - D_0), where D_0 still knows what isn't to be
+        guided (an image to fill, a low resolution). With a scale for each condition they are added in the order of
+        their scales, s_1 <= ... <= s_k, each against all before it, as InstructPix2Pix does for two (Brooks et al.
+        2023, eq. 3):
+
+            D = D_0 + sum over i of s_i (D_{1..i} - D_{1..i-1}) = (1 - s_1) D_0 + sum of (s_i - s_{i+1}) D_{1..i}
+
+        So equal scales count as one condition, scales of 1 are no guidance, a condition of scale 0 is left out, and
+        D_{1..k} has been trained, conditions together, as it is used. Costs a network evaluation for each different
+        scale, and one for D_0 unless the smallest is 1.
+        """
+        position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner._place.device)
+        batch = self.conditioner.prepare(self.batch | {"position": position}, encode, 0)
+        scales = self._scales(guidance)
+        levels = sorted({scale for scale in scales.values() if scale != 0})
+        if not levels:
+            return [self._cond(batch, {})], [1.0]
+        told = [{column for column, scale in scales.items() if 0 != scale <= level} for level in levels]
+        weights = [a - b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)]
+        if levels[0] != 1:
+            told, weights = [set(), *told], [1 - levels[0], *weights]
+        return [self._cond(batch, columns) for columns in told], weights
+
+    def _scales(self, guidance: Scale) -> dict[str, float]:
+        """The scale of each column about which something is said."""
+        check_guidance(guidance)
+        guided = {part.column: part.guided for part in self.conditioner.parts.values()}
+        if not isinstance(guidance, Mapping):
+            scales = {column: float(guidance) if is_guided else 1.0 for column, is_guided in guided.items()}
+        else:
+            scales = dict.fromkeys(guided, 1.0)
+            for name, scale in guidance.items():
+                scales |= dict.fromkeys(self.conditioner.columns(name), float(scale))
+        return {column: scale for column, scale in scales.items() if column in self.said}
+
+    def _cond(self, batch: Mapping[str, Any], told: Any) -> Cond:
+        """The condition that says what is in the columns `told`, and of the others nothing."""
+        columns = {part.column for part in self.conditioner.parts.values()}
+        return self.conditioner({c: batch[c] if c in told else self.null[c] for c in columns})
+
+
+def ask(
+    conditioner: Conditioner,
+    given: Mapping[str, list],
+    n: int = 1,
+    negative: str | Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Asked:
+    """`n` pictures of each of the conditions given by name, one list entry each, of `size` (height, width) in pixels.
+
+    `negative` takes the place of the null caption. Raises UserError for what the model can't take, and where the lists
+    differ in length; words beyond what the model reads are named in a warning.
+    """
+    conditioner.check(given)
+    most = max(map(len, given.values()), default=1)
+    given = {k: list(v) * most if k in ONE_FOR_ALL and len(v) == 1 else v for k, v in given.items()}
+    lengths = {len(values) for values in given.values()}
+    if len(lengths) > 1:
+        counts = ", ".join(f"{len(values)} of {key}" for key, values in given.items())
+        raise UserError(f"the conditions differ in number: {counts}; give as many of each.")
+    batch = conditioner.parse(given, size)
+    count = n * (lengths.pop() if lengths else 1)
+    if count < 1:
+        raise UserError("nothing to draw: give n of at least 1 and at least one prompt or label.")
+    batch = take(batch, torch.arange(count // n).repeat_interleave(n))
+    null = conditioner.null_batch(count, size)
+    said = {part.column for part in conditioner.parts.values() if any(key in given for key in part.takes)}
+    if negative is not None:
+        null |= {"text": _negatives(conditioner, negative, count, size)}
+        said.add("text")
+    prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
+    for sentence in sentences(conditioner, (readable(str(prompt)) for prompt in prompts)):
+        log.warning(sentence)
+    return Asked(conditioner, batch, null, frozenset(said), count)
+
+
+def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The given rows of every column."""
+    return {
+        k: v[send(rows, v.device)] if isinstance(v, Tensor) else [v[i] for i in rows.tolist()] for k, v in batch.items()
+    }
+
+
+def _negatives(
+    conditioner: Conditioner, negative: str | Sequence[str], count: int, size: tuple[int, int] | None
+) -> list[str]:
+    texts = [negative] if isinstance(negative, str) else list(negative)
+    if len(texts) not in (1, count):
+        raise UserError(f"{len(texts)} negative prompts for {count} pictures; give one, or one a picture.")
+    return conditioner.parse({"text": texts * (count // len(texts))}, size)["text"]

@@ -1,0 +1,129 @@
+"""Frozen image encoders: where their files lie, how they are read, and what they say of an image."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.common.devices import send
+from ldm.common.errors import UserError, did_you_mean
+from ldm.conditioning.text.encoders import fingerprint
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+States = Callable[[Tensor], Tensor]  # images (B, 3, S, S), normalised -> pooled and places, (B, 1 + L, D)
+
+
+def hash_of_encoder(encoder: str, weights: str | None) -> str:
+    """SHA-256 of the encoder's files: its folder's, or those of its weights."""
+    if weights is None:
+        return fingerprint(encoder)
+    path = Path(weights)
+    return fingerprint(path.parent, (path.name,))
+
+
+def check_encoder(encoder: str, weights: str | None) -> None:
+    """Refuses what isn't on disk, before any work."""
+    if weights is None and not Path(encoder).is_dir():
+        raise UserError(
+            f"conditioner: there is no folder '{encoder}'. Name the folder of a vision encoder of transformers, or a "
+            "model of torchvision with weights=FILE, its state dict; nothing is downloaded."
+        )
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"conditioner: there are no weights at '{weights}'; name a file with a state dict.")
+
+
+def load_states(encoder: str, weights: str | None) -> tuple[nn.Module, States]:
+    """The encoder, frozen, and the function that reads its states of normalised images."""
+    check_encoder(encoder, weights)
+    model, states = _transformers(encoder) if weights is None else _torchvision(encoder, weights)
+    return model.eval().requires_grad_(False), states
+
+
+def normalised(images: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] as an encoder wants them: RGB, `size` x `size`, less the mean, by the std."""
+    images = images[:, :1].expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
+    images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(-1, 1) / 2 + 0.5
+    middle, spread = (send(torch.tensor(values), images.device)[:, None, None] for values in (mean, std))
+    return (images - middle) / spread
+
+
+def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
+    """A classifier of torchvision's (or a registered class), asked for what its last linear layer reads."""
+    state = _read(weights)
+    model = _model_of(name, state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{weights} doesn't fit {name}: {str(error).splitlines()[-1].strip()}") from None
+    heads = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if not heads:
+        raise UserError(f"{name} has no linear layer at its end that a pooled state could be taken from.")
+    seen: dict[str, Tensor] = {}
+    heads[-1][1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("pooled", inputs[0]))
+    pools = [m for m in model.modules() if isinstance(m, (nn.AdaptiveAvgPool2d, nn.AvgPool2d))]
+    if pools:
+        pools[-1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("places", inputs[0]))
+
+    def states(images: Tensor) -> Tensor:
+        model(images)
+        return _with_places(seen["pooled"], seen.get("places"))
+
+    return model, states
+
+
+def _model_of(name: str, state: dict[str, Tensor]) -> nn.Module:
+    import torchvision.models as zoo
+
+    if name not in zoo.list_models(zoo):
+        raise UserError(f"torchvision has no model '{name}'.{did_you_mean(name, zoo.list_models(zoo))}")
+    classes = [tensor.shape[0] for tensor in state.values() if tensor.ndim == 2]  # the last linear layer's rows
+    return zoo.get_model(name, weights=None, num_classes=classes[-1] if classes else 1000)
+
+
+def _read(weights: str) -> dict[str, Tensor]:
+    """A state dict out of a .safetensors or a torch file; no code of theirs is run."""
+    try:
+        if weights.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(weights)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        return state.get("state_dict", state)
+    except Exception as error:  # whatever a damaged file makes them raise
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UserError(f"{weights} can't be read as a state dict ({type(error).__name__}: {reason[:120]}).") from None
+
+
+def _transformers(path: str) -> tuple[nn.Module, States]:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("a Hugging Face vision encoder needs transformers: pip install 'ldm[hf]'.") from None
+    sides = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+    try:
+        kind = transformers.AutoConfig.from_pretrained(path).model_type
+        model = getattr(transformers, sides.get(kind, "AutoModel")).from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"there is no vision encoder at '{path}' ({str(error).splitlines()[0][:120]}).") from None
+
+    def states(images: Tensor) -> Tensor:
+        output = model(pixel_values=images)
+        places, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
+        return _with_places(pooled.flatten(1) if pooled is not None else None, places)
+
+    return model, states
+
+
+def _with_places(pooled: Tensor | None, places: Tensor | None) -> Tensor:
+    """The pooled state and, where they are as wide, those of the places: (B, 1 + L, D)."""
+    if places is not None and places.ndim == 4:
+        places = places.flatten(2).transpose(1, 2)  # (B, L, D)
+    if pooled is None:
+        assert places is not None
+        pooled = places.mean(1)
+    pooled = pooled.flatten(1)[:, None].float()  # (B, 1, D)
+    if places is None or places.shape[2] != pooled.shape[2]:
+        return pooled
+    return torch.cat([pooled, places.float()], 1)

@@ -1,0 +1,151 @@
+"""Text encoders of Hugging Face's transformers: where their files lie, what names them, and how they are read."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.common.errors import UserError
+from ldm.conditioning.text.clip_names import canonical
+from ldm.networks.computing.finite import not_finite
+
+WEIGHTS = ("*.safetensors", "*.bin")
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
+_TEXT_SIDE = {  # of models that have another side too
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "siglip": "SiglipTextModel",
+}
+
+
+def folder_of(path: str) -> Path | None:
+    """The folder that `path` names: itself, or where the hub's cache holds the model of that name."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # no name that the hub could have
+        return None
+    folder = Path(found).parent if isinstance(found, str) else None
+    whole = folder and any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
+    return folder if whole else None
+
+
+def fingerprint(folder: str | Path, patterns: tuple[str, ...] = ("config.json", *WEIGHTS)) -> str:
+    """SHA-256 over the files of a folder: by default an encoder's config and weights."""
+    digest = hashlib.sha256()
+    files = {f for pattern in patterns for f in Path(folder).glob(pattern) if f.is_file()}
+    for file in sorted(files):
+        digest.update(file.name.encode())
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_encoder(path: str) -> Any:
+    """The text encoder at `path`; of a two-sided model, the text side."""
+    transformers = _transformers()
+    try:
+        kind = transformers.AutoConfig.from_pretrained(path).model_type
+        cls = getattr(transformers, _TEXT_SIDE.get(kind, "AutoModel"))
+        encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
+    _check_loaded(encoder, info, path)
+    return encoder
+
+
+def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
+    """Refuses an encoder some of whose weights its files lack: transformers fills them at random, with a warning."""
+    lacking = sorted(str(name) for name in info["missing_keys"] if not name.endswith("position_ids"))
+    if any(name.startswith("pooler.") for name in lacking):
+        encoder.pooler = None  # which many files of BERT's kind don't have; the mean of the states takes its place
+    if lacking := [name for name in lacking if not name.startswith("pooler.")]:
+        raise UserError(f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; get it anew.")
+    if bad := not_finite(encoder.state_dict()):
+        raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; get it anew.")
+
+
+def save_encoder(encoder: Any, folder: Path) -> None:
+    """Writes a text encoder as transformers does, CLIP's weights under the names that all tools know."""
+    encoder.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    if type(encoder).__name__.startswith("CLIPText") and file.is_file():
+        from safetensors.torch import load_file, save_file
+
+        save_file({canonical(name): tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer at `path`; "byt5" is the one of bytes, which needs no files."""
+    transformers = _transformers()
+    if path == "byt5":
+        return transformers.ByT5Tokenizer()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"there is no tokenizer at '{path}' ({_first_line(error)}); give tokenizer=FOLDER.") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def tokenizer_of(path: str) -> str:
+    """Where the tokenizer of the encoder at `path` is: there, or in the folder `tokenizer` beside it."""
+    folder = Path(path)
+    own = any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
+    beside = folder.parent / "tokenizer"
+    return str(beside) if folder.is_dir() and not own and beside.is_dir() else path
+
+
+def width_of(path: str) -> int:
+    """How many numbers a state has, read off the encoder's config."""
+    file = Path(path) / "config.json"
+    if file.is_file():
+        config = json.loads(file.read_text())
+    elif not Path(path).exists():
+        config = _config_of_name(path)
+    else:
+        config = {}
+    text = config.get("text_config") or {}
+    width = config.get("hidden_size") or config.get("d_model") or text.get("hidden_size")
+    if not width:
+        raise UserError(f"there is no text encoder at '{path}' whose width can be read: name its folder, or give dim=.")
+    return int(width)
+
+
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in {f for pattern in patterns for f in source.glob(pattern) if f.is_file()}:
+        if file.resolve() != (target / file.name).resolve():
+            shutil.copy2(file, target / file.name)
+
+
+def _config_of_name(name: str) -> dict[str, Any]:
+    try:
+        return _transformers().AutoConfig.from_pretrained(name).to_dict()
+    except (OSError, ValueError):
+        return {}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:120]
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError("a Hugging Face text encoder needs transformers: pip install 'ldm[hf]'.") from None
+    return transformers

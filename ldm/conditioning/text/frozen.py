@@ -1,0 +1,269 @@
+"""A frozen text encoder of Hugging Face's transformers: CLIP, T5, BERT and their like, one state a token.
+
+Its weights belong to no model of ours: a model folder names it (path or name, and a hash), and `bundle` copies it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ldm.common.annotations import readable
+from ldm.common.devices import send
+from ldm.common.errors import UserError
+from ldm.common.registry import register
+from ldm.conditioning.parts import Part
+from ldm.conditioning.reader import States, without
+from ldm.conditioning.text.encoders import (
+    TOKENIZER,
+    WEIGHTS,
+    copy_files,
+    fingerprint,
+    folder_of,
+    load_encoder,
+    load_tokenizer,
+    save_encoder,
+    tokenizer_of,
+    width_of,
+)
+from ldm.conditioning.text.truncation import Cut, lost, may_exceed
+from ldm.networks import Cond
+
+
+class Known(Protocol):
+    """States of captions that were computed before."""
+
+    def get(self, captions: list[str]) -> Cond | None:
+        """Their states, or None if one of them isn't among the known."""
+        ...
+
+
+class Remember:
+    """Captions to the `States` that are known of them, or as they are where one isn't known."""
+
+    def __init__(self, known: Known):
+        self.known = known
+
+    def __call__(self, captions: list[str]) -> States | list[str]:
+        cond = self.known.get(captions)
+        if cond is None:
+            return captions
+        assert cond.tokens is not None
+        return States(cond.tokens, cond.mask, cond.vector)
+
+
+@register
+class FrozenText(Part):
+    """Captions through a frozen encoder at `path`: a local folder, or a name that transformers knows.
+
+    `tokenizer` is its tokenizer's folder, if that isn't `path` itself or the `tokenizer` beside it; "byt5" is ByT5's,
+    which has no files. Captions are padded to `length` tokens and nothing is masked, as Stable Diffusion does it; with
+    `masked` padding is never seen, and batches are as long as their longest caption. `pooled` adds the encoder's pooled
+    state to the time embedding. `dim` and `sha256` are read off the encoder when they aren't given; an encoder of
+    another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved. States are
+    those of the last layer; `clip_skip=2` takes the last but one's, and so on, after the encoder's last norm unless
+    `final_norm` is false.
+
+    The encoder is read when it is first used. Stage two has the states of its captions computed beforehand (`known`),
+    and never holds it.
+    """
+
+    column = "text"
+
+    def __init__(
+        self,
+        path: str,
+        tokenizer: str | None = None,
+        length: int | None = None,
+        masked: bool = True,
+        pooled: bool = False,
+        dim: int | None = None,
+        sha256: str | None = None,
+        drop_prob: float = 0.1,
+        bundle: bool = False,
+        clip_skip: int = 1,
+        final_norm: bool = True,
+    ):
+        super().__init__(drop_prob)
+        if clip_skip < 1 or (clip_skip == 1 and not final_norm):
+            raise UserError(f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, which has its norm.")
+        self.clip_skip, self.final_norm = clip_skip, final_norm
+        self.path, self.tokenizer_path, self.length = path, tokenizer, length
+        self.masked, self.pooled, self.sha256, self.bundled = masked, pooled, sha256, bundle
+        self.token_dim = dim or width_of(path)
+        self.vector_dim = self.token_dim if pooled else None
+        self.known: Known | None = None
+        self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
+        self._reads: list[Any] = []  # the tokenizer alone
+        # says where the model is; a model that is built without memory (device "meta") must still have it
+        self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
+
+    @classmethod
+    def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        path = str(options.get("path", ""))
+        if not path:
+            raise UserError("conditioner: FrozenText needs path=, the folder of a text encoder of transformers.")
+        derived: dict[str, Any] = {"path": path, "dim": width_of(path)}
+        if folder_of(path) is None:
+            load_encoder(path)  # fetches what the name stands for
+        folder = folder_of(path)
+        return derived | ({"sha256": fingerprint(folder)} if folder else {})
+
+    def null_values(self, n: int) -> list[str]:
+        return [""] * n
+
+    def parse(self, values: Any) -> list[str]:
+        return [readable(str(v)) for v in values]
+
+    def hold(self, tokenizer: Any, encoder: Any) -> None:
+        """Takes an encoder that is in memory already in place of the one at `path`."""
+        self._held = [tokenizer, encoder.eval().requires_grad_(False)]
+
+    def release(self) -> None:
+        """Lets go of the encoder; it is read again if it is used again."""
+        self._held = []
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the encoder is in memory."""
+        return bool(self._held)
+
+    @property
+    def encoder(self) -> Any:
+        self._load()
+        return self._held[1]
+
+    @property
+    def tokenizer(self) -> Any:
+        self._load()
+        return self._held[0]
+
+    def reader(self) -> Callable[[list[str]], States | list[str]] | None:
+        return Remember(self.known) if self.known else None
+
+    def forward(self, values: list[str] | States, drop: Tensor | None = None) -> Cond:
+        if not isinstance(values, States):
+            values = without(values, drop)
+            values = Remember(self.known)(values) if self.known else values
+        if not isinstance(values, States):
+            return self.encode(values)
+        place: torch.device = self._place.device
+        return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, place))
+
+    @torch.no_grad()
+    def encode(self, values: list[str]) -> Cond:
+        """Through the encoder: `tokens` (B, L, D), with `mask` (B, L) if masked, and `vector` (B, D) if pooled."""
+        place: torch.device = self._place.device
+        encoder = self.encoder.to(place)
+        batch = self._tokens(values)
+        ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+        mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
+        ids, mask = send(ids, place), send(mask, place)
+        skips = {"output_hidden_states": True} if self.clip_skip > 1 else {}
+        output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
+        keep = mask.bool() if self.masked else None
+        return Cond(vector=self._pool(output, mask), tokens=self._states(encoder, output).float(), mask=keep)
+
+    def _states(self, encoder: Any, output: Any) -> Tensor:
+        """Of the layer that `clip_skip` means, (B, L, D)."""
+        if self.clip_skip == 1:
+            return output.last_hidden_state
+        layers = len(output.hidden_states) - 1
+        norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
+        if self.clip_skip > layers or (self.final_norm and len(norms) != 1):
+            why = f"has {layers} layers" if norms else "has no final_layer_norm (CLIP's has)"
+            raise UserError(f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give fewer, or 1.")
+        states = output.hidden_states[-self.clip_skip]
+        return norms[0](states) if self.final_norm else states
+
+    def _tokens(self, values: list[str]) -> Mapping[str, Tensor]:
+        tokenizer, padding = self.tokenizer, "longest" if self.masked else "max_length"
+        limit = self.limit(tokenizer)
+        return tokenizer(values, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
+
+    def limit(self, tokenizer: Any) -> int:
+        """To how many tokens captions are padded and cut."""
+        return self.length or min(tokenizer.model_max_length, 512)
+
+    def cut(self, captions: Iterable[str]) -> list[Cut]:
+        if not self._held and not self._reads:
+            self._reads.append(load_tokenizer(self._words()))  # the encoder isn't needed for that
+        tokenizer = (self._held or self._reads)[0]
+        limit = self.limit(tokenizer)
+        suspects, found = may_exceed(captions, limit), []
+        for i in range(0, len(suspects), 4096):
+            some = suspects[i : i + 4096]
+            encoded = tokenizer(some, verbose=False)
+            for row, (caption, ids) in enumerate(zip(some, encoded["input_ids"], strict=True)):
+                if len(ids) > limit:
+                    ends = len(list(itertools.takewhile(lambda id: id in tokenizer.all_special_ids, reversed(ids))))
+                    if encoded.is_fast:
+                        rest = lost(caption, encoded.encodings[row], limit - ends)
+                    else:
+                        rest = tokenizer.decode(ids[limit - ends :], skip_special_tokens=True).strip()
+                    found.append(Cut(caption, len(ids), limit, rest))
+        return found
+
+    def _words(self) -> str:
+        return self.tokenizer_path or tokenizer_of(self.path)
+
+    def _pool(self, output: Any, mask: Tensor) -> Tensor | None:
+        if not self.pooled:
+            return None
+        if getattr(output, "pooler_output", None) is not None:
+            return output.pooler_output.float()
+        states = output.last_hidden_state * mask[..., None]
+        return (states.sum(1) / mask.sum(1, keepdim=True)).float()  # (B, D)
+
+    def _load(self) -> None:
+        if self._held:
+            return
+        checked = self._check_hash()
+        encoder = load_encoder(self.path)
+        if not checked:  # a name whose files have only now come
+            self._check_hash()
+        self.hold(load_tokenizer(self._words()), encoder)
+
+    def _check_hash(self) -> bool:
+        folder = folder_of(self.path)
+        if self.sha256 and folder and fingerprint(folder) != self.sha256:
+            raise UserError(f"the text encoder at {self.path} isn't the one that the model was trained with (SHA-256).")
+        return folder is not None
+
+    def locate(self, folder: Path) -> None:
+        """Finds an encoder that was bundled into the model's `folder`."""
+        if not Path(self.path).is_absolute() and (folder / self.path).is_dir():
+            self.path = str(folder / self.path)
+            words = self.tokenizer_path and folder / self.tokenizer_path
+            self.tokenizer_path = str(words) if words and words.is_dir() else self.tokenizer_path
+            self._remember(self.path, self.tokenizer_path)
+
+    def bundle(self, folder: Path) -> None:
+        """Copies encoder and tokenizer into a model's `folder`, and from now on names the copies."""
+        copy = folder / "text_encoder"
+        if not self.sha256 or fingerprint(copy) != self.sha256:
+            write_encoder(self, copy, folder / "tokenizer")
+            self.sha256 = fingerprint(copy)
+        object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, "dim": self.token_dim})
+        self._remember("text_encoder", "byt5" if self.tokenizer_path == "byt5" else "tokenizer")
+
+    def _remember(self, path: str, tokenizer: str | None) -> None:
+        object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
+
+    _spec: dict[str, Any]
+    _place: Tensor
+
+
+def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
+    """Encoder and tokenizer of `part` as folders: the files themselves where there are any, else written anew."""
+    source = Path(part.path)
+    if not source.is_dir():
+        save_encoder(part.encoder, encoder)
+        part.tokenizer.save_pretrained(tokenizer)
+        return
+    copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
+    if part.tokenizer_path != "byt5":
+        copy_files(Path(part.tokenizer_path or tokenizer_of(part.path)), tokenizer, TOKENIZER)

@@ -1,0 +1,128 @@
+"""Command-line words made ready for Hydra: pure functions of strings.
+
+Hydra's grammar refuses `a cat!`, `it's` and Chinese, and splits at commas. Prompts and paths are therefore taken as raw
+text, from the first `=` to the end, and quoted before Hydra sees them. Values of options go in as `++key=`, so that an
+option in a constructor's signature needs no `+`, whether the YAML lists it or not.
+"""
+
+import re
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from ldm.common.errors import UserError, did_you_mean
+
+PROSE = {"prompt", "negative", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
+PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
+PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
+PATHS |= {"reference", "samples", "features"}
+_PATH_ENDINGS = ("path", "root", "dir")
+_BY_CONDITION = re.compile(r"(conditioner|guidance)\.\w+")  # `text` and `map` are a condition's name there, no raw text
+_FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
+_FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
+_FLAGS |= {"--shell-completion", "-sc", "--help", "-h"}
+_OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>\w[\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_SWEEP_FUNCTION = re.compile(r"(choice|glob|range|shuffle|sort|interval)\(.*\)", re.DOTALL)
+
+
+def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], list[str]]:
+    """Flags and overrides as Hydra wants them: raw text quoted, values as `++key=`.
+
+    Under -m a prompt stays one text, while names and paths are swept at commas (`first_stage=vae_a,vae_b`): a path that
+    holds a comma is then written in quotes of its own. Raises UserError for what is neither a flag nor KEY=VALUE.
+    """
+    flags, overrides = split(words)
+    if {"--shell-completion", "-sc"} & set(flags):  # install=bash and the like are Hydra's own words
+        return flags, overrides
+    prepared = [_override(word, groups, is_sweep(flags)) for word in overrides]
+    return flags, prepared + _replaced(prepared)
+
+
+def _replaced(overrides: Sequence[str]) -> list[str]:
+    """Takes away the limit of a run that YAML may have, of steps or of time, where only the other is given."""
+    given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
+    steps, seconds = (given.get(f"trainer.{key}") for key in ("max_steps", "max_time"))
+    if seconds is None and steps not in (None, "null", "-1"):
+        return ["++trainer.max_time=null"]
+    return ["++trainer.max_steps=-1"] if steps is None and seconds not in (None, "null") else []
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags (with their values) and overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in words:
+        if word.startswith("-") and word.partition("=")[0] not in _FLAGS:
+            raise UserError(f"there is no flag {word}.{did_you_mean(word, _FLAGS)}")
+        if word.startswith("-") or (takes_value and "=" not in word):
+            flags.append(word)
+        elif _OVERRIDE.fullmatch(word) or word.startswith("~"):
+            overrides.append(word)
+        else:
+            raise UserError(
+                f"'{word}' isn't an option: write KEY=VALUE, and quotes around what has blanks, as in \"prompt=a cat\"."
+            )
+        takes_value = word in _FLAGS_WITH_VALUE
+    return flags, overrides
+
+
+def is_sweep(flags: Collection[str]) -> bool:
+    return "-m" in flags or "--multirun" in flags
+
+
+def quote(text: str) -> str:
+    """`text` as a quoted string of Hydra's grammar: quotes escaped, backslashes before one doubled."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
+def job_name(swept: Iterable[tuple[str, Any]]) -> str | None:
+    """The folder of a sweep's job, from what is swept: `channels-64_diffusion-eps`; None if nothing is.
+
+    A dotted key goes by its last part, or in full where two would look alike. A value that a file name can't hold gets
+    a checksum, so that no two jobs meet in one folder.
+    """
+    pairs = [(key, value) for key, value in swept if key != "name"]  # a swept name names folders by itself
+    last = [key.rsplit(".", 1)[-1] for key, _ in pairs]
+    labels = [part if last.count(part) == 1 else key for part, (key, _) in zip(last, pairs, strict=True)]
+    name = "_".join(
+        f"{label.replace('/', '-')}-{_file_text(value)}" for label, (_, value) in zip(labels, pairs, strict=True)
+    )
+    if len(name.encode()) > 180:
+        name = f"{name[:60]}-{zlib.crc32(name.encode()):08x}"
+    return name or None
+
+
+def _override(word: str, groups: Collection[str], sweeping: bool) -> str:
+    match = _OVERRIDE.fullmatch(word)
+    if match is None or match["prefix"] == "~" or re.match(r"hydra[./]", match["key"]):
+        return word
+    prefix, key, value = match["prefix"] or "", match["key"], match["value"]
+    if key in groups or "/" in key or "@" in key:
+        return word
+    return f"{prefix or '++'}{key}={_value(key, value, sweeping)}"
+
+
+def _value(key: str, value: str, sweeping: bool) -> str:
+    if _BY_CONDITION.fullmatch(key):
+        return value
+    last = key.rsplit(".", 1)[-1]
+    if last in PROSE and not (value == "null" and last not in ("prompt", "negative", "text")):
+        return quote(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value))  # no interpolation in prose
+    if last not in PATHS and not last.endswith(_PATH_ENDINGS):
+        return value
+    if sweeping and (value[:1] in ("'", '"') or _SWEEP_FUNCTION.fullmatch(value)):
+        return value
+    pieces = value.split(",") if sweeping else [value]
+    return ",".join(piece if piece == "null" else quote(piece) for piece in pieces)
+
+
+def _file_text(value: Any) -> str:
+    """A value as part of a file name: letters, digits and `.+-`, with nothing that Hydra's grammar or a shell minds."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return "_".join(map(_file_text, value))
+    text = str(value)
+    safe = re.sub(r"[^\w.+-]+", "_", text)
+    return safe if safe == text else f"{safe[:40]}-{zlib.crc32(text.encode()):08x}"

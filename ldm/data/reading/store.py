@@ -1,0 +1,212 @@
+"""Where files lie: a folder or a .zip, as paths with forward slashes."""
+
+import codecs
+import os
+import re
+import stat
+import unicodedata
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ldm.common.errors import UserError
+
+MAX_BYTES = 2**30  # beyond this a packed file is taken for a bomb
+_HINT = 2**12
+_EXCEL = " (Excel: save as CSV UTF-8.)"
+_UNPACK = "unpack the .zip, and name the folder as data.root"
+_METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95: "XZ"}
+# What systems and tools keep hidden, which nobody means as data.
+_HIDDEN_JUNK = re.compile(
+    r"\._.*|\.ds_store|\.(git|svn|hg|cache|venv|conda|tox|idea|vscode|config|local|npm|thumb.*|@.*|trash.*|nfs.*|fuse.*)"
+    r"|\.(appledouble|spotlight.*|fseventsd|documentrevisions.*|temporaryitems|ipynb_checkpoints|__.*|st(folder|versions)"
+    r"|sync|dropbox.*|snapshots?|picasa.*\.ini|directory|huggingface|hydra|ruff_cache|pytest_cache|mypy_cache)",
+    re.IGNORECASE,
+)
+
+
+class Packed(OSError):
+    """A file in an archive that can't be unpacked in place, with what to do."""
+
+
+class Store:
+    """Files by their path with forward slashes. `entries` are sorted, with what tells a changed file from the old.
+
+    What can't be among them: `passed` are paths with the reason, `closed` folders that may not be looked into, and
+    `hidden` files whose path has a dot in front of a name, but for what systems and tools keep so.
+    """
+
+    where: str
+    entries: dict[str, tuple[int, int]]
+    passed: dict[str, str]
+    closed: list[str]
+    hidden: Sequence[str] = ()
+
+    def __init__(self) -> None:
+        self.entries, self.passed, self.closed = {}, {}, []
+
+    def read(self, path: str) -> bytes:
+        """A file's content."""
+        with self.open(path) as file:
+            return file.read()
+
+    def open(self, path: str) -> BinaryIO:
+        """A file for reading, seekable."""
+        raise NotImplementedError
+
+    def hint(self, path: str) -> bytes:
+        """Something of the content that is quickly had, and differs in most files of one size: the last bytes."""
+        with self.open(path) as file:
+            file.seek(max(0, self.entries[path][0] - _HINT))
+            return file.read()
+
+    def text(self, path: str) -> str:
+        """A file's words: UTF-8, or UTF-16 that says so by its first bytes. Raises UserError."""
+        where = f"{self.where}/{path}"
+        try:
+            content = self.read(path)
+        except FileNotFoundError:
+            raise UserError(f"{where} is a link to nothing: fetch the file that it means, or remove it.") from None
+        except Packed as error:
+            raise UserError(f"{where} can't be read: {error}.") from None
+        except Exception as error:  # a .zip's members fail in many ways
+            raise UserError(f"{where} can't be read ({error}): fetch it again, or remove it.") from None
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        try:
+            words = content.decode("utf-16" if wide else "utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.lower().endswith('.csv')}"
+            ) from None
+        words = words.removeprefix("\ufeff")  # a second mark of order
+        if "\0" in words:
+            raise UserError(f"{where} holds bytes of zero, which no text has: write it again as UTF-8, or remove it.")
+        return words
+
+    def under(self, folder: str) -> list[str]:
+        """The paths inside `folder` ("" for all)."""
+        return [path for path in self.entries if path.startswith(folder + "/" if folder else "")]
+
+    def spelled(self, path: str) -> str | None:
+        """The path as the store has it, also where only the letters' encoding differs: macOS writes é as two signs."""
+        return path if path in self.entries else self._composed.get(composed(path))
+
+    @cached_property
+    def _composed(self) -> dict[str, str]:
+        """By its composed form each path that isn't in it, or that may be meant by one that isn't."""
+        return {composed(path): path for path in self.entries if not path.isascii()}
+
+
+class FolderStore(Store):
+    """A folder on disk; links are followed, hidden files left out, and only regular files opened: a pipe would wait."""
+
+    def __init__(self, root: Path):
+        super().__init__()
+        self.root, self.where = root, str(root)
+        hidden: list[Path] = []
+        seen = set()
+        for base, folders, files in os.walk(root, followlinks=True, onerror=self._refused):
+            real = os.path.realpath(base)
+            if real in seen:  # a link to a folder above
+                folders.clear()
+                continue
+            seen.add(real)
+            hidden += [Path(base, name) for name in (*folders, *files) if name.startswith(".")]
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                if not name.startswith("."):
+                    self._add(Path(base, name))
+        self.entries = dict(sorted(self.entries.items()))
+        self.hidden = sorted(self._relative(path) for path in _files_in(hidden))
+
+    def _add(self, path: Path) -> None:
+        try:
+            status = path.stat()
+        except OSError:  # a dead link, or no permission: found out when it is read
+            self.entries[self._relative(path)] = (0, 0)
+            return
+        if stat.S_ISREG(status.st_mode):
+            self.entries[self._relative(path)] = (status.st_size, status.st_mtime_ns)
+        else:
+            self.passed[self._relative(path)] = "no regular files (pipes, sockets or devices)"
+
+    def _refused(self, error: OSError) -> None:
+        self.closed.append(self._relative(Path(error.filename)))
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def open(self, path: str) -> BinaryIO:
+        return open(self.root / path, "rb")
+
+
+class ZipStore(Store):
+    """A .zip, read in place. A single folder around everything is looked through."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.where = str(path)
+        try:
+            self.zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            way = "unpack it, and name the folder (data=shards reads tars of WebDataset)"
+            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {way}.") from None
+        found, hidden = {}, []
+        for info in self.zip.infolist():
+            name = info.filename.replace("\\", "/")
+            if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+                raise UserError(f"{path} holds '{info.filename}', a path that leads out of it; don't use this file.")
+            if info.is_dir():
+                continue
+            if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                found[name] = (info.file_size, info.CRC)
+            elif not any(part == "__MACOSX" or _HIDDEN_JUNK.fullmatch(part) for part in name.split("/")):
+                hidden.append(name)
+        around = {name.split("/")[0] for name in found}
+        self.prefix = f"{around.pop()}/" if len(around) == 1 and all("/" in name for name in found) else ""
+        self.entries = {name[len(self.prefix) :]: entry for name, entry in sorted(found.items())}
+        self.hidden = [name.removeprefix(self.prefix) for name in sorted(hidden)]
+
+    def hint(self, path: str) -> bytes:
+        return self.entries[path][1].to_bytes(4)  # the CRC
+
+    def open(self, path: str) -> BinaryIO:
+        if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
+            raise OSError("the file says that it unpacks to over 1 GB")
+        try:
+            return cast(BinaryIO, self.zip.open(self.prefix + path))
+        except NotImplementedError:
+            how = self.zip.getinfo(self.prefix + path).compress_type
+            raise Packed(f"it is compressed by {_METHODS.get(how, how)}: {_UNPACK}") from None
+        except RuntimeError:
+            raise Packed(f"it is encrypted: {_UNPACK}") from None
+
+
+def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:
+    """The files at or in these paths, but for junk; links are not followed."""
+    for path in hidden:
+        if _HIDDEN_JUNK.fullmatch(path.name):
+            continue
+        if not path.is_dir():
+            yield path
+            continue
+        for base, folders, files in os.walk(path):
+            folders[:] = [name for name in folders if not _HIDDEN_JUNK.fullmatch(name)]
+            yield from (Path(base, name) for name in files if not _HIDDEN_JUNK.fullmatch(name))
+
+
+def composed(path: str) -> str:
+    """With é as one sign, as all but macOS write it."""
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
+
+
+def open_store(root: str | Path) -> Store:
+    """The folder or .zip at `root`."""
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return FolderStore(path)
+    if path.is_file():
+        return ZipStore(path)
+    raise UserError(f"data.root={root} doesn't exist; name a folder or a .zip of images.")

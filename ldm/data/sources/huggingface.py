@@ -1,0 +1,218 @@
+"""Data sets of Hugging Face's `datasets` (the `hf` extra): by name, a folder, or parquet files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.registry import register
+from ldm.data.preparing.decode import Split
+from ldm.data.preparing.holdout import split_off
+from ldm.data.preparing.stored import Stored
+from ldm.data.reading.sample import PATHS, Sample, Text, plural, some, text_of
+from ldm.data.reading.store import Store
+from ldm.data.storage.table import hash_of
+
+_VERSION = "huggingface-3"
+_VALIDATION = ("validation", "val", "valid", "test", "dev")
+_NAMES = {  # what data sets call our columns, the first that is there
+    "image": ("image", "img", "png", "jpg", "jpeg", "webp", "picture", "pixel_values"),
+    "text": ("text", "caption", "captions", "prompt", "txt"),
+    "label": ("label", "labels", "cls", "fine_label", "class"),
+}
+
+
+@register
+class HuggingFace(Stored):
+    """A data set of Hugging Face's `datasets`: its name on the hub, a folder (of parquet or image files, or one that
+    `save_to_disk` wrote), or a parquet file or pattern (`data/train-*.parquet`).
+
+    `config` is the subset where there are several, `split` the part to train on, and `val_split` that to validate on
+    (by default one of the usual names, or `val_share` of `split`). `image` names the column of pictures; `columns`
+    takes only some columns ([text]) or says what they are called ({text: en, label: breed}); by default the usual names
+    are looked for. A caption may be a list of alternatives. The other options are those of `Folder`. `cache_dir` is
+    where `datasets` keeps what it makes, by default its own place.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        config: str | None = None,
+        split: str = "train",
+        val_split: str | None = None,
+        val_share: float = 0.05,
+        image: str | None = None,
+        columns: Sequence[str] | Mapping[str, str] | None = None,
+        size: int | Sequence[int] | None = None,
+        channels: int | None = None,
+        bits: int | None = None,
+        resize: str = "cover",
+        max_bad_share: float = 0.01,
+        background: Sequence[float] | None = None,
+        low: float | None = None,
+        high: float | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+    ):
+        options = {"resize": resize, "background": background, "low": low, "high": high}
+        super().__init__(size, channels, bits, val_share, columns, max_bad_share, options)
+        self.dataset, self.config, self.split, self.val_split = dataset, config, split, val_split
+        self.image, self.revision, self.cache_dir = image, revision, cache_dir
+        self.renamed = dict(columns) if isinstance(columns, Mapping) else {}
+
+    @property
+    def name(self) -> str:
+        named = Path(self.dataset).name.split("*")[0] or Path(self.dataset).parent.name
+        return named.removesuffix(".parquet").rstrip("-_.")
+
+    def _key(self) -> str:
+        fingerprints = [store and store.fingerprint for store in self._rows]
+        return hash_of(_VERSION, fingerprints, self.image, self._about())
+
+    def _classes(self) -> Sequence[str]:
+        return self._rows[0].classes
+
+    @property
+    def _splits(self) -> tuple[Split, Split]:
+        train, val = self._rows
+        for store in (train, val):
+            if store and store.samples and store.gaps:
+                said = f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives among them, are no text"
+                self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(store.gaps)}")
+        if val is None:
+            return split_off(train, train.samples, self.val_share, self.seen, classes=self._classes())
+        return (train, train.samples), (val, val.samples)
+
+    def _split_said(self) -> str:
+        return self._rows[1].where if self._rows[1] else super()._split_said()
+
+    @cached_property
+    def _rows(self) -> "tuple[DatasetStore, DatasetStore | None]":
+        parts = self._open()
+        if self.split not in parts:
+            raise UserError(f"data.split={self.split}: {self.dataset} has {', '.join(parts)}.")
+        if self.val_split and self.val_split not in parts:
+            raise UserError(f"data.val_split={self.val_split}: {self.dataset} has {', '.join(parts)}.")
+        others = [name for name in _VALIDATION if name in parts and name != self.split]
+        val = self.val_split or next(iter(others), None)
+        columns = self._columns(parts[self.split])
+        train = DatasetStore(f"{self.dataset} ({self.split})", parts[self.split], columns)
+        return train, DatasetStore(f"{self.dataset} ({val})", parts[val], columns) if val else None
+
+    def _open(self) -> Mapping[str, Any]:
+        """The data set's parts by name."""
+        datasets = _datasets()
+        path, options = Path(self.dataset).expanduser(), {"cache_dir": self.cache_dir, "revision": self.revision}
+        try:
+            if path.is_dir() and any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+                opened = datasets.load_from_disk(str(path))
+                return opened if isinstance(opened, datasets.DatasetDict) else {self.split: opened}
+            if path.is_dir():
+                return datasets.load_dataset(str(path), self.config, **options)
+            if path.suffix == ".parquet":
+                return datasets.load_dataset("parquet", data_files={"train": str(path)}, **options)
+            return datasets.load_dataset(self.dataset, self.config, **options)
+        except Exception as error:  # its errors are of many kinds
+            reason = str(error).strip().split("\n")[0][:200]
+            raise UserError(
+                f"data.dataset={self.dataset} can't be opened by Hugging Face's datasets ({reason}); name a data set, "
+                "a folder or a .parquet file."
+            ) from None
+
+    def _columns(self, data: Any) -> dict[str, str]:
+        """By role the data set's own column."""
+        present = list(data.column_names)
+        pictures = [name for name, kind in data.features.items() if type(kind).__name__ == "Image"]
+        wanted = {key: name for key, name in self.columns.items() if key in self.renamed}
+        for name in (self.image, *wanted.values()):
+            if name is not None and name not in present:
+                raise UserError(f"data.columns: {self.dataset} has no column '{name}'.{did_you_mean(name, present)}")
+        image = self.image or next((n for n in (*_NAMES["image"], *pictures) if n in present), None)
+        if image is None:
+            raise UserError(f"{self.dataset} has no column of images among {', '.join(present)}: name it, data.image=.")
+        found = {"image": image}
+        for key in self.columns:
+            names = (wanted[key],) if key in wanted else _NAMES.get(key, (key,))
+            if name := next((n for n in names if n in present and n != image), None):
+                found[key] = name
+        return found
+
+
+class DatasetStore(Store):
+    """The rows of a data set as files: `00000012/image` is the picture of row 12, as it was encoded."""
+
+    def __init__(self, where: str, data: Any, columns: Mapping[str, str]):
+        self.where, self.columns = where, dict(columns)
+        datasets, fingerprint = _datasets(), data._fingerprint
+        for key in ("image", *PATHS):
+            if (name := columns.get(key)) and isinstance(data.features[name], datasets.Image):
+                data = data.cast_column(name, datasets.Image(decode=False))
+        self.data, self.fingerprint, self.gaps = data, fingerprint, list[str]()
+        kind = data.features[columns["label"]] if "label" in columns else None
+        self.classes: tuple[str, ...] = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else ()
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Every row."""
+        texts, labels = self._values("text"), self._values("label")
+        found = [
+            Sample(f"{i:08d}/image", self._caption(i, text), None, self._label(label), **self._paths(i))
+            for i, (text, label) in enumerate(zip(texts, labels, strict=True))
+        ]
+        some = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
+        self.entries = {sample.image: (sum(some) // len(some), 0) for sample in found}  # about, for whom it concerns
+        return found
+
+    def _paths(self, row: int) -> dict[str, Any]:
+        return {key: f"{row:08d}/{key}" for key in PATHS if key in self.columns}
+
+    def open(self, path: str) -> BinaryIO:
+        row, key = path.split("/")
+        return io.BytesIO(_encoded(self.data[int(row)][self.columns[key]]))
+
+    def _values(self, key: str) -> Sequence[Any]:
+        return self.data[self.columns[key]][:] if key in self.columns else [None] * len(self.data)
+
+    def _caption(self, row: int, value: Any) -> Text:
+        """Empty alternatives say nothing."""
+        value = [text for text in value if text != ""] if isinstance(value, (list, tuple)) else value
+        text, whole = text_of(value)
+        self.gaps += [] if whole else [f"row {row}"]
+        return text
+
+    def _label(self, value: Any) -> str | int | None:
+        if self.classes and isinstance(value, int):
+            return self.classes[value] if value >= 0 else None
+        return value
+
+
+def _encoded(value: Any) -> bytes:
+    """A cell's picture as the bytes of a file."""
+    if isinstance(value, Mapping):
+        return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return Path(value).read_bytes()
+    buffer = io.BytesIO()
+    np.save(buffer, _smallest(np.asarray(value)))
+    return buffer.getvalue()
+
+
+def _smallest(array: np.ndarray) -> np.ndarray:
+    """Whole numbers as uint8 or uint16 where they fit: nested lists come out as int64."""
+    if array.dtype.kind == "i" and array.size and array.min() >= 0 and array.max() < 2**16:
+        return array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    return array
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("Hugging Face's data sets need the package datasets: pip install 'ldm[hf]'.") from None
+    return datasets

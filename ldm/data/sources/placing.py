@@ -1,0 +1,82 @@
+"""Where the objects of an emoji scene may lie."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.data.sources.scenes import Scenes
+
+JITTERS = ("three", "pixels")
+_FINE = 64  # from this side on an object lies at any pixel of its range
+
+
+@dataclass(frozen=True)
+class Placing:
+    """The places of objects in scenes of `side` x `side` pixels, as top-left corners (row, column).
+
+    Two objects, each half as large as the side, share it along their relation, so they never overlap. Across it each is
+    in the middle, as one alone is both ways, but for a shift by up to a sixteenth of the side: back, none or forth
+    (`jitter` "three"), or any number of pixels between ("pixels").
+    """
+
+    side: int
+    jitter: str
+
+    @classmethod
+    def of(cls, side: int, jitter: str | None) -> "Placing":
+        """`jitter` None takes three places below 64 pixels and every pixel from there on. Raises UserError."""
+        if jitter is not None and jitter not in JITTERS:
+            raise UserError(f"data.jitter={jitter} is unknown: three or pixels.{did_you_mean(str(jitter), JITTERS)}")
+        return cls(side, jitter or JITTERS[side >= _FINE])
+
+    @property
+    def small(self) -> int:
+        """The side of a small object, and of each of two."""
+        return self.side // 2
+
+    @property
+    def big(self) -> int:
+        return self.side * 3 // 4
+
+    @property
+    def step(self) -> int:
+        """Pixels between neighbouring shifts."""
+        return self.side // 16 if self.jitter == "three" else 1
+
+    @property
+    def reach(self) -> int:
+        """Steps that a shift has at most, either way."""
+        return self.side // 16 // self.step
+
+    @property
+    def shifts(self) -> np.ndarray:
+        """The allowed shifts in pixels, each as likely as any other."""
+        return self.step * np.arange(-self.reach, self.reach + 1)
+
+    def sides(self, scenes: Scenes) -> np.ndarray:
+        """The side of each scene's objects (N,) in pixels."""
+        return np.where(scenes.size == 1, self.big, self.small)
+
+    def middles(self, scenes: Scenes) -> np.ndarray:
+        """The corners without a shift (N, 2 objects, 2)."""
+        middle = (self.side - self.sides(scenes)) // 2
+        corners = np.repeat(middle, 4).reshape(-1, 2, 2)
+        two = np.flatnonzero(scenes.relation)
+        corners[two, :, scenes.relation[two] - 1] = [0, self.side - self.small]
+        return corners
+
+    def free(self, scenes: Scenes) -> np.ndarray:
+        """Whether a corner shifts along an axis (N, 2 objects, 2): one object both ways, two across their relation."""
+        free = np.ones((len(scenes), 2, 2), bool)
+        free[scenes.relation == 0, 1] = False  # there is no second
+        two = np.flatnonzero(scenes.relation)
+        free[two, :, scenes.relation[two] - 1] = False
+        return free
+
+    def draw(self, scenes: Scenes, rng: np.random.Generator) -> np.ndarray:
+        """Shifted corners (N, 2 objects, 2)."""
+        n = len(scenes)
+        alone, across = (rng.integers(-self.reach, self.reach + 1, (n, 2)) for _ in range(2))
+        steps = np.where((scenes.relation == 0)[:, None, None], alone[:, None], across[:, :, None])
+        return self.middles(scenes) + self.step * steps * self.free(scenes)

@@ -1,0 +1,199 @@
+"""torchvision's labelled data sets by name."""
+
+import hashlib
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.randomness import permutation
+from ldm.common.registry import register
+from ldm.data.preparing.stored import as_shape
+from ldm.data.storage.table import Table, cached, hash_of, new_array
+from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
+
+_VERSION = "torchvision-1"
+_log = logging.getLogger("ldm")
+
+
+@register
+class TorchVision:
+    """A labelled data set of torchvision by its class's name: MNIST, FashionMNIST, CIFAR10, SVHN, Flowers102 ...
+
+    What is on disk under `root` needs no network; what isn't is downloaded there. The official test split is the
+    validation split, or `val_share` of the whole where there is none. `size` (one number or [height, width]) and
+    `channels` default to the pictures' own. `options` are further arguments of the class, such as EMNIST's
+    `{"split": "balanced"}`. Column: `label`, with class names.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "MNIST",
+        root: str | None = None,
+        size: int | list[int] | None = None,
+        channels: int | None = None,
+        val_share: float = 0.1,
+        resize: str = "cover",
+        options: Mapping[str, Any] | None = None,
+    ):
+        if not 0 < val_share < 1:
+            raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
+        height, width = as_shape(size) or (1, 1)  # a wrong option is told before anything is downloaded
+        Preprocess(3 if channels is None else channels, height, width, resize=resize)
+        self.dataset, self.root = dataset, Path(root or "data")
+        self.size, self.channels, self.val_share, self.resize = size, channels, val_share, resize
+        self.options = dict(options or {})
+
+    @property
+    def name(self) -> str:
+        return self.dataset.lower()
+
+    @property
+    def default_condition(self) -> str:
+        return "label"
+
+    def tables(self, cache: Path) -> tuple[Table, Table]:
+        """Train and validation tables, cached under `cache`."""
+        train, val = self._datasets()
+        about = [self.size, self.channels, self.resize, None if val else self.val_share]
+        key = hash_of(_VERSION, self.dataset, self.options, about, _fingerprint(train), val and _fingerprint(val))
+        return cached(Path(cache), key, lambda folder: self._make(train, val, key, folder))
+
+    def _datasets(self) -> tuple[Any, Any]:
+        """The two splits, or all of it and None."""
+        import torchvision.datasets
+
+        cls = getattr(torchvision.datasets, self.dataset, None)
+        if not inspect.isclass(cls):
+            raise UserError(
+                f"data.dataset={self.dataset}: torchvision has no such data set."
+                f"{did_you_mean(self.dataset, torchvision.datasets.__all__)}"
+            )
+        known = _parameters(cls)
+        if "train" in known:
+            return self._open(cls, known, train=True), self._open(cls, known, train=False)
+        if "split" in known and "split" not in self.options:
+            train = self._open(cls, known, split="train")
+            for split in ("test", "val", "valid"):
+                try:
+                    return train, self._open(cls, known, split=split)
+                except ValueError:  # no such split
+                    continue
+            return train, None
+        return self._open(cls, known), None
+
+    def _open(self, cls: type, known: set[str], **split: Any) -> Any:
+        arguments = {"root": str(self.root), **self.options, **split}
+        try:
+            return cls(**arguments, **({"download": False} if "download" in known else {}))
+        except (RuntimeError, FileNotFoundError) as error:
+            if "download" not in known:
+                raise UserError(f"{self.dataset} can't be opened in {self.root}: {error}") from None
+        except TypeError as error:
+            raise UserError(f"{self.dataset} can't be opened: {error}; see data.options.") from None
+        _log.info("%s isn't in %s: downloading it", self.dataset, self.root)
+        try:
+            return cls(**arguments, download=True)
+        except (RuntimeError, OSError) as error:  # URLError is an OSError
+            raise UserError(
+                f"{self.dataset} isn't in data.root={self.root} and can't be downloaded ({error}); "
+                "name the folder that holds it, or try again with a network."
+            ) from None
+
+    def _make(self, train: Any, val: Any, key: str, folder: Path) -> tuple[Table, Table]:
+        if val is None:
+            val, (rows, val_rows) = train, _split(len(train), self.val_share)
+        else:
+            rows, val_rows = np.arange(len(train)), np.arange(len(val))
+        preprocess = self._preprocess(train[0][0])
+        classes = tuple(str(name) for name in getattr(train, "classes", ()))  # (SVHN has none)
+        tables = (
+            self._table(train, rows, preprocess, classes, f"{key}-train", folder / "train"),
+            self._table(val, val_rows, preprocess, classes, f"{key}-val", folder / "val"),
+        )
+        if not classes:
+            highest = max(int(np.max(table.columns["label"])) for table in tables)
+            for table in tables:
+                table.classes = tuple(str(i) for i in range(highest + 1))
+        return tables
+
+    def _preprocess(self, picture: Any) -> Preprocess:
+        height, width = as_shape(self.size) or shape_of(picture)
+        channels = self.channels or (1 if picture.mode in ("L", "1") else 3)
+        resize = "none" if self.size is None else self.resize
+        return Preprocess(channels=channels, height=height, width=width, resize=resize)
+
+    def _table(
+        self, data: Any, index: Any, preprocess: Preprocess, classes: tuple[str, ...], key: str, folder: Path
+    ) -> Table:
+        names = [f"{i:06d}" for i in index]
+        if held := _in_memory(data, preprocess):
+            return Table(held[0][index], {"label": held[1][index]}, preprocess, key, names, classes)
+        images = new_array(folder / "images.npy", preprocess.dtype, (len(index), *preprocess.shape))
+        labels = np.empty(len(index), np.int64)
+        notes: Notes = []
+        for row, i in enumerate(index.tolist()):
+            picture, label = data[i]
+            try:
+                images[row], labels[row] = preprocess.array(picture, notes), int(label)
+            except BadImage as error:
+                raise UserError(f"{self.dataset}, picture {i}: {error}; set data.size or data.channels.") from None
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(f"{self.dataset} isn't labelled with one class a picture.") from None
+        for note, count in Counter(notes).items():
+            _log.warning("%d of %d images: %s", count, len(index), note)
+        return Table(images, {"label": labels}, preprocess, key, names, classes)
+
+
+def _parameters(cls: type) -> set[str]:
+    """The constructor's arguments, those of the base classes too where it passes on what it doesn't know (EMNIST)."""
+    known: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+            known |= {p.name for p in parameters}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return known
+
+
+def _fingerprint(data: Any) -> str:
+    """Names what a data set holds: by all its pixels where they are in memory, by some pictures otherwise."""
+    digest = hashlib.sha256(str(len(data)).encode())
+    if hasattr(data, "data") and hasattr(data.data, "__array__"):
+        digest.update(np.ascontiguousarray(data.data).data)
+        digest.update(str(np.asarray(getattr(data, "targets", getattr(data, "labels", 0))).tolist()).encode())
+    else:
+        digest.update(f"read {READER}".encode())  # not where pixels are in memory, which no file can be behind
+        for i in np.linspace(0, len(data) - 1, 64).astype(int).tolist():
+            picture, label = data[i]
+            digest.update(picture.tobytes() + str(label).encode())
+    return digest.hexdigest()
+
+
+def _in_memory(data: Any, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray] | None:
+    """All pictures and labels at once where the data set holds them as we keep them: much faster than one by one."""
+    labels = np.asarray(getattr(data, "targets", getattr(data, "labels", None)))
+    pixels = np.asarray(getattr(data, "data", None))
+    if pixels.dtype != np.uint8 or labels.shape != (len(data),) or labels.dtype.kind not in "iu":
+        return None
+    if pixels.ndim == 3:
+        pixels = pixels[:, None]
+    elif pixels.ndim == 4 and pixels.shape[1:] != preprocess.shape:
+        pixels = pixels.transpose(0, 3, 1, 2)
+    picture, label = data[0]  # (a class may do more than hand out its arrays)
+    same = (
+        pixels.shape[1:] == preprocess.shape and (pixels[0] == preprocess.array(picture)).all() and label == labels[0]
+    )
+    return (pixels, labels.astype(np.int64)) if same else None
+
+
+def _split(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    order = permutation(0, 0, n)
+    n_val = max(1, round(share * n))
+    return np.sort(order[n_val:]), np.sort(order[:n_val])

@@ -1,0 +1,260 @@
+"""A split of a data set as arrays on disk: the one form that every source gives."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.common.devices import send
+from ldm.common.errors import UserError
+from ldm.common.files import take_room, writing
+from ldm.common.ranks import rank
+from ldm.common.registry import build, spec_of
+from ldm.data.storage.lazy import Json, Lazy
+from ldm.data.storage.mapped import ByPath
+from ldm.data.storage.strings import Strings
+from ldm.images import Preprocess
+
+Column = np.ndarray | list | Lazy
+BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
+REPEATS = "repeats"  # a column: how often an epoch visits each sample, once where there is none
+_PAIR = ("train", "val")
+
+
+@dataclass
+class Table(ByPath):
+    """N samples: `images` (N, C, H, W) uint8 or uint16, a memory map mostly, and columns of the same length.
+
+    Columns with a meaning: `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
+    `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8.
+    Others are kept as they are. `key` names data and preprocessing: equal keys mean equal arrays. Pickled, a table that
+    was loaded is the names of its files, and one that was made in memory a copy.
+    """
+
+    images: np.ndarray
+    columns: dict[str, Column]
+    preprocess: Preprocess
+    key: str
+    names: Sequence[str] = ()
+    classes: tuple[str, ...] = ()
+    map_classes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name, column in self.columns.items():
+            if len(column) != len(self):
+                raise ValueError(f"column '{name}' has {len(column)} entries for {len(self)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """The samples `index` (B,) as the batch schema has them, restricted to `keys`.
+
+        `image` (B, C, H, W) in [-1, 1], `label` (B,) int64, `text` list of B, `map` (B, H, W) int64, `mask`
+        (B, 1, H, W) of 0 and 1, `control` (B, C', H, W) in [-1, 1]. `draw` (B,) in [0, 1) chooses among alternative
+        captions; without it the first is taken.
+        """
+        return values(self.gather(index, keys, draw), self.preprocess)
+
+    def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """The same as they are stored: pixels, maps and masks are bytes, which travel to a device four times faster
+        than floats. `values` makes the batch of them there."""
+        out: dict[str, Any] = {}
+        for key in keys:
+            if key == "image":
+                out[key] = torch.from_numpy(np.asarray(self.images[index]))  # (B, C, H, W)
+            elif key not in self.columns:
+                known = ", ".join(["image", *self.columns])
+                raise UserError(f"the data has no '{key}' (it has {known}); choose another conditioner or other data.")
+            elif key == "text":
+                out[key] = _captions(self.columns[key], index, draw)
+            else:
+                out[key] = torch.from_numpy(np.asarray(np.asarray(self.columns[key])[index]))
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Writes the table into `folder`; `table.json` comes last and says that the rest is whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = {"images": self.images, **self.columns, "names": self.names}
+        kinds = {name: _save_column(folder, name, column) for name, column in columns.items()}
+        about = {
+            "length": len(self),
+            "columns": {name: kinds[name] for name in self.columns},
+            "names": kinds["names"],
+            "preprocess": spec_of(self.preprocess),
+            "key": self.key,
+            "classes": self.classes,
+            "map_classes": self.map_classes,
+        }
+        _replace(folder / "table.json", json.dumps(about, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Table":
+        """The table saved in `folder`, its arrays memory-mapped."""
+        about = json.loads((folder / "table.json").read_text("utf-8"))
+        length = about["length"]
+        return cls(
+            images=np.load(folder / "images.npy", mmap_mode="r")[:length],
+            columns={name: _load_column(folder, name, kind, length) for name, kind in about["columns"].items()},
+            preprocess=build(about["preprocess"]),
+            key=about["key"],
+            names=_load_column(folder, "names", about.get("names", "json"), length),
+            classes=tuple(about["classes"]),
+            map_classes=tuple(about["map_classes"]),
+        )
+
+
+def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
+    """An array in a new .npy file, to be filled piece by piece; `Table.save` into its folder leaves it there.
+
+    Its room on the disk is taken at once: where a disk fills up under a memory map, the kernel ends the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        try:
+            take_room(path)
+        except OSError:
+            path.unlink()
+            raise
+    return array
+
+
+def hash_of(*parts: Any) -> str:
+    """Sixteen hex digits that name plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -> tuple[Table, Table]:
+    """Train and validation tables out of `cache/key`, made there by `make(folder)` if they aren't yet."""
+    tables = cached_parts(cache, key, lambda folder: dict(zip(_PAIR, make(folder), strict=True)))
+    return tables["train"], tables["val"]
+
+
+def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Table]]) -> dict[str, Table]:
+    """Tables by name out of `cache/key`, made there by `make(folder)` if they aren't yet.
+
+    They are made in a folder of their own and renamed when whole, so processes that start together don't disturb each
+    other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays into a folder
+    of each table's name inside the one that it is given.
+    """
+    home = cache / key
+    while rank() > 0 and not _whole(home):  # of several processes the first one makes it
+        time.sleep(0.2)
+    if not _whole(home):
+        cache.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
+        try:
+            tables = make(work)
+            for name, table in tables.items():
+                table.save(work / name)
+            _replace(work / "tables.json", json.dumps(list(tables)).encode())
+            work.chmod(0o755)  # mkdtemp's own is private to the user
+            _move(work, home)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return {name: Table.load(home / name) for name in _names(home)}
+
+
+def _names(home: Path) -> Sequence[str]:
+    try:
+        return json.loads((home / "tables.json").read_text())
+    except OSError:
+        return _PAIR
+
+
+def _whole(home: Path) -> bool:
+    return all((home / name / "table.json").exists() for name in _names(home))
+
+
+def _move(work: Path, home: Path) -> None:
+    if home.exists() and not _whole(home):
+        shutil.rmtree(home)
+    try:
+        os.rename(work, home)
+    except OSError:
+        if not _whole(home):  # otherwise another process was faster, with the same content
+            raise
+
+
+def _captions(column: Column, index: np.ndarray, draw: np.ndarray | None) -> list[str]:
+    rows = [column[i] for i in index.tolist()]
+    if all(isinstance(row, str) for row in rows):
+        return rows
+    at = np.zeros(len(rows)) if draw is None else np.asarray(draw)
+    return [row if isinstance(row, str) else row[int(at[i] * len(row))] for i, row in enumerate(rows)]
+
+
+def values(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
+    """A gathered batch with its pixels as floats, ids as int64 and masks of 0 and 1, on the device where it is; what is
+    so already stays as it is."""
+    return {key: _value(key, value, preprocess) for key, value in batch.items()}
+
+
+def images_on(device: torch.device | str, table: Table, index: np.ndarray) -> Tensor:
+    """The images `index` (B,) as (B, C, H, W) in [-1, 1]; they come to the device as bytes."""
+    gathered = table.gather(index, ["image"])
+    return values({key: send(value, device) for key, value in gathered.items()}, table.preprocess)["image"]
+
+
+def _value(key: str, value: Any, preprocess: Preprocess) -> Any:
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return value
+    if key in ("latent_mean", "latent_std"):
+        return value.float()
+    if value.is_floating_point():
+        return value
+    if key in ("image", "control"):
+        return preprocess.to_tensor(value)
+    if key == "mask":
+        return (value > 127).float()[:, None]  # (B, 1, H, W)
+    return value.long()
+
+
+def _save_column(folder: Path, name: str, column: Any) -> str:
+    """Writes a column in the form that suits it, and says which one that is."""
+    path = folder / f"{name}.npy"
+    if isinstance(column, np.memmap) and Path(str(column.filename)).resolve() == path.resolve():
+        column.flush()  # made in place
+        return "npy"
+    if isinstance(column, np.ndarray):
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, column)
+        part.replace(path)
+        return "npy"
+    if Strings.fits(column):
+        Strings.save(folder, name, column)
+        return "strings"
+    _replace(folder / f"{name}.json", json.dumps(list(column), ensure_ascii=False).encode())
+    return "json"
+
+
+def _load_column(folder: Path, name: str, kind: str, length: int) -> Any:
+    if kind == "strings":
+        return Strings(folder, name)
+    if kind == "json":
+        return Json(folder / f"{name}.json")
+    # a source that skips bad images leaves unused rows at the end
+    return np.load(folder / f"{name}.npy", mmap_mode="r")[:length]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def column_names(columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """Which keys of the batch schema a table with these columns can give."""
+    return tuple(key for key in BATCH_KEYS if key == "image" or key in columns)

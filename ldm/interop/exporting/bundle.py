@@ -1,0 +1,21 @@
+"""A model folder with the files of its frozen text encoders in it, to be moved to another machine."""
+
+from pathlib import Path
+from typing import Any
+
+from ldm import artifact
+from ldm.conditioning import FrozenText
+from ldm.interop.exporting.report import Report
+
+
+def bundle(model: Any, out: Path) -> Report:
+    for part in frozen_in(model):
+        part.bundle(out)
+    artifact.save(model, out)
+    for part in frozen_in(model):
+        part.locate(out)
+    return Report({"model": "stock"})
+
+
+def frozen_in(model: Any) -> list[FrozenText]:
+    return [part for part in model.modules() if isinstance(part, FrozenText)]

@@ -1,0 +1,76 @@
+"""The model card that goes with an exported model."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.common.registry import spec_of
+
+_SHOWN = 12
+
+
+def card(model: Any, report: Any, about: Mapping[str, Any]) -> str:
+    """README.md of an export: what the model is, how it is used, what it was trained on, its measures, its licence."""
+    licence = about.get("licence") or "unknown"
+    run = about.get("run")
+    own = not report.stock
+    head = ["---", f"license: {licence}", "library_name: diffusers", "tags:", "- latent-diffusion", "- ldm", "---"]
+    use = _use(model, own)
+    lines = [*head, "", f"# {type(model).__name__}", "", "Trained with ldm, two-stage latent diffusion.", "", *use]
+    lines += ["", "## Parts", "", *(f"- {line}" for line in str(report).splitlines())]
+    lines += ["", "## Settings", "", *_settings(model)]
+    lines += ["", "## Data", "", *_data(run), "", "## Measures", "", *_measures(run)]
+    lines += ["", "## Licence", "", f"{licence}. The data's own licence applies as well.", ""]
+    return "\n".join(lines)
+
+
+def _use(model: Any, own: bool) -> list[str]:
+    trust = ", trust_remote_code=True" if own else ""
+    if not hasattr(model, "denoiser"):
+        return ["Loads with `from_pretrained` of its class in diffusers, and with `ldm.load(FOLDER)`."]
+    said = "labels=[0]" if "label" in model.conditioner.parts else '"a prompt"' if model.conditioner.parts else ""
+    return [
+        "```python",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f"pipe = DiffusionPipeline.from_pretrained(FOLDER{trust})",
+        f"pipe({said}).images[0]",
+        "```",
+    ]
+
+
+def _settings(model: Any) -> list[str]:
+    if not hasattr(model, "denoiser"):
+        return [f"- {key}: {value}" for key, value in spec_of(model).items()]
+    settings = {
+        "parameterization": type(model.denoiser.parameterization).__name__,
+        "pictures": f"{model.preprocess.channels} channels of {model.preprocess.height}x{model.preprocess.width}",
+        **model.sampling,
+    }
+    return [f"- {key}: {value}" for key, value in settings.items()]
+
+
+def _data(run: Path | None) -> list[str]:
+    """The data section of the run's config, without paths."""
+    file = Path(run) / "config.yaml" if run else None
+    if file is None or not file.is_file():
+        return ["Not recorded."]
+    import yaml
+
+    data = (yaml.safe_load(file.read_text()) or {}).get("data") or {}
+    plain = {k: v for k, v in data.items() if not isinstance(v, (dict, list)) and "/" not in str(v)}
+    return [f"- {key}: {value}" for key, value in plain.items()] or ["Not recorded."]
+
+
+def _measures(run: Path | None) -> list[str]:
+    """The last value of every measure in the run's metrics.csv."""
+    file = Path(run) / "metrics.csv" if run else None
+    if file is None or not file.is_file():
+        return ["Not recorded."]
+    last: dict[str, str] = {}
+    with file.open(newline="") as opened:
+        for row in csv.DictReader(opened):
+            last |= {key: value for key, value in row.items() if key and value}
+    shown = [f"- {key}: {value}" for key, value in last.items() if key.startswith("val") or key == "step"]
+    return shown[:_SHOWN] or ["Not recorded."]

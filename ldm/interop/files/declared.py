@@ -1,0 +1,83 @@
+"""What a checkpoint says beside its weights: metadata, a trainer's settings, tables of settings within them."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.interop.files import beside_checkpoint as neighbours
+from ldm.interop.files.plain import table, word
+
+# of a pickled checkpoint: weights and the state of a training
+NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
+NO_SETTINGS = (  # sections that say nothing of the model itself
+    "loss", "low_scale", "scheduler_config", "optimizer", "data", "trainer", "logger", "callbacks", "lightning",
+)  # fmt: skip
+_OTHERS = ("unet", "cond_stage", "text_encoder", "ddconfig", *NO_SETTINGS)  # nor of the latents or of the noise
+_WORKFLOWS = ("prompt", "workflow", "sd_merge_recipe", "sd_merge_models")  # how an image or a file was made
+_DEEPEST = 100
+_TELLING = re.compile(r"scal\w*_|shift_|latents?_|parameteri|prediction")
+_YAML = re.compile(
+    r"^[ ]*(scal\w*_(factor|config)|scale_by_std|shift_factor|latents?_\w+|parameteri\w+|linear_\w+|\w+_stage_config"
+    r"|unet_config|num_head\w+|image_size|conditioning_key|given_betas|use_ema):\s",
+    re.MULTILINE,
+)
+
+
+def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Metadata, with the tables and lists in JSON among them as such."""
+    return {key: _unfolded(key, text, where) for key, text in metadata.items() if key not in _WORKFLOWS}
+
+
+def leaves(
+    said: Mapping[str, Any], passed_over: tuple[str, ...] = _OTHERS, path: str = "", depth: int = 0
+) -> Iterator[tuple[str, str, Any]]:
+    """Every setting with a value: its path, its own name in plain words, the value. Sections with one of the words
+    `passed_over` in their names, by default those that say nothing of latents and noise, aren't looked into."""
+    for key, value in said.items():
+        here = f"{path}{key}"
+        if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
+            value = {str(i): one for i, one in enumerate(value) if isinstance(one, Mapping)}
+        if not isinstance(value, Mapping):
+            if value is not None:
+                yield here, word(str(key)), value
+        elif depth < _DEEPEST and not _is_passed_over(str(key), passed_over):
+            yield from leaves(value, passed_over, f"{here}.", depth + 1)
+
+
+def _is_passed_over(key: str, passed_over: tuple[str, ...]) -> bool:
+    """Whether a section is one of these; a file of settings isn't, whatever its name."""
+    return not key.endswith((".yaml", ".yml")) and any(other in word(key) for other in passed_over)
+
+
+def _unfolded(key: str, value: Any, where: str, depth: int = 0) -> Any:
+    """A value, with the tables in texts at any depth as such. Raises UserError where they are nested too deeply."""
+    if depth > _DEEPEST:
+        raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.")
+    if isinstance(value, dict):
+        return {name: _unfolded(f"{key}.{name}", one, where, depth + 1) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_unfolded(key, one, where, depth + 1) for one in value]
+    if not isinstance(value, str):
+        return value
+    content = _content(key, value, where)
+    return content if content is value else _unfolded(key, content, where, depth + 1)
+
+
+def _content(key: str, text: str, where: str) -> Any:
+    """The table or list that a text is, in JSON or, if it speaks of latents or noise, in YAML; else the text itself."""
+    start = text.lstrip()[:1]
+    try:
+        if start == "{":
+            return table(text, f"{where}, {key}")
+        if start in ("[", '"'):
+            return json.loads(text)
+    except (ValueError, RecursionError, UserError) as error:  # also of text that begins with a brace
+        if "twice" in str(error):
+            raise
+        if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _TELLING.search(text):
+            raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.") from None
+        return text
+    content = neighbours.parsed(text, f"{where}, {key}") if _YAML.search(text) else text
+    return content if isinstance(content, dict) else text

@@ -1,0 +1,99 @@
+"""Values of a wrong kind in the configs of a diffusers folder: one sentence with file and key, before they are used."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.interop.files.plain import number, whole
+
+_WHOLE = (
+    "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",
+    "attention_head_dim", "num_attention_heads", "block_out_channels", "transformer_layers_per_block",
+    "num_class_embeds", "projection_class_embeddings_input_dim", "time_cond_proj_dim",
+    "addition_time_embed_dim",
+    "conditioning_channels",
+    "conditioning_embedding_out_channels",
+)  # fmt: skip
+_NAMES = (
+    "act_fn", "mid_block_type", "down_block_types", "up_block_types", "class_embed_type", "resnet_time_scale_shift",
+    "addition_embed_type",
+)  # fmt: skip
+_SWITCHES = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+_PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline", "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline", "LdmPipeline",
+)  # fmt: skip
+_OWN = ["ldm_pipeline", "LdmPipeline"]  # a class of its own, in a file beside the index
+_WIDEST = 65_536
+_TEXT = ("length", "masked")
+
+
+def check_part(config: Mapping[str, Any], where: str) -> None:
+    """Raises UserError at the first setting of a U-Net, an autoencoder or a ControlNet that is of another kind."""
+    for key in _WHOLE:
+        for value in _values(config.get(key)):
+            whole(value, f"{where}: {key}")
+    for key in _NAMES:
+        for value in _values(config.get(key)):
+            if not isinstance(value, str):
+                raise UserError(f"{where}: {key} has {str(value)[:40]!r}, where a name belongs.")
+    for key in _SWITCHES:
+        _switch(config.get(key), f"{where}: {key}")
+    number(config.get("dropout", 0.0), f"{where}: dropout")
+
+
+def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Refuses a pipeline's class that isn't known to be ours, and parts and options of another kind."""
+    name = index.get("_class_name")
+    if name is not None and name != _OWN and name not in _PIPELINES:
+        raise UserError(f"{where}: the pipeline {name!r} has no counterpart here; known: {', '.join(_PIPELINES)}.")
+    for part in sorted(known & index.keys()):
+        value = index[part]
+        if value is not None and not (isinstance(value, list) and len(value) == 2):
+            raise UserError(f"{where}: {part} is {str(value)[:60]!r}, where a library and a class belong.")
+    for key in ("text", "sampling"):
+        if not isinstance(index.get(key) or {}, Mapping):
+            raise UserError(f"{where}: {key} is {str(index[key])[:40]!r}, where a table of settings belongs.")
+    text, sampling = index.get("text") or {}, index.get("sampling") or {}
+    if odd := [key for key in text if key not in _TEXT]:
+        raise UserError(f"{where}: text says {', '.join(odd[:4])}, which isn't read; known: {', '.join(_TEXT)}.")
+    for value in _values(text.get("length")):
+        whole(value, f"{where}: text.length", most=_WIDEST)
+    _switch(text.get("masked"), f"{where}: text.masked")
+    for key in ("steps", "guidance"):
+        if sampling.get(key) is not None:
+            number(sampling[key], f"{where}: sampling.{key}")
+
+
+def check_class(index: Mapping[str, Any], part: str, config: Mapping[str, Any], where: str) -> None:
+    """Refuses a part whose config says another class than the pipeline's index: which one is meant is unknown."""
+    said, own = index[part][1], config.get("_class_name")
+    if said != own:
+        raise UserError(f"{where}: the class is {own!r}, and {said!r} by model_index.json: keep the one that is right.")
+
+
+def sizes(value: Any, default: int, what: str) -> tuple[int, int]:
+    """A sample size of diffusers, one number or two, as (height, width)."""
+    if value is None:
+        return default, default
+    values = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(values) != 2:
+        raise UserError(f"{what} is {str(value)[:40]!r}, where a whole number or two belong.")
+    height, width = (whole(one, what, most=_WIDEST) for one in values)
+    return height, width
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """Each of a list's, at any depth; of None none."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _values(one)
+    elif value is not None:
+        yield value
+
+
+def _switch(value: Any, what: str) -> None:
+    if value not in (True, False, None):
+        raise UserError(f"{what} is {str(value)[:40]!r}, where true or false belongs.")

@@ -1,0 +1,108 @@
+"""What web UIs keep of a user beside a file, and what is in none: A1111's `NAME.json`, the civitai helper's
+`NAME.civitai.info`, LoRA-Manager's `NAME.metadata.json`. Nothing of it is applied by itself; what it says is told in
+one line."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.common.errors import UserError, printable
+from ldm.interop.files.plain import table
+from ldm.interop.folder import read_json
+
+log = logging.getLogger("ldm")
+WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"
+_NOTES = ("sd version", "vae", "notes", "description")  # A1111's other fields
+_INFO = {"trainedWords": WORDS, "baseModel": "sd version"}  # of civitai's description, as A1111 calls them
+_MANAGER = {"base_model": "sd version", "notes": "notes", "recommended_weight": WEIGHT}  # of LoRA-Manager's file
+_OWN = {"recommended_weight": WEIGHT, "modelspec.trigger_phrase": WORDS}  # of a LoRA's own metadata
+_TIPS = {"strength": WEIGHT}  # of its usage_tips
+_UNSAID: tuple[Any, ...] = (None, "", 0, [], "Unknown")
+_LONGEST = 80
+
+
+def beside(path: str | Path) -> dict[str, Any]:
+    """What is said of the file at `path` in the files of its name beside it, under A1111's names of fields.
+
+    Raises UserError where one of them isn't a table in JSON.
+    """
+    path = Path(path)
+    own, info = path.with_suffix(".json"), path.with_suffix(".civitai.info")
+    manager = path.with_suffix(".metadata.json")
+    said: dict[str, Any] = _of_manager(manager) if manager.is_file() else {}
+    if info.is_file():
+        read = read_json(info)
+        said |= _named(read, _INFO)
+    if own.is_file():
+        said |= {key: value for key, value in read_json(own).items() if value not in _UNSAID}
+    return {key: value for key, value in said.items() if value not in _UNSAID}
+
+
+def in_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a LoRA's own metadata recommend, under A1111's names of fields."""
+    return {key: value for key, value in _named(metadata, _OWN).items() if value not in _UNSAID}
+
+
+def _of_manager(file: Path) -> dict[str, Any]:
+    read = read_json(file)
+    tips = read.get("usage_tips") or {}
+    tips = table(tips, f"{file}: usage_tips") if isinstance(tips, str) else tips
+    civitai = read.get("civitai")
+    said = _named(civitai, _INFO) if isinstance(civitai, dict) else {}
+    said |= {key: value for key, value in _named(read, _MANAGER).items() if value not in _UNSAID}
+    return said | (
+        {_TIPS.get(str(key), str(key)): value for key, value in tips.items()} if isinstance(tips, dict) else {}
+    )
+
+
+def _named(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {ours: read[theirs] for theirs, ours in names.items() if theirs in read}
+
+
+def tell(path: str | Path, scale: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
+    """Says in one line what is beside the file, or recommended in a LoRA's `metadata`, and isn't applied.
+
+    `scale` is the one that a LoRA is loaded at, None for a checkpoint, which has none.
+    """
+    try:
+        said = in_metadata(metadata or {}) | beside(path)
+    except UserError as error:
+        log.warning("%s: nothing beside it is taken: %s", path, error)
+        return
+    if scale is not None and _is_number(said.get(WEIGHT), scale):
+        del said[WEIGHT]
+    if said:
+        log.warning(
+            "%s: beside it is said %s; none of it is applied by itself%s",
+            path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(said)), _advice(said, scale),
+        )  # fmt: skip
+
+
+def _is_number(value: Any, wanted: float) -> bool:
+    try:
+        return float(value) == wanted
+    except (TypeError, ValueError):
+        return False
+
+
+def _sorted(said: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A1111's fields first."""
+    first = (WEIGHT, WORDS, NEGATIVE, *_NOTES)
+    return sorted(said.items(), key=lambda item: first.index(item[0]) if item[0] in first else len(first))
+
+
+def _advice(said: dict[str, Any], scale: float | None) -> str:
+    ways = []
+    if WEIGHT in said and scale is not None:
+        ways.append(f"load it at scale {_short(said[WEIGHT])}")
+    if WORDS in said:
+        ways.append("write the activation text into the prompt")
+    if NEGATIVE in said:
+        ways.append("write the negative text into the negative prompt")
+    return f": {', '.join(ways)}" if ways else ""
+
+
+def _short(value: Any) -> str:
+    text = printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

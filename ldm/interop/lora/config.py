@@ -1,0 +1,109 @@
+"""What peft's config says of a LoRA's strength: `adapter_config.json`, or the metadata that diffusers writes."""
+
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.conditioning.text.clip_names import spellings
+from ldm.interop.files.names import refuse
+from ldm.interop.files.plain import number
+
+log = logging.getLogger("ldm")
+# read here, or about training, or about which layers have weights: the file's tensors say that
+_KNOWN = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules",
+    "layers_to_transform", "layers_pattern", "lora_dropout", "task_type", "auto_mapping", "peft_version",
+    "base_model_name_or_path", "revision", "inference_mode", "eva_config", "runtime_config",
+    "fan_in_fan_out",  # peft itself takes it for false of linear layers and convolutions
+    "megatron_config", "megatron_core", "qalora_group_size", "loftq_config",  # matter with settings that are refused
+)  # fmt: skip
+_FIXED = {
+    "peft_type": "LORA",
+    "bias": "none",
+    # other ways to begin change the base's weights too, and the LoRA fits no other base
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}
+_DEFAULT_ALPHA = 8  # peft's
+_BEFORE = r"(.*\.)?"  # what peft lets a pattern leave out of a module's name
+_MOST_REPEATS = 4  # in a pattern: matching takes a time that grows with this power of a name's length
+
+
+def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
+    """Alpha by module, such that the change of a weight is alpha / rank * B A, for the modules of `ranks`.
+
+    With `use_rslora` peft scales by lora_alpha / sqrt(rank) (Kalajdzievski 2023): alpha is lora_alpha sqrt(rank).
+    Raises UserError naming each setting that has no counterpart here, and where the config is another LoRA's.
+    """
+    refuse(config, _KNOWN, _FIXED, f"{where}: the LoRA")
+    given_rank = None if config.get("r") is None else _number(config["r"], "r", where)
+    given_alpha = _number(config.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha", where)
+    rank_of, alpha_of = (_patterns(config, name, where) for name in ("rank_pattern", "alpha_pattern"))
+    stable = _flag(config.get("use_rslora"), "use_rslora", where)
+    found = {}
+    for module, rank in ranks.items():
+        said = _first(rank_of, module, given_rank)
+        if said is not None and said != rank:
+            raise UserError(
+                f"{where} says rank {said:g} of {module}, whose weights have {rank}: it is another LoRA's; "
+                "take it away, or get the one that belongs to this file."
+            )
+        alpha = _first(alpha_of, module, given_alpha)
+        assert alpha is not None
+        found[module] = alpha * math.sqrt(rank) if stable else alpha
+    return found
+
+
+def _number(value: Any, key: str, where: str) -> float:
+    if isinstance(value, str):  # which peft refuses too
+        raise UserError(f"{where}: {key} is {value[:40]!r}, where a number belongs.")
+    return number(value, f"{where}: {key}")
+
+
+def _flag(value: Any, key: str, where: str) -> bool:
+    if value not in (True, False, None):
+        raise UserError(f"{where}: {key} is {str(value)[:40]!r}, where true or false belongs.")
+    return bool(value)
+
+
+def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.Pattern[str], float]]:
+    """Each pattern, as peft matches it against the end of a module's name, with its number."""
+    given = config.get(key) or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: {key} is a {type(given).__name__}, where a number by module belongs.")
+    return [(_compiled(p, key, where), _number(value, f"{key} of {p}", where)) for p, value in given.items()]
+
+
+def tell_idle(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
+    """Names a config's patterns that mean none of `modules`, the layers that have weights."""
+    names = [name for module in modules for name in spellings(module)]
+    for key in ("rank_pattern", "alpha_pattern"):
+        own = _patterns(config, key, where)
+        if idle := [p.pattern for p, _ in own if not any(map(p.match, names))]:
+            shown = ", ".join(text.removeprefix(_BEFORE + "(").removesuffix(")$") for text in idle[:4])
+            log.warning("%s: %s means no layer of the LoRA by %s", where, key, shown)
+
+
+def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
+    repeats = re.findall(r"(?<![\\(])[*+{?]", pattern)
+    if re.search(r"\)[*+{?]", pattern) or len(repeats) > _MOST_REPEATS:  # could take for ever
+        raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which repeats too much to be read here.")
+    try:
+        return re.compile(rf"{_BEFORE}({pattern})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which is none ({error}).") from None
+
+
+def _first(patterns: list[tuple[re.Pattern[str], float]], module: str, default: float | None) -> float | None:
+    """The number of the first pattern that means the module, under either spelling.
+
+    peft writes patterns sorted by name, whatever their order when it trained: where several differ it is said.
+    """
+    fitting = [value for pattern, value in patterns if any(pattern.match(name) for name in spellings(module))]
+    if len(set(fitting)) > 1:
+        log.warning(
+            "several patterns of the LoRA's config mean %s: the first counts, %g, as in peft", module, fitting[0]
+        )
+    return fitting[0] if fitting else default

@@ -1,0 +1,201 @@
+"""What the metadata of a LoRA's file say of its strength: peft's config, plain numbers, kohya's log of the training.
+
+Of kohya's files every tool takes alpha from the tensors; their log (`ss_...`) counts for layers that have none, and
+may be that of a LoRA from before it was merged or resized. What else speaks of strength and isn't read is refused.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import leaves, of_metadata
+from ldm.interop.files.plain import flag, is_off, number, table, word
+
+log = logging.getLogger("ldm")
+CONFIGS = ("lora_adapter_metadata", "adapter_config", "adapter_config_json", "lora_config", "peft_config")
+_ALPHA, _RANK, _ARGS = "ss_network_alpha", "ss_network_dim", "ss_network_args"
+_PLAIN = {  # words for the settings of peft's config
+    "lora_alpha": ("lora_alpha", "alpha", "network_alpha"),
+    "r": ("r", "rank", "lora_rank", "lora_r", "lora_dim", "network_dim", "network_rank"),
+    "use_rslora": ("use_rslora", "use_rs_lora", "rslora", "rs_lora"),
+}
+_READ = {alias for aliases in _PLAIN.values() for alias in aliases}
+_TELLING = re.compile(
+    r"(^|_)(alphas?|ranks?|dims|rs_?lora|dora|strength|multiplier|scalar)(_|$)|(^|_)scal(e|ing)(_factor)?$"
+    r"|^(lora|adapter|network|default)_(weight|config|dim)$|^(weight|scale_weight|weight_decompose)$"
+)
+# in a trainer's log or arguments: how it trained, or what tensors say
+_HARMLESS = {
+    "ss_alpha_mask", "ss_network_dropout", "ss_network_module", "rank_dropout", "rank_dropout_scale", "alpha_mask",
+    "conv_dim", "conv_alpha", "scale_weight_norms", "guidance_scale", "cfg_scale",
+}  # fmt: skip
+_OF_LAYERS = re.compile(r"(^|_)(alphas?|ranks?|rs_?lora|dora|decompose)(_|$)")  # in settings of a tool's own
+_KINDS = ("algo", "dora_wd", "weight_decompose", "use_dora")
+_PLAIN_ALGORITHMS = ("lora", "locon", "dylora")
+
+
+def configs(metadata: Mapping[str, str], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """peft's configs in the metadata, each with its key."""
+    for key, text in metadata.items():
+        if word(key) in CONFIGS:
+            yield key, table(text, f"{where}, {key}")
+
+
+def plain(
+    metadata: Mapping[str, str], told: Mapping[str, float], ranks: Mapping[str, int], where: str
+) -> dict[str, float]:
+    """Alpha of the modules of `ranks` that aren't `told` elsewhere, by plain numbers (`rank`, `alpha`, `use_rslora`).
+
+    Raises UserError where they contradict the weights, or what is told of every module.
+    """
+    said = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
+    _check_rank(said["r"], {m: r for m, r in ranks.items() if m not in told} or ranks, where)
+    kind, switch = said["use_rslora"] or ("", None)
+    stable = flag(switch, f"{where}: {kind}")
+    if said["lora_alpha"] is None:
+        if stable:
+            raise UserError(f"{where}: its metadata say {kind} without alpha, so nobody knows "
+                            "the LoRA's strength: get the file with its adapter_config.json.")  # fmt: skip
+        return {}
+    key, text = said["lora_alpha"]
+    alpha = number(text, f"{where}: {key}")
+    meant = {module: alpha * math.sqrt(rank) if stable else alpha for module, rank in ranks.items()}
+    if told and not any(math.isclose(meant[m], told[m], rel_tol=5e-3) for m in told):
+        module = next(iter(told))
+        raise UserError(
+            f"{where}: alpha of {module} is {told[module]:g} in the file and {meant[module]:g} by {key} of its "
+            "metadata: keep the right one."
+        )
+    return {module: value for module, value in meant.items() if module not in told}
+
+
+def of_log(metadata: Mapping[str, str], silent: Mapping[str, Tensor], where: str) -> dict[str, float]:
+    """What kohya's log says of `silent` modules, by their first matrices: one alpha for linear layers and 1x1
+    convolutions, for the others `conv_alpha`, which is 1 unless given where there is a `conv_dim`. 0 means the rank."""
+    given = _get(metadata, _ARGS)
+    args = {} if is_off(given) else table(given, f"{where}, {_ARGS}")
+    if silent:
+        _refuse_unread(metadata, args, where)
+    found = {}
+    for module, down in silent.items():
+        rank: tuple[str, Any]
+        alpha: tuple[str, Any]
+        rank, alpha = (_RANK, _get(metadata, _RANK)), (_ALPHA, _get(metadata, _ALPHA) or None)
+        if max(down.shape[2:], default=1) > 1 and args.keys() & {"conv_alpha", "conv_dim"}:
+            rank, alpha = ("conv_dim", args.get("conv_dim")), ("conv_alpha", args.get("conv_alpha", 1))
+        if str(rank[1]).replace(".", "").isdigit():
+            _check_rank((rank[0], rank[1]), {module: down.shape[0]}, where)
+        if not is_off(alpha[1]):
+            found[module] = number(alpha[1], f"{where}: {alpha[0]}") or float(down.shape[0])
+    return found
+
+
+def check(
+    metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], silent: bool, where: str
+) -> None:
+    """Refuses what else is said of strength, and tells of a log that is of another LoRA than the tensors.
+
+    `silent`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
+    """
+    unread = [key for key, value in metadata.items() if _tells(key, value) and not _agrees(key, value, alphas, ranks)]
+    inside = [(path, value) for path, name, value in _settings(metadata) if not _is_real(name, value, alphas, ranks)]
+    unread += [path for path, _ in inside] if silent else []
+    if unread:
+        raise UserError(f"{where}: its metadata say {', '.join(unread[:4])} of its strength, which isn't read here.")
+    log_of = {key: _get(metadata, key) for key in (_ALPHA, _RANK)}
+    logged = [(key, text) for key, text in log_of.items() if re.fullmatch(r"\d+(\.\d+)?", text) and float(text)]
+    for key, text in [*inside, *((k, v) for k, v in logged if not _is_real(k, v, alphas, ranks))]:
+        log.warning("%s: its metadata say %s=%s, its weights otherwise: they count", where, key, str(text)[:40])
+
+
+def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -> tuple[str, str] | None:
+    """The key and text under which a setting is given. Raises UserError where two differ."""
+    found = [(key, text) for key, text in metadata.items() if word(key) in aliases and not is_off(text)]
+    for key, text in found[1:]:
+        if text != found[0][1]:
+            raise UserError(f"{where}: its metadata say {found[0][0]}={found[0][1][:20]} and {key}={text[:20]}: "
+                            "keep the right one.")  # fmt: skip
+    return found[0] if found else None
+
+
+def _check_rank(said: tuple[str, Any] | None, ranks: Mapping[str, int], where: str) -> None:
+    if said is None:
+        return
+    rank = number(said[1], f"{where}: {said[0]}")
+    if ranks and rank not in ranks.values():
+        module, real = next(iter(ranks.items()))
+        raise UserError(
+            f"{where}: its metadata say {said[0]}={rank:g}, {module} has rank {real}: they are another LoRA's, "
+            "so nobody knows its strength."
+        )
+
+
+def _refuse_unread(metadata: Mapping[str, str], args: Mapping[str, Any], where: str) -> None:
+    """Of a log that has to say the strength: what it says and isn't read."""
+    unread = [f"{_ARGS}.{k}" for k, v in args.items() if _telling(word(k)) and not is_off(v) and str(v) != "0"]
+    if (algorithm := args.get("algo", "lora")) not in _PLAIN_ALGORITHMS:
+        unread.append(f"{_ARGS}.algo={algorithm}")
+    if unread:
+        raise UserError(
+            f"{where}: its metadata say {', '.join(unread)} of layers without alpha, which isn't read here."
+        )
+
+
+def _telling(name: str) -> bool:
+    return name in _READ - {"r"} or (bool(_TELLING.search(name)) and name not in _HARMLESS)
+
+
+def _tells(key: str, value: str) -> bool:
+    """Whether a key speaks of strength and is read nowhere. Of a trainer's log that is what it says of its network."""
+    name = word(key)
+    if name in (_ALPHA, _RANK, _ARGS) or name in _READ or name in CONFIGS or is_off(value):
+        return False
+    if name.startswith("ss_") and not re.match(r"ss_(network|lora|adapter)_", name):
+        return False
+    return bool(_TELLING.search(name.removeprefix("ss_"))) and name not in _HARMLESS
+
+
+def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
+    """Whether a factor says nothing new: 1, or under `scaling` the alpha / rank that all layers have."""
+    try:
+        factor = float(value)
+    except ValueError:
+        return False
+    scalings = {alphas[m] / ranks[m] for m in ranks} if "scaling" in word(key) else set()
+    return factor == 1 or (bool(scalings) and all(math.isclose(factor, s, rel_tol=5e-3) for s in scalings))
+
+
+def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+    """What tables of settings under a tool's own keys say of alpha, rank or kind: path, name, value.
+
+    Of kohya's log the kind of network is one; the rest of it, and how an image was made, is none of a LoRA's strength.
+    """
+    own = {
+        k: v for k, v in metadata.items() if not re.match(r"(ss|sshs|modelspec)_", word(k)) and word(k) not in CONFIGS
+    }
+    for path, name, value in leaves(of_metadata(own, "its metadata")):
+        if "." in path and _OF_LAYERS.search(name) and not is_off(value) and name not in _HARMLESS:
+            yield path, name, value
+    text = _get(metadata, _ARGS)
+    for key, value in () if is_off(text) else table(text, _ARGS).items():
+        if word(key) in _KINDS and not is_off(value) and value not in _PLAIN_ALGORITHMS:
+            yield f"{_ARGS}.{key}", word(key), value
+
+
+def _is_real(name: str, value: Any, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
+    """Whether some layer has the alpha or rank that a setting says."""
+    real = map(float, ranks.values()) if re.search("rank|dim", name) else alphas.values()
+    try:
+        said = float(value)
+    except (TypeError, ValueError):
+        return False
+    return any(math.isclose(said, one, rel_tol=5e-3) for one in real)
+
+
+def _get(metadata: Mapping[str, str], key: str) -> str:
+    return next((text for name, text in metadata.items() if word(name) == key), "")

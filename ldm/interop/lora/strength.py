@@ -1,0 +1,123 @@
+"""How strong a LoRA is: alpha of each module, from all the places where tools write it.
+
+peft's config, beside the file or in its metadata; tensors of the file (kohya, diffusers); plain numbers in its
+metadata; and of kohya's files without such tensors the log of their training (`lora_metadata`). Places that contradict
+each other are refused. Where nothing is said alpha is the rank, which is the convention of diffusers and kohya.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.interop.files.plain import number
+from ldm.interop.lora import config as lora_config
+from ldm.interop.lora import lora_metadata
+
+log = logging.getLogger("ldm")
+T = TypeVar("T")
+DIFFUSERS = lora_metadata.CONFIGS[0]  # the key under which diffusers keeps peft's config
+_COMPONENTS = ("unet", "text_encoder")
+_ROUNDING = 5e-3  # alpha in bfloat16
+
+
+def alphas(
+    downs: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    config: tuple[str, Mapping[str, Any]] | None,
+    where: str,
+    pefts: bool = False,
+) -> dict[str, float]:
+    """Alpha by module of `downs`, the first matrices (rank, in).
+
+    `tensors` are alphas out of the file; `config` is peft's from beside it and where it lies. `pefts`: the file has
+    peft's names, of which nobody knows the strength without a config.
+    """
+    ranks = {module: down.shape[0] for module, down in downs.items()}
+    said: dict[str, Mapping[str, float]] = {}
+    if config is not None:
+        said[config[0]] = _of_config(config[1], ranks, config[0])
+    for key, content in lora_metadata.configs(metadata, where):
+        said["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, ranks, f"{where}, {key}")
+    said["its tensor"] = {module: _scalar(tensor, f"{where}: alpha of {module}") for module, tensor in tensors.items()}
+    found = _agreed(said, where)
+    found |= lora_metadata.plain(metadata, found, ranks, where)
+    silent = {module: down for module, down in downs.items() if module not in found}
+    found |= lora_metadata.of_log(metadata, silent, where)
+    whole = {module: found.get(module, float(rank)) for module, rank in ranks.items()}
+    lora_metadata.check(metadata, whole, ranks, bool(silent), where)
+    if pefts and not found:
+        log.warning(
+            "%s: adapter_config.json isn't beside it, which says its strength: alpha is taken for the rank", where
+        )
+    return _told_of_zeros(whole, where)
+
+
+def _agreed(said: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
+    """What is said of each module. Raises UserError where two places differ."""
+    found: dict[str, tuple[str, float]] = {}
+    for place, values in said.items():
+        for module, alpha in values.items():
+            other, before = found.setdefault(module, (place, alpha))
+            if not math.isclose(alpha, before, rel_tol=_ROUNDING):
+                raise UserError(
+                    f"{where}: alpha of {module} is {before:g} by {other} and {alpha:g} by {place}: keep the right one."
+                )
+    return {module: alpha for module, (_, alpha) in found.items()}
+
+
+def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
+    """By component: diffusers puts `unet.` and `text_encoder.` before the settings, peft says them of all layers."""
+    found: dict[str, float] = {}
+    own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
+    shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
+    lora_config.tell_idle(shared, [module.partition(".")[2] for module in ranks], where)
+    for component, settings in own.items():
+        start = f"{component}."
+        short = _under(ranks, start)
+        both = _joined(shared, settings, component, where)
+        if short and both:
+            lora_config.tell_idle(settings, short, where)
+            found |= {start + m: alpha for m, alpha in lora_config.alphas(both, short, where).items()}
+        elif short:
+            log.warning("%s says nothing of the %s: its alpha is taken for the rank", where, component)
+        elif settings:
+            log.warning("%s speaks of the %s, of which the file has no weights", where, component)
+    return found
+
+
+def _joined(shared: Mapping[str, Any], own: Mapping[str, Any], component: str, where: str) -> dict[str, Any]:
+    """What is said of all components and of one. Raises UserError where they differ."""
+    for key in shared.keys() & own.keys():
+        if shared[key] != own[key]:
+            raise UserError(
+                f"{where} says {key}={shared[key]!r} of all parts and {component}.{key}={own[key]!r}: "
+                "keep the right one."
+            )
+    return {**shared, **own}
+
+
+def _under(values: Mapping[str, T], prefix: str) -> dict[str, T]:
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def _told_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
+    if zeros := [module for module, alpha in alphas.items() if alpha == 0]:
+        log.warning(
+            "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 for the rank",
+            where, zeros[0], len(zeros),
+        )  # fmt: skip
+    return alphas
+
+
+def _scalar(tensor: Tensor, what: str) -> float:
+    if tensor.numel() != 1:
+        raise UserError(f"{what} has the shape {tuple(tensor.shape)}, where one number belongs.")
+    try:
+        return number(tensor.item(), what)
+    except NotImplementedError:  # two numbers of 4 bits in a byte
+        raise UserError(f"{what} is {str(tensor.dtype).removeprefix('torch.')}, which isn't read here.") from None

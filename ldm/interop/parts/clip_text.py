@@ -1,0 +1,118 @@
+"""The text encoder inside a Stable Diffusion checkpoint: CLIP under transformers' names (1.x) or OpenCLIP's (2.x).
+
+From there to the model; `to_clip` is the way back.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.conditioning import FrozenText
+from ldm.conditioning.text.clip_names import TEXT_MODEL
+from ldm.conditioning.text.encoders import load_tokenizer
+from ldm.interop.files.names import by_prefix, inverse, rename
+from ldm.interop.files.plain import whole
+from ldm.interop.folder import read_json
+from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
+from ldm.interop.settings import text_settings
+
+_FIRST = "transformer."
+_IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
+_JOINED = "attn.in_proj_"
+
+
+def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapping[str, Any]) -> FrozenText:
+    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as `said`.
+
+    Without weights the encoder is the folder's. `folder` is a pipeline's, with `tokenizer` and perhaps `text_encoder`
+    within, or the tokenizer's own.
+    """
+    tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
+    encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    if not state:
+        file = encoder / "config.json"
+        length = whole(read_json(file).get("max_position_embeddings", 77), f"{file}: max_position_embeddings")
+        options = {"length": length, **text_settings.of_file(said, None, length, str(where))}
+        return FrozenText(str(encoder), str(tokenizer), masked=False, **options)
+    weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
+    model = _build(weights, encoder, str(where))
+    length, dim = weights["embeddings.position_embedding.weight"].shape
+    layers = len(indices(weights, "encoder.layers."))
+    is_open = not any(n.startswith(_FIRST) for n in state)
+    read = text_settings.of_file(said, (layers, is_open), int(length), str(where))
+    part = FrozenText(str(where), str(tokenizer), **{"length": int(length), "masked": False, "dim": int(dim), **read})
+    part.hold(load_tokenizer(str(tokenizer)), model)
+    return part
+
+
+def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stable Diffusion 1: transformers' own names under a prefix, with `text_model.` or, written by new ones, without.
+
+    Returned without.
+    """
+    named = {n.removeprefix(_FIRST).removeprefix(TEXT_MODEL): t for n, t in state.items() if n.startswith(_FIRST)}
+    return {n: t for n, t in named.items() if not n.endswith("position_ids")}
+
+
+def second_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stable Diffusion 2: OpenCLIP's names, and query, key and value in one. The last block isn't used, so it goes."""
+    layers = len(indices(state, "model.transformer.resblocks.")) - 1
+    last = f"model.transformer.resblocks.{layers}."
+    kept = {n: t for n, t in state.items() if not n.startswith((last, *_IDLE))}
+    joined = {n: t for n, t in kept.items() if _JOINED in n}
+    places = kept.pop("model.positional_embedding")
+    table = inverse(_table([n for n in kept if n not in joined], layers))
+    ours = rename({n: t for n, t in kept.items() if n not in joined}, table, "the text encoder")
+    ours["embeddings.position_embedding.weight"] = places
+    for name, tensor in joined.items():
+        block, leaf = name.split(".")[3], name.rsplit("_", 1)[1]
+        for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+            ours[f"encoder.layers.{block}.self_attn.{part}_proj.{leaf}"] = piece
+    return ours
+
+
+def _table(theirs: list[str], layers: int) -> dict[str, str]:
+    """{transformers': OpenCLIP's} for the given names of OpenCLIP."""
+    modules, parts = inverse(open_clip_modules(layers)), inverse(CLIP_BLOCK)
+    return inverse(by_prefix(theirs, modules, parts))
+
+
+def _build(weights: Mapping[str, Tensor], folder: Path, where: str) -> Any:
+    """A CLIPTextModel with `weights`. Sizes are read off them; what leaves no trace comes from the folder's config."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from ldm.artifact import refuse_not_finite, report_mismatch
+
+    config = _config(weights, folder)
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(**config))
+    wanted = model.state_dict()
+    prefix = TEXT_MODEL if any(n.startswith(TEXT_MODEL) for n in wanted) else ""
+    named = {prefix + n: t for n, t in weights.items()}
+    report_mismatch(wanted, named, f"{where}: the text encoder")
+    refuse_not_finite(named, f"{where}: the text encoder")
+    model = CLIPTextModel(CLIPTextConfig(**config))  # buffers that no file has need memory
+    model.load_state_dict(named, assign=True)
+    return model
+
+
+def _config(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
+    layers = len(indices(weights, "encoder.layers."))
+    vocabulary, dim = weights["embeddings.token_embedding.weight"].shape
+    inner = weights["encoder.layers.0.mlp.fc1.weight"].shape[0]
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": dim,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": weights["embeddings.position_embedding.weight"].shape[0],
+    }
+    file = folder / "config.json"
+    given = read_json(file) if file.is_file() else {}
+    second = dim == 1024
+    guess = {"num_attention_heads": max(1, dim // 64), "hidden_act": "gelu" if second else "quick_gelu"}
+    kept = ("num_attention_heads", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id", "layer_norm_eps")
+    return guess | {k: given[k] for k in kept if k in given} | sizes

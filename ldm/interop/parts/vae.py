@@ -1,0 +1,146 @@
+"""The settings of diffusers' AutoencoderKL and of ours, each from the other. The weights' names are equal.
+
+Whitening: ours is per channel, outside of the autoencoder. Stock pipelines know one factor, so anything else is folded
+into `quant_conv` and `post_quant_conv`, which are linear: z' = (z - mean) / std.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.interop.files.names import refuse
+from ldm.interop.parts.unet import full_spec, signature_defaults
+from ldm.networks import AutoencoderKL
+
+_KNOWN = (
+    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups",
+    "sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast",
+    "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+)  # fmt: skip
+_FIXED = {
+    "act_fn": ("silu", "swish"),
+    "down_block_types": "DownEncoderBlock2D",
+    "up_block_types": "UpDecoderBlock2D",
+}
+_EXPORTED = {
+    "class", "in_channels", "latent_channels", "channels", "multipliers", "blocks", "attention", "groups",
+    "quant_convs",
+}  # fmt: skip
+# diffusers before 0.15
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of our AutoencoderKL that computes what diffusers' of `config` does."""
+    refuse(config, _KNOWN, _FIXED, "the autoencoder")
+    channels = config.get("in_channels", 3)
+    if config.get("out_channels", 3) != channels:
+        raise UserError(f"the autoencoder can't be represented here: out_channels={config.get('out_channels')}.")
+    return {
+        "class": "AutoencoderKL",
+        "in_channels": channels,
+        "latent_channels": config.get("latent_channels", 4),
+        "channels": list(config.get("block_out_channels", (64,))),
+        "blocks": config.get("layers_per_block", 1),
+        "attention": bool(config.get("mid_block_add_attention", True)),
+        "groups": config.get("norm_num_groups", 32),
+        **({} if any(_has_convs(config)) else {"quant_convs": False}),
+    }
+
+
+def _has_convs(config: Mapping[str, Any]) -> tuple[bool, bool]:
+    return bool(config.get("use_quant_conv", True)), bool(config.get("use_post_quant_conv", True))
+
+
+def to_diffusers(
+    vae: AutoencoderKL, sample_size: int = 32, scaling_factor: float = 1.0, folded: bool = False
+) -> dict[str, Any]:
+    """The config of a diffusers AutoencoderKL that computes what `vae` does. Raises UserError where none does.
+
+    `folded` weights (`fold`) have quantisation convolutions whether `vae` has or not.
+    """
+    if reasons := obstacles(vae):
+        raise UserError(f"the autoencoder is no stock AutoencoderKL: {'; '.join(reasons)}.")
+    widths = [stage.resnets[0].conv1.out_channels for stage in vae.encoder.down_blocks]  # type: ignore[index,union-attr]
+    convs = folded or full_spec(vae)["quant_convs"]
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": vae.in_channels,
+        "out_channels": vae.in_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "block_out_channels": widths,
+        "layers_per_block": full_spec(vae)["blocks"],
+        "latent_channels": vae.latent_channels,
+        "norm_num_groups": vae.encoder.conv_norm_out.num_groups,
+        "sample_size": sample_size,
+        "scaling_factor": scaling_factor,
+        **({} if convs else {"use_quant_conv": False, "use_post_quant_conv": False}),
+        "force_upcast": False,
+        "mid_block_add_attention": vae.encoder.mid_block.attentions is not None,
+        "act_fn": "silu",
+    }
+
+
+def obstacles(vae: AutoencoderKL) -> list[str]:
+    """Why `vae` is no stock AutoencoderKL; empty if it is."""
+    defaults = signature_defaults(AutoencoderKL)
+    others = {k: v for k, v in full_spec(vae).items() if k not in _EXPORTED}
+    return [f"{k}={v!r}" for k, v in others.items() if v != defaults.get(k)]
+
+
+def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """diffusers' weights as ours: old attention names made new, one absent quantisation convolution as the identity."""
+    ours = {}
+    for name, tensor in state.items():
+        words = name.split(".")
+        if "attentions" in words and words[-2] in _OLD_ATTENTION:
+            words[-2] = _OLD_ATTENTION[words[-2]]
+            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        ours[".".join(words)] = tensor
+    encodes, decodes = _has_convs(config)
+    if encodes == decodes:
+        return ours
+    return ours | _identity("post_quant_conv" if encodes else "quant_conv", config.get("latent_channels", 4))
+
+
+def _identity(name: str, z: int) -> dict[str, Tensor]:
+    """A quantisation convolution that changes nothing, of `z` latent channels."""
+    width = 2 * z if name == "quant_conv" else z
+    return {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
+
+
+def scaling_config(scaling: tuple[list[float], list[float]] | None) -> dict[str, Any]:
+    """The settings of a config by which latents are (z - mean) / std: one factor and shift where they say it."""
+    if scaling is None:
+        return {}
+    mean, std = scaling
+    if len({*mean}) > 1 or len({*std}) > 1:
+        return {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}
+    return {"scaling_factor": 1 / std[0], "shift_factor": mean[0] or None}
+
+
+def stock_factor(mean: Tensor, std: Tensor) -> float | None:
+    """The scaling_factor that says the same as this whitening, or None where one number doesn't."""
+    plain = bool((mean == 0).all()) and bool((std == std[0]).all())
+    return 1 / std[0].item() if plain else None
+
+
+def fold(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """Weights of an autoencoder with whitened latents: z' = (z - mean) / std, ln var' = ln var - 2 ln std."""
+    mean, std = mean.double(), std.double()
+    scale = torch.cat([1 / std, torch.ones_like(std)])  # (2 z,)
+    offset = torch.cat([-mean / std, -2 * std.log()])
+    if "quant_conv.weight" not in state:
+        state = {**state, **_identity("quant_conv", len(mean)), **_identity("post_quant_conv", len(mean))}
+    folded = dict(state)
+    w, b = state["quant_conv.weight"].double(), state["quant_conv.bias"].double()
+    folded["quant_conv.weight"] = (w * scale[:, None, None, None]).to(torch.float32)
+    folded["quant_conv.bias"] = (b * scale + offset).to(torch.float32)
+    w, b = state["post_quant_conv.weight"].double(), state["post_quant_conv.bias"].double()
+    folded["post_quant_conv.weight"] = (w * std[None, :, None, None]).to(torch.float32)
+    folded["post_quant_conv.bias"] = (b + w[:, :, 0, 0] @ mean).to(torch.float32)
+    return folded

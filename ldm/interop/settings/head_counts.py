@@ -1,0 +1,45 @@
+"""How many attention heads a single file's settings say, which leave no trace in its weights."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import NO_SETTINGS, leaves
+from ldm.interop.files.plain import is_off, number
+
+log = logging.getLogger("ldm")
+_KEYS = {"num_head_channels": "head_dim", "num_heads": "heads"}  # the first counts where both are said, as in CompVis's
+UNET, CONTROLNET = ("unet", "network_config"), ("control_stage",)
+
+
+def of_file(said: Mapping[str, Any], given: Mapping[str, Any], sections: tuple[str, ...], where: str) -> dict[str, int]:
+    """`heads` or `head_dim` as `given`, else as the file's settings say in `sections`, whose value -1 says nothing.
+
+    Raises UserError where two places differ.
+    """
+    own: dict[str, int] = {}
+    for key, ours, count in _counts(said, sections, where):
+        if own.setdefault(ours, count) != count:
+            raise UserError(f"{where} says {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
+    own = dict(list(own.items())[:1]) if "head_dim" not in own else {"head_dim": own["head_dim"]}
+    asked = {key: given[key] for key in ("heads", "head_dim") if key in given}
+    if asked and own and asked != own:
+        log.warning("%s: %s is taken as asked for, not the file's own %s", where, _shown(asked), _shown(own))
+    return asked or own
+
+
+def _counts(said: Mapping[str, Any], sections: tuple[str, ...], where: str) -> Iterator[tuple[str, str, int]]:
+    for key, name, value in leaves(said, NO_SETTINGS):
+        section, _, _ = key.rpartition(".")
+        if name not in _KEYS or (section and not any(one in section for one in sections)):
+            continue
+        count = -1 if is_off(value) else number(value, f"{where}: {key}")
+        if count != -1:
+            if count < 1 or count != int(count):
+                raise UserError(f"{where}: {key} is {str(value)[:40]!r}, where a whole number from 1 on belongs.")
+            yield key, _KEYS[name], int(count)
+
+
+def _shown(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in counts.items())

@@ -1,0 +1,58 @@
+"""The metadata of a single file, by Stability AI's ModelSpec 1.0.0 (https://github.com/Stability-AI/ModelSpec)."""
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.diffusion import V
+
+_WIDEST = 65_536
+_IMPLEMENTATIONS = {
+    "1": "https://github.com/CompVis/stable-diffusion",
+    "2": "https://github.com/Stability-AI/stablediffusion",
+}
+
+
+def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[str, Any]) -> dict[str, str]:
+    """What the file says of a whole model: kind, name, size, prediction, how it is sampled, licence and date.
+
+    `stock` is whether its sizes are Stable Diffusion's too; a model of other sizes has an architecture of its own name.
+    """
+    predicts_v = isinstance(model.denoiser.parameterization, V)
+    said = {
+        "sai_model_spec": "1.0.0",
+        "architecture": _architecture(model, version, predicts_v) if stock else f"ldm-stable-diffusion-v{version}",
+        "implementation": _IMPLEMENTATIONS[version],
+        "title": title,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "resolution": f"{model.preprocess.width}x{model.preprocess.height}",
+        "prediction_type": "v" if predicts_v else "epsilon",
+        "usage_hint": _hint(model.sampling),
+        "license": about.get("licence"),
+    }
+    return {"format": "pt", **{f"modelspec.{key}": str(value) for key, value in said.items() if value}}
+
+
+def resolution(said: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+    """Height and width of the images that a file says it generates, None if it doesn't."""
+    text = said.get("modelspec.resolution")
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d{1,5})\s*x\s*(\d{1,5})\s*", str(text))
+    width, height = (int(side) for side in found.groups()) if found else (0, 0)
+    if not 1 <= min(width, height) <= max(width, height) <= _WIDEST:
+        raise UserError(f"{where}: modelspec.resolution is {str(text)[:40]!r}, where WIDTHxHEIGHT belongs: give size.")
+    return height, width
+
+
+def _architecture(model: Any, version: str, predicts_v: bool) -> str:
+    """Its identifier: Stable Diffusion 2 has two, by what is predicted."""
+    name = "stable-diffusion-v1" if version == "1" else f"stable-diffusion-v2-{'768-v' if predicts_v else '512'}"
+    return f"{name}-inpainting" if model.denoiser.network.concat_channels == 5 else name
+
+
+def _hint(sampling: Mapping[str, Any]) -> str:
+    known = ("sampler", "steps", "guidance", "rescale")
+    return ", ".join(f"{key} {sampling[key]}" for key in known if sampling.get(key) is not None)

@@ -1,0 +1,126 @@
+"""The noise schedule of a checkpoint of CompVis's kind, from its table of betas, of alpha-bars, or both."""
+
+import itertools
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.diffusion import Schedule
+from ldm.interop.files.declared import leaves
+
+log = logging.getLogger("ldm")
+_TABLES = ("betas", "alphas_cumprod")
+_USUAL = (  # Stable Diffusion, DDPM, latent diffusion
+    ("scaled_linear", 0.00085, 0.012),
+    ("linear", 1e-4, 0.02),
+    ("scaled_linear", 0.0015, 0.0195),
+    ("scaled_linear", 0.0015, 0.0205),
+)
+_DIGITS = (2, 3, 7)  # 0.00085 is meant by 0.000850001
+# what a file may say of its schedule, with the values of Stable Diffusion, which is taken where there is no table
+_SETTINGS = {
+    "linear_start": (0.00085,), "linear_end": (0.012,), "beta_start": (0.00085,), "beta_end": (0.012,),
+    "timesteps": (1000,), "num_train_timesteps": (1000,), "beta_schedule": ("linear", "scaled_linear"),
+    "rescale_betas_zero_snr": (False,), "zero_terminal_snr": (False,), "given_betas": (),
+}  # fmt: skip
+
+
+def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> Schedule:
+    """The schedule whose tables a checkpoint carries, Stable Diffusion's if none. Its marker `ztsnr`, which is taken
+    out of `state`, says that the end was stretched to zero SNR.
+
+    Raises UserError where the tables contradict each other, or are of no schedule here.
+    """
+    zero = state.pop("ztsnr", None) is not None
+    tables = {name: _checked(state[name], name, where) for name in _TABLES if name in state}
+    if not tables:
+        _refuse_settings(said, where)
+        return Schedule(zero_terminal_snr=zero)
+    if found := next((s for s in _candidates(tables) if all(_is_of(s, *item) for item in tables.items())), None):
+        if not found[1]:
+            _tell_of_other_ends(said, _betas(tables), where)
+        kind, start, end = found[0]
+        return Schedule(kind, start, end, len(next(iter(tables.values()))), zero or found[1])
+    if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
+        raise UserError(f"{where} says two noise schedules, by betas and by alphas_cumprod: take out the wrong one.")
+    raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
+
+
+def _checked(table: Tensor, name: str, where: str) -> Tensor:
+    stored = table.is_floating_point() and table.itemsize > 1  # in float8 schedules can't be told apart
+    if table.ndim != 1 or len(table) < 2 or not stored or not table.isfinite().all():
+        kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
+        raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")
+    return table
+
+
+Found = tuple[tuple[str, float | None, float | None], bool]  # kind and ends, and whether it ends at zero SNR
+
+
+def _candidates(tables: Mapping[str, Tensor]) -> Iterator[Found]:
+    """Usual schedules, those whose ends are the table's in round numbers, and Stable Diffusion's with zero SNR."""
+    yield from ((usual, False) for usual in _USUAL)
+    betas = _betas(tables)
+    for digits, kind in itertools.product(itertools.product(_DIGITS, _DIGITS), ("scaled_linear", "linear")):
+        start, end = (float(f"{beta:.{n}g}") for beta, n in zip((betas[0], betas[-1]), digits, strict=True))
+        if 0 < start <= end < 1:
+            yield (kind, start, end), False
+    yield ("scaled_linear", None, None), True
+
+
+def _betas(tables: Mapping[str, Tensor]) -> list[float]:
+    if "betas" in tables:
+        return tables["betas"].double().tolist()
+    abar = tables["alphas_cumprod"].double()
+    return (1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])).nan_to_num().tolist()
+
+
+def _is_of(found: Found, name: str, table: Tensor) -> bool:
+    """Whether a table is that of a schedule, to the precision in which it is stored."""
+    (kind, start, end), zero = found
+    ours = getattr(Schedule(kind, start, end, len(table), zero), name)
+    rounding = torch.finfo(table.dtype).eps
+    close = {"betas": (max(1e-4, rounding), 2e-7), "alphas_cumprod": (max(1e-3, rounding), 1e-7)}[name]
+    return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])
+
+
+def unread(said: Mapping[str, Any]) -> list[str]:
+    """What settings say of noise levels that isn't Stable Diffusion's, which is taken where there is no table."""
+    settings = [(key, value, _SETTINGS[name]) for key, name, value in leaves(said) if name in _SETTINGS]
+    other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
+    targets = [(key, str(value)) for key, _, value in leaves(said) if key.endswith("discretization_config.target")]
+    return other + [f"{key}={value[-40:]}" for key, value in targets if not value.endswith(".LegacyDDPMDiscretization")]
+
+
+def tell_idle(state: dict[str, Tensor], kind: str, where: str) -> None:
+    """Names tables, and the marker `ztsnr`, which is taken out of `state`, of a model that has no timesteps."""
+    marker = [name for name in ("ztsnr",) if state.pop(name, None) is not None]
+    if idle := [*marker, *(name for name in _TABLES if name in state)]:
+        log.warning("%s: its %s has no use: it predicts %s, over all noise levels", where, " and ".join(idle), kind)
+
+
+def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
+    if other := unread(said):
+        raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
+
+
+def _tell_of_other_ends(said: Mapping[str, Any], betas: list[float], where: str) -> None:
+    """Names settings that differ from the tables, which are what the file was trained with."""
+    ends = {"linear_start": betas[0], "beta_start": betas[0], "linear_end": betas[-1], "beta_end": betas[-1]}
+    for key, name, value in leaves(said):
+        if name in ends and not _is(value, ends[name]):
+            log.warning("%s says %s=%s, its table of noise levels %.5g, which counts", where, key, value, ends[name])
+
+
+def _is(value: Any, usual: Any) -> bool:
+    if isinstance(usual, (bool, str)):
+        return str(value).lower() == str(usual).lower()
+    try:
+        return math.isclose(float(value), usual, rel_tol=1e-2)
+    except (TypeError, ValueError, RuntimeError):
+        return False

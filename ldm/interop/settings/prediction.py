@@ -1,0 +1,92 @@
+"""What a checkpoint in one file says that its network predicts."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import leaves
+from ldm.interop.files.plain import flag, word
+
+log = logging.getLogger("ldm")
+GIVEN = ("eps", "v", "flow")  # what a user may say; EDM needs numbers, which the file's settings have
+SPELLINGS = {
+    "epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "flow": "flow", "flow_prediction": "flow",
+    "flow_matching": "flow", "rectified_flow": "flow",
+}  # fmt: skip
+_V_MARKS = ("v_parameterization", "ss_v_parameterization")
+_FLOW_MARKS = ("rectified_flow", "ss_rectified_flow", "flow_matching", "ss_flow_matching")
+_NAMES = ("modelspec_prediction_type", "prediction_type", "parameterization")
+_KIND = "model_type"  # which tools also write of other things than the prediction
+_BASE = "ss_base_model_version"
+_SCALING = "scaling_config.target"
+_SCALINGS = {"EpsScaling": "eps", "VScaling": "v", "EDMScaling": "edm"}  # of Stability AI's generative-models (sgm)
+ARCHITECTURES = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}  # of ModelSpec: one for each kind
+
+
+def of_file(state: dict[str, Tensor], said: Mapping[str, Any], given: str | None, path: Path) -> str | None:
+    """ "eps", "v", "flow" or "edm": as `given`, else by the file's marker `v_pred`, metadata or trainer's settings.
+
+    The marker is taken out of `state`. Raises UserError where these contradict each other, or say something else, and
+    nothing is given.
+    """
+    if given not in (None, *GIVEN):
+        raise UserError(f"prediction={given}: a checkpoint predicts eps or v, or flow.")
+    claims: dict[str, tuple[str, str | None]] = {}
+    if state.pop("v_pred", None) is not None:
+        claims["v_pred"] = ("v", "v")
+    claims |= {key: (text, kind) for key, text, kind in of_settings(said, str(path))}
+    _refuse_scaling(claims, path)
+    kinds = {kind for _, kind in claims.values()}
+    text = " and ".join(f"{key}={value[-40:]}" for key, (value, _) in claims.items())
+    if given is not None:
+        if kinds - {given}:
+            log.warning("%s: prediction=%s is taken as asked for, not the file's own %s", path, given, text)
+        return given
+    if len(kinds) > 1 or None in kinds:
+        raise UserError(f"{path} says that it predicts {text}: give prediction=eps or prediction=v.")
+    return next(iter(kinds), None)
+
+
+def of_architecture(name: Any) -> str | None:
+    """The prediction that ModelSpec's identifier of an architecture says, whatever follows it; None for others."""
+    return next((kind for known, kind in ARCHITECTURES.items() if str(name).strip().lower().startswith(known)), None)
+
+
+def of_base(version: Any) -> str | None:
+    """The prediction that kohya's version of a base says (`sd_v1`, `sd_v2_v`, ...); None for others, of SDXL both."""
+    found = re.fullmatch(r"sd_v[12](_v)?", str(version).strip().lower())
+    return ("v" if found[1] else "eps") if found else None
+
+
+def of_settings(said: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
+    """Where it is said, in what words, and which prediction that is; None for one that isn't read."""
+    for key, name, value in leaves(said):
+        if name in _NAMES or (name == _KIND and word(str(value)) in SPELLINGS):
+            yield key, str(value), SPELLINGS.get(word(str(value)))
+        elif name in _V_MARKS:
+            kind = "v" if flag(value, f"{where}: {key}") else "eps"
+            yield key, kind, kind
+        elif name in _FLOW_MARKS and flag(value, f"{where}: {key}"):
+            yield key, str(value), "flow"
+        elif known := _of_version(name, value):
+            yield key, str(value), known
+        elif key.endswith(_SCALING):
+            yield key, str(value), _SCALINGS.get(str(value).rsplit(".", 1)[-1])
+
+
+def _of_version(name: str, value: Any) -> str | None:
+    return of_architecture(value) if name == "modelspec_architecture" else of_base(value) if name == _BASE else None
+
+
+def _refuse_scaling(claims: Mapping[str, tuple[str, str | None]], path: Path) -> None:
+    """Raises UserError at an unknown one, such as v over sigma, whose network is fed with ln(sigma) / 4 for a
+    timestep."""
+    for key, (target, kind) in claims.items():
+        if key.endswith(_SCALING) and kind is None:
+            name, known = target.rsplit(".", 1)[-1], ", ".join(_SCALINGS)
+            raise UserError(f"{path} says {key}={name[:60]}, which can't be represented here: {known} can.")

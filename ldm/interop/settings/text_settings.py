@@ -1,0 +1,95 @@
+"""How a single file's settings say that its text encoder is read: which layer, and how many tokens."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import NO_SETTINGS, leaves
+from ldm.interop.files.plain import is_off, number, whole
+
+log = logging.getLogger("ldm")
+_SECTIONS = ("cond_stage", "conditioner_config")
+_SKIPS = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
+Encoder = tuple[int, bool]  # its layers, and whether it is OpenCLIP's, whose last block is left out already
+
+
+def of_file(said: Mapping[str, Any], encoder: Encoder | None, positions: int, where: str) -> dict[str, Any]:
+    """Options of `FrozenText` for an encoder of `positions` tokens: `clip_skip`, `final_norm` and `length`.
+
+    kohya's and ModelSpec's clip skip counts from the last layer, 1, and keeps the last norm; CompVis's
+    `layer: hidden` has none. Raises UserError where two places differ or a layer can't be read.
+    """
+    layers = [*_layers(said, encoder, where), *_skips(said, encoder, where)]
+    for key, skip, _ in layers[1:]:
+        if skip != layers[0][1]:
+            raise UserError(
+                f"{where} says {layers[0][0]} and {key}, which are two layers of the text encoder: take one out."
+            )
+    options: dict[str, Any] = {}
+    if layers and layers[0][1] > 1:
+        options = {"clip_skip": layers[0][1], "final_norm": layers[0][2]}
+        if encoder and options["clip_skip"] > encoder[0]:
+            raise UserError(f"{where} says {layers[0][0]}, but its text encoder has {encoder[0]} layers.")
+    return options | _length(said, positions, where)
+
+
+def _section(said: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """The settings of a text encoder."""
+    for key, name, value in leaves(said, NO_SETTINGS):
+        if any(one in key for one in _SECTIONS):
+            yield key, name, value
+
+
+def _layers(said: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
+    """Where CompVis's settings say a layer, which it is from the end, and whether the last norm follows."""
+    settings = {key: value for key, _, value in _section(said)}
+    is_open = encoder[1] if encoder else None
+    for key, kind in settings.items():
+        if not key.endswith(".layer"):
+            continue
+        if kind == "hidden" and not is_open:
+            yield _hidden(f"{key}_idx", settings.get(f"{key}_idx"), encoder, where)
+        elif kind == ("penultimate" if is_open else "last") or (encoder is None and kind == "penultimate"):
+            yield f"{key}={kind}", 1, True
+        else:
+            raise UserError(f"{where} says {key}={str(kind)[:40]}, which of its text encoder can't be read here.")
+
+
+def _hidden(key: str, value: Any, encoder: Encoder | None, where: str) -> tuple[str, int, bool]:
+    """`layer_idx` counts from the embeddings, 0, or, below 0, from the last layer, -1."""
+    index = number(value, f"{where}: {key}")
+    skip = -index if index < 0 else (encoder[0] + 1 - index if encoder else 0)
+    if skip != int(skip) or skip < 2:
+        raise UserError(
+            f"{where}: {key} is {str(value)[:40]}, a hidden state of the text encoder that isn't read here."
+        )
+    return f"{key}={int(index)}", int(skip), False
+
+
+def _skips(said: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
+    for key, name, value in leaves(said):
+        if name not in _SKIPS or is_off(value):
+            continue
+        skip = max(1, whole(number(value, f"{where}: {key}"), f"{where}: {key}", 0, 99))
+        if encoder and encoder[1]:  # read to its last but one layer, which is 2 in ModelSpec, in kohya's tools 1
+            if skip > 2:
+                log.warning("%s: %s=%s isn't applied: OpenCLIP's last but one layer is read", where, key, value)
+        else:
+            yield f"{key}={skip}", skip, True
+
+
+def _length(said: Mapping[str, Any], positions: int, where: str) -> dict[str, int]:
+    """`max_length` of the settings, where the encoder has as many positions; more are told."""
+    found = [(key, value) for key, name, value in _section(said) if name == "max_length"]
+    longer = [(key, value) for key, name, value in leaves(said) if name == "ss_max_token_length"]
+    lengths = []
+    for key, value in [*found, *longer]:
+        count = positions if is_off(value) else whole(number(value, f"{where}: {key}"), f"{where}: {key}")
+        if count > positions:
+            log.warning("%s: %s=%s isn't applied: prompts are read to %d tokens", where, key, value, positions)
+        elif (key, value) in found:
+            lengths.append(count)
+    if len(set(lengths)) > 1:
+        raise UserError(f"{where} says {len(set(lengths))} values of max_length: take out those that aren't right.")
+    return {"length": lengths[0]} if lengths else {}

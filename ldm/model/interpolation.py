@@ -1,0 +1,160 @@
+"""From one picture to another, or from one prompt to another, in even steps; and variations of a picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ldm.common.annotations import held
+from ldm.common.devices import send
+from ldm.common.errors import UserError
+from ldm.conditioning import Asked, ask
+from ldm.diffusion import slerp
+from ldm.images import IMAGES
+from ldm.model.editing import Start, read_images
+from ldm.model.latent_space import finite
+from ldm.networks import Cond
+
+
+class Interpolating:
+    """A model that goes from one picture or prompt to another."""
+
+    @held
+    @torch.no_grad()
+    def interpolate(
+        self: Any,
+        a: Any,
+        b: Any,
+        n: int = 8,
+        *,
+        prompt: str | None = None,
+        strength: float = 0.0,
+        seed: int = 0,
+        negative: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        batch_size: int = 32,
+        output: str = "pil",
+        **options: Any,
+    ) -> Any:
+        """`n` pictures from `a` to `b`, both included: two prompts, two class labels, or two images.
+
+        Between prompts the encoded texts go spherically, and all pictures are drawn from the noise of `seed`: the first
+        and the last are those that `model(a, seed=seed)` and `model(b, seed=seed)` draw. Between images (pictures,
+        files, arrays) the latents go spherically and are decoded; with a `strength` above 0 they are then drawn anew
+        with that much noise, the same for all (Ho et al. 2020, section 4.3), led by `prompt` if given, which takes out
+        the double exposure of the middle. `options` are those of sampling: steps, guidance, sampler, ...
+        """
+        if n < 2:
+            raise UserError(f"n={n}: an interpolation has at least its two ends.")
+        given = [_given(end) for end in (a, b)]
+        kinds = [None if one is None else set(one) for one in given]
+        if kinds[0] != kinds[1]:
+            raise UserError(
+                "an interpolation goes between two prompts, two labels or two images: both ends of one kind."
+            )
+        t = torch.linspace(0, 1, n, device=self.latent_mean.device)
+        if given[0] is None:
+            images = _between_images(self, a, b, t, prompt, strength, seed, batch_size, options)
+            return self.as_output(images, output)
+        if strength or prompt is not None:
+            raise UserError("strength and prompt are for interpolations between images.")
+        pixels = self._size({}, None, size)
+        first, last = (ask(self.conditioner, one, n, negative, pixels) for one in given if one is not None)
+        asked = Between(**vars(first), other=last, t=t)
+        latent_size = pixels[0] // self.first_stage.factor, pixels[1] // self.first_stage.factor
+        chosen, rows = self._options(options), torch.arange(n).split(batch_size)
+        drawn = [self._sample(asked.take(some), [seed] * len(some), latent_size, chosen, None) for some in rows]
+        return self.as_output(finite(torch.cat(drawn)), output)
+
+    @held
+    def variations(
+        self: Any, image: Any, n: int = 4, strength: float = 0.6, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """`n` pictures near `image`: image to image with seeds of their own. See `generate`."""
+        return self.generate(prompt, image=image, n=n, strength=strength, **options)
+
+
+@dataclass(frozen=True)
+class Between(Asked):
+    """What is asked for, on the way to what `other` asks for: picture i at t[i] from 0 to 1."""
+
+    other: Asked
+    t: Tensor
+
+    def take(self, rows: Tensor) -> "Between":
+        taken = super().take(rows)
+        return replace(taken, other=self.other.take(rows), t=self.t[send(rows, self.t.device)])  # type: ignore[return-value, call-arg]
+
+    def weighted(self, *arguments: Any) -> tuple[list[Cond], list[float]]:
+        conds, weights = super().weighted(*arguments)
+        others, _ = self.other.weighted(*arguments)
+        return [between(a, b, self.t) for a, b in zip(conds, others, strict=True)], weights
+
+
+def between(a: Cond, b: Cond, t: Tensor) -> Cond:
+    """Conditions between those of two batches, at t (B,): vectors, and the tokens at each place, go spherically.
+
+    The shorter of two token sequences goes on with its last token, which is that of the end; where t is 0 or 1 it
+    remains as long as it is.
+    """
+    if a.control or b.control:
+        raise UserError("pictures for ControlNets can't be interpolated.")
+    tokens = mask = None
+    if a.tokens is not None and b.tokens is not None:
+        length = max(a.tokens.shape[1], b.tokens.shape[1])
+        (tokens_a, mask_a), (tokens_b, mask_b) = _lengthened(a, length), _lengthened(b, length)
+        tokens = slerp(tokens_a, tokens_b, t[:, None, None])  # (B, L, D)
+        at = t[:, None]
+        mask = torch.where(at == 0, mask_a, torch.where(at == 1, mask_b, torch.ones_like(mask_a)))
+        if a.mask is None and b.mask is None:
+            mask = None
+    return Cond(
+        vector=None if a.vector is None or b.vector is None else slerp(a.vector, b.vector, t[:, None]),
+        tokens=tokens,
+        mask=mask,
+        concat=None if a.concat is None or b.concat is None else torch.lerp(a.concat, b.concat, t[:, None, None, None]),
+        base=None if a.base is None or b.base is None else torch.lerp(a.base, b.base, t[:, None, None, None]),
+    )
+
+
+def _lengthened(cond: Cond, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens (B, length, D), each row's last one repeated, and the mask (B, length) of those that are its own."""
+    assert cond.tokens is not None
+    places = torch.arange(length, device=cond.tokens.device)
+    mask = cond.tokens.new_ones(cond.tokens.shape[:2], dtype=torch.bool) if cond.mask is None else cond.mask
+    mask = pad(mask, (0, length - mask.shape[1]))  # (B, length)
+    last = (mask * places).amax(1, keepdim=True)  # (B, 1)
+    rows = torch.minimum(places, last)[..., None].expand(-1, -1, cond.tokens.shape[2])
+    return cond.tokens.gather(1, rows), mask
+
+
+def _between_images(
+    model: Any, a: Any, b: Any, t: Tensor, prompt: str | None, strength: float, seed: int, batch_size: int, options: Any
+) -> Tensor:
+    ends = [model.encode(send(read_images(end, model.preprocess), t.device)) for end in (a, b)]
+    if any(len(end) != 1 for end in ends):
+        raise UserError("an interpolation goes from one image to one other.")
+    latents = slerp(ends[0], ends[1], t[:, None, None, None], (1, 2, 3))  # (n, C, h, w)
+    images = torch.cat([model.decode(some) for some in latents.split(batch_size)])
+    if not strength:
+        if prompt is not None:
+            raise UserError("a prompt has nothing to say at strength 0, which only decodes: give strength=0.5, say.")
+        return finite(images)
+    given: dict[str, Sequence[Any]] = {} if prompt is None else {"text": [prompt]}
+    start = Start(images, None, strength)
+    seeds = [seed] * len(t)
+    return model.draw(given, len(t), seed=seeds, batch_size=batch_size, start=start, **options)
+
+
+def _given(end: Any) -> dict[str, list] | None:
+    """A prompt or label by column; None for an image."""
+    if isinstance(end, str) and Path(end).suffix.lower() not in IMAGES:
+        return {"text": [end]}
+    if isinstance(end, str) and not Path(end).is_file():
+        raise UserError(f"there is no file {end} to interpolate from or to.")
+    return {"label": [end]} if isinstance(end, Integral) else None

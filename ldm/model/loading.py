@@ -1,0 +1,139 @@
+"""`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
+
+import inspect
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import ldm.model.latent_diffusion  # noqa: F401  registers the classes that files name
+from ldm import artifact, interop
+from ldm.adapters import Adapter
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.files import is_whole, record_of
+from ldm.conditioning import FrozenText, ImageEmbedding
+from ldm.model.cascade import cascade
+from ldm.model.latent_space import compute
+from ldm.networks import AutoencoderKL
+from ldm.networks.computing.coding import Coding
+from ldm.networks.computing.compiled import check_tools
+from ldm.networks.computing.precision import check_precision
+from ldm.networks.layers import laid_out
+
+
+def load(
+    path: str | Path | Sequence[str | Path],
+    device: str | torch.device | None = None,
+    *,
+    precision: str | torch.dtype = "auto",
+    tile: int | None = None,
+    tile_statistics: str = "image",
+    compile: bool | str = False,
+    **options: Any,
+) -> Any:
+    """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
+    folder of diffusers, or a single-file checkpoint of CompVis's kind (Stable Diffusion 1 and 2).
+
+    Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the
+    CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`. Several paths make a
+    cascade: the first model draws, the others enlarge.
+
+    In `precision` the networks compute, wherever the model is moved: "float32", "bfloat16", "float16", or "auto", which
+    is bfloat16 on a CUDA GPU that has it and float32 elsewhere. The weights stay in float32: see
+    `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and decoded in parts,
+    with norms over the whole `image` or over each `tile`: see `ldm.networks.computing.coding.Coding`. With `compile`, true or the
+    name of a backend, they run compiled by torch.compile: see `ldm.networks.computing.compiled.Compiler`.
+    """
+    coding: dict[str, Any] = {"precision": check_precision(precision), "tile": tile, "tile_statistics": tile_statistics}
+    coding["compile"] = compile
+    check_tools(Coding(**coding).compile, torch.device(device or "cpu"))  # refuses all that can't be meant, first
+    if not isinstance(path, (str, Path)):
+        return cascade([load(one, **coding, **options) for one in path], device or "cpu")
+    model = _load(Path(path), device or "cpu", options)
+    return compute(laid_out(model, torch.device(device or "cpu")), **coding)
+
+
+def autoencoder(model: Any, where: str) -> AutoencoderKL:
+    """What was loaded, or of a whole model its first stage. Raises UserError for pixels and for what has none."""
+    found = getattr(model, "first_stage", model)
+    if not isinstance(found, AutoencoderKL):
+        raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
+    return found
+
+
+def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:
+    if path.is_file() and interop.is_single_file(path):
+        known = [key for key in inspect.signature(interop.load_single_file).parameters if key != "path"]
+        for key in options:
+            if key not in known:
+                raise UserError(f"a single-file checkpoint has no option '{key}'.{did_you_mean(key, known)}")
+        return interop.load_single_file(path, **options).to(device)
+    if options:
+        raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
+    if path.is_file():
+        if path.suffix.lower() == ".safetensors":
+            interop.check_readable(path)
+            raise UserError(
+                f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
+                "goes on a loaded model: model.load_lora, model.load_controlnet; a folder of diffusers is loaded whole."
+            )
+        model = _from_checkpoint(path)
+        return _on_base(model, path.parent.parent / "model", path).to(device)
+    whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
+    if not whole and interop.is_diffusers(path):
+        return _with_control(interop.load_folder(path), path).to(device)
+    for folder in (path, path / "model"):
+        if (folder / "manifest.json").is_file() or (folder / "config.json").is_file():
+            model = artifact.load(folder, device)
+            for module in model.modules():
+                if isinstance(module, (FrozenText, ImageEmbedding)):
+                    module.locate(folder)
+            return _on_base(model, folder, path).to(device)
+    if (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
+        )
+    likely = [run for stage in ("ldm", "vae") if (run := Path("runs", stage, path)).is_dir()]
+    hint = f" Did you mean '{likely[0]}'?" if likely else ""
+    raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.{hint}")
+
+
+def _with_control(model: Any, path: Path) -> Any:
+    """The model of a diffusers folder, with the ControlNet that its pipeline steers it by."""
+    if control := interop.controlnet_in(path):
+        model.load_controlnet(control)
+    return model
+
+
+def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
+    """The model; of an adapter, its base with the adapter on: found by the path that the adapter's `folder` records,
+    and known by its hash."""
+    if not isinstance(model, Adapter):
+        return model
+    base = load(model.find_base(folder), precision="float32")
+    name = path.parent if path.name == "model" else path
+    base.put_on(model, name.stem if path.is_file() else name.name, where=str(path))
+    return base
+
+
+def _from_checkpoint(path: Path) -> nn.Module:
+    """The model of a training checkpoint, with its EMA weights. Refuses one whose bytes aren't those that were written:
+    by the record beside it, or where it was copied without, by the file's own checksums."""
+    if record_of(path).exists() and not is_whole(path):
+        raise UserError(f"{path} is damaged: size or SHA-256 differ from the record beside it; load the one before it.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            if not record_of(path).exists() and file.testzip():
+                raise ValueError("checksum")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config = checkpoint["ldm_model"]
+        weights = {name: checkpoint["state_dict"][key] for name, key in checkpoint["ldm_weights"].items()}
+    except Exception as error:
+        raise UserError(
+            f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
+            "which isn't run."
+        ) from None
+    return artifact.restore(config, weights, str(path))

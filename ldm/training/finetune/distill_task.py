@@ -1,0 +1,121 @@
+"""Consistency distillation as training goes: one more way to a loss, in sigma-space like the others."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.common.randomness import low_discrepancy, normal, uniform
+from ldm.diffusion import Denoiser
+from ldm.diffusion.consistency import baked, consistency_loss, segment_levels
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.networks import Cond
+from ldm.training.averages import ema
+from ldm.training.finetune.task import FinetuneTask
+from ldm.training.trainer.means import Split, by_quarter
+
+
+@dataclass
+class Recipe:
+    """What a student learns from, and how: see `ldm.training.finetune.distill.DistillFinetune`. `scale` is (least, most)."""
+
+    teacher: Denoiser
+    scale: tuple[float, float]
+    interval: tuple[float, float] | None
+    rescale: float
+    shift: float
+    levels: int
+    segments: int
+    skip: int
+    solver: str
+    target_decay: float
+    huber_c: float
+
+
+class DistillTask(FinetuneTask):
+    """Trains `kind.recipe`'s student of a frozen teacher. `target`, the average that makes the targets, is in the
+    checkpoint beside the one that is sampled; the teacher, which comes from the base, isn't."""
+
+    grid: Tensor
+    ends: Tensor
+
+    def __init__(self, model: LatentDiffusion, kind: Any, base: dict[str, str], **options: Any):
+        super().__init__(model, kind, base, **options)
+        self.recipe: Recipe = kind.recipe
+        self.about = {"distilled": dict(model.distilled)}
+        self.teacher = self.recipe.teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.target = ema.clone(self.trained["denoiser"]) if self.recipe.target_decay else None
+        own = self.recipe
+        options = {"shift": own.shift, "spacing": model.sampling["spacing"]}
+        grid, ends = segment_levels(model.denoiser.parameterization, own.levels, own.segments, **options)
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("ends", ends, persistent=False)
+
+    def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor | Split]]:
+        training, position = network is self.trained, batch["position"]
+        seed = self.seed if training else self.seed + 1
+        cond, null = self.conditions(batch, network, seed, training)
+        x0, u = self.latents(batch, seed), low_discrepancy(seed, "sigma", position)
+        sigma, s, end = self.stretch(u)
+        x = x0 + sigma.view(-1, 1, 1, 1) * normal(seed, "noise", position, tuple(x0.shape[1:]))
+        scale = self.scale(seed, position)
+        told = replace(cond, guidance=scale)
+        each = self.distance(network["denoiser"], told, self.guided(cond, null, scale), x, sigma, s, end)
+        loss = each.mean()
+        return loss, {"loss": loss, "loss_q": by_quarter(each, 1 - u)}
+
+    def distance(
+        self, student: Denoiser, told: Cond, base: Any, x: Tensor, sigma: Tensor, s: Tensor, end: Tensor
+    ) -> Tensor:
+        average = student if self.target is None else self.target
+        return consistency_loss(
+            lambda x, sigma: student(x, sigma, told),
+            lambda x, sigma: average(x, sigma, told),
+            base,
+            x,
+            sigma,
+            s,
+            end,
+            solver=self.recipe.solver,
+            huber_c=self.recipe.huber_c,
+        )
+
+    def conditions(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> tuple[Cond, Cond]:
+        """The batch's conditions, some of them dropped in training, and what guidance leads away from."""
+        conditioner = network["conditioner"]
+        batch = conditioner.prepare(batch, self.encode, seed)
+        coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])
+        everywhere = torch.ones_like(batch["position"], dtype=torch.bool)
+        without = {name: everywhere for name, part in conditioner.parts.items() if part.guided}
+        cond = conditioner(batch, coins if training else None)
+        if self.recipe.scale == (1.0, 1.0):
+            return cond, cond
+        return cond, conditioner(batch, (coins if training else {}) | without)
+
+    def stretch(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise levels (B,) of the grid at the quantiles `u` (B,), the noisiest at 0: sigma, s that lies `skip` below
+        it or is the segment's end, and that end."""
+        i = (u * len(self.ends)).long()  # u < 1
+        end = self.ends[i]
+        return self.grid[i], self.grid[torch.minimum(i + self.recipe.skip, end)], self.grid[end]
+
+    def scale(self, seed: int, position: Tensor) -> Tensor:
+        """The guidance scale of each sample, (B,)."""
+        least, most = self.recipe.scale
+        return least + (most - least) * uniform(seed, "guidance", position)
+
+    def guided(self, cond: Cond, null: Cond, scale: Tensor) -> Any:
+        if cond is null:
+            return lambda x, sigma: self.teacher(x, sigma, cond)
+        return baked(self.teacher, cond, null, scale, interval=self.recipe.interval, rescale=self.recipe.rescale)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        before = self._steps_averaged
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self.target is not None and self._steps_averaged > before:
+            decay = ema.ramp(self.global_step, self.recipe.target_decay)
+            ema.update(self.target, self.trained["denoiser"], decay)
+
+    def unsaved(self) -> list[nn.Parameter]:
+        return [*super().unsaved(), *self.teacher.parameters()]

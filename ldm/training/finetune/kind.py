@@ -1,0 +1,128 @@
+"""What a kind of fine-tuning says: what trains, what it reads, and what comes out."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ldm.common.errors import UserError
+from ldm.conditioning import ClassLabel
+from ldm.data.datamodule import Read
+from ldm.data.storage.lazy import Lazy
+from ldm.data.storage.table import Table
+from ldm.images import Preprocess
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.networks import Cond
+
+Tables = tuple[Table, Table]
+
+
+class Finetune:
+    """A kind of fine-tuning: subclass, `@register`, and name the class in a conf/finetune/NAME.yaml.
+
+    `finetune_run` loads the base, makes latents with the base's own first stage, preprocessing and whitening, and asks
+    in this order:
+
+    - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
+    - `check(model, tables)`: raises UserError before any work, if base and data don't suit;
+    - `prepare(model)`: changes the loaded base in place so that it trains: puts new modules in, and sets
+      `requires_grad` on exactly what trains (everything comes frozen). Everything must lie under `model.denoiser` or
+      `model.conditioner` (a ControlNet wraps `model.denoiser.network`). At step 0 the model's outputs must be the
+      base's. Torch's generator has been seeded. Frozen parameters are shared with the average model, not copied, and
+      kept out of checkpoints;
+    - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
+      `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
+      `ldm.common.randomness` with (seed, batch["position"]);
+    - `reader(read, preprocess)`: what adds to a batch on the host, beside `read`, which is the conditioner's own;
+    - `task`, where the loss is not the base's own, is the LightningModule, made of (model, kind, base, options);
+    - `pictures(val, n, seed)`: what the samples show while training;
+    - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
+      `model` itself, not copies (a checkpoint finds them by where they lie), or the model. `base` is what an adapter
+      records (`ldm.adapters.base_of`).
+    """
+
+    suffix = "finetune"  # of the run's name, BASE-suffix
+    needs: tuple[str, ...] = ()
+    task: Any = None  # a subclass of FinetuneTask that trains it; None: that itself
+
+    def check(self, model: LatentDiffusion, tables: Tables) -> None:
+        """Refuses data that lack a condition of the base, or have a class that it doesn't know."""
+        columns = tables[0].columns
+        for key in model.conditioner.needs:
+            if key != "image" and key not in columns:
+                raise UserError(
+                    f"the base is conditioned on '{key}', which the data don't have (they have "
+                    f"{', '.join(columns) or 'images alone'}); give it, or for captions a trigger=WORD."
+                )
+        for part in model.conditioner.parts.values():
+            if isinstance(part, ClassLabel) and (most := int(np.max(columns["label"]))) >= part.classes:
+                raise UserError(f"the base knows {part.classes} classes, and the data goes up to class {most}.")
+        for key in self.needs:
+            if key != "image" and key not in columns:
+                raise UserError(f"this fine-tuning reads '{key}', which the data don't have ({', '.join(columns)}).")
+
+    def tables(self, tables: Tables) -> Tables:
+        return tables
+
+    def prepare(self, model: LatentDiffusion) -> None:
+        raise NotImplementedError
+
+    def condition(self, cond: Cond, batch: Mapping[str, Any], seed: int, training: bool) -> Cond:
+        return cond
+
+    def reader(self, read: Read, preprocess: Preprocess) -> Read:
+        return read
+
+    def pictures(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
+        """A function of a model that draws `n` pictures of the first validation conditions, from the same noise."""
+
+        def draw(model: LatentDiffusion) -> Tensor:
+            batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
+            given = model.conditioner.examples(batch, seed)
+            return model.draw(given, 1 if given else n, seed=seed, steps=min(model.sampling["steps"], 50)).cpu()
+
+        return draw
+
+    def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        raise NotImplementedError
+
+
+def with_word(tables: Tables, word: str | None) -> Tables:
+    """Captions that all hold `word`, put in front where it lacks; where there are no captions, `word` alone."""
+    return (_with_word(tables[0], word), _with_word(tables[1], word)) if word else tables
+
+
+def _with_word(table: Table, word: str) -> Table:
+    return replace(table, columns={**table.columns, "text": Worded(table.columns.get("text"), word, len(table))})
+
+
+class Worded(Lazy):
+    """The `n` captions, or lists of them, each with `word`; `word` alone where there are none."""
+
+    def __init__(self, captions: Sequence[Any] | np.ndarray | None, word: str, n: int):
+        self.captions, self.word, self.n = captions, word, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def row(self, i: int) -> Any:
+        captions = "" if self.captions is None else self.captions[i]
+        return self._worded(captions) if isinstance(captions, str) else [self._worded(one) for one in captions]
+
+    def _worded(self, caption: str) -> str:
+        there = re.search(rf"(?<!\w){re.escape(self.word)}(?!\w)", caption)
+        return caption if there else f"{self.word} {caption}".strip()
+
+
+def drop_captions(model: LatentDiffusion, share: float | None) -> None:
+    """Has each caption left out with this probability while training; None: as the base was trained."""
+    if share is None:
+        return
+    if not 0 <= share <= 1:
+        raise UserError(f"caption_dropout={share} is a share: 0 to 1.")
+    for part in model.conditioner.parts.values():
+        if part.column == "text":
+            part.drop_prob = share

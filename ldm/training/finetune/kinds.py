@@ -1,0 +1,103 @@
+"""The kinds of fine-tuning that conf/finetune/ names."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ldm.adapters import lora
+from ldm.adapters import textual_inversion as words
+from ldm.common.errors import UserError
+from ldm.common.registry import register
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.training.finetune.controlnet import ControlFinetune
+from ldm.training.finetune.distill import DistillFinetune
+from ldm.training.finetune.kind import Finetune, Tables, drop_captions, with_word
+
+__all__ = ["ControlFinetune", "DistillFinetune", "FullFinetune", "LoRAFinetune", "TextualInversion"]
+NEW = "new"  # the LoRA that trains, in the layers
+
+
+@register
+class FullFinetune(Finetune):
+    """Every weight of denoiser and conditions trains on; a whole model comes out."""
+
+    suffix = "full"
+
+    def __init__(self, trigger: str | None = None, caption_dropout: float | None = None):
+        self.trigger, self.caption_dropout = trigger, caption_dropout
+
+    def tables(self, tables: Tables) -> Tables:
+        return with_word(tables, self.trigger)
+
+    def prepare(self, model: LatentDiffusion) -> None:
+        drop_captions(model, self.caption_dropout)
+        for module in (model.denoiser, model.conditioner):
+            module.train().requires_grad_(True)
+
+    def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        return model
+
+
+@register
+class LoRAFinetune(Finetune):
+    """A low-rank change of the layers that `targets` means (`ldm.adapters.lora.chosen`), beside a frozen base.
+
+    The change is alpha / rank * B A (Hu et al. 2021); alpha is the rank unless given. `text_encoder` adapts the
+    built-in text encoder too, its layers chosen alike. `dropout` is that of the LoRA's inputs.
+    """
+
+    suffix = "lora"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: float | None = None,
+        targets: str | Sequence[str] = "attention",
+        text_encoder: bool = False,
+        dropout: float = 0.0,
+        trigger: str | None = None,
+        caption_dropout: float | None = None,
+    ):
+        if rank < 1 or (alpha is not None and not alpha > 0) or not 0 <= dropout < 1:
+            raise UserError(f"rank={rank}, alpha={alpha}, dropout={dropout}: at least 1, above 0, and a share below 1.")
+        self.rank, self.alpha, self.targets = rank, alpha, targets
+        self.text_encoder, self.dropout = text_encoder, dropout
+        self.trigger, self.caption_dropout = trigger, caption_dropout
+
+    def tables(self, tables: Tables) -> Tables:
+        return with_word(tables, self.trigger)
+
+    def prepare(self, model: LatentDiffusion) -> None:
+        drop_captions(model, self.caption_dropout)
+        lora.start(
+            model,
+            NEW,
+            rank=self.rank,
+            alpha=self.alpha,
+            wanted=self.targets,
+            text_encoder=self.text_encoder,
+            dropout=self.dropout,
+        )
+
+    def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        return lora.trained(model, NEW, self.trigger, base)
+
+
+@register
+class TextualInversion(Finetune):
+    """The embedding of one new `word` of the built-in text encoder (Gal et al. 2022), starting from the word `init`."""
+
+    suffix = "word"
+
+    def __init__(self, word: str, init: str | None = None, caption_dropout: float | None = 0.0):
+        self.word, self.init, self.caption_dropout = word, init, caption_dropout
+
+    def tables(self, tables: Tables) -> Tables:
+        return with_word(tables, self.word)
+
+    def prepare(self, model: LatentDiffusion) -> None:
+        drop_captions(model, self.caption_dropout)
+        words.start(model, self.word, self.init)
+
+    def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        return words.trained(model, self.word, base)

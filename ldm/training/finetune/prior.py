@@ -1,0 +1,60 @@
+"""Prior preservation (Ruiz et al. 2023, DreamBooth): pictures by the base itself among those that it is tuned on.
+
+Without them a model that sees one object for a while comes to draw it whatever it is asked for.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.adapters.base import hash_of
+from ldm.common.devices import lent
+from ldm.common.errors import UserError
+from ldm.data.sources.shards import joined
+from ldm.data.storage import table as data
+from ldm.data.storage.table import Column, Table
+from ldm.model.latent_diffusion import LatentDiffusion
+
+Tables = tuple[Table, Table]
+Device = torch.device | str | None
+
+
+def with_prior(
+    tables: Tables, model: LatentDiffusion, path: str | None, cache: Path, seed: int, device: Device = None
+) -> Tables:
+    """Training data with one picture more for each line of the text file `path`, which the base draws now on `device`,
+    or drew before; validation stays as it is."""
+    if path is None:
+        return tables
+    prompts = _lines(Path(path).expanduser())
+    if "text" not in model.conditioner.takes:
+        raise UserError("prior_path holds prompts, which this base doesn't take: it was trained without captions.")
+    train, val = tables
+    key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
+
+    def make(folder: Path) -> dict[str, Table]:
+        print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
+        with lent(model, device):
+            images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
+        kept = {key: train.columns[key] for key in ("text", data.REPEATS) if key in train.columns}
+        new: dict[str, Column] = {"text": prompts, data.REPEATS: np.ones(len(prompts), np.int64)}
+        own = replace(train, columns=kept)
+        drawn = replace(
+            own, images=images.astype(train.images.dtype), columns={key: new[key] for key in kept}, names=prompts
+        )
+        both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)
+        return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
+
+    return data.cached_parts(cache / "prior", key, make)["train"], val
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"prior_path={path} can't be read as text ({error}).") from None
+    if not any(lines):
+        raise UserError(f"prior_path={path} holds no prompt; write one a line.")
+    return [line for line in lines if line]

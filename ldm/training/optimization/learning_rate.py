@@ -1,0 +1,156 @@
+"""The learning rate as a function of the step, and the number of steps that fit into a given time."""
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+from ldm.common.errors import UserError
+
+MEASURED_STEPS = 50  # before the first count
+FEWEST = 10  # steps of which a speed is taken
+
+
+@dataclass
+class LearningRate:
+    """Linear warm-up over `warmup_steps`, then constant, or falling to `final` * lr at `total_steps` by a cosine or a
+    line.
+
+    `total_steps` None: not known yet, since the run is limited by time and hasn't been measured. Where that number
+    changes on the way (`end_at`), the fall goes on from where it is to the new end: the rate never jumps. `since` is
+    the step, and the share of the fall done by then, from which it goes on; None: from the end of the warm-up.
+    """
+
+    lr: float
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    final: float = 0.0
+    total_steps: int | None = None
+    since: tuple[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine", "linear"):
+            raise UserError(f"optimizer.schedule={self.schedule} isn't one of constant, cosine, linear.")
+
+    def __call__(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return self.lr * warm * self._decay(step)
+
+    def end_at(self, total_steps: int, step: int) -> None:
+        """Takes another number of steps in all, from `step` on."""
+        self.since, self.total_steps = (max(step, self.warmup_steps), self._progress(step)), total_steps
+
+    def _decay(self, step: int) -> float:
+        if self.schedule == "constant":
+            return 1.0
+        progress = self._progress(step)
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        return self.final + (1 - self.final) * fall
+
+    def _progress(self, step: int) -> float:
+        """The share of the fall that is done, in 0..1."""
+        start, done = self.since or (self.warmup_steps, 0.0)
+        if not self.total_steps or step < start:
+            return done
+        return min(1.0, done + (1 - done) * (step - start) / max(1, self.total_steps - start))
+
+
+def parse_time(value: Any) -> timedelta:
+    """Lightning's forms of `max_time`: "DD:HH:MM:SS" or a mapping of timedelta's arguments."""
+    if isinstance(value, timedelta):
+        return value
+    try:
+        if isinstance(value, dict):
+            return timedelta(**value)
+        days, hours, minutes, seconds = (int(part) for part in str(value).split(":"))
+    except (TypeError, ValueError):
+        raise UserError(f"trainer.max_time={value} isn't of the form DD:HH:MM:SS, such as 00:00:08:00.") from None
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+class TimeBudget(pl.Callback):
+    """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew each sixteenth of
+    the time, since a machine that was busy at first, or is later, does more or fewer than it seemed. Where `most` steps
+    are the limit too, whichever comes first ends the run, and the schedule with it.
+
+    The clock started when the run did, so loading and encoding count, and goes on from `used` seconds of earlier
+    processes, which checkpoints note, also those of runs without a limit (`limit` None), which may get one later.
+    `reserve` is the share kept for validation, sample grids and saving. The number is stored in every checkpoint: the
+    schedule ends with the run, and a resumed run keeps it. The first process's clock counts for all, which have to stop
+    together.
+    """
+
+    def __init__(
+        self, limit: timedelta | None, started: float, reserve: float = 0.06, used: float = 0.0, most: int | None = None
+    ):
+        self.limit = limit.total_seconds() if limit else None
+        self.started, self.reserve, self.used, self.most = started, reserve, used, most
+        self._ended: list[float] = []  # when each optimizer step since the last look did
+        self._step = self._said = 0
+        self._next_look: int | None = None  # None: never
+        self._is_measured = True  # whether a number of steps that is known at the start is more than `most`
+
+    def state_dict(self) -> dict[str, Any]:
+        used = self.used + time.monotonic() - self.started
+        return {"limit": self.limit, "used": used, "most": self.most, "is_measured": self._is_measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._is_measured = state_dict.get("is_measured", True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.limit is None:
+            return
+        rate = pl_module.learning_rate
+        self._is_measured = self._is_measured and bool(rate.total_steps)  # a resumed run keeps its number
+        if not self._is_measured:
+            self._next_look = 0
+            if self.most:
+                if rate.total_steps != self.most:
+                    rate.end_at(self.most, trainer.global_step)
+                trainer.print(f"trains for {self.limit:g} s, or to step {self.most}, whichever comes first")
+        if rate.total_steps:
+            trainer.fit_loop.epoch_loop.max_steps = rate.total_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self._step or self._next_look is None:  # the former while gradients are being accumulated
+            return
+        self._step = step
+        self._ended.append(time.monotonic())
+        if step < self._next_look:
+            return
+        total, self._next_look = trainer.strategy.broadcast(self._look(step))
+        if total is None:
+            return
+        total = min(total, self.most or total)
+        self._ended, self._is_measured = self._ended[-1:], True
+        pl_module.learning_rate.end_at(total, step)
+        trainer.fit_loop.epoch_loop.max_steps = total
+        if abs(total - self._said) > 0.1 * self._said:
+            self._said = total
+            trainer.print(f"{total} steps fit into the time given")
+
+    def _blind(self, step: int, left: float) -> int:
+        """For how many steps nobody need look while steps are still measured: up to as many as there were, and in at
+        most half of the `left` seconds. All processes wait for each other at a look."""
+        slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
+        due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until they are measured
+        return max(1, min(len(self._ended), due, int(left / (2 * slowest)) if slowest else due))
+
+    def _look(self, step: int) -> tuple[int | None, int]:
+        """The number of steps in all, None where too few are measured; and the step at which to look again."""
+        limit = self.limit or math.inf
+        left = limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
+        if left <= 0:
+            return step, step
+        if step < MEASURED_STEPS or len(self._ended) <= FEWEST:
+            return None, step + self._blind(step, left)
+        # The median: the first steps allocate and are slow, and a hiccup must not shorten the run.
+        seconds_per_step = statistics.median(b - a for a, b in pairwise(self._ended))
+        until_next = int(limit / 16 / seconds_per_step)
+        return step + max(1, int(left / seconds_per_step)), step + max(FEWEST, until_next)

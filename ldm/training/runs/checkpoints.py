@@ -1,0 +1,102 @@
+"""Checkpoints that survive what happens while they are written."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from ldm import artifact
+from ldm.common.errors import UserError
+from ldm.training.runs.folder import RunFolder, remove_checkpoint, write_checkpoint
+from ldm.training.runs.processes import gathered
+from ldm.training.runs.signals import Stopped
+from ldm.training.trainer.sharded import is_sharded, whole_weights
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes into the target's own folder, flushes, then renames; a sidecar records size and SHA-256.
+
+    Lightning's own way stages in the temporary folder and moves across file systems: a full disk then destroys the
+    previous checkpoint. Reads with weights_only: a checkpoint is data.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+class Checkpoints(pl.Callback):
+    """Saves every N optimizer steps, when a signal stops the run and at the end, and refreshes the run's model folder.
+
+    The last `keep_last` checkpoints are kept, and for good those whose step is a multiple of `keep_every_n_steps`.
+    A step is saved when the next one begins: all that belongs to it, validation and logging too, is then done.
+
+    `begins` is the checkpoint that the run goes on from. Only the first of several processes has read it to the end.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        every_n_steps: int = 1000,
+        keep_last: int = 2,
+        keep_every_n_steps: int | None = None,
+        begins: Path | None = None,
+    ):
+        self.folder, self.every, self.begins = folder, every_n_steps, begins
+        self.keep, self.keep_every = max(1, keep_last), keep_every_n_steps
+        self._saved = self._model_saved = -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Before weights are read, and once the processes have met: refuses to train on from different checkpoints."""
+        if stage != "fit":
+            return
+        chosen = gathered(self.begins.name if self.begins else "step 0")
+        if any(name != chosen[0] for name in chosen):
+            raise UserError(
+                f"{self.folder.path}: the newest checkpoint is damaged, so the first process goes on from {chosen[0]}, "
+                f"and others had begun with {', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged one is removed "
+                "now: give the same command again."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._saved = trainer.global_step  # what a resumed run starts from is there
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.save(trainer, pl_module)
+        if self._model_saved != trainer.global_step:  # killed before it got to this
+            self._save_model(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Stopped) and not exception.at_once:
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        step = trainer.global_step
+        if step == self._saved or step == 0:
+            return
+        for logger in trainer.loggers:
+            logger.save()  # a resumed run goes on behind these rows
+        trainer.save_checkpoint(path := self.folder.checkpoints / f"step-{step:08d}.ckpt")
+        if trainer.is_global_zero:
+            self.folder.note_whole(path)
+        self._saved = step
+        self._save_model(trainer, pl_module)
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
+                if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:
+                    remove_checkpoint(old)
+
+    def _save_model(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        model = pl_module.saved()
+        weights = whole_weights(model, trainer.is_global_zero) if is_sharded(model) else None
+        if trainer.is_global_zero:
+            artifact.save(model, self.folder.model, weights)
+        self._model_saved = trainer.global_step

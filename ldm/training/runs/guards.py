@@ -1,0 +1,208 @@
+"""What stands between a run and a spoilt model: gradients that aren't finite, and failures of the machine."""
+
+import errno
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, distributed
+
+from ldm.common.devices import Later
+from ldm.common.errors import UserError
+from ldm.training.optimization import gradients
+from ldm.training.runs.folder import RunFolder
+from ldm.training.runs.processes import gathered
+from ldm.training.trainer.sharded import is_sharded
+
+NAMED = 8  # samples named in a message
+CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
+
+class FiniteGuard(pl.Callback):
+    """Has updates left out whose gradient isn't finite, and stops the run at the first, or after `skip` of them.
+
+    A loss that isn't finite has such a gradient too, so the norm that clipping needs anyway is all that it costs: the
+    optimizer's own step obeys the flag (`gradients.leaves_out`), and the host reads it before the next update, before
+    anything is saved, and at the end. An optimizer that doesn't obey has the host wait, and its gradients taken away.
+
+    With float16 the scaler leaves such updates out, as it must while it looks for its scale. There it is the loss
+    itself that has to be finite, and the gradient once the scale is 1: no smaller one would help. Sharded networks run
+    on all processes or none, so their samples aren't tried one by one.
+
+    Of a step's batches it keeps where they start in the order of samples, which is what makes them again: no pixels.
+    """
+
+    def __init__(self, folder: RunFolder, skip: int = 0):
+        self.folder, self.skip, self.skipped = folder, skip, 0
+        self._starts: list[int] = []
+        self._losses: list[Tensor] = []
+        self._judge: Callable[[], None] | None = None  # the update before, once its flag has come to the host
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._starts, self._losses = [], []
+        self._starts.append(batch["start"])
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        self._settle()
+        scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
+        spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
+        self._judge = partial(self._judged, trainer, pl_module, trainer.global_step + 1, self._starts, Later(spoilt))
+        if scaler is not None:
+            return
+        if gradients.leaves_out(optimizer):
+            optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
+        elif spoilt:
+            self._settle()
+            optimizer.zero_grad()  # it passes over parameters without a gradient
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._settle()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._settle()
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    def _settle(self) -> None:
+        judge, self._judge = self._judge, None
+        if judge:
+            judge()
+
+    def _judged(self, trainer: pl.Trainer, pl_module: Any, step: int, starts: list[int], spoilt: Later) -> None:
+        if not spoilt.read():
+            return
+        found = f"step {step}: {self._what(trainer, pl_module, starts)}"
+        if self.skipped >= self.skip:
+            raise UserError(f"{found}. {self._way_out()}")
+        self.skipped += 1
+        trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
+
+    def _what(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
+        """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
+        batches = [trainer.datamodule.train_batch(start) for start in starts]  # type: ignore[attr-defined]
+        all_of_it, untried = [i for batch in batches for i in batch["index"].tolist()], is_sharded(pl_module)
+        bad: list[int] = []
+        try:
+            with trainer.precision_plugin.train_step_context():
+                bad = [] if untried else [i for batch in batches for i in _spoiling(trainer, pl_module, batch)]
+        except torch.OutOfMemoryError:  # says nothing of a sample
+            untried = True
+        parts = gathered((bad, all_of_it))
+        found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
+        names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
+        if found:
+            return f"the loss isn't finite, of {names}"
+        what = "the loss or its gradient isn't finite" if untried else "the loss is finite and its gradient isn't"
+        return f"{what}, of one or more of {names}"
+
+    def _way_out(self) -> str:
+        checkpoint = self.folder.newest_checkpoint()
+        good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
+        return (
+            f"{good}; nothing was saved since. Lower optimizer.lr or fix these samples and take resume=true, or leave "
+            "such updates out by skip_bad_batches=10."
+        )
+
+
+def spoilt_by_more_than_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -> Tensor:
+    """Whether no smaller loss scale would help a step, on any process: a bool ()."""
+    scale = scaler.scale(norm.new_ones(()))
+    spoilt = ~torch.stack(losses).isfinite().all() | (~norm.isfinite() & (scale <= 1))
+    if distributed.is_initialized():  # each process has losses of its own
+        counts = spoilt.float()
+        distributed.all_reduce(counts)
+        spoilt = counts > 0
+    return spoilt
+
+
+@torch.no_grad()
+def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
+    """The loss of a batch of one; of an error in it, not a number; out of memory is raised."""
+    try:
+        return task.losses(row, task.trained)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return torch.tensor(float("nan"))
+
+
+def _spoiling(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[int]:
+    """The samples of a batch, from the host, whose loss isn't finite when they stand alone."""
+    rows = rows_of(trainer.strategy.batch_to_device(batch))
+    return [int(row["index"][0]) for row in rows if not loss_of(task, row).isfinite()]
+
+
+def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A batch as batches of one."""
+    return [_row(batch, i) for i in range(len(batch["index"]))]
+
+
+def _row(value: Any, i: int) -> Any:
+    """Of what a batch holds, that of its sample `i`; numbers are of all."""
+    if isinstance(value, (Tensor, list)):
+        return value[i : i + 1]
+    if isinstance(value, Mapping):
+        return {key: _row(part, i) for key, part in value.items()}
+    if isinstance(value, tuple):
+        return type(value)(*(_row(part, i) for part in value))
+    return value
+
+
+def names_of(indices: list[int], data: Any) -> str:
+    """'sample 3 (a/b.png), sample 8 (c.png) and 4 more'."""
+    names = getattr(getattr(data.train, "table", data.train), "names", ())
+    shown = [f"sample {i} ({names[i]})" if i < len(names) else f"sample {i}" for i in indices[:NAMED]]
+    return ", ".join(shown) + (f" and {len(indices) - NAMED} more" if len(indices) > NAMED else "")
+
+
+def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
+    """What to tell the user of a failure of the machine, with the values at hand; None for what isn't one."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return UserError(_out_of_memory(config))
+    if _worker_was_ended(error):
+        killed = re.search(r"signal: (\w+)", text)
+        how = f" by the signal {killed[1]}" if killed else ""
+        return UserError(
+            f"one of the data workers was ended{how}, mostly for want of memory. Take loader.workers=0, or fewer, "
+            "and resume=true to go on from the last checkpoint."
+        )
+    if isinstance(error, OSError) and error.errno in CANT_WRITE:
+        again = "resume=true" if "resume" in config else "try again"
+        done = "opened" if error.errno == errno.EACCES else "written"
+        return UserError(
+            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): make room or mend the rights, then "
+            f"{again}."
+        )
+    return None
+
+
+def _worker_was_ended(error: BaseException) -> bool:
+    """PyTorch says so where it waits for a batch; where one was on its way, the connection to the worker breaks."""
+    on_its_way = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    frames = traceback.extract_tb(error.__traceback__) if on_its_way else []
+    return "DataLoader worker (pid" in str(error) or any("multiprocessing" in frame.filename for frame in frames)
+
+
+def _out_of_memory(config: Mapping[str, Any]) -> str:
+    batch: Any = config.get("batch_size")
+    if "trainer" not in config:
+        less = f"Take batch_size={max(1, batch // 2)}, or fewer or smaller" if batch else "Take fewer or smaller"
+        return f"out of memory{f' at batch_size={batch}' if batch else ''}. {less} images."
+    parts = config["trainer"].get("accumulate_grad_batches") or 1
+    half = f"batch_size={max(1, batch // 2)} trainer.accumulate_grad_batches={2 * parts}"
+    return (
+        f"out of memory at batch_size={batch}, trainer.precision={config['trainer'].get('precision')}. "
+        f"Take {half}, which gives the same steps, or smaller images or channels; resume=true goes on from the "
+        "last checkpoint."
+    )

@@ -1,0 +1,232 @@
+"""What a resumed run must have in common with the one that it goes on with."""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from ldm.common.errors import UserError
+from ldm.training.optimization.learning_rate import LearningRate, parse_time
+from ldm.training.runs.folder import RunFolder
+
+# Options that only say what to do with the folder.
+PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
+# Options that shape the weights, or what they mean.
+ARCHITECTURE = (
+    *("vae", "train", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune"),
+    *("optimizer.name", "ema.lengths", "loss.adversarial", "loss.critic_channels", "loss.critic_layers"),
+)
+
+
+# What runs did whose config has no such option yet.
+IMPLIED = {"latents_dtype": "float32", "train": "all"}
+
+
+class Start(NamedTuple):
+    """Where a run begins: at step 0, or at that of its newest good checkpoint.
+
+    `total` is the number of steps that it was to have, `rate` its last learning rate, `used` the seconds that it has
+    had, None where its checkpoint doesn't note them. Of a run that was limited by time `limit` is the seconds that it
+    was given, and `most` the number of steps that was the limit beside them.
+    """
+
+    checkpoint: Path | None
+    step: int = 0
+    position: int = 0
+    depends_on: Mapping[str, str] = {}
+    classes: tuple[str, ...] = ()  # by their numbers, of a model that is conditioned on them
+    total: int | None = None
+    rate: float = 0.0
+    limit: float | None = None
+    used: float | None = 0.0
+    most: int | None = None
+    ignored: int | None = None  # max_steps in its config, which earlier versions didn't count beside a limit of time
+
+
+def start_of(folder: RunFolder) -> Start:
+    """Reads no weights: the file is mapped."""
+    path = folder.newest_checkpoint()
+    if path is None:
+        return Start(None)
+    saved = _mapped(path)
+    config = _read(folder.config)
+    limit = limit_of(config)  # of runs from before the checkpoints said
+    time = saved["callbacks"].get("TimeBudget") or {"limit": limit, "used": limit}
+    return Start(
+        path,
+        saved["global_step"],
+        saved["BatchModule"]["position"],
+        saved.get("ldm_depends_on", {}),
+        _classes(saved.get("ldm_model", {})),
+        saved["ldm_total_steps"],
+        saved["optimizer_states"][0]["param_groups"][0]["lr"],
+        time["limit"],
+        time["used"],
+        time.get("most") if time["limit"] else None,
+        steps_of(config) if time["limit"] and "most" not in time else None,
+    )
+
+
+def recorded(folder: RunFolder, start: Start) -> dict[str, Any]:
+    """The config of the run that is gone on with, which holds what it chose; {} where it begins at step 0."""
+    return dict(_read(folder.config)) if start.checkpoint else {}
+
+
+def _mapped(path: Path) -> dict[str, Any]:
+    """A checkpoint without its weights. Only the first of several processes knows before that its bytes are whole."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} can't be read ({error}): give the same command again; it removes a damaged checkpoint, and goes "
+            "on from the one before."
+        ) from None
+
+
+def limit_of(config: Mapping[str, Any]) -> float | None:
+    """The seconds that `trainer.max_time` gives a run; None where steps are its limit."""
+    limit = (config.get("trainer") or {}).get("max_time")
+    return parse_time(limit).total_seconds() if limit else None
+
+
+def steps_of(config: Mapping[str, Any]) -> int | None:
+    """The number of steps that `trainer.max_steps` gives a run; None where it gives none."""
+    steps = (config.get("trainer") or {}).get("max_steps")
+    return steps if steps is not None and steps > 0 else None
+
+
+def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether the config gives a finished run more steps, or more time, than it had.
+
+    Raises UserError where it does and no checkpoint is left to go on from.
+    """
+    start, seconds, steps = start_of(folder), limit_of(config), steps_of(config)
+    if start.checkpoint:
+        by_steps = start.most is not None and start.step >= start.most  # what ended it, where both were its limits
+        had = start.used if by_steps or start.limit is None else start.limit
+        return (steps is None or steps > start.step) and (seconds is None or seconds > (had or 0))
+    old = _read(folder.config)
+    before = steps_of(old)
+    longer = seconds is not None and seconds > (limit_of(old) or 0)
+    if longer or (before and steps and steps > before) or (seconds is None and steps is None):
+        raise UserError(
+            f"{folder.path} is finished and has no checkpoint left to go on from: fine-tune its model by finetune=full "
+            "base=NAME, or start anew by overwrite=true or another name=."
+        )
+    return False
+
+
+def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> str | None:
+    """Fits the learning rate to another limit than the run had until now, and says how; None where that's the same.
+
+    The fall is the one of a run that had the new limit from its beginning: up to here it fell too fast, so it jumps.
+    """
+    limit, most = limit_of(config), steps_of(config)
+    as_before = (start.most, start.ignored or start.most) if limit else (start.total,)
+    if start.checkpoint is None or (limit == start.limit and most in as_before):
+        return None
+    if limit:
+        done = max((start.used or 0.0) / limit, start.step / most if most else 0.0)
+        rate.since, end = (start.step, min(1.0, done)), _time_left(start, limit)
+        end += f", or to step {most}" if most else ""
+    elif most is None:
+        rate.since, end = (start.step, 0.0), "without an end"
+    else:
+        end = f"to step {most}"
+    fall = "" if rate.schedule == "constant" else f", whose {rate.schedule} now ends there,"
+    was, now = f"{start.rate:.3g}", f"{rate(start.step):.3g}"
+    return f"trains on from step {start.step} {end}; the learning rate{fall} was {was} and is {now}"
+
+
+def _time_left(start: Start, limit: float) -> str:
+    if start.used is None:
+        return (
+            f"for the {limit:g} s of trainer.max_time, without the time that it had, which its checkpoint doesn't note"
+        )
+    return f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
+
+
+def _classes(spec: Any) -> tuple[str, ...]:
+    """The names of the classes in a model's spec, wherever its ClassLabel is."""
+    if not isinstance(spec, Mapping):
+        return ()
+    if spec.get("class") == "ClassLabel":
+        return tuple(spec.get("names") or ())
+    return next((found for inner in spec.values() if (found := _classes(inner))), ())
+
+
+def check(
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    depends_on: Mapping[str, str],
+    start: Start | None = None,
+    whole: Callable[[], str] = lambda: "",
+) -> Start:
+    """Where the run begins. Says what changed since the run was started, and refuses what would make it another model.
+
+    `depends_on` names by hash what the weights stand on, `first_stage`, and the `data`, whose change is only said: the
+    order of the samples is then another from here on. `start` is what `start_of` gave, where that is known. `whole` is
+    the hash of the first stage with its decoder, by which runs of earlier versions named it.
+    """
+    start = start or start_of(folder)
+    if start.checkpoint is None:
+        return start
+    implied = {key: value for key, value in IMPLIED.items() if key in config}
+    changed = differences(implied | dict(_read(folder.config)), config)
+    described = "; ".join(f"{key} was {_show(old)}, is {_show(new)}" for key, (old, new) in changed.items())
+    ways = "Give the old values, or start anew by overwrite=true or another name="
+    if any(_within(key, ARCHITECTURE) for key in changed):
+        raise UserError(f"{folder.path} can't be resumed as another model: {described}. {ways}.")
+    was = start.depends_on
+    before = was.get("first_stage")
+    if before != depends_on.get("first_stage") and before != whole():
+        raise UserError(
+            f"{folder.path} was trained on the latents of another first stage (hash {_hash(was)}, now "
+            f"{_hash(depends_on)}), which this one can't decode. Bring the old one back, or start anew by "
+            "overwrite=true or another name=."
+        )
+    if described:
+        print(f"{folder.path}: changed since it was started: {described}", flush=True)
+    if was.get("data") != depends_on.get("data"):
+        print(f"{folder.path}: the data have changed; samples come in another order from here on", flush=True)
+    return start
+
+
+def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys of two configs whose values differ, with both values."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return {} if _plain(old) == _plain(new) else {path: (old, new)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in [*old, *(key for key in new if key not in old)]:
+        if path or key not in PLACES:
+            found |= differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read(path: Path) -> Any:
+    try:
+        read = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        read = None
+    if not isinstance(read, Mapping):
+        raise UserError(f"{path} is damaged, so what changed can't be told: restore it, or take overwrite=true.")
+    return read
+
+
+def _within(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is None else str(value)
+
+
+def _hash(depends_on: Mapping[str, str]) -> str:
+    return depends_on.get("first_stage", "none")[:12]

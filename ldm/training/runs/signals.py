@@ -1,0 +1,79 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: the running step ends, the run is saved, and the command that continues is shown."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import distributed
+
+from ldm.common.devices import Later
+
+# SLURM sends the one that its --signal names; SIGUSR1 is the usual one, and would end the process at once.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stopped(Exception):
+    """A signal stopped the run: between two steps, or `at_once` in the middle of one."""
+
+    def __init__(self, number: int, at_once: bool = False):
+        super().__init__(signal.Signals(number).name)
+        self.number, self.at_once = number, at_once
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells count: 143 for SIGTERM, 130 for Ctrl-C, 138 for SIGUSR1."""
+        return 128 + self.number
+
+
+class StopOnSignal(pl.Callback):
+    """Ends the run by `Stopped` when the step has ended in which a signal came; a second Ctrl-C doesn't wait for that.
+
+    One process of several that gets the signal stops them all, at the same step: at each step they tell each other, and
+    what they told is read at the next one, so that no host waits for its device. Lightning restores the handlers that
+    were there before `fit`.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._agreed: Later | None = None  # the highest signal that any process had when the step before began
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Lightning's own agreement on a SIGTERM, which this one replaces, makes the host wait at every step.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        for number in STOPPING:
+            try:
+                signal.signal(number, self._note)
+            except ValueError:  # not the main thread, as in some notebooks: nothing can be caught there
+                return
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        received = self.received or 0
+        if trainer.world_size > 1:
+            own, received = received, int(self._agreed.read()) if self._agreed else 0
+            highest = torch.full((), float(own), device=pl_module.device)
+            distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+            self._agreed = Later(highest)
+        if received:
+            raise Stopped(received)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.received == signal.SIGINT == number:
+            raise Stopped(number, at_once=True)
+        self.received = number
+        if number == signal.SIGINT:
+            print("\nstopping after this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+
+
+def continuing_command(words: Sequence[str] | None = None) -> str:
+    """This process's command line with resume=true in place of what would start the run anew."""
+    program, *options = sys.argv if words is None else words
+    name = Path(program).name
+    options = [word for word in options if word.partition("=")[0].lstrip("+") not in ("resume", "overwrite")]
+    return shlex.join([*(("python", program) if name.endswith(".py") else (name,)), *options, "resume=true"])

@@ -1,0 +1,103 @@
+"""What a run shows while it trains: progress, and pictures."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.common.files import atomic_write
+from ldm.images import grid
+from ldm.model.latent_space import finite
+from ldm.training.runs.folder import RunFolder
+from ldm.training.trainer.costs import Throughput, in_words
+from ldm.training.trainer.sharded import is_sharded
+
+log = logging.getLogger("ldm")
+
+
+def progress() -> pl.Callback:
+    """A bar on a terminal; a line now and then where the output goes to a file."""
+    return Bar(refresh_rate=5) if sys.stderr.isatty() else Lines()
+
+
+class Lines(pl.Callback):
+    """A line of step, the figures that were logged last, and throughput every `seconds`."""
+
+    def __init__(self, seconds: float = 15.0):
+        self.seconds = seconds
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._rate, self._last = Throughput(), time.monotonic()
+        self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if time.monotonic() - self._last < self.seconds or not trainer.is_global_zero:
+            return
+        self._last = time.monotonic()
+        of = f"/{trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
+        rate = self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
+        loss = f"  loss {pl_module.shown['loss']:.4f}" if "loss" in pl_module.shown else ""
+        more = "".join(f"  {name} {value}" for name, value in in_words(pl_module.shown).items())
+        print(f"step {trainer.global_step}{of}{loss}  {rate:.0f} samples/s{more}", flush=True)
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's bar with the figures that were logged last, and throughput."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._rate, self._shown = Throughput(), 0.0
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        if "loss" in pl_module.shown:
+            metrics["loss"] = f"{pl_module.shown['loss']:.4f}"
+        if (rate := self._rate(trainer.datamodule.position)) > 0:  # type: ignore[attr-defined]
+            self._shown = rate
+        metrics["samples/s"] = f"{self._shown:.0f}"
+        return {**metrics, **in_words(pl_module.shown), "step": trainer.global_step}
+
+
+class Pictures(pl.Callback):
+    """Writes `draw(task)` as a grid to samples/ at the start, every N steps and at the end, and to the loggers."""
+
+    def __init__(self, folder: RunFolder, draw: Callable[[Any], Tensor], columns: int, every_n_steps: int = 1000):
+        self.folder, self.draw, self.columns, self.every = folder, draw, columns, every_n_steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        if self.every and trainer.global_step % self.every == 0:
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        path = self.folder.samples / f"step-{trainer.global_step:08d}.png"
+        together = is_sharded(pl_module)  # then all processes draw, each with its part of the weights
+        if not (together or trainer.is_global_zero):
+            return
+        if trainer.strategy.broadcast(path.exists()) if together else path.exists():
+            return
+        try:
+            picture = grid(finite(self.draw(pl_module)), self.columns)
+        except UserError as error:  # the images are a look: the run goes on without
+            log.warning("no images at step %d: %s", trainer.global_step, error)
+            return
+        if not trainer.is_global_zero:
+            return
+        atomic_write(path, lambda file: picture.save(file, "PNG"))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(picture.convert("RGB"))
+                logger.experiment.add_image("samples", pixels, trainer.global_step, dataformats="HWC")
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("samples", [picture], step=trainer.global_step)

@@ -1,0 +1,240 @@
+"""What fitting has in common: the Trainer, its callbacks and loggers, and the way through one run."""
+
+import importlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ldm.common.devices import available, fast_products
+from ldm.common.errors import UserError, did_you_mean
+from ldm.common.ranks import local_rank
+from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
+from ldm.networks.layers import laid_out
+from ldm.training.averages.snapshots import Snapshots
+from ldm.training.optimization import optimizers
+from ldm.training.optimization.learning_rate import LearningRate, TimeBudget, parse_time
+from ldm.training.runs import resume
+from ldm.training.runs.checkpoints import AtomicCheckpointIO, Checkpoints
+from ldm.training.runs.folder import RunFolder, open_run
+from ldm.training.runs.guards import FiniteGuard
+from ldm.training.runs.resume import Start
+from ldm.training.runs.signals import StopOnSignal, Stopped, continuing_command
+from ldm.training.task import Task
+from ldm.training.trainer import options as trainer_options
+from ldm.training.trainer import sharded
+from ldm.training.trainer.callbacks import Pictures, progress
+from ldm.training.trainer.costs import Costs
+from ldm.training.trainer.loggers import loggers
+from ldm.training.trainer.speed import compiler_for, precision_of, prepare
+
+
+def task_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of `Task` out of a run's config. The number of steps isn't known yet where time is the limit."""
+    optimizer = dict(config["optimizer"])
+    betas, weight_decay = tuple(optimizer.pop("betas")), optimizer.pop("weight_decay")
+    name = optimizer.pop("name", "adamw")
+    steps = config["trainer"]["max_steps"] or -1
+    total = None if config["trainer"].get("max_time") or steps < 0 else steps
+    return {
+        "learning_rate": LearningRate(**optimizer, total_steps=total),
+        "optimizer": name,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "ema_decay": config["ema"]["decay"],
+        "power_lengths": [float(length) for length in config["ema"].get("lengths") or ()],
+        "seed": config["seed"],
+        "log_every_n_steps": config["trainer"].get("log_every_n_steps") or 10,
+    }
+
+
+def batches(
+    train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[str, Any], read: Read = as_gathered
+) -> BatchModule:
+    return BatchModule(train, val, keys, config["batch_size"], config["seed"], read=read, **config["loader"])
+
+
+def fit(
+    task: Task,
+    data: BatchModule,
+    folder: RunFolder,
+    config: dict[str, Any],
+    pictures: Pictures,
+    started: float,
+    start: Start,
+) -> pl.Trainer:
+    """Trains from `start` to the end, and validates once more.
+
+    Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
+    """
+    trainer = trainer_of(folder, config, pictures, started, start)
+    fast_products(available(config["trainer"].get("accelerator") or "auto"))
+    device = device_for(config)
+    compiler = compiler_for(config, device)
+    laid_out(task, device)
+    prepare(task.trained, checkpointing=config.get("gradient_checkpointing", False), compiler=compiler)
+    if start.checkpoint:
+        trainer.print(f"resumed {folder.path} at step {start.step} (sample {start.position})", flush=True)
+    if changed := resume.rescheduled(start, config, task.learning_rate):
+        trainer.print(f"{folder.path}: {changed}", flush=True)
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=start.checkpoint)
+        trainer.validate(task, datamodule=data, verbose=False)
+    except Stopped as stopped:
+        report_stop(stopped, trainer, folder)
+        sys.exit(stopped.exit_code)
+    return trainer
+
+
+def trainer_of(
+    folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, start: Start
+) -> pl.Trainer:
+    options = trainer_options.own(config["trainer"])
+    limit = parse_time(given) if (given := options.pop("max_time", None)) else None
+    checkpoints = Checkpoints(folder, **config["checkpoint"], begins=start.checkpoint)
+    bars = [progress()] if options.pop("enable_progress_bar", True) else []
+    callbacks: list[pl.Callback] = [*bars, checkpoints, StopOnSignal()]
+    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
+    if config["ema"].get("lengths"):
+        callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
+    callbacks.append(Costs())  # the last, since it counts operations from the start of a batch
+    options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
+    options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
+    callbacks.insert(0, TimeBudget(limit, started, used=start.used or 0.0, most=resume.steps_of(config)))
+    if limit:
+        options["max_steps"] = -1  # until the budget knows better
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if options["precision"] == "16-mixed" and available(options.get("accelerator") or "auto").type == "cpu":
+        del options["precision"]
+        plugins.append(float16_on_cpu())
+    if SLURMEnvironment.detect():  # Lightning's own requeueing saves elsewhere: SIGTERM and resume=true do it here
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    quieten()
+    try:
+        return pl.Trainer(
+            **options,
+            **trainer_options.FIXED,
+            callbacks=callbacks,
+            logger=loggers(config["logger"], folder, start.step),
+            plugins=plugins,
+            default_root_dir=str(folder.path),
+            enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Lightning's Trainer can't take these options, trainer.X: {error}") from error
+
+
+def float16_on_cpu() -> MixedPrecision:
+    """16-mixed, in whose place Lightning takes bf16-mixed on a CPU."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+
+
+STRATEGIES = ("auto", "ddp", sharded.NAME)
+
+
+def strategy_of(name: str, config: Mapping[str, Any], precision: Any) -> Any:
+    """Lightning's strategy of that name, and for fsdp this package's, under which averages are spread too."""
+    if name == sharded.NAME:
+        sharded.check(config, precision)
+        return sharded.FullySharded()
+    if name != "auto" and name != "single_device" and not name.startswith("ddp"):
+        raise UserError(f"trainer.strategy={name} isn't known here.{did_you_mean(name, STRATEGIES)}")
+    return name
+
+
+def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:
+    """Says where the run stands and how it goes on."""
+    if not trainer.is_global_zero:
+        return
+    saved = folder.newest_checkpoint()
+    where = f"saved {saved}" if saved else "before the first step was done"
+    print(f"stopped by {stopped}: {where}. To go on: {continuing_command()}", file=sys.stderr, flush=True)
+
+
+def quieten() -> None:
+    """Silences what Lightning says at every start and no user needs."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in (
+        "Found .* in eval mode",
+        ".*isinstance.treespec, LeafSpec",
+        ".*does not have many workers",
+        ".*sync_dist=True",
+    ):
+        warnings.filterwarnings("ignore", words)
+
+
+def begin(config: Mapping[str, Any]) -> None:
+    """Imports the user's own modules, and refuses what lacks a package or a compiler, before any work."""
+    import_modules(config)
+    optimizers.check_name(config["optimizer"].get("name", "adamw"))
+    compiler_for(config, device_for(config))
+
+
+def import_modules(config: Mapping[str, Any]) -> None:
+    """Imports the user's own modules, whose registered classes the config may name."""
+    for name in config.get("modules") or ():
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UserError(f"modules: {name} can't be imported ({error}); is it on PYTHONPATH?") from None
+
+
+def open_named(stage: str, default: str, config: Mapping[str, Any], job: str | None) -> RunFolder:
+    """The run's folder, by the config's name or the default one; a sweep's job has its own inside it."""
+    name = config["name"] or default
+    return open_run(
+        stage,
+        f"{name}/{job}" if job else name,
+        resume=config["resume"],
+        overwrite=config["overwrite"],
+        runs_dir=config["runs_dir"],
+        more=lambda folder: resume.is_more(folder, config),
+    )
+
+
+def parameters_line(**modules: Any) -> str:
+    """'vae 1.6 M parameters, ...'"""
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    return ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in counts.items())
+
+
+class Clock:
+    """Wall clock since the run began, its start-up included."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{time.monotonic() - self.started:.0f} s"
+
+
+def device_for(config: Mapping[str, Any]) -> torch.device:
+    """The device that the Trainer will take in this process, for the work before it."""
+    options, number = config["trainer"], local_rank()
+    devices = options.get("devices")
+    if isinstance(devices, str) and "," in devices:  # Lightning's other form of a list, "2,3"
+        devices = [int(part) for part in devices.split(",") if part.strip()]
+    if isinstance(devices, list) and devices:
+        number = devices[number % len(devices)]
+    return available(options.get("accelerator") or "auto", number)
+
+
+def cache_of(config: Mapping[str, Any]) -> Path:
+    return Path(os.path.expanduser(config["cache_dir"]))
+
+
+def validated(trainer: pl.Trainer, task: Task) -> str:
+    """', validation loss 0.1234 (the mean of 512 images)', or nothing where no image was validated."""
+    loss = trainer.callback_metrics.get("val/loss")
+    return "" if loss is None else f", validation loss {float(loss):.4f} (the mean of {task.validated} images)"

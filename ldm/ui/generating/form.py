@@ -1,0 +1,270 @@
+"""Between the page's fields and `Settings`: what a field means, and what a request looks like in the fields."""
+
+import functools
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm.common import annotations as kinds
+from ldm.common.errors import UserError
+from ldm.images import open_image
+from ldm.ui.generating.generate import enlarged
+from ldm.ui.generating.models import Traits
+from ldm.ui.generating.settings import MAX_SEED, PIXELS, SLOTS, Settings, checked, from_dict, parse_interval
+from ldm.ui.generating.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Reader = Callable[[Any, str], Any]  # of a field's file, and the field's name
+MODES = {"text": "From nothing", "image": "Image to image", "inpaint": "Inpaint", "variations": "Variations"}
+AS_TRAINED = "as trained"
+FINISHED = "finished"  # among checkpoints: the finished model
+PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
+CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
+
+
+def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Settings:
+    """A request from the fields as they were sent, images as files in the folder `uploads`.
+
+    The images that the mode reads are kept, under the names that the request has for them. Raises UserError for what
+    can't be, before anything is kept.
+    """
+    mode = form["mode"]
+    if not isinstance(mode, str) or mode not in MODES:
+        raise UserError(f"there is no mode '{mode}': take one of {', '.join(MODES)}.")
+    option = {key: None if form[key] == AS_TRAINED else form[key] for key in ("sampler", "spacing")}
+    plain = {
+        "run": form["run"] or "",
+        "checkpoint": None if form["checkpoint"] == FINISHED else form["checkpoint"],
+        "prompt": _text(form, "prompt"),
+        "negative": _text(form, "negative"),
+        "labels": [str(one) for one in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
+        "seed": secrets.randbelow(2**31) if _is_on(form, "new_seed") else _seed(form),
+        "n": _whole(_needed(form, "n"), "n"),
+        **{key: _whole(form[key], key) for key in ("steps", "width", "height")},
+        **{key: _number(form[key], key) for key in ("shift", "eta", "rescale", "guidance")},
+        **{key: value or None for key, value in option.items()},
+        "interval": parse_interval(_text(form, "interval")),
+        "loras": [(form[f"lora_{i}"], _needed(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
+        "control_ready": _is_on(form, "control_ready") and bool(_slots(form, "control")),
+    }
+    settings = checked(from_dict(plain))
+    read = functools.partial(opened, uploads=uploads)
+    image, mask, strength = _begin(form, mode, read)
+    return replace(
+        settings,
+        image=None if image is None else store.keep_input(image),
+        mask=None if mask is None else store.keep_input(mask),
+        strength=strength,
+        feather=_whole(form["feather"], "feather") or 0 if mask is not None else 0,
+        map=None if form["map"] is None else store.keep_input(read(form["map"], "map")),
+        controlnets=tuple(_controlnet(form, i, store, read) for i in _slots(form, "control")),
+    )
+
+
+def uploaded(file: Any, what: str, uploads: Path) -> Path:
+    """The file that was put into a field. Raises UserError for one of this machine that wasn't uploaded."""
+    path = file.get("path") if isinstance(file, Mapping) else None
+    if not isinstance(path, str) or "\0" in path or not Path(path).resolve().is_relative_to(uploads.resolve()):
+        raise UserError(f"the {what} has to be an uploaded file: put it in again.")
+    if not Path(path).is_file():
+        raise UserError(f"the {what} isn't kept here any more: put it in again.")
+    return Path(path)
+
+
+def opened(file: Any, what: str, uploads: Path) -> "Image":
+    """An image that was put into a field. Raises UserError, which names the field and no folder."""
+    from PIL import Image
+
+    path = uploaded(file, what, uploads)
+    try:
+        image = open_image(path.read_bytes(), most=PIXELS)
+    except OSError:
+        raise UserError(f"the {what} isn't kept here any more: put it in again.") from None
+    except UserError as error:
+        raise UserError(f"the {what} {error}: put in another file, as PNG or JPEG.") from None
+    if not isinstance(image, Image.Image) or image.mode not in PNG_MODES:
+        raise UserError(f"the {what} holds values that a PNG can't: put it in as PNG or JPEG.")
+    return image.convert("RGB") if image.mode == "CMYK" else image
+
+
+def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
+    """The fields of a request; pictures are files, or None where they aren't kept any more."""
+    own = about.sampling
+    mode = "inpaint" if settings.mask else "image" if settings.image else "text"
+    begin = _file(settings.image, store)
+    form = {
+        "run": settings.run,
+        "checkpoint": settings.checkpoint or FINISHED,
+        "mode": mode,
+        "prompt": settings.prompt,
+        "negative": settings.negative,
+        "labels": list(settings.labels),
+        "map": _file(settings.map, store),
+        "image": begin if mode == "image" else None,
+        "editor": canvas(begin, _file(settings.mask, store)) if mode == "inpaint" else None,
+        "feather": settings.feather,
+        "seed": settings.seed,
+        "new_seed": False,
+        "n": settings.n,
+        "sampler": settings.sampler or own["sampler"],
+        "steps": settings.steps or own["steps"],
+        "guidance": _first(settings.guidance, own["guidance"]),
+        "width": settings.width,
+        "height": settings.height,
+        "spacing": settings.spacing or AS_TRAINED,
+        "shift": settings.shift,
+        "eta": settings.eta,
+        "rescale": settings.rescale,
+        "control_ready": settings.control_ready,
+        "interval": "" if settings.interval is None else ", ".join(f"{v:g}" for v in settings.interval),
+    }
+    if settings.strength is not None:
+        form["strength" if mode == "image" else "mask_strength"] = settings.strength
+    for i in range(SLOTS):
+        lora = settings.loras[i] if i < len(settings.loras) else (None, 1.0)
+        control = settings.controlnets[i] if i < len(settings.controlnets) else (None, 1.0, 0.0, 1.0, None)
+        form |= {f"lora_{i}": lora[0], f"lora_{i}_scale": lora[1]}
+        keys = ("", "_weight", "_start", "_end")
+        form |= {f"control_{i}{key}": value for key, value in zip(keys, control, strict=False)}
+        form[f"control_{i}_image"] = _file(control[4], store)
+    return form
+
+
+def canvas(picture: "Path | Image | None", mask: Path | None = None) -> dict[str, Any] | None:
+    """What the drawing field shows: a picture, enlarged if it is small, with the mask drawn on it."""
+    from PIL import Image
+
+    if picture is None:
+        return None
+    ground = Image.open(picture).convert("RGBA") if isinstance(picture, Path) else picture.convert("RGBA")
+    times = max(1, CANVAS // max(ground.size))
+    layers = []
+    if mask is not None:
+        white = (
+            Image.open(mask)
+            .convert("L")
+            .resize((ground.width * times, ground.height * times), Image.Resampling.NEAREST)
+        )
+        layer = Image.new("RGBA", white.size, (0, 0, 0, 0))
+        layer.paste(Image.new("RGBA", white.size, (255, 255, 255, 255)), mask=white)
+        layers = [layer]
+    return {"background": enlarged(ground, times), "layers": layers, "composite": None}
+
+
+def drawn_mask(layers: "Sequence[Image]") -> "Image | None":
+    """White where anything was drawn on the layers of the drawing field; None where nothing was."""
+    from PIL import Image, ImageChops
+
+    mask = None
+    for layer in layers:
+        alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value > 127 else 0)
+        mask = alpha if mask is None else ImageChops.lighter(mask, alpha.resize(mask.size, Image.Resampling.NEAREST))
+    return mask if mask is not None and mask.getbbox() else None
+
+
+def _begin(form: Mapping[str, Any], mode: str, read: Reader) -> "tuple[Image | None, Image | None, float | None]":
+    """Image, mask and strength of a mode. Raises UserError for what the mode needs and hasn't got."""
+    if mode == "text":
+        return None, None, None
+    if mode == "inpaint":
+        return *_edited(form["editor"], read), _needed(form, "mask_strength")
+    file, strength = (form["image"], "strength") if mode == "image" else (form["vary"], "vary_strength")
+    if file is None:
+        raise UserError(f"{MODES[mode].lower()} needs a picture to begin from: put one in.")
+    return read(file, "initial image"), None, _needed(form, strength)
+
+
+def _edited(editor: Any, read: Reader) -> "tuple[Image, Image]":
+    """Image and mask in the drawing field."""
+    editor = editor if isinstance(editor, Mapping) else {}
+    ground = editor.get("background")
+    if ground is None:
+        raise UserError("inpainting needs a picture: put one into the drawing field.")
+    mask = drawn_mask([read(layer, "mask") for layer in editor.get("layers") or () if layer is not None])
+    if mask is None:
+        raise UserError("inpainting needs a mask: draw with the brush over what shall be made anew.")
+    return read(ground, "initial image").convert("RGB"), mask
+
+
+def _controlnet(form: Mapping[str, Any], i: int, store: Store, read: Reader) -> tuple[str, float, float, float, str]:
+    image, name = form[f"control_{i}_image"], form[f"control_{i}"]
+    weight, start, end = (_needed(form, f"control_{i}_{key}") for key in ("weight", "start", "end"))
+    if image is None:
+        raise UserError(f"the ControlNet {name} needs a picture to follow: put one in.")
+    if not 0 <= start < end <= 1:
+        raise UserError(
+            f"the ControlNet {name} works from {start:g} to {end:g}: give a start below the end, of 0 to 1."
+        )
+    return str(name), weight, start, end, store.keep_input(read(image, f"control image {i + 1}"))
+
+
+def _slots(form: Mapping[str, Any], kind: str) -> list[int]:
+    return [i for i in range(SLOTS) if form.get(f"{kind}_{i}") not in (None, "")]
+
+
+def _text(form: Mapping[str, Any], key: str) -> str:
+    value = "" if form[key] is None else form[key]
+    if not isinstance(value, str):
+        raise UserError(f"{key}={value} has to be text.")
+    return value.strip()
+
+
+def _is_on(form: Mapping[str, Any], key: str) -> bool:
+    if not isinstance(form[key], bool | None):
+        raise UserError(f"{key}={kinds.shown(form[key])} has to be true or false.")
+    return bool(form[key])
+
+
+def _number(value: Any, what: str) -> float | None:
+    """A finite number, or None for an empty field."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= kinds.LARGEST:
+        raise UserError(f"{what}={value} has to be a number.")
+    return value
+
+
+def _whole(value: Any, what: str) -> int | None:
+    number = _number(value, what)
+    if number is not None and number != int(number):
+        raise UserError(f"{what}={value} has to be a whole number.")
+    return None if number is None else int(number)
+
+
+def _needed(form: Mapping[str, Any], key: str) -> float:
+    number = _number(form[key], _named(key))
+    if number is None:
+        raise UserError(f"{_named(key)} is empty: give a number.")
+    return number
+
+
+def _named(key: str) -> str:
+    """`lora_0_scale` as `scale of LoRA 1`."""
+    match = re.fullmatch(r"(lora|control)_(\d)_(\w+)", key)
+    kinds = {"lora": "LoRA", "control": "ControlNet"}
+    return f"{match[3]} of {kinds[match[1]]} {int(match[2]) + 1}" if match else key.replace("_", " ")
+
+
+def _seed(form: Mapping[str, Any]) -> int:
+    seed = _whole(form["seed"], "seed")
+    if seed is None:
+        raise UserError("the seed is empty: give a whole number, or let it be new each time.")
+    if seed >= MAX_SEED:
+        raise UserError(f"seed={seed} has to be below 2^53: browsers round what is larger.")
+    return seed
+
+
+def _file(name: str | None, store: Store) -> Path | None:
+    try:
+        return store.input(name) if name else None
+    except UserError:
+        return None
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

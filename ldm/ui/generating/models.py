@@ -1,0 +1,150 @@
+"""The models that the page draws with: found by the run's name, kept in memory while they are used."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.model.loading import load
+from ldm.training.runs.folder import find_run, run_names
+
+KEPT = 2  # models in memory
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the page has to know of a model: what it takes, and how it is sampled unless told otherwise."""
+
+    needs: tuple[str, ...]
+    classes: tuple[str, ...]
+    width: int
+    height: int
+    channels: int
+    sampling: dict[str, Any]
+    distilled: bool = False
+
+
+class Models:
+    """The runs of stage two under `runs_dir`, and `given`, which may be a path. Thread-safe."""
+
+    def __init__(
+        self,
+        runs_dir: Path,
+        given: str | None = None,
+        device: str = "cpu",
+        coding: Mapping[str, Any] | None = None,
+    ):
+        self.runs_dir, self.given, self.device, self.coding = runs_dir, given, device, dict(coding or {})
+        self._loaded: OrderedDict[tuple, LatentDiffusion] = OrderedDict()
+        self._lock = threading.Lock()
+        if given is not None:
+            find_run("ldm", given, runs_dir)
+
+    def names(self) -> list[str]:
+        """The runs to choose among, the one that the page was started with first."""
+        names = [name for name in run_names("ldm", self.runs_dir) if self._is_loadable(self.runs_dir / "ldm" / name)]
+        return ([self.given] if self.given else []) + [name for name in names if name != self.given]
+
+    def path(self, name: str) -> Path:
+        """The folder of a run. Only what `names` lists: a page isn't a way to open any file there is."""
+        if name not in self.names():
+            raise UserError(f"there is no run '{name}' to draw with.{did_you_mean(name, self.names())}")
+        return find_run("ldm", name, self.runs_dir)
+
+    def checkpoints(self, name: str) -> list[str]:
+        """The checkpoints of a run that hold a whole model, oldest first."""
+        return sorted(path.name for path in (self.path(name) / "checkpoints").glob("step-*.ckpt"))
+
+    def adapters(self) -> tuple[list[str], list[str]]:
+        """The runs that are LoRAs, and those that are ControlNets."""
+        kinds: dict[str, list[str]] = {"LoraAdapter": [], "Control": []}
+        for name in run_names("ldm", self.runs_dir):
+            kinds.get(_kind(self.runs_dir / "ldm" / name), []).append(name)
+        return kinds["LoraAdapter"], kinds["Control"]
+
+    def get(
+        self, name: str, checkpoint: str | None = None, loras: Sequence[str] = (), controls: Sequence[str] = ()
+    ) -> LatentDiffusion:
+        """The model of a run, or of one of its checkpoints, with LoRAs and ControlNets on it, which go by their place:
+        `lora_0`, ..., `control_0`, ..."""
+        path = self._file(name, checkpoint)
+        adapters = self._adapter_paths("LoRA", loras, 0), self._adapter_paths("ControlNet", controls, 1)
+        key = (str(path), *_stamp(path), *((str(p), *_stamp(p)) for paths in adapters for p in paths))
+        with self._lock:
+            if key not in self._loaded:
+                self._loaded[key] = self._load(path, *adapters)
+            self._loaded.move_to_end(key)
+            while len(self._loaded) > KEPT:
+                self._loaded.popitem(last=False)
+            return self._loaded[key]
+
+    def traits(self, name: str, checkpoint: str | None = None) -> Traits:
+        return traits(self.get(name, checkpoint))
+
+    def _load(self, path: Path, loras: Sequence[Path], controls: Sequence[Path]) -> LatentDiffusion:
+        model = load(path, self.device, **self.coding)
+        if not isinstance(model, LatentDiffusion):
+            raise UserError(f"{path} holds a {type(model).__name__}; the page draws with runs of stage two.")
+        for i, lora in enumerate(loras):
+            model.load_lora(lora, name=f"lora_{i}")
+        for i, control in enumerate(controls):
+            model.load_controlnet(control, name=f"control_{i}")
+        return model.to(self.device).eval()
+
+    def _adapter_paths(self, what: str, names: Sequence[str], kind: int) -> list[Path]:
+        known = self.adapters()[kind] if names else []
+        for name in names:
+            if name not in known:
+                raise UserError(f"there is no {what} '{name}' among the runs.{did_you_mean(name, known)}")
+        return [self.runs_dir / "ldm" / name for name in names]
+
+    def _file(self, name: str, checkpoint: str | None) -> Path:
+        if checkpoint is None:
+            return self.path(name)
+        known = self.checkpoints(name)
+        if checkpoint not in known:
+            raise UserError(f"{name} has no checkpoint '{checkpoint}'.{did_you_mean(checkpoint, known)}")
+        return self.path(name) / "checkpoints" / checkpoint
+
+    def _is_loadable(self, path: Path) -> bool:
+        return (path / "model" / "manifest.json").is_file() and _kind(path) in ("", LatentDiffusion.__name__)
+
+
+def traits(model: LatentDiffusion) -> Traits:
+    classes = next((part.names or range(part.classes) for part in _parts(model) if hasattr(part, "classes")), ())
+    preprocess = model.preprocess
+    return Traits(
+        needs=tuple(model.conditioner.needs),
+        classes=tuple(str(name) for name in classes),
+        width=preprocess.width,
+        height=preprocess.height,
+        channels=preprocess.channels,
+        sampling=dict(model.sampling),
+        distilled=bool(model.distilled),
+    )
+
+
+def _kind(path: Path) -> str:
+    """The class that a run's model folder holds; empty where it doesn't say."""
+    try:
+        read = json.loads((path / "model" / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    model = read.get("model") if isinstance(read, dict) else None
+    return str(model.get("class", "")) if isinstance(model, dict) else ""
+
+
+def _parts(model: LatentDiffusion) -> list[Any]:
+    return list(model.conditioner.parts.values())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Changes when the model at `path` is written anew."""
+    manifest = next((p for p in (path / "model" / "manifest.json", path / "manifest.json") if p.is_file()), path)
+    state = manifest.stat()
+    return state.st_mtime_ns, state.st_size

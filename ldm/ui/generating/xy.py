@@ -1,0 +1,132 @@
+"""X/Y grids: one picture for each pair of values of two settings."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.ui.generating.form import FINISHED
+from ldm.ui.generating.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_CELLS = 100
+_RANGE = re.compile(r"(-?\d+)-(-?\d+)(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting by its name on the page, and its values; no values: not varied."""
+
+    name: str
+    values: tuple[Any, ...]
+
+    def labels(self) -> list[str]:
+        return [
+            f"{self.name} {value:g}" if isinstance(value, float) else f"{self.name} {value}" for value in self.values
+        ]
+
+
+def axis(name: str, text: str) -> Axis:
+    """An axis from what was typed: values with commas between, whole numbers also as `1-5` or `10-50:10`."""
+    if name == NOTHING:
+        return Axis(NOTHING, (None,))
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise UserError("an axis is a name with values, as text.")
+    if name not in KINDS:
+        raise UserError(f"there is no axis '{name}'.{did_you_mean(name, KINDS)}")
+    pieces = [piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip()]
+    kind = KINDS[name]
+    if kind is int:
+        pieces = [value for piece in pieces for value in _spread(piece)]
+    try:
+        values = tuple(dict.fromkeys(kind(piece) for piece in pieces))
+    except ValueError:
+        raise UserError(f"{name}: '{text}' has to be numbers with commas between, as in 1, 2, 5.") from None
+    if not values:
+        raise UserError(f"{name}: give values with commas between.")
+    return Axis(name, values)
+
+
+def cells(settings: Settings, x: Axis, y: Axis) -> list[Settings]:
+    """One request of one picture for each cell, row by row."""
+    if x.name == y.name != NOTHING:
+        raise UserError(f"both axes vary {x.name}; take another for one of them.")
+    if len(x.values) * len(y.values) > MAX_CELLS:
+        raise UserError(f"{len(x.values)} x {len(y.values)} pictures are more than {MAX_CELLS}; take fewer values.")
+    if len(settings.labels) > 1:
+        raise UserError("a grid has one picture for each pair of values: choose one class.")
+    if "strength" in (x.name, y.name) and settings.image is None:
+        raise UserError("strength changes nothing without an initial image: take another axis, or put an image in.")
+    one = replace(settings, n=1)
+    return [_set(_set(one, y, row), x, column) for row, column in itertools.product(y.values, x.values)]
+
+
+def sheet(pictures: list["Image"], x: Axis, y: Axis, least: int = 96) -> "Image":
+    """The pictures as a table with the values beside it; small pictures are enlarged, pixel by pixel."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width, height = pictures[0].size
+    times = max(1, -(-least // width))
+    width, height, gap, font = width * times, height * times, 4, ImageFont.load_default(13)
+    left = 0 if y.name == NOTHING else 8 + max(int(font.getlength(label)) for label in y.labels())
+    top = 0 if x.name == NOTHING else 22
+    columns = len(x.values)
+    size = (left + columns * (width + gap), top + len(y.values) * (height + gap))
+    out = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(out)
+    for i, picture in enumerate(pictures):
+        place = (left + i % columns * (width + gap), top + i // columns * (height + gap))
+        out.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
+    if top:
+        for i, label in enumerate(x.labels()):
+            draw.text((left + i * (width + gap) + 2, 3), _fit(label, width, font.getlength), "black", font)
+    if left:
+        for i, label in enumerate(y.labels()):
+            draw.text((2, top + i * (height + gap) + height // 2 - 8), label, "black", font)
+    return out
+
+
+def _set(settings: Settings, axis: Axis, value: Any) -> Settings:
+    if axis.name == NOTHING:
+        return settings
+    if axis.name == "prompt part":
+        part = str(axis.values[0])
+        if part not in settings.prompt:
+            raise UserError(f"the prompt has no '{part}', which the axis's first value says to replace.")
+        return replace(settings, prompt=settings.prompt.replace(part, value))
+    changed: dict[str, Any] = {axis.name: None if value == FINISHED else value}
+    return replace(settings, **changed)
+
+
+def _spread(piece: str) -> Iterator[str]:
+    match = _RANGE.fullmatch(piece)
+    if not match:
+        yield piece
+        return
+    first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+    if step < 1 or not 0 <= (last - first) // step < MAX_CELLS:
+        raise UserError(f"'{piece}' has to be FIRST-LAST or FIRST-LAST:STEP with at most {MAX_CELLS} values.")
+    yield from map(str, range(first, last + 1, step))
+
+
+def _fit(text: str, width: int, length: Callable[[str], float]) -> str:
+    while len(text) > 1 and length(text) > width - 4:
+        text = text[:-1]
+    return text
+
+
+NOTHING = "nothing"
+KINDS: dict[str, Callable[[str], Any]] = {
+    "seed": int,
+    "steps": int,
+    "guidance": float,
+    "sampler": str,
+    "strength": float,
+    "prompt part": str,
+    "run": str,
+    "checkpoint": str,
+}

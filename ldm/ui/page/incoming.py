@@ -1,0 +1,74 @@
+"""What is sent to the page, before it comes to the functions behind the fields."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.exceptions import InvalidPathError
+
+from ldm.common import annotations as kinds
+from ldm.common.errors import UserError
+from ldm.ui.page.messages import message
+
+log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """Blocks that say in a sentence what is wrong with values that no field can have. gradio's own words for them, with
+    a traceback, are for those who write pages, and a program that asks gets no word at all."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            inputs = read(inputs)
+            _check_count(block_fn, inputs)
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error:
+            raise
+        except InvalidPathError:
+            raise message(UserError("a file has to be uploaded; one that is named by its path isn't read.")) from None
+        except UserError as error:
+            raise message(error) from None
+        except Exception as error:
+            log.info("a value that can't be read was sent", exc_info=error)
+            raise message(UserError(_unfit(block_fn.inputs, inputs))) from None
+
+
+def read(value: Any) -> Any:
+    """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
+    folder in a file's place, which gradio would count among its files."""
+    if isinstance(value, str):
+        return kinds.readable(value)
+    if isinstance(value, (list, tuple)):
+        return [read(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    value = {kinds.readable(key) if isinstance(key, str) else key: read(one) for key, one in value.items()}
+    if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
+        raise UserError("a file has to be uploaded; a folder isn't read.")
+    return value
+
+
+def _check_count(block_fn: Any, inputs: Sequence[Any]) -> None:
+    most = len(block_fn.inputs)
+    if len(inputs) < most or (len(inputs) > most and block_fn.api_visibility == "public"):
+        raise UserError(f"/{block_fn.api_name} takes {most} value{'s' * (most != 1)}, not {len(inputs)}.")
+
+
+def _unfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
+    """Which field can't have its value."""
+    for field, value in zip(fields, inputs, strict=False):
+        if not _fits(field, value):
+            return f"the field '{field.label or type(field).__name__}' can't have the value {kinds.shown(value)}."
+    return "a value is of another kind than its field has."
+
+
+def _fits(field: Any, value: Any) -> bool:
+    try:
+        if value is not None and getattr(field, "data_model", None):
+            value = field.data_model.model_validate(value, context={"validate_meta": True})
+        field.preprocess(value)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,151 @@
+"""What a user wants to be told of a run: losses that aren't numbers, standstill, failure, a full disk, a threshold."""
+
+import json
+import math
+import operator
+import re
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from urllib.parse import urlsplit
+
+from ldm.common.errors import UserError
+from ldm.ui.runs.listing import RunState
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_THRESHOLD = re.compile(r"\s*([\w/ .-]+?)\s*(>=|<=|>|<)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """`metric` of metrics.csv compared with `value`, as in `val/loss > 2`."""
+
+    metric: str
+    sign: str
+    value: float
+
+    def holds(self, value: float) -> bool:
+        return _COMPARE[self.sign](value, self.value)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.sign} {self.value:g}"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When to be told, and where to. Zero turns a rule off."""
+
+    stall_minutes: float = 10.0
+    disk_gb: float = 1.0
+    thresholds: tuple[Threshold, ...] = ()
+    webhook: str = ""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """`kind` is nan, failed, stall, disk or threshold; `run` is STAGE/NAME, empty for the machine's own."""
+
+    kind: str
+    run: str
+    text: str
+    time: str = ""
+
+
+def rules_of(stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> Rules:
+    """Rules from what was typed, thresholds one a line. Raises UserError."""
+    if not (0 <= stall_minutes < math.inf and 0 <= disk_gb < math.inf):
+        raise UserError("minutes and gigabytes have to be numbers of at least 0; 0 turns the rule off.")
+    parsed = tuple(_threshold(line) for line in thresholds.splitlines() if line.strip())
+    webhook = webhook.strip()
+    if webhook and (urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).hostname):
+        raise UserError(f"the webhook '{webhook}' has to be an address that begins with http:// or https://.")
+    return Rules(stall_minutes, disk_gb, parsed, webhook)
+
+
+def of_run(
+    run: RunState, metrics: Mapping[str, Sequence[tuple[int, float]]], idle_seconds: float, rules: Rules
+) -> list[Alert]:
+    """What there is to tell of a run; `idle_seconds` is how long it has made no step."""
+    found = []
+    bad = [name for name, points in metrics.items() if points and not math.isfinite(points[-1][1])]
+    bad += ["loss"] if run.loss is not None and not math.isfinite(run.loss) and "train/loss" not in bad else []
+    if run.status == "running" and bad:
+        found.append(Alert("nan", run.key, f"{', '.join(bad)} isn't a finite number at step {run.step}."))
+    if run.status == "failed":
+        kind = "nan" if "isn't finite" in run.said else "failed"
+        found.append(Alert(kind, run.key, run.said.removeprefix("error: ") or "ended with an error; see its log."))
+    if run.status == "running" and 0 < rules.stall_minutes * 60 < idle_seconds:
+        found.append(Alert("stall", run.key, f"no step for {idle_seconds / 60:.0f} minutes, at step {run.step}."))
+    for threshold in rules.thresholds if run.status == "running" else ():
+        points = metrics.get(threshold.metric)
+        if points and threshold.holds(points[-1][1]):
+            text = f"{threshold}: it is {points[-1][1]:.4g} at step {points[-1][0]}."
+            found.append(Alert("threshold", run.key, text))
+    return found
+
+
+def of_disk(free_bytes: int, rules: Rules) -> list[Alert]:
+    if free_bytes < rules.disk_gb * 1e9:
+        return [Alert("disk", "", f"only {free_bytes / 1e9:.1f} GB are free where the runs are kept.")]
+    return []
+
+
+class Alarms:
+    """The alerts that hold, each told once from when it begins until it ends; and the last that were told."""
+
+    def __init__(self, send: Callable[[str, Alert], None] | None = None):
+        self.told: deque[Alert] = deque(maxlen=100)
+        self.troubles: deque[str] = deque(maxlen=5)
+        self._send, self._active, self._lock = send or post, set[tuple[str, ...]](), threading.Lock()
+
+    def update(self, holding: Sequence[Alert], webhook: str = "") -> list[Alert]:
+        """Tells what is new among the alerts that hold now."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with self._lock:
+            new = [alert for alert in holding if _identity(alert) not in self._active]
+            self._active = {_identity(alert) for alert in holding}
+        new = [Alert(alert.kind, alert.run, alert.text, stamp) for alert in new]
+        for alert in new:
+            self.told.appendleft(alert)
+            if webhook:
+                self.call(webhook, alert)
+        return new
+
+    def call(self, webhook: str, alert: Alert) -> bool:
+        """Sends one alert; what goes wrong is kept for the page."""
+        try:
+            self._send(webhook, alert)
+            return True
+        except (OSError, ValueError) as error:
+            self.troubles.appendleft(f"{time.strftime('%H:%M:%S')} the webhook can't be reached: {error}")
+            return False
+
+
+def post(webhook: str, alert: Alert, timeout: float = 5.0) -> None:
+    """Posts an alert as JSON: its fields, and the sentence as `text` and `content`, where chat programs look for it."""
+    sentence = f"[{alert.kind}] {alert.run} {alert.text}".replace("  ", " ")
+    body = json.dumps(asdict(alert) | {"about": alert.text, "text": sentence, "content": sentence}).encode()
+    request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
+    with urllib.request.urlopen(request, timeout=timeout):  # noqa: S310  the scheme was checked
+        pass
+
+
+def _identity(alert: Alert) -> tuple[str, ...]:
+    """One threshold of a run is one alert, whatever its value has become."""
+    return (alert.kind, alert.run, alert.text.partition(":")[0] if alert.kind == "threshold" else "")
+
+
+def _threshold(line: str) -> Threshold:
+    match = _THRESHOLD.fullmatch(line)
+    try:
+        return Threshold(match[1], match[2], float(match[3]))  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise UserError(f"the threshold '{line.strip()}' has to be like val/loss > 2.") from None
