@@ -7,7 +7,7 @@ WORKERS ?= 2
 .PHONY: demo test test-slow test-oldest bench gpu lint install
 
 demo: install
-	$(BIN)/python -m ldm.commands.demo
+	$(BIN)/ldm demo
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile

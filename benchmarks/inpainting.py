@@ -6,8 +6,8 @@
 Emoji scenes. Stage one gets an eighth of the budget, stage two (experiment=emoji_inpaint) the rest. Of held-out scenes
 with two objects one is hidden (its bounding box and a pixel around it), and the hole is filled by the scene's caption
 with another object's name in its place, which is no copy of what was there. A classifier of real scenes
-(ldm/evaluation/measures/scene_reader.py) says what it reads in the result. The picture shows rows of scenes, of what the model was
-shown, and of what it made of it.
+(ldm/evaluation/measures/scene_reader.py) says what it reads in the result. The image shows rows of scenes, of what the
+model was shown, and of what it made of it.
 """
 
 from argparse import Namespace

@@ -18,7 +18,7 @@ import ldm
 from benchmarks.paired import Call, alternate, compared, rows
 from benchmarks.unet_step import diffusers_unet
 from benchmarks.vae_step import LATENT, diffusers_vae
-from ldm.model.latent_diffusion import PictureNoise
+from ldm.model.generate import ImageNoise
 
 PICTURES, STEPS, GUIDANCE, TOKENS = 16, 20, 3.0, 12
 WORDS = ("a", "cat", "above", "rocket", "on", "blue", "background")
@@ -92,7 +92,7 @@ def measure(side: int, rounds: int, folder: str) -> dict[str, Any]:
     theirs.set_progress_bar_config(disable=True)
     theirs.save_pretrained(folder)
     ours = ldm.load(folder)
-    noise = PictureNoise(range(PICTURES), (LATENT, side, side), torch.device("cpu"))()
+    noise = ImageNoise(range(PICTURES), (LATENT, side, side), torch.device("cpu"))()
     size = 4 * side
     asked = {"n": PICTURES, "size": size, "seed": 0, "sampler": "ddim", "steps": STEPS, "output": "pt"}
 

@@ -4,8 +4,8 @@
 
 Trains experiment=emoji_sr for the budget and enlarges validation scenes that were averaged to 16x16. The measure is the
 Frechet distance to other real validation scenes, in the 256 features of a classifier of real scenes
-(ldm/evaluation/measures/scene_reader.py; the number isn't an FID, whose features are Inception's). The picture shows rows of the low
-resolution, of bicubic, of the model's and of the real images.
+(ldm/evaluation/measures/scene_reader.py; the number isn't an FID, whose features are Inception's). The image shows rows
+of the low resolution, of bicubic, of the model's and of the real images.
 """
 
 from pathlib import Path

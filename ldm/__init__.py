@@ -27,26 +27,33 @@ if TYPE_CHECKING:
     )
     from ldm.diffusion import Denoiser
     from ldm.model.cascade import Cascade
-    from ldm.model.latent_diffusion import LatentDiffusion, sample_prior
+    from ldm.model.generate import sample_prior
+    from ldm.model.latent_diffusion import LatentDiffusion
     from ldm.model.loading import load
     from ldm.networks import AutoencoderKL, UNet
 
 __version__ = "0.1.0"
 _HOMES = {
     "artifact": ("save",),
-    "cascade": ("Cascade",),
+    "model.cascade": ("Cascade",),
     "conditioning": (
         *("ClassLabel", "Conditioner", "FrozenText", "ImageEmbedding", "Inpaint"),
         *("LowRes", "MapTokens", "SemanticMap", "Text"),
     ),
     "diffusion": ("Denoiser",),
-    "errors": ("UserError",),
-    "loading": ("load",),
+    "common.errors": ("UserError",),
+    "model.loading": ("load",),
     "networks": ("AutoencoderKL", "UNet"),
-    "pipeline": ("LatentDiffusion", "sample_prior"),
-    "registry": ("build", "register", "spec_of"),
+    "model.generate": ("sample_prior",),
+    "model.latent_diffusion": ("LatentDiffusion",),
+    "common.registry": ("build", "register", "spec_of"),
 }
-_REGISTERED = ("data", "networks", "conditioning", "diffusion")  # whose classes `build` knows by name, as YAML does
+_REGISTERED = (
+    "data.sources",
+    "networks",
+    "conditioning",
+    "diffusion",
+)  # whose classes `build` knows by name, as YAML does
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.contenders import CLASSES, Case
 from benchmarks.paired import Call, stepper
 from benchmarks.vae_loss import loss_of
-from ldm.diffusion import Denoiser, Eps, mixed
+from ldm.diffusion import Denoiser, Eps, classifier_free, guided
 from ldm.diffusion.samplers import ddim
 from ldm.networks import Cond
 from ldm.networks.layers import constant_contexts
@@ -95,7 +95,7 @@ def own_ddim(case: Case, network: Any, x: Tensor, given: list[Tensor], dtype: to
     denoiser = learnt.around(Means(network), dtype)
 
     def run() -> Tensor:
-        denoise = mixed(denoiser, conds, [1 - GUIDANCE, GUIDANCE])
+        denoise = guided(denoiser, classifier_free(conds[1], conds[0], GUIDANCE))
         with constant_contexts():
             return ddim(denoise, x * sigmas[0].item(), sigmas, noise=torch.randn_like)
 

@@ -2,8 +2,18 @@
 
 from ldm.adapters.adaptable import Adaptable
 from ldm.adapters.base import Adapter, base_of, read
-from ldm.adapters.controlnet import Control, Steering, steering
+from ldm.adapters.controlnet import Control, ControlImages, control_images
 from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.textual_inversion import WordEmbedding
 
-__all__ = ["Adaptable", "Adapter", "Control", "LoraAdapter", "Steering", "WordEmbedding", "base_of", "read", "steering"]
+__all__ = [
+    "Adaptable",
+    "Adapter",
+    "Control",
+    "LoraAdapter",
+    "ControlImages",
+    "WordEmbedding",
+    "base_of",
+    "read",
+    "control_images",
+]

@@ -1,6 +1,6 @@
-"""ControlNets on a model: their model folder, the control images drawn after, and how much each of them counts."""
+"""ControlNets on a model: their model folder, their control images, and how much each of them counts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from ldm.adapters.base import Adapter, read
 from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
+from ldm.diffusion import Terms, classifier_free
 from ldm.images.hints import ColumnHint, Hint
 from ldm.images.preprocess import Preprocess
 from ldm.networks import Cond, Controlled, ControlNet
 from ldm.networks.computing.finite import is_finite
-from ldm.networks.controlnet import AnyControlNet, weights_of
+from ldm.networks.controlnet import AnyControlNet
 
 Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name; None: as loaded
 
@@ -24,7 +25,7 @@ Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name
 @register
 class Control(Adapter):
     """A ControlNet and the kind of control image that it was trained on. It counts `scale`, in the steps from the share
-    `begin` to the share `end` of all, unless said otherwise for a picture."""
+    `begin` to the share `end` of all, unless given otherwise for an image."""
 
     scale, begin, end = 1.0, 0.0, 1.0
 
@@ -64,60 +65,61 @@ def open_control(path: str | Path) -> Control:
 
 
 @dataclass(frozen=True)
-class Steering:
-    """What pictures are drawn after. By ControlNet: `hints` (B, C, H, W) in [0, 1], `scales`, and from which to which
-    share of the steps (`spans`). `guess`: see `steering`."""
+class ControlImages:
+    """What ControlNets are given for some images, by the ControlNet's name: control images (B, C, H, W) in [0, 1], how
+    much each counts (`scales`), and from which to which share of the steps (`spans`). `guess`: see `control_images`."""
 
-    hints: dict[str, Tensor]
+    images: dict[str, Tensor]
     scales: dict[str, float]
     spans: dict[str, tuple[float, float]]
     guess: bool = False
 
-    def repeated(self, n: int) -> "Steering":
-        """One control image for each of `n` pictures."""
-        return replace(self, hints={name: _repeated(hint, n, name) for name, hint in self.hints.items()})
+    def repeated(self, n: int) -> "ControlImages":
+        """One control image for each of `n` images."""
+        return replace(self, images={name: _repeated(image, n, name) for name, image in self.images.items()})
 
-    def take(self, rows: Tensor) -> "Steering":
-        return replace(self, hints={name: hint[send(rows, hint.device)] for name, hint in self.hints.items()})
+    def take(self, rows: Tensor) -> "ControlImages":
+        """Those of some of the images."""
+        return replace(self, images={name: image[send(rows, image.device)] for name, image in self.images.items()})
 
-    def steer(
-        self, denoiser: Any, conds: Sequence[Cond], weights: Sequence[float], sigmas: Tensor, guidance: Any
-    ) -> tuple[Any, list[Cond], list[float]]:
-        """Denoiser, conditions (the last says everything) and their weights, with the ControlNets taking part.
+    def put_on(self, denoiser: Any, terms: Terms, sigmas: Tensor, guidance: Any) -> tuple[Any, Terms]:
+        """Denoiser and terms with the ControlNets taking part, each in its span.
 
         A span holds a step, as in diffusers, if it holds all of it; the steps' noise levels are `sigmas` (N + 1,).
         """
-        conds, weights = list(conds), list(weights)
-        if self.guess and len(conds) == 1 and isinstance(guidance, (int, float)) and guidance != 1:
-            conds, weights = conds * 2, [1.0 - guidance, float(guidance)]  # away from what nothing controls
-        shares = [0 if self.guess and i < len(conds) - 1 else 1 for i in range(len(conds))]
-        told = [self._told(denoiser, cond, share) for cond, share in zip(conds, shares, strict=True)]
+        if self.guess and not terms.others and isinstance(guidance, (int, float)) and guidance != 1:
+            terms = classifier_free(terms.full, terms.full, float(guidance))  # away from what nothing controls
+        names, networks = denoiser.network.names, denoiser.network.controlnets
+        outputs = {name: net.outputs for name, net in zip(names, networks, strict=True) if name in self.images}
+        elsewhere = 0.0 if self.guess else 1.0
+        others = tuple((self._added(cond, outputs, elsewhere), weight) for cond, weight in terms.others)
+        return self._within_spans(denoiser, sigmas), Terms(self._added(terms.full, outputs, 1.0), others)
+
+    def _added(self, cond: Cond, outputs: Mapping[str, int], share: float) -> Cond:
+        """`cond` with the control images, whose residuals count `share` times their scales."""
+        control, weights = dict(cond.control), dict(cond.control_weights)
+        for name, n in outputs.items():
+            even = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
+            image = self.images[name]
+            control[name] = image
+            weights[name] = send(share * self.scales[name] * even, image.device).expand(len(image), n)
+        return replace(cond, control=control, control_weights=weights)
+
+    def _within_spans(self, denoiser: Any, sigmas: Tensor) -> Any:
+        """`denoiser` without the ControlNets whose span doesn't hold the step."""
         if all(span == (0.0, 1.0) for span in self.spans.values()):
-            return denoiser, told, weights
+            return denoiser
         levels = {name: _levels(span, sigmas) for name, span in self.spans.items()}
 
         def within(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
             now = sigma[0].item()
             off = {name for name, (low, high) in levels.items() if not low <= now <= high}
-            off |= {weights_of(name) for name in off}
-            return denoiser(x, sigma, replace(cond, control={k: v for k, v in cond.control.items() if k not in off}))
+            return denoiser(x, sigma, cond.without_control(off))
 
-        return within, told, weights
-
-    def _told(self, denoiser: Any, cond: Cond, share: int) -> Cond:
-        control = dict(cond.control)
-        network = denoiser.network
-        for name, net in zip(network.names, network.controlnets, strict=True):
-            if name in self.hints:
-                n = net.outputs
-                even = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
-                hint = self.hints[name]
-                weights = send(share * self.scales[name] * even, hint.device)
-                control |= {name: hint, weights_of(name): weights.expand(len(hint), n)}
-        return replace(cond, control=control)
+        return within
 
 
-def steering(
+def control_images(
     model: Any,
     control: Any,
     preprocess: Preprocess,
@@ -126,11 +128,11 @@ def steering(
     end: Settings = None,
     guess: bool = False,
     made_from: Any = None,
-) -> Steering | None:
-    """What `model` shall draw after, read and checked; None without a control image.
+) -> ControlImages | None:
+    """The control images for `model`, read and checked; None where none is given.
 
     `control` is a control image or a list of them, or several by the names of their ControlNets; in its place
-    `made_from` are pictures that control images are made of.
+    `made_from` are images that control images are made from.
 
     With `guess`, diffusers' guess mode, the control image counts for the conditional prediction alone, and its finer
     residuals less, down to a tenth: what is there is guessed from it without a prompt, best with a guidance of 3 to 5.
@@ -141,7 +143,7 @@ def steering(
             raise UserError("a ControlNet's scale, start, end and guess mode need a control image: give control=.")
         return None
     if control is not None and made_from is not None:
-        raise UserError("give control images or pictures to make them from, not both.")
+        raise UserError("give control images or images to make them from, not both.")
     given = _by_name(made_from if control is None else control, controls)
     take = _made if control is None else _read
     device = model.latent_mean.device
@@ -151,7 +153,7 @@ def steering(
         first, last = _setting(begin, name, controls[name].begin), _setting(end, name, controls[name].end)
         check_span(first, last)
         spans[name] = (first, last)
-    return Steering(hints, {name: _setting(scale, name, controls[name].scale) for name in given}, spans, guess)
+    return ControlImages(hints, {name: _setting(scale, name, controls[name].scale) for name in given}, spans, guess)
 
 
 def check_span(start: float, end: float) -> None:
@@ -185,10 +187,10 @@ def _read(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def _made(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
-    """Control images (B, C, H, W) of the edges, greys or colours of pictures."""
+    """Control images (B, C, H, W) of the edges, greys or colours of images."""
     if control.hint.column != "image":
         raise UserError(
-            f"this ControlNet's images aren't made from pictures but from a {control.hint.column}: give it."
+            f"this ControlNet's control images are made from a {control.hint.column}, not from an image: give control=."
         )
     if isinstance(given, Tensor):
         return control.hint(_finite(given))
@@ -220,5 +222,5 @@ def _levels(span: tuple[float, float], sigmas: Tensor) -> tuple[float, float]:
 
 def _repeated(hint: Tensor, n: int, name: str) -> Tensor:
     if n % len(hint):
-        raise UserError(f"{len(hint)} control images of '{name}' for {n} pictures: give one, or one each.")
+        raise UserError(f"{len(hint)} control images of '{name}' for {n} images: give one, or one each.")
     return hint.repeat_interleave(n // len(hint), 0)

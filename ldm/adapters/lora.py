@@ -15,7 +15,7 @@ from ldm.common.registry import register
 from ldm.conditioning import FrozenText, Text
 from ldm.conditioning.text.clip_names import canonical, installed
 from ldm.interop.lora import base as lora_base
-from ldm.interop.lora import files as files
+from ldm.interop.lora import files
 from ldm.interop.lora.names import is_of_text
 from ldm.networks import Controlled
 

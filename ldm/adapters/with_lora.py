@@ -15,7 +15,7 @@ from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import held
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop.files import user_metadata
-from ldm.interop.lora import files as files
+from ldm.interop.lora import files
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.commands.sample import device
 from ldm.common.devices import device_of, fetched, send
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
 from ldm.common.registry import build
 from ldm.data.storage.table import Table, images_on
 from ldm.images import Preprocess
+from ldm.model.computing import device
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.training.runs.folder import find_run

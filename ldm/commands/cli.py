@@ -33,12 +33,19 @@ from ldm.config.compose import (
 
 # What does the work: `main(config, job)`, and where a sweep can be refused beforehand, `precheck(config)`.
 WORK = {
-    "train_vae": "ldm.training.vae_run",
-    "train_ldm": "ldm.training.ldm_run",
+    "train_vae": "ldm.commands.train_vae",
+    "train_ldm": "ldm.commands.train_ldm",
     "sample": "ldm.commands.sample",
     "evaluate": "ldm.commands.evaluate",
     "augment": "ldm.commands.augment",
     "app": "ldm.ui.server.serve",
+}
+# Commands that compose nothing: `main(words)`.
+PLAIN = {
+    "export": "ldm.commands.export",
+    "compare": "ldm.commands.compare",
+    "rebuild_ema": "ldm.commands.rebuild_ema",
+    "demo": "ldm.commands.demo",
 }
 # Hydra writes no folder and no log of its own: the run folder is ours.
 _QUIET = [
@@ -83,16 +90,32 @@ def app() -> None:
 
 def main() -> None:
     """`ldm COMMAND ...`: the same as the script of that name."""
-    commands = {script.replace("_", "-"): script for script in WORK}
-    word = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    commands = {name.replace("_", "-"): name for name in (*WORK, *PLAIN)}
+    word, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if word == "--version":
         print(f"ldm {ldm.__version__}")
     elif word in ("--help", "-h"):
         print(f"usage: ldm {'|'.join(commands)} [KEY=VALUE ...]\n\n`ldm COMMAND --help` lists a command's options.")
-    elif word in commands:
-        run(commands[word], sys.argv[2:])
-    else:
+    elif word.replace("_", "-") not in commands:
         sys.exit(_report(f"ldm has no command '{word}'.{did_you_mean(word, commands)}"))
+    elif (command := commands[word.replace("_", "-")]) in PLAIN:
+        run_plain(command, words)
+    else:
+        run(command, words)
+
+
+def run_plain(command: str, words: list[str]) -> None:
+    """Runs a command that reads its words itself."""
+    module = importlib.import_module(PLAIN[command])
+    if "--help" in words or "-h" in words:
+        print(module.__doc__)
+        return
+    try:
+        module.main(words)
+    except UserError as error:
+        sys.exit(_report(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(_report("stopped.", 130))
 
 
 def run(script: str, words: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`python -m ldm.commands.compare runs/ldm/NAME ...`: runs, or all jobs of sweeps, side by side in a table and a plot.
+"""`ldm compare runs/ldm/NAME ...`: runs, or all jobs of sweeps, side by side in a table and a plot.
 
 In a notebook `table(read_runs(["runs/ldm/digits"]))` and `plot(...)` show themselves.
 """
@@ -171,27 +171,17 @@ def plot(runs: Sequence[Run]) -> "Figure":
     return figure
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str]) -> None:
     """Prints the table, and writes the plot to out=, by default compare.png in the first folder."""
-    words = sys.argv[1:] if words is None else words
+    from rich.console import Console
+
     paths = [word for word in words if not word.startswith("out=")]
     outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
-    if not paths or {"-h", "--help"} & set(words):
-        print("usage: python -m ldm.commands.compare RUN_OR_SWEEP ... [out=compare.png]")
-        return
-    try:
-        from rich.console import Console
-
-        runs = read_runs(paths)
-        Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
-        out = Path(outs[-1] if outs else Path(paths[0]) / "compare.png")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        plot(runs).savefig(out, dpi=120)
-        print(f"plot: {out}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    if not paths:
+        raise UserError("compare needs runs or sweeps: ldm compare RUN_OR_SWEEP ... [out=compare.png].")
+    runs = read_runs(paths)
+    Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
+    out = Path(outs[-1] if outs else Path(paths[0]) / "compare.png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plot(runs).savefig(out, dpi=120)
+    print(f"plot: {out}")

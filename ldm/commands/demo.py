@@ -19,6 +19,7 @@ import ldm
 from ldm.artifact import to_json
 from ldm.commands.demo_page import write_page
 from ldm.common.devices import available
+from ldm.common.errors import UserError
 from ldm.data.sources.emoji import Emoji
 from ldm.data.sources.scenes import Scenes
 from ldm.data.storage.table import Table
@@ -35,8 +36,10 @@ OUT = Path("runs/demo")
 Rows = dict[str, dict[str, float]]
 
 
-def main() -> None:
+def main(words: Sequence[str] = ()) -> None:
     """Trains what isn't trained yet, generates, scores, and says what to try next."""
+    if words:
+        raise UserError(f"demo takes no options: leave out '{words[0]}'.")
     start = time.monotonic()
     timings = {
         "stage one": step("python train_vae.py data=emoji resume=true"),
@@ -145,7 +148,3 @@ def show_rows(rows: Rows) -> None:
     print(" " * 42 + "".join(f"{name.replace('all, ', ''):>12}" for name in names))
     for title, row in rows.items():
         print(f"{title:<42}" + "".join(f"{row[name]:12.3f}" for name in names))
-
-
-if __name__ == "__main__":
-    main()

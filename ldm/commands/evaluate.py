@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ldm.commands.sample import computed_in, device
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import permutation
 from ldm.common.registry import build
@@ -19,6 +18,7 @@ from ldm.evaluation.measures.image_set import Pictures
 from ldm.evaluation.report import Report, plain, shown
 from ldm.evaluation.scoring import LEAST
 from ldm.images import Preprocess
+from ldm.model.computing import computed_in, device
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL

@@ -1,14 +1,13 @@
 """An average of another length out of those that a run has stored, as a run of its own.
 
-    python -m ldm.commands.rebuild_ema run=emoji length=0.1              # runs/ldm/emoji-ema-0.1
-    python -m ldm.commands.rebuild_ema run=emoji length=0.03,0.07,0.15 stage=ldm
+    ldm rebuild-ema run=emoji length=0.1              # runs/ldm/emoji-ema-0.1
+    ldm rebuild-ema run=emoji length=0.03,0.07,0.15 stage=ldm
 
 The run must have been trained with ema.lengths=[0.05,0.1] (docs/techniques.md). `sample.py` and `evaluate.py` take the
 new run by its name.
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,10 +70,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"length={text}: give a number, such as 0.1.") from None
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

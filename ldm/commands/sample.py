@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ldm.adapters.controlnet import Control
 from ldm.common.annotations import LARGEST, readable
-from ldm.common.devices import device_of, fast_products
 from ldm.common.errors import UserError
 from ldm.images import grid, save_png
 from ldm.model.cascade import check_fit, enlarge
-from ldm.model.latent_diffusion import LatentDiffusion, sample_prior
+from ldm.model.computing import coding, computed_in, device
+from ldm.model.generate import sample_prior
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
-from ldm.networks.computing.precision import name_of
 from ldm.training.runs.folder import find_run
 
 # Options of the sampler itself; null in the YAML means: as the model was trained to be sampled.
@@ -185,17 +184,6 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def coding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How networks are computed, for `load`."""
-    return {key: config[key] for key in ("precision", "tile", "tile_statistics", "compile")}
-
-
-def computed_in(model: Any) -> dict[str, str]:
-    """What is said of the precision that a model's pictures and figures are of; nothing of float32."""
-    dtype = model.coding.dtype(device_of(model))
-    return {} if dtype == torch.float32 else {"precision": name_of(dtype)}
-
-
 def from_prior(vae: Any, config: Mapping[str, Any]) -> tuple[Tensor, list[str], dict[str, Any]]:
     """`n` images decoded from z ~ N(0, I)."""
     if asked := [key for key in ASKED if config[key] is not None]:
@@ -252,19 +240,3 @@ def unused(run: Path, job: str | None) -> Path:
     stem = f"sample-{job}" if job else "sample"
     numbers = (i for i in range(1, 1_000_000) if not (folder / f"{stem}-{i:03d}.png").exists())
     return folder / f"{stem}-{next(numbers):03d}.png"
-
-
-def device(name: str) -> str:
-    """The torch device that `name` means; auto: a GPU where there is one. Commands ask for it: products in float32 are
-    then fast ones."""
-    if name != "auto":
-        try:
-            found = str(torch.empty(0, device=name).device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"device={name} can't be used ({str(error).splitlines()[0]}); device=auto finds one."
-            ) from None
-    else:
-        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    fast_products(found)
-    return found

@@ -1,7 +1,7 @@
 """From a batch's columns to what the network is told."""
 
 from ldm.conditioning.conditioner import Conditioner, merge
-from ldm.conditioning.conditions import Asked, ask
+from ldm.conditioning.conditions import Conditions, conditions_of
 from ldm.conditioning.image_embedding import ImageEmbedding
 from ldm.conditioning.inpaint import Inpaint
 from ldm.conditioning.lowres import LowRes
@@ -10,7 +10,7 @@ from ldm.conditioning.parts import ClassLabel, Part, Text, classes_line
 from ldm.conditioning.text.frozen import FrozenText
 
 __all__ = [
-    "Asked",
+    "Conditions",
     "ClassLabel",
     "Conditioner",
     "FrozenText",
@@ -21,7 +21,7 @@ __all__ = [
     "Part",
     "SemanticMap",
     "Text",
-    "ask",
     "classes_line",
+    "conditions_of",
     "merge",
 ]

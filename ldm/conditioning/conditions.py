@@ -1,5 +1,6 @@
-"""What is asked for: the conditions of some pictures, what they are led away from, and how strongly by each."""
+"""The conditions of some images, what guidance leads away from, and its scale for each condition."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning.conditioner import Conditioner
 from ldm.conditioning.parts import Encode
 from ldm.conditioning.text.truncation import sentences
+from ldm.diffusion.guidance import Terms
 from ldm.networks import Cond
 
 ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
@@ -22,30 +24,28 @@ Scale = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The conditions of N pictures: `batch` as `Conditioner.prepare` takes it, `null` as it gives it.
-
-    `said` are the columns in which the two differ.
-    """
+class Conditions:
+    """The conditions of `count` images: `batch` as `Conditioner.prepare` takes it, and their unconditional or negative
+    counterpart `null` as it gives it. `conditional` are the columns in which the two differ."""
 
     conditioner: Conditioner
     batch: dict[str, Any]
     null: dict[str, Any]
-    said: frozenset[str]
+    conditional: frozenset[str]
     count: int
 
-    def take(self, rows: Tensor) -> "Asked":
-        """Those of some pictures."""
+    def take(self, rows: Tensor) -> "Conditions":
+        """Those of some of the images."""
         return replace(self, batch=take(self.batch, rows), null=take(self.null, rows), count=len(rows))
 
-    def to_fill(self, image: Tensor, mask: Tensor) -> "Asked":
+    def to_fill(self, image: Tensor, mask: Tensor) -> "Conditions":
         """With an image (N, C, H, W) to be filled where `mask` (N, 1, H, W) is 1, for a model that was trained to."""
         made = [part.column for part in self.conditioner.parts.values() if "mask" in part.takes]
         batch = {key: value for key, value in self.batch.items() if key not in made}
-        return replace(self, batch=batch | {"image": image, "mask": mask}, said=self.said | set(made))
+        return replace(self, batch=batch | {"image": image, "mask": mask}, conditional=self.conditional | set(made))
 
-    def weighted(self, guidance: Scale, encode: Encode, seeds: Sequence[int]) -> tuple[list[Cond], list[float]]:
-        """Conditions and their weights in D = sum of w_j D_j: the fewest told first, the most last.
+    def terms(self, guidance: Scale, encode: Encode, seeds: Sequence[int]) -> Terms:
+        """What guidance of this scale evaluates, from the fewest conditions to all.
 
         With one number s it is classifier-free guidance, D_0 + s (D_all - D_0), where D_0 still knows what isn't to be
         guided (an image to fill, a low resolution). With a scale for each condition they are added in the order of
@@ -63,15 +63,14 @@ class Asked:
         scales = self._scales(guidance)
         levels = sorted({scale for scale in scales.values() if scale != 0})
         if not levels:
-            return [self._cond(batch, {})], [1.0]
-        told = [{column for column, scale in scales.items() if 0 != scale <= level} for level in levels]
-        weights = [a - b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)]
-        if levels[0] != 1:
-            told, weights = [set(), *told], [1 - levels[0], *weights]
-        return [self._cond(batch, columns) for columns in told], weights
+            return Terms(self._cond(batch, set()))
+        others = [(self._cond(batch, set()), 1 - levels[0])] if levels[0] != 1 else []
+        for level, after in itertools.pairwise(levels):
+            others.append((self._cond(batch, _up_to(level, scales)), level - after))
+        return Terms(self._cond(batch, _up_to(levels[-1], scales)), tuple(others))
 
     def _scales(self, guidance: Scale) -> dict[str, float]:
-        """The scale of each column about which something is said."""
+        """The scale of each column that is conditional."""
         check_guidance(guidance)
         guided = {part.column: part.guided for part in self.conditioner.parts.values()}
         if not isinstance(guidance, Mapping):
@@ -80,22 +79,27 @@ class Asked:
             scales = dict.fromkeys(guided, 1.0)
             for name, scale in guidance.items():
                 scales |= dict.fromkeys(self.conditioner.columns(name), float(scale))
-        return {column: scale for column, scale in scales.items() if column in self.said}
+        return {column: scale for column, scale in scales.items() if column in self.conditional}
 
-    def _cond(self, batch: Mapping[str, Any], told: Any) -> Cond:
-        """The condition that says what is in the columns `told`, and of the others nothing."""
+    def _cond(self, batch: Mapping[str, Any], conditional: set[str]) -> Cond:
+        """The condition that has the columns `conditional`, and none of the others."""
         columns = {part.column for part in self.conditioner.parts.values()}
-        return self.conditioner({c: batch[c] if c in told else self.null[c] for c in columns})
+        return self.conditioner({c: batch[c] if c in conditional else self.null[c] for c in columns})
 
 
-def ask(
+def _up_to(level: float, scales: Mapping[str, float]) -> set[str]:
+    """The columns whose scale is at most `level`, without those of scale 0."""
+    return {column for column, scale in scales.items() if scale != 0 and scale <= level}
+
+
+def conditions_of(
     conditioner: Conditioner,
     given: Mapping[str, list],
     n: int = 1,
     negative: str | Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
-) -> Asked:
-    """`n` pictures of each of the conditions given by name, one list entry each, of `size` (height, width) in pixels.
+) -> Conditions:
+    """The conditions of `n` images of each that is given by name, one list entry each; `size` is (height, width).
 
     `negative` takes the place of the null caption. Raises UserError for what the model can't take, and where the lists
     differ in length; words beyond what the model reads are named in a warning.
@@ -110,17 +114,17 @@ def ask(
     batch = conditioner.parse(given, size)
     count = n * (lengths.pop() if lengths else 1)
     if count < 1:
-        raise UserError("nothing to draw: give n of at least 1 and at least one prompt or label.")
+        raise UserError("nothing to generate: give n of at least 1 and at least one prompt or label.")
     batch = take(batch, torch.arange(count // n).repeat_interleave(n))
     null = conditioner.null_batch(count, size)
-    said = {part.column for part in conditioner.parts.values() if any(key in given for key in part.takes)}
+    conditional = {part.column for part in conditioner.parts.values() if any(key in given for key in part.takes)}
     if negative is not None:
         null |= {"text": _negatives(conditioner, negative, count, size)}
-        said.add("text")
+        conditional.add("text")
     prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
     for sentence in sentences(conditioner, (readable(str(prompt)) for prompt in prompts)):
         log.warning(sentence)
-    return Asked(conditioner, batch, null, frozenset(said), count)
+    return Conditions(conditioner, batch, null, frozenset(conditional), count)
 
 
 def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -135,5 +139,5 @@ def _negatives(
 ) -> list[str]:
     texts = [negative] if isinstance(negative, str) else list(negative)
     if len(texts) not in (1, count):
-        raise UserError(f"{len(texts)} negative prompts for {count} pictures; give one, or one a picture.")
+        raise UserError(f"{len(texts)} negative prompts for {count} images; give one, or one an image.")
     return conditioner.parse({"text": texts * (count // len(texts))}, size)["text"]

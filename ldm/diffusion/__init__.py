@@ -1,7 +1,7 @@
 """The diffusion core in sigma-space: x = x0 + sigma noise."""
 
 from ldm.diffusion.denoiser import Denoiser
-from ldm.diffusion.guidance import autoguidance, away, guided, mixed
+from ldm.diffusion.guidance import Terms, autoguidance, away, classifier_free, guided
 from ldm.diffusion.noise import (
     LogitNormal,
     LogNormal,
@@ -31,6 +31,8 @@ from ldm.diffusion.slerp import slerp
 from ldm.diffusion.weighting import LearnedUncertainty, MinSNR, Uniform, Weighting
 
 __all__ = [
+    "Terms",
+    "classifier_free",
     "EDM",
     "SAMPLERS",
     "X0",
@@ -65,7 +67,6 @@ __all__ = [
     "guided",
     "heun",
     "lcm",
-    "mixed",
     "resolution_shift",
     "slerp",
     "unipc",

@@ -93,7 +93,7 @@ def baked(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """Classifier-free guidance as `ldm.diffusion.mixed` has it, D_null + scale (D - D_null), where each sample has its
+    """Classifier-free guidance as `ldm.diffusion.guided` has it, D_null + scale (D - D_null), where each sample has its
     own `scale` (B,) and noise level. Costs one call with the joined batch."""
     joined = cond.cat(null)
 

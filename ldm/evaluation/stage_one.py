@@ -21,7 +21,7 @@ from ldm.evaluation.measures.perceptual import open_lpips, ssim
 from ldm.evaluation.report import Report, new_figure
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
-from ldm.model.latent_diffusion import sample_prior
+from ldm.model.generate import sample_prior
 from ldm.networks import AutoencoderKL, Gaussian
 from ldm.networks.computing.finite import is_finite
 from ldm.training.trainer.fit import cache_of

@@ -1,13 +1,12 @@
 """A model of ours as a folder of diffusers, or (`to_single_file`) as one file of Stable Diffusion's kind.
 
-    python -m ldm.interop.export run=emoji to=diffusers out=DIR
-    python -m ldm.interop.export run=emoji to=single_file out=FILE.safetensors
+    ldm export run=emoji to=diffusers out=DIR
+    ldm export run=emoji to=single_file out=FILE.safetensors
 
 Stock classes where there are any; where not, classes of ours in a file beside the weights, which diffusers loads with
 `trust_remote_code=True`. The report, the printed one and the model card's, says which it was and why.
 """
 
-import importlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -257,44 +256,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def main(arguments: list[str]) -> None:
-    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm|single_file] [dtype=...] [stage=ldm|vae] [licence=...]`."""
-    options = dict(word.partition("=")[::2] for word in arguments)
-    known = ("run", "out", "to", "dtype", "stage", "licence", "runs_dir")
-    if unknown := [key for key in options if key not in known]:
-        raise UserError(f"export has no option '{unknown[0]}'.{did_you_mean(unknown[0], known)}")
-    if not options.get("run") or not options.get("out"):
-        raise UserError(
-            "export needs run=NAME_OR_PATH and out=DIR, as in `run=emoji to=diffusers out=emoji-diffusers`."
-        )
-    named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
-    run = named if named.exists() else Path(options["run"])
-    about: dict[str, Any] = {"licence": options.get("licence"), "run": run}
-    to, dtype = options.get("to", "diffusers"), options.get("dtype")
-    if dtype is not None:
-        precision.named(dtype)
-    load = importlib.import_module("ldm.model.loading").load  # a command stands above its module, as a user does
-    model = load(run)
-    if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
-        print(_lora(model, options["out"], to, dtype))
-        return
-    report = export(model, options["out"], to, about, dtype)
-    print(f"{options['out']}\n{report}")
-
-
-def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
-    if to == "single_file":
-        raise UserError("of a LoRA's run to=kohya writes the LoRA, for web UIs; merge_lora() makes it part of a model.")
-    path: Path = model.export_lora(out, to)
-    if dtype is not None:
-        precision.cast_file(path, dtype)
-    return path
-
-
 if __name__ == "__main__":
     import sys
 
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"export: {error}")
+    sys.exit("python -m ldm.interop.export is `ldm export` now, with the same options.")

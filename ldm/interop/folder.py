@@ -18,7 +18,7 @@ from ldm.images import Preprocess
 from ldm.interop.files import typed
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata
 from ldm.interop.files.names import refuse
-from ldm.interop.files.plain import table, whole
+from ldm.interop.files.plain import read_json, whole
 from ldm.interop.parts import controlnet, schedulers, unet, vae
 from ldm.interop.settings import latent_scale
 
@@ -87,16 +87,6 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
     two = model.add_embedding is not None
     model.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
     return model
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
-    return table(text, str(path))
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None,
     with torch.device("meta"):
         wanted = build(spec).state_dict()
     modules = compvis.unet_modules(attends, spec["blocks"])
-    ours = rename(state, inverse(unet_table(wanted, modules)), where)
+    ours = rename(state, inverse(compvis.unet_table(wanted, modules)), where)
     if (table := ours.get("class_embedding.weight")) is not None:
         ours["class_embedding.weight"] = table.T.contiguous()  # an embedding (N, E) as a linear map (E, N)
     return _restore(spec, ours, wanted, where)
@@ -204,13 +204,6 @@ def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
     return _restore(spec, rename(state, inverse(vae_table(wanted, spec)), where), wanted, where)
 
 
-def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
-    """{ours: CompVis's} for every weight of a U-Net or ControlNet; parts are renamed in residual blocks alone."""
-    blocks = {name for name in names if ".resnets." in name}
-    table = by_prefix(blocks, modules, compvis.UNET_RESNET)
-    return table | by_prefix(set(names) - blocks, modules, {})
-
-
 def vae_table(names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str]:
     return by_prefix(names, compvis.vae_modules(len(spec["channels"]), spec["blocks"]), compvis.VAE_PARTS)
 
@@ -223,7 +216,7 @@ def to_compvis(model: UNet | AutoencoderKL) -> dict[str, Tensor]:
             state["class_embedding.weight"] = state["class_embedding.weight"].T.contiguous()
         attends = [level.attentions is not None for level in model.down_blocks]
         modules = compvis.unet_modules(attends, len(model.down_blocks[0].resnets))
-        return rename(state, unet_table(state, modules), "the U-Net")
+        return rename(state, compvis.unet_table(state, modules), "the U-Net")
     stages = model.encoder.down_blocks
     spec = {"channels": list(stages), "blocks": len(stages[0].resnets)}  # type: ignore[arg-type]
     named = rename(state, vae_table(state, spec), "the autoencoder")

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.conditioning import Asked
+from ldm.conditioning import Conditions
 from ldm.conditioning.parts import Encode
-from ldm.networks import Cond
+from ldm.diffusion import Terms
 
 log = logging.getLogger("ldm")
 
@@ -23,8 +23,8 @@ def check_few(distilled: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         )
 
 
-def tell_negative(network: Any, distilled: Mapping[str, Any], guidance: Any, negative: Any) -> None:
-    """Says that a negative prompt counts for nothing where guidance is baked in."""
+def warn_of_negative(network: Any, distilled: Mapping[str, Any], guidance: Any, negative: Any) -> None:
+    """Warns that a negative prompt has no effect where guidance is baked in."""
     if negative is not None and distilled and (guidance == 1 or embeds_guidance(network)):
         log.warning("the negative prompt has no effect: this model was distilled with its guidance baked in")
 
@@ -34,15 +34,14 @@ def embeds_guidance(network: Any) -> bool:
     return bool(getattr(getattr(network, "network", network), "guidance_dim", None))
 
 
-def conditions(
-    network: Any, asked: Asked, guidance: float | Mapping[str, float], encode: Encode, seeds: Sequence[int]
-) -> tuple[list[Cond], list[float]]:
-    """The conditions that are evaluated at each step, and their weights: one where the scale is itself a condition,
-    else those of classifier-free guidance (`Asked.weighted`)."""
+def terms_of(
+    network: Any, conditions: Conditions, guidance: float | Mapping[str, float], encode: Encode, seeds: Sequence[int]
+) -> Terms:
+    """What is evaluated at each step: one condition where the guidance scale is part of it, else the terms of
+    classifier-free guidance (`Conditions.terms`)."""
     if not embeds_guidance(network):
-        return asked.weighted(guidance, encode, seeds)
+        return conditions.terms(guidance, encode, seeds)
     if isinstance(guidance, Mapping):
         raise UserError(f"guidance={dict(guidance)}: this model takes one guidance scale for all its conditions.")
-    (cond,), weights = asked.weighted(1.0, encode, seeds)
-    scale = asked.conditioner._place.new_full((asked.count,), float(guidance))
-    return [replace(cond, guidance=scale)], weights
+    scale = conditions.conditioner._place.new_full((conditions.count,), float(guidance))
+    return conditions.terms(1.0, encode, seeds).map(lambda cond: replace(cond, guidance=scale))

@@ -1,4 +1,4 @@
-"""Pictures that a model is given: what image to image, inpainting and conditions begin from."""
+"""Images that a model is given: the initial image and mask of image to image and inpainting, and conditions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,17 @@ from torch import Tensor
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import build, spec_of
-from ldm.conditioning import Conditioner, LowRes
+from ldm.conditioning import LowRes
 from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.networks.autoencoder import check_size
 from ldm.networks.computing.finite import is_finite
 
 _log = logging.getLogger("ldm")
+Size = int | tuple[int, int] | None  # of an image: a side, or height and width; None: as the model was trained
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialImage:
     """`image` (B, C, H, W) in [-1, 1], changed by `strength`; with `mask` (B, 1, H, W) only where that is 1."""
 
     image: Tensor
@@ -37,24 +38,24 @@ class Start:
             mask, image = tuple(self.mask.shape[2:]), tuple(self.image.shape[2:])
             raise UserError(f"the mask is {mask}, the image {image}: give them one size.")
 
-    def repeated(self, n: int) -> "Start":
-        """One image for each of `n` pictures."""
+    def repeated(self, n: int) -> "InitialImage":
+        """One initial image for each of `n` images."""
         return self._map(lambda t: _repeated(t, n))
 
-    def padded(self, pad: int | Sequence[int] | None) -> "Start":
-        """With a margin to be drawn: `pad` pixels on every side, or (left, top, right, bottom)."""
+    def padded(self, pad: int | Sequence[int] | None) -> "InitialImage":
+        """With a margin to be generated: `pad` pixels on every side, or (left, top, right, bottom)."""
         if pad is None:
             return self
         left, top, right, bottom = margins(pad)
         mask = self.mask if self.mask is not None else torch.zeros_like(self.image[:, :1])
         image = F.pad(self.image, (left, right, top, bottom), mode="replicate")
-        return Start(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
+        return InitialImage(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
 
-    def take(self, rows: Tensor) -> "Start":
+    def take(self, rows: Tensor) -> "InitialImage":
         return self._map(lambda t: t[send(rows, t.device)])
 
     def kept_latents(self, size: Sequence[int]) -> Tensor:
-        """(B, 1, h, w): 1 where no pixel that the latent stands for is to be drawn anew."""
+        """(B, 1, h, w): 1 where no pixel that the latent stands for is to be generated."""
         assert self.mask is not None
         return 1 - F.adaptive_max_pool2d(self.mask, list(size))
 
@@ -68,9 +69,9 @@ class Start:
             new = new * F.avg_pool2d(F.pad(new, [self.feather] * 4, mode="replicate"), width, stride=1)
         return torch.where(new > 0, torch.lerp(self.image, images, new), self.image)
 
-    def _map(self, function: Any) -> "Start":
+    def _map(self, function: Any) -> "InitialImage":
         mask = None if self.mask is None else function(self.mask)
-        return Start(function(self.image), mask, self.strength, self.feather)
+        return InitialImage(function(self.image), mask, self.strength, self.feather)
 
 
 def margins(pad: int | Sequence[int]) -> tuple[int, int, int, int]:
@@ -81,130 +82,128 @@ def margins(pad: int | Sequence[int]) -> tuple[int, int, int, int]:
     return sides[0], sides[1], sides[2], sides[3]
 
 
-class ReadsPictures:
-    """What a model does with the pictures it is given before it draws: their sizes, and what they are to it."""
+def fills(model: Any) -> bool:
+    """Whether the model was trained to fill a masked image."""
+    return "mask" in model.conditioner.takes
 
-    conditioner: Conditioner
-    preprocess: Preprocess
-    first_stage: Any
-    latent_mean: Tensor
 
-    @property
-    def fills(self) -> bool:
-        """Whether it was trained to fill a masked image."""
-        return "mask" in self.conditioner.takes
+def scale_of(model: Any) -> int:
+    """How many times larger the model makes an image; 1: no model of super-resolution."""
+    return next((part.scale for part in model.conditioner.parts.values() if isinstance(part, LowRes)), 1)
 
-    @property
-    def scale(self) -> int:
-        """How many times larger it makes an image; 1: no model of super-resolution."""
-        return next((part.scale for part in self.conditioner.parts.values() if isinstance(part, LowRes)), 1)
 
-    def check_pictures(
-        self,
-        *,
-        image: Any = None,
-        mask: Any = None,
-        pad: int | Sequence[int] | None = None,
-        map: Any = None,
-        control: Any = None,
-        control_from: Any = None,
-    ) -> None:
-        """Raises UserError unless what `generate` is given to lie over each other has one aspect."""
-        fits = self.preprocess.height, self.preprocess.width
-        check_alike({"image": image, "mask": mask}, fits)
-        over = {"map": map, **_by_name("control image", control), **_by_name("image of the ControlNet", control_from)}
-        if pad is not None and image is not None:  # what lies over a padded image shows its margin too
-            left, top, right, bottom = margins(pad)
-            height, width = image.shape[-2:] if isinstance(image, Tensor) else fits
-            padded = torch.empty(1, height + top + bottom, width + left + right, device="meta")
-            check_alike({"padded image": padded, **over}, fits)
-        else:
-            check_alike({"image": image, **over}, fits)
+def check_images(
+    model: Any,
+    *,
+    image: Any = None,
+    mask: Any = None,
+    pad: int | Sequence[int] | None = None,
+    map: Any = None,
+    control: Any = None,
+    control_from: Any = None,
+) -> None:
+    """Raises UserError unless what `generate` is given to lie over each other has one aspect."""
+    fits = model.preprocess.height, model.preprocess.width
+    check_alike({"image": image, "mask": mask}, fits)
+    over = {"map": map, **_by_name("control image", control), **_by_name("image of the ControlNet", control_from)}
+    if pad is not None and image is not None:  # what lies over a padded image shows its margin too
+        left, top, right, bottom = margins(pad)
+        height, width = image.shape[-2:] if isinstance(image, Tensor) else fits
+        padded = torch.empty(1, height + top + bottom, width + left + right, device="meta")
+        check_alike({"padded image": padded, **over}, fits)
+    else:
+        check_alike({"image": image, **over}, fits)
 
-    def read(
-        self,
-        *,
-        image: Any = None,
-        strength: float | None = None,
-        mask: Any = None,
-        feather: int = 0,
-        pad: int | Sequence[int] | None = None,
-        map: Any = None,
-        embed_image: Any = None,
-        noise_level: float | None = None,
-        size: int | tuple[int, int] | None = None,
-    ) -> tuple[Start | None, dict[str, list]]:
-        """Pictures that `generate` was given: what to begin from, and conditions by column for `draw`.
 
-        An image is what to begin from, except for a model that was trained to enlarge it. It is brought to `size`
-        where that is given, else to the size that the model was trained at.
-        """
-        given: dict[str, list] = {}
-        wanted = self._resized(size)
-        if image is not None and self.scale > 1:
-            if strength is not None or mask is not None or pad is not None:
-                raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
-            small = resized(self.preprocess, wanted.height // self.scale, wanted.width // self.scale)
-            given["low_res"] = list(read_images(image, small))
-            image = None
-        start = self.start(image, strength, mask, feather, pad, size)
-        if noise_level is not None:
-            given["noise_level"] = [noise_level]
-        if embed_image is not None:
-            given["embed_image"] = list(read_images(embed_image, self.preprocess))
-        if map is not None:
-            given["map"] = read_maps(map, resized(self.preprocess, *self._size(given, start, size)))
-        return start, given
+def read(
+    model: Any,
+    *,
+    image: Any = None,
+    strength: float | None = None,
+    mask: Any = None,
+    feather: int = 0,
+    pad: int | Sequence[int] | None = None,
+    map: Any = None,
+    embed_image: Any = None,
+    noise_level: float | None = None,
+    size: Size = None,
+) -> tuple[InitialImage | None, dict[str, list]]:
+    """Images that `generate` is given: the initial image, and conditions by column for `draw`.
 
-    def start(
-        self,
-        image: Any,
-        strength: float | None = None,
-        mask: Any = None,
-        feather: int = 0,
-        pad: int | Sequence[int] | None = None,
-        size: int | tuple[int, int] | None = None,
-    ) -> Start | None:
-        """What `generate` shall begin from, read at `size` and checked; None without an image."""
-        if image is None:
-            if strength is not None or mask is not None or pad is not None:
-                raise UserError("strength, mask and pad need an image to start from.")
-            return None
-        device, wanted = self.latent_mean.device, self._resized(size)
-        images = send(read_images(image, wanted), device)
-        if size is not None and images.shape[2:] != (wanted.height, wanted.width):
-            raise UserError(f"the image is a tensor of {tuple(images.shape[2:])}, size is {size}: leave size out.")
-        masks = None if mask is None else send(read_masks(mask, wanted), device)
-        if strength is None:
-            strength = 0.8 if mask is None and pad is None else 1.0
-        return Start(images, masks, strength, feather).padded(pad)
+    `image` is the initial image, except for a model that was trained to enlarge it. It is brought to `size` where that
+    is given, else to the size that the model was trained at.
+    """
+    given: dict[str, list] = {}
+    if image is not None and scale_of(model) > 1:
+        if strength is not None or mask is not None or pad is not None:
+            raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
+        given["low_res"] = list(read_images(image, _low_resolution(model, size)))
+        image = None
+    initial = initial_image(model, image, strength=strength, mask=mask, feather=feather, pad=pad, size=size)
+    if noise_level is not None:
+        given["noise_level"] = [noise_level]
+    if embed_image is not None:
+        given["embed_image"] = list(read_images(embed_image, model.preprocess))
+    if map is not None:
+        given["map"] = read_maps(map, resized(model.preprocess, *size_of(model, given, initial, size)))
+    return initial, given
 
-    def _resized(self, size: int | tuple[int, int] | None) -> Preprocess:
-        """The preprocessing to `size`; to the size that it was trained at where none is given."""
-        if size is None:
-            return self.preprocess
-        height, width = (size, size) if isinstance(size, int) else size
-        check_size(height, width, self.first_stage.factor)
-        return resized(self.preprocess, height, width)
 
-    def _size(
-        self, given: Mapping[str, list], start: Start | None, size: int | tuple[int, int] | None
-    ) -> tuple[int, int]:
-        """Height and width in pixels: those of what is given, else as asked, else as trained."""
-        if start is not None:
-            height, width = start.image.shape[2], start.image.shape[3]
-        elif given.get("low_res"):
-            height, width = (self.scale * side for side in given["low_res"][0].shape[1:])
-        elif isinstance(size, int):
-            height, width = size, size
-        else:
-            height, width = size or (self.preprocess.height, self.preprocess.width)
-        check_size(height, width, self.first_stage.factor)
-        return height, width
+def initial_image(
+    model: Any,
+    image: Any,
+    strength: float | None = None,
+    mask: Any = None,
+    feather: int = 0,
+    pad: int | Sequence[int] | None = None,
+    size: Size = None,
+) -> InitialImage | None:
+    """The initial image, read at `size` and checked; None without an image."""
+    if image is None:
+        if strength is not None or mask is not None or pad is not None:
+            raise UserError("strength, mask and pad need an image to start from.")
+        return None
+    device, wanted = model.latent_mean.device, preprocess_to(model, size)
+    images = send(read_images(image, wanted), device)
+    if size is not None and images.shape[2:] != (wanted.height, wanted.width):
+        raise UserError(f"the image is a tensor of {tuple(images.shape[2:])}, size is {size}: leave size out.")
+    masks = None if mask is None else send(read_masks(mask, wanted), device)
+    if strength is None:
+        strength = 0.8 if mask is None and pad is None else 1.0
+    return InitialImage(images, masks, strength, feather).padded(pad)
+
+
+def preprocess_to(model: Any, size: Size) -> Preprocess:
+    """The model's preprocessing to `size`; to the size that it was trained at where none is given."""
+    if size is None:
+        return model.preprocess
+    height, width = (size, size) if isinstance(size, int) else size
+    check_size(height, width, model.first_stage.factor)
+    return resized(model.preprocess, height, width)
+
+
+def size_of(model: Any, given: Mapping[str, list], initial: InitialImage | None, size: Size) -> tuple[int, int]:
+    """Height and width in pixels: those of the images that are given, else `size`, else as trained."""
+    if initial is not None:
+        height, width = initial.image.shape[2], initial.image.shape[3]
+    elif given.get("low_res"):
+        height, width = (scale_of(model) * side for side in given["low_res"][0].shape[1:])
+    elif isinstance(size, int):
+        height, width = size, size
+    else:
+        height, width = size or (model.preprocess.height, model.preprocess.width)
+    check_size(height, width, model.first_stage.factor)
+    return height, width
+
+
+def _low_resolution(model: Any, size: Size) -> Preprocess:
+    """The preprocessing of a low resolution that becomes `size`."""
+    wanted, scale = preprocess_to(model, size), scale_of(model)
+    return resized(model.preprocess, wanted.height // scale, wanted.width // scale)
 
 
 def read_images(given: Any, preprocess: Preprocess) -> Tensor:
-    """Pictures, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch
+    """PIL images, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch
     dimension."""
     if isinstance(given, Tensor):
         images = given[None] if given.ndim == 3 else given
@@ -223,7 +222,7 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
-    """Masks as files, pictures, arrays or a tensor, white or 1 where to draw: (B, 1, H, W) of 0 and 1."""
+    """Masks as files, PIL images, arrays or a tensor, white or 1 where to generate: (B, 1, H, W) of 0 and 1."""
     if isinstance(given, Tensor):
         mask = given.float()
         if not is_finite(mask):
@@ -238,7 +237,7 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_maps(given: Any, preprocess: Preprocess) -> list[Tensor]:
-    """Maps as files, pictures (grey or with a palette), arrays or tensors of class ids, one or several: (H, W) int64
+    """Maps as files, PIL images (grey or with a palette), arrays or tensors of class ids, one or several: (H, W) int64
     each, at the size of `preprocess`."""
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     arrays: list[np.ndarray] = []
@@ -273,7 +272,7 @@ def _ids(item: Any) -> np.ndarray:
 
 def _mask(item: Any, notes: Notes) -> np.ndarray:
     if isinstance(item, np.ndarray) and item.ndim != 2 and item.shape[2:] not in ((1,), (3,), (4,)):
-        raise UserError(f"a mask {item.shape} is no picture (H, W), white or 1 where to draw.")
+        raise UserError(f"a mask {item.shape} is no image (H, W), white or 1 where to generate.")
     return open_mask(item, notes)
 
 
@@ -281,5 +280,5 @@ def _repeated(tensor: Tensor, n: int) -> Tensor:
     if len(tensor) == n:
         return tensor
     if n % len(tensor):
-        raise UserError(f"{len(tensor)} images for {n} pictures: give one, or one each.")
+        raise UserError(f"{len(tensor)} images for {n} to generate: give one, or one each.")
     return tensor.repeat_interleave(n // len(tensor), 0)

@@ -1,6 +1,5 @@
-"""From one picture to another, or from one prompt to another, in even steps; and variations of a picture."""
+"""From one image to another, or from one prompt to another, in even steps; and variations of an image."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -13,87 +12,84 @@ from torch.nn.functional import pad
 from ldm.common.annotations import held
 from ldm.common.devices import send
 from ldm.common.errors import UserError
-from ldm.conditioning import Asked, ask
-from ldm.diffusion import slerp
+from ldm.conditioning import Conditions, conditions_of
+from ldm.diffusion import Terms, slerp
 from ldm.images import IMAGES
-from ldm.model.editing import Start, read_images
+from ldm.model.editing import InitialImage, read_images, size_of
+from ldm.model.generate import generate
 from ldm.model.latent_space import finite
+from ldm.model.request import Request, request_of, sampling_of
 from ldm.networks import Cond
 
 
-class Interpolating:
-    """A model that goes from one picture or prompt to another."""
+@held
+@torch.no_grad()
+def interpolate(
+    model: Any,
+    a: Any,
+    b: Any,
+    n: int = 8,
+    *,
+    prompt: str | None = None,
+    strength: float = 0.0,
+    seed: int = 0,
+    negative: str | None = None,
+    size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+    output: str = "pil",
+    **options: Any,
+) -> Any:
+    """`n` images from `a` to `b`, both included: two prompts, two class labels, or two images.
 
-    @held
-    @torch.no_grad()
-    def interpolate(
-        self: Any,
-        a: Any,
-        b: Any,
-        n: int = 8,
-        *,
-        prompt: str | None = None,
-        strength: float = 0.0,
-        seed: int = 0,
-        negative: str | None = None,
-        size: int | tuple[int, int] | None = None,
-        batch_size: int = 32,
-        output: str = "pil",
-        **options: Any,
-    ) -> Any:
-        """`n` pictures from `a` to `b`, both included: two prompts, two class labels, or two images.
+    Between prompts the encoded texts go spherically, and all images begin from the noise of `seed`: the first and the
+    last are those that `model(a, seed=seed)` and `model(b, seed=seed)` generate. Between images (PIL images, files,
+    arrays) the latents go spherically and are decoded; with a `strength` above 0 they are then generated anew with that
+    much noise, the same for all (Ho et al. 2020, section 4.3), led by `prompt` if given, which takes out the double
+    exposure of the middle. `options` are those of sampling: steps, guidance, sampler, ...
+    """
+    if n < 2:
+        raise UserError(f"n={n}: an interpolation has at least its two ends.")
+    ends = [_given(end) for end in (a, b)]
+    kinds = [None if one is None else set(one) for one in ends]
+    if kinds[0] != kinds[1]:
+        raise UserError("an interpolation goes between two prompts, two labels or two images: both ends of one kind.")
+    t = torch.linspace(0, 1, n, device=model.latent_mean.device)
+    if ends[0] is None:
+        latents = _latents_between(model, a, b, t)
+        sampled = {"prompt": prompt, "strength": strength, "seed": seed, "batch_size": batch_size, **options}
+        return model.as_output(_from_latents(model, latents, **sampled), output)
+    if strength or prompt is not None:
+        raise UserError("strength and prompt are for interpolations between images.")
+    pixels = size_of(model, {}, None, size)
+    first, last = (conditions_of(model.conditioner, one, n, negative, pixels) for one in ends if one is not None)
+    between = Between(**vars(first), other=last, t=t)
+    request = Request(between, (seed,) * n, pixels, sampling_of(model, options))
+    return model.as_output(generate(model, request, batch_size), output)
 
-        Between prompts the encoded texts go spherically, and all pictures are drawn from the noise of `seed`: the first
-        and the last are those that `model(a, seed=seed)` and `model(b, seed=seed)` draw. Between images (pictures,
-        files, arrays) the latents go spherically and are decoded; with a `strength` above 0 they are then drawn anew
-        with that much noise, the same for all (Ho et al. 2020, section 4.3), led by `prompt` if given, which takes out
-        the double exposure of the middle. `options` are those of sampling: steps, guidance, sampler, ...
-        """
-        if n < 2:
-            raise UserError(f"n={n}: an interpolation has at least its two ends.")
-        given = [_given(end) for end in (a, b)]
-        kinds = [None if one is None else set(one) for one in given]
-        if kinds[0] != kinds[1]:
-            raise UserError(
-                "an interpolation goes between two prompts, two labels or two images: both ends of one kind."
-            )
-        t = torch.linspace(0, 1, n, device=self.latent_mean.device)
-        if given[0] is None:
-            images = _between_images(self, a, b, t, prompt, strength, seed, batch_size, options)
-            return self.as_output(images, output)
-        if strength or prompt is not None:
-            raise UserError("strength and prompt are for interpolations between images.")
-        pixels = self._size({}, None, size)
-        first, last = (ask(self.conditioner, one, n, negative, pixels) for one in given if one is not None)
-        asked = Between(**vars(first), other=last, t=t)
-        latent_size = pixels[0] // self.first_stage.factor, pixels[1] // self.first_stage.factor
-        chosen, rows = self._options(options), torch.arange(n).split(batch_size)
-        drawn = [self._sample(asked.take(some), [seed] * len(some), latent_size, chosen, None) for some in rows]
-        return self.as_output(finite(torch.cat(drawn)), output)
 
-    @held
-    def variations(
-        self: Any, image: Any, n: int = 4, strength: float = 0.6, prompt: str | None = None, **options: Any
-    ) -> Any:
-        """`n` pictures near `image`: image to image with seeds of their own. See `generate`."""
-        return self.generate(prompt, image=image, n=n, strength=strength, **options)
+def variations(
+    model: Any, image: Any, n: int = 4, strength: float = 0.6, prompt: str | None = None, **options: Any
+) -> Any:
+    """`n` images near `image`: image to image with seeds of their own. See `generate`."""
+    return model.generate(prompt, image=image, n=n, strength=strength, **options)
 
 
 @dataclass(frozen=True)
-class Between(Asked):
-    """What is asked for, on the way to what `other` asks for: picture i at t[i] from 0 to 1."""
+class Between(Conditions):
+    """Conditions on the way to those of `other`: image i at t[i] from 0 to 1."""
 
-    other: Asked
+    other: Conditions
     t: Tensor
 
     def take(self, rows: Tensor) -> "Between":
         taken = super().take(rows)
         return replace(taken, other=self.other.take(rows), t=self.t[send(rows, self.t.device)])  # type: ignore[return-value, call-arg]
 
-    def weighted(self, *arguments: Any) -> tuple[list[Cond], list[float]]:
-        conds, weights = super().weighted(*arguments)
-        others, _ = self.other.weighted(*arguments)
-        return [between(a, b, self.t) for a, b in zip(conds, others, strict=True)], weights
+    def terms(self, *arguments: Any) -> Terms:
+        ours, theirs = super().terms(*arguments), self.other.terms(*arguments)
+        pairs = zip(ours.others, theirs.others, strict=True)
+        others = tuple((between(a, b, self.t), weight) for (a, weight), (b, _) in pairs)
+        return Terms(between(ours.full, theirs.full, self.t), others)
 
 
 def between(a: Cond, b: Cond, t: Tensor) -> Cond:
@@ -103,7 +99,7 @@ def between(a: Cond, b: Cond, t: Tensor) -> Cond:
     remains as long as it is.
     """
     if a.control or b.control:
-        raise UserError("pictures for ControlNets can't be interpolated.")
+        raise UserError("control images can't be interpolated.")
     tokens = mask = None
     if a.tokens is not None and b.tokens is not None:
         length = max(a.tokens.shape[1], b.tokens.shape[1])
@@ -133,22 +129,27 @@ def _lengthened(cond: Cond, length: int) -> tuple[Tensor, Tensor]:
     return cond.tokens.gather(1, rows), mask
 
 
-def _between_images(
-    model: Any, a: Any, b: Any, t: Tensor, prompt: str | None, strength: float, seed: int, batch_size: int, options: Any
-) -> Tensor:
+def _latents_between(model: Any, a: Any, b: Any, t: Tensor) -> Tensor:
+    """Latents (n, C, h, w) from the image `a` to the image `b`, on the sphere."""
     ends = [model.encode(send(read_images(end, model.preprocess), t.device)) for end in (a, b)]
     if any(len(end) != 1 for end in ends):
         raise UserError("an interpolation goes from one image to one other.")
-    latents = slerp(ends[0], ends[1], t[:, None, None, None], (1, 2, 3))  # (n, C, h, w)
+    return slerp(ends[0], ends[1], t[:, None, None, None], (1, 2, 3))
+
+
+def _from_latents(
+    model: Any, latents: Tensor, *, prompt: str | None, strength: float, seed: int, batch_size: int, **options: Any
+) -> Tensor:
+    """Images (n, C, H, W) of `latents`: decoded, and with `strength` generated anew from there."""
     images = torch.cat([model.decode(some) for some in latents.split(batch_size)])
     if not strength:
         if prompt is not None:
-            raise UserError("a prompt has nothing to say at strength 0, which only decodes: give strength=0.5, say.")
+            raise UserError("a prompt has no effect at strength 0, which only decodes: give strength=0.5, say.")
         return finite(images)
-    given: dict[str, Sequence[Any]] = {} if prompt is None else {"text": [prompt]}
-    start = Start(images, None, strength)
-    seeds = [seed] * len(t)
-    return model.draw(given, len(t), seed=seeds, batch_size=batch_size, start=start, **options)
+    given: dict[str, list] = {} if prompt is None else {"text": [prompt]}
+    initial, seeds = InitialImage(images, None, strength), [seed] * len(latents)
+    request = request_of(model, given, options, n=len(latents), seed=seeds, initial=initial)
+    return generate(model, request, batch_size)
 
 
 def _given(end: Any) -> dict[str, list] | None:

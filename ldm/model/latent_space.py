@@ -1,9 +1,9 @@
 """Between images and whitened latents, and in which precision and parts that is computed."""
 
-import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class InLatents:
     latent_mean: Tensor
     latent_std: Tensor
     coding: Coding
+    _opener: ClassVar[Callable[..., Any]]  # `ldm.load`, which stands above and puts itself here
 
     @property
     def precision(self) -> str:
@@ -70,8 +71,7 @@ class InLatents:
         mine: Any = self.first_stage
         if isinstance(mine, Identity):
             raise UserError(f"{path}: this model works on pixels and has no decoder to replace.")
-        loading = importlib.import_module("ldm.model.loading")  # which stands above this
-        other = loading.autoencoder(loading.load(path, precision="float32"), str(path))
+        other = autoencoder(self._opener(path, precision="float32"), str(path))
         if encoder_hash(other) != encoder_hash(mine):
             raise UserError(
                 f"{path} can't decode this model's latents, the encoders differ: take one that train_vae.py made of "
@@ -105,6 +105,14 @@ class InLatents:
 
     def unwhiten(self, latents: Tensor) -> Tensor:
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
+
+
+def autoencoder(model: Any, where: str) -> AutoencoderKL:
+    """What was loaded, or of a whole model its first stage. Raises UserError for pixels and for what has none."""
+    found = getattr(model, "first_stage", model)
+    if not isinstance(found, AutoencoderKL):
+        raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
+    return found
 
 
 def finite(images: Tensor) -> Tensor:

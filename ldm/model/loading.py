@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-import ldm.model.latent_diffusion  # noqa: F401  registers the classes that files name
 from ldm import artifact, interop
 from ldm.adapters import Adapter
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.files import is_whole, record_of
 from ldm.conditioning import FrozenText, ImageEmbedding
 from ldm.model.cascade import cascade
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.latent_space import compute
-from ldm.networks import AutoencoderKL
 from ldm.networks.computing.coding import Coding
 from ldm.networks.computing.compiled import check_tools
 from ldm.networks.computing.precision import check_precision
@@ -44,8 +43,8 @@ def load(
     In `precision` the networks compute, wherever the model is moved: "float32", "bfloat16", "float16", or "auto", which
     is bfloat16 on a CUDA GPU that has it and float32 elsewhere. The weights stay in float32: see
     `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and decoded in parts,
-    with norms over the whole `image` or over each `tile`: see `ldm.networks.computing.coding.Coding`. With `compile`, true or the
-    name of a backend, they run compiled by torch.compile: see `ldm.networks.computing.compiled.Compiler`.
+    with norms over the whole `image` or over each `tile`: see `Coding` in ldm/networks/computing. With `compile`, true
+    or the name of a backend, they run compiled by torch.compile: see `Compiler` there.
     """
     coding: dict[str, Any] = {"precision": check_precision(precision), "tile": tile, "tile_statistics": tile_statistics}
     coding["compile"] = compile
@@ -54,14 +53,6 @@ def load(
         return cascade([load(one, **coding, **options) for one in path], device or "cpu")
     model = _load(Path(path), device or "cpu", options)
     return compute(laid_out(model, torch.device(device or "cpu")), **coding)
-
-
-def autoencoder(model: Any, where: str) -> AutoencoderKL:
-    """What was loaded, or of a whole model its first stage. Raises UserError for pixels and for what has none."""
-    found = getattr(model, "first_stage", model)
-    if not isinstance(found, AutoencoderKL):
-        raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
-    return found
 
 
 def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:
@@ -137,3 +128,6 @@ def _from_checkpoint(path: Path) -> nn.Module:
             "which isn't run."
         ) from None
     return artifact.restore(config, weights, str(path))
+
+
+LatentDiffusion._opener = staticmethod(load)

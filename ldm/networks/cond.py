@@ -1,6 +1,6 @@
 """What a network is told beside the noisy latent. Roles are named; nothing is guessed from a tensor's rank."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_BY_CONTROLNET = ("control", "control_weights")
 _TENSORS = ("vector", "tokens", "mask", "concat", "base", "guidance")
 
 
@@ -19,8 +20,8 @@ class Cond:
     `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
     map, masked image, low resolution). `base` (B, C, h, w) is an image that is right but for details, from which the
     denoised is measured. `guidance` (B,) is the guidance scale, for networks that have it as a condition. `control`
-    maps a ControlNet's name to its image (B, C, H, W), and where its outputs have weights,
-    `networks.controlnet.weights_of(name)` to these.
+    maps a ControlNet's name to its control image (B, C, H, W), and `control_weights` to the weights (B, outputs) of its
+    residuals, where they have any.
     """
 
     vector: Tensor | None = None
@@ -30,21 +31,32 @@ class Cond:
     base: Tensor | None = None
     guidance: Tensor | None = None
     control: Mapping[str, Tensor] = field(default_factory=dict)
+    control_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cat(self, *others: "Cond") -> "Cond":
         """The batches one after the other; shorter token sequences are padded, and the padding masked."""
         parts = (self, *others)
-        if any(p.control.keys() != self.control.keys() for p in others):
-            raise ValueError("conditions can't be joined: they are of different ControlNets")
+        for name in _BY_CONTROLNET:
+            if any(getattr(p, name).keys() != getattr(self, name).keys() for p in others):
+                raise ValueError("conditions can't be joined: they are of different ControlNets")
         length = max((p.tokens.shape[1] for p in parts if p.tokens is not None), default=0)
         parts = tuple(_pad_tokens(p, length) for p in parts)
         joined: dict[str, Any] = {name: _cat([getattr(p, name) for p in parts], name) for name in _TENSORS}
-        return Cond(**joined, control={name: torch.cat([p.control[name] for p in parts]) for name in self.control})
+        for name in _BY_CONTROLNET:
+            joined[name] = {key: torch.cat([getattr(p, name)[key] for p in parts]) for key in getattr(self, name)}
+        return Cond(**joined)
 
     def map(self, function) -> "Cond":
         """Every tensor passed through `function`: `cond.map(lambda t: t[:4])`, `cond.map(lambda t: t.to("cuda"))`."""
         tensors: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else function(t) for n in _TENSORS}
-        return Cond(**tensors, control={name: function(t) for name, t in self.control.items()})
+        for name in _BY_CONTROLNET:
+            tensors[name] = {key: function(tensor) for key, tensor in getattr(self, name).items()}
+        return Cond(**tensors)
+
+    def without_control(self, names: Collection[str]) -> "Cond":
+        """Without the control images of the ControlNets `names`."""
+        kept = {name: {k: t for k, t in getattr(self, name).items() if k not in names} for name in _BY_CONTROLNET}
+        return replace(self, **kept)
 
     def padded(self, multiple: int) -> "Cond":
         """With tokens up to the next multiple of `multiple`; what is added is masked, and so changes no result."""

@@ -229,9 +229,8 @@ def differences(net: Any, network: Any, names: Sequence[str]) -> list[str]:
 
 class Controlled(nn.Module):
     """A network with the ControlNets that are on it, by `names`: a network like any other, which adds up the residuals
-    of those whose control images are in `cond.control`. Without one it computes what the network alone does.
-
-    `cond.control` may also have under `weights_of(name)` the weights (B, outputs) of that ControlNet's residuals.
+    of those whose control images are in `cond.control`, weighted by `cond.control_weights`. Without one it computes
+    what the network alone does.
     """
 
     def __init__(self, network: UNet | DiT):
@@ -248,15 +247,9 @@ class Controlled(nn.Module):
         total: list[Tensor] | None = None
         for name, net in zip(self.names, self.controlnets, strict=True):
             if name in cond.control:
-                weights = cond.control.get(weights_of(name))
-                residuals = net(x, c_noise, cond, cond.control[name], weights)
+                residuals = net(x, c_noise, cond, cond.control[name], cond.control_weights.get(name))
                 total = residuals if total is None else added(total, residuals)
         return self.network(x, c_noise, cond, total)
-
-
-def weights_of(name: str) -> str:
-    """The key in `cond.control` of the weights of the ControlNet called `name`."""
-    return f"{name} weights"
 
 
 def skip_widths(network: Encoder) -> list[int]:

@@ -1,0 +1,1 @@
+"""Stage one and stage two: their tasks, losses and runs."""

@@ -45,10 +45,6 @@ Tables = tuple[Table, Table]
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
-    if config.get("finetune"):
-        from ldm.training.finetune import run as finetune_run
-
-        return finetune_run.main(config, job)
     clock = Clock()
     begin(config)
     source = build(config["data"], "data")
@@ -96,10 +92,6 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
     """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
-    if config.get("finetune"):
-        from ldm.training.finetune import run as finetune_run
-
-        return finetune_run.precheck(config)
     if config.get("base"):
         raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
     if (chosen := config.get("whitening", "channels")) not in (*WHITENING, "file"):

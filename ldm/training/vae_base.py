@@ -14,7 +14,8 @@ from ldm.common.randomness import permutation
 from ldm.common.ranks import rank
 from ldm.common.registry import spec_of
 from ldm.data.storage.table import Table
-from ldm.model.loading import autoencoder, load
+from ldm.model.latent_space import autoencoder
+from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import device_for

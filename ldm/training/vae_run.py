@@ -13,7 +13,7 @@ from ldm.common.randomness import permutation
 from ldm.common.registry import build
 from ldm.data.storage.table import Table
 from ldm.images import grid
-from ldm.model.latent_diffusion import sample_prior
+from ldm.model.generate import sample_prior
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size

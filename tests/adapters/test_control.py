@@ -10,16 +10,15 @@ from PIL import Image
 
 import ldm
 from ldm.adapters import Control
-from ldm.adapters.controlnet import Steering
+from ldm.adapters.controlnet import ControlImages
 from ldm.artifact import model_hash
 from ldm.common.errors import UserError
 from ldm.conditioning import ClassLabel, Conditioner
-from ldm.diffusion import Denoiser, Eps
+from ldm.diffusion import Denoiser, Eps, Terms, classifier_free
 from ldm.images import Preprocess
 from ldm.images.hints import Canny, MapHint
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Cond, Controlled, ControlNet
-from ldm.networks.controlnet import weights_of
 
 
 def noisy(module, seed=0):
@@ -98,7 +97,7 @@ def test_what_was_said_at_loading_holds_until_said_otherwise(tmp_path):
 @pytest.mark.parametrize("span", [(0.0, 0.3), (0.3, 1.0), (0.25, 0.7), (0.5, 0.55)])
 def test_a_span_holds_the_steps_that_diffusers_means(n, span):
     sigmas, seen = Eps().grid(n), []
-    after = Steering({"a": HINT[None]}, {"a": 1.0}, {"a": span})
+    images = ControlImages({"a": HINT[None]}, {"a": 1.0}, {"a": span})
     network = Controlled(make().denoiser.network)
     network.add("a", control(make()).network)
 
@@ -107,34 +106,35 @@ def test_a_span_holds_the_steps_that_diffusers_means(n, span):
             self.network = network
 
         def __call__(self, x, sigma, cond):
-            seen.append("a" in cond.control and weights_of("a") in cond.control)
+            seen.append("a" in cond.control and "a" in cond.control_weights)
 
-    denoise, conds, _ = after.steer(Denoise(), [Cond()], [1.0], sigmas, 1.0)
+    denoise, terms = images.put_on(Denoise(), Terms(Cond()), sigmas, 1.0)
     for sigma in sigmas[:-1]:
-        denoise(torch.zeros(1, 1, 1, 1), sigma.float()[None], conds[0])
+        denoise(torch.zeros(1, 1, 1, 1), sigma.float()[None], terms.full)
     assert seen == [not (i / n < span[0] or (i + 1) / n > span[1]) for i in range(n)]
 
 
 @torch.no_grad()
 def test_guess_mode_controls_the_conditional_alone_and_the_finer_less():
     model = steered()
-    after = replace(model.steering({}, control=HINT, guess=True), hints={"a": HINT[None]})
+    images = replace(model.steering({}, control=HINT, guess=True), images={"a": HINT[None]})
     x, sigma = torch.randn(1, 4, 8, 8), torch.tensor([3.0])
-    null, told = (
-        Cond(vector=torch.zeros(1, 6), tokens=torch.zeros(1, 1, 6)),
-        Cond(torch.ones(1, 6), torch.ones(1, 1, 6)),
-    )
-    denoise, conds, weights = after.steer(model.denoiser, [null, told], [-2.0, 3.0], Eps().grid(3), 3.0)
-    assert weights == [-2.0, 3.0]
+    null = Cond(vector=torch.zeros(1, 6), tokens=torch.zeros(1, 1, 6))
+    full = Cond(torch.ones(1, 6), torch.ones(1, 1, 6))
+    terms = classifier_free(full, null, 3.0)
+    denoise, terms = images.put_on(model.denoiser, terms, Eps().grid(3), 3.0)
+    ((unconditional, weight),) = terms.others
+    assert weight == -2.0
     plain = make().denoiser
-    torch.testing.assert_close(denoise(x, sigma, conds[0]), plain(x, sigma, null))
+    torch.testing.assert_close(denoise(x, sigma, unconditional), plain(x, sigma, null))
     n = model.denoiser.network.controlnets[0].outputs
-    torch.testing.assert_close(conds[1].control[weights_of("a")][0], 10 ** (torch.linspace(-1, 0, n)))
-    joined = denoise(x.repeat(2, 1, 1, 1), sigma.repeat(2), conds[0].cat(conds[1]))
-    torch.testing.assert_close(joined[1:], denoise(x, sigma, conds[1]))
+    torch.testing.assert_close(terms.full.control_weights["a"][0], 10 ** (torch.linspace(-1, 0, n)))
+    joined = denoise(x.repeat(2, 1, 1, 1), sigma.repeat(2), unconditional.cat(terms.full))
+    torch.testing.assert_close(joined[1:], denoise(x, sigma, terms.full))
     # without a prompt, guidance leads from what nothing controls to what is controlled
-    _, conds, weights = after.steer(model.denoiser, [null], [1.0], Eps().grid(3), 3.0)
-    assert weights == [-2.0, 3.0] and not conds[0].control[weights_of("a")].any()
+    _, terms = images.put_on(model.denoiser, Terms(null), Eps().grid(3), 3.0)
+    ((uncontrolled, weight),) = terms.others
+    assert weight == -2.0 and not uncontrolled.control_weights["a"].any()
     assert not torch.equal(draw(model, control=HINT, guess_mode=True), draw(model, control=HINT))
 
 
@@ -256,7 +256,7 @@ def test_what_doesnt_fit_or_isnt_there_is_named():
         make().put_on(Control(wrong, Canny()), "a")
     mapped = make()
     mapped.put_on(control(make(), MapHint(5)), "a")
-    with pytest.raises(UserError, match="made from pictures but from a map"):
+    with pytest.raises(UserError, match="made from a map, not from an image"):
         draw(mapped, control_from=HINT)
     ids = np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(ids).long(), 5).movedim(-1, 0).float()

@@ -11,7 +11,7 @@ from ldm.adapters import LoraAdapter, lora
 from ldm.adapters import lora_layers as layers
 from ldm.commands.sample import loras
 from ldm.common.errors import UserError
-from ldm.interop.lora import files as files
+from ldm.interop.lora import files
 from tests.adapters.models import equal, pictures, small
 
 peft = pytest.importorskip("peft")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ldm.conditioning import Conditioner, Text
-from ldm.conditioning.conditions import ask
+from ldm.conditioning.conditions import conditions_of
 from ldm.conditioning.text import truncation as cut
 from ldm.conditioning.text.tokenizer import train
 
@@ -39,12 +39,12 @@ def test_the_words_that_are_lost_are_named_as_they_were_written(conditioner, cap
 def test_a_prompt_is_told_of_each_time_and_what_stands_in_its_place_too(conditioner, caplog):
     for _ in range(2):
         caplog.clear()
-        ask(conditioner, {"text": [CAPTIONS[0], "a dog"]}, 2, negative=CAPTIONS[2])
+        conditions_of(conditioner, {"text": [CAPTIONS[0], "a dog"]}, 2, negative=CAPTIONS[2])
         first, second = (record.getMessage() for record in caplog.records)
         assert first == "a prompt has 10 tokens, and the model reads 6; left out is: on a red background"
         assert second.endswith("left out is: a blue background")
     caplog.clear()
-    ask(conditioner, {"text": ["a dog"]})
+    conditions_of(conditioner, {"text": ["a dog"]})
     assert caplog.text == ""
 
 
@@ -55,9 +55,9 @@ def test_of_a_very_long_prompt_the_first_words_are_told(conditioner, word, end):
 
 
 def test_half_letters_are_read_as_the_letter_for_what_is_none(conditioner, caplog):
-    asked = ask(conditioner, {"text": ["a \ud800 dog " * 9]}, negative="\udcff")
-    assert asked.batch["text"] == ["a \ufffd dog " * 9] and asked.null["text"] == ["\ufffd"]
-    assert "left out is" in caplog.text and conditioner(asked.batch).tokens is not None
+    conditions = conditions_of(conditioner, {"text": ["a \ud800 dog " * 9]}, negative="\udcff")
+    assert conditions.batch["text"] == ["a \ufffd dog " * 9] and conditions.null["text"] == ["\ufffd"]
+    assert "left out is" in caplog.text and conditioner(conditions.batch).tokens is not None
 
 
 def test_many_prompts_are_told_of_in_one_line(conditioner):
@@ -73,7 +73,7 @@ def test_captions_of_the_data_are_told_of_once_before_training(conditioner, capl
         for _ in range(3):
             batch = reader({"text": CAPTIONS, "position": torch.arange(3)}, training=True)
             conditioner(batch, batch["drop"])
-        ask(conditioner, {"text": CAPTIONS})  # the run's own look at them
+        conditions_of(conditioner, {"text": CAPTIONS})  # the run's own look at them
     (record,) = caplog.records
     assert record.getMessage() == (
         f"2 of 3 captions are cut to the 6 tokens that conditioner.text reads; the longest has 10: {CAPTIONS[0]}"

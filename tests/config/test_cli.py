@@ -94,7 +94,7 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_both(work):
 
 def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
     (tmp_path / "my_nets.py").write_text(
-        "from ldm.common.registry import register\n\n@register\nclass MyNet:\n    def __init__(self, width=3):\n        pass\n"
+        "import ldm\n\n@ldm.register\nclass MyNet:\n    def __init__(self, width=3):\n        pass\n"
     )
     cli.run("train_ldm", ["modules=my_nets", "network.class=MyNet", "network.width=4"])
     assert work.configs[0]["network"]["width"] == 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm.common.errors import UserError
-from ldm.diffusion import EDM, X0, Eps, Flow, V, lcm, mixed
+from ldm.diffusion import EDM, X0, Eps, Flow, V, classifier_free, guided, lcm
 from ldm.diffusion.consistency import baked, consistency_loss, jump, ode_step, segment_levels, wanted
 
 S = 0.6
@@ -128,7 +128,7 @@ def test_each_sample_has_its_own_guidance_scale_and_level():
         for i, weight in enumerate([1.0, 2.0, 1.0]):  # the last lies outside of the interval
             row = slice(i, i + 1)
             one, none = Told(value=cond.value[row]), Told(value=null.value[row])
-            alone = mixed(denoiser, [none, one], [1 - weight, weight], rescale=rescale)(x[row], sigma[row])
+            alone = guided(denoiser, classifier_free(one, none, weight), rescale=rescale)(x[row], sigma[row])
             torch.testing.assert_close(got[row], alone)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.diffusion import EDM, Denoiser, V, autoguidance, euler, guided
+from ldm.diffusion import EDM, Denoiser, Terms, V, autoguidance, classifier_free, euler, guided
 
 
 @dataclass(frozen=True)
@@ -44,47 +44,34 @@ def test_guidance_extrapolates_from_null_to_cond(model, data):
     x, sigma, a, _, null = data
     d, d_null = model(x, sigma, a), model(x, sigma, null)
     for scale in (0.5, 3.0, 7.5, -1.0):
-        torch.testing.assert_close(guided(model, a, null, scale)(x, sigma), d_null + scale * (d - d_null))
+        result = guided(model, classifier_free(a, null, scale))(x, sigma)
+        torch.testing.assert_close(result, d_null + scale * (d - d_null))
 
 
 def test_what_has_no_weight_is_not_evaluated(model, data):
     x, sigma, a, b, null = data
-    for cond, scale, expected in ((a, 1.0, a), (a, 0.0, null), (None, 3.0, null), ([a, b], [0.0, 1.0], b)):
+    for terms in (Terms(a), classifier_free(a, null, 1.0), Terms(a, ((b, 0.0), (null, 0.0)))):
         model.images = 0
-        result = guided(model, cond, null, scale)(x, sigma)
+        result = guided(model, terms)(x, sigma)
         assert model.images == 2
-        assert torch.equal(result, model(x, sigma, expected))
-    assert torch.equal(guided(model, None)(x, sigma), model(x, sigma, None))
-    assert torch.equal(guided(model, a)(x, sigma), model(x, sigma, a))
+        assert torch.equal(result, model(x, sigma, a))
 
 
-@pytest.mark.parametrize("scales", [(2.0, 1.5), (0.4, 0.6), (3.0, -2.0), (1.0, -1.0)])
-def test_conditions_are_composed(scales, model, data):
+@pytest.mark.parametrize("weights", [(-1.0, -1.5), (0.4, 0.6), (3.0, -2.0)])
+def test_terms_are_added_up_in_one_call(weights, model, data):
     x, sigma, a, b, null = data
-    d_null = model(x, sigma, null)
-    expected = d_null + scales[0] * (model(x, sigma, a) - d_null) + scales[1] * (model(x, sigma, b) - d_null)
-    by_list = guided(model, [a, b], null, list(scales))
-    torch.testing.assert_close(by_list(x, sigma), expected)
-    by_name = guided(model, {"cat": a, "dog": b}, null, {"dog": scales[1], "cat": scales[0]})
-    torch.testing.assert_close(by_name(x, sigma), expected)
-    separate = guided(model, [a, b], null, scales, batched=False)
-    torch.testing.assert_close(separate(x, sigma), expected)
-
-
-def test_batched_is_one_call_and_equals_separate_calls(model, data):
-    x, sigma, a, _, null = data
-    results, calls = [], []
-    for batched in (True, False):
-        model.calls = 0
-        results.append(guided(model, a, null, 4.0, rescale=0.7, batched=batched)(x, sigma))
-        calls.append(model.calls)
-    assert calls == [1, 2]
-    torch.testing.assert_close(results[0], results[1])
+    terms = Terms(a, ((b, weights[0]), (null, weights[1])))
+    d, others = model(x, sigma, a), [model(x, sigma, b), model(x, sigma, null)]
+    expected = d + sum(w * (other - d) for w, other in zip(weights, others, strict=True))
+    model.calls = 0
+    torch.testing.assert_close(guided(model, terms)(x, sigma), expected)
+    assert model.calls == 1
 
 
 def test_an_interval_saves_calls(model, data):
-    x, _, a, b, null = data
-    denoise = guided(model, a, null, 3.0, interval=(0.5, 2.0))
+    x, _, a, _, null = data
+    terms = classifier_free(a, null, 3.0)
+    denoise = guided(model, terms, interval=(0.5, 2.0))
     for sigma, images in ((0.5, 2), (0.51, 4), (2.0, 4), (2.01, 2)):
         model.images = 0
         level = torch.full((2,), sigma, dtype=torch.float64)
@@ -93,10 +80,7 @@ def test_an_interval_saves_calls(model, data):
         if images == 2:
             assert torch.equal(result, model(x, level, a))
         else:
-            torch.testing.assert_close(result, guided(model, a, null, 3.0)(x, level))
-    outside = torch.full((2,), 9.0, dtype=torch.float64)
-    two = guided(model, [a, b], null, [3.0, 1.0], interval=(0.5, 2.0))(x, outside)
-    torch.testing.assert_close(two, 0.75 * model(x, outside, a) + 0.25 * model(x, outside, b))
+            torch.testing.assert_close(result, guided(model, terms)(x, level))
 
 
 def test_rescaling_works_in_v_space(data):
@@ -107,15 +91,15 @@ def test_rescaling_works_in_v_space(data):
     def v_of(denoised):
         return (denoised - c.c_skip.view(-1, 1, 1, 1) * x) / c.c_out.view(-1, 1, 1, 1)
 
-    plain = guided(model, a, null, 6.0)(x, sigma)
+    plain = guided(model, classifier_free(a, null, 6.0))(x, sigma)
     v, v_cond = v_of(plain), v_of(model(x, sigma, a))
     rescaled = v * v_cond.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True)
     v = 0.7 * rescaled + 0.3 * v
     expected = c.c_skip.view(-1, 1, 1, 1) * x + c.c_out.view(-1, 1, 1, 1) * v
-    torch.testing.assert_close(guided(model, a, null, 6.0, rescale=0.7)(x, sigma), expected)
-    full = v_of(guided(model, a, null, 6.0, rescale=1.0)(x, sigma))
+    torch.testing.assert_close(guided(model, classifier_free(a, null, 6.0), rescale=0.7)(x, sigma), expected)
+    full = v_of(guided(model, classifier_free(a, null, 6.0), rescale=1.0)(x, sigma))
     torch.testing.assert_close(full.std((1, 2, 3)), v_cond.std((1, 2, 3)))
-    torch.testing.assert_close(guided(model, a, null, 1.0, rescale=0.7)(x, sigma), model(x, sigma, a))
+    torch.testing.assert_close(guided(model, classifier_free(a, null, 1.0), rescale=0.7)(x, sigma), model(x, sigma, a))
 
 
 def test_autoguidance_moves_away_from_the_bad_model(model, data):
@@ -138,19 +122,13 @@ def test_guided_denoisers_go_through_samplers(data):
 
     sigmas = EDM().grid(6)
     denoiser = Denoiser(network, EDM())
-    result = euler(guided(denoiser, a, null, 2.0, interval=(0.01, 10)), x * 80, sigmas)
+    result = euler(guided(denoiser, classifier_free(a, null, 2.0), interval=(0.01, 10)), x * 80, sigmas)
     assert result.shape == x.shape and result.isfinite().all()
     inside = sum(0.01 < s <= 10 for s in sigmas.tolist())
     assert [shape[0][0] for shape in seen].count(4) == inside and len(seen) == 6
 
 
 def test_what_is_refused(model, data):
-    _, _, a, b, null = data
-    with pytest.raises(UserError, match="null"):
-        guided(model, a, None, 2.0)
-    with pytest.raises(UserError, match="2 conditions and 1 scales"):
-        guided(model, [a, b], null, [2.0])
-    with pytest.raises(UserError, match="same names"):
-        guided(model, {"cat": a}, null, {"dog": 2.0})
+    _, _, a, _, null = data
     with pytest.raises(UserError, match="rescale"):
-        guided(model, a, null, 2.0, rescale=1.5)
+        guided(model, classifier_free(a, null, 2.0), rescale=1.5)

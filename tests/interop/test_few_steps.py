@@ -8,7 +8,7 @@ import ldm
 from ldm.conditioning import Text
 from ldm.conditioning.text import tokenizer
 from ldm.diffusion import Eps, Flow, V
-from ldm.model.latent_diffusion import PictureNoise
+from ldm.model.generate import ImageNoise
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 from tests.interop.test_pipeline import PROMPT, agree, both, draw, frozen, make, same_again
 
@@ -20,7 +20,7 @@ def injected(monkeypatch):
     """Makes schedulers take the noise that our image of seed 0 gets; gives what it starts from."""
 
     def inject(model):
-        noise = PictureNoise([0], (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))
+        noise = ImageNoise([0], (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))
         for module in (scheduling_lcm, scheduling_flow_match_euler_discrete):
             monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise())
         return noise()

@@ -18,10 +18,10 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 OURS = f"""
 import sys, torch, ldm
-from ldm.model.latent_diffusion import PictureNoise
+from ldm.model.generate import ImageNoise
 model, kept = ldm.load(sys.argv[1]), []
 sigma = model.denoiser.parameterization.sigma_max
-noise = PictureNoise([0], (4, {SIDE // 8}, {SIDE // 8}), torch.device("cpu"))()
+noise = ImageNoise([0], (4, {SIDE // 8}, {SIDE // 8}), torch.device("cpu"))()
 picture = model("a cat", steps={STEPS}, size={SIDE}, output="pt", on_step=lambda i, n, d: kept.append(d))
 torch.save((picture / 2 + 0.5, kept[-1], noise * sigma / (1 + sigma**2) ** 0.5), sys.argv[2])
 {PEAK}"""

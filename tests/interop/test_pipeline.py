@@ -12,7 +12,8 @@ from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
 from ldm.conditioning.text import tokenizer
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, V
 from ldm.images import Preprocess
-from ldm.model.latent_diffusion import LatentDiffusion, PictureNoise
+from ldm.model.generate import ImageNoise
+from ldm.model.latent_diffusion import LatentDiffusion
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 
 PROMPT, NEGATIVE = "a cat above a rocket", ""
@@ -47,7 +48,7 @@ def draw(model, seeds=(0,), **options):
 
 def noise(model, seeds=(0,)):
     """The standard normal noise that our pictures start from."""
-    return PictureNoise(list(seeds), (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))()
+    return ImageNoise(list(seeds), (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))()
 
 
 def agree(ours, theirs, latents, expected):

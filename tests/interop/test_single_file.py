@@ -444,7 +444,7 @@ def test_a_controlnets_names_are_one_to_one_and_diffusers_own(levels):
     }
     theirs = randomised(diffusers.ControlNetModel(**config))
     state = dict(theirs.state_dict())
-    table = single_file.unet_table(state, compvis.controlnet_modules(levels, 2))
+    table = compvis.unet_table(state, compvis.controlnet_modules(levels, 2))
     assert len(inverse(table)) == len(state)
     converted = convert_controlnet_checkpoint(rename(state, table, "test"), dict(theirs.config))
     assert converted.keys() == state.keys()

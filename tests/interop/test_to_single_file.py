@@ -8,12 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ldm
+from ldm.commands.export import _lora, main
 from ldm.common.errors import UserError
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText
 from ldm.diffusion import Denoiser, Eps, Flow, Schedule, V
 from ldm.images import Preprocess
 from ldm.interop import single_file, to_single_file
-from ldm.interop.export import _lora, export, main
+from ldm.interop.export import export
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.lora import files as lora
 from ldm.interop.parts import stable_diffusion

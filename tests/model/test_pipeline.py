@@ -13,7 +13,8 @@ from ldm.common.errors import UserError
 from ldm.conditioning.text import tokenizer
 from ldm.diffusion import EDM, SAMPLERS, Eps, Flow, Schedule
 from ldm.images import Preprocess
-from ldm.model.latent_diffusion import LatentDiffusion, PictureNoise, sample_prior
+from ldm.model.generate import ImageNoise, sample_prior
+from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Identity
 
 PROMPTS = [
@@ -116,7 +117,7 @@ def test_the_same_call_gives_the_same_picture_whatever_came_before(model, sample
 
 @pytest.mark.parametrize("sampler", sorted(STOCHASTIC))
 def test_stochastic_samplers_draw_new_noise_at_every_step(model, sampler):
-    noise = PictureNoise([0], (2, 6, 4), torch.device("cpu"))
+    noise = ImageNoise([0], (2, 6, 4), torch.device("cpu"))
     assert not torch.equal(noise(), noise())
     assert (draw(model, "a cat", sampler=sampler) - draw(model, "a cat", sampler="euler")).abs().max() > 1e-3
 

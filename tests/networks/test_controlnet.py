@@ -7,7 +7,7 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.networks import Cond, Controlled, ControlNet, DiT, DiTControlNet, UNet, controlnet_for
-from ldm.networks.controlnet import HintEncoder, primes, weights_of
+from ldm.networks.controlnet import HintEncoder, primes
 
 OPTIONS = {"channels": [8, 16], "heads": 2, "groups": 4, "context_dim": 6, "vector_dim": 5}
 DIT_OPTIONS = {"channels": 8, "heads": 2, "depth": 3, "context_dim": 6, "vector_dim": 5}
@@ -106,7 +106,7 @@ def test_several_add_up_and_weights_scale_each_output(kind, options):
     residuals = [net(x, t, plain, hints[n]) for n, net in zip("ab", network.controlnets, strict=True)]
     n = network.controlnets[0].outputs
     weights = torch.rand(2, n)
-    both = Cond(cond.vector, cond.tokens, control={**hints, weights_of("b"): weights})
+    both = Cond(cond.vector, cond.tokens, control=hints, control_weights={"b": weights})
     summed = [
         a + torch.stack([w * part for w, part in zip(weights[:, i], b, strict=True)])
         for i, (a, b) in enumerate(zip(*residuals, strict=True))

@@ -9,9 +9,9 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
+from ldm.commands import train_ldm, train_vae
 from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
-from ldm.training import ldm_run, vae_run
 
 EMOJI = ["data=emoji", "data.size=16", "data.n=48", "data.val_n=8", "data.objects=[cat,dog,fish]"]
 DIGITS = ["data=digits", "data.size=16"]
@@ -61,7 +61,7 @@ def config(stage: str, runs: Path, *words: str, accelerator: str = "cpu") -> dic
 def train(stage: str, runs: Path, *words: str, accelerator: str = "cpu") -> Path:
     """The folder of a run of three steps."""
     made = config(stage, runs, "name=one", "overwrite=true", *words, accelerator=accelerator)
-    return {"vae": vae_run, "ldm": ldm_run}[stage].main(made)
+    return {"vae": train_vae, "ldm": train_ldm}[stage].main(made)
 
 
 def trained(stage: str, runs: Path, *words: str) -> dict[str, torch.Tensor]:
@@ -72,14 +72,14 @@ def trained(stage: str, runs: Path, *words: str) -> dict[str, torch.Tensor]:
 def stage_one(runs: Path, *data: list[str]) -> Path:
     """Stage one of data sets, in `runs`."""
     for words in data:
-        vae_run.main(config("vae", runs, *words, *VAE))
+        train_vae.main(config("vae", runs, *words, *VAE))
     return runs
 
 
 def base(runs: Path) -> None:
     """What fine-tunings go on from, once."""
     if not (runs / "ldm" / "base").is_dir():
-        ldm_run.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
+        train_ldm.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
 
 
 def marked(words: dict[str, list[str]], quick: tuple[str, ...]) -> list[Any]:

@@ -8,9 +8,9 @@ import torch
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
+from ldm.commands import train_ldm, train_vae
 from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
-from ldm.training import ldm_run, vae_run
 
 COMMON = [
     "data=digits",
@@ -59,7 +59,7 @@ def train(config):
 
     def run(stage: str, runs: Path, *words: str) -> Path:
         made = config(f"train_{stage}", runs, *words)
-        {"vae": vae_run, "ldm": ldm_run}[stage].main(made)
+        {"vae": train_vae, "ldm": train_ldm}[stage].main(made)
         return runs / stage / (made["name"] or "digits")
 
     return run

@@ -9,6 +9,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
+from ldm.commands import train_ldm
 from ldm.common.errors import UserError
 from ldm.config import overrides
 from ldm.config.compose import CONF, checked, compose, group_names
@@ -46,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(runs: Path, name: str, *words: str) -> Any:
-    ldm_run.main(config("train_ldm", runs, f"name={name}", *words))
+    train_ldm.main(config("train_ldm", runs, f"name={name}", *words))
     return ldm.load(runs / "ldm" / name)
 
 

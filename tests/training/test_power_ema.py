@@ -113,7 +113,7 @@ def test_a_run_stores_its_averages_and_another_length_is_a_run_of_its_own(runs, 
     assert model(labels=[3], output="pt").isfinite().all()
     with pytest.raises(UserError, match="overwrite=true"):
         rebuild_ema.main(["run=power", "length=0.1", f"runs_dir={runs}"])
-    line = [sys.executable, "-m", "ldm.commands.rebuild_ema", "run=power", "length=0.08", f"runs_dir={runs}"]
+    line = [sys.executable, "-m", "ldm", "rebuild-ema", "run=power", "length=0.08", f"runs_dir={runs}"]
     assert subprocess.run(line, cwd=Path(__file__).parents[2]).returncode == 0, "in a process that loaded nothing else"
 
 

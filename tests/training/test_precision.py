@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.training import ldm_run, vae_run
+from ldm.commands import train_ldm, train_vae
 from tests.training.test_conditions import config as emoji_config
 
 TUNING = {
@@ -65,7 +65,7 @@ def test_in_float16_the_scaler_leaves_out_steps_until_its_scale_fits(runs, train
 
 def on_emoji(stage: str, runs: Path, *words: str) -> Path:
     made = emoji_config(f"train_{stage}", runs, *words)
-    return {"vae": vae_run, "ldm": ldm_run}[stage].main(made)
+    return {"vae": train_vae, "ldm": train_ldm}[stage].main(made)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from ldm.conditioning.conditioner import Conditioner
+from typing import Any, NamedTuple, Protocol
 
 log = logging.getLogger("ldm")
 SHOWN = 3  # prompts that are told of one by one
@@ -25,6 +22,13 @@ class Cut(NamedTuple):
         return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {bounded(self.lost)}"
 
 
+class Conditions(Protocol):
+    """A conditioner, which stands above: its `parts` by name, each with `cut(captions)`, the captions that it cuts."""
+
+    @property
+    def parts(self) -> Any: ...
+
+
 def may_exceed(captions: Iterable[str], limit: int) -> list[str]:
     """Those that can have more than `limit` tokens, marks included: a token of text is a byte or more."""
     return [caption for caption in captions if len(caption.encode()) + 3 > limit]
@@ -38,7 +42,7 @@ def lost(caption: str, encoding: Any, kept: int) -> str:
     return caption[encoding.offsets[first or kept][0] :].strip()
 
 
-def report(conditioner: "Conditioner", captions: Sequence[str]) -> None:
+def report(conditioner: "Conditions", captions: Sequence[str]) -> None:
     """Tells once, before training, how many of the data's captions are cut; pictures of them aren't told of again."""
     for name, part in conditioner.parts.items():
         if not (cuts := part.cut(captions)):
@@ -51,7 +55,7 @@ def report(conditioner: "Conditioner", captions: Sequence[str]) -> None:
         )
 
 
-def sentences(conditioner: "Conditioner", prompts: Iterable[str]) -> list[str]:
+def sentences(conditioner: "Conditions", prompts: Iterable[str]) -> list[str]:
     """What is left out of prompts, in words; beyond a few their number and the first."""
     distinct = [prompt for prompt in dict.fromkeys(prompts) if hash(prompt) not in _reported]
     told = []

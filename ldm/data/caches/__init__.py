@@ -1,0 +1,1 @@
+"""What is computed once per data set: latents, captions and labels."""

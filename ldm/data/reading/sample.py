@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.common import annotations as kinds
+from ldm.common import annotations
 from ldm.common.errors import printable
 
 COLUMNS = ("text", "label", "map", "mask", "control")
@@ -106,7 +106,7 @@ def joined(text: Text) -> str | None:
 
 def _words(value: Any) -> str | None:
     if isinstance(value, str):
-        words = kinds.readable(value)  # a tool may have cut a letter between its halves
+        words = annotations.readable(value)  # a tool may have cut a letter between its halves
         return words if words.strip() else ""
     number = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
     return str(value) if number else None

@@ -40,9 +40,10 @@ class Shards:
     one process would. Processes that start together share the shards, and an interrupted start goes on with the shards
     that are left. `val_root` are the shards to validate on; otherwise a fixed random `val_share`.
 
-    What a shard may hold: see `ldm.data.reading.tar.listed`. A caption's file is one caption, or with `captions=lines` one a
-    line; `captions=tags` joins lists to one caption. Channels, bits and, without `size`, size are the first image's;
-    images of other sizes are then left out and counted. The other options are those of `Folder`.
+    What a shard may hold: see `listed` in ldm/data/reading/tar.py. A caption's file is one caption, or with
+    `captions=lines` one a line; `captions=tags` joins lists to one caption. Channels, bits and, without `size`, size
+    are the first image's; images of other sizes are then left out and counted. The other options are those of
+    `Folder`.
     """
 
     def __init__(

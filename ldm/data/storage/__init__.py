@@ -1,0 +1,1 @@
+"""Tables: images and columns mapped from files, and how processes share them."""

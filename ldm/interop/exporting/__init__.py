@@ -1,0 +1,1 @@
+"""What an export writes beside weights: model card, report, dtype, and sources that open without this package."""

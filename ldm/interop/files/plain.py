@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 from ldm.common.errors import UserError
@@ -26,6 +27,17 @@ def table(text: str, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{where} holds a {type(content).__name__}, where a table of settings belongs.")
     return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in the JSON file at `path`. Raises UserError where it is missing or none."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON ({type(error).__name__}).") from None
+    return table(text, str(path))
 
 
 def number(value: Any, what: str) -> float:

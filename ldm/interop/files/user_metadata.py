@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.common.errors import UserError, printable
-from ldm.interop.files.plain import table
-from ldm.interop.folder import read_json
+from ldm.interop.files.plain import read_json, table
 
 log = logging.getLogger("ldm")
 WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"

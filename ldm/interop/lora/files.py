@@ -19,7 +19,7 @@ from ldm.artifact import refuse_not_finite
 from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.clip_names import canonical, spellings
 from ldm.interop.files.names import bijection, report
-from ldm.interop.folder import read_json
+from ldm.interop.files.plain import read_json
 from ldm.interop.lora import strength as lora_strength
 from ldm.interop.lora.names import KOHYA, is_pefts, split, unsupported
 

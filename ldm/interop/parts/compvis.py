@@ -1,8 +1,11 @@
 """The names of CompVis's checkpoints (LDM, Stable Diffusion 1 and 2) for parts of any depth, as tables."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
+
+from ldm.interop.files.names import by_prefix
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 
@@ -124,3 +127,10 @@ def indices(names: Iterable[str], prefix: str) -> list[int]:
     """The numbers that follow `prefix` in `names`, rising."""
     tails = (name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix))
     return sorted({int(tail) for tail in tails if tail.isdigit()})
+
+
+def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
+    """{ours: CompVis's} for every weight of a U-Net or ControlNet; parts are renamed in residual blocks alone."""
+    blocks = {name for name in names if ".resnets." in name}
+    table = by_prefix(blocks, modules, UNET_RESNET)
+    return table | by_prefix(set(names) - blocks, modules, {})

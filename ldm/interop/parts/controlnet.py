@@ -80,11 +80,9 @@ def obstacles(net: ControlNet) -> list[str]:
 
 def compvis_names(net: ControlNet) -> dict[str, str]:
     """{ours: CompVis's} for every weight, without the prefix `control_model.` that their files put before them."""
-    from ldm.interop.single_file import unet_table  # which reads such files by this module
-
     blocks = len(net.down_blocks[0].resnets)
     modules = compvis.controlnet_modules(len(net.widths), blocks, 2 * (len(net.hint_widths) - 1))
-    return bijection(unet_table(net.state_dict(), modules).items())
+    return bijection(compvis.unet_table(net.state_dict(), modules).items())
 
 
 def to_compvis(net: ControlNet) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Averages of the weights: exponential, power-function, and stored snapshots of them."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.adapters.controlnet import Control, Steering
+from ldm.adapters.controlnet import Control, ControlImages
 from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.data.datamodule import Read
@@ -78,9 +78,9 @@ class ControlFinetune(Finetune):
             batch = val.batch(rows, {*needs, self.hint.column})
             given = {k: batch[k].tolist() if isinstance(batch[k], Tensor) else batch[k] for k in needs}
             hints = self.hint(batch[self.hint.column]).to(model.latent_mean.device)
-            after = Steering({NAME: hints}, {NAME: 1.0}, {NAME: (0.0, 1.0)})
+            control = ControlImages({NAME: hints}, {NAME: 1.0}, {NAME: (0.0, 1.0)})
             steps = min(model.sampling["steps"], 50)
-            drawn = model.draw(given, 1 if given else len(rows), seed=seed, steps=steps, steering=after).cpu()
+            drawn = model.draw(given, 1 if given else len(rows), seed=seed, steps=steps, steering=control).cpu()
             return beside(self.hint.show(hints).cpu(), drawn)
 
         return draw

@@ -18,7 +18,7 @@ from ldm.training.trainer.means import Split, by_quarter
 
 @dataclass
 class Recipe:
-    """What a student learns from, and how: see `ldm.training.finetune.distill.DistillFinetune`. `scale` is (least, most)."""
+    """What a student learns from, and how: see `DistillFinetune`. `scale` is (least, most)."""
 
     teacher: Denoiser
     scale: tuple[float, float]

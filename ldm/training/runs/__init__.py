@@ -1,0 +1,1 @@
+"""The run folder: its lock, checkpoints, resuming, signals and guards."""

@@ -1,0 +1,1 @@
+"""What is set around Lightning's Trainer: options, callbacks, loggers, costs and speed."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.common import annotations as kinds
+from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.images import open_image
 from ldm.ui.generating.generate import enlarged
@@ -216,7 +216,7 @@ def _text(form: Mapping[str, Any], key: str) -> str:
 
 def _is_on(form: Mapping[str, Any], key: str) -> bool:
     if not isinstance(form[key], bool | None):
-        raise UserError(f"{key}={kinds.shown(form[key])} has to be true or false.")
+        raise UserError(f"{key}={annotations.shown(form[key])} has to be true or false.")
     return bool(form[key])
 
 
@@ -224,7 +224,7 @@ def _number(value: Any, what: str) -> float | None:
     """A finite number, or None for an empty field."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= kinds.LARGEST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= annotations.LARGEST:
         raise UserError(f"{what}={value} has to be a number.")
     return value
 

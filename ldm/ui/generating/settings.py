@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ldm.common import annotations as kinds
+from ldm.common import annotations
 from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion import SAMPLERS
 
@@ -74,9 +74,9 @@ def checked(settings: Settings) -> Settings:
     if settings.sampler is not None and settings.sampler not in SAMPLERS:
         raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
     for key, number in _numbers(settings):
-        if not abs(number) <= kinds.LARGEST:
-            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {kinds.LARGEST:g}.")
-    kinds.check_guidance(settings.guidance or 0)
+        if not abs(number) <= annotations.LARGEST:
+            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {annotations.LARGEST:g}.")
+    annotations.check_guidance(settings.guidance or 0)
     if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
         raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
     if (settings.width is None) != (settings.height is None):
@@ -112,10 +112,10 @@ def check_size(settings: Settings, width: int, height: int) -> None:
 
 def from_dict(given: Mapping[str, Any]) -> Settings:
     """Settings from plain data; keys that aren't ours are left out. Raises UserError for values of another kind."""
-    declared = kinds.kinds_of(Settings)
+    declared = annotations.kinds_of(Settings)
     said = {key: _tuples(value) for key, value in given.items() if key in declared and value is not None}
     for key, value in said.items():
-        kinds.refuse(value, declared[key], key)
+        annotations.refuse(value, declared[key], key)
     return Settings(**said)
 
 

@@ -1,0 +1,1 @@
+"""What the page shows, in gradio: its tabs, fields, messages and style."""

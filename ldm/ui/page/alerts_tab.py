@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.common import annotations as kinds
+from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.app import App
 from ldm.ui.page.messages import told
@@ -72,7 +72,7 @@ class AlertsTab:
         texts = {"thresholds": thresholds or "", "webhook": webhook or ""}
         for kind, values in ((float, numbers), (str, texts)):
             for what, value in values.items():
-                kinds.refuse(value, kind, what)
+                annotations.refuse(value, kind, what)
         kept: dict[str, Any] = numbers | texts
         self.app.watcher.rules = rules_of(**kept)
         self.app.store.remember("alerts", kept)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.exceptions import InvalidPathError
 
-from ldm.common import annotations as kinds
+from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.page.messages import message
 
@@ -39,12 +39,12 @@ def read(value: Any) -> Any:
     """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
     folder in a file's place, which gradio would count among its files."""
     if isinstance(value, str):
-        return kinds.readable(value)
+        return annotations.readable(value)
     if isinstance(value, (list, tuple)):
         return [read(one) for one in value]
     if not isinstance(value, dict):
         return value
-    value = {kinds.readable(key) if isinstance(key, str) else key: read(one) for key, one in value.items()}
+    value = {annotations.readable(key) if isinstance(key, str) else key: read(one) for key, one in value.items()}
     if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
         raise UserError("a file has to be uploaded; a folder isn't read.")
     return value
@@ -60,7 +60,7 @@ def _unfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
     """Which field can't have its value."""
     for field, value in zip(fields, inputs, strict=False):
         if not _fits(field, value):
-            return f"the field '{field.label or type(field).__name__}' can't have the value {kinds.shown(value)}."
+            return f"the field '{field.label or type(field).__name__}' can't have the value {annotations.shown(value)}."
     return "a value is of another kind than its field has."
 
 

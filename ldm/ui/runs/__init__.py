@@ -1,0 +1,1 @@
+"""Training runs as the page sees them: start, list, watch, raise alerts."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ldm.commands.sample import coding, device
 from ldm.common.errors import UserError
+from ldm.model.computing import coding, device
 from ldm.networks.computing.coding import Coding
 from ldm.ui.app import App, make
 from ldm.ui.generating.store import Shown

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from ldm.common.errors import UserError
-from ldm.conditioning import ClassLabel, Conditioner, Inpaint, LowRes, SemanticMap, Text, ask
+from ldm.conditioning import ClassLabel, Conditioner, Inpaint, LowRes, SemanticMap, Text, conditions_of
 from ldm.conditioning.text import tokenizer
-from ldm.diffusion import mixed
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,11 @@ GIVEN = {"text": ["a cat"], "label": ["dog"], "map": [torch.ones(4, 4)]}
 
 
 def weighted(conditioner: Conditioner, guidance, given=GIVEN, **options):
-    asked = ask(conditioner, given, size=(4, 4), **options)
-    return asked.weighted(guidance, lambda x: x, range(asked.count))
+    """The conditions, from the fewest to all, and their weights in the sum of their predictions."""
+    conditions = conditions_of(conditioner, given, size=(4, 4), **options)
+    terms = conditions.terms(guidance, lambda x: x, range(conditions.count))
+    conds, weights = zip(*terms.others, strict=True) if terms.others else ((), ())
+    return [*conds, terms.full], [*weights, 1 - sum(weights)]
 
 
 def told(conditioner: Conditioner, given: dict) -> torch.Tensor:
@@ -122,28 +124,6 @@ def test_mistakes_are_answered_in_words(conditioner: Conditioner, given, guidanc
 
 @torch.no_grad()
 def test_one_map_serves_every_prompt(conditioner: Conditioner) -> None:
-    asked = ask(conditioner, {"text": ["a cat", "a dog"], "map": [torch.ones(4, 4)]}, n=2, size=(4, 4))
-    assert asked.count == 4 and asked.batch["map"].shape == (4, 4, 4)
-    assert asked.take(torch.tensor([1, 2])).batch["text"] == ["a cat", "a dog"]
-
-
-def test_mixed_is_the_weighted_sum_and_outside_the_interval_the_last() -> None:
-    from ldm.networks import Cond
-
-    torch.manual_seed(0)
-    rows = []
-
-    def denoiser(x, sigma, cond):
-        rows.append(len(x))
-        return x * cond.vector[:, :, None, None] + sigma[:, None, None, None]
-
-    conds = [Cond(vector=torch.randn(2, 3)) for _ in range(3)]
-    x, sigma = torch.randn(2, 3, 4, 4), torch.tensor([2.0, 2.0])
-    wanted = sum(w * denoiser(x, sigma, c) for w, c in zip([-0.5, -1.5, 3], conds, strict=True))
-    rows.clear()
-    torch.testing.assert_close(mixed(denoiser, conds, [-0.5, -1.5, 3])(x, sigma), wanted)
-    outside = mixed(denoiser, conds, [-0.5, -1.5, 3], interval=(0.1, 1))(x, sigma)
-    assert torch.equal(outside, denoiser(x, sigma, conds[2])) and rows == [6, 2, 2]
-    spread = mixed(denoiser, conds, [-0.5, -1.5, 3], rescale=1.0)(x, sigma)
-    skip = x / 5
-    torch.testing.assert_close((spread - skip).std((1, 2, 3)), (outside - skip).std((1, 2, 3)))
+    conditions = conditions_of(conditioner, {"text": ["a cat", "a dog"], "map": [torch.ones(4, 4)]}, n=2, size=(4, 4))
+    assert conditions.count == 4 and conditions.batch["map"].shape == (4, 4, 4)
+    assert conditions.take(torch.tensor([1, 2])).batch["text"] == ["a cat", "a dog"]

@@ -1,0 +1,52 @@
+"""A trained model in the formats of other tools.
+
+ldm export run=emoji to=diffusers out=emoji-diffusers
+ldm export run=photos to=single_file out=photos.safetensors dtype=float16
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.common.errors import UserError, did_you_mean
+from ldm.interop.export import export
+from ldm.interop.exporting import dtype as dtypes
+from ldm.model.loading import load
+
+OPTIONS = ("run", "out", "to", "dtype", "stage", "licence", "runs_dir")
+
+
+def main(words: Sequence[str]) -> None:
+    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm|single_file] [dtype=...] [stage=ldm|vae] [licence=...]`."""
+    options = dict(word.partition("=")[::2] for word in words)
+    if unknown := [key for key in options if key not in OPTIONS]:
+        raise UserError(f"export has no option '{unknown[0]}'.{did_you_mean(unknown[0], OPTIONS)}")
+    if not options.get("run") or not options.get("out"):
+        raise UserError(
+            "export needs run=NAME_OR_PATH and out=DIR, as in `run=emoji to=diffusers out=emoji-diffusers`."
+        )
+    out, to, dtype = options["out"], options.get("to", "diffusers"), options.get("dtype")
+    if dtype is not None:
+        dtypes.named(dtype)
+    run = _folder(options)
+    model = load(run)
+    if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
+        print(_lora(model, out, to, dtype))
+        return
+    report = export(model, out, to, {"licence": options.get("licence"), "run": run}, dtype)
+    print(f"{out}\n{report}")
+
+
+def _folder(options: dict[str, str]) -> Path:
+    """The run of that name, or the path that was given."""
+    named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
+    return named if named.exists() else Path(options["run"])
+
+
+def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
+    if to == "single_file":
+        raise UserError("a LoRA's run goes out by to=kohya, for web UIs; merge_lora() makes it part of a model.")
+    path: Path = model.export_lora(out, to)
+    if dtype is not None:
+        dtypes.cast_file(path, dtype)
+    return path
