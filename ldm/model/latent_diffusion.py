@@ -151,7 +151,14 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         given |= read
         shares = {"scale": control_scale, "begin": control_start, "end": control_end, "guess": guess_mode}
         images = self.steering(given, initial, size, control=control, made_from=control_from, **shares)
-        rest = {"n": n, "negative": negative, "seed": seed, "size": size, "initial": initial, "control": images}
+        rest: dict[str, Any] = {
+            "n": n,
+            "negative": negative,
+            "seed": seed,
+            "size": size,
+            "initial": initial,
+            "control": images,
+        }
         generated = generate(self, request_of(self, given, sampling, **rest), batch_size, on_step)
         return as_output(generated, output, self.preprocess)
 

@@ -55,7 +55,9 @@ class Cond:
 
     def without_control(self, names: Collection[str]) -> "Cond":
         """Without the control images of the ControlNets `names`."""
-        kept = {name: {k: t for k, t in getattr(self, name).items() if k not in names} for name in _BY_CONTROLNET}
+        kept: dict[str, Any] = {
+            name: {k: t for k, t in getattr(self, name).items() if k not in names} for name in _BY_CONTROLNET
+        }
         return replace(self, **kept)
 
     def padded(self, multiple: int) -> "Cond":

@@ -159,7 +159,7 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
     assert wanted.mean() == 0.5
     for same in (grey // 255 + 1, grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
         assert torch.equal(read_masks(same, model.preprocess), wanted)
-    with pytest.raises(UserError, match="is no picture"):
+    with pytest.raises(UserError, match="is no image"):
         read_masks(np.zeros((2, *size)), model.preprocess)
 
 
@@ -174,7 +174,7 @@ def test_a_mask_of_nothing_is_said_where_it_is_given(model: LatentDiffusion, cap
         ({"strength": 0.5}, "need an image"),
         ({"image": torch.zeros(3, 8, 8), "strength": 2}, "has to lie between"),
         ({"image": torch.zeros(3, 8, 8), "mask": torch.zeros(4, 4)}, "give them one size"),
-        ({"image": torch.zeros(2, 3, 8, 8), "n": 3}, "2 images for 3 pictures"),
+        ({"image": torch.zeros(2, 3, 8, 8), "n": 3}, "2 images for 3 to generate"),
     ],
 )
 def test_mistakes_are_answered_in_words(model: LatentDiffusion, options: dict[str, Any], words: str) -> None:

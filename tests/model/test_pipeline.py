@@ -128,7 +128,7 @@ def test_seeds_count_up_or_are_listed(model):
     same = draw(model, "a cat", n=3, seed=[4, 4, 4])
     torch.testing.assert_close(same[1:], same[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
     assert torch.equal(draw(model, "a cat", seed=torch.tensor([7])), draw(model, "a cat", seed=7))
-    with pytest.raises(UserError, match="2 seeds for 3 pictures"):
+    with pytest.raises(UserError, match="2 seeds for 3 images"):
         model("a cat", n=3, seed=[1, 2])
     for wrong in (1.5, "7", [1, 2.5, 3], torch.tensor(0.5)):
         with pytest.raises(UserError, match="give a whole number"):
@@ -196,7 +196,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
     )
     pair = draw(model, "a cat", n=2, negative=["", "a dog"], guidance=3.0, seed=[2, 2])
     torch.testing.assert_close(pair, torch.cat([plain, negative]), atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match="2 negative prompts for 3 pictures"):
+    with pytest.raises(UserError, match="2 negative prompts for 3 images"):
         model("a cat", n=3, negative=["a", "b"])
 
 
@@ -210,8 +210,8 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
         (["label"], {"labels": [11]}, "knows 0 to 9"),
         ([], {"prompt": "a cat"}, "no condition at all"),
         (["text", "label"], {"prompt": ["a", "b"], "labels": [1]}, "differ in number"),
-        (["text"], {"prompt": []}, "nothing to draw"),
-        (["text"], {"prompt": "a", "n": 0}, "nothing to draw"),
+        (["text"], {"prompt": []}, "nothing to generate"),
+        (["text"], {"prompt": "a", "n": 0}, "nothing to generate"),
         (["text"], {"prompt": "a", "sampler": "eulr"}, "no sampler 'eulr'. Did you mean 'euler'"),
         (["text"], {"prompt": "a", "sampler": "euler", "eta": 1.0}, "euler has no option 'eta'"),
         (["text"], {"prompt": "a", "steps": 0}, "at least one step"),
@@ -307,7 +307,7 @@ def test_keys_and_values_of_a_prompt_are_computed_once_a_run(monkeypatch):
     asked = {"prompt": PROMPTS[:3], "seed": 1, "steps": 4, "guidance": 3.0, "output": "pt"}
     once = model(**asked)
     assert sorted(calls) == sorted(layers)
-    monkeypatch.setattr("ldm.model.latent_diffusion.constant_contexts", nullcontext)
+    monkeypatch.setattr("ldm.model.generate.constant_contexts", nullcontext)
     torch.testing.assert_close(model(**asked), once, rtol=0, atol=1e-6)
     assert len(calls) == 5 * len(layers)
 
