@@ -12,8 +12,9 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
 from ldm.images.axes import channels_last
 from ldm.images.colour import Notes
+from ldm.images.deep import read_deep
 from ldm.images.output import to_pil8
-from ldm.images.reading import is_transparent, named, open_image, pixels_of
+from ldm.images.reading import MAX_PIXELS, bytes_of, is_transparent, named, naming, open_image, pixels_of
 from ldm.images.unknown import BadImage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 TRANSPARENT = "transparency laid on"
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
 RESIZE = ("cover", "contain", "stretch", "none")
 
 
@@ -72,7 +74,13 @@ class Preprocess:
     def open(
         self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None
     ) -> "Image | np.ndarray":
-        """The picture as it is meant, for `array`: see `open_image`. Big JPEGs are decoded no larger than needed."""
+        """The picture as it is meant, for `array`: see `open_image`. Big JPEGs are decoded no larger than needed; of
+        16 bits in colour all are kept where 16 are."""
+        if self.bits == 16 and isinstance(source, (str, Path, bytes)):
+            said: Notes = [] if notes is None else notes
+            with naming(source):
+                if (deep := read_deep(bytes_of(source), said, MAX_PIXELS)) is not None:
+                    return self._fitted(deep, said)
         return open_image(
             source, 0 if self.resize == "none" else 2 * max(self.height, self.width), notes, self.channels
         )
@@ -81,7 +89,7 @@ class Preprocess:
         """The picture as (C, H, W) uint8 or uint16. Raises BadImage for what can't be read or doesn't fit."""
         picture = self.open(source, notes)
         if notes is not None and self.channels in (1, 3) and is_transparent(picture):
-            notes.append(f"{TRANSPARENT} {self._ground()}; data.background= sets another colour")
+            notes.append(self._laid())
         try:
             return self._array(picture)
         except (BadImage, ValueError) as error:  # Pillow raises ValueError for modes that it can't convert
@@ -122,6 +130,23 @@ class Preprocess:
             return Image.fromarray(self.to_uint(shown[0]).cpu().numpy())
         return to_pil8(shown)
 
+    def _fitted(self, pixels: np.ndarray, notes: Notes) -> np.ndarray:
+        """(h, w, C) of 16 bits with the wanted channels, as Pillow makes them of 8: alpha is laid on the background or
+        added, colour becomes grey."""
+        if self.channels in (1, 3) and pixels.shape[2] in (2, 4):
+            share = pixels[..., -1:] / np.float64(2**16 - 1)
+            notes += [self._laid()] if share.min() < 1 else []
+            ground = np.asarray(self.background if len(self.background) == pixels.shape[2] - 1 else self.background[:1])
+            pixels = np.rint(pixels[..., :-1] * share + 257 * ground * (1 - share)).astype(np.uint16)
+        if self.channels == 1 and pixels.shape[2] == 3:
+            pixels = np.rint(pixels @ _LUMA)[..., None].astype(np.uint16)
+        if self.channels == 4 and pixels.shape[2] == 3:
+            pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 2**16 - 1)], 2)
+        return pixels
+
+    def _laid(self) -> str:
+        return f"{TRANSPARENT} {self._ground()}; data.background= sets another colour"
+
     def _ground(self) -> str:
         """The colour of the background in words."""
         values = {int(value) for value in self.background}
@@ -132,7 +157,8 @@ class Preprocess:
             pixels = channels_last(picture, self.channels)  # (h, w, C)
         elif self.bits == 16 and picture.info.get("ldm_cut_to_8_bits"):
             raise BadImage(
-                "is a colour PNG or PPM of 16 bits, of which Pillow reads 8: make it a .npy or TIFF, or set bits=8"
+                "is a colour PNG or PPM of 16 bits, of which Pillow reads 8: give the file itself (a PPM as P6), or "
+                "set bits=8"
             )
         else:
             pixels = pixels_of(picture, self.channels, self.background)  # (h, w, C)

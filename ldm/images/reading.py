@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
 )
-READER = 4  # in the keys of decoded data; raise it whenever some image is read otherwise than before
+READER = 5  # in the keys of decoded data; raise it whenever some image is read otherwise than before
 MAX_PIXELS = 2**27  # beyond this a file is taken for a decompression bomb
 _COMPRESSION, _FAX = 259, (2, 3, 4)
 _AS_MEANT = "ldm_as_meant"  # marks, in its info, a picture that has been through open_image
@@ -86,7 +86,7 @@ def turned(
     if isinstance(source, np.ndarray):
         return source
     if isinstance(source, (str, Path, bytes)):
-        return _open(_bytes(source), draft, [] if notes is None else notes, channels, most or MAX_PIXELS)
+        return _open(bytes_of(source), draft, [] if notes is None else notes, channels, most or MAX_PIXELS)
     return source if getattr(source, "info", {}).get(_AS_MEANT) else _upright(source)
 
 
@@ -176,13 +176,13 @@ def naming(source: Source) -> Iterator[None]:
         raise BadImage(named(source, f"can't be read ({error})")) from error
 
 
-def _bytes(source: str | Path | bytes) -> bytes:
+def bytes_of(source: str | Path | bytes) -> bytes:
     return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
 def is_jpeg(source: Source) -> bool:
     if isinstance(source, (str, Path, bytes)):
-        return _bytes(source).startswith(b"\xff\xd8")
+        return bytes_of(source).startswith(b"\xff\xd8")
     return getattr(source, "format", None) == "JPEG"
 
 

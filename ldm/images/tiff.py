@@ -78,7 +78,7 @@ def read_tiff(stream: BinaryIO, notes: Notes, most: int, head_only: bool = False
     array = np.moveaxis(array, other, range(-len(other), 0)) if other else array
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO and array.dtype.kind == "u" and not head_only:
         array = np.iinfo(array.dtype).max - array
-    return _oriented(array, int(tags.get(ORIENTATION, 1)))
+    return oriented(array, int(tags.get(ORIENTATION, 1)))
 
 
 def _check_colours(page: Any) -> None:
@@ -88,7 +88,7 @@ def _check_colours(page: Any) -> None:
         raise BadImage(f"is a TIFF of {space} with {depth} bits, which isn't converted: save it as RGB")
 
 
-def _oriented(array: np.ndarray, orientation: int) -> np.ndarray:
+def oriented(array: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W, ...) turned as TIFF's tag says: 2 to 4 mirror it or turn it by half, 5 to 8 swap its sides before."""
     if orientation not in range(2, 9):
         return array

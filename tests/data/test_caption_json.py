@@ -64,3 +64,9 @@ def test_a_name_that_nothing_has_is_said(tmp_path):
     root = lay_out(tmp_path / "d", "0.png", "1.png")
     tables(root, columns={"text": "title"})
     assert "data.columns names title, which nothing has" in facts(root).notes[0]
+
+
+def test_json_of_other_kinds_is_named_by_its_keys(tmp_path):
+    root = beside(tmp_path / "d", *({"version": "5", "shapes": [{"label": "cat"}]} for _ in range(2)))
+    assert not captions(tables(root))
+    assert "hold no caption by the usual names, their keys: version, shapes" in facts(root).notes[0]

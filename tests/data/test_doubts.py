@@ -47,6 +47,10 @@ def test_colour_of_16_bits_that_is_cut_is_told_of_a_cache_of_before_too(tmp_path
     replace(facts(root), doubts=None).save(home)
     tables(root)
     assert said in caplog.text and facts(root).doubts
+    caplog.clear()
+    train, _ = tables(root, bits=16)
+    assert train.images.dtype == np.uint16 and not caplog.records
+    assert (train.images % 257).any()  # of 8 bits all would be multiples
 
 
 @pytest.mark.parametrize(("shape", "channels", "other"), [((12, 10, 6), 6, 12), ((6, 12, 10), 6, 10)])

@@ -7,6 +7,7 @@ import pytest
 
 from ldm.common.errors import UserError
 from ldm.data import HuggingFace
+from ldm.data.sources.huggingface import DatasetStore
 from tests.data.sources import encoded, is_picture, train_both
 
 datasets = pytest.importorskip("datasets")
@@ -126,3 +127,21 @@ def test_what_is_not_there_is_named(parquet, tmp_path, options, said):
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(UserError, match="can't be opened"):
         source(tmp_path / "nothing.parquet", tmp_path).tables(tmp_path / "cache")
+
+
+def test_copies_of_an_image_stay_on_one_side(tmp_path, capsys):
+    pictures = [{"bytes": encoded(i % 9), "path": None} for i in range(12)]  # 3 of them twice
+    data = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    data.shuffle(seed=1).to_parquet(str(tmp_path / "a.parquet"))
+    for share in (0.1, 0.3, 0.5):
+        train, val = source(tmp_path / "a.parquet", tmp_path, val_share=share).tables(tmp_path / "cache")
+        seen = [{image.tobytes() for image in table.images} for table in (train, val)]
+        assert len(train) + len(val) == 12 and not seen[0] & seen[1]
+    assert "3 images copied byte for byte" in capsys.readouterr().out
+
+
+def test_sizes_follow_the_order_of_rows(tmp_path):
+    pictures = [{"bytes": encoded(i, 8 + 8 * i, 16), "path": None} for i in range(3)]
+    data = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    store = DatasetStore("d", data.select([2, 0]), {"image": "image"})
+    assert [len(store.read(s.image)) for s in store.samples] == [store.entries[s.image][0] for s in store.samples]

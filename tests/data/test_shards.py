@@ -197,3 +197,17 @@ def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(UserError, match="bad.tar is no tar"), tar.opened(str(tmp_path / "bad.tar")):
         pass
+
+
+def test_copies_of_an_image_stay_on_one_side(tmp_path, capsys, caplog):
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard in range(2):  # of 10 images each, 3 are the same in both
+        write(root / f"{shard}.tar", range(10), png=lambda i, s=shard: encoded(i if i < 3 else i + 10 * s))
+    for share in (0.1, 0.3, 0.5):
+        train, val = Shards(str(root), val_share=share).tables(tmp_path / "cache")
+        seen = [{image.tobytes() for image in table.images} for table in (train, val)]
+        assert len(train) + len(val) == 20 and not seen[0] & seen[1]
+    assert "3 images copied byte for byte: copies stay on one side" in capsys.readouterr().out
+    Shards(str(root / "0.tar"), val_root=str(root / "1.tar")).tables(tmp_path / "cache")
+    assert "3 images for validation with the bytes of one for training" in caplog.text

@@ -60,6 +60,28 @@ def test_albums_of_phones_are_no_classes(tmp_path, folders):
     assert "as phones and computers name those of images are no classes" in facts(root).asides[0]
 
 
+def test_folders_of_a_thousand_numbers_are_no_classes(tmp_path):
+    root = lay_out(tmp_path / "d", *(f"0{k}000/0{k}00{i}.png" for k in range(2) for i in range(3)))
+    assert "label" not in tables(root)[0].columns and "a thousand numbers" in facts(root).asides[0]
+    other = lay_out(tmp_path / "e" / "d", *(f"0{k}000/0{i}.png" for k in range(2) for i in range(3)))
+    assert tables(other)[0].classes == ("00000", "01000")
+
+
+def test_previews_of_models_are_left_out(tmp_path):
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "a.preview.png", "m.preview.png", "m.safetensors")
+    assert names(tables(root)) == ["1.png", "2.png", "a.preview.png"]
+    assert facts(root).left_out == {"m.preview.png": "previews of models beside them"}
+
+
+@pytest.mark.parametrize(("content", "is_table"), [("image,caption\n1.jpg,a", True), ("a cat, on a sofa", False)])
+def test_tables_by_another_name_are_said(tmp_path, content, is_table):
+    root = lay_out(tmp_path / "d", "Images/1.jpg", "Images/2.jpg")
+    (root / "captions.txt").write_text(content)
+    tables(root)
+    said = "captions.txt looks like a table of images (its columns: image, caption): call it metadata.csv"
+    assert (said in " ".join(facts(root).notes)) == is_table
+
+
 def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("instance_images", "class_images"))
     found = tables(root)

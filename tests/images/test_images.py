@@ -98,9 +98,10 @@ def test_16_bit_grey_png_keeps_all_bits_and_scales_to_8():
     assert as_16.tolist() == [[[0, 65535]]]
 
 
-def test_16_bit_colour_png_is_refused_where_its_bits_would_be_lost():
-    with pytest.raises(BadImage, match="16 bits"):
-        Preprocess(3, 4, 4, bits=16).array(colour_png_16())
+def test_16_bit_colour_png_opened_by_pillow_is_refused_where_its_bits_would_be_lost():
+    with pytest.raises(BadImage, match="of which Pillow reads 8: give the file itself"):
+        Preprocess(3, 4, 4, bits=16).array(Image.open(io.BytesIO(colour_png_16())))
+    assert Preprocess(3, 4, 4, bits=16).array(colour_png_16()).dtype == np.uint16
     assert Preprocess(3, 4, 4).array(colour_png_16()).shape == (3, 4, 4)
 
 
@@ -550,7 +551,7 @@ def test_a_ppm_of_more_than_8_bits_is_known_to_be_reduced(top):
     assert open_image(content).info["ldm_cut_to_8_bits"]
     assert not open_image(b"P6\n4 4\n255\n" + bytes(48)).info["ldm_cut_to_8_bits"]
     with pytest.raises(BadImage, match="PNG or PPM of 16 bits"):
-        Preprocess(3, 4, 4, bits=16).array(content)
+        Preprocess(3, 4, 4, bits=16).array(open_image(content))
 
 
 def test_raw_data_of_a_camera_called_tif_are_refused_for_their_preview():

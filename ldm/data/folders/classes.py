@@ -110,6 +110,8 @@ def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> s
         return "for formats of the same images"
     if names and all(map(_SHARD.fullmatch, names)) and all(map(_is_in_shard, paths)):
         return "as img2dataset numbers them"
+    if names and all(map(str.isdecimal, names)) and all(map(_is_in_thousand, paths)):
+        return "for a thousand numbers of images each"
     return None
 
 
@@ -128,6 +130,13 @@ def _is_in_shard(path: str) -> bool:
     """00012/000120034.jpg"""
     folder, name = posixpath.split(stem(path))
     return name.isdecimal() and name.startswith(posixpath.basename(folder)) and len(name) > 5
+
+
+def _is_in_thousand(path: str) -> bool:
+    """01000/01023.png, as FFHQ has them"""
+    folder, name = posixpath.split(stem(path))
+    above = posixpath.basename(folder)
+    return name.isdecimal() and above.isdecimal() and len(above) > 3 and int(name) // 1000 * 1000 == int(above)
 
 
 def _refuse(paths: Sequence[str], names: Sequence[str | None]) -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from ldm.data.folders.arrays import arrays_beside
 from ldm.data.folders.mask_pixels import NAMED, Pair, evidence_within, few, look
 from ldm.data.folders.name_marks import marked
-from ldm.data.folders.usual import priors
+from ldm.data.folders.usual import previews, priors
 from ldm.data.reading.beside import JUNK, is_junk, stem
 from ldm.data.reading.layout import Meant, is_split, join, top
 from ldm.data.reading.sample import Seen
@@ -73,6 +73,7 @@ def others(store: Store, images: Sequence[str], meant: Meant, known: Collection[
     if meant.classes:
         return {}
     left = {path: JUNK for path in images if is_junk(path)}
+    left |= previews(store, images)
     left |= priors([path for path in images if path not in left])
     left |= arrays_beside(store, [path for path in images if path not in left])
     left |= _files_about([path for path in images if path not in left])

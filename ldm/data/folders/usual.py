@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ldm.data.reading.beside import stem
 from ldm.data.reading.sample import Seen, some
+from ldm.data.reading.store import Store
 
 # Where phones, computers and the programs on them keep images. Those of the second kind are classes too: logos, say.
 _ALBUM = (
@@ -44,6 +45,7 @@ _NO_WORD = re.compile(
     r"|sample|(img|signal|whatsapp|telegram|screenshot|comfyui|untitled).*|.*[-_ ](at|on)",
     re.IGNORECASE,
 )
+_PREVIEW, _MODELS = ".preview", (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".civitai.info", ".metadata.json")
 _MOSTLY = 0.9  # of the files, that are named so
 _MOST = 0.5  # words for each file: more are names of their own
 
@@ -51,6 +53,13 @@ _MOST = 0.5  # words for each file: more are names of their own
 def are_albums(names: Collection[str]) -> bool:
     """Whether folders are called as where phones and computers keep images."""
     return any(map(_IS_ALBUM.fullmatch, names)) and all(map(_IS_LIKE_ALBUM.fullmatch, names))
+
+
+def previews(store: Store, images: Sequence[str]) -> dict[str, str]:
+    """`NAME.preview.png` beside a model NAME, as Civitai's helpers lay them, with the reason."""
+    found = {path: stem(path)[: -len(_PREVIEW)] for path in images if stem(path).endswith(_PREVIEW)}
+    models = {path for path in found if any(found[path] + kind in store.entries for kind in _MODELS)}
+    return dict.fromkeys(sorted(models), "previews of models beside them")
 
 
 def priors(images: Sequence[str]) -> dict[str, str]:

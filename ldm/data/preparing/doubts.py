@@ -24,7 +24,7 @@ def doubts(store: Store, samples: Sequence[Sample], preprocess: Preprocess, chan
         try:
             content = store.read(path)
             array = _deep(content) if preprocess.low is None else None
-            cut += [path] if _is_cut(content) else []
+            cut += [path] if preprocess.bits == 8 and _is_cut(content) else []
             tops += [int(array.max())] if array is not None else []
             axes += [_shape(content)] if content.startswith(_NPY) and preprocess.channels > SURE else []
         except Exception:  # whatever it is, it is counted when it is decoded
@@ -54,7 +54,7 @@ def _shape(content: bytes) -> tuple[int, ...]:
 
 def _of_cut(paths: Sequence[str], looked: int) -> str:
     said = f"PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 ({len(paths)} of {looked} that were"
-    return f"{said} looked at: {some(paths)}): save them as TIFF or .npy to keep all bits"
+    return f"{said} looked at: {some(paths)}): data.bits=16 keeps all"
 
 
 def _of_depth(top: int, looked: int) -> str:

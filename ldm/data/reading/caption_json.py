@@ -10,7 +10,7 @@ from ldm.data.reading.sample import USUAL, Seen, Text, joined, plain, plural, so
 from ldm.data.reading.store import Store
 
 OURS = "text"  # the column's name unless the user says another
-_TAGS = ("tag_string", "tags")  # as image boards have them
+_TAGS = ("tag_string", "tags", "tag_string_general")  # as image boards have them
 _AROUND = ("meta", "metadata", "parameters")  # mappings within that may hold a prompt
 # What may be meant as well, and is named where it isn't read.
 _MORE = ("title", "content", "alt", "alttext", "keywords", "tagstring", "tags", "label", "labels", "class", "category")
@@ -42,10 +42,12 @@ def hold_captions(store: Store, paths: Sequence[str], name: str, seen: Seen) -> 
     others = _others(rows, name)
     if taken and others:
         seen.aside(f"of {plural(len(paths), 'file')} NAME.json the caption is read, and not {', '.join(others)}")
-    elif rows and not taken and others:
+    elif rows and not taken:
         seen.pass_over(paths, "JSON beside images without a caption by the usual names")
         said = f"{plural(len(paths), '.json file')} beside images ({some(paths)}) hold no caption by the usual names"
-        seen.note(f"{said}, but {', '.join(others)}: data.columns='{{text: {others[0]}}}' reads one as the caption")
+        keys = f"but {', '.join(others)}" if others else f"their keys: {some(list(rows[0]), 6)}"
+        name = others[0] if others else "KEY"
+        seen.note(f"{said}, {keys}: data.columns='{{text: {name}}}' reads one as the caption")
     return bool(taken)
 
 

@@ -85,7 +85,7 @@ def _name_images(where: str, path: str, rows: list[tuple[int, Row]], seen: Seen)
     """Puts each row's image under `file_name`. Raises UserError for a row without one."""
     if rows and not any(FILE_NAME in row for _, row in rows):
         first = rows[0][1]
-        if other := _alias([name for name, value in first.items() if isinstance(value, str)]):
+        if other := alias([name for name, value in first.items() if isinstance(value, str)]):
             seen.aside(f"{path} names its images in '{other}'")
             for _, row in rows:
                 row[FILE_NAME] = row.pop(other, None)
@@ -96,7 +96,7 @@ def _name_images(where: str, path: str, rows: list[tuple[int, Row]], seen: Seen)
             raise UserError(f"{where}, line {number_of} has no file_name; each row names its image.")
 
 
-def _alias(names: Sequence[str]) -> str | None:
+def alias(names: Sequence[str]) -> str | None:
     """The first of the usual names for an image's file that is among these, whatever its capitals."""
     return next((name for alias in _ALIASES for name in names if plain(name) == plain(alias)), None)
 
@@ -203,7 +203,7 @@ def _delimiter(text: str) -> tuple[str, int]:
 def _check_header(where: str, names: list[str]) -> None:
     if not names:
         raise UserError(_NAMELESS.format(where, "it is empty"))
-    if FILE_NAME not in names and not _alias(names):
+    if FILE_NAME not in names and not alias(names):
         raise UserError(_NAMELESS.format(where, f"its columns are {', '.join(names)}"))
     if len(set(names)) < len(names):
         raise UserError(f"{where} names a column twice: {', '.join(names)}.")

@@ -21,6 +21,7 @@ from ldm.data.reading.metadata_files import tell_outside
 from ldm.data.reading.sample import PATHS, Sample, Seen, plural, some
 from ldm.data.reading.split_column import by_column
 from ldm.data.reading.store import Store, open_store
+from ldm.data.reading.tables import tell_tables
 from ldm.data.storage.table import hash_of
 
 _VERSION = "folder-3"
@@ -187,6 +188,7 @@ class Folder(Stored):
         for store in stores:
             paths = [path for path in store.entries if path not in self.seen.read]
             tell_disguised(store, paths, self.seen)
+            tell_tables(store, paths, self.seen)
             tell_unread([path for path in paths if path not in self.seen.left_out], self.seen)
         for path in [path for s in found for path in (s.map, s.mask, s.control) if path]:
             self.seen.left_out.pop(path, None)

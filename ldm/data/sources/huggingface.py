@@ -10,6 +10,7 @@ import numpy as np
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
+from ldm.data.preparing.copies import grouped, tell_copies
 from ldm.data.preparing.decode import Split
 from ldm.data.preparing.holdout import split_off
 from ldm.data.preparing.stored import Stored
@@ -76,7 +77,7 @@ class HuggingFace(Stored):
     def _classes(self) -> Sequence[str]:
         return self._rows[0].classes
 
-    @property
+    @cached_property
     def _splits(self) -> tuple[Split, Split]:
         train, val = self._rows
         for store in (train, val):
@@ -84,7 +85,9 @@ class HuggingFace(Stored):
                 said = f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives among them, are no text"
                 self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(store.gaps)}")
         if val is None:
-            return split_off(train, train.samples, self.val_share, self.seen, classes=self._classes())
+            same = grouped(train, train.samples, _row, self.seen)
+            return split_off(train, train.samples, self.val_share, self.seen, same, self._classes())
+        tell_copies([(train, s.image) for s in train.samples], [(val, s.image) for s in val.samples], self.seen)
         return (train, train.samples), (val, val.samples)
 
     def _split_said(self) -> str:
@@ -163,9 +166,25 @@ class DatasetStore(Store):
             Sample(f"{i:08d}/image", self._caption(i, text), None, self._label(label), **self._paths(i))
             for i, (text, label) in enumerate(zip(texts, labels, strict=True))
         ]
-        some = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
-        self.entries = {sample.image: (sum(some) // len(some), 0) for sample in found}  # about, for whom it concerns
+        sizes = self._sizes()
+        if not sizes:  # about, for whom it concerns
+            some = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
+            sizes = [sum(some) // len(some)] * len(found)
+        self.entries = {sample.image: (size, 0) for sample, size in zip(found, sizes, strict=True)}
         return found
+
+    def _sizes(self) -> list[int]:
+        """The bytes of each row's encoded picture, off the table's offsets; 0 where it is a file elsewhere, and nothing
+        where pictures are arrays."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.data.data.column(self.columns["image"])
+        if not pa.types.is_struct(column.type) or column.type.get_field_index("bytes") < 0:
+            return []
+        sizes = pc.binary_length(pc.struct_field(column, "bytes"))
+        rows = self.data._indices
+        return [size or 0 for size in (sizes if rows is None else sizes.take(rows.column(0))).to_pylist()]
 
     def _paths(self, row: int) -> dict[str, Any]:
         return {key: f"{row:08d}/{key}" for key in PATHS if key in self.columns}
@@ -188,6 +207,11 @@ class DatasetStore(Store):
         if self.classes and isinstance(value, int):
             return self.classes[value] if value >= 0 else None
         return value
+
+
+def _row(path: str) -> str:
+    """What names the image of a row."""
+    return path.split("/")[0]
 
 
 def _encoded(value: Any) -> bytes:

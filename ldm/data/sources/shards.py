@@ -18,6 +18,7 @@ from ldm.common.randomness import permutation
 from ldm.common.registry import register
 from ldm.data.folders.usual import tell_alike
 from ldm.data.preparing.decode import Decoder, Tally, class_names
+from ldm.data.preparing.digests import images_of, save_digests, tell_shared
 from ldm.data.preparing.stored import LINES, TAGS, WHOLE, as_shape, check_captions, column_names
 from ldm.data.preparing.summary import FILE, Facts, facts_of, tell
 from ldm.data.reading.sample import Seen, plural
@@ -99,7 +100,13 @@ class Shards:
         def paths(names: Iterable[str]) -> list[Path]:
             return [pieces / name for name in names]
 
-        self._made = cached(Path(cache), key, lambda folder: self._join(paths(train), paths(val), folder, key))
+        def join(folder: Path) -> tuple[Table, Table]:
+            return self._join(paths(train), paths(val), folder, key)
+
+        try:
+            self._made = cached(Path(cache), key, join)
+        except FileNotFoundError:  # another process has joined the pieces meanwhile, and removed them
+            self._made = cached(Path(cache), key, join)
         shutil.rmtree(pieces, ignore_errors=True)
         tell(Facts.load(home), home / FILE)
         return self._made
@@ -138,6 +145,7 @@ class Shards:
             rows = listed(store, self.columns, seen := Seen())
             tally = Tally(len(rows), 1.0)  # the whole counts, when the pieces are joined
             table = unlabelled.table((store, rows), folder, key, tally)
+            save_digests(store, list(table.names), folder)
         labels = {row.image: row.label for row in rows}
         if "label" in decoder.has:
             table.columns["label"] = [labels[name] for name in table.names]
@@ -162,10 +170,12 @@ class Shards:
         ends = np.cumsum([0, *map(len, tables)])
         if val:
             rows, val_rows = np.arange(ends[len(train)]), np.arange(ends[len(train)], ends[-1])
+            tell_shared(train, val, seen)
         else:
-            order = permutation(0, 0, int(ends[-1]))
-            n_val = max(1, round(self.val_share * len(order)))
-            rows, val_rows = np.sort(order[n_val:]), np.sort(order[:n_val])
+            image = images_of(paths, seen)  # (N,)
+            order = permutation(0, 0, len(np.unique(image)))
+            is_held = np.isin(image, order[: max(1, round(self.val_share * len(order)))])
+            rows, val_rows = np.flatnonzero(~is_held), np.flatnonzero(is_held)
         if not len(rows) or not len(val_rows):
             raise UserError(f"{self.root} holds {len(rows) + len(val_rows)} images; training and validation need one.")
         chosen = [[r[(a <= r) & (r < b)] - a for a, b in pairwise(ends)] for r in (rows, val_rows)]
