@@ -30,7 +30,7 @@ from ldm.images.tiff import (
     is_preview,
     read_tiff,
 )
-from ldm.images.unknown import HEAD, BadImage, what_it_is
+from ldm.images.unknown import DRAWINGS, HEAD, BadImage, what_it_is
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -245,6 +245,8 @@ def _pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image | None"
         if head[:4] in _TIFF:
             return None
         raise BadImage(what_it_is(head)) from None
+    if picture.format in DRAWINGS:
+        raise BadImage(f"is {picture.format}, which only another program could draw: save it as .png or .jpg")
     if picture.width * picture.height > most:
         size = f"{picture.width}x{picture.height}"
         raise BadImage(f"has {size} pixels, which are too many (up to {most // 10**6} million are read)")

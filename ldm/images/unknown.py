@@ -20,6 +20,7 @@ _KINDS = (  # the first bytes, what they mean
     (rb"(PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!).*", "is an archive: unpack it"),
     (rb"\0+", "is full of zeros: the download or the disk has failed"),
 )
+DRAWINGS = ("EPS", "WMF", "EMF")  # formats that Pillow opens and has another program draw, Ghostscript say
 HEAD = 512  # bytes that are looked at
 
 

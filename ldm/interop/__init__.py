@@ -4,7 +4,10 @@ A mapping of names is data (`names`, `compvis`), checked to be a bijection; what
 name.
 """
 
+from ldm.interop.files.foreign_words import words_in
 from ldm.interop.folder import controlnet_in, is_diffusers, load_folder
 from ldm.interop.single_file import check_readable, is_single_file, load_single_file
 
-__all__ = ["check_readable", "controlnet_in", "is_diffusers", "is_single_file", "load_folder", "load_single_file"]
+__all__ = [
+    "check_readable", "controlnet_in", "is_diffusers", "is_single_file", "load_folder", "load_single_file", "words_in",
+]  # fmt: skip

@@ -15,8 +15,8 @@ from ldm.conditioning import Conditioner, FrozenText
 from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.images import Preprocess
-from ldm.interop.files import typed
-from ldm.interop.files.declared import NOT_SETTINGS, of_metadata
+from ldm.interop.files import shards, typed
+from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
 from ldm.interop.files.names import refuse
 from ldm.interop.files.plain import read_json, whole
 from ldm.interop.parts import controlnet, schedulers, unet, vae
@@ -24,7 +24,6 @@ from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
 WEIGHTS = "diffusion_pytorch_model"
-_NON_EMA = "non_ema"
 _INDEX = ("requires_safety_checker", "force_zeros_for_empty_prompt", "text", "sampling", "t_max")  # of model_index.json
 _KNOWN = {
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
@@ -100,10 +99,10 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
             *folder.glob(f"{stem}.*.safetensors"),
             *folder.glob(f"{stem}*.bin"),
         ]
-        files = sorted(found, key=lambda file: _rank(file, stem))[:1]
+        files = sorted(found, key=lambda file: shards.rank(file, stem))[:1]
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
-    if any(_NON_EMA in file.name for file in files):
+    if any(shards.NON_EMA in file.name for file in files):
         log.warning("%s holds %s alone: the weights without averaging are taken", folder, files[0].name)
     weights: dict[str, Tensor] = {}
     for file in files:
@@ -116,18 +115,9 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     return weights
 
 
-def _rank(file: Path, stem: str) -> tuple[bool, bool, bool, int]:
-    """The plain name first, as in diffusers, weights without averaging last, .safetensors before pickled ones."""
-    return _NON_EMA in file.name, file.stem != stem, file.suffix != ".safetensors", len(file.name)
-
-
 def _files(folder: Path, index: Path) -> list[Path]:
     """The files beside an index that it names."""
-    weights = read_json(index).get("weight_map")
-    names = set(map(str, weights.values())) if isinstance(weights, dict) else {""}
-    if odd := [name for name in names if not name or Path(name).name != name]:
-        raise UserError(f"{index}: weight_map names {odd[0][:60]!r}, where a file beside it belongs.")
-    return sorted(folder / name for name in names)
+    return sorted(folder / name for name in shards.names(read_json(index).get("weight_map"), index))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -169,6 +159,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     with safe_open(file, "pt") as opened:
         names, metadata = list(opened.keys()), opened.metadata() or {}
+    refuse_quantised(metadata, str(file))
     return {name: read(name) for name in names}, of_metadata(metadata, str(file))
 
 
@@ -227,9 +218,9 @@ def _pipeline(folder: Path) -> nn.Module:
     refuse(options, _INDEX, {}, f"{where}: the pipeline")
     if missing := [name for name in ("unet", "scheduler") if name not in present]:
         raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
-    for part, file in (("unet", "config.json"), ("vae", "config.json"), ("scheduler", "scheduler_config.json")):
-        if part in present:
-            typed.check_class(index, part, read_json(folder / part / file), str(folder / part / file))
+    for part in [part for part in ("unet", "vae", "scheduler", "text_encoder") if part in present]:
+        file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        typed.check_class(index, part, read_json(file), str(file))
     network: Any = load_part(folder / "unet")
     if not hasattr(network, "in_channels"):
         raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")

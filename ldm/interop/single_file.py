@@ -21,7 +21,15 @@ from ldm.interop.folder import as_float32, assemble, read_all
 from ldm.interop.parts import compvis, controlnet
 from ldm.interop.parts import compvis_shapes as infer
 from ldm.interop.parts.clip_text import load_clip
-from ldm.interop.settings import head_counts, latent_scale, model_version, noise_table, parameterizations, prediction
+from ldm.interop.settings import (
+    head_counts,
+    latent_scale,
+    model_version,
+    noise_table,
+    parameterizations,
+    prediction,
+    sampler_settings,
+)
 from ldm.networks import AutoencoderKL, UNet
 from ldm.networks.autoencoder import check_size
 
@@ -46,13 +54,13 @@ def is_single_file(path: Path) -> bool:
     return path.suffix.lower() in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
 
 
-def check_readable(path: Path) -> None:
-    """Raises UserError for what is called a .safetensors file and is none."""
+def check_readable(path: Path) -> list[str]:
+    """The names in a .safetensors file. Raises UserError for what is called one and is none."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt"):
-            return
+        with safe_open(path, "pt") as opened:
+            return list(opened.keys())
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} can't be read as a .safetensors file ({type(error).__name__}): it is damaged or another file (a "
@@ -152,7 +160,8 @@ def _whole(
     height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
     check_size(height, width, first_stage.factor)
     conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path, said)
-    sampling |= {"guidance": 7.5 if conditioner.parts else 1.0}
+    sampling |= {"guidance": 7.5} | sampler_settings.of_file(said, str(path))
+    sampling |= {} if conditioner.parts else {"guidance": 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
 
 

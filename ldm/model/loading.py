@@ -11,7 +11,7 @@ from torch import nn
 
 from ldm import artifact, interop
 from ldm.adapters import Adapter
-from ldm.common.errors import UserError, did_you_mean
+from ldm.common.errors import UserError, did_you_mean, printable
 from ldm.common.files import is_whole, record_of
 from ldm.conditioning import FrozenText, ImageEmbedding
 from ldm.model.cascade import cascade
@@ -66,7 +66,8 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
         if path.suffix.lower() == ".safetensors":
-            interop.check_readable(path)
+            if words := interop.words_in(interop.check_readable(path)):
+                raise UserError(f"{path} holds {words}.")
             raise UserError(
                 f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
                 "goes on a loaded model: model.load_lora, model.load_controlnet; a folder of diffusers is loaded whole."
@@ -87,7 +88,8 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
         raise UserError(
             f"{path} has no finished model yet; load one of {path / 'checkpoints'}, or wait for the run's first save."
         )
-    likely = [run for stage in ("ldm", "vae") if (run := Path("runs", stage, path)).is_dir()]
+    stages = () if path.is_absolute() else ("ldm", "vae")
+    likely = [run for stage in stages if (run := Path("runs", stage, path)).is_dir()]
     hint = f" Did you mean '{likely[0]}'?" if likely else ""
     raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.{hint}")
 
@@ -120,14 +122,23 @@ def _from_checkpoint(path: Path) -> nn.Module:
             if not record_of(path).exists() and file.testzip():
                 raise ValueError("checksum")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if "ldm_model" not in checkpoint:
+            raise UserError(f"{path} holds no model of ldm or Stable Diffusion: {_contents(checkpoint)}.")
         config = checkpoint["ldm_model"]
         weights = {name: checkpoint["state_dict"][key] for name, key in checkpoint["ldm_weights"].items()}
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
             "which isn't run."
         ) from None
     return artifact.restore(config, weights, str(path))
+
+
+def _contents(checkpoint: Any) -> str:
+    names = [str(name) for name in checkpoint] if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
+    return interop.words_in(names) or f"its entries are {printable(', '.join(names[:4]))[:200]}"
 
 
 LatentDiffusion._opener = staticmethod(load)

@@ -575,3 +575,10 @@ def test_the_readers_of_tiffs_say_nothing_of_their_own(caplog):
     tifffile.imwrite(file, np.zeros((8, 8, 13), np.uint16), planarconfig="contig", photometric="minisblack")
     assert Preprocess(13, 8, 8, 16).array(file.getvalue()).shape == (13, 8, 8)
     assert not caplog.records
+
+
+def test_no_other_program_draws_what_is_read():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(/etc/passwd) (r) file\n%%EOF\n"
+    for read in (open_image, lambda content: probe(io.BytesIO(content))):
+        with pytest.raises(BadImage, match="is EPS, which only another program could draw: save it as .png"):
+            read(eps)

@@ -1,5 +1,6 @@
 """What a single file's settings and metadata say of prediction, heads, sizes and conditions: honoured or refused."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,18 @@ import torch
 from ldm.common.errors import UserError
 from ldm.interop import trainer_settings
 from ldm.interop.files import beside_checkpoint as neighbours
-from ldm.interop.files.declared import of_metadata
-from ldm.interop.settings import head_counts, model_version, noise_table, parameterizations, prediction, text_settings
+from ldm.interop.files import shards, typed
+from ldm.interop.files.declared import of_metadata, refuse_quantised
+from ldm.interop.files.foreign_words import words_in
+from ldm.interop.settings import (
+    head_counts,
+    model_version,
+    noise_table,
+    parameterizations,
+    prediction,
+    sampler_settings,
+    text_settings,
+)
 from ldm.networks import UNet
 
 FILE = Path("m.safetensors")
@@ -147,6 +158,79 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
 def test_a_version_is_held_against_the_width_of_the_text(said, width, why, caplog):
     model_version.tell(said, width, "m")
     assert why in caplog.text if why else not caplog.text
+
+
+def sampled(target="sgm.sampling.EulerEDMSampler", guider="sgm.guiders.VanillaCFG", **params):
+    guided = {"target": guider, "params": {"scale": 5.5}}
+    return {"m.yaml": {"sampler_config": {"target": target, "params": {"guider_config": guided} | params}}}
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "told"),
+    [
+        (sampled(num_steps=40, s_churn=0.0), {"sampler": "euler", "steps": 40, "guidance": 5.5}, None),
+        (sampled("sgm.HeunEDMSampler"), {"sampler": "heun", "variant": "karras", "guidance": 5.5}, None),
+        (sampled("sgm.LinearMultistepSampler", order=4), {"guidance": 5.5}, "LinearMultistepSampler, .*params.order=4"),
+        (sampled(guider="sgm.LinearPredictionGuider", s_churn=0.5), {"sampler": "euler", "guidance": 5.5},
+         "LinearPredictionGuider, .*s_churn=0.5 has no counterpart here and is left out"),
+        ({"loss_fn_config": {"sampler_config": {"params": {"num_steps": 3}}}}, {}, None),
+    ],
+)  # fmt: skip
+def test_the_sampling_is_the_files_own(said, options, told, caplog):
+    assert sampler_settings.of_file(said, "m") == options
+    assert re.search(told, caplog.text) if told else not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (sampled(num_steps=0), "num_steps is '0.0', where a whole number from 1 to 1000"),
+        (sampled(guider_config={"params": {"scale": 1e9}}), "scale: guidance=1000000000.0: give a finite number"),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(said, says):
+    with pytest.raises(UserError, match=says):
+        sampler_settings.of_file(said, "m")
+
+
+def test_weights_that_stand_for_others_are_refused():
+    refuse_quantised({"quantization_config": "None", "format": "pt"}, "m")
+    for key in ("quantization_config", "_quantization_metadata", "quantizationMethod"):
+        with pytest.raises(UserError, match=f"m: its metadata say {key}, which isn't read: get the weights unq"):
+            refuse_quantised({key: '{"quant_method": "torchao"}'}, "m")
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        (["string_to_token", "string_to_param", "name"], True),
+        (["clip_l", "clip_g"], True),
+        (["emb_params"], True),
+        (["<cat-toy>"], True),
+        (["unet.conv_in.weight"], False),
+        ([], False),
+    ],
+)
+def test_words_of_other_tools_are_known(names, known):
+    assert ("textual inversion" in words_in(names)) == known
+
+
+def test_files_that_an_index_names_have_to_be_there(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    with pytest.raises(UserError, match="names a.safetensors, which isn't beside it"):
+        shards.names({"w": "a.safetensors"}, index)
+    (tmp_path / "a.safetensors").touch()
+    assert shards.names({"w": "a.safetensors"}, index) == {"a.safetensors"}
+    with pytest.raises(UserError, match="'../a', where a file beside it belongs"):
+        shards.names({"w": "../a"}, index)
+
+
+def test_a_text_encoder_is_of_the_class_that_the_index_says():
+    index = {"text_encoder": ["transformers", "CLIPTextModel"]}
+    for config in ({}, {"architectures": ["CLIPTextModel"]}):
+        typed.check_class(index, "text_encoder", config, "m")
+    with pytest.raises(UserError, match="m: the class is 'T5EncoderModel', and 'CLIPTextModel' by model_index.json"):
+        typed.check_class(index, "text_encoder", {"architectures": ["T5EncoderModel"]}, "m")
 
 
 def unet_config(section="unet_config", **params):

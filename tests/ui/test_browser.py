@@ -65,8 +65,14 @@ class Page:
         box.send_keys(text)
 
     def press(self, css: str) -> None:
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(css))
-        self.one(css).click()
+        """Clicks once what is there, where nothing of a page that is still being drawn lies over it any more."""
+
+        def clicked() -> bool:
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(css))
+            self.one(css).click()
+            return True
+
+        self.until(clicked)
 
     def field(self, label: str) -> Any:
         return self.one(f"input[aria-label^='{label}']")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.interop.files import beside_checkpoint as neighbours
-from ldm.interop.files.plain import table, word
+from ldm.interop.files.plain import is_off, table, word
 
 # of a pickled checkpoint: weights and the state of a training
 NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
@@ -28,6 +28,13 @@ _YAML = re.compile(
 def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
     """Metadata, with the tables and lists in JSON among them as such."""
     return {key: _unfolded(key, text, where) for key, text in metadata.items() if key not in _WORKFLOWS}
+
+
+def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
+    """Raises UserError where a file's metadata say that its numbers stand for others, by scales or tables."""
+    said = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
+    if said:
+        raise UserError(f"{where}: its metadata say {said[0][:60]}, which isn't read: get the weights unquantised.")
 
 
 def leaves(

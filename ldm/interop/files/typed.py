@@ -70,6 +70,9 @@ def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
 def check_class(index: Mapping[str, Any], part: str, config: Mapping[str, Any], where: str) -> None:
     """Refuses a part whose config says another class than the pipeline's index: which one is meant is unknown."""
     said, own = index[part][1], config.get("_class_name")
+    if index[part][0] == "transformers":  # which says it in a list, or not at all
+        classes = config.get("architectures") or [said]
+        own = said if said in classes else ", ".join(map(str, classes))
     if said != own:
         raise UserError(f"{where}: the class is {own!r}, and {said!r} by model_index.json: keep the one that is right.")
 

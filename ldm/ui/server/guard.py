@@ -169,7 +169,7 @@ def _follows_a_link(scope: Scope) -> bool:
 
 def _is_read(header: bytes, value: bytes) -> bool:
     """Whether a header counts: not what others say of another server, nor a range that isn't one (RFC 9110, 14.2)."""
-    is_forwarded = header == b"forwarded" or header.startswith(b"x-forwarded-")
+    is_forwarded = header in (b"forwarded", b"x-gradio-server") or header.startswith(b"x-forwarded-")
     return not is_forwarded and (header != b"range" or bool(RANGE.fullmatch(value)))
 
 

@@ -1,0 +1,68 @@
+"""How a single file's settings say that it is sampled: `sampler_config` of Stability AI's generative-models (sgm)."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ldm.common.annotations import check_guidance
+from ldm.common.errors import UserError
+from ldm.interop.files.declared import leaves
+from ldm.interop.files.plain import is_off, number, whole
+
+log = logging.getLogger("ldm")
+_SECTION, _GUIDER = "sampler_config.", "guider_config."
+_NOISE = "discretization_config"  # a matter of the parameterization
+_SAMPLERS: dict[str, dict[str, str]] = {
+    "EulerEDMSampler": {"sampler": "euler"},
+    "HeunEDMSampler": {"sampler": "heun", "variant": "karras"},
+    "EulerAncestralSampler": {"sampler": "euler_ancestral"},
+    "DPMPP2MSampler": {"sampler": "dpmpp_2m"},
+}
+_MOST_STEPS = 1000
+# what changes nothing: defaults of sgm's, and where and how loudly it runs
+_USUAL = {"s_churn": (0,), "s_tmin": (0,), "s_tmax": (), "s_noise": (1,), "eta": (1,), "verbose": (), "device": ()}
+_PLAIN = ("VanillaCFG", "NoDynamicThresholding", "IdentityGuider")
+
+
+def of_file(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Sampling options by what is said; another sampler, and what else of it isn't here, is named in a warning."""
+    found: dict[str, Any] = {}
+    left_out = []
+    for key, name, value in _settings(said):
+        if key.endswith("sampler_config.target") and _last(value) in _SAMPLERS:
+            found |= _SAMPLERS[_last(value)]
+        elif name == "num_steps":
+            found["steps"] = whole(number(value, f"{where}: {key}"), f"{where}: {key}", 1, _MOST_STEPS)
+        elif _GUIDER in key and name == "scale":
+            found["guidance"] = _guidance(value, f"{where}: {key}")
+        elif not _is_usual(name, value):
+            left_out.append(f"{key}={str(value)[-40:]}")
+    if left_out:
+        log.warning("%s: %s has no counterpart here and is left out", where, ", ".join(left_out[:8]))
+    return found
+
+
+def _settings(said: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for key, name, value in leaves(said):
+        if f".{_SECTION}" in f".{key}" and _NOISE not in key and not is_off(value):
+            yield key, name, value
+
+
+def _guidance(value: Any, what: str) -> float:
+    scale = number(value, what)
+    try:
+        check_guidance(scale)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+    return scale
+
+
+def _is_usual(name: str, value: Any) -> bool:
+    if name == "target":
+        return _last(value) in _PLAIN
+    usual = _USUAL.get(name)
+    return usual is not None and (not usual or str(value) in {f"{u}" for u in usual} | {f"{u}.0" for u in usual})
+
+
+def _last(target: Any) -> str:
+    return str(target).rsplit(".", 1)[-1]
