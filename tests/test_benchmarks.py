@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from benchmarks import __main__ as bench
 from benchmarks import paired, unet_step, vae_step
@@ -113,6 +114,23 @@ def test_a_batch_that_doesnt_fit_is_halved_and_the_rival_takes_the_same(monkeypa
     rows = {ours.name: table.row(ours, torch.device("cpu"), torch.float32, {})}
     assert rows[ours.name]["batch"] == 4
     assert table.row(ours._replace(who="diffusers"), torch.device("cpu"), torch.float32, rows)["batch"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["ours", "diffusers"])
+@pytest.mark.parametrize("i", range(3), ids=["unet", "autoencoder", "dit"])
+def test_what_is_timed_compiled_is_compiled(who, i):
+    """Training and generating; our halves and networks in one graph each, as `compile=true` has them."""
+    device, case = torch.device("cpu"), table.cases(tiny=True)[i]
+    for work in table.WORKS:
+        torch._dynamo.reset()
+        counters.clear()
+        network, call = table.built(table.Entry(case, work, "compiled", who), device, torch.float32, 2)
+        table.compile_as_shipped(network, who, backend="aot_eager")
+        call()
+        parts = 2 if case.kind == "vae" and work == "a training step" else 1
+        assert counters["stats"]["unique_graphs"] >= parts
+        assert who == "diffusers" or (counters["stats"]["unique_graphs"] == parts and not counters["graph_break"])
 
 
 def test_speeds_are_compared_at_equal_batches_alone():

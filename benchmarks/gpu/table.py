@@ -13,6 +13,7 @@ from benchmarks.gpu.contenders import Case, cases
 from benchmarks.gpu.timing import FULL, LEAST, measured, synchronize
 from benchmarks.gpu.work import condition, forward, generating, training
 from benchmarks.paired import Call, flops
+from ldm.networks.computing.compiled import Compiler
 from ldm.training.trainer.costs import peak_of
 
 WORKS = {"a training step": training, "generating": generating}
@@ -90,8 +91,7 @@ def at_batch(
     work = eager["flops"] if eager.get("batch") == batch else flops(call)
     if entry.mode == "compiled":
         torch.compiler.reset()  # what was compiled for other networks
-        for part in halves(network):
-            part.compile(dynamic=False)
+        compile_as_shipped(network, entry.who)
     found = measured(call, device, FULL if device.type == "cuda" else LEAST)
     seconds = found.pop("seconds")
     peak = peak_of(device, {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}.get(dtype, "32-true"))
@@ -123,10 +123,16 @@ def built(entry: Entry, device: torch.device, dtype: torch.dtype, batch: int) ->
     return network, WORKS[entry.work](entry.case, entry.who, network, batch, device, dtype)
 
 
-def halves(network: nn.Module) -> list[nn.Module]:
-    """What is compiled: a denoiser whole, and of an autoencoder its halves, whose own methods are called."""
-    parts = [part for name, part in network.named_children() if name in ("encoder", "decoder")]
-    return parts or [network]
+def compile_as_shipped(network: nn.Module, who: str, backend: str = "inductor") -> None:
+    """Ours as `compile=true` has it; diffusers' by their modules' own `compile`, for the shapes that come. Of an
+    autoencoder both halves, whose own methods are called; else the whole."""
+    halves = [(name, part) for name, part in network.named_children() if name in ("encoder", "decoder")]
+    compiler = Compiler(backend)
+    for name, part in halves or [("denoiser", network)]:
+        if who == "ours":
+            compiler(part, name)
+        else:
+            part.compile(dynamic=False, backend=backend)
 
 
 @torch.no_grad()

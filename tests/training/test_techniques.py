@@ -82,8 +82,13 @@ def test_zero_terminal_sampling_is_diffusers():
 def test_precision_is_by_the_machine_and_weights_in_half_are_refused(monkeypatch):
     assert [precision_of(p) for p in (16, "16", "bf16", 32)] == ["16-mixed", "16-mixed", "bf16-mixed", "32-true"]
     assert precision_of("bf16-mixed") == "bf16-mixed" and precision_of("16-mixed", "gpu") == "16-mixed"
-    for wrong in ("16-true", "bf16-true"):
-        with pytest.raises(UserError, match="bf16-mixed"):
+    for wrong, instead in (
+        ("16-true", "bf16-mixed"),
+        ("bf16-true", "bf16-mixed"),
+        (64, "32-true"),
+        ("64-true", "32-true"),
+    ):
+        with pytest.raises(UserError, match=f"{wrong}.*{instead}"):
             precision_of(wrong)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert precision_of("auto") == "32-true"

@@ -104,6 +104,8 @@ class TimeBudget(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self.limit is None:
+            if self.most:
+                trainer.fit_loop.epoch_loop.max_steps = self.most
             return
         rate = pl_module.learning_rate
         self._is_measured = self._is_measured and bool(rate.total_steps)  # a resumed run keeps its number

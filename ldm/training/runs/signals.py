@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from ldm.common.devices import Later
+from ldm.training.runs.processes import gathered
 
 # SLURM sends the one that its --signal names; SIGUSR1 is the usual one, and would end the process at once.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
@@ -34,8 +35,9 @@ class StopOnSignal(pl.Callback):
     """Ends the run by `Stopped` when the step has ended in which a signal came; a second Ctrl-C doesn't wait for that.
 
     One process of several that gets the signal stops them all, at the same step: at each step they tell each other, and
-    what they told is read at the next one, so that no host waits for its device. Lightning restores the handlers that
-    were there before `fit`.
+    what they told is read at the next one, so that no host waits for its device. One that comes in the last step is
+    obeyed when the run is saved: what would follow, grids and the last validation, is for the resumed run. Lightning
+    restores the handlers that were there before `fit`.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,10 @@ class StopOnSignal(pl.Callback):
             distributed.all_reduce(highest, distributed.ReduceOp.MAX)
             self._agreed = Later(highest)
         if received:
+            raise Stopped(received)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if received := max(gathered(self.received or 0)):
             raise Stopped(received)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -68,13 +68,19 @@ class Bar(TQDMProgressBar):
 
 
 class Pictures(pl.Callback):
-    """Writes `draw(task)` as a grid to samples/ at the start, every N steps and at the end, and to the loggers."""
+    """Writes `draw(task)` as a grid to samples/ every N steps and at the end, and to the loggers.
+
+    That of a step is drawn when the next one begins, as `Checkpoints` saves: its average then has the step, and if a
+    signal stops the run there, the resumed one draws it.
+    """
 
     def __init__(self, folder: RunFolder, draw: Callable[[Any], Tensor], columns: int, every_n_steps: int = 1000):
         self.folder, self.draw, self.columns, self.every = folder, draw, columns, every_n_steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        if self.every and trainer.global_step % self.every == 0:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not self.every or trainer.global_step == 0 or batch_idx % trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step % self.every == 0:
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

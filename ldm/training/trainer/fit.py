@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import os
 import sys
 import time
@@ -112,8 +113,10 @@ def trainer_of(
     options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
     options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
     callbacks.insert(0, TimeBudget(limit, started, used=start.used or 0.0, most=resume.steps_of(config)))
-    if limit:
-        options["max_steps"] = -1  # until the budget knows better
+    if limit or start.step >= (resume.steps_of(config) or math.inf):
+        options[
+            "max_steps"
+        ] = -1  # until the budget says: Lightning leaves out the end of a run that it sees no step of
     plugins: list[Any] = [AtomicCheckpointIO()]
     if options["precision"] == "16-mixed" and available(options.get("accelerator") or "auto").type == "cpu":
         del options["precision"]
@@ -175,9 +178,10 @@ def quieten() -> None:
 
 
 def begin(config: Mapping[str, Any]) -> None:
-    """Imports the user's own modules, and refuses what lacks a package or a compiler, before any work."""
+    """Imports the user's own modules, and refuses precisions and packages that it can't have, before any work."""
     import_modules(config)
     optimizers.check_name(config["optimizer"].get("name", "adamw"))
+    precision_of(config["trainer"].get("precision"))
     compiler_for(config, device_for(config))
 
 

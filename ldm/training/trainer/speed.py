@@ -30,6 +30,10 @@ def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
             f"trainer.precision={wanted} keeps the weights in half precision, which their average can't be. Take "
             "bf16-mixed, or 16-mixed where the GPU has no bfloat16."
         )
+    if str(name) == "64-true":
+        raise UserError(
+            f"trainer.precision={wanted} isn't supported: images, latents and noise are float32. Take 32-true."
+        )
     if name != "auto":
         return name
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
