@@ -8,7 +8,7 @@ from ldm.adapters.controlnet import Control, check_span, open_control
 from ldm.adapters.few_steps import follow
 from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.adapters.with_lora import WithLora
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Adaptable(WithLora):
     adapters: dict[str, tuple[Adapter, float]]
     base_hash: str | None = None  # of the model as it was loaded, before anything was put on it
 
-    @held
+    @check_arguments
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
         """Puts an adapter on, under a name of its own. Refuses one of another base unless forced."""
         if name in self.adapters:
@@ -28,7 +28,7 @@ class Adaptable(WithLora):
         self.adapters[name] = (adapter, scale)
         follow(self)
 
-    @held
+    @check_arguments
     def load_controlnet(
         self,
         path: str | Path,

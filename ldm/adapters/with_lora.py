@@ -12,7 +12,7 @@ from ldm.adapters.base import Adapter, hash_of, read
 from ldm.adapters.few_steps import follow
 from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.textual_inversion import WordEmbedding
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop.files import user_metadata
 from ldm.interop.lora import files
@@ -35,7 +35,7 @@ class WithLora:
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
         raise NotImplementedError
 
-    @held
+    @check_arguments
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
         """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya, or the
         folder of one.
@@ -61,7 +61,7 @@ class WithLora:
         self.put_on(adapter, adapter.word, 1.0, str(path), force)
         return adapter.word
 
-    @held
+    @check_arguments
     def scale_lora(self, name: str, scale: float) -> None:
         """Changes how much the LoRA `name` counts: 0 leaves the base as it is, 1 is as trained."""
         adapter = self._lora(name)

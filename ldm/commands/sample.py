@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ldm.adapters.controlnet import Control
-from ldm.common.annotations import LARGEST, readable
+from ldm.common.annotations import MAX_FLOAT32, replace_surrogates
 from ldm.common.errors import UserError
 from ldm.images import grid, save_png
 from ldm.model.cascade import check_fit, enlarge
@@ -163,7 +163,7 @@ def conditions(config: Mapping[str, Any]) -> dict[str, list]:
         raise UserError("prompt= and prompts_file= exclude each other; give one.")
     given: dict[str, list] = {}
     if config["prompt"] is not None:
-        given["text"] = [readable(str(config["prompt"]))]
+        given["text"] = [replace_surrogates(str(config["prompt"]))]
     elif config["prompts_file"]:
         given["text"] = read_prompts(Path(config["prompts_file"]))
     if config["labels"] is not None:
@@ -227,7 +227,7 @@ def _bounded(value: Any) -> Any:
         return [_bounded(one) for one in value]
     if isinstance(value, Mapping):
         return {key: _bounded(one) for key, one in value.items()}
-    return min(max(value, -LARGEST), LARGEST) if isinstance(value, float) else value
+    return min(max(value, -MAX_FLOAT32), MAX_FLOAT32) if isinstance(value, float) else value
 
 
 def near_square(n: int) -> int:

@@ -1,4 +1,7 @@
-"""What a value may be, by the annotation of the parameter that it is for, in words that a user can act on."""
+"""Checks of values against type annotations, with messages that a user can act on.
+
+The same annotations serve a call in Python (`check_arguments`) and options on the command line (`check_value`).
+"""
 
 import functools
 import inspect
@@ -14,64 +17,78 @@ from ldm.common.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
 _LISTS = (list, tuple, Sequence, Iterable)
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a letter, or a byte that is no UTF-8: no file takes it
-LARGEST = 3.4e38  # of float32
-MAX_GUIDANCE = 1e4  # some 15 are the most that is of use; beyond, images are noise and then no numbers
+_SURROGATE = re.compile("[\ud800-\udfff]")
+MAX_FLOAT32 = 3.4e38
+MAX_GUIDANCE = 1e4  # up to about 15 is useful; far beyond, images turn to noise and then to NaN
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def readable(text: str) -> str:
-    """`text` with U+FFFD for each lone surrogate, which UTF-8 has no bytes for."""
+def replace_surrogates(text: str) -> str:
+    """`text` with U+FFFD in place of each lone surrogate, which UTF-8 can't encode and no file can hold."""
     return _SURROGATE.sub("\ufffd", text)
 
 
-def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function's parameters; those that its own defaults don't fit mean something else."""
+def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's parameters by name.
+
+    Left out are those that the parameter's own default doesn't fit, as in `size: int = None`: they can't be relied on.
+    """
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # of somebody's class, which may name what isn't imported
+    except Exception:  # a user's class may name types that aren't imported
         return {}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: hints[p.name] for p in parameters if p.name in hints and _own_default_fits(p, hints[p.name])}
 
 
-def held(function: Function) -> Function:
-    """`function`, which refuses arguments that don't fit its annotations before it does anything."""
+def optional_parameters(function: Any, except_for: Sequence[str] = ()) -> dict[str, Any]:
+    """Name and annotation of a function's parameters that have a default; `Any` where there is no annotation."""
+    annotations = annotations_of(function)
+    return {
+        parameter.name: annotations.get(parameter.name, Any)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is not parameter.empty and parameter.name not in except_for
+    }
+
+
+def check_arguments(function: Function) -> Function:
+    """Decorator: raises UserError for arguments that don't fit the annotations, before the function does anything."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        declared = kinds_of(function)
+        annotations = annotations_of(function)
         for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-            argument(value, declared.get(name, Any), name)
+            check_argument(value, annotations.get(name, Any), name)
         return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]
 
 
-def argument(value: Any, kind: Any, name: str) -> None:
-    """Raises UserError where an argument of a call in Python doesn't fit, or has a number that is none.
+def check_argument(value: Any, annotation: Any, name: str) -> None:
+    """Raises UserError where an argument of a call in Python doesn't fit its annotation, is NaN, or overflows float32.
 
-    Arrays and tensors may stand for numbers and lists of them.
+    Arrays and tensors may stand for numbers and lists of them. A single number has to be finite; a list may hold
+    infinities, as an interval without an upper end does.
     """
-    if kind is Any:
+    if annotation is Any:
         return
     plain = value.tolist() if hasattr(value, "tolist") else value
-    if not fits(plain, kind):
-        given = [one for one in typing.get_args(kind) or [kind] if one is not type(None)]
-        wanted = " or ".join(dict.fromkeys(words(one) for one in given)) if _is_union(kind) else words(kind)
-        raise UserError(f"{name}={value!r}: give {wanted.replace('true or false', 'True or False')}.")
+    if not fits(plain, annotation):
+        raise UserError(f"{name}={value!r}: give {_describe_for_python(annotation)}.")
     if isinstance(plain, float) and not math.isfinite(plain):
         raise UserError(f"{name}={value!r}: give a finite number.")
-    several = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, (list, tuple)) else ()
-    if any(isinstance(one, float) and math.isnan(one) for one in several):
+    elements = _elements(plain)
+    if any(isinstance(element, float) and math.isnan(element) for element in elements):
         raise UserError(f"{name}={value!r}: give numbers.")
-    if any(isinstance(one, (int, float)) and LARGEST < abs(one) < math.inf for one in (plain, *several)):
-        raise UserError(f"{name}= is beyond the numbers of float32: give one up to {LARGEST:g}.")
+    if any(
+        isinstance(element, (int, float)) and MAX_FLOAT32 < abs(element) < math.inf for element in (plain, *elements)
+    ):
+        raise UserError(f"{name}= is beyond the range of float32: give a number of at most {MAX_FLOAT32:g}.")
 
 
 def check_guidance(value: Any, name: str = "guidance") -> None:
-    """Raises UserError for a guidance scale, or one of several by name, that no image is made with."""
+    """Raises UserError for a guidance scale, or one of several in a mapping, that is too large or not a number."""
     scales = value.values() if isinstance(value, Mapping) else [value]
     if not all(abs(scale) <= MAX_GUIDANCE for scale in scales):
         raise UserError(
@@ -79,17 +96,11 @@ def check_guidance(value: Any, name: str = "guidance") -> None:
         )
 
 
-def optional(function: Any, but: Sequence[str] = ()) -> dict[str, Any]:
-    """The kinds of a function's parameters that may be left out, without those called as in `but`."""
-    parameters, declared = inspect.signature(function).parameters.values(), kinds_of(function)
-    return {p.name: declared.get(p.name, Any) for p in parameters if p.default is not p.empty and p.name not in but}
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether plain data (numbers, words, lists, mappings) may stand for `kind`; what isn't known may."""
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if _is_union(kind):
-        return any(fits(value, one) for one in inner)
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether plain data (numbers, words, lists, mappings) fits `annotation`. Of types unknown here, anything does."""
+    origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if _is_union(annotation):
+        return any(fits(value, member) for member in inner)
     if origin is typing.Literal:
         return value in inner
     if origin in (int, float):
@@ -97,51 +108,64 @@ def fits(value: Any, kind: Any) -> bool:
     if origin in (bool, str, type(None)):
         return isinstance(value, origin)
     if origin in _LISTS:
-        listed = (list, tuple) if origin in (list, tuple) else Sequence
-        return isinstance(value, listed) and not isinstance(value, (str, bytes)) and _each_fits(value, origin, inner)
+        accepted = (list, tuple) if origin in (list, tuple) else Sequence
+        return isinstance(value, accepted) and not isinstance(value, (str, bytes)) and _all_fit(value, origin, inner)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(fits(one, inner[1]) for one in value.values() if inner)
     return True
 
 
-def refuse(value: Any, kind: Any, where: str) -> None:
-    """Raises UserError where `value` doesn't fit."""
-    if not fits(value, kind):
-        raise UserError(f"{where}={shown(value)}: give {words(kind)}.")
+def check_value(value: Any, annotation: Any, where: str) -> None:
+    """Raises UserError where the value of the option `where` doesn't fit its annotation."""
+    if not fits(value, annotation):
+        raise UserError(f"{where}={as_typed(value)}: give {describe(annotation)}.")
 
 
-def words(kind: Any) -> str:
-    """`int | Sequence[int]` as 'a whole number or a list, each a whole number'."""
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if _is_union(kind):
-        return " or ".join(dict.fromkeys(words(one) for one in inner))
+def describe(annotation: Any) -> str:
+    """An annotation in words: `int | Sequence[int]` as 'a whole number or a list, each a whole number'."""
+    origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if _is_union(annotation):
+        return " or ".join(dict.fromkeys(describe(member) for member in inner))
     if origin is typing.Literal:
         return " or ".join(map(str, inner))
     if origin is tuple and inner and inner[-1] is not ...:
-        return f"[{','.join(words(one).removeprefix('a ') for one in inner)}]"
+        return f"[{','.join(describe(element).removeprefix('a ') for element in inner)}]"
     if origin in _LISTS:
-        return f"a list, each {words(inner[0])}" if inner else "a list"
+        return f"a list, each {describe(inner[0])}" if inner else "a list"
     if origin in (dict, Mapping):
-        return f"{words(inner[1])} for each by its name" if inner else "a mapping"
+        return f"{describe(inner[1])} for each by its name" if inner else "a mapping"
     return _WORDS.get(origin, getattr(origin, "__name__", str(origin)))
 
 
-def shown(value: Any) -> str:
-    """As it would be typed."""
+def as_typed(value: Any) -> str:
+    """A value as it is typed on the command line: `[1,true,null]`."""
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(shown, value))}]"
+        return f"[{','.join(map(as_typed, value))}]"
     return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
 
 
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+def _describe_for_python(annotation: Any) -> str:
+    members = typing.get_args(annotation) if _is_union(annotation) else [annotation]
+    wanted = dict.fromkeys(describe(member) for member in members if member is not type(None))
+    return " or ".join(wanted).replace("true or false", "True or False")
 
 
-def _each_fits(values: Sequence[Any], origin: Any, inner: tuple[Any, ...]) -> bool:
+def _elements(value: Any) -> Iterable[Any]:
+    """The values of a mapping, the elements of a list or tuple; nothing for a single value."""
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _all_fit(values: Sequence[Any], origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin is tuple and inner and inner[-1] is not ...:
         return len(values) == len(inner) and all(map(fits, values, inner))
     return all(fits(value, inner[0]) for value in values if inner)
 
 
-def _own_default_fits(parameter: inspect.Parameter, kind: Any) -> bool:
-    return parameter.default is parameter.empty or fits(parameter.default, kind)
+def _own_default_fits(parameter: inspect.Parameter, annotation: Any) -> bool:
+    return parameter.default is parameter.empty or fits(parameter.default, annotation)

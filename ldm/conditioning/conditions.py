@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.common.annotations import check_guidance, readable
+from ldm.common.annotations import check_guidance, replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.conditioning.conditioner import Conditioner
@@ -122,7 +122,7 @@ def conditions_of(
         null |= {"text": _negatives(conditioner, negative, count, size)}
         conditional.add("text")
     prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
-    for sentence in sentences(conditioner, (readable(str(prompt)) for prompt in prompts)):
+    for sentence in sentences(conditioner, (replace_surrogates(str(prompt)) for prompt in prompts)):
         log.warning(sentence)
     return Conditions(conditioner, batch, null, frozenset(conditional), count)
 

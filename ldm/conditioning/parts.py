@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.common.annotations import readable
+from ldm.common.annotations import replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
@@ -216,7 +216,7 @@ class Text(Part):
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
-        return [readable(str(v)) for v in values]
+        return [replace_surrogates(str(v)) for v in values]
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
         return tokenizer.cut(self.tokenizer, captions, self.length)

@@ -244,19 +244,19 @@ def _check_section(
             _check_section(value, _mapping(reference.get(key)), where)
         elif key in declared and (reference.get(key) is None or annotations.fits(reference[key], declared[key])):
             if value is not None:
-                annotations.refuse(value, declared[key], where)
+                annotations.check_value(value, declared[key], where)
         else:
             _check_kind(value, reference.get(key), where)
 
 
 def _check_kinds(spec: Mapping[str, Any], where: str) -> None:
     """A component's values by its constructor's annotations, the nested ones too."""
-    declared = annotations.kinds_of(registry.lookup(spec["class"]).__init__)
+    declared = annotations.annotations_of(registry.lookup(spec["class"]).__init__)
     for key, value in spec.items():
         if _is_component(value):
             _check_kinds(value, f"{where}.{key}")
         elif key in declared:
-            annotations.refuse(value, declared[key], f"{where}.{key}")
+            annotations.check_value(value, declared[key], f"{where}.{key}")
 
 
 def _check_ranges(config: Mapping[str, Any]) -> None:
@@ -300,9 +300,9 @@ def _check_kind(value: Any, reference: Any, where: str) -> None:
     if value is None:
         return
     if isinstance(reference, (bool, int, float)):
-        annotations.refuse(value, type(reference), where)
+        annotations.check_value(value, type(reference), where)
     elif isinstance(reference, list) and reference and annotations.fits(reference, list[float]):
-        annotations.refuse(value, list[float], where)
+        annotations.check_value(value, list[float], where)
 
 
 def _is_component(value: Any) -> bool:
@@ -329,13 +329,13 @@ def _load_classes() -> None:
 def _trainer() -> Kinds:
     from lightning.pytorch import Trainer
 
-    return annotations.optional(Trainer.__init__)
+    return annotations.optional_parameters(Trainer.__init__)
 
 
 def _denoiser() -> Kinds:
     from ldm.diffusion import Denoiser
 
-    return annotations.optional(Denoiser.__init__) | {"sampling": Any}
+    return annotations.optional_parameters(Denoiser.__init__) | {"sampling": Any}
 
 
 def _sampling() -> Kinds:
@@ -349,7 +349,7 @@ def _drawing() -> Kinds:
     from ldm.model.latent_diffusion import LatentDiffusion
 
     asked = "n strength feather pad noise_level size batch_size guess_mode control_scale control_start control_end"
-    generate = annotations.optional(LatentDiffusion.generate)
+    generate = annotations.optional_parameters(LatentDiffusion.generate)
     return (
         {key: generate[key] for key in asked.split()}
         | _sampling()
@@ -365,20 +365,20 @@ def _evaluating() -> Kinds:
 def _optimizer() -> Kinds:
     from ldm.training.optimization.learning_rate import LearningRate
 
-    return annotations.optional(LearningRate, ("total_steps",)) | {"lr": float | Literal["auto"]}
+    return annotations.optional_parameters(LearningRate, ("total_steps",)) | {"lr": float | Literal["auto"]}
 
 
 def _loader() -> Kinds:
     from ldm.data.datamodule import BatchModule
 
-    return annotations.optional(BatchModule.__init__)
+    return annotations.optional_parameters(BatchModule.__init__)
 
 
 def _logger(name: str) -> Callable[[], Kinds]:
     def options() -> Kinds:
         from lightning.pytorch import loggers
 
-        return annotations.optional(getattr(loggers, name).__init__, ("save_dir", "version"))
+        return annotations.optional_parameters(getattr(loggers, name).__init__, ("save_dir", "version"))
 
     return options
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.common.annotations import readable
+from ldm.common.annotations import replace_surrogates
 from ldm.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def save_png(picture: "Image", path: str | Path, text: Mapping[str, Any] | None 
 
     info = PngInfo()
     for key, value in (text or {}).items():
-        words = readable(str(value))
+        words = replace_surrogates(str(value))
         (info.add_text if words.isascii() else info.add_itxt)(key, words)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm import artifact
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
 from ldm.common.registry import build
 from ldm.conditioning import Conditioner
@@ -68,7 +68,7 @@ def check_readable(path: Path) -> list[str]:
         ) from None
 
 
-@held
+@check_arguments
 def load_single_file(
     path: str | Path,
     *,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
 from ldm.model.latent_diffusion import LatentDiffusion, as_output, check_output
 
@@ -32,7 +32,7 @@ class Cascade(nn.Module):
         """See `generate`."""
         return self.generate(prompt, **options)
 
-    @held
+    @check_arguments
     def generate(
         self,
         prompt: str | Sequence[str] | None = None,

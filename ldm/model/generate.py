@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.diffusion import get_sampler, guided, resolution_shift
@@ -89,7 +89,7 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
     return autoguided(model, denoise, request.guide, scale=scale, interval=interval, seeds=request.seeds)
 
 
-@held
+@check_arguments
 @torch.no_grad()
 def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
     """`n` images (n, C, H, W) decoded from z ~ N(0, I), which is what the VAE alone generates."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditions, conditions_of
@@ -22,7 +22,7 @@ from ldm.model.request import Request, request_of, sampling_of
 from ldm.networks import Cond
 
 
-@held
+@check_arguments
 @torch.no_grad()
 def interpolate(
     model: Any,

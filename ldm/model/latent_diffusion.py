@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.adapters import Adaptable, ControlImages, control_images
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.describe import Described, millions
 from ldm.common.errors import UserError
 from ldm.common.registry import register
@@ -108,7 +108,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         """See `generate`."""
         return self.generate(prompt, **options)
 
-    @held
+    @check_arguments
     @torch.no_grad()
     def generate(
         self,

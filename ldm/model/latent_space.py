@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.adapters.base import hash_of
 from ldm.artifact import encoder_hash
-from ldm.common.annotations import held
+from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
 from ldm.networks import AutoencoderKL, Identity
 from ldm.networks.computing.coding import Coding
@@ -61,7 +61,7 @@ class InLatents:
             raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
         self.coding = Coding(precision, tile, tile_statistics, compile)
 
-    @held
+    @check_arguments
     def load_decoder(self, path: str | Path) -> None:
         """Takes the decoder of the autoencoder at `path`, for good: a run of `train_vae.py train=decoder`, or whatever
         `ldm.load` reads. What the model is saved as has it too. Latents, and so adapters, stay what they are.

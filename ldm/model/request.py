@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.adapters import ControlImages
-from ldm.common.annotations import argument, check_guidance
+from ldm.common.annotations import check_argument, check_guidance
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditions, conditions_of
 from ldm.diffusion.options import sampling_kinds
@@ -99,7 +99,7 @@ def sampling_of(model: Any, options: Mapping[str, Any]) -> Sampling:
     chosen = {k: v for k, v in options.items() if v is not None}
     kinds = sampling_kinds() | {"autoguidance": float}
     for key, value in chosen.items():
-        argument(value, kinds.get(key, Any), key)
+        check_argument(value, kinds.get(key, Any), key)
         if key in ("guidance", "autoguidance"):
             check_guidance(value, key)
     own = model.sampling

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ldm.common.annotations import readable
+from ldm.common.annotations import replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import register
@@ -116,7 +116,7 @@ class FrozenText(Part):
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
-        return [readable(str(v)) for v in values]
+        return [replace_surrogates(str(v)) for v in values]
 
     def hold(self, tokenizer: Any, encoder: Any) -> None:
         """Takes an encoder that is in memory already in place of the one at `path`."""

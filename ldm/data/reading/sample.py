@@ -106,7 +106,7 @@ def joined(text: Text) -> str | None:
 
 def _words(value: Any) -> str | None:
     if isinstance(value, str):
-        words = annotations.readable(value)  # a tool may have cut a letter between its halves
+        words = annotations.replace_surrogates(value)  # a tool may have cut a letter between its halves
         return words if words.strip() else ""
     number = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
     return str(value) if number else None

@@ -216,7 +216,7 @@ def _text(form: Mapping[str, Any], key: str) -> str:
 
 def _is_on(form: Mapping[str, Any], key: str) -> bool:
     if not isinstance(form[key], bool | None):
-        raise UserError(f"{key}={annotations.shown(form[key])} has to be true or false.")
+        raise UserError(f"{key}={annotations.as_typed(form[key])} has to be true or false.")
     return bool(form[key])
 
 
@@ -224,7 +224,7 @@ def _number(value: Any, what: str) -> float | None:
     """A finite number, or None for an empty field."""
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= annotations.LARGEST:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= annotations.MAX_FLOAT32:
         raise UserError(f"{what}={value} has to be a number.")
     return value
 

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ldm.common.annotations import MAX_GUIDANCE, readable
+from ldm.common.annotations import MAX_GUIDANCE, replace_surrogates
 from ldm.common.errors import UserError
 from ldm.conditioning.text.truncation import bounded
 from ldm.diffusion import SAMPLERS
@@ -62,7 +62,7 @@ def read(path: str | Path, sampling: Mapping[str, Mapping[str, Any]] | None = No
     if "ldm" in text:
         try:
             plain = json.dumps(json.loads(text["ldm"]), ensure_ascii=False, allow_nan=False)
-            given = json.loads(readable(plain))
+            given = json.loads(replace_surrogates(plain))
         except (ValueError, RecursionError):
             given = None
         if not isinstance(given, dict):
@@ -205,7 +205,7 @@ def _quoted(value: Any) -> str:
 
 def _unquoted(text: str) -> str:
     try:
-        return readable(str(json.loads(text))) if text[:1] == '"' else text
+        return replace_surrogates(str(json.loads(text))) if text[:1] == '"' else text
     except ValueError:
         return text
 

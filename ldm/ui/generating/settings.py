@@ -74,8 +74,8 @@ def checked(settings: Settings) -> Settings:
     if settings.sampler is not None and settings.sampler not in SAMPLERS:
         raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
     for key, number in _numbers(settings):
-        if not abs(number) <= annotations.LARGEST:
-            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {annotations.LARGEST:g}.")
+        if not abs(number) <= annotations.MAX_FLOAT32:
+            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {annotations.MAX_FLOAT32:g}.")
     annotations.check_guidance(settings.guidance or 0)
     if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
         raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
@@ -112,10 +112,10 @@ def check_size(settings: Settings, width: int, height: int) -> None:
 
 def from_dict(given: Mapping[str, Any]) -> Settings:
     """Settings from plain data; keys that aren't ours are left out. Raises UserError for values of another kind."""
-    declared = annotations.kinds_of(Settings)
+    declared = annotations.annotations_of(Settings)
     said = {key: _tuples(value) for key, value in given.items() if key in declared and value is not None}
     for key, value in said.items():
-        annotations.refuse(value, declared[key], key)
+        annotations.check_value(value, declared[key], key)
     return Settings(**said)
 
 

@@ -72,7 +72,7 @@ class AlertsTab:
         texts = {"thresholds": thresholds or "", "webhook": webhook or ""}
         for kind, values in ((float, numbers), (str, texts)):
             for what, value in values.items():
-                annotations.refuse(value, kind, what)
+                annotations.check_value(value, kind, what)
         kept: dict[str, Any] = numbers | texts
         self.app.watcher.rules = rules_of(**kept)
         self.app.store.remember("alerts", kept)

@@ -39,12 +39,14 @@ def read(value: Any) -> Any:
     """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
     folder in a file's place, which gradio would count among its files."""
     if isinstance(value, str):
-        return annotations.readable(value)
+        return annotations.replace_surrogates(value)
     if isinstance(value, (list, tuple)):
         return [read(one) for one in value]
     if not isinstance(value, dict):
         return value
-    value = {annotations.readable(key) if isinstance(key, str) else key: read(one) for key, one in value.items()}
+    value = {
+        annotations.replace_surrogates(key) if isinstance(key, str) else key: read(one) for key, one in value.items()
+    }
     if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
         raise UserError("a file has to be uploaded; a folder isn't read.")
     return value
@@ -60,7 +62,9 @@ def _unfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
     """Which field can't have its value."""
     for field, value in zip(fields, inputs, strict=False):
         if not _fits(field, value):
-            return f"the field '{field.label or type(field).__name__}' can't have the value {annotations.shown(value)}."
+            return (
+                f"the field '{field.label or type(field).__name__}' can't have the value {annotations.as_typed(value)}."
+            )
     return "a value is of another kind than its field has."
 
 

@@ -149,10 +149,10 @@ class RunsTab:
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
         """Starts a run in a process of its own."""
         if not isinstance(stage, str) or stage not in runs.STAGES:
-            raise UserError(f"there is no stage {annotations.shown(stage)}: take vae or ldm.")
+            raise UserError(f"there is no stage {annotations.as_typed(stage)}: take vae or ldm.")
         overwrite, options = overwrite or False, options or ""
         for value, kind, what in ((name, str, "name"), (options, str, "options"), (overwrite, bool, "overwrite")):
-            annotations.refuse(value, kind, what)
+            annotations.check_value(value, kind, what)
         key = self.app.launcher.start(stage, name.strip(), options, overwrite)
         return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} starting")
 
@@ -172,7 +172,7 @@ class RunsTab:
 def _check_key(key: Any) -> None:
     """Raises UserError for what is no run's key; whether there is such a run, others know."""
     if not isinstance(key, str) or not key or len(key) > 2 * NAME_BYTES:
-        raise UserError(f"there is no run {annotations.shown(key)}: give STAGE/NAME, as ldm/emoji.")
+        raise UserError(f"there is no run {annotations.as_typed(key)}: give STAGE/NAME, as ldm/emoji.")
 
 
 def headline(run: runs.RunState) -> str:

@@ -1,4 +1,4 @@
-"""Values held against annotations, and what the command line says of those that don't fit."""
+"""Values checked against annotations, and the messages for those that don't fit."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.common.annotations import argument, fits, held, kinds_of, refuse, words
+from ldm.common.annotations import annotations_of, check_argument, check_arguments, check_value, describe, fits
 from ldm.common.errors import UserError
 
 FITTING = [
@@ -23,7 +23,7 @@ FITTING = [
     (float | Mapping[str, float], [2, {"text": 2.5}], [{"text": "x"}, "2"]),
     (Literal["cosine", "linear"], ["cosine"], ["cosinus"]),
     (Any, [1, "x", None, {}], []),
-    (ValueError, ["what isn't known may"], []),
+    (ValueError, ["any value fits an unknown type"], []),
 ]
 
 
@@ -33,34 +33,34 @@ def test_values_fit_their_annotation(kind, good, bad):
     assert not any(fits(value, kind) for value in bad)
 
 
-def test_it_is_said_as_it_would_be_typed():
+def test_messages_show_values_as_they_are_typed():
     with pytest.raises(UserError, match=r"^network.attention=\[true,x\]: give true or false or a list, each true or"):
-        refuse([True, "x"], bool | Sequence[bool], "network.attention")
-    assert words(tuple[int, int] | None) == "[whole number,whole number] or null"
+        check_value([True, "x"], bool | Sequence[bool], "network.attention")
+    assert describe(tuple[int, int] | None) == "[whole number,whole number] or null"
 
 
-def test_annotations_that_lie_about_their_own_default_are_left_out():
+def test_annotations_that_their_own_default_contradicts_are_left_out():
     def theirs(a: int = None, b: int = 3, c=4, *, d: "NotImported" = 5):  # type: ignore[assignment,name-defined]  # noqa: F821
         pass
 
-    assert kinds_of(theirs) == {}
+    assert annotations_of(theirs) == {}
 
     def ours(a: int = None, b: int = 3, c=4):  # type: ignore[assignment]
         pass
 
-    assert kinds_of(ours) == {"b": int}
+    assert annotations_of(ours) == {"b": int}
 
 
 # Arguments of a call in Python ---------------------------------------------------------------------------------------
 
 
-@held
+@check_arguments
 def called(n: int, scale: float = 1.0, sizes: Sequence[int] | None = None, on: bool = False, by: Any = None):
     """As it was written."""
     return n, scale, sizes, on, by
 
 
-def test_a_held_function_takes_what_fits_arrays_and_tensors_too():
+def test_a_checked_function_takes_what_fits_and_arrays_and_tensors_too():
     assert called(3) == (3, 1.0, None, False, None) and called.__doc__ == "As it was written."
     assert called(np.int64(3), np.float32(0.5), range(2), True, "x")[:3] == (3, 0.5, range(2))
     assert called(torch.tensor(3), torch.tensor(0.5), torch.tensor([1, 2]))[0] == 3
@@ -82,14 +82,14 @@ def test_a_held_function_takes_what_fits_arrays_and_tensors_too():
         ({"n": 1, "on": "no"}, "on='no': give True or False."),
     ],
 )
-def test_a_held_function_refuses_what_doesnt_fit_in_one_sentence(given, says):
+def test_a_checked_function_refuses_what_doesnt_fit_in_one_sentence(given, says):
     with pytest.raises(UserError, match=f"^{says}"):
         called(**given)
 
 
-def test_numbers_that_are_none_are_refused_within_lists_and_tables_too():
-    argument([0.5, float("inf")], tuple[float, float], "interval")  # without end
+def test_nan_is_refused_within_lists_and_mappings_too():
+    check_argument([0.5, float("inf")], tuple[float, float], "interval")  # no upper end
     with pytest.raises(UserError, match="interval="):
-        argument([float("nan"), 1.0], tuple[float, float], "interval")
+        check_argument([float("nan"), 1.0], tuple[float, float], "interval")
     with pytest.raises(UserError, match="guidance="):
-        argument({"text": float("nan")}, float | Mapping[str, float], "guidance")
+        check_argument({"text": float("nan")}, float | Mapping[str, float], "guidance")
