@@ -46,6 +46,7 @@ PLAIN = {
     "compare": "ldm.commands.compare",
     "rebuild_ema": "ldm.commands.rebuild_ema",
     "demo": "ldm.commands.demo",
+    "doctor": "ldm.commands.doctor",
 }
 # Hydra writes no folder and no log of its own: the run folder is ours.
 _QUIET = [
