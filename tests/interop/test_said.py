@@ -227,7 +227,7 @@ def test_files_that_an_index_names_have_to_be_there(tmp_path):
 
 def test_a_text_encoder_is_of_the_class_that_the_index_says():
     index = {"text_encoder": ["transformers", "CLIPTextModel"]}
-    for config in ({}, {"architectures": ["CLIPTextModel"]}):
+    for config in ({}, {"architectures": ["CLIPTextModel"]}, {"architectures": ["CLIPModel"]}):
         typed.check_class(index, "text_encoder", config, "m")
     with pytest.raises(UserError, match="m: the class is 'T5EncoderModel', and 'CLIPTextModel' by model_index.json"):
         typed.check_class(index, "text_encoder", {"architectures": ["T5EncoderModel"]}, "m")

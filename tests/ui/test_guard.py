@@ -144,6 +144,15 @@ def test_a_link_to_the_page_may_be_followed_and_nothing_else(ask: Any) -> None:
         assert ask("GET", "/", **link | {"Sec-Fetch-Dest": dest})[0] == 403
 
 
+def test_the_page_names_no_server_that_a_request_names(served: Any) -> None:
+    line = http.client.HTTPConnection("127.0.0.1", served.page.server_port, timeout=20)
+    given = {"X-Gradio-Server": FOREIGN, "X-Forwarded-Host": "attacker.example", "X-Forwarded-Prefix": "/attacker"}
+    line.request("GET", "/config", headers=given)
+    answer = line.getresponse()
+    assert answer.status == 200 and b"attacker" not in answer.read()
+    line.close()
+
+
 def test_the_page_is_framed_by_none(ask: Any) -> None:
     for path in ("/", "/config", "/nowhere"):
         _, headers = ask("GET", path)
