@@ -19,7 +19,8 @@ import ldm
 from benchmarks.paired import Call, alternate, compared, flops, peak_flops, rows, stepper
 from benchmarks.vae_loss import loss_of
 from ldm.common.registry import build
-from ldm.config.compose import checked, compose
+from ldm.config.checking import checked
+from ldm.config.compose import compose
 from ldm.data.sources.emoji import Emoji
 from ldm.networks import AutoencoderKL
 

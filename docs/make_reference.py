@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ldm
 from ldm.common import registry
+from ldm.config import descriptions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "reference.md"
@@ -21,11 +22,11 @@ PACKAGES = (
 )
 INTRO = """# Reference
 
-Made by `python docs/make_reference.py` from the configs and docstrings; edit those. What a command can be told, then
-the choices of its groups, then the classes that they name: every argument of a class's constructor is an option,
-`GROUP.ARGUMENT=VALUE`, whether the YAML lists it or not. `python train_ldm.py --help` says the same in short.
+Made by `python docs/make_reference.py` from the configs and docstrings; edit those. It lists the options of each
+command, the choices of its groups, and the classes that they name: every argument of a class's constructor is an
+option, `GROUP.ARGUMENT=VALUE`, whether the YAML lists it or not. `python train_ldm.py --help` is a short version.
 
-Completion in bash, of options and choices (zsh and fish alike, by their names):
+Completion of options and choices in bash (for zsh and fish, put their name in its place):
 
 ```bash
 eval "$(python train_ldm.py --shell-completion install=bash)"
@@ -34,6 +35,7 @@ eval "$(python train_ldm.py --shell-completion install=bash)"
 
 
 def main() -> None:
+    """Writes the page, or with --check exits with an error where it isn't current."""
     text = reference()
     if "--check" in sys.argv:
         sys.exit(0 if OUT.read_text("utf-8") == text else f"{OUT} isn't current: run python docs/make_reference.py")
@@ -48,40 +50,28 @@ def reference() -> str:
 
 
 def commands() -> list[str]:
-    """Each primary config: what it says of itself, and its options with their comments."""
+    """Each script's config: its sentence, and its options with their comments."""
     parts = ["## Commands\n"]
     for file in sorted((ROOT / "conf").glob("*.yaml")):
-        text = file.read_text("utf-8")
-        about = re.match(r"# (.*)", text)
-        options = re.sub(r"^(# .*\n)?(defaults:\n(?:  .*\n)*)?", "", text).strip()
-        parts += [f"### {file.stem}.py\n", about[1] + "\n" if about else "", f"```yaml\n{options}\n```\n"]
+        about, options = descriptions.about(file), descriptions.options(file)
+        parts += [f"### {file.stem}.py\n", about + "\n" if about else "", f"```yaml\n{options}\n```\n"]
     return parts
 
 
 def groups() -> list[str]:
-    """Each group's choices with what their files say first."""
+    """Each group's choices, with the comment at the head of their files."""
     parts = ["## Groups\n"]
     for folder in sorted(entry for entry in (ROOT / "conf").iterdir() if entry.is_dir()):
         parts += [f"### {folder.name}=\n", "| choice | |", "|---|---|"]
-        parts += [f"| `{file.stem}` | {first_comment(file)} |" for file in sorted(folder.glob("*.yaml"))]
+        for name in descriptions.choices(ROOT / "conf", folder.name):
+            about = descriptions.about_choice(folder / f"{name}.yaml").replace("|", "\\|")
+            parts.append(f"| `{name}` | {about} |")
         parts.append("")
     return parts
 
 
-def first_comment(file: Path) -> str:
-    """The comment lines at the head of a YAML, or what class it names."""
-    lines = []
-    for line in file.read_text("utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @package"):
-            lines.append(line.lstrip("# "))
-    names = re.findall(r"^class: (\w+)", file.read_text("utf-8"), re.MULTILINE)
-    return (" ".join(lines) or ", ".join(f"`{name}`" for name in names)).replace("|", "\\|")
-
-
 def python() -> list[str]:
-    """The names of `import ldm`, and the model's methods."""
+    """The names of `ldm.__all__`, and the methods of LatentDiffusion."""
     parts = ["## Python\n"]
     own = set(registered().values())
     for name in ldm.__all__:
@@ -95,13 +85,13 @@ def python() -> list[str]:
 
 
 def is_ours(member: object) -> bool:
-    """Whether a method or a property is of this package, and says what it does."""
+    """Whether a method or a property is defined in this package and has a docstring."""
     function = member.fget if isinstance(member, property) else member
     return inspect.isfunction(function) and function.__module__.startswith("ldm.") and bool(function.__doc__)
 
 
 def classes() -> list[str]:
-    """Every class that a config can name, by its home."""
+    """Every class that a config can name, by its module."""
     parts, home = ["## Classes\n"], None
     for cls in sorted(registered().values(), key=lambda cls: (cls.__module__, cls.__name__)):
         if cls.__module__ != home:
@@ -112,11 +102,12 @@ def classes() -> list[str]:
 
 
 def registered() -> dict[str, type]:
+    """The registered classes of this package, not those of a user's modules."""
     return {name: cls for name, cls in registry._CLASSES.items() if cls.__module__.startswith("ldm.")}
 
 
 def entry(name: str, thing: object) -> list[str]:
-    """A signature and its docstring."""
+    """A name with its signature and its docstring."""
     try:
         signature = str(inspect.signature(thing)).replace("'", "") if callable(thing) else ""
     except ValueError:

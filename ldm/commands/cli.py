@@ -1,14 +1,16 @@
 """The entry scripts: a command line becomes a checked plain dict, which training, sampling and evaluation work on.
 
-A user's mistake becomes one line on stderr and exit code 2, before any work starts. Under -m every job is checked
-before the first one runs; a job that fails doesn't stop the others, and makes the exit code 1.
+A user's mistake is reported in one line on stderr with exit code 2, before any work starts. Under -m every job is
+checked before the first one runs; a job that fails doesn't stop the others, and makes the exit code 1.
 """
 
+import ast
 import importlib
 import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,13 @@ from omegaconf import DictConfig
 
 import ldm
 from ldm.common.errors import UserError, did_you_mean
-from ldm.config import overrides
-from ldm.config.compose import (
-    CONF,
-    checked,
-    each_job,
-    explain,
-    group_names,
-    refuse_sizes_beside_base,
-    swept_values,
-)
+from ldm.config import descriptions, overrides
+from ldm.config.checking import checked, refuse_sizes_beside_base
+from ldm.config.compose import CONF, group_names
+from ldm.config.explaining import explain
+from ldm.config.sweeps import each_job, swept_values
 
-# What does the work: `main(config, job)`, and where a sweep can be refused beforehand, `precheck(config)`.
+# Modules that do the work: `main(config, job)`, and where a sweep can be refused beforehand, `precheck(config)`.
 WORK = {
     "train_vae": "ldm.commands.train_vae",
     "train_ldm": "ldm.commands.train_ldm",
@@ -40,7 +37,7 @@ WORK = {
     "augment": "ldm.commands.augment",
     "app": "ldm.ui.server.serve",
 }
-# Commands that compose nothing: `main(words)`.
+# Commands without a config: `main(words)`. Their module's docstring is their help.
 PLAIN = {
     "export": "ldm.commands.export",
     "compare": "ldm.commands.compare",
@@ -60,32 +57,32 @@ _QUIET = [
 
 
 def train_vae() -> None:
-    """Stage one."""
+    """The script train_vae.py: stage one."""
     run("train_vae")
 
 
 def train_ldm() -> None:
-    """Stage two."""
+    """The script train_ldm.py: stage two."""
     run("train_ldm")
 
 
 def sample() -> None:
-    """Pictures from a trained model."""
+    """The script sample.py: images from a trained model."""
     run("sample")
 
 
 def evaluate() -> None:
-    """A trained run, measured."""
+    """The script evaluate.py: scores of a trained model."""
     run("evaluate")
 
 
 def augment() -> None:
-    """Variants of images by an autoencoder."""
+    """The script augment.py: variants of images by an autoencoder."""
     run("augment")
 
 
 def app() -> None:
-    """The web page."""
+    """The script app.py: the web page."""
     run("app")
 
 
@@ -93,30 +90,25 @@ def main() -> None:
     """`ldm COMMAND ...`: the same as the script of that name."""
     commands = {name.replace("_", "-"): name for name in (*WORK, *PLAIN)}
     word, words = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    command = commands.get(word.replace("_", "-"))
     if word == "--version":
         print(f"ldm {ldm.__version__}")
     elif word in ("--help", "-h"):
-        print(f"usage: ldm {'|'.join(commands)} [KEY=VALUE ...]\n\n`ldm COMMAND --help` lists a command's options.")
-    elif word.replace("_", "-") not in commands:
+        print(_help_on_commands())
+    elif command is None:
         sys.exit(_report(f"ldm has no command '{word}'.{did_you_mean(word, commands)}"))
-    elif (command := commands[word.replace("_", "-")]) in PLAIN:
+    elif command in PLAIN:
         run_plain(command, words)
     else:
         run(command, words)
 
 
 def run_plain(command: str, words: list[str]) -> None:
-    """Runs a command that reads its words itself."""
-    module = importlib.import_module(PLAIN[command])
+    """Runs a command that reads its words itself, without Hydra."""
     if "--help" in words or "-h" in words:
-        print(module.__doc__)
+        print(_docstring(PLAIN[command]))
         return
-    try:
-        module.main(words)
-    except UserError as error:
-        sys.exit(_report(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(_report("stopped.", 130))
+    _exit_on_user_error(lambda: importlib.import_module(PLAIN[command]).main(words))
 
 
 def run(script: str, words: list[str] | None = None) -> None:
@@ -127,12 +119,32 @@ def run(script: str, words: list[str] | None = None) -> None:
 
         print(help_text(script, CONF, _program(script)))
         return
+    _exit_on_user_error(lambda: _run_hydra(script, words))
+
+
+def _exit_on_user_error(work: Callable[[], object]) -> None:
     try:
-        _run_hydra(script, words)
+        work()
     except UserError as error:
         sys.exit(_report(str(error)))
     except KeyboardInterrupt:
         sys.exit(_report("stopped.", 130))
+
+
+def _help_on_commands() -> str:
+    """A line for each command: its name, and what it does."""
+    lines = ["usage: ldm COMMAND [KEY=VALUE ...]", ""]
+    for name in WORK:
+        lines.append(f"  {name.replace('_', '-'):12} {descriptions.about(CONF / f'{name}.yaml')}")
+    for name, module in PLAIN.items():
+        lines.append(f"  {name.replace('_', '-'):12} {_docstring(module).splitlines()[0]}")
+    return "\n".join([*lines, "", "`ldm COMMAND --help` shows a command's options and examples."])
+
+
+def _docstring(module: str) -> str:
+    """A module's docstring, read from its source: importing it may take seconds, for torch and Lightning."""
+    source = Path(ldm.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return ast.get_docstring(ast.parse(source.read_text("utf-8"))) or ""
 
 
 def _program(script: str) -> str:
@@ -141,44 +153,57 @@ def _program(script: str) -> str:
     return f"ldm {script.replace('_', '-')}" if called_ldm else f"python {script}.py"
 
 
-def _run_hydra(script: str, words: list[str]) -> None:
-    flags, options = overrides.prepare(words, group_names(words))
-    original, raised, failed = sys.argv, [], []
+class _Jobs:
+    """The jobs that Hydra starts in this process: one, or those of a sweep."""
 
-    def task(cfg: DictConfig) -> float | None:
-        sys.argv = original  # Lightning starts further processes with it
+    def __init__(self, script: str, options: list[str]):
+        self.script, self.options, self.argv = script, options, sys.argv
+        self.errors: list[Exception] = []
+        self.failed: list[str] = []  # names of a sweep's jobs
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        sys.argv = self.argv  # Lightning starts further processes with it
         try:
-            return _job(script, cfg, options)
+            return _job(self.script, cfg, self.options)
         except Exception as error:
-            raised.append(error)
+            self.errors.append(error)
             if HydraConfig.get().mode == RunMode.RUN and isinstance(error, UserError):
                 sys.exit(_report(str(error)))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                failed.append(_report_job(error, options))
+                self.failed.append(_report_job(error, self.options))
             raise
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are, not in Hydra's own print
-    with tempfile.TemporaryDirectory(prefix="ldm-") as scratch:  # a sweep's multirun.yaml must be written somewhere
+    def raise_explained(self, error: Exception) -> None:
+        """Raises the error that the user sees in place of `error`; nothing where failed jobs were reported already."""
+        if self.failed:
+            return
+        if error in self.errors or isinstance(error, UserError):  # a UserError may come from another process
+            raise error
+        if type(error).__module__.startswith(("submitit", "joblib")):
+            raise UserError(f"a job of the sweep failed: {str(error).strip().splitlines()[-1]}") from error
+        raise UserError(explain(error)) from error
+
+
+def _run_hydra(script: str, words: list[str]) -> None:
+    flags, options = overrides.prepare(words, group_names(words))
+    jobs = _Jobs(script, options)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are, not as Hydra prints them
+    with tempfile.TemporaryDirectory(prefix="ldm-") as scratch:  # Hydra insists on writing a sweep's multirun.yaml
         quiet = [*_QUIET, f"hydra.sweep.dir={overrides.quote(scratch)}"]
-        sys.argv = [original[0], *quiet, *options, *flags]
+        sys.argv = [jobs.argv[0], *quiet, *options, *flags]
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(task)()
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=script)(jobs)()
         except Exception as error:
-            if not failed:
-                if error in raised or isinstance(error, UserError):  # a UserError may be another process's
-                    raise
-                if type(error).__module__.startswith(("submitit", "joblib")):
-                    raise UserError(f"a job of the sweep failed: {str(error).strip().splitlines()[-1]}") from error
-                raise UserError(explain(error)) from error
+            jobs.raise_explained(error)
         finally:
-            sys.argv = original
-        _tell_best(Path(scratch))
-    if failed:
-        sys.exit(_report(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}.", 1))
+            sys.argv = jobs.argv
+        _print_best(Path(scratch))
+    if jobs.failed:
+        sys.exit(_report(f"{len(jobs.failed)} of the sweep's jobs failed: {', '.join(jobs.failed)}.", 1))
 
 
-def _tell_best(sweep: Path) -> None:
-    """What a search found, as its sweeper wrote it down."""
+def _print_best(sweep: Path) -> None:
+    """Prints the best value that a search found, and the options that gave it, from its sweeper's results."""
     for file in sweep.glob("optimization_results.yaml"):
         found = yaml.safe_load(file.read_text())
         values = " ".join(f"{key.lstrip('+')}={value}" for key, value in found["best_params"].items())
@@ -186,7 +211,7 @@ def _tell_best(sweep: Path) -> None:
 
 
 def _job(script: str, cfg: DictConfig, options: list[str]) -> float | None:
-    """One run: of a plain command line, or of a sweep; in a search, what it is worth."""
+    """Runs a plain command line, or one job of a sweep. Returns the job's objective in a search, else None."""
     sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and HydraConfig.get().job.num == 0:
         _check_sweep(script, options)
@@ -197,30 +222,30 @@ def _job(script: str, cfg: DictConfig, options: list[str]) -> float | None:
     if sweeping:
         name = overrides.job_name(swept_values(options))
         if "resume" in config and not config["overwrite"]:
-            config["resume"] = True  # a repeated sweep skips what is finished and goes on with the rest
+            config["resume"] = True  # a repeated sweep skips finished jobs and resumes the others
         print(f"-- {name or 'job'}", flush=True)
-    left = _work(script, config, name)
+    result = _work(script, config, name)
     if not sweeping or not config.get("objective"):
         return None
     from ldm.commands.objective import objective
 
-    return objective(config, script.removeprefix("train_"), left)
+    return objective(config, script.removeprefix("train_"), result)
 
 
 def _work(script: str, config: dict[str, Any], name: str | None) -> Any:
-    """What `script` does; a failure of the machine, as of a full disk, becomes a UserError that says what to do."""
+    """Does the work of `script`. A failure of the machine, as of a full disk, becomes a UserError with a next step."""
     try:
         return importlib.import_module(WORK[script]).main(config, name)
     except (OSError, EOFError, MemoryError, RuntimeError) as error:
         from ldm.training.runs.guards import explained
 
-        if mendable := explained(error, config):
-            raise mendable from error
+        if fixable := explained(error, config):
+            raise fixable from error
         raise
 
 
 def _check_sweep(script: str, options: list[str]) -> None:
-    """Refuses a sweep before its first job, if any job's config is wrong or its stage one missing."""
+    """Refuses a sweep before its first job if the config of any job is wrong or its first stage is missing."""
     for name, cfg, choices in each_job(script, options):
         try:
             config = checked(script, cfg, choices)
@@ -228,13 +253,13 @@ def _check_sweep(script: str, options: list[str]) -> None:
             if precheck:
                 precheck(config)
         except UserError as error:
-            if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":  # this process is the job's own
+            if HydraConfig.get().runtime.choices["hydra/launcher"] != "basic":  # this process belongs to the job
                 raise
             sys.exit(_report(f"{name}: {error}"))
 
 
 def _report_job(error: Exception, options: list[str]) -> str:
-    """Says at once what became of a sweep's job; returns its name."""
+    """Reports at once why a sweep's job failed; returns the job's name."""
     name = overrides.job_name(swept_values(options)) or "job"
     if isinstance(error, UserError):
         _report(f"{name}: {error}")

@@ -47,9 +47,6 @@ def check(config: Mapping[str, Any]) -> None:
         raise UserError("samples= are scored as pictures of stage two: leave out stage=vae.")
     if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
         raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of pictures).")
-    for key in ("n", "seeds", "reference_n", "batch_size"):
-        if config[key] < 1:
-            raise UserError(f"{key}={config[key]}: has to be at least 1.")
     if config["curve"]["n"] < LEAST:
         raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} pictures.")
 

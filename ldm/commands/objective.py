@@ -1,4 +1,4 @@
-"""What a job of a search is worth: a figure of the evaluation of the run that it left."""
+"""The objective of a search: a figure from the evaluation of the run that a job trained."""
 
 import json
 from collections.abc import Mapping
@@ -7,13 +7,14 @@ from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.config import overrides
-from ldm.config.compose import checked, compose
+from ldm.config.checking import checked
+from ldm.config.compose import compose
 
 
 def objective(config: Mapping[str, Any], stage: str, run: Path) -> float:
-    """The figure `config["objective"]` of the run's evaluation.json, which is made where it is missing.
+    """The figure that `config["objective"]` names in the run's evaluation.json; evaluates the run if it has none.
 
-    What is nested goes by dots. Raises UserError for a figure that the evaluation doesn't have.
+    A nested figure is named with dots, `a.b`. Raises UserError for a figure that isn't there.
     """
     report = run / "evaluation" / "evaluation.json"
     if not report.is_file():

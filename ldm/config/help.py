@@ -1,7 +1,8 @@
 """The text of --help, made from conf/: usage, examples, groups with their choices, options with their comments."""
 
-import re
 from pathlib import Path
+
+from ldm.config import descriptions
 
 EXAMPLES = {
     "train_vae": [
@@ -28,36 +29,28 @@ EXAMPLES = {
         "run=emoji",
         "run=emoji stage=vae",
         "run=emoji 'curve.guidance=[1,2,3]' 'curve.steps=[4,8,16]'",
-        "run=emoji samples=pictures_of_another_tool",
+        "run=emoji samples=images_of_another_tool",
     ],
 }
 
 
 def help_text(script: str, conf: Path, program: str) -> str:
-    """What `script` does, how it is called (`program`), and what can be chosen."""
-    text = (conf / f"{script}.yaml").read_text()
-    defaults, options = _split(text)
-    about = re.match(r"# (.*)", text)
-    parts = [about[1] if about else "", "", f"usage: {program} [-m] [KEY=VALUE ...]", ""]
+    """The help of `script`: what it does, how it is called (`program`), its groups with their choices, its options."""
+    file = conf / f"{script}.yaml"
+    parts = [descriptions.about(file), "", f"usage: {program} [-m] [KEY=VALUE ...]", ""]
     parts += [f"  {program} {example}" for example in EXAMPLES[script]]
-    groups = [_group(conf, name, default) for name, default in re.findall(r"^  - (\w+): (\w+)", defaults, re.MULTILINE)]
-    if groups:
-        parts += ["", "Groups, as GROUP=CHOICE (* is the default):", "", *groups]
+    if groups := descriptions.groups(file):
+        parts += ["", "Groups, as GROUP=CHOICE (* is the default):", ""]
+        parts += [_group(name, descriptions.choices(conf, name), default) for name, default in groups]
         parts += [
             "",
             "GROUP.OPTION=VALUE sets any option of the chosen class, trainer.X=VALUE any of Lightning's Trainer.",
         ]
-    parts += ["", "Options:", "", options.strip(), ""]
+    parts += ["", "Options:", "", descriptions.options(file), ""]
     parts += ["-m sweeps over values with commas; --cfg job shows the whole config and runs nothing."]
     return "\n".join(parts)
 
 
-def _split(text: str) -> tuple[str, str]:
-    """The defaults list of a primary config, and its options."""
-    match = re.search(r"^defaults:\n((?:  .*\n)*)", text, re.MULTILINE)
-    return (match[1], text[match.end() :]) if match else ("", text.partition("\n")[2])
-
-
-def _group(conf: Path, name: str, default: str) -> str:
-    choices = sorted(file.stem for file in (conf / name).glob("*.yaml"))
-    return f"  {name:12} {' '.join(choice + '*' * (choice == default) for choice in choices)}"
+def _group(name: str, choices: list[str], default: str) -> str:
+    marked = [f"{choice}*" if choice == default else choice for choice in choices]
+    return f"  {name:12} {' '.join(marked)}"

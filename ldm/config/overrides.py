@@ -1,8 +1,8 @@
-"""Command-line words made ready for Hydra: pure functions of strings.
+"""The words of a command line, prepared for Hydra: pure functions of strings.
 
 Hydra's grammar refuses `a cat!`, `it's` and Chinese, and splits at commas. Prompts and paths are therefore taken as raw
-text, from the first `=` to the end, and quoted before Hydra sees them. Values of options go in as `++key=`, so that an
-option in a constructor's signature needs no `+`, whether the YAML lists it or not.
+text, from the first `=` to the end, and quoted before Hydra sees them. Options are passed on as `++key=`, so that one
+that is in a constructor's signature needs no `+`, whether the YAML lists it or not.
 """
 
 import re
@@ -11,13 +11,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
+from ldm.config.options import PATH_ENDINGS, PATHS, TEXTS
 
-PROSE = {"prompt", "negative", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
-PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
-PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
-PATHS |= {"reference", "samples", "features"}
-_PATH_ENDINGS = ("path", "root", "dir")
-_BY_CONDITION = re.compile(r"(conditioner|guidance)\.\w+")  # `text` and `map` are a condition's name there, no raw text
+_BY_CONDITION = re.compile(
+    r"(conditioner|guidance)\.\w+"
+)  # there `text` and `map` are names of conditions, not options with raw text
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
 _FLAGS |= {"--shell-completion", "-sc", "--help", "-h"}
@@ -26,29 +24,32 @@ _SWEEP_FUNCTION = re.compile(r"(choice|glob|range|shuffle|sort|interval)\(.*\)",
 
 
 def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides as Hydra wants them: raw text quoted, values as `++key=`.
+    """Flags and overrides as Hydra reads them: raw text quoted, options as `++key=`.
 
-    Under -m a prompt stays one text, while names and paths are swept at commas (`first_stage=vae_a,vae_b`): a path that
-    holds a comma is then written in quotes of its own. Raises UserError for what is neither a flag nor KEY=VALUE.
+    In a sweep (-m) a prompt stays one text, while names and paths are split at commas (`first_stage=vae_a,vae_b`): a
+    path that contains a comma then needs quotes of its own. Raises UserError for a word that is neither a flag nor
+    KEY=VALUE.
     """
     flags, overrides = split(words)
-    if {"--shell-completion", "-sc"} & set(flags):  # install=bash and the like are Hydra's own words
+    if {"--shell-completion", "-sc"} & set(flags):  # followed by words for Hydra, such as install=bash
         return flags, overrides
     prepared = [_override(word, groups, is_sweep(flags)) for word in overrides]
-    return flags, prepared + _replaced(prepared)
+    return flags, prepared + _other_limit_lifted(prepared)
 
 
-def _replaced(overrides: Sequence[str]) -> list[str]:
-    """Takes away the limit of a run that YAML may have, of steps or of time, where only the other is given."""
+def _other_limit_lifted(overrides: Sequence[str]) -> list[str]:
+    """The override that lifts the limit of a run in YAML, of steps or of time, where the words give only the other."""
     given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     steps, seconds = (given.get(f"trainer.{key}") for key in ("max_steps", "max_time"))
     if seconds is None and steps not in (None, "null", "-1"):
         return ["++trainer.max_time=null"]
-    return ["++trainer.max_steps=-1"] if steps is None and seconds not in (None, "null") else []
+    if steps is None and seconds not in (None, "null"):
+        return ["++trainer.max_steps=-1"]
+    return []
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags (with their values) and overrides."""
+    """Flags (with their values), and overrides. Raises UserError for an unknown flag and a word of another form."""
     flags: list[str] = []
     overrides: list[str] = []
     takes_value = False
@@ -68,6 +69,7 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_sweep(flags: Collection[str]) -> bool:
+    """Whether the flags ask for a sweep, by -m or --multirun."""
     return "-m" in flags or "--multirun" in flags
 
 
@@ -77,17 +79,18 @@ def quote(text: str) -> str:
 
 
 def job_name(swept: Iterable[tuple[str, Any]]) -> str | None:
-    """The folder of a sweep's job, from what is swept: `channels-64_diffusion-eps`; None if nothing is.
+    """The folder name of a sweep's job, from the swept values: `channels-64_diffusion-eps`; None without any.
 
-    A dotted key goes by its last part, or in full where two would look alike. A value that a file name can't hold gets
-    a checksum, so that no two jobs meet in one folder.
+    A dotted key is shortened to its last part, unless two keys would then be the same. A value that a file name can't
+    hold gets a checksum, so that no two jobs share a folder.
     """
-    pairs = [(key, value) for key, value in swept if key != "name"]  # a swept name names folders by itself
+    pairs = [(key, value) for key, value in swept if key != "name"]  # a swept name is the folder's name already
     last = [key.rsplit(".", 1)[-1] for key, _ in pairs]
     labels = [part if last.count(part) == 1 else key for part, (key, _) in zip(last, pairs, strict=True)]
-    name = "_".join(
-        f"{label.replace('/', '-')}-{_file_text(value)}" for label, (_, value) in zip(labels, pairs, strict=True)
-    )
+    parts = []
+    for label, (_, value) in zip(labels, pairs, strict=True):
+        parts.append(f"{label.replace('/', '-')}-{_for_file_name(value)}")
+    name = "_".join(parts)
     if len(name.encode()) > 180:
         name = f"{name[:60]}-{zlib.crc32(name.encode()):08x}"
     return name or None
@@ -107,9 +110,11 @@ def _value(key: str, value: str, sweeping: bool) -> str:
     if _BY_CONDITION.fullmatch(key):
         return value
     last = key.rsplit(".", 1)[-1]
-    if last in PROSE and not (value == "null" and last not in ("prompt", "negative", "text")):
-        return quote(re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value))  # no interpolation in prose
-    if last not in PATHS and not last.endswith(_PATH_ENDINGS):
+    if last in TEXTS and not (value == "null" and last not in ("prompt", "negative", "text")):
+        return quote(
+            re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
+        )  # `${` is text here, not an interpolation
+    if last not in PATHS and not last.endswith(PATH_ENDINGS):
         return value
     if sweeping and (value[:1] in ("'", '"') or _SWEEP_FUNCTION.fullmatch(value)):
         return value
@@ -117,12 +122,12 @@ def _value(key: str, value: str, sweeping: bool) -> str:
     return ",".join(piece if piece == "null" else quote(piece) for piece in pieces)
 
 
-def _file_text(value: Any) -> str:
-    """A value as part of a file name: letters, digits and `.+-`, with nothing that Hydra's grammar or a shell minds."""
+def _for_file_name(value: Any) -> str:
+    """A value as part of a file name, without characters that mean something to Hydra's grammar or a shell."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
-        return "_".join(map(_file_text, value))
+        return "_".join(map(_for_file_name, value))
     text = str(value)
     safe = re.sub(r"[^\w.+-]+", "_", text)
     return safe if safe == text else f"{safe[:40]}-{zlib.crc32(text.encode()):08x}"

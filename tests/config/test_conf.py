@@ -6,7 +6,8 @@ import pytest
 from hydra import initialize_config_dir
 
 from ldm.common import registry
-from ldm.config.compose import CONF, checked, compose
+from ldm.config.checking import checked
+from ldm.config.compose import CONF, compose
 
 GROUPS = {
     "train_vae": ["data", "vae", "trainer", "logger", "sweep", "launcher"],

@@ -92,7 +92,8 @@ def test_a_killed_sweep_stops_and_leaves_nothing_behind(monkeypatch: pytest.Monk
 def test_every_arm_composes() -> None:
     from hydra import initialize_config_dir
 
-    from ldm.config.compose import CONF, checked, compose
+    from ldm.config.checking import checked
+    from ldm.config.compose import CONF, compose
 
     arms = sorted(path.stem for path in (ablation.ARMS / "arm").glob("*.yaml"))
     path = f"hydra.searchpath=[file://{ablation.ARMS}]"

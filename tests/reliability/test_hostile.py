@@ -274,7 +274,7 @@ def test_any_words_are_prepared_or_refused(words):
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    from ldm.config.compose import explain
+    from ldm.config.explaining import explain
 
     try:
         _, options = overrides.prepare(words, {"data"})

@@ -12,7 +12,8 @@ import ldm
 from ldm.commands import train_ldm
 from ldm.common.errors import UserError
 from ldm.config import overrides
-from ldm.config.compose import CONF, checked, compose, group_names
+from ldm.config.checking import checked
+from ldm.config.compose import CONF, compose, group_names
 from ldm.training import ldm_run, vae_run
 
 COMMON = [

@@ -15,7 +15,7 @@ import ldm
 from ldm import artifact
 from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
-from ldm.config.compose import refuse_sizes_beside_base
+from ldm.config.checking import refuse_sizes_beside_base
 from ldm.data.sources.digits import Digits
 from ldm.interop.parts.vae import to_diffusers
 from ldm.networks import AutoencoderKL

@@ -236,7 +236,8 @@ def test_the_options_of_a_run_started_elsewhere_compose_its_config(tmp_path: Pat
     from hydra import initialize_config_dir
 
     from ldm.config import overrides
-    from ldm.config.compose import CONF, checked, compose, group_names
+    from ldm.config.checking import checked
+    from ldm.config.compose import CONF, compose, group_names
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         _, options = overrides.prepare(words_of_config(trained), group_names())
