@@ -19,7 +19,7 @@ from ldm.interop.lora import files
 from ldm.interop.lora.names import is_of_text
 from ldm.networks import Controlled
 
-UNET, TEXT = "unet", "text_encoder"  # as LoRA files call them
+UNET, TEXT = "unet", "text_encoder"  # with _2 for a second one, as LoRA files call them
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 PRESETS = ("attention", "convolutions", "linear", "all")
 
@@ -133,9 +133,12 @@ def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
     network = model.denoiser.network
     found: dict[str, nn.Module] = {UNET: network.network if isinstance(network, Controlled) else network}
     for part in model.conditioner.parts.values():
-        frozen = isinstance(part, FrozenText) and (part.is_held if kinds is None else TEXT in kinds)
-        if isinstance(part, Text) or frozen:
+        if isinstance(part, Text):
             found[TEXT] = part.encoder
+    for part in frozen_texts(model):
+        kind = TEXT + part.suffix
+        if part.is_held if kinds is None else kind in kinds:
+            found[kind] = part.encoder
     if unknown := sorted((kinds or set()) - found.keys()):
         raise UserError(f"the model has no {', '.join(unknown)} for a LoRA to change.")
     return {kind: module for kind, module in found.items() if kinds is None or kind in kinds}
@@ -143,17 +146,29 @@ def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
 
 def changes_frozen_text(model: Any, adapter: LoraAdapter) -> bool:
     """Whether a LoRA is on a text encoder that isn't part of the model."""
-    frozen = any(isinstance(part, FrozenText) for part in model.conditioner.parts.values())
-    return frozen and bool(_of(adapter.alphas, TEXT))
+    return any(_of(adapter.alphas, TEXT + part.suffix) for part in frozen_texts(model))
+
+
+def frozen_texts(model: Any) -> list[FrozenText]:
+    """The frozen text encoders of a model: one, or Stable Diffusion XL's two."""
+    return [part for part in model.conditioner.modules() if isinstance(part, FrozenText)]
+
+
+def xl_modules(model: Any) -> list[str]:
+    """The layers of a base that is Stable Diffusion XL's, of which kohya's tools have other names; of others none."""
+    network = components(model, {UNET})[UNET]
+    is_xl = getattr(network, "add_embedding", None) is not None
+    return [f"{UNET}.{name}" for name in layers.adaptable(network)] if is_xl else []
 
 
 def read_file(path: Path, model: Any) -> LoraAdapter:
     """A LoRA out of another tool's .safetensors file (diffusers', peft's, kohya's): of no known base."""
     state, metadata = files.contents(path)
-    parts = components(model, {UNET, TEXT} if any(map(is_of_text, state)) else {UNET})
+    texts = {TEXT, *(TEXT + part.suffix for part in frozen_texts(model))}
+    parts = components(model, {UNET, *texts} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
     lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
-    skips = [part.clip_skip for part in model.conditioner.parts.values() if isinstance(part, FrozenText)]
+    skips = [part.clip_skip for part in frozen_texts(model)]
     width = getattr(parts[UNET], "context_dim", None)
     lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1), width)
     return LoraAdapter.holding(lora.weights, lora.alphas)

@@ -119,7 +119,7 @@ class WithLora:
         if out.suffix != ".safetensors":
             out = out / "pytorch_lora_weights.safetensors"  # where diffusers looks
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.write(out, self._lora(name or names[0]).lora, to)
+        files.write(out, self._lora(name or names[0]).lora, to, lora.xl_modules(self))
         return out
 
     @property

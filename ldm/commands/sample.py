@@ -28,6 +28,7 @@ OPTIONS = (
     *("order", "variant", "autoguidance"),
 )
 
+FRAME = ("original_size", "crop", "target_size")
 CONTROL = ("control", "control_scale", "control_start", "control_end")
 ASKED = ("prompt", "prompts_file", "negative", "labels", "map", "image", "mask", "embed_image", "control", "then")
 CONTROL_PICTURES = ("control_image", "control_from")
@@ -74,7 +75,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     options = {key: config[key] for key in OPTIONS if config.get(key) is not None}
     if config["autoguide"]:
         model.load_autoguide(find_run("ldm", config["autoguide"], config["runs_dir"]))
-    keys = ("image", "strength", "mask", "feather", "pad", "map", "embed_image", "noise_level", "size")
+    keys = ("image", "strength", "mask", "feather", "pad", "map", "embed_image", "noise_level", "size", *FRAME)
     over = {"control": config["control_image"], "control_from": config["control_from"]}
     model.check_pictures(**{key: config[key] for key in ("image", "mask", "pad", "map")}, **over)
     start, pictures = model.read(**{key: config[key] for key in keys})
@@ -97,7 +98,7 @@ def from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> tuple[Tenso
     shown = [
         *("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora", "decoder")
     ]
-    shown += [*CONTROL, *CONTROL_PICTURES]
+    shown += [*CONTROL, *CONTROL_PICTURES, *FRAME]
     named = {key: config[key] for key in shown if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **named, **computed_in(model)}
 

@@ -7,7 +7,9 @@ from ldm.conditioning.inpaint import Inpaint
 from ldm.conditioning.lowres import LowRes
 from ldm.conditioning.maps import MapTokens, SemanticMap
 from ldm.conditioning.parts import ClassLabel, Part, Text, classes_line
+from ldm.conditioning.sizes import ImageSize
 from ldm.conditioning.text.frozen import FrozenText
+from ldm.conditioning.text.joined import JoinedText
 
 __all__ = [
     "Conditions",
@@ -15,7 +17,9 @@ __all__ = [
     "Conditioner",
     "FrozenText",
     "ImageEmbedding",
+    "ImageSize",
     "Inpaint",
+    "JoinedText",
     "LowRes",
     "MapTokens",
     "Part",

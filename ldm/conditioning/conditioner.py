@@ -52,7 +52,10 @@ class Conditioner(nn.Module):
 
     def reader(self, seed: int) -> Reader:
         """What makes `drop` and `ready` of a batch where it is made: on the host, in data workers too."""
-        parts = {name: PartReader(part.column, part.drop_prob, part.reader()) for name, part in self.parts.items()}
+        parts = {
+            name: PartReader(part.column, part.drop_prob, part.reader(), part.nothing)
+            for name, part in self.parts.items()
+        }
         return Reader(parts, seed)
 
     def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from ldm.conditioning.text.truncation import sentences
 from ldm.diffusion.guidance import Terms
 from ldm.networks import Cond
 
-ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image")  # of these a single one may stand for every prompt
+ONE_FOR_ALL = (
+    "map",
+    "low_res",
+    "noise_level",
+    "embed_image",
+    "frame",
+)  # of these a single one may stand for every prompt
 log = logging.getLogger("ldm")
 Scale = float | Mapping[str, float]
 

@@ -38,6 +38,7 @@ class Part(nn.Module):
     concat_channels: int = 0
     sources: tuple[str, ...] = ()
     guided: bool = True
+    nothing: str = ""  # what stands for a caption that is dropped
 
     def __init__(self, drop_prob: float):
         super().__init__()

@@ -25,11 +25,13 @@ class States(NamedTuple):
 
 
 class PartReader(NamedTuple):
-    """Of one condition: its column, how often it is dropped, and what makes tensors of captions (None: nothing)."""
+    """Of one condition: its column, how often it is dropped, what makes tensors of captions (None: nothing), and what
+    stands for a caption that is dropped."""
 
     column: str
     drop_prob: float
     encode: Any = None
+    nothing: str = ""
 
 
 class Reader:
@@ -48,7 +50,7 @@ class Reader:
         for name, part in self.parts.items():
             captions = batch.get(part.column)
             if isinstance(captions, list):
-                captions = without(captions, drop.pop(name, None))
+                captions = without(captions, drop.pop(name, None), part.nothing)
                 ready[name] = part.encode(captions) if part.encode else captions
         return batch | {"drop": drop, "ready": ready}
 
@@ -61,8 +63,8 @@ def coins(seed: int, position: Tensor, shares: Mapping[str, float]) -> dict[str,
     return {name: uniform(seed, f"drop {name}", position) < share for name, share in shares.items() if share > 0}
 
 
-def without(captions: list[str], drop: Tensor | None) -> list[str]:
-    """The captions, empty where `drop` (B,) is True."""
+def without(captions: list[str], drop: Tensor | None, nothing: str = "") -> list[str]:
+    """The captions, `nothing` where `drop` (B,) is True."""
     if drop is None:
         return captions
-    return ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
+    return [nothing if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]

@@ -102,7 +102,8 @@ def _sample() -> Options:
     from ldm.model.latent_diffusion import LatentDiffusion
 
     generate = _from_signature(LatentDiffusion.generate)
-    shared = "n strength feather pad noise_level size guess_mode control_scale control_start control_end"
+    shared = "n strength feather pad noise_level size original_size crop target_size guess_mode"
+    shared += " control_scale control_start control_end"
     return {
         **{name: generate[name] for name in shared.split()},
         **_sampling(),

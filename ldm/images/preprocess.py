@@ -105,6 +105,19 @@ class Preprocess:
         picture = Image.fromarray(array.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST, box)
         return self._pad(np.asarray(picture)[:, :, None].astype(array.dtype), [0])[:, :, 0]  # (H, W)
 
+    def frame(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
+        """What is said of a picture of so many rows and columns: its height and width, top and left of what is kept,
+        counted in pixels once it is resized, and the size that it has then (Podell et al. 2023, SDXL, 2.2).
+
+        Of one that is shown whole, as "contain" and "stretch" do, the corner is 0, 0. Raises BadImage for a size that
+        is refused.
+        """
+        left = top = 0.0
+        if (height, width) != (self.height, self.width):
+            _, _, (x, y, right, bottom) = self._geometry(height, width)
+            left, top = x * self.width / (right - x), y * self.height / (bottom - y)
+        return height, width, round(top), round(left), self.height, self.width
+
     def to_tensor(self, images: np.ndarray | Tensor) -> Tensor:
         """uint8 or uint16 of any shape to float32 in [-1, 1]."""
         if isinstance(images, Tensor):

@@ -22,13 +22,13 @@ from ldm.common.registry import spec_of
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
 from ldm.conditioning.text.frozen import write_encoder
 from ldm.diffusion import Flow
-from ldm.diffusion.parameterization import VariancePreserving
 from ldm.interop.exporting import dtype as precision
+from ldm.interop.exporting import pipelines
 from ldm.interop.exporting.bundle import bundle, frozen_in
 from ldm.interop.exporting.card import card
 from ldm.interop.exporting.flatten import flat
 from ldm.interop.exporting.report import Report
-from ldm.interop.parts import controlnet, schedulers, unet, vae
+from ldm.interop.parts import controlnet, schedulers, sdxl, unet, vae
 from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
@@ -104,7 +104,7 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
             raise UserError("a DiT's ControlNet can't be exported to diffusers: export the model without it.")
     factor = model.first_stage.factor
     size = (model.preprocess.height // factor, model.preprocess.width // factor)
-    index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size)}
+    index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size, model.conditioner)}
     scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling)
     _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
@@ -114,7 +114,11 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         where = out / "vae"
         index["vae"] = _write_vae(model.first_stage, model.latent_mean, model.latent_std, where, report, side)
     index |= _write_conditions(model.conditioner, out, report)
-    reason = _needs_own_pipeline(model, index)
+    reason = pipelines.why_own(model, index)
+    if reason and sdxl.encoders_of(model.conditioner):
+        raise UserError(
+            f"the model is no StableDiffusionXLPipeline, and two text encoders go to no other: {reason}. to=ldm can."
+        )
     if controlnets:
         if reason or len(controlnets) > 1:
             reason = reason or f"there are {len(controlnets)} of them"
@@ -132,40 +136,29 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
             index["text"] = {"length": part.length, "masked": part.masked}
     else:
         report.parts["pipeline"] = "stock"
-        index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
-        name = "StableDiffusionControlNetPipeline" if controlnets else "StableDiffusionPipeline"
-        if network.guidance_dim and scheduler["_class_name"] == "LCMScheduler" and not controlnets:
-            name = "LatentConsistencyModelPipeline"
-        index |= {"_class_name": name, "requires_safety_checker": False}
+        index |= pipelines.settings(model, network, scheduler["_class_name"], bool(controlnets))
     _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
 
 
-def _needs_own_pipeline(model: Any, index: Mapping[str, Any]) -> str | None:
-    """Why StableDiffusionPipeline can't drive the model; None if it can."""
-    parts = list(model.conditioner.parts.values())
-    stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
-    if isinstance(model.first_stage, Identity):
-        return "it draws pixels, without an autoencoder"
-    if own := [name for name, value in stock_parts if index.get(name) != value]:
-        return f"parts of its own: {', '.join(own)}"
-    if len(parts) != 1 or not isinstance(parts[0], FrozenText):
-        return f"its conditions are {', '.join(model.conditioner.parts) or 'none'}, not one frozen text encoder's"
-    if parts[0].masked or parts[0].pooled or index["text_encoder"][1] != "CLIPTextModel":
-        return "its text is masked, pooled or not CLIP's"
-    if not isinstance(model.denoiser.parameterization, VariancePreserving):
-        return f"its parameterization is {type(model.denoiser.parameterization).__name__}"
-    return None if model.first_stage.in_channels == 3 else f"pictures of {model.first_stage.in_channels} channels"
-
-
-def _write_unet(network: nn.Module, out: Path, report: Report, size: tuple[int, int] | None) -> list[str]:
+def _write_unet(
+    network: nn.Module,
+    out: Path,
+    report: Report,
+    size: tuple[int, int] | None,
+    conditioner: Conditioner | None = None,
+) -> list[str]:
     if not isinstance(network, (UNet, DiT)):
         raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet or a DiT can.")
     sample_size: Any = size and (size[0] if size[0] == size[1] else list(size))
-    if isinstance(network, DiT) or (reasons := unet.obstacles(network)):
-        report.parts["unet"] = "a DiT of ours" if isinstance(network, DiT) else "; ".join(reasons)
+    reasons = ["a DiT of ours"] if isinstance(network, DiT) else unet.obstacles(network)
+    if conditioner is not None and sdxl.is_xls(network) and not sdxl.encoders_of(conditioner):
+        reasons.append("vector_layers=2 without Stable Diffusion XL's conditions")
+    if reasons or isinstance(network, DiT):
+        report.parts["unet"] = "; ".join(reasons)
         return _write_own("ldm_unet", "LdmUNet", network, out, {"sample_size": sample_size})
     report.parts["unet"] = "stock"
-    config = unet.to_diffusers(network, sample_size)
+    features = None if conditioner is None else sdxl.features_of(conditioner)
+    config = unet.to_diffusers(network, sample_size, features)
     _write_part(out, config, unet.weights(network.state_dict(), config))
     return ["diffusers", "UNet2DConditionModel"]
 
@@ -201,6 +194,8 @@ def _write_vae(
 
 
 def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> dict[str, list[str]]:
+    if encoders := sdxl.encoders_of(conditioner):
+        return _write_encoders(encoders, out, report)
     parts = dict(conditioner.parts)
     frozen = [name for name, part in parts.items() if isinstance(part, FrozenText)]
     if unknown := [n for n, p in parts.items() if not isinstance(p, (FrozenText, Text, ClassLabel))]:
@@ -214,15 +209,23 @@ def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> di
             raise UserError(
                 f"clip_skip={part.clip_skip} of the text encoder can't be exported to diffusers: to=ldm can."
             )
-        write_encoder(part, out / "text_encoder", out / "tokenizer")
-        _set_length(out / "tokenizer" / "tokenizer_config.json", part.length)
-        report.parts["text_encoder"] = "stock"
-        tokenizer = type(part.tokenizer).__name__
-        return {"text_encoder": ["transformers", type(part.encoder).__name__], "tokenizer": ["transformers", tokenizer]}
+        return _write_encoders([part], out, report)
     if not parts:
         return {}
     report.parts["conditioner"] = f"built-in {', '.join(parts)}"
     return {"conditioner": _write_own("ldm_conditioner", "LdmConditioner", conditioner, out / "conditioner", {})}
+
+
+def _write_encoders(parts: list[FrozenText], out: Path, report: Report) -> dict[str, list[str]]:
+    index = {}
+    for part in parts:
+        name, words = f"text_encoder{part.suffix}", out / f"tokenizer{part.suffix}"
+        write_encoder(part, out / name, words)
+        _set_length(words / "tokenizer_config.json", part.length)
+        report.parts[name] = "stock"
+        index[name] = ["transformers", type(part.encoder).__name__]
+        index[words.name] = ["transformers", type(part.tokenizer).__name__]
+    return index
 
 
 def _set_length(config: Path, length: int | None) -> None:

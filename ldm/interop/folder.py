@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm import artifact
 from ldm.common.errors import UserError
 from ldm.common.registry import build, lookup
-from ldm.conditioning import Conditioner, FrozenText
+from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.images import Preprocess
@@ -19,7 +19,7 @@ from ldm.interop.files import shards, typed
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
 from ldm.interop.files.names import refuse
 from ldm.interop.files.plain import read_json, whole
-from ldm.interop.parts import controlnet, schedulers, unet, vae
+from ldm.interop.parts import conditions, controlnet, schedulers, sdxl, unet, vae
 from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
@@ -27,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model"
 _INDEX = ("requires_safety_checker", "force_zeros_for_empty_prompt", "text", "sampling", "t_max")  # of model_index.json
 _KNOWN = {
     "vae", "unet", "scheduler", "text_encoder", "tokenizer", "conditioner", "controlnet", "safety_checker",
-    "feature_extractor",
+    "feature_extractor", "text_encoder_2", "tokenizer_2",
 }  # fmt: skip
 _OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
 _PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
@@ -192,15 +192,6 @@ def assemble(
     return model.eval().requires_grad_(False)
 
 
-def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
-    """A pipeline's text encoder as Stable Diffusion uses it, unless `options` say otherwise: padded, without a mask."""
-    file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
-    length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
-    limit = read_json(file).get("model_max_length") if file.is_file() else None
-    length = length if limit is None else min(length, whole(limit, f"{file}: model_max_length"))
-    return FrozenText(str(encoder), str(tokenizer), **{"length": length, "masked": False, **options})
-
-
 def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> nn.Module:
     return artifact.restore({"format": artifact.FORMAT, "model": spec}, state, str(where))
 
@@ -228,23 +219,27 @@ def _pipeline(folder: Path) -> nn.Module:
     config = read_json(scheduler)
     parameterization, sampling = schedulers.from_diffusers(config, str(scheduler))
     first_stage, whitening = _first_stage(folder, present, network)
-    conditioner = _conditioner(folder, present, index.get("text") or {})
-    height, width = (side * first_stage.factor for side in _sides(folder))  # type: ignore[operator]
+    height, width = (int(side * first_stage.factor) for side in _sides(folder))  # type: ignore[operator]
+    if "conditioner" in present:
+        conditioner: Any = load_part(folder / "conditioner")
+    else:
+        conditioner = conditions.of_pipeline(folder, present, index, network, (height, width))
     said = dict(index.get("sampling") or {})
     stable = "text_encoder" in present and "conditioner" not in present
     own, is_distilled = _defaults(sampling["sampler"], network, stable)
     sampling |= own | said
-    size = (int(height), int(width))
     replaced = None if "sampler" in said else schedulers.stands_for(config, sampling, str(scheduler))
     about = {"distilled": {"steps": most_steps(config, str(scheduler))}} if is_distilled else {}
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced, **about)
+    parts = (first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
+    return assemble(*parts, replaced, **about)
 
 
 def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[dict[str, Any], bool]:
     """The sampling defaults of the pipeline's class, and whether the model is distilled."""
     if sampler == "lcm":  # its guidance is a condition, as in LatentConsistencyModelPipeline, or baked in
         return {"guidance": 8.5} if getattr(network, "guidance_dim", None) else {}, True
-    return {"guidance": 7.5} if is_stable_diffusion else {}, False
+    guidance = sdxl.GUIDANCE if sdxl.is_xls(network) else 7.5
+    return {"guidance": guidance} if is_stable_diffusion else {}, False
 
 
 def most_steps(config: Mapping[str, Any], where: str) -> int:
@@ -275,13 +270,3 @@ def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Modu
         )
         return first_stage, (mean, latent_scale.positive(std, f"{where}: latent_std"))
     return first_stage, latent_scale.of_config(config, where)
-
-
-def _conditioner(folder: Path, present: set[str], text: Mapping[str, Any]) -> Conditioner:
-    if "conditioner" in present:
-        conditioner = load_part(folder / "conditioner")
-        assert isinstance(conditioner, Conditioner)
-        return conditioner
-    if "text_encoder" in present:
-        return Conditioner({"text": text_part(folder / "text_encoder", folder / "tokenizer", text)})
-    return Conditioner()

@@ -1,4 +1,4 @@
-"""A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1 and 2) as a model of ours."""
+"""A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1, 2 and XL) as a model of ours."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from ldm.interop.files import beside_checkpoint as neighbours
 from ldm.interop.files import user_metadata
 from ldm.interop.files.names import by_prefix, inverse, rename
 from ldm.interop.folder import as_float32, assemble, read_all
-from ldm.interop.parts import compvis, controlnet
+from ldm.interop.parts import compvis, controlnet, sdxl, sdxl_file
 from ldm.interop.parts import compvis_shapes as infer
 from ldm.interop.parts.clip_text import load_clip
 from ldm.interop.settings import (
@@ -85,8 +85,8 @@ def load_single_file(
     What the file doesn't say can be given: `heads` or `head_dim` (unless its trainer's settings say them: 8, or 64
     channels a head with linear projections), `prediction` ("eps", "v" or "flow"; unless the file says it, v for a
     context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it, 0.18215), the
-    images' `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2). A part alone takes what is its
-    own of these.
+    images' `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2; of XL 0.13025 and 1024). A part
+    alone takes what is its own of these.
     `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
     the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
     """
@@ -116,6 +116,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     said = {**said, **neighbours.settings_beside(path)}
     latents = latent_scale.collect(tensors, said, str(path))
     names = list(tensors)
+    sdxl_file.refuse_refiner(names, str(path))
     if any(name.startswith(controlnet.COMPVIS) for name in names):
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents, tensors, path)
         sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
@@ -150,17 +151,28 @@ def _whole(
 ) -> nn.Module:
     """The LatentDiffusion around a U-Net; `tensors` are the file's in their own precision."""
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
-    whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), first_stage.latent_channels, str(path))
+    is_xl = sdxl_file.is_xl(state)
+    if sdxl.is_xls(network) and not is_xl:
+        raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as unCLIP's.")
+    z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
+    whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, str(path), factor)
     two = network.context_dim == 1024
     kind = prediction.of_file(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
     parameterization, sampling = parameterizations.of_file(kind, tensors, said, str(path))
+    sdxl_file.check_sigmas(tensors, parameterization, str(path))
     _check_rest(tensors, path)
-    usual = 768 if two and kind == "v" else 512
+    usual = sdxl_file.SIZE if is_xl else 768 if two and kind == "v" else 512
     said_size = None if "size" in given else trainer_settings.size(said, first_stage.factor, str(path))
     height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
     check_size(height, width, first_stage.factor)
-    conditioner = _conditioner(_under(state, compvis.TEXT), given.get("text_encoder"), path, said)
-    sampling |= {"guidance": 7.5} | sampler_settings.of_file(said, str(path))
+    folder = given.get("text_encoder")
+    if is_xl and folder is not None:
+        two_encoders = _under(state, sdxl_file.TEXT)
+        conditioner = sdxl_file.conditioner(two_encoders, Path(folder), path, network, (height, width))
+    else:
+        conditioner = _conditioner(_under(state, sdxl_file.TEXT if is_xl else compvis.TEXT), folder, path, said)
+    guidance = sdxl.GUIDANCE if is_xl else 7.5
+    sampling |= {"guidance": guidance} | sampler_settings.of_file(said, str(path))
     sampling |= {} if conditioner.parts else {"guidance": 1.0}
     return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
 
@@ -250,7 +262,7 @@ def _conditioner(
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
     """Refuses tensors elsewhere in the file that speak of latents or noise, and names what else is left out."""
-    read = (compvis.UNET, compvis.VAE, compvis.TEXT, *_IGNORED)
+    read = (compvis.UNET, compvis.VAE, compvis.TEXT, sdxl_file.TEXT, *_IGNORED)
     rest = [name for name in state if not name.startswith(read)]
     if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _TELLING)]:
         raise UserError(f"{path} can't be represented here: it says {', '.join(telling[:4])}, which isn't read.")

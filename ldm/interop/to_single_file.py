@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
 from ldm.common.tensors import write_safetensors
-from ldm.conditioning import FrozenText
 from ldm.diffusion import V
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting.report import Report
-from ldm.interop.parts import compvis, stable_diffusion, vae
+from ldm.interop.parts import compvis, sdxl, sdxl_file, stable_diffusion, vae
 from ldm.interop.parts.to_clip import to_first_names, to_second_names
 from ldm.interop.settings import latent_scale, modelspec
 from ldm.interop.single_file import to_compvis
@@ -62,30 +61,36 @@ def _refuse(what: str, reasons: list[str]) -> None:
 
 
 def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
-    (text,) = model.conditioner.parts.values()
-    version = stable_diffusion.text_version(text)
+    version = stable_diffusion.version_of(model)
     state = _under(compvis.UNET, to_compvis(model.denoiser.network))
-    state |= _under(compvis.VAE, _first_stage(model)) | _under(compvis.TEXT, _text(text, version))
+    factor = sdxl.FACTOR if version == "XL" else latent_scale.SD_FACTOR
+    state |= _under(compvis.VAE, _first_stage(model, factor)) | _text(model, version)
     state |= _markers(model.denoiser.parameterization)
     different = stable_diffusion.differences(model, version)
     said = modelspec.metadata(model, version, not different, title, about)
-    report = Report(dict.fromkeys(("unet", "vae", "text_encoder"), "stock"))
-    report.notes = _size_notes(different, version) or _noise_notes(model.denoiser.parameterization, version, state)
-    report.notes += _factor_notes(model)
+    encoders = [f"text_encoder{part.suffix}" for part in sdxl.encoders_of(model.conditioner)] or ["text_encoder"]
+    report = Report(dict.fromkeys(("unet", "vae", *encoders), "stock"))
+    report.notes = _size_notes(different, version)
+    if not different and version != "XL":  # of which tools read all that is marked
+        report.notes = _noise_notes(model.denoiser.parameterization, version, state)
+    report.notes += _factor_notes(model, factor)
     return state, said, report
 
 
-def _first_stage(model: Any) -> dict[str, Tensor]:
-    """The autoencoder, whitened so that 0.18215 is what is left to multiply latents by: no other number is read."""
+def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
+    """The autoencoder, whitened so that `factor` is what is left to multiply latents by: no other number is read."""
     state = to_compvis(model.first_stage)
-    std = model.latent_std * latent_scale.SD_FACTOR
+    std = model.latent_std * factor
     plain = bool((model.latent_mean == 0).all()) and torch.allclose(std, torch.ones_like(std), rtol=1e-6, atol=0)
     return state if plain else vae.fold(state, model.latent_mean, std)
 
 
-def _text(text: FrozenText, version: str) -> dict[str, Tensor]:
+def _text(model: Any, version: str) -> dict[str, Tensor]:
+    if version == "XL":
+        return sdxl_file.to_text(sdxl.encoders_of(model.conditioner))
+    (text,) = model.conditioner.parts.values()
     state = text.encoder.state_dict()
-    return to_first_names(state) if version == "1" else to_second_names(state)
+    return _under(compvis.TEXT, to_first_names(state) if version == "1" else to_second_names(state))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,13 +113,13 @@ def _size_notes(different: list[str], version: str) -> list[str]:
     ]
 
 
-def _factor_notes(model: Any) -> list[str]:
+def _factor_notes(model: Any, usual: float) -> list[str]:
     """Of a model whose folder for diffusers has another factor: the file's is folded into the autoencoder."""
     factor = vae.stock_factor(model.latent_mean, model.latent_std)
-    if factor is None or math.isclose(factor, latent_scale.SD_FACTOR, rel_tol=1e-5):
+    if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
     return [
-        f"latents are scaled by 0.18215 here, not by {factor:.5g}: in a config for diffusers set the VAE's factor so"
+        f"latents are scaled by {usual:g} here, not by {factor:.5g}: in a config for diffusers set the VAE's factor so"
     ]
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import build, spec_of
-from ldm.conditioning import LowRes
+from ldm.conditioning import ImageSize, LowRes
+from ldm.conditioning.sizes import framed
 from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.networks.autoencoder import check_size
 from ldm.networks.computing.finite import is_finite
 
 _log = logging.getLogger("ldm")
+FRAME = ImageSize.column
 Size = int | tuple[int, int] | None  # of an image: a side, or height and width; None: as the model was trained
 
 
@@ -127,6 +129,9 @@ def read(
     embed_image: Any = None,
     noise_level: float | None = None,
     size: Size = None,
+    original_size: Size = None,
+    crop: Size = None,
+    target_size: Size = None,
 ) -> tuple[InitialImage | None, dict[str, list]]:
     """Images that `generate` is given: the initial image, and conditions by column for `draw`.
 
@@ -146,6 +151,11 @@ def read(
         given["embed_image"] = list(read_images(embed_image, model.preprocess))
     if map is not None:
         given["map"] = read_maps(map, resized(model.preprocess, *size_of(model, given, initial, size)))
+    frame = {"original_size": original_size, "crop": crop, "target_size": target_size}
+    if told := {name: value for name, value in frame.items() if value is not None}:
+        if FRAME not in model.conditioner.takes:
+            raise UserError(f"{', '.join(told)}: this model was trained without the images' own sizes; leave it out.")
+        given[FRAME] = [framed(size_of(model, given, initial, size), **told)]
     return initial, given
 
 

@@ -53,6 +53,9 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     top, right, bottom). For a model of super-resolution `image` is the low resolution, which gets noise of
     `noise_level`.
 
+    Of models that were trained with images' own sizes `original_size` and `target_size` are (height, width), and `crop`
+    is (top, left): what the image shall be like, by default large as it is and uncropped.
+
     `control` is what a ControlNet (`load_controlnet`) reads, or `control_from` an image that it's made from: one for
     all, one each, or of several ControlNets by name; see `ldm.adapters.control_images`.
 
@@ -127,6 +130,9 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         feather: int = 0,
         pad: int | Sequence[int] | None = None,
         noise_level: float | None = None,
+        original_size: Size = None,
+        crop: Size = None,
+        target_size: Size = None,
         control: Any = None,
         control_from: Any = None,
         control_scale: float | Mapping[str, float] | None = None,
@@ -147,6 +153,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         edited = {"image": image, "mask": mask, "pad": pad, "map": map}
         self.check_pictures(**edited, control=control, control_from=control_from)
         edited |= {"strength": strength, "feather": feather, "embed_image": embed_image, "noise_level": noise_level}
+        edited |= {"original_size": original_size, "crop": crop, "target_size": target_size}
         initial, read = self.read(**edited, size=size)
         given |= read
         shares = {"scale": control_scale, "begin": control_start, "end": control_end, "guess": guess_mode}

@@ -74,7 +74,11 @@ class Encoder(nn.Module):
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(cond.vector)
         if self.add_embedding is not None:
-            assert cond.vector is not None, "this network was built with vector_dim"
+            if cond.vector is None:
+                raise UserError(
+                    "this network reads a vector of conditions, and there is none: a file of Stable Diffusion XL "
+                    "is loaded with text_encoder=FOLDER."
+                )
             embedding = embedding + self.add_embedding(cond.vector)
         return F.silu(embedding)
 

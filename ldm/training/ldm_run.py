@@ -16,7 +16,7 @@ from ldm.data.caches.captions import remember_captions
 from ldm.data.caches.labels import check_labelled, numbered_as
 from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import Gathers
-from ldm.data.storage.table import Table
+from ldm.data.storage.table import FRAME, Table
 from ldm.diffusion import Denoiser
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL, Identity
@@ -157,7 +157,9 @@ def build_conditioner(
 
 def _check_columns(where: str, keys: tuple[str, ...], table: Table) -> None:
     for key in keys:
-        if key != "image" and key not in table.columns:
+        if key == FRAME:
+            table.check_frames(where)
+        if not table.gives(key):
             known = ", ".join(table.columns) or "images alone"
             raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {known}.")
 

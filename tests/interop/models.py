@@ -8,7 +8,7 @@ import diffusers
 import torch
 import transformers
 
-__all__ = ["clip_config", "diffusers", "randomised", "transformers", "write_tokenizer"]
+__all__ = ["clip_config", "diffusers", "randomised", "transformers", "write_tokenizer", "write_two_encoders"]
 
 
 def randomised(module, scale: float = 0.1):
@@ -40,6 +40,20 @@ def write_tokenizer(folder: Path, length: int = 16) -> Path:
     )
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_two_encoders(root: Path, length: int = 16) -> Path:
+    """`text_encoder`, `text_encoder_2` with a projection, and their tokenizers, as Stable Diffusion XL has them: the
+    second pads with another token."""
+    torch.manual_seed(0)
+    first, second = clip_config(16, 3, length), clip_config(24, 2, length)
+    first.hidden_act, second.hidden_act, second.projection_dim = "quick_gelu", "gelu", 20
+    for suffix, config, cls in (("", first, "CLIPTextModel"), ("_2", second, "CLIPTextModelWithProjection")):
+        randomised(getattr(transformers, cls)(config)).save_pretrained(root / f"text_encoder{suffix}")
+        write_tokenizer(root / f"tokenizer{suffix}", length)
+    words = transformers.CLIPTokenizer.from_pretrained(root / "tokenizer_2", pad_token="!")
+    words.save_pretrained(root / "tokenizer_2")
+    return root
 
 
 def clip_config(dim: int = 16, layers: int = 2, length: int = 16):

@@ -122,7 +122,7 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (weights(), None, TWICE, "adapter_config.json says 'lora_alpha' twice"),
         (weights(), {META: TWICE}, None, "lora_adapter_metadata says 'lora_alpha' twice"),
         (weights(), {META: '{"lora_alpha": 4, "unet.lora_alpha": 16}'}, None, "lora_alpha=4 of all parts and unet"),
-        (weights(), {META: '{"unet.r": 4, "text_encoder_2.r": 4}'}, None, "represented here: text_encoder_2.r=4"),
+        (weights(), {META: '{"unet.r": 4, "text_encoder_3.r": 4}'}, None, "represented here: text_encoder_3.r=4"),
         (weights(), {META: json.dumps(PREFIXED)}, {"lora_alpha": 8}, "is 8 by .*json and 16 by its metadata"),
         (kohyas(alpha=2.0), None, SAYS_16, "is 16 by .*adapter_config.json and 2 by its tensor"),
         (weights(), {"peft_config": '{"default": {"lora_alpha": 16}}'}, None, "represented here: default="),

@@ -1,12 +1,27 @@
-"""Stable Diffusion XL: its parts at full size, whole pipelines in and out, LoRA and ControlNet."""
+"""Stable Diffusion XL: its parts at full size, and whole pipelines in and out."""
+
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+import ldm
+from ldm.common.errors import UserError
 from ldm.common.registry import build
-from ldm.interop.parts import unet
+from ldm.diffusion import Schedule
+from ldm.interop import single_file
+from ldm.interop.parts import clip_text, to_clip, unet
+from ldm.interop.parts import compvis_shapes as infer
 from tests.interop import sdxl
-from tests.interop.models import diffusers
+from tests.interop.models import diffusers, transformers
+from tests.interop.test_pipeline import agree, both, draw, noise
+
+PROMPT = "a cat above a rocket"
+SIZES = {"original_size": (30, 46), "crop": (3, 5), "target_size": (20, 24)}
+THEIRS = {"original_size": (30, 46), "crops_coords_top_left": (3, 5), "target_size": (20, 24)}
 
 
 def names_and_shapes(state):
@@ -24,3 +39,283 @@ def test_the_unet_at_full_size_has_diffusers_names_and_shapes():
     with torch.device("meta"):
         again = diffusers.UNet2DConditionModel.from_config(written)
     assert names_and_shapes(again.state_dict()) == names_and_shapes(theirs.state_dict())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sdxl.write_small(tmp_path_factory.mktemp("sdxl") / "model")
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return diffusers.DiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return ldm.load(folder)
+
+
+def start_of(model):
+    sigma = model.denoiser.parameterization.sigma_max
+    return noise(model) * sigma / (1 + sigma**2) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("negative", "sizes", "theirs"),
+    [(None, {}, {}), ("a dog", SIZES, THEIRS), (None, {"crop": 4}, {"crops_coords_top_left": (4, 4)}), ("", {}, {})],
+)
+def test_a_pipeline_of_diffusers_comes_in_and_generates_its_image(negative, sizes, theirs, model, pipe):
+    assert model.sampling["guidance"] == 5.0
+    ours, latents = draw(model, prompt=PROMPT, negative=negative, steps=5, **sizes)
+    options = {"negative_prompt": negative, "num_inference_steps": 5, "height": 16, "width": 16, **theirs}
+    expected, wanted = both(pipe, start_of(model), prompt=PROMPT, **options)
+    agree(ours, expected, latents, wanted)
+
+
+def test_sizes_and_what_stands_for_no_prompt_change_the_image(model):
+    plain, sized, spoken = (
+        draw(model, prompt=PROMPT, steps=3, **options)[0] for options in ({}, SIZES, {"negative": ""})
+    )
+    for other in (sized, spoken):
+        assert (plain - other).std() > 1e-3
+
+
+def test_an_image_is_changed_as_diffusers_changes_it(model, folder):
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    ours = model(PROMPT, image=image, strength=0.5, steps=10, output="pt", seed=[0])
+    latent = model.encode(image)
+    options = {"num_inference_steps": 10, "guidance_scale": 5.0, "strength": 0.5, "output_type": "pt"}
+    seed = torch.Generator().manual_seed(0)
+    theirs = pipe(PROMPT, image=latent, generator=seed, original_size=(16, 16), target_size=(16, 16), **options).images
+    error = (ours / 2 + 0.5 - theirs).square().mean()
+    assert theirs.std() > 0.05 and -10 * error.log10() > 45
+
+
+def test_what_is_outside_of_a_mask_is_kept_exactly(model):
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    filled = model(PROMPT, image=image, mask=mask, steps=4, output="pt", **SIZES)
+    outside = mask.expand_as(image) == 0
+    assert torch.equal(filled[outside], image[outside]) and (filled - image)[~outside].std() > 0.05
+
+
+def test_it_goes_out_as_it_came_in(model, folder, pipe, tmp_path):
+    assert model.export(tmp_path / "out").stock
+    weights = "diffusion_pytorch_model.safetensors"
+    files = [f"unet/{weights}", f"vae/{weights}", *(f"text_encoder{s}/model.safetensors" for s in ("", "_2"))]
+    for file in files:
+        before, after = load_file(folder / file), load_file(tmp_path / "out" / file)
+        assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before), file
+    for name in ("unet/config.json", "vae/config.json"):
+        before, after = (json.loads((root / name).read_text()) for root in (folder, tmp_path / "out"))
+        keys = ("addition_embed_type", "addition_time_embed_dim", "transformer_layers_per_block", "attention_head_dim")
+        assert all(before.get(key) == after.get(key) for key in keys), name
+    assert json.loads((tmp_path / "out/vae/config.json").read_text())["scaling_factor"] == pytest.approx(0.13025)
+    again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(again) is type(pipe) and again.config.force_zeros_for_empty_prompt
+    options = {"prompt": PROMPT, "num_inference_steps": 2, "height": 16, "width": 16, **THEIRS}
+    one, two = (both(each, start_of(model), **options)[0] for each in (pipe, again))
+    assert one.std() > 0.05 and torch.equal(one, two)
+
+
+def test_a_model_folder_of_it_stands_alone(model, folder, tmp_path):
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    expected = model(PROMPT, steps=2, output="pt")
+    ldm.load(moved).export(tmp_path / "bundle", to="ldm")
+    shutil.rmtree(moved)
+    assert torch.equal(ldm.load(tmp_path / "bundle")(PROMPT, steps=2, output="pt"), expected)
+
+
+def changed(folder, tmp_path, index=None, **configs):
+    """A copy of the folder with settings of its index, or of its parts' configs, changed."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for file, settings in {"model_index": index or {}, **{f"{k}/config": v for k, v in configs.items()}}.items():
+        path = copy / f"{file}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return copy
+
+
+NONE = [None, None]
+
+
+@pytest.mark.parametrize(
+    ("index", "configs", "says"),
+    [
+        ({"text_encoder": NONE, "tokenizer": NONE}, {}, "the refiner of Stable Diffusion XL can't be represented here"),
+        ({"requires_aesthetics_score": True}, {}, "requires_aesthetics_score=True"),
+        ({"tokenizer_2": NONE}, {}, "tokenizer_2 is missing"),
+        ({"text_encoder_2": NONE, "tokenizer_2": NONE}, {}, "text_encoder_2, tokenizer_2 is missing"),
+        (
+            {"text_encoder_2": NONE, "tokenizer_2": NONE, "_class_name": "StableDiffusionPipeline"},
+            {},
+            "text_encoder_2, tokenizer_2 is missing, of which its U-Net",
+        ),
+        ({}, {"text_encoder_2": {"projection_dim": 21}}, "a vector of 69 numbers, the U-Net reads 68"),
+        (
+            {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]},
+            {},
+            "no counterpart here: image_encoder",
+        ),
+        ({"a_thing_of_the_future": 3}, {}, "a_thing_of_the_future=3"),
+    ],
+)
+def test_what_isnt_whole_or_isnt_known_is_refused_by_name(index, configs, says, folder, tmp_path):
+    with pytest.raises(UserError, match=says):
+        ldm.load(changed(folder, tmp_path, index, **configs))
+
+
+def test_force_zeros_is_read_and_written(folder, tmp_path):
+    model = ldm.load(changed(folder, tmp_path, {"force_zeros_for_empty_prompt": False}))
+    null = model.conditioner.null(1)
+    assert null.tokens.abs().max() > 0
+    model.export(tmp_path / "out")
+    assert json.loads((tmp_path / "out/model_index.json").read_text())["force_zeros_for_empty_prompt"] is False
+
+
+def test_a_model_that_isnt_such_a_pipeline_says_why(folder, tmp_path):
+    model = ldm.load(folder)
+    model.conditioner.parts["text"].encoders[0].clip_skip = 1
+    with pytest.raises(
+        UserError, match=r"no StableDiffusionXLPipeline.*first text encoder is read otherwise \(clip_skip=2"
+    ):
+        model.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def shapes_of(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def clip(**sizes):
+    return transformers.CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **sizes)
+
+
+@pytest.mark.slow
+def test_at_full_size_a_file_has_the_published_names_and_shapes():
+    """Of the transcribed lists; that these are whole is seen from their files' lengths."""
+    for kind, names in (("unet", sdxl.unet_names()), ("clip", sdxl.clip_names())):
+        assert len(sdxl.listed(names)) == sdxl.CHARACTERS[kind]
+    with torch.device("meta"):
+        network = build(unet.from_diffusers(sdxl.UNET))
+        vae = ldm.AutoencoderKL(3, 4, channels=128, multipliers=[1, 2, 4, 4], blocks=2, attention=True)
+        second = transformers.CLIPTextModelWithProjection(
+            clip(
+                hidden_size=1280,
+                num_hidden_layers=32,
+                intermediate_size=5120,
+                num_attention_heads=20,
+                projection_dim=1280,
+            )
+        )
+        first = transformers.CLIPTextModel(
+            clip(hidden_size=768, num_hidden_layers=12, intermediate_size=3072, num_attention_heads=12)
+        )
+    written = shapes_of(single_file.to_compvis(network))
+    assert written == sdxl.unet_names()
+    assert len(sdxl.listed(shapes_of(single_file.to_compvis(vae)))) == sdxl.CHARACTERS["vae"]
+    theirs = {f"model.{name}": shape for name, shape in sdxl.clip_names().items() if name != "logit_scale"}
+    state = to_clip.to_second_names(second.state_dict(), whole=True)
+    assert shapes_of(state) == theirs
+    back = clip_text.second_names(state, whole=True)
+    own = {
+        n.removeprefix("text_model."): t for n, t in shapes_of(second.state_dict()).items() if "position_ids" not in n
+    }
+    assert shapes_of(back) == own
+    again = clip_text.first_names(to_clip.to_first_names(first.state_dict()))
+    assert len(again) == 2 + 16 * 12 + 2
+    read = infer.unet_spec({n: torch.empty(s, device="meta") for n, s in written.items()}, None, None)[0]
+    assert {**unet.from_diffusers(sdxl.UNET), "heads": read["heads"], "dropout": 0.0} == {**read, "dropout": 0.0}
+    assert read["heads"][1:] == [10, 20]
+
+
+@pytest.fixture(scope="module")
+def file(model, tmp_path_factory):
+    root = tmp_path_factory.mktemp("file")
+    report = model.export(root / "one.safetensors", to="single_file")
+    assert report.stock and "aren't Stable Diffusion XL's" in str(report)
+    return root / "one.safetensors"
+
+
+def test_a_single_file_is_read_back_bit_equal_and_generates_the_same_image(file, model, folder, tmp_path):
+    back = ldm.load(file, text_encoder=str(folder))
+    for one, two in ((model.denoiser.network, back.denoiser.network), (model.first_stage, back.first_stage)):
+        assert all(torch.equal(t, two.state_dict()[name]) for name, t in one.state_dict().items())
+    for one, two in zip(*(m.conditioner.parts["text"].encoders for m in (model, back)), strict=True):
+        own, other = one.encoder.state_dict(), two.encoder.state_dict()
+        assert own.keys() == other.keys() and all(torch.equal(own[n], other[n]) for n in own)
+    assert back.latent_std[0] == pytest.approx(1 / 0.13025) and back.sampling["guidance"] == 5.0
+    assert back.preprocess.shape == (3, 16, 16)  # by the file's own metadata
+    ours, theirs = (m(PROMPT, steps=3, sampler="ddim", output="pt", **SIZES) for m in (model, back))
+    assert ours.std() > 0.05
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+    back.export(tmp_path / "again.safetensors", to="single_file")
+    one, two = load_file(file), load_file(tmp_path / "again.safetensors")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_diffusers_opens_the_single_file_and_generates_the_same_image(file, folder, pipe):
+    opened = diffusers.StableDiffusionXLPipeline.from_single_file(file, config=str(folder), local_files_only=True)
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        one, two = getattr(pipe, part).state_dict(), getattr(opened, part).state_dict()
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one), part
+    images = []
+    for each in (pipe, opened):
+        each.set_progress_bar_config(disable=True)
+        options = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "pt", **THEIRS}
+        images.append(each(PROMPT, generator=torch.Generator().manual_seed(0), **options).images)
+    assert images[0].std() > 0.05
+    torch.testing.assert_close(images[1], images[0], atol=1e-5, rtol=0)
+
+
+def test_the_file_has_stability_ais_names_and_says_what_it_is(file):
+    with safe_open(file, "pt") as opened:
+        names, said = set(opened.keys()), opened.metadata()
+    first, second = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+    places = ("model.diffusion_model.label_emb.0.2.bias", f"{first}final_layer_norm.bias", f"{second}text_projection")
+    assert {*places, "first_stage_model.encoder.conv_in.weight"} <= names
+    known = ("model.diffusion_model.", "first_stage_model.", first, second)
+    assert all(name.startswith(known) for name in names)
+    assert said["modelspec.architecture"] == "ldm-stable-diffusion-xl" and said["modelspec.resolution"] == "16x16"
+    assert said["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+
+
+SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({"denoiser.sigmas": SIGMAS}, None),
+        ({"denoiser.sigmas": SIGMAS.flip(0).half()}, None),
+        ({"denoiser.sigmas": SIGMAS * 2}, "it says denoiser.sigmas, which aren't"),
+        ({"conditioner.embedders.0.model.ln_final.bias": torch.zeros(2)}, "holds Stable Diffusion XL's refiner"),
+        (
+            {"conditioner.embedders.2.weight": torch.zeros(2)},
+            "it says conditioner.embedders.2.weight, which isn't read",
+        ),
+        ({"conditioner.embedders.1.model.unknown": torch.zeros(2)}, "unexpected text_model.model.unknown"),
+        ({"model.diffusion_model.unknown": torch.zeros(2)}, "unexpected unknown"),
+    ],
+)
+def test_of_a_file_all_is_read_or_refused_by_name(tensors, says, file, folder, tmp_path):
+    save_file({**load_file(file), **tensors}, tmp_path / "a.safetensors")
+    if says is None:
+        assert (
+            type(ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)).__name__ == "LatentDiffusion"
+        )
+        return
+    with pytest.raises(UserError, match=says):
+        ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)
+
+
+def test_without_tokenizers_the_file_opens_and_says_that_it_takes_no_prompt(file, folder, caplog):
+    model = ldm.load(file)
+    assert "without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt" in caplog.text
+    with pytest.raises(UserError, match="is loaded with text_encoder=FOLDER"):
+        model(steps=1)
+    with pytest.raises(UserError, match="tokenizer is missing, of Stable Diffusion XL.s two tokenizers"):
+        ldm.load(file, text_encoder=str(folder / "tokenizer").replace("tokenizer", "unet"))

@@ -23,6 +23,7 @@ _TEXT_SIDE = {  # of models that have another side too
     "clip_text_model": "CLIPTextModel",
     "siglip": "SiglipTextModel",
 }
+_PROJECTED = ("clip", "clip_text_model")
 
 
 def folder_of(path: str) -> Path | None:
@@ -53,12 +54,15 @@ def fingerprint(folder: str | Path, patterns: tuple[str, ...] = ("config.json", 
     return digest.hexdigest()
 
 
-def load_encoder(path: str) -> Any:
-    """The text encoder at `path`; of a two-sided model, the text side."""
+def load_encoder(path: str, projected: bool = False) -> Any:
+    """The text encoder at `path`; of a two-sided model, the text side. `projected`: CLIP's, with its projection."""
     transformers = _transformers()
     try:
         kind = transformers.AutoConfig.from_pretrained(path).model_type
-        cls = getattr(transformers, _TEXT_SIDE.get(kind, "AutoModel"))
+        if projected and kind not in _PROJECTED:
+            raise UserError(f"the text encoder at '{path}' is a {kind}, which has no projection: leave projected out.")
+        name = "CLIPTextModelWithProjection" if projected else _TEXT_SIDE.get(kind, "AutoModel")
+        cls = getattr(transformers, name)
         encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
@@ -109,8 +113,8 @@ def tokenizer_of(path: str) -> str:
     return str(beside) if folder.is_dir() and not own and beside.is_dir() else path
 
 
-def width_of(path: str) -> int:
-    """How many numbers a state has, read off the encoder's config."""
+def width_of(path: str, key: str = "hidden_size") -> int:
+    """How many numbers a state has, read off the encoder's config; by `key` "projection_dim" a projected one."""
     file = Path(path) / "config.json"
     if file.is_file():
         config = json.loads(file.read_text())
@@ -119,7 +123,8 @@ def width_of(path: str) -> int:
     else:
         config = {}
     text = config.get("text_config") or {}
-    width = config.get("hidden_size") or config.get("d_model") or text.get("hidden_size")
+    other = config.get("d_model") if key == "hidden_size" else None
+    width = config.get(key) or other or text.get(key)
     if not width:
         raise UserError(f"there is no text encoder at '{path}' whose width can be read: name its folder, or give dim=.")
     return int(width)

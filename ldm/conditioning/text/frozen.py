@@ -65,7 +65,7 @@ class FrozenText(Part):
     state to the time embedding. `dim` and `sha256` are read off the encoder when they aren't given; an encoder of
     another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved. States are
     those of the last layer; `clip_skip=2` takes the last but one's, and so on, after the encoder's last norm unless
-    `final_norm` is false.
+    `final_norm` is false. `projected` pools through CLIP's projection, to `pooled_dim` numbers (read off it too).
 
     The encoder is read when it is first used. Stage two has the states of its captions computed beforehand (`known`),
     and never holds it.
@@ -86,15 +86,21 @@ class FrozenText(Part):
         bundle: bool = False,
         clip_skip: int = 1,
         final_norm: bool = True,
+        projected: bool = False,
+        pooled_dim: int | None = None,
     ):
         super().__init__(drop_prob)
         if clip_skip < 1 or (clip_skip == 1 and not final_norm):
             raise UserError(f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, which has its norm.")
-        self.clip_skip, self.final_norm = clip_skip, final_norm
+        if projected and not pooled:
+            raise UserError("projected=True is of the pooled state: give pooled=True too.")
+        self.clip_skip, self.final_norm, self.projected = clip_skip, final_norm, projected
         self.path, self.tokenizer_path, self.length = path, tokenizer, length
         self.masked, self.pooled, self.sha256, self.bundled = masked, pooled, sha256, bundle
         self.token_dim = dim or width_of(path)
-        self.vector_dim = self.token_dim if pooled else None
+        if pooled:
+            self.vector_dim = (pooled_dim or width_of(path, "projection_dim")) if projected else self.token_dim
+        self.suffix = ""  # of the folders' names where there are several encoders
         self.known: Known | None = None
         self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
         self._reads: list[Any] = []  # the tokenizer alone
@@ -107,6 +113,8 @@ class FrozenText(Part):
         if not path:
             raise UserError("conditioner: FrozenText needs path=, the folder of a text encoder of transformers.")
         derived: dict[str, Any] = {"path": path, "dim": width_of(path)}
+        if options.get("projected"):
+            derived["pooled_dim"] = width_of(path, "projection_dim")
         if folder_of(path) is None:
             load_encoder(path)  # fetches what the name stands for
         folder = folder_of(path)
@@ -213,6 +221,8 @@ class FrozenText(Part):
     def _pool(self, output: Any, mask: Tensor) -> Tensor | None:
         if not self.pooled:
             return None
+        if self.projected:
+            return output.text_embeds.float()
         if getattr(output, "pooler_output", None) is not None:
             return output.pooler_output.float()
         states = output.last_hidden_state * mask[..., None]
@@ -222,7 +232,7 @@ class FrozenText(Part):
         if self._held:
             return
         checked = self._check_hash()
-        encoder = load_encoder(self.path)
+        encoder = load_encoder(self.path, self.projected)
         if not checked:  # a name whose files have only now come
             self._check_hash()
         self.hold(load_tokenizer(self._words()), encoder)
@@ -243,12 +253,14 @@ class FrozenText(Part):
 
     def bundle(self, folder: Path) -> None:
         """Copies encoder and tokenizer into a model's `folder`, and from now on names the copies."""
-        copy = folder / "text_encoder"
+        own, words = f"text_encoder{self.suffix}", f"tokenizer{self.suffix}"
+        copy = folder / own
         if not self.sha256 or fingerprint(copy) != self.sha256:
-            write_encoder(self, copy, folder / "tokenizer")
+            write_encoder(self, copy, folder / words)
             self.sha256 = fingerprint(copy)
-        object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, "dim": self.token_dim})
-        self._remember("text_encoder", "byt5" if self.tokenizer_path == "byt5" else "tokenizer")
+        dims = {"dim": self.token_dim} | ({"pooled_dim": self.vector_dim} if self.projected else {})
+        object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, **dims})
+        self._remember(own, "byt5" if self.tokenizer_path == "byt5" else words)
 
     def _remember(self, path: str, tokenizer: str | None) -> None:
         object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})

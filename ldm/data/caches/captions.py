@@ -107,7 +107,7 @@ def remember_captions(
     """
     if rank() == 0:
         report(conditioner, list(dict.fromkeys(text for table in tables for text in captions_of(table))))
-    frozen = [part for part in conditioner.parts.values() if isinstance(part, FrozenText)]
+    frozen = [part for part in conditioner.modules() if isinstance(part, FrozenText)]
     if not frozen:
         return
     captions = {"", *(text for table in tables for text in captions_of(table))}
@@ -205,6 +205,7 @@ def _key(part: FrozenText) -> str:
     folder = folder_of(words)
     tokenizer = fingerprint(folder, TOKENIZER) if folder else words
     skipped = [] if part.clip_skip == 1 else [part.clip_skip, part.final_norm]
+    skipped += ["projected"] if part.projected else []
     return hash_of(named, tokenizer, part.length, part.masked, part.pooled, *skipped)
 
 

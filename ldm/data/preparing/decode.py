@@ -15,7 +15,7 @@ from ldm.data.reading.caption_files import read_caption
 from ldm.data.reading.caption_json import OURS
 from ldm.data.reading.sample import Sample, joined, plural
 from ldm.data.reading.store import Store
-from ldm.data.storage.table import REPEATS, Column, Table, new_array
+from ldm.data.storage.table import FRAME, REPEATS, Column, Table, new_array
 from ldm.images import TRANSPARENT, BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
 CONTROL_ON_BLACK = "transparency of its control image laid on black: save white lines on black, without transparency"
@@ -116,7 +116,8 @@ class Decoder:
             tally.check()
             what = f"{plural(len(rows), 'image')}{of and ' '}{of} in {store.where}"
             raise UserError(f"of the {what} none can be used ({rows[0].image}: {tally.bad[rows[0].image]}).{_OTHERS}")
-        columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name != "images"}
+        apart = ("images", FRAME)
+        columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name not in apart}
         if "label" in self.has:
             numbers = {name: i for i, name in enumerate(self.classes)}
             columns["label"] = np.array([numbers[str(sample.label)] for sample in kept], np.int64)
@@ -125,7 +126,8 @@ class Decoder:
         if any(sample.repeats > 1 for sample in rows):
             columns[REPEATS] = np.array([sample.repeats for sample in kept], np.int64)
         images = arrays["images"][: len(kept)]
-        return Table(images, columns, self.preprocess, key, [sample.image for sample in kept], self.classes)
+        names, frames = [sample.image for sample in kept], arrays[FRAME][: len(kept)]
+        return Table(images, columns, self.preprocess, key, names, self.classes, frames=frames)
 
     def _texts(self, store: Store, rows: Sequence[Sample], tally: Tally) -> list[str | list[str]]:
         texts = []
@@ -145,6 +147,7 @@ class Decoder:
     def _arrays(self, folder: Path, n: int) -> dict[str, np.memmap]:
         channels, height, width = self.preprocess.shape
         shapes: dict[str, tuple[Any, tuple[int, ...]]] = {"images": (self.preprocess.dtype, self.preprocess.shape)}
+        shapes[FRAME] = np.int32, (6,)
         shapes |= {key: (np.uint8, (height, width)) for key in ("map", "mask") if key in self.has}
         if self.control:
             shapes["control"] = np.uint8, self.control.shape
@@ -166,6 +169,7 @@ class Decoder:
         try:
             content = _read(store, sample.image)
             out = {"images": self.preprocess.array(content, notes)}
+            out[FRAME] = np.array(self.preprocess.frame(*shape_of(content, self.preprocess.channels)), np.int32)
             for key in [key for key in ("map", "mask") if key in self.has]:
                 other = _read(store, _path(sample, key))
                 values = open_map(other) if key == "map" else open_mask(other, notes)

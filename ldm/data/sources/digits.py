@@ -7,7 +7,7 @@ import numpy as np
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
-from ldm.data.storage.table import Table, cached, hash_of
+from ldm.data.storage.table import Table, cached, hash_of, made_so
 from ldm.images import Preprocess
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -40,7 +40,8 @@ class Digits:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, cached under `cache`."""
         key = hash_of(_VERSION, self.size, self.val_share)
-        return cached(Path(cache), key, lambda folder: self._make(key))
+        train, val = cached(Path(cache), key, lambda folder: self._make(key))
+        return made_so(train), made_so(val)
 
     def _make(self, key: str) -> tuple[Table, Table]:
         from sklearn.datasets import load_digits

@@ -18,7 +18,7 @@ from ldm.common.registry import register
 from ldm.data.sources.languages import NAMED, SENTENCES
 from ldm.data.sources.placing import Placing
 from ldm.data.sources.scenes import Scenes, draw_held_out, draw_scenes, hold_out
-from ldm.data.storage.table import Table, cached, hash_of, new_array
+from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
 from ldm.images import Preprocess
 
 _VERSION = "emoji-3"
@@ -127,11 +127,12 @@ class Emoji:
         chosen: list[str | tuple[str, ...]] = [] if self.languages == ("en",) else [self.languages]
         chosen += [] if self.placing.jitter == "three" else [self.placing.jitter]
         key = hash_of(_VERSION, art, self.size, self.n, self.val_n, self.seed, self.objects, *chosen)
-        return cached(
+        train, val = cached(
             Path(cache),
             key,
             lambda folder: (self._make(key, "train", folder / "train"), self._make(key, "val", folder / "val")),
         )
+        return made_so(train), made_so(val)
 
     def held_out_captions(
         self, n: int, two: int, seed: int = 0, language: str = "en"

@@ -24,7 +24,7 @@ from ldm.data.preparing.summary import FILE, Facts, facts_of, tell
 from ldm.data.reading.sample import Seen, plural
 from ldm.data.reading.tar import listed, opened
 from ldm.data.storage.pieces import share
-from ldm.data.storage.table import Column, Table, cached, hash_of, new_array
+from ldm.data.storage.table import FRAME, Column, Table, cached, hash_of, new_array
 from ldm.images import READER, Preprocess, probe
 
 _VERSION = "shards-3"
@@ -218,7 +218,10 @@ def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, ke
     columns = {name: column([table.columns[name] for table in tables], name) for name in tables[0].columns}
     names = [table.names[i] for table, some in zip(tables, rows, strict=True) for i in some.tolist()]
     images = np.asanyarray(column([table.images for table in tables], "images"))
-    return Table(images, columns, tables[0].preprocess, key, names)
+    frames = None
+    if all(table.frames is not None for table in tables):
+        frames = np.asanyarray(column([table.frames for table in tables if table.frames is not None], FRAME))
+    return Table(images, columns, tables[0].preprocess, key, names, frames=frames)
 
 
 def expand(pattern: str | Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
 from ldm.data.preparing.stored import as_shape
-from ldm.data.storage.table import Table, cached, hash_of, new_array
+from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
 from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
 
 _VERSION = "torchvision-1"
@@ -133,21 +133,22 @@ class TorchVision:
     ) -> Table:
         names = [f"{i:06d}" for i in index]
         if held := _in_memory(data, preprocess):
-            return Table(held[0][index], {"label": held[1][index]}, preprocess, key, names, classes)
+            return made_so(Table(held[0][index], {"label": held[1][index]}, preprocess, key, names, classes))
         images = new_array(folder / "images.npy", preprocess.dtype, (len(index), *preprocess.shape))
-        labels = np.empty(len(index), np.int64)
+        labels, frames = np.empty(len(index), np.int64), np.empty((len(index), 6), np.int32)
         notes: Notes = []
         for row, i in enumerate(index.tolist()):
             picture, label = data[i]
             try:
                 images[row], labels[row] = preprocess.array(picture, notes), int(label)
+                frames[row] = preprocess.frame(*shape_of(picture))
             except BadImage as error:
                 raise UserError(f"{self.dataset}, picture {i}: {error}; set data.size or data.channels.") from None
             except (TypeError, ValueError, RuntimeError):
                 raise UserError(f"{self.dataset} isn't labelled with one class a picture.") from None
         for note, count in Counter(notes).items():
             _log.warning("%d of %d images: %s", count, len(index), note)
-        return Table(images, {"label": labels}, preprocess, key, names, classes)
+        return Table(images, {"label": labels}, preprocess, key, names, classes, frames=frames)
 
 
 def _parameters(cls: type) -> set[str]:

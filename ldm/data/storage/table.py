@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ldm.images import Preprocess
 
 Column = np.ndarray | list | Lazy
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
+FRAME = "frame"  # a key: see `Table.frames`
 REPEATS = "repeats"  # a column: how often an epoch visits each sample, once where there is none
 _PAIR = ("train", "val")
 
@@ -37,8 +38,11 @@ class Table(ByPath):
 
     Columns with a meaning: `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
     `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8.
-    Others are kept as they are. `key` names data and preprocessing: equal keys mean equal arrays. Pickled, a table that
-    was loaded is the names of its files, and one that was made in memory a copy.
+    Others are kept as they are. `frames`, whole numbers (N, 6) or (6,) of all alike, say of each image its own height
+    and width, the top left corner of what is kept of it once it is resized, and the height and width that it is brought
+    to: `Preprocess.frame`. It is None where a table was made without them. `key` names data and preprocessing: equal
+    keys mean equal arrays. Pickled, a table that was loaded is the names of its files, and one that was made in memory
+    a copy.
     """
 
     images: np.ndarray
@@ -48,6 +52,7 @@ class Table(ByPath):
     names: Sequence[str] = ()
     classes: tuple[str, ...] = ()
     map_classes: tuple[str, ...] = field(default=())
+    frames: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
@@ -73,6 +78,9 @@ class Table(ByPath):
         for key in keys:
             if key == "image":
                 out[key] = torch.from_numpy(np.asarray(self.images[index]))  # (B, C, H, W)
+            elif key == FRAME and self.frames is not None:
+                chosen = self.frames if self.frames.ndim == 1 else self.frames[index]
+                out[key] = torch.from_numpy(np.array(chosen, np.int64)).expand(len(index), -1).contiguous()  # (B, 6)
             elif key not in self.columns:
                 known = ", ".join(["image", *self.columns])
                 raise UserError(f"the data has no '{key}' (it has {known}); choose another conditioner or other data.")
@@ -82,11 +90,27 @@ class Table(ByPath):
                 out[key] = torch.from_numpy(np.asarray(np.asarray(self.columns[key])[index]))
         return out
 
+    def gives(self, key: str) -> bool:
+        """Whether a batch can have `key`."""
+        return key == "image" or key in self.columns or (key == FRAME and self.frames is not None)
+
+    def check_frames(self, where: str) -> None:
+        """Refuses a table without frames for what reads them."""
+        if self.frames is None:
+            folder = self.key.split("-")[0]
+            raise UserError(
+                f"{where} reads the images' own sizes, which these data don't give: an earlier version made their "
+                f"cache, so remove the folder {folder} from cache/data, and they are read anew. (A source of your own "
+                "gives Table(frames=).)"
+            )
+
     def save(self, folder: Path) -> None:
         """Writes the table into `folder`; `table.json` comes last and says that the rest is whole."""
         folder.mkdir(parents=True, exist_ok=True)
         columns = {"images": self.images, **self.columns, "names": self.names}
         kinds = {name: _save_column(folder, name, column) for name, column in columns.items()}
+        if self.frames is not None:
+            _save_column(folder, FRAME, self.frames)
         about = {
             "length": len(self),
             "columns": {name: kinds[name] for name in self.columns},
@@ -103,6 +127,7 @@ class Table(ByPath):
         """The table saved in `folder`, its arrays memory-mapped."""
         about = json.loads((folder / "table.json").read_text("utf-8"))
         length = about["length"]
+        framed = (folder / f"{FRAME}.npy").is_file()  # not so in tables of earlier versions
         return cls(
             images=np.load(folder / "images.npy", mmap_mode="r")[:length],
             columns={name: _load_column(folder, name, kind, length) for name, kind in about["columns"].items()},
@@ -111,7 +136,13 @@ class Table(ByPath):
             names=_load_column(folder, "names", about.get("names", "json"), length),
             classes=tuple(about["classes"]),
             map_classes=tuple(about["map_classes"]),
+            frames=_load_frames(folder, length) if framed else None,
         )
+
+
+def made_so(table: Table) -> Table:
+    """A table whose images were made at their size: none was resized or cropped."""
+    return replace(table, frames=np.array(table.preprocess.frame(*table.images.shape[2:]), np.int32))
 
 
 def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
@@ -247,6 +278,11 @@ def _load_column(folder: Path, name: str, kind: str, length: int) -> Any:
         return Json(folder / f"{name}.json")
     # a source that skips bad images leaves unused rows at the end
     return np.load(folder / f"{name}.npy", mmap_mode="r")[:length]
+
+
+def _load_frames(folder: Path, length: int) -> np.ndarray:
+    frames = np.load(folder / f"{FRAME}.npy", mmap_mode="r")
+    return frames[:length] if frames.ndim > 1 else frames
 
 
 def _replace(path: Path, content: bytes) -> None:

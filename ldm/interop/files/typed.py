@@ -24,7 +24,9 @@ _PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline", "LatentConsistencyModelPipeline",
-    "LatentConsistencyModelImg2ImgPipeline", "LdmPipeline",
+    "LatentConsistencyModelImg2ImgPipeline", "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline", "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline", "LdmPipeline",
 )  # fmt: skip
 _OWN = ["ldm_pipeline", "LdmPipeline"]  # a class of its own, in a file beside the index
 _WIDEST = 65_536

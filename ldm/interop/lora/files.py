@@ -21,6 +21,7 @@ from ldm.conditioning.text.clip_names import canonical, spellings
 from ldm.interop.files.names import bijection, report
 from ldm.interop.files.plain import read_json
 from ldm.interop.lora import strength as lora_strength
+from ldm.interop.lora import xl as lora_xl
 from ldm.interop.lora.names import KOHYA, is_pefts, split, unsupported
 
 log = logging.getLogger("ldm")
@@ -105,13 +106,16 @@ def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str
     return str(config), read_json(config)
 
 
-def write(path: str | Path, lora: Lora, to: str = "diffusers") -> None:
-    """Writes a LoRA as diffusers reads it (`pytorch_lora_weights.safetensors` by custom) or as kohya's tools do."""
+def write(path: str | Path, lora: Lora, to: str = "diffusers", xl: Iterable[str] = ()) -> None:
+    """Writes a LoRA as diffusers reads it (`pytorch_lora_weights.safetensors` by custom) or as kohya's tools do.
+
+    `xl` are all modules of a base that is Stable Diffusion XL's (`adaptable`), of which kohya's tools have other names.
+    """
     from safetensors.torch import save_file
 
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a LoRA format.{did_you_mean(to, FORMATS)}")
-    state, metadata = to_diffusers(lora) if to == "diffusers" else (to_kohya(lora), {})
+    state, metadata = to_diffusers(lora) if to == "diffusers" else (to_kohya(lora, xl), {})
     save_file({name: t.contiguous() for name, t in state.items()}, path, {"format": "pt", **metadata})
 
 
@@ -176,10 +180,14 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
     return weights, {lora_strength.DIFFUSERS: json.dumps(config, sort_keys=True)}
 
 
-def to_kohya(lora: Lora) -> dict[str, Tensor]:
-    """Tensors under kohya's names, alphas among them."""
+def to_kohya(lora: Lora, xl: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Tensors under kohya's names, alphas among them; `xl` as for `write`."""
     state: dict[str, Tensor] = {}
-    for ours, theirs in kohya_table(lora.alphas).items():
+    table = kohya_table(lora.alphas)
+    if named := lora_xl.kohya_names(xl):
+        table |= {ours: named[ours] for ours in table if ours in named}
+        table = {ours: theirs.replace("lora_te_", "lora_te1_", 1) for ours, theirs in table.items()}
+    for ours, theirs in table.items():
         down, up = (lora.weights[f"{ours}.lora_{x}.weight"] for x in "AB")
         state |= {f"{theirs}.lora_down.weight": down, f"{theirs}.lora_up.weight": up}
         state[f"{theirs}.alpha"] = torch.tensor(lora.alphas[ours])
@@ -190,6 +198,8 @@ def _known(modules: Iterable[str]) -> dict[str, str]:
     """{as a file may call it: ours}: either spelling of CLIP, kohya's underscores, peft's own without a component."""
     ours = list(dict.fromkeys(map(_canonical, modules)))
     known = {module: module for module in ours} | {theirs: module for module, theirs in kohya_table(ours).items()}
+    for module, theirs in lora_xl.kohya_names(ours).items():
+        known.setdefault(theirs, module)
     for module in ours:
         component, _, short = module.partition(".")
         for name in spellings(short):

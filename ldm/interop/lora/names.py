@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ldm.conditioning.text.clip_names import TEXT_MODEL, canonical
 
 _PEFT = "base_model.model."
-KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 _LEAVES = {  # what formats call the two matrices, the newest of diffusers first
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
@@ -33,7 +33,6 @@ _OTHERS = {  # by what is in a tensor's name
     "lora_embedding_": "a LoRA of an embedding",
     "lora_B.bias": "a LoRA with biases",
     ".diff": "full differences of weights",
-    "lora_unet_input_blocks": "CompVis's names of layers (of Stable Diffusion XL, mostly)",
     "lora_te2_": "a second text encoder",
     "text_encoder_2.": "a second text encoder",
 }

@@ -20,7 +20,7 @@ from ldm.interop.lora import lora_metadata
 log = logging.getLogger("ldm")
 T = TypeVar("T")
 DIFFUSERS = lora_metadata.CONFIGS[0]  # the key under which diffusers keeps peft's config
-_COMPONENTS = ("unet", "text_encoder")
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 _ROUNDING = 5e-3  # alpha in bfloat16
 
 

@@ -21,6 +21,7 @@ from ldm.interop.settings import text_settings
 _FIRST = "transformer."
 _IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
 _JOINED = "attn.in_proj_"
+PROJECTION = "text_projection.weight"
 
 
 def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapping[str, Any]) -> FrozenText:
@@ -37,12 +38,22 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapp
         options = {"length": length, **text_settings.of_file(said, None, length, str(where))}
         return FrozenText(str(encoder), str(tokenizer), masked=False, **options)
     weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
-    model = _build(weights, encoder, str(where))
-    length, dim = weights["embeddings.position_embedding.weight"].shape
-    layers = len(indices(weights, "encoder.layers."))
+    length, layers = len(weights["embeddings.position_embedding.weight"]), len(indices(weights, "encoder.layers."))
     is_open = not any(n.startswith(_FIRST) for n in state)
-    read = text_settings.of_file(said, (layers, is_open), int(length), str(where))
-    part = FrozenText(str(where), str(tokenizer), **{"length": int(length), "masked": False, "dim": int(dim), **read})
+    read = text_settings.of_file(said, (layers, is_open), length, str(where))
+    return held_encoder(weights, encoder, tokenizer, where, read)
+
+
+def held_encoder(
+    weights: Mapping[str, Tensor], encoder: Path, tokenizer: Path, where: Path, options: Mapping[str, Any]
+) -> FrozenText:
+    """A text encoder with `weights`, under transformers' names without `text_model.`, in memory. What these don't say
+    of it is in the config in the folder `encoder`; `options` are how it is read."""
+    model = _build(weights, encoder, str(where), bool(options.get("projected")))
+    length, dim = weights["embeddings.position_embedding.weight"].shape
+    sizes = {"length": int(length), "masked": False, "dim": int(dim)}
+    sizes |= {"pooled_dim": len(weights[PROJECTION])} if options.get("projected") else {}
+    part = FrozenText(str(where), str(tokenizer), **{**sizes, **options})
     part.hold(load_tokenizer(str(tokenizer)), model)
     return part
 
@@ -56,9 +67,10 @@ def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t for n, t in named.items() if not n.endswith("position_ids")}
 
 
-def second_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stable Diffusion 2: OpenCLIP's names, and query, key and value in one. The last block isn't used, so it goes."""
-    layers = len(indices(state, "model.transformer.resblocks.")) - 1
+def second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
+    """Stable Diffusion 2 and XL: OpenCLIP's names, and query, key and value in one. The last block isn't used, so it
+    goes, unless the `whole` is wanted, with the projection."""
+    layers = len(indices(state, "model.transformer.resblocks.")) - (not whole)
     last = f"model.transformer.resblocks.{layers}."
     kept = {n: t for n, t in state.items() if not n.startswith((last, *_IDLE))}
     joined = {n: t for n, t in kept.items() if _JOINED in n}
@@ -66,6 +78,8 @@ def second_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     table = inverse(_table([n for n in kept if n not in joined], layers))
     ours = rename({n: t for n, t in kept.items() if n not in joined}, table, "the text encoder")
     ours["embeddings.position_embedding.weight"] = places
+    if whole:
+        ours[PROJECTION] = state["model.text_projection"].T.contiguous()
     for name, tensor in joined.items():
         block, leaf = name.split(".")[3], name.rsplit("_", 1)[1]
         for part, piece in zip("qkv", tensor.chunk(3), strict=True):
@@ -79,21 +93,23 @@ def _table(theirs: list[str], layers: int) -> dict[str, str]:
     return inverse(by_prefix(theirs, modules, parts))
 
 
-def _build(weights: Mapping[str, Tensor], folder: Path, where: str) -> Any:
+def _build(weights: Mapping[str, Tensor], folder: Path, where: str, projected: bool = False) -> Any:
     """A CLIPTextModel with `weights`. Sizes are read off them; what leaves no trace comes from the folder's config."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import transformers
+    from transformers import CLIPTextConfig
 
     from ldm.artifact import refuse_not_finite, report_mismatch
 
     config = _config(weights, folder)
+    cls = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**config))
+        model = cls(CLIPTextConfig(**config))
     wanted = model.state_dict()
     prefix = TEXT_MODEL if any(n.startswith(TEXT_MODEL) for n in wanted) else ""
-    named = {prefix + n: t for n, t in weights.items()}
+    named = {n if n == PROJECTION else prefix + n: t for n, t in weights.items()}
     report_mismatch(wanted, named, f"{where}: the text encoder")
     refuse_not_finite(named, f"{where}: the text encoder")
-    model = CLIPTextModel(CLIPTextConfig(**config))  # buffers that no file has need memory
+    model = cls(CLIPTextConfig(**config))  # buffers that no file has need memory
     model.load_state_dict(named, assign=True)
     return model
 
@@ -111,7 +127,9 @@ def _config(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
     }
     file = folder / "config.json"
     given = read_json(file) if file.is_file() else {}
-    second = dim == 1024
+    second = dim == 1024 or PROJECTION in weights
+    if second and PROJECTION in weights:
+        sizes["projection_dim"] = len(weights[PROJECTION])
     guess = {"num_attention_heads": max(1, dim // 64), "hidden_act": "gelu" if second else "quick_gelu"}
     kept = ("num_attention_heads", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id", "layer_norm_eps")
     return guess | {k: given[k] for k in kept if k in given} | sizes

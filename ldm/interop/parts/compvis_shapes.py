@@ -47,6 +47,8 @@ def unet_spec(
     }
     if (table := state.get("label_emb.weight")) is not None:
         spec |= {"vector_dim": table.shape[0], "vector_bias": False}
+    if (first := state.get("label_emb.0.0.weight")) is not None:
+        spec |= {"vector_dim": first.shape[1], "vector_layers": 2}
     return spec, attends
 
 
@@ -66,8 +68,6 @@ def refuse_unknown(state: Mapping[str, Tensor]) -> None:
         raise UserError("the U-Net can't be represented here: its attention blocks aren't transformers (qkv).")
     if "middle_block.1.proj_in.weight" not in state:
         raise UserError("the U-Net can't be represented here: there is no transformer in its middle.")
-    if any(name.startswith("label_emb.0") for name in state):
-        raise UserError("the U-Net can't be represented here: label_emb is a network (Stable Diffusion XL, unCLIP).")
 
 
 def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:

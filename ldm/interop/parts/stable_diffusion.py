@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.conditioning import FrozenText
 from ldm.diffusion import Eps, Schedule, V
-from ldm.interop.parts import unet, vae
+from ldm.interop.parts import sdxl, sdxl_file, unet, vae
 from ldm.networks import AutoencoderKL, UNet
 
 GROUPS, HEADS, HEAD_DIM = 32, 8, 64
@@ -18,19 +18,30 @@ _UNET = {"channels": [320, 640, 1280, 1280], "blocks": 2, "attention": [True, Tr
 _UNETS = {
     "1": {**_UNET, "context_dim": 768, "linear_projection": False, "scale_shift": False},
     "2": {**_UNET, "context_dim": 1024, "linear_projection": True, "scale_shift": False},
-}
+    "XL": {
+        "channels": [320, 640, 1280], "blocks": 2, "attention": [False, True, True], "depth": [1, 2, 10],
+        "context_dim": 2048, "linear_projection": True, "scale_shift": False, "vector_dim": 2816, "vector_layers": 2,
+    },
+}  # fmt: skip
 _VAE = {"channels": [128, 256, 512, 512], "blocks": 2, "attention": True, "latent_channels": 4, "in_channels": 3}
 _CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
 _CLIPS = {
     "1": _CLIP | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "2": _CLIP | {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "intermediate_size": 4096},
+    "XL, second": _CLIP
+    | {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120},
 }
+_CLIPS["XL, first"] = _CLIPS["1"]
 
 
 def obstacles(model: Any) -> list[str]:
     """By part why a whole model is no single file of Stable Diffusion's kind, with what would be; empty if it is."""
     found = [*of_unet(model.denoiser.network), *of_vae(model.first_stage)]
-    return [*found, *of_text(model), *of_noise(model.denoiser.parameterization)]
+    if sdxl.encoders_of(model.conditioner):
+        found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
+    else:
+        found += of_text(model)
+    return [*found, *of_noise(model.denoiser.parameterization)]
 
 
 def of_unet(network: nn.Module) -> list[str]:
@@ -91,19 +102,27 @@ def of_noise(parameterization: Any) -> list[str]:
     return ["its noise schedule isn't Stable Diffusion's (diffusion=eps, v or v_zero_snr)"]
 
 
-def text_version(text: FrozenText) -> str:
-    """By whose names the text encoder goes: "1" for CLIP's own, "2" for OpenCLIP's."""
+def version_of(model: Any) -> str:
+    """By whose names the text encoder goes: "1" for CLIP's own, "2" for OpenCLIP's; "XL" for both."""
+    if sdxl.encoders_of(model.conditioner):
+        return "XL"
+    (text,) = model.conditioner.parts.values()
     return _ACTIVATIONS[text.encoder.config.hidden_act]
 
 
 def differences(model: Any, version: str) -> list[str]:
     """What differs from Stable Diffusion `version` in size: ldm and diffusers read it, web UIs know its sizes alone."""
-    (text,) = model.conditioner.parts.values()
     network, first_stage = _sizes(model.denoiser.network), _sizes(model.first_stage)
+    encoders = sdxl.encoders_of(model.conditioner) or list(model.conditioner.parts.values())
+    wanted = ("XL, first", "XL, second") if version == "XL" else (version,)
+    texts = [
+        _different("text encoder", part.encoder.config.to_dict(), _CLIPS[own])
+        for part, own in zip(encoders, wanted, strict=True)
+    ]
     return [
         *_different("U-Net", network, _UNETS[version]),
         *_different("autoencoder", first_stage, _VAE),
-        *_different("text encoder", text.encoder.config.to_dict(), _CLIPS[version]),
+        *(line for lines in texts for line in lines),
     ]
 
 

@@ -18,12 +18,14 @@ def to_first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"transformer.{canonical(name)}": tensor for name, tensor in _weights(state).items()}
 
 
-def to_second_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stable Diffusion 2: OpenCLIP's names, and query, key and value in one.
+def to_second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
+    """Stable Diffusion 2 and XL: OpenCLIP's names, and query, key and value in one.
 
-    Such files end with a block that no reader uses, and that readers expect: here it is a copy of the one before.
+    Files of 2 end with a block that no reader uses, and that readers expect: here it is a copy of the one before. Those
+    of XL have the `whole`, with the projection.
     """
     ours = {name.removeprefix(TEXT_MODEL): tensor for name, tensor in _weights(state).items()}
+    projection = ours.pop("text_projection.weight", None)
     layers = len(indices(ours, "encoder.layers."))
     joined = {name for name in ours if any(part in name for part in _ATTENTION)}
     rest = {name: tensor for name, tensor in ours.items() if name not in joined and name != _PLACES}
@@ -33,6 +35,9 @@ def to_second_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for leaf in ("weight", "bias"):
             parts = [ours[f"encoder.layers.{i}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
             theirs[f"model.transformer.resblocks.{i}.attn.in_proj_{leaf}"] = torch.cat(parts)
+    if whole:
+        assert projection is not None
+        return theirs | {"model.text_projection": projection.T.contiguous()}
     last, idle = (f"model.transformer.resblocks.{i}." for i in (layers - 1, layers))
     return theirs | {idle + name[len(last) :]: tensor for name, tensor in theirs.items() if name.startswith(last)}
 

@@ -45,6 +45,7 @@ _EXPORTED = {
     "vector_dim", "vector_bias", "vector_layers", "concat_channels", "guidance_dim", "scale_shift", "linear_projection",
     "groups", "dropout",
 }  # fmt: skip
+_OF_SIZES = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
 CLASS_TABLE = "class_embedding.weight"
 SIZES = 6  # numbers that say an image's size, crop and target size
 SIZE_FEATURES = 256  # of each of them in SDXL
@@ -193,7 +194,11 @@ def _depths(value: Any, levels: int) -> list[int]:
 def _vector(config: Mapping[str, Any]) -> dict[str, Any]:
     kind, added = config.get("class_embed_type"), config.get("addition_embed_type")
     if added == "text_time" and kind is None and not config.get("num_class_embeds"):
-        features, vector = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+        features, vector = (config.get(key) for key in _OF_SIZES)
+        if features is None or vector is None:
+            raise UserError(
+                f"the U-Net can't be represented here: addition_embed_type without {' and '.join(_OF_SIZES)}."
+            )
         if vector <= SIZES * features:
             raise UserError(
                 f"the U-Net can't be represented here: projection_class_embeddings_input_dim={vector} leaves a text "

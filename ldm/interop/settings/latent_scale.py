@@ -68,8 +68,11 @@ def canonical(name: str, value: Any) -> str | None:
     return None if _TELLING.search(name) else ""
 
 
-def of_checkpoint(said: Mapping[str, Any], given: float | None, channels: int, where: str) -> Whitening:
-    """From what a checkpoint says under `NAMES`; `given` is the user's own factor, which counts before the file's."""
+def of_checkpoint(
+    said: Mapping[str, Any], given: float | None, channels: int, where: str, usual: float = SD_FACTOR
+) -> Whitening:
+    """From what a checkpoint says under `NAMES`; `given` is the user's own factor, which counts before the file's, and
+    `usual` that of files that say none."""
     if given is None and said.get(_MEASURED):
         raise UserError(
             f"{where} says scale_by_std: its scale_factor was measured, and isn't in the file: give scaling_factor."
@@ -78,7 +81,7 @@ def of_checkpoint(said: Mapping[str, Any], given: float | None, channels: int, w
     if given is not None and factor is not None and not _same(factor, given):
         log.warning("%s: scaling_factor=%g is taken as asked for, not the file's own %s", where, given, _shown(factor))
     if given is None and factor is None:
-        given = 1.0 if mean is not None or std is not None else SD_FACTOR
+        given = 1.0 if mean is not None or std is not None else usual
     return _whitening(factor if given is None else given, shift, mean, std, channels, where)
 
 

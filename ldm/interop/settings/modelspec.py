@@ -9,9 +9,11 @@ from ldm.common.errors import UserError
 from ldm.diffusion import V
 
 _WIDEST = 65_536
+_SERIES = {"1": "stable-diffusion-v1", "2": "stable-diffusion-v2", "XL": "stable-diffusion-xl"}
 _IMPLEMENTATIONS = {
     "1": "https://github.com/CompVis/stable-diffusion",
     "2": "https://github.com/Stability-AI/stablediffusion",
+    "XL": "https://github.com/Stability-AI/generative-models",
 }
 
 
@@ -23,7 +25,7 @@ def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[s
     predicts_v = isinstance(model.denoiser.parameterization, V)
     said = {
         "sai_model_spec": "1.0.0",
-        "architecture": _architecture(model, version, predicts_v) if stock else f"ldm-stable-diffusion-v{version}",
+        "architecture": _architecture(model, version, predicts_v) if stock else f"ldm-{_SERIES[version]}",
         "implementation": _IMPLEMENTATIONS[version],
         "title": title,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -49,7 +51,8 @@ def resolution(said: Mapping[str, Any], where: str) -> tuple[int, int] | None:
 
 def _architecture(model: Any, version: str, predicts_v: bool) -> str:
     """Its identifier: Stable Diffusion 2 has two, by what is predicted."""
-    name = "stable-diffusion-v1" if version == "1" else f"stable-diffusion-v2-{'768-v' if predicts_v else '512'}"
+    kinds = {"1": "", "2": "-768-v" if predicts_v else "-512", "XL": "-v1-base"}
+    name = _SERIES[version] + kinds[version]
     return f"{name}-inpainting" if model.denoiser.network.concat_channels == 5 else name
 
 

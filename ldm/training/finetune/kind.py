@@ -12,7 +12,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning import ClassLabel
 from ldm.data.datamodule import Read
 from ldm.data.storage.lazy import Lazy
-from ldm.data.storage.table import Table
+from ldm.data.storage.table import FRAME, Table
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Cond
@@ -52,7 +52,9 @@ class Finetune:
         """Refuses data that lack a condition of the base, or have a class that it doesn't know."""
         columns = tables[0].columns
         for key in model.conditioner.needs:
-            if key != "image" and key not in columns:
+            if key == FRAME:
+                tables[0].check_frames("the base")
+            if not tables[0].gives(key):
                 raise UserError(
                     f"the base is conditioned on '{key}', which the data don't have (they have "
                     f"{', '.join(columns) or 'images alone'}); give it, or for captions a trigger=WORD."

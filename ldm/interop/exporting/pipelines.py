@@ -1,0 +1,49 @@
+"""Which class of diffusers drives a model that is exported, and what its index says beside the parts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.conditioning import FrozenText
+from ldm.diffusion.parameterization import VariancePreserving
+from ldm.interop.parts import sdxl
+from ldm.networks import Identity
+
+
+def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
+    """Why no pipeline of diffusers' own can drive the model whose parts are in `index`; None if one can."""
+    parts = list(model.conditioner.parts.values())
+    stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
+    if isinstance(model.first_stage, Identity):
+        return "it draws pixels, without an autoencoder"
+    if own := [name for name, value in stock_parts if index.get(name) != value]:
+        return f"parts of its own: {', '.join(own)}"
+    if sdxl.encoders_of(model.conditioner):
+        reasons = sdxl.obstacles(model.conditioner)
+    else:
+        reasons = _of_one_encoder(parts, model.conditioner.parts, index)
+    if reasons:
+        return "; ".join(reasons)
+    if not isinstance(model.denoiser.parameterization, VariancePreserving):
+        return f"its parameterization is {type(model.denoiser.parameterization).__name__}"
+    return None if model.first_stage.in_channels == 3 else f"pictures of {model.first_stage.in_channels} channels"
+
+
+def settings(model: Any, network: Any, scheduler: str, controlled: bool) -> dict[str, Any]:
+    """The class of diffusers that drives a stock model, its optional parts and its options."""
+    if sdxl.encoders_of(model.conditioner):
+        name = "StableDiffusionXLControlNetPipeline" if controlled else "StableDiffusionXLPipeline"
+        index: dict[str, Any] = dict.fromkeys(("feature_extractor", "image_encoder"), [None, None])
+        return index | {"_class_name": name, "force_zeros_for_empty_prompt": sdxl.zeros_of(model.conditioner)}
+    name = "StableDiffusionControlNetPipeline" if controlled else "StableDiffusionPipeline"
+    if network.guidance_dim and scheduler == "LCMScheduler" and not controlled:
+        name = "LatentConsistencyModelPipeline"
+    index = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
+    return index | {"_class_name": name, "requires_safety_checker": False}
+
+
+def _of_one_encoder(parts: list[Any], named: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
+    if len(parts) != 1 or not isinstance(parts[0], FrozenText):
+        return [f"its conditions are {', '.join(named) or 'none'}, not one frozen text encoder's"]
+    if parts[0].masked or parts[0].pooled or index["text_encoder"][1] != "CLIPTextModel":
+        return ["its text is masked, pooled or not CLIP's"]
+    return []

@@ -1,0 +1,59 @@
+"""The conditions that a pipeline of diffusers has: a text encoder, Stable Diffusion XL's two and sizes, or none."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.common.errors import UserError
+from ldm.conditioning import Conditioner, FrozenText
+from ldm.interop.files.plain import read_json, whole
+from ldm.interop.parts import sdxl
+
+
+def of_pipeline(
+    folder: Path, present: set[str], index: Mapping[str, Any], network: Any, size: tuple[int, int]
+) -> Conditioner:
+    """The conditioner of a pipeline whose model_index.json is `index`, for its U-Net and images of `size`."""
+    name = str(index.get("_class_name"))
+    if "text_encoder_2" in present or sdxl.is_xls(network) or name.startswith("StableDiffusionXL"):
+        return _xl(folder, present, index, network, size)
+    if "text_encoder" in present:
+        text = index.get("text") or {}
+        return Conditioner({"text": text_part(folder / "text_encoder", folder / "tokenizer", text)})
+    return Conditioner()
+
+
+def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
+    """A pipeline's text encoder as Stable Diffusion uses it, unless `options` say otherwise: padded, without a mask."""
+    file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
+    length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
+    limit = read_json(file).get("model_max_length") if file.is_file() else None
+    length = length if limit is None else min(length, whole(limit, f"{file}: model_max_length"))
+    return FrozenText(str(encoder), str(tokenizer), **{"length": length, "masked": False, **options})
+
+
+def _xl(folder: Path, present: set[str], index: Mapping[str, Any], network: Any, size: tuple[int, int]) -> Conditioner:
+    where = folder / "model_index.json"
+    if "text_encoder" not in present and "text_encoder_2" in present:
+        raise UserError(
+            f"{where} has a second text encoder without a first: the refiner of Stable Diffusion XL can't be "
+            "represented here."
+        )
+    if missing := [part for part in ("text_encoder_2", "tokenizer", "tokenizer_2") if part not in present]:
+        raise UserError(
+            f"{where}: {', '.join(missing)} is missing, of which its U-Net (addition_embed_type) or its class, "
+            f"{index.get('_class_name')}, speaks."
+        )
+    if not sdxl.is_xls(network):
+        raise UserError(f"{where} has a second text encoder, which the U-Net doesn't read (addition_embed_type).")
+    if index.get("text"):
+        raise UserError(f"{where}: text says how one text encoder is read, and there are two: take it out.")
+    encoders = [
+        text_part(folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}", reading)
+        for suffix, reading in zip(("", "_2"), sdxl.READINGS, strict=True)
+    ]
+    # diffusers' class takes true where the index doesn't say it
+    zeros = bool(index.get("force_zeros_for_empty_prompt", True))
+    found = sdxl.conditioner(encoders, zeros, network.size_features, size)
+    sdxl.check_fit(network, found, str(where))
+    return found

@@ -1,0 +1,92 @@
+"""Stable Diffusion XL in one file, under Stability AI's names: what differs from Stable Diffusion 1 and 2."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.common.errors import UserError
+from ldm.conditioning import Conditioner, FrozenText
+from ldm.interop.parts import sdxl
+from ldm.interop.parts.clip_text import first_names, held_encoder, second_names
+from ldm.interop.parts.to_clip import to_first_names, to_second_names
+
+TEXT = "conditioner.embedders."
+SIZE = 1024
+FEATURES = 256
+_REFINER = f"{TEXT}0.model."
+_SIGMAS = "denoiser.sigmas"
+ACTIVATIONS = ("quick_gelu", "gelu")  # of the two encoders, which no file says
+
+
+def is_xl(names: Iterable[str]) -> bool:
+    return any(name.startswith(TEXT) for name in names)
+
+
+def refuse_refiner(names: Iterable[str], where: str) -> None:
+    if any(name.startswith(_REFINER) for name in names):
+        raise UserError(f"{where} holds Stable Diffusion XL's refiner ({_REFINER}), which can't be represented here.")
+
+
+def check_sigmas(state: dict[str, Tensor], parameterization: Any, where: str) -> None:
+    """Takes the table of noise levels out of `state`. Raises UserError for another than the model's own."""
+    table = state.pop(_SIGMAS, None)
+    schedule = getattr(parameterization, "schedule", None)
+    if table is None:
+        return
+    abar = 1 / (1 + table.double().flatten() ** 2)
+    own = torch.empty(0) if schedule is None else schedule.alphas_cumprod.double()
+    if len(own) != len(abar) or not torch.allclose(abar.sort().values, own.sort().values, rtol=2e-2, atol=1e-4):
+        raise UserError(
+            f"{where} can't be represented here: it says {_SIGMAS}, which aren't its schedule's noise levels."
+        )
+
+
+def conditioner(
+    state: Mapping[str, Tensor], folder: Path, path: Path, network: Any, size: tuple[int, int]
+) -> Conditioner:
+    """The two text encoders of a file's weights (prefix removed), with the tokenizers in `folder`, a pipeline's, and
+    the sizes of the images."""
+    parts = []
+    for i, (names, suffix) in enumerate((("transformer.", ""), ("model.", "_2"))):
+        weights = {n.removeprefix(f"{i}."): t for n, t in state.items() if n.startswith(f"{i}.{names}")}
+        words, encoder = folder / f"tokenizer{suffix}", folder / f"text_encoder{suffix}"
+        if not words.is_dir():
+            raise UserError(f"text_encoder={folder}: {words.name} is missing, of Stable Diffusion XL's two tokenizers.")
+        if not weights:
+            raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
+        ours = first_names(weights) if i == 0 else second_names(weights, whole=True)
+        parts.append(held_encoder(ours, encoder, words, path, sdxl.READINGS[i]))
+    if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
+        raise UserError(f"{path} can't be represented here: it says {TEXT}{unread[0]}, which isn't read.")
+    text = sum(part.vector_dim or 0 for part in parts)
+    features = (network.vector_dim - text) // 6 if network.vector_dim else FEATURES
+    found = sdxl.conditioner(parts, True, max(features, 2), size)
+    sdxl.check_fit(network, found, str(path))
+    return found
+
+
+def to_text(encoders: list[FrozenText]) -> dict[str, Tensor]:
+    """Both encoders' weights under the names of the file."""
+    first, second = (part.encoder.state_dict() for part in encoders)
+    named = {f"0.{name}": tensor for name, tensor in to_first_names(first).items()}
+    named |= {f"1.{name}": tensor for name, tensor in to_second_names(second, whole=True).items()}
+    return {TEXT + name: tensor for name, tensor in named.items()}
+
+
+def obstacles(network: Any, found: Conditioner) -> list[str]:
+    """Why conditions, of two encoders, are none of Stable Diffusion XL's file."""
+    reasons = sdxl.obstacles(found)
+    if not sdxl.is_xls(network):
+        reasons.append("the U-Net reads its vector through one layer (network.vector_layers=2)")
+    for part, wanted, which in zip(sdxl.encoders_of(found), ACTIVATIONS, ("first", "second"), strict=True):
+        config = part.encoder.config
+        if part.limit(part.tokenizer) != config.max_position_embeddings:
+            reasons.append(f"its captions aren't padded to {config.max_position_embeddings} tokens (length)")
+        if config.hidden_act != wanted:
+            reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, where readers take {wanted}")
+    if found.parts and not sdxl.zeros_of(found):
+        reasons.append("no prompt is the empty one's states, where readers take zeros (JoinedText's zeros=true)")
+    return reasons

@@ -1,0 +1,76 @@
+"""Fine-tuning Stable Diffusion XL, small, on emoji: a LoRA and every weight."""
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+import ldm
+from ldm.config import overrides
+from ldm.config.compose import CONF, compose, group_names
+from ldm.training import ldm_run
+from tests.interop import sdxl
+from tests.interop.models import diffusers
+from tests.interop.test_pipeline import agree, both, draw, noise
+
+pytestmark = pytest.mark.slow
+PROMPT = "a cat above a rocket"
+WORDS = [
+    *("data=emoji", "data.size=16", "data.n=48", "data.val_n=16", "logger=none", "batch_size=4", "samples.n=1"),
+    *("trainer.accelerator=cpu", "trainer.max_steps=20", "trainer.limit_val_batches=1", "optimizer.lr=0.003"),
+    *("optimizer.warmup_steps=1", "gradient_checkpointing=true", "samples.every_n_steps=20"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sdxl")
+    ldm.load(sdxl.write_small(root / "diffusers")).export(root / "base", to="ldm")
+    return root / "base"
+
+
+def train(base, runs, *words):
+    _, options = overrides.prepare([*WORDS, f"runs_dir={runs}", f"base={base}", *words], group_names())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("train_ldm", options)[0], resolve=True)
+    return ldm_run.main(config)
+
+
+def test_a_lora_trains_on_cached_latents_and_states_and_opens_in_diffusers(base, tmp_path):
+    pytest.importorskip("peft")
+    run = train(base, tmp_path, "finetune=lora", "finetune.rank=2")
+    model = ldm.load(run)
+    (name,) = model.loras
+    plain, _ = draw(ldm.load(base), prompt=PROMPT, steps=3)
+    ours, latents = draw(model, prompt=PROMPT, steps=3)
+    assert (ours - plain).abs().max() > 1e-3
+    file = model.export_lora(tmp_path / "out")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(base.parent / "diffusers")
+    pipe.load_lora_weights(file.parent, weight_name=file.name)
+    sigma = model.denoiser.parameterization.sigma_max
+    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
+    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=3, height=16, width=16)
+    agree(ours, theirs, latents, expected)
+
+    kohya = model.export_lora(tmp_path / "kohya.safetensors", "kohya")
+    other = ldm.load(base)
+    other.load_lora(kohya)
+    again, _ = draw(other, prompt=PROMPT, steps=3)
+    torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
+    assert name
+
+
+def test_all_weights_train_and_the_model_goes_out(base, tmp_path):
+    run = train(base, tmp_path, "finetune=full")
+    model = ldm.load(run)
+    before = ldm.load(base).denoiser.network.state_dict()
+    after = model.denoiser.network.state_dict()
+    assert all(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert model.export(tmp_path / "out").stock
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert type(pipe).__name__ == "StableDiffusionXLPipeline"
+    ours, latents = draw(model, prompt=PROMPT, steps=3)
+    sigma = model.denoiser.parameterization.sigma_max
+    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
+    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=3, height=16, width=16)
+    agree(ours, theirs, latents, expected)
