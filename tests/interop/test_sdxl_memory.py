@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ldm.training.speed import BLOCKS, checkpoint_blocks
 
 import ldm
 from ldm.adapters import lora_layers as loras
@@ -18,6 +17,7 @@ from ldm.adapters.lora import chosen
 from ldm.common.registry import build
 from ldm.interop.parts.unet import from_diffusers
 from ldm.networks import Cond, layers
+from ldm.training.trainer.speed import BLOCKS, checkpoint_blocks
 from tests.interop import sdxl
 
 pytestmark = pytest.mark.slow

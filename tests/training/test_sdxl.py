@@ -6,9 +6,9 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
+from ldm.commands import train_ldm
 from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
-from ldm.training import ldm_run
 from tests.interop import sdxl
 from tests.interop.models import diffusers
 from tests.interop.test_pipeline import agree, both, draw, noise
@@ -33,7 +33,7 @@ def train(base, runs, *words):
     _, options = overrides.prepare([*WORDS, f"runs_dir={runs}", f"base={base}", *words], group_names())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = OmegaConf.to_container(compose("train_ldm", options)[0], resolve=True)
-    return ldm_run.main(config)
+    return train_ldm.main(config)
 
 
 def test_a_lora_trains_on_cached_latents_and_states_and_opens_in_diffusers(base, tmp_path):
