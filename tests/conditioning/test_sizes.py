@@ -7,7 +7,7 @@ from PIL import Image
 
 import ldm
 from ldm.common.errors import UserError
-from ldm.conditioning import Conditioner, ImageSize, ask
+from ldm.conditioning import Conditioner, ImageSize, conditions_of
 from ldm.conditioning.sizes import framed
 from ldm.data.sources.folder import Folder
 from ldm.diffusion import Denoiser, Eps
@@ -145,7 +145,7 @@ def test_samples_out_of_the_data_are_generated_as_they_were(photos, tmp_path):
     part = ImageSize.derive(train, {})
     conditioner = Conditioner({"size": ImageSize(8, **part)})
     batch = train.batch(np.arange(3), conditioner.needs)
-    asked = ask(conditioner, conditioner.examples(batch))
+    asked = conditions_of(conditioner, conditioner.examples(batch))
     assert torch.equal(asked.batch["frame"], batch["frame"])
 
 
