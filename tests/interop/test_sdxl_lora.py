@@ -10,7 +10,7 @@ import ldm
 from ldm.adapters import lora as adapters
 from ldm.common.errors import UserError
 from ldm.common.registry import build
-from ldm.interop import lora
+from ldm.interop.lora import files as lora
 from ldm.interop.lora.xl import kohya_names
 from ldm.interop.parts.unet import from_diffusers
 from tests.interop import sdxl

@@ -220,7 +220,7 @@ def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, ke
     images = np.asanyarray(column([table.images for table in tables], "images"))
     frames = None
     if all(table.frames is not None for table in tables):
-        frames = np.asanyarray(column([table.frames for table in tables if table.frames is not None], FRAME))
+        frames = np.asanyarray(column([f for table in tables if (f := table.each_frame) is not None], FRAME))
     return Table(images, columns, tables[0].preprocess, key, names, frames=frames)
 
 

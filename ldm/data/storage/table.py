@@ -94,6 +94,11 @@ class Table(ByPath):
         """Whether a batch can have `key`."""
         return key == "image" or key in self.columns or (key == FRAME and self.frames is not None)
 
+    @property
+    def each_frame(self) -> np.ndarray | None:
+        """The frames as (N, 6)."""
+        return None if self.frames is None else np.broadcast_to(self.frames, (len(self), self.frames.shape[-1]))
+
     def check_frames(self, where: str) -> None:
         """Refuses a table without frames for what reads them."""
         if self.frames is None:

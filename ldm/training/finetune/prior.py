@@ -44,6 +44,7 @@ def with_prior(
         drawn = replace(
             own, images=images.astype(train.images.dtype), columns={key: new[key] for key in kept}, names=prompts
         )
+        drawn = replace(drawn, frames=None if own.frames is None else data.made_so(own).frames)
         both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 
