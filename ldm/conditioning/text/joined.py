@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.common.annotations import readable
+from ldm.common.annotations import replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import build, register
@@ -56,7 +56,7 @@ class JoinedText(Part):
         return [self.nothing] * n
 
     def parse(self, values: Any) -> list[str]:
-        return [readable(str(v)) for v in values]
+        return [replace_surrogates(str(v)) for v in values]
 
     def reader(self) -> Callable[[list[str]], Any] | None:
         known = [Remember(part.known) for part in self.encoders if part.known]
