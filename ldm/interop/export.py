@@ -125,7 +125,9 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
             raise UserError(
                 f"the model and its ControlNet aren't a StableDiffusionControlNetPipeline: {reason}. Export each alone."
             )
-        index["controlnet"] = _write_controlnet(controlnets[0], out / "controlnet", report)
+        index["controlnet"] = _write_controlnet(
+            controlnets[0], out / "controlnet", report, sdxl.features_of(model.conditioner)
+        )
     if reason:
         report.parts["pipeline"] = reason
         _copy_source("ldm_pipeline", out)
@@ -163,8 +165,8 @@ def _write_unet(
     return ["diffusers", "UNet2DConditionModel"]
 
 
-def _write_controlnet(model: ControlNet, out: Path, report: Report) -> list[str]:
-    config = controlnet.to_diffusers(model)
+def _write_controlnet(model: ControlNet, out: Path, report: Report, features: int | None = None) -> list[str]:
+    config = controlnet.to_diffusers(model, features)
     _write_part(out, config, controlnet.weights(model.state_dict(), config))
     report.parts["controlnet"] = "stock"
     return ["diffusers", "ControlNetModel"]

@@ -77,15 +77,14 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
         network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
         return _restore(config["spec"], network, folder)
     if name == "ControlNetModel":
-        return _restore(controlnet.from_diffusers(config), controlnet.weights(state, config), folder)
+        net = _restore(controlnet.from_diffusers(config), controlnet.weights(state, config), folder)
+        return _with_features(net, config)
     if name == "AutoencoderKL":
         model = _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
         model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
         return model
     model = _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
-    two = model.add_embedding is not None
-    model.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
-    return model
+    return _with_features(model, config)
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
@@ -190,6 +189,13 @@ def assemble(
     model.latent_mean.copy_(torch.tensor(whitening[0]))
     model.latent_std.copy_(torch.tensor(whitening[1]))
     return model.eval().requires_grad_(False)
+
+
+def _with_features(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    """A U-Net or ControlNet that knows of how many features of sizes its config speaks, which leave no trace in it."""
+    two = network.add_embedding is not None
+    network.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
+    return network
 
 
 def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) -> nn.Module:

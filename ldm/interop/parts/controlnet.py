@@ -49,11 +49,14 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_diffusers(net: ControlNet) -> dict[str, Any]:
-    """The config of a ControlNetModel that computes what `net` does. Raises UserError where none does."""
+def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str, Any]:
+    """The config of a ControlNetModel that computes what `net` does. Raises UserError where none does. `size_features`
+    is as for `unet.to_diffusers`."""
     if reasons := obstacles(net):
         raise UserError(f"the ControlNet is no ControlNetModel: {'; '.join(reasons)}.")
-    config = {k: v for k, v in unet.to_diffusers(_network(net)).items() if k not in _OF_THE_WAY_UP}
+    features = size_features or getattr(net, "size_features", None)
+    whole = unet.to_diffusers(_network(net), size_features=features)
+    config = {k: v for k, v in whole.items() if k not in _OF_THE_WAY_UP}
     return config | {
         "_class_name": "ControlNetModel",
         "conditioning_channels": net.hint_channels,
