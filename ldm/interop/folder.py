@@ -236,8 +236,8 @@ def _pipeline(folder: Path) -> nn.Module:
     sampling |= own | said
     replaced = None if "sampler" in said else schedulers.stands_for(config, sampling, str(scheduler))
     about = {"distilled": {"steps": most_steps(config, str(scheduler))}} if is_distilled else {}
-    parts = (first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
-    return assemble(*parts, replaced, **about)
+    size = (height, width)
+    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced, **about)
 
 
 def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[dict[str, Any], bool]:

@@ -204,7 +204,7 @@ def _key(part: FrozenText) -> str:
     named = part.sha256 or (fingerprint(encoder) if encoder else part.path)
     folder = folder_of(words)
     tokenizer = fingerprint(folder, TOKENIZER) if folder else words
-    skipped = [] if part.clip_skip == 1 else [part.clip_skip, part.final_norm]
+    skipped: list[Any] = [] if part.clip_skip == 1 else [part.clip_skip, part.final_norm]
     skipped += ["projected"] if part.projected else []
     return hash_of(named, tokenizer, part.length, part.masked, part.pooled, *skipped)
 
