@@ -118,6 +118,17 @@ def trained(
     return LoraAdapter.holding(weights, alphas, trigger, base, few)
 
 
+def names_in_model(model: Any, name: str) -> dict[str, str]:
+    """The name in the model's state of each weight of the LoRA `name`, by the name that it has in `trained`."""
+    prefixes = {module: prefix for prefix, module in model.named_modules()}
+    found = {}
+    for kind, module in components(model, None).items():
+        for layer, _ in layers.holding(module, name):
+            for matrix in ("lora_A", "lora_B"):
+                found[f"{kind}.{layer}.{matrix}.weight"] = f"{prefixes[module]}.{layer}.{matrix}.{name}.weight"
+    return found
+
+
 def chosen(names: Mapping[str, nn.Module], wanted: str | Sequence[str]) -> list[str]:
     """The layers that `wanted` means: attention, convolutions, linear, all, or parts of names (`attn2`, `mid_block`,
     `up_blocks.*.conv1`), or a list of such."""

@@ -101,3 +101,9 @@ def trained(model: Any, word: str, base: Mapping[str, str]) -> WordEmbedding:
     """The word as what is saved: the tensor itself."""
     table: Any = text_part(model).encoder.token_embedding
     return WordEmbedding.holding(word, table.added, base)
+
+
+def names_in_model(model: Any) -> dict[str, str]:
+    """The name in the model's state of the word's embedding while it trains, by the name that it has in `trained`."""
+    prefixes = {module: prefix for prefix, module in model.named_modules()}
+    return {"row": f"{prefixes[text_part(model)]}.encoder.token_embedding.added"}

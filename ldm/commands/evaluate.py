@@ -22,7 +22,7 @@ from ldm.model.computing import computed_in, device
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
-from ldm.training.ldm_run import names_of, numbered
+from ldm.training.ldm_run import class_names, number_labels
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import cache_of, import_modules
 
@@ -63,7 +63,7 @@ def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
         figures = stage_one.measure(model, tables[1], features, config, report, beta, source)
         return figures | computed_in(model), report
     if isinstance(model, LatentDiffusion):
-        tables = numbered(tables, names_of(model.conditioner), f"the model {path}")
+        tables = number_labels(tables, class_names(model.conditioner), f"the model {path}")
         reference = reference_of(config, tables, model.preprocess)
         figures = stage_two.measure(model, tables, reference, features, config, report, source)
         return figures | computed_in(model), report

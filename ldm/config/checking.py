@@ -28,7 +28,7 @@ _REGISTERING = (
     "ldm.conditioning",
     "ldm.diffusion",
     "ldm.training.finetune.kinds",
-    "ldm.training.auto",
+    "ldm.training.auto.settle",
 )
 _GROUP_OF_NETWORK = {"UNet": "unet", "DiT": "dit"}
 

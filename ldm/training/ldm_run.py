@@ -1,6 +1,6 @@
 """`train_ldm.py`: one run of stage two."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,14 @@ from ldm.data.storage.table import FRAME, Table
 from ldm.diffusion import Denoiser
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL, Identity
-from ldm.training import auto
+from ldm.training.auto.settle import settle_network
 from ldm.training.ldm_task import DiffusionTask
+from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, parameters_line, task_options
 from ldm.training.runs import resume
-from ldm.training.runs.folder import find_run
-from ldm.training.trainer.callbacks import Pictures
-from ldm.training.trainer.fit import (
-    Clock,
-    batches,
-    begin,
-    cache_of,
-    device_for,
-    fit,
-    open_named,
-    parameters_line,
-    task_options,
-    validated,
-)
-from ldm.training.vae_run import check as check_images
+from ldm.training.runs.folder import RunFolder, find_run
+from ldm.training.trainer.callbacks import SampleGrids
+from ldm.training.trainer.fit import cache_of, check_environment, device_for
+from ldm.training.vae_run import check_images
 
 FirstStage = AutoencoderKL | Identity
 Tables = tuple[Table, Table]
@@ -46,65 +36,84 @@ Tables = tuple[Table, Table]
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
     clock = Clock()
-    begin(config)
+    check_environment(config)
     source = build(config["data"], "data")
     first_stage_path = precheck(config)
-    with open_named("ldm", source.name, config, job) as folder:
-        if folder.finished:
-            return folder.path
-        start = resume.start_of(folder)
-        whose = f"{folder.path}, which goes on,"
-        tables = numbered(source.tables(cache_of(config) / "data"), start.classes, whose)
-        check_labelled(tables[0], start.classes, whose)
-        first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
-        torch.manual_seed(config["seed"])
-        conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
-        settle_network(config, resume.recorded(folder, start), first_stage, conditioner, tables[0])
-        denoiser = build_denoiser(config, first_stage, conditioner)
-        depends_on = {"data": tables[0].key, "first_stage": encoder_hash(first_stage)}
-        start = resume.check(folder, config, depends_on, start, lambda: model_hash(first_stage))
-        folder.save_config(config)
-        remember_captions(conditioner, tables, cache_of(config), device_for(config))
-        train, val, whitening = latents(tables, first_stage, config)
-        about = parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner)
-        print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {about}", flush=True)
-        tell_classes(conditioner)
-        task = DiffusionTask(
-            first_stage,
-            denoiser,
-            conditioner,
-            tables[0].preprocess,
-            whitening or (torch.zeros(first_stage.latent_channels), torch.ones(first_stage.latent_channels)),
-            dict(config["diffusion"]["sampling"]),
-            depends_on=depends_on,
-            **task_options(config),
-        )
-        needs = tuple(dict.fromkeys((*(("image",) if isinstance(train, Table) else ()), *conditioner.needs)))
-        shown = config["samples"]
-        pictures = Pictures(folder, sampler(conditioner, tables[1], shown["n"], config), 4, shown["every_n_steps"])
-        data = batches(train, val, needs, config, conditioner.reader(config["seed"]))
-        trainer = fit(task, data, folder, config, pictures, clock.started, start)
-        if trainer.is_global_zero:
-            folder.finish()
-            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)
+    with open_folder("ldm", source.name, config, job) as folder:
+        if not folder.finished:
+            complete(prepare(config, folder, source, first_stage_path), folder, config, clock)
     return folder.path
+
+
+def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_path: Path | None) -> PreparedRun:
+    """Everything from the data to the task. Settles what is `auto` in `config`, and saves it."""
+    start = resume.start_of(folder)
+    whose = f"{folder.path}, which goes on,"
+    tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
+    check_labelled(tables[0], start.classes, whose)
+    first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
+    torch.manual_seed(config["seed"])
+    conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
+    height, width = tables[0].images.shape[2:]
+    settle_network(
+        config,
+        resume.recorded(folder, start),
+        latent_size=(height // first_stage.factor, width // first_stage.factor),
+        inputs=network_inputs(first_stage, conditioner),
+        images=len(tables[0]),
+    )
+    denoiser = build_denoiser(config, first_stage, conditioner)
+    depends_on = {"data": tables[0].key, "first_stage": encoder_hash(first_stage)}
+    start = resume.check(folder, config, depends_on, start, whole=lambda: model_hash(first_stage))
+    folder.save_config(config)
+    remember_captions(conditioner, tables, cache_of(config), device_for(config))
+    train, val, whitening = latents(tables, first_stage, config)
+    task = DiffusionTask(
+        first_stage,
+        denoiser,
+        conditioner,
+        preprocess=tables[0].preprocess,
+        whitening=whitening or (torch.zeros(first_stage.latent_channels), torch.ones(first_stage.latent_channels)),
+        sampling=dict(config["diffusion"]["sampling"]),
+        depends_on=depends_on,
+        **task_options(config),
+    )
+    sample = sample_function(conditioner, tables[1], config)
+    return PreparedRun(
+        task,
+        train,
+        val,
+        columns=columns_for(train, conditioner.needs),
+        samples=SampleGrids(folder, sample, columns=4, every_n_steps=config["samples"]["every_n_steps"]),
+        start=start,
+        trains=parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner),
+        notes=class_lines(conditioner),
+        read=conditioner.reader(config["seed"]),
+    )
+
+
+def columns_for(train: Gathers, needs: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a batch: what conditions need, and the images themselves where no latents are cached."""
+    images = ("image",) if isinstance(train, Table) else ()
+    return tuple(dict.fromkeys((*images, *needs)))
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
     """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
     if config.get("base"):
         raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
-    if (chosen := config.get("whitening", "channels")) not in (*WHITENING, "file"):
-        raise UserError(f"whitening={chosen} is unknown.{did_you_mean(str(chosen), [*WHITENING, 'file'])}")
-    wanted = config["first_stage"]
-    if wanted == "identity":
+    whitening = config.get("whitening", "channels")
+    if whitening not in (*WHITENING, "file"):
+        raise UserError(f"whitening={whitening} is unknown.{did_you_mean(str(whitening), [*WHITENING, 'file'])}")
+    named = config["first_stage"]
+    if named == "identity":
         return None
-    begin(config)
-    name = wanted or build(config["data"], "data").name
+    check_environment(config)
+    name = named or build(config["data"], "data").name
     try:
         return find_run("vae", name, config["runs_dir"])
     except UserError as error:
-        if wanted:
+        if named:
             raise
         raise UserError(f"{error} Or name one by first_stage=, or train on pixels by first_stage=identity.") from None
 
@@ -164,36 +173,27 @@ def _check_columns(where: str, keys: tuple[str, ...], table: Table) -> None:
             raise UserError(f"{where} reads '{key}', which the data doesn't have; it has {known}.")
 
 
-def numbered(tables: Tables, names: Sequence[str], whose: str) -> Tables:
+def number_labels(tables: Tables, names: Sequence[str], whose: str) -> Tables:
     """Both tables with their labels as numbers of `names`: see `numbered_as`."""
     return numbered_as(tables[0], names, whose), numbered_as(tables[1], names, whose)
 
 
-def names_of(conditioner: Conditioner) -> Sequence[str]:
-    """The classes that a model was trained on, by their numbers."""
-    return next((part.names for part in conditioner.parts.values() if isinstance(part, ClassLabel)), ())
-
-
-def tell_classes(conditioner: Conditioner) -> None:
+def class_names(conditioner: Conditioner) -> Sequence[str]:
+    """The names of the classes that a model was trained on, in the order of their numbers; () without labels."""
     for part in conditioner.parts.values():
         if isinstance(part, ClassLabel):
-            print(f"labels: {classes_line(part.table)}", flush=True)
+            return part.names
+    return ()
 
 
-def settle_network(
-    config: dict[str, Any],
-    recorded: Mapping[str, Any],
-    first_stage: FirstStage,
-    conditioner: Conditioner,
-    table: Table,
-) -> None:
-    """Sizes in the place of network=auto, batch_size=auto and optimizer.lr=auto: see `ldm.training.auto`."""
-    height, width = (side // first_stage.factor for side in table.images.shape[2:])
-    auto.settle_network(config, recorded, (height, width), inputs_of(first_stage, conditioner), len(table))
+def class_lines(conditioner: Conditioner) -> tuple[str, ...]:
+    """A line for each condition of class labels, with its classes."""
+    labels = [part for part in conditioner.parts.values() if isinstance(part, ClassLabel)]
+    return tuple(f"labels: {classes_line(part.table)}" for part in labels)
 
 
-def inputs_of(first_stage: FirstStage, conditioner: Conditioner) -> dict[str, Any]:
-    """What a network is built for: the latents' channels, and the conditions' sizes."""
+def network_inputs(first_stage: FirstStage, conditioner: Conditioner) -> dict[str, Any]:
+    """The arguments that a network is built with beside its spec: the latents' channels and the conditions' sizes."""
     return {
         "in_channels": first_stage.latent_channels,
         "context_dim": conditioner.token_dim,
@@ -204,7 +204,7 @@ def inputs_of(first_stage: FirstStage, conditioner: Conditioner) -> dict[str, An
 
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:
     """The network, sized by what it is to denoise and by its conditions, with its parameterization and loss."""
-    network = build(config["network"], "network", **inputs_of(first_stage, conditioner))
+    network = build(config["network"], "network", **network_inputs(first_stage, conditioner))
     options = {key: value for key, value in config["diffusion"].items() if key != "sampling"}
     built = {k: build(v, f"diffusion.{k}") if isinstance(v, Mapping) else v for k, v in options.items()}
     return Denoiser(network, built.pop("parameterization"), **built)
@@ -213,7 +213,8 @@ def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, condition
 def one_scale(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """LDM's scale factor: all latents are divided by the std of all of them, and none is shifted (Rombach et al. 2022,
     appendix G)."""
-    return torch.zeros_like(mean), (std.square().mean() + mean.var(correction=0)).sqrt().expand_as(std).clone()
+    variance = std.square().mean() + mean.var(correction=0)
+    return torch.zeros_like(mean), variance.sqrt().expand_as(std).clone()
 
 
 WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
@@ -222,8 +223,8 @@ WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 }
 
 
-def stated(first_stage: Any) -> tuple[Tensor, Tensor]:
-    """Mean and std by channel that the autoencoder's file of diffusers says: z' = (z - shift) * scale."""
+def file_whitening(first_stage: Any) -> tuple[Tensor, Tensor]:
+    """Mean and std of each channel as the autoencoder's diffusers file gives them: z' = (z - shift) * scale."""
     if first_stage.scaling is None:
         raise UserError("whitening=file: the first stage isn't a folder of diffusers, which says it: use channels.")
     mean, std = first_stage.scaling
@@ -233,18 +234,18 @@ def stated(first_stage: Any) -> tuple[Tensor, Tensor]:
 def latents(
     tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
-    """Training and validation data as stage two reads them, and the latents' mean and std; on pixels the images, and
-    None.
+    """Training and validation data as stage two reads them, and the latents' mean and std by channel.
 
-    With latents=online the images too, and the cache serves the statistics alone.
+    On pixels these are the images, and None. With latents=online they are the images too, and the cache only serves
+    the statistics.
     """
     if isinstance(first_stage, Identity):
         return *tables, None
     chosen = config.get("whitening", "channels")
-    said = stated(first_stage) if chosen == "file" else None
+    from_file = file_whitening(first_stage) if chosen == "file" else None
     root, device, dtype = cache_of(config), device_for(config), config.get("latents_dtype", "float32")
     train, val = (cached_latents(table, first_stage, root, dtype=dtype, device=device) for table in tables)
-    whitening = said or WHITENING[chosen](train.channel_mean, train.channel_std)
+    whitening = from_file or WHITENING[chosen](train.channel_mean, train.channel_std)
     if config["latents"] == "online":
         return *tables, whitening
     if train.reused and val.reused:
@@ -252,17 +253,19 @@ def latents(
     return train, val, whitening
 
 
-def sampler(
-    conditioner: Conditioner, val: Table, n: int, config: Mapping[str, Any]
+def sample_function(
+    conditioner: Conditioner, val: Table, config: Mapping[str, Any]
 ) -> Callable[[DiffusionTask], Tensor]:
-    """A function of the task that draws `n` pictures of the first validation conditions, always from the same noise."""
+    """A function of the task that generates images of the first validation conditions, always from the same noise."""
+    n = config["samples"]["n"]
     rows = np.arange(min(n, len(val)))
-    batch = val.batch(rows, conditioner.needs)
-    given = conditioner.examples(batch, config["seed"])
-    steps = min(config["diffusion"]["sampling"]["steps"], 50)  # the grid is a look, not a measurement
+    conditions = conditioner.examples(val.batch(rows, conditioner.needs), config["seed"])
+    usual_steps = config["diffusion"]["sampling"]["steps"]
+    steps = min(usual_steps, 50)  # these samples are only looked at, nothing is measured on them
+    options = {"spacing": None} if steps < usual_steps else {}
 
-    def draw(task: DiffusionTask) -> Tensor:
-        spacing = {"spacing": None} if steps < config["diffusion"]["sampling"]["steps"] else {}
-        return task.model().draw(given, 1 if given else n, seed=config["seed"], steps=steps, **spacing).cpu()
+    def sample(task: DiffusionTask) -> Tensor:
+        each = 1 if conditions else n
+        return task.model().draw(conditions, each, seed=config["seed"], steps=steps, **options).cpu()
 
-    return draw
+    return sample

@@ -97,6 +97,14 @@ class DiffusionTask(Task):
         model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
         return model.eval()
 
+    def weight_names(self) -> dict[str, str]:
+        return {name: self.name_of(name) for name in self.model().state_dict()}
+
+    def name_of(self, name: str) -> str:
+        """The name in this task's state of a weight that the assembled average model calls `name`."""
+        part = name.partition(".")[0]
+        return f"average.{name}" if part in self.average else name
+
 
 def keep_given(first_stage: Module) -> Module:
     """The first stage, which keeps its weights when a checkpoint is loaded: the decoder that a resumed run is given may

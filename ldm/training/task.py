@@ -16,14 +16,17 @@ from ldm.training.trainer.means import Means, Split
 
 
 class Task(pl.LightningModule):
-    """Trains `trained`, keeps its average in `average`, and knows how to assemble the model that users load.
+    """Trains `trained`, keeps its average in `average`, and assembles the model that users load.
 
-    Subclasses give `losses(batch) -> (loss, what to log)` and `assemble(trained) -> model`. What is logged are means
-    over a batch's samples: of training over all batches of an optimizer step, the last in `shown`, but a `Split` over
-    all steps since it was logged before, lest a small batch leave bands empty; of validation over `validated` images.
+    Subclasses give `losses(batch, network)`, `assemble(trained)` and `weight_names()`.
+
+    What is logged are means over samples. In training they are means over all batches of an optimizer step, and `shown`
+    holds the last ones; a `Split` collects all steps since it was last logged, because a small batch would leave bands
+    empty. In validation they are means over `validated` images.
+
     `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); modules
-    with dropout, which draw from torch's generator, get it seeded by the step. `depends_on` names by their hashes what
-    the run stands on and a checkpoint doesn't hold, such as the data.
+    with dropout, which draw from torch's generator, have it seeded by the step. `depends_on` names by hash what the run
+    stands on and a checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
@@ -79,6 +82,10 @@ class Task(pl.LightningModule):
     def saved(self) -> nn.Module:
         """What the run's model folder holds: the model, or of a fine-tuned one what was put on its base."""
         return self.model()
+
+    def weight_names(self) -> dict[str, str]:
+        """The name in this task's state of each weight of the saved model, by its name there."""
+        raise NotImplementedError
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         # Lightning's own count of steps, by which it logs, is one off after some resumes
@@ -158,12 +165,8 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
-        model = self.saved()
-        places = {sharded.own_part(tensor).data_ptr(): name for name, tensor in self.state_dict().items()}
-        checkpoint["ldm_model"] = artifact.describe(model)
-        checkpoint["ldm_weights"] = {
-            name: places[sharded.own_part(tensor).data_ptr()] for name, tensor in model.state_dict().items()
-        }
+        checkpoint["ldm_model"] = artifact.describe(self.saved())
+        checkpoint["ldm_weights"] = self.weight_names()
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
         checkpoint["ldm_schedule_since"] = self.learning_rate.since
         checkpoint["ldm_steps_averaged"] = self._steps_averaged

@@ -80,13 +80,15 @@ def open_base(path: Path, channels: int) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def tell_start(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> None:
-    """Prints what the base is worth on the data before it is trained: on the images that validation is of, as far as
-    they make 2^21 pixels."""
+def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> list[str]:
+    """A line about the base's PSNR on the data before it is trained, of the first process alone.
+
+    It is measured on validation's own images, as many as make 2^21 pixels, but at least 8.
+    """
     _, height, width = val.images.shape[1:]
     n = min(config["loader"]["val_samples"], len(val), max(8, most_pixels // (height * width)))
     if not n or rank() > 0:
-        return
+        return []
     device, errors = device_for(config), []
     with lent(vae, device):
         for rows in np.array_split(permutation(0, 0, len(val))[:n], -(-n // 8)):
@@ -94,10 +96,10 @@ def tell_start(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_p
             decoded = vae.decode(vae.encode(images).mode())
             errors.append((decoded - images).square().mean((1, 2, 3)).cpu())
     mean = psnr(torch.cat(errors)).mean()
-    print(f"before training: {mean:.2f} dB PSNR, the mean of {n} validation images", flush=True)
+    return [f"before training: {mean:.2f} dB PSNR, the mean of {n} validation images"]
 
 
-def what_for(path: Path) -> str:
+def decoder_advice(path: Path) -> str:
     """What a better decoder is good for."""
     return (
         "the encoder is the base's, bit for bit: its cached latents and its models of stage two stay valid. "

@@ -92,6 +92,9 @@ class VAETask(Task):
         trained.preprocess = self.preprocess
         return trained
 
+    def weight_names(self) -> dict[str, str]:
+        return {name: f"average.{name}" for name in self.average.state_dict()}
+
 
 def psnr(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2, by their mean squared error."""

@@ -18,7 +18,7 @@ from ldm.images.hints import Canny
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Identity, UNet, controlnet_for
 from ldm.networks.computing.precision import lowered
-from ldm.training.finetune.run import open_base
+from ldm.training.finetune.run import open_base_model
 from tests.adapters.models import equal, pictures, small
 
 
@@ -123,7 +123,7 @@ def test_loading_takes_a_precision_and_a_tile(model, tmp_path):
 
 
 def test_what_trains_on_a_model_loads_it_in_float32(model, tmp_path):
-    base = open_base(ldm.save(model, tmp_path / "model"))
+    base = open_base_model(ldm.save(model, tmp_path / "model"))
     assert base.precision == "float32"
 
 

@@ -41,14 +41,14 @@ def tables(n: int = 3) -> tuple[Table, Table]:
 def test_the_bases_images_and_prompts_stand_behind_the_own(tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog on grass\n")
     given, base = tables(), StubBase()
-    train, val = with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=2)
+    train, val = with_prior(given, base, path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=2)
     assert train.images[:, 0, 0, 0].tolist() == [99, 99, 99, 2, 12] and train.images.shape == (5, 3, 4, 5)
     assert train.columns["text"] == ["sks 0", "sks 1", "sks 2", *PROMPTS] and list(train.columns) == ["text"]
     assert train.names == ["0.png", "1.png", "2.png", *PROMPTS] and train.classes == ("a", "b", "c")
     assert isinstance(train.images, np.memmap) and val is given[1]
-    again, _ = with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=2)
+    again, _ = with_prior(given, base, path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=2)
     assert base.asked == [PROMPTS] and again.key == train.key != given[0].key  # kept
-    with_prior(given, base, str(tmp_path / "prompts.txt"), tmp_path, seed=3)
+    with_prior(given, base, path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=3)
     assert len(base.asked) == 2
 
 
@@ -56,19 +56,19 @@ def test_the_base_is_on_the_named_device_while_it_draws(tmp_path, monkeypatch):
     came: list[str] = []
     (tmp_path / "prompts.txt").write_text("a cat")
     monkeypatch.setattr(StubBase, "to", lambda self, device: came.append(f"{torch.device(device)} {len(self.asked)}"))
-    with_prior(tables(), StubBase(), str(tmp_path / "prompts.txt"), tmp_path, 0, "cuda:1")
+    with_prior(tables(), StubBase(), path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=0, device="cuda:1")
     assert came == ["cuda:1 0", "cpu 1"]
 
 
 def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
     given, base = tables(), StubBase()
-    assert with_prior(given, base, None, tmp_path, 0) is given
+    assert with_prior(given, base, path=None, cache=tmp_path, seed=0) is given
     with pytest.raises(UserError, match="can't be read"):
-        with_prior(given, base, str(tmp_path / "none.txt"), tmp_path, 0)
+        with_prior(given, base, path=str(tmp_path / "none.txt"), cache=tmp_path, seed=0)
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UserError, match="one a line"):
-        with_prior(given, base, str(tmp_path / "empty.txt"), tmp_path, 0)
+        with_prior(given, base, path=str(tmp_path / "empty.txt"), cache=tmp_path, seed=0)
     (tmp_path / "full.txt").write_text("a cat")
     base.conditioner.takes = ("label",)
     with pytest.raises(UserError, match="without captions"):
-        with_prior(given, base, str(tmp_path / "full.txt"), tmp_path, 0)
+        with_prior(given, base, path=str(tmp_path / "full.txt"), cache=tmp_path, seed=0)

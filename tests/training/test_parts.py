@@ -17,7 +17,7 @@ from ldm.training import vae_run
 from ldm.training.averages import ema
 from ldm.training.optimization import learning_rate as schedule
 from ldm.training.optimization.learning_rate import LearningRate, TimeBudget, parse_time
-from ldm.training.trainer.callbacks import Pictures
+from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.vae_task import VAETask, equivalents, psnr
 
 
@@ -161,7 +161,7 @@ def test_psnr_is_of_images_whose_peak_is_2():
 
 def test_a_run_goes_on_without_images_that_are_no_numbers(tmp_path, caplog):
     folder = SimpleNamespace(samples=tmp_path)
-    shown = Pictures(folder, lambda task: torch.full((1, 1, 4, 4), torch.inf), 1)
+    shown = SampleGrids(folder, lambda task: torch.full((1, 1, 4, 4), torch.inf), 1)
     shown.on_train_end(MagicMock(global_step=3, is_global_zero=True, loggers=[]), nn.Linear(1, 1))
     assert "no images at step 3: the images hold values that are infinite" in caplog.text
     assert not list(tmp_path.iterdir())

@@ -325,7 +325,7 @@ def clock(monkeypatch, seconds_a_look: float) -> None:
         now[0] += seconds_a_look
         return now[0]
 
-    for module in ("ldm.training.optimization.learning_rate.time", "ldm.training.trainer.fit.time"):
+    for module in ("ldm.training.optimization.learning_rate.time", "ldm.training.prepared.time"):
         monkeypatch.setattr(module, types.SimpleNamespace(monotonic=look))
 
 
@@ -364,7 +364,7 @@ def task(runs, config):
     from ldm.common.registry import build
     from ldm.data.datamodule import TrainBatches
     from ldm.training.ldm_task import DiffusionTask
-    from ldm.training.trainer.fit import task_options
+    from ldm.training.prepared import task_options
 
     made = config("train_ldm", runs, "trainer.max_steps=4")
     tables = build(made["data"]).tables(Path(made["cache_dir"]) / "data")

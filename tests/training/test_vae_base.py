@@ -143,7 +143,7 @@ def test_a_folder_of_diffusers_is_begun_with_bit_for_bit(tmp_path, runs, config)
     save_file(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
     made = config("train_vae", runs, f"base={folder}")
     base = vae_base.settle(made, {}, 1)
-    begun = vae_run.begun(made, base, Digits(8).tables(runs / "cache" / "data")[0])
+    begun = vae_run.initial_autoencoder(made, base, Digits(8).tables(runs / "cache" / "data")[0])
     assert same(dict(begun.state_dict()), dict(vae.state_dict())) and begun.encoder.conv_norm_out.num_groups == 4
     assert all(p.requires_grad for p in begun.parameters())
     assert base is not None and made["base_hash"] == model_hash(base) and encoder_hash(base) == encoder_hash(vae)

@@ -5,7 +5,7 @@ import torch
 
 import ldm
 from ldm.common.errors import UserError
-from ldm.training.ldm_run import WHITENING, precheck, stated
+from ldm.training.ldm_run import WHITENING, file_whitening, precheck
 
 
 def test_one_scale_is_the_std_of_all_latents() -> None:
@@ -25,6 +25,6 @@ def test_an_unknown_whitening_is_refused_before_any_work() -> None:
 def test_a_file_of_diffusers_says_shift_and_scale() -> None:
     vae = ldm.AutoencoderKL(1, 2, channels=8)
     with pytest.raises(UserError, match="whitening=file: the first stage isn't a folder of diffusers"):
-        stated(vae)
+        file_whitening(vae)
     vae.scaling = ([0.25, 0.25], [2.0, 2.0])
-    assert [part.tolist() for part in stated(vae)] == [[0.25, 0.25], [2.0, 2.0]]
+    assert [part.tolist() for part in file_whitening(vae)] == [[0.25, 0.25], [2.0, 2.0]]

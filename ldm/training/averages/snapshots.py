@@ -13,7 +13,7 @@ from ldm.common.errors import UserError
 from ldm.common.files import atomic_write, make_folder
 from ldm.common.tensors import write_safetensors
 from ldm.training.averages.power_ema import combination
-from ldm.training.trainer.sharded import is_sharded, own_part, whole
+from ldm.training.trainer.sharded import is_sharded, whole
 
 
 def interval(step: int, most: int) -> int:
@@ -47,7 +47,7 @@ class Snapshots(pl.Callback):
         if not (trainer.is_global_zero or is_sharded(task)):
             return
         step, averages = trainer.global_step, dict(zip(task.power_lengths, task.power, strict=True))
-        tensors = weights_of(averages, names_of(task))  # put together by all, where they are spread
+        tensors = weights_of(averages, parameter_names(task))  # put together by all, where they are spread
         if not trainer.is_global_zero:
             return
         make_folder(self.folder)
@@ -57,10 +57,10 @@ class Snapshots(pl.Callback):
                 path_of(self.folder, old).unlink()
 
 
-def names_of(task: Any) -> list[str]:
-    """The name of each averaged parameter in the saved model, in the order of `parameters()`."""
-    names = {own_part(tensor).data_ptr(): name for name, tensor in task.saved().state_dict().items()}
-    return [names.get(own_part(parameter).data_ptr(), "") for parameter in task.average.parameters()]
+def parameter_names(task: Any) -> list[str]:
+    """The name of each averaged parameter in the saved model, in the order of `parameters()`; "" if it isn't there."""
+    saved_names = {own: saved for saved, own in task.weight_names().items()}
+    return [saved_names.get(f"average.{name}", "") for name, _ in task.average.named_parameters()]
 
 
 def path_of(folder: Path, step: int) -> Path:

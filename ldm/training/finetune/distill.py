@@ -120,7 +120,10 @@ class DistillFinetune(Finetune):
         if not self.lora:
             return model
         few = {"sampling": dict(model.sampling), "distilled": dict(model.distilled)}
-        return lora.trained(model, NEW, None, base, few)
+        return lora.trained(model, NEW, trigger=None, base=base, few=few)
+
+    def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        return lora.names_in_model(model, NEW) if self.lora else super().weight_names(model)
 
 
 def with_guidance(network: Any) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.common.randomness import low_discrepancy, normal, uniform
 from ldm.diffusion import Denoiser
@@ -12,7 +12,7 @@ from ldm.diffusion.consistency import baked, consistency_loss, segment_levels
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Cond
 from ldm.training.averages import ema
-from ldm.training.finetune.task import FinetuneTask
+from ldm.training.finetune.task import FinetuneTask, frozen_parameters
 from ldm.training.trainer.means import Split, by_quarter
 
 
@@ -117,5 +117,8 @@ class DistillTask(FinetuneTask):
             decay = ema.ramp(self.global_step, self.recipe.target_decay)
             ema.update(self.target, self.trained["denoiser"], decay)
 
-    def unsaved(self) -> list[nn.Parameter]:
-        return [*super().unsaved(), *self.teacher.parameters()]
+    def frozen_names(self) -> set[str]:
+        names = super().frozen_names() | {f"teacher.{name}" for name in frozen_parameters(self.teacher)}
+        if self.target is not None:
+            names |= {f"target.{name}" for name in frozen_parameters(self.trained["denoiser"])}
+        return names

@@ -23,8 +23,8 @@ Tables = tuple[Table, Table]
 class Finetune:
     """A kind of fine-tuning: subclass, `@register`, and name the class in a conf/finetune/NAME.yaml.
 
-    `finetune_run` loads the base, makes latents with the base's own first stage, preprocessing and whitening, and asks
-    in this order:
+    `ldm.training.finetune.run` loads the base, makes latents with the base's own first stage, preprocessing and
+    whitening, and calls in this order:
 
     - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
     - `check(model, tables)`: raises UserError before any work, if base and data don't suit;
@@ -38,10 +38,11 @@ class Finetune:
       `ldm.common.randomness` with (seed, batch["position"]);
     - `reader(read, preprocess)`: what adds to a batch on the host, beside `read`, which is the conditioner's own;
     - `task`, where the loss is not the base's own, is the LightningModule, made of (model, kind, base, options);
-    - `pictures(val, n, seed)`: what the samples show while training;
+    - `sample_function(val, n, seed)`: what the samples show while training;
     - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
-      `model` itself, not copies (a checkpoint finds them by where they lie), or the model. `base` is what an adapter
-      records (`ldm.adapters.base_of`).
+      `model` itself, not copies, or the model. `base` is what an adapter records (`ldm.adapters.base_of`);
+    - `weight_names(model)`: where an adapter is saved, the name in `model`'s state of each of its weights, by its name
+      in the adapter: a checkpoint holds them once and is loaded by these names.
     """
 
     suffix = "finetune"  # of the run's name, BASE-suffix
@@ -78,18 +79,24 @@ class Finetune:
     def reader(self, read: Read, preprocess: Preprocess) -> Read:
         return read
 
-    def pictures(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
-        """A function of a model that draws `n` pictures of the first validation conditions, from the same noise."""
+    def sample_function(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
+        """A function of a model that generates `n` images of the first validation conditions, from the same noise."""
 
-        def draw(model: LatentDiffusion) -> Tensor:
+        def sample(model: LatentDiffusion) -> Tensor:
             batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
-            given = model.conditioner.examples(batch, seed)
-            return model.draw(given, 1 if given else n, seed=seed, steps=min(model.sampling["steps"], 50)).cpu()
+            conditions = model.conditioner.examples(batch, seed)
+            steps = min(model.sampling["steps"], 50)
+            return model.draw(conditions, 1 if conditions else n, seed=seed, steps=steps).cpu()
 
-        return draw
+        return sample
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        """What the model folder holds; see above."""
         raise NotImplementedError
+
+    def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        """The name in `model`'s state of each weight of `saved`, by its name there; see above."""
+        return {name: name for name in model.state_dict()}
 
 
 def with_word(tables: Tables, word: str | None) -> Tables:

@@ -82,6 +82,9 @@ class LoRAFinetune(Finetune):
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
         return lora.trained(model, NEW, self.trigger, base)
 
+    def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        return lora.names_in_model(model, NEW)
+
 
 @register
 class TextualInversion(Finetune):
@@ -101,3 +104,6 @@ class TextualInversion(Finetune):
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
         return words.trained(model, self.word, base)
+
+    def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        return words.names_in_model(model)

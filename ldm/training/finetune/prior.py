@@ -22,7 +22,7 @@ Device = torch.device | str | None
 
 
 def with_prior(
-    tables: Tables, model: LatentDiffusion, path: str | None, cache: Path, seed: int, device: Device = None
+    tables: Tables, model: LatentDiffusion, *, path: str | None, cache: Path, seed: int, device: Device = None
 ) -> Tables:
     """Training data with one picture more for each line of the text file `path`, which the base draws now on `device`,
     or drew before; validation stays as it is."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 
 from ldm.adapters import base_of
@@ -21,21 +20,12 @@ from ldm.training.finetune import kinds as finetune_kinds
 from ldm.training.finetune.kind import Finetune
 from ldm.training.finetune.prior import with_prior
 from ldm.training.finetune.task import FinetuneTask
-from ldm.training.ldm_run import latents, names_of, numbered, tell_classes
+from ldm.training.ldm_run import class_lines, class_names, columns_for, latents, number_labels
+from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, task_options
 from ldm.training.runs import resume
-from ldm.training.runs.folder import find_run
-from ldm.training.trainer.callbacks import Pictures
-from ldm.training.trainer.fit import (
-    Clock,
-    batches,
-    begin,
-    cache_of,
-    device_for,
-    fit,
-    open_named,
-    task_options,
-    validated,
-)
+from ldm.training.runs.folder import RunFolder, find_run
+from ldm.training.trainer.callbacks import SampleGrids
+from ldm.training.trainer.fit import cache_of, check_environment, device_for
 
 __all__ = ["finetune_kinds", "main", "precheck"]  # importing finetune_kinds makes its classes known
 
@@ -45,53 +35,57 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
     clock = Clock()
     path = precheck(config)
     kind: Finetune = build(config["finetune"], "finetune")
-    with open_named("ldm", f"{name_of(path)}-{kind.suffix}", config, job) as folder:
-        if folder.finished:
-            return folder.path
-        model = open_base(path)
-        source = build(as_the_base(config["data"], model.preprocess), "data")
-        tables = kind.tables(source.tables(cache_of(config) / "data"))
-        tables = numbered(tables, names_of(model.conditioner), "the base")
-        check_preprocess(tables[0], model)
-        kind.check(model, tables)
-        device, cache = device_for(config), cache_of(config)
-        tables = with_prior(tables, model, config.get("prior_path"), cache, config["seed"], device)
-        base = base_of(model, path, folder.model)
-        depends_on = {"data": tables[0].key, "first_stage": encoder_hash(model.first_stage), "base": base["hash"]}
-        start = resume.check(folder, config, depends_on, whole=lambda: model_hash(model.first_stage))
-        check_start(start, base)
-        folder.save_config(config)
-        remember_captions(model.conditioner, tables, cache, device)
-        train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
-        torch.manual_seed(config["seed"])
-        kind.prepare(model)
-        task = (kind.task or FinetuneTask)(model, kind, base, depends_on=depends_on, **task_options(config))
-        count = sum(p.numel() for p in task.trained.parameters() if p.requires_grad)
-        print(f"{folder.path}: {len(train)} images, {len(val)} for validation; {count} parameters train", flush=True)
-        tell_classes(model.conditioner)
-        pixels = ("image",) if isinstance(train, Table) else ()
-        needs = dict.fromkeys((*pixels, *model.conditioner.needs, *kind.needs))
-        shown = config["samples"]
-        draw = kind.pictures(tables[1], shown["n"], config["seed"])
-        pictures = FromTheStart(folder, lambda task: draw(task.model()), 4, shown["every_n_steps"])
-        read = kind.reader(model.conditioner.reader(config["seed"]), tables[0].preprocess)
-        data = batches(train, val, tuple(needs), config, read)
-        trainer = fit(task, data, folder, config, pictures, clock.started, start)
-        if trainer.is_global_zero:
-            folder.finish()
-            print(f"{folder.path}: {trainer.global_step} steps in {clock}{validated(trainer, task)}", flush=True)
+    with open_folder("ldm", f"{run_name(path)}-{kind.suffix}", config, job) as folder:
+        if not folder.finished:
+            complete(prepare(config, folder, kind, path), folder, config, clock)
     return folder.path
+
+
+def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Path) -> PreparedRun:
+    """Everything from the base at `path` and the data to the task. Saves the config."""
+    model = open_base_model(path)
+    source = build(data_like_base(config["data"], model.preprocess), "data")
+    tables = kind.tables(source.tables(cache_of(config) / "data"))
+    tables = number_labels(tables, class_names(model.conditioner), "the base")
+    check_preprocess(tables[0], model)
+    kind.check(model, tables)
+    device, cache, seed = device_for(config), cache_of(config), config["seed"]
+    tables = with_prior(tables, model, path=config.get("prior_path"), cache=cache, seed=seed, device=device)
+    base = base_of(model, path, folder.model)
+    depends_on = {"data": tables[0].key, "first_stage": encoder_hash(model.first_stage), "base": base["hash"]}
+    start = resume.check(folder, config, depends_on, whole=lambda: model_hash(model.first_stage))
+    check_base_hash(start, base)
+    folder.save_config(config)
+    remember_captions(model.conditioner, tables, cache, device)
+    train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
+    torch.manual_seed(seed)
+    kind.prepare(model)
+    task = (kind.task or FinetuneTask)(model, kind, base, depends_on=depends_on, **task_options(config))
+    count = sum(p.numel() for p in task.trained.parameters() if p.requires_grad)
+    sample = kind.sample_function(tables[1], config["samples"]["n"], seed)
+    every = config["samples"]["every_n_steps"]
+    return PreparedRun(
+        task,
+        train,
+        val,
+        columns=columns_for(train, (*model.conditioner.needs, *kind.needs)),
+        samples=SampleGrids(folder, lambda task: sample(task.model()), columns=4, every_n_steps=every, at_start=True),
+        start=start,
+        trains=f"{count} parameters train",
+        notes=class_lines(model.conditioner),
+        read=kind.reader(model.conditioner.reader(seed), tables[0].preprocess),
+    )
 
 
 def precheck(config: Mapping[str, Any]) -> Path:
     """Where the base is. Raises UserError if it isn't there, before any work."""
     if not config.get("base"):
         raise UserError("finetune needs a trained model to go on from: name its run by base=, as in base=emoji.")
-    begin(config)
+    check_environment(config)
     return find_run("ldm", config["base"], config["runs_dir"])
 
 
-def open_base(path: Path) -> LatentDiffusion:
+def open_base_model(path: Path) -> LatentDiffusion:
     """The model to go on from, frozen."""
     model = load(path, precision="float32")
     if not isinstance(model, LatentDiffusion):
@@ -102,51 +96,48 @@ def open_base(path: Path) -> LatentDiffusion:
             "model.merge_lora() and ldm.save(model, FOLDER), and give base=FOLDER."
         )
     first_stage: Any = model.first_stage
-    first_stage.preprocess = model.preprocess  # so its whole hash, of former caches, is that of stage one's run
+    first_stage.preprocess = model.preprocess  # its hash is then that of stage one's run, which earlier caches used
     return model.requires_grad_(False)
 
 
-def name_of(path: Path) -> str:
-    """A base's name: that of its run."""
+def run_name(path: Path) -> str:
+    """The name of the run that a base lies in; of another file or folder, its own name."""
     path = path.resolve()
-    return path.parent.name if path.name == "model" else path.stem if path.is_file() else path.name
+    if path.name == "model":
+        return path.parent.name
+    return path.stem if path.is_file() else path.name
 
 
-def as_the_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
-    """The data's config, with the base's size, channels and other preprocessing where it says nothing of them."""
+def data_like_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
+    """The data's config, with the base's size, channels and other preprocessing where it doesn't give them."""
     known = inspect.signature(lookup(data["class"]).__init__).parameters
-    own = {k: v for k, v in vars_of(preprocess).items() if k in known}
+    own = {key: value for key, value in _preprocessing_options(preprocess).items() if key in known}
     if "size" in known:
         square = preprocess.height == preprocess.width
         own["size"] = preprocess.height if square else [preprocess.height, preprocess.width]
     return own | {key: value for key, value in data.items() if value is not None or key not in own}
 
 
-def vars_of(preprocess: Preprocess) -> dict[str, Any]:
-    """What the base's preprocessing was told, without what wasn't."""
-    return {k: v for k, v in spec_of(preprocess).items() if k not in ("class", "height", "width") and v is not None}
+def _preprocessing_options(preprocess: Preprocess) -> dict[str, Any]:
+    """The options that the base's preprocessing was made with, without its size."""
+    options = spec_of(preprocess).items()
+    return {key: value for key, value in options if key not in ("class", "height", "width") and value is not None}
 
 
 def check_preprocess(table: Table, model: LatentDiffusion) -> None:
-    """Refuses images that are prepared otherwise than the base's."""
+    """Raises UserError for images that are prepared differently from the base's."""
     own, given = vars(model.preprocess), vars(table.preprocess)
-    keys = [k for k in given if not k.startswith("_") and own.get(k) != given[k]]
-    if differing := ", ".join(f"{k} {own.get(k)} there, {given[k]} here" for k in keys):
+    keys = [key for key in given if not key.startswith("_") and own.get(key) != given[key]]
+    if keys:
+        differing = ", ".join(f"{key} {own.get(key)} there, {given[key]} here" for key in keys)
         raise UserError(f"the base was trained on images prepared otherwise ({differing}): leave these to the base.")
 
 
-def check_start(start: resume.Start, base: Mapping[str, str]) -> None:
+def check_base_hash(start: resume.Start, base: Mapping[str, str]) -> None:
+    """Raises UserError if the base has changed since the run that is resumed began."""
     was = start.depends_on.get("base")
     if start.checkpoint and was != base["hash"]:
         raise UserError(
             f"the base isn't what it was when this run began (hash {(was or 'none')[:12]}, now {base['hash'][:12]}): "
             "bring it back, or start anew by overwrite=true or another name=."
         )
-
-
-class FromTheStart(Pictures):
-    """Pictures of step 0 too, to compare with."""
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.global_step == 0:
-            self._write(trainer, pl_module)

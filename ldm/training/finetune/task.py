@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Cond
@@ -29,22 +29,32 @@ class FinetuneTask(DiffusionTask):
     def saved(self) -> nn.Module:
         return self.kind.saved(self.model(), self.base)
 
+    def weight_names(self) -> dict[str, str]:
+        return {name: self.name_of(own) for name, own in self.kind.weight_names(self.model()).items()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        drop = self._frozen().keys() - checkpoint["ldm_weights"].values()
+        drop = self.frozen_names() - set(checkpoint["ldm_weights"].values())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in drop}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        here = self.state_dict()
-        checkpoint["state_dict"] = {k: here[k] for k in self._frozen()} | checkpoint["state_dict"]
+        frozen = self.frozen_names()
+        own = {name: tensor for name, tensor in self.state_dict().items() if name in frozen}
+        checkpoint["state_dict"] = own | checkpoint["state_dict"]
 
-    def unsaved(self) -> list[nn.Parameter]:
-        """Parameters that are the base's own, and so are left out of checkpoints."""
-        held = (*self.trained.parameters(), *self.first_stage.parameters())
-        return [p for p in held if not p.requires_grad]
+    def frozen_names(self) -> set[str]:
+        """Names in this task's state of the base's own weights, which never change and aren't put into checkpoints.
 
-    def _frozen(self) -> dict[str, Tensor]:
-        """What of the task's state is the base's and never changes."""
-        frozen = {p.data_ptr() for p in self.unsaved()}
-        return {name: tensor for name, tensor in self.state_dict().items() if tensor.data_ptr() in frozen}
+        The averages share what is frozen, so it has a name in each of them.
+        """
+        frozen = frozen_parameters(self.trained)
+        copies = ["trained", "average", *(f"power.{i}" for i in range(len(self.power)))]
+        names = {f"{copy}.{name}" for copy in copies for name in frozen}
+        return names | {f"first_stage.{name}" for name in frozen_parameters(self.first_stage)}
+
+
+def frozen_parameters(module: nn.Module) -> list[str]:
+    """The names of the parameters that don't train, each under all the names that it has."""
+    named = module.named_parameters(remove_duplicate=False)
+    return [name for name, parameter in named if not parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: progress, and pictures."""
+"""What a run shows while it trains: progress, and grids of samples."""
 
 import logging
 import sys
@@ -67,15 +67,29 @@ class Bar(TQDMProgressBar):
         return {**metrics, **in_words(pl_module.shown), "step": trainer.global_step}
 
 
-class Pictures(pl.Callback):
-    """Writes `draw(task)` as a grid to samples/ every N steps and at the end, and to the loggers.
+class SampleGrids(pl.Callback):
+    """Writes the images of `sample(task)` as a grid to samples/ and to the loggers: every N steps and at the end.
 
-    That of a step is drawn when the next one begins, as `Checkpoints` saves: its average then has the step, and if a
-    signal stops the run there, the resumed one draws it.
+    The grid of a step is made when the next step begins, as `Checkpoints` saves: its average then includes the step,
+    and if a signal stops the run there, the resumed run makes the grid.
+
+    With `at_start` there is one before the first step too. `columns` is the number of images in a row.
     """
 
-    def __init__(self, folder: RunFolder, draw: Callable[[Any], Tensor], columns: int, every_n_steps: int = 1000):
-        self.folder, self.draw, self.columns, self.every = folder, draw, columns, every_n_steps
+    def __init__(
+        self,
+        folder: RunFolder,
+        sample: Callable[[Any], Tensor],
+        columns: int,
+        every_n_steps: int = 1000,
+        at_start: bool = False,
+    ):
+        self.folder, self.sample, self.columns = folder, sample, columns
+        self.every, self.at_start = every_n_steps, at_start
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.at_start and trainer.global_step == 0:
+            self._write(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self.every or trainer.global_step == 0 or batch_idx % trainer.accumulate_grad_batches:
@@ -88,22 +102,22 @@ class Pictures(pl.Callback):
 
     def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:
         path = self.folder.samples / f"step-{trainer.global_step:08d}.png"
-        together = is_sharded(pl_module)  # then all processes draw, each with its part of the weights
+        together = is_sharded(pl_module)  # then all processes sample, each with its part of the weights
         if not (together or trainer.is_global_zero):
             return
         if trainer.strategy.broadcast(path.exists()) if together else path.exists():
             return
         try:
-            picture = grid(finite(self.draw(pl_module)), self.columns)
-        except UserError as error:  # the images are a look: the run goes on without
+            image = grid(finite(self.sample(pl_module)), self.columns)
+        except UserError as error:  # samples are only looked at: the run goes on without them
             log.warning("no images at step %d: %s", trainer.global_step, error)
             return
         if not trainer.is_global_zero:
             return
-        atomic_write(path, lambda file: picture.save(file, "PNG"))
+        atomic_write(path, lambda file: image.save(file, "PNG"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(picture.convert("RGB"))
+                pixels = np.asarray(image.convert("RGB"))
                 logger.experiment.add_image("samples", pixels, trainer.global_step, dataformats="HWC")
             elif isinstance(logger, WandbLogger):
-                logger.log_image("samples", [picture], step=trainer.global_step)
+                logger.log_image("samples", [image], step=trainer.global_step)

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,49 +20,24 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ldm.common.devices import available, fast_products
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.ranks import local_rank
-from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
+from ldm.data.datamodule import BatchModule
 from ldm.networks.layers import laid_out
 from ldm.training.averages.snapshots import Snapshots
 from ldm.training.optimization import optimizers
-from ldm.training.optimization.learning_rate import LearningRate, TimeBudget, parse_time
+from ldm.training.optimization.learning_rate import TimeBudget, parse_time
 from ldm.training.runs import resume
 from ldm.training.runs.checkpoints import AtomicCheckpointIO, Checkpoints
-from ldm.training.runs.folder import RunFolder, open_run
+from ldm.training.runs.folder import RunFolder
 from ldm.training.runs.guards import FiniteGuard
 from ldm.training.runs.resume import Start
 from ldm.training.runs.signals import StopOnSignal, Stopped, continuing_command
 from ldm.training.task import Task
 from ldm.training.trainer import options as trainer_options
 from ldm.training.trainer import sharded
-from ldm.training.trainer.callbacks import Pictures, progress
+from ldm.training.trainer.callbacks import SampleGrids, progress
 from ldm.training.trainer.costs import Costs
 from ldm.training.trainer.loggers import loggers
 from ldm.training.trainer.speed import compiler_for, precision_of, prepare
-
-
-def task_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of `Task` out of a run's config. The number of steps isn't known yet where time is the limit."""
-    optimizer = dict(config["optimizer"])
-    betas, weight_decay = tuple(optimizer.pop("betas")), optimizer.pop("weight_decay")
-    name = optimizer.pop("name", "adamw")
-    steps = config["trainer"]["max_steps"] or -1
-    total = None if config["trainer"].get("max_time") or steps < 0 else steps
-    return {
-        "learning_rate": LearningRate(**optimizer, total_steps=total),
-        "optimizer": name,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "ema_decay": config["ema"]["decay"],
-        "power_lengths": [float(length) for length in config["ema"].get("lengths") or ()],
-        "seed": config["seed"],
-        "log_every_n_steps": config["trainer"].get("log_every_n_steps") or 10,
-    }
-
-
-def batches(
-    train: Gathers, val: Gathers, keys: tuple[str, ...], config: dict[str, Any], read: Read = as_gathered
-) -> BatchModule:
-    return BatchModule(train, val, keys, config["batch_size"], config["seed"], read=read, **config["loader"])
 
 
 def fit(
@@ -71,15 +45,16 @@ def fit(
     data: BatchModule,
     folder: RunFolder,
     config: dict[str, Any],
-    pictures: Pictures,
+    *,
+    samples: SampleGrids,
     started: float,
     start: Start,
 ) -> pl.Trainer:
-    """Trains from `start` to the end, and validates once more.
+    """Trains from `start` to the end, and validates once more. `started` is the time at which the command began.
 
     Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
     """
-    trainer = trainer_of(folder, config, pictures, started, start)
+    trainer = _build_trainer(folder, config, samples, started=started, start=start)
     fast_products(available(config["trainer"].get("accelerator") or "auto"))
     device = device_for(config)
     compiler = compiler_for(config, device)
@@ -98,15 +73,16 @@ def fit(
     return trainer
 
 
-def trainer_of(
-    folder: RunFolder, config: dict[str, Any], pictures: Pictures, started: float, start: Start
+def _build_trainer(
+    folder: RunFolder, config: dict[str, Any], samples: SampleGrids, *, started: float, start: Start
 ) -> pl.Trainer:
     options = trainer_options.own(config["trainer"])
-    limit = parse_time(given) if (given := options.pop("max_time", None)) else None
+    max_time = options.pop("max_time", None)
+    limit = parse_time(max_time) if max_time else None
     checkpoints = Checkpoints(folder, **config["checkpoint"], begins=start.checkpoint)
     bars = [progress()] if options.pop("enable_progress_bar", True) else []
     callbacks: list[pl.Callback] = [*bars, checkpoints, StopOnSignal()]
-    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), pictures]
+    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), samples]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
     callbacks.append(Costs())  # the last, since it counts operations from the start of a batch
@@ -177,8 +153,9 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", words)
 
 
-def begin(config: Mapping[str, Any]) -> None:
-    """Imports the user's own modules, and refuses precisions and packages that it can't have, before any work."""
+def check_environment(config: Mapping[str, Any]) -> None:
+    """Imports the user's own modules. Raises UserError, before any work, for a precision, a package or a compiler that
+    isn't there."""
     import_modules(config)
     optimizers.check_name(config["optimizer"].get("name", "adamw"))
     precision_of(config["trainer"].get("precision"))
@@ -194,37 +171,8 @@ def import_modules(config: Mapping[str, Any]) -> None:
             raise UserError(f"modules: {name} can't be imported ({error}); is it on PYTHONPATH?") from None
 
 
-def open_named(stage: str, default: str, config: Mapping[str, Any], job: str | None) -> RunFolder:
-    """The run's folder, by the config's name or the default one; a sweep's job has its own inside it."""
-    name = config["name"] or default
-    return open_run(
-        stage,
-        f"{name}/{job}" if job else name,
-        resume=config["resume"],
-        overwrite=config["overwrite"],
-        runs_dir=config["runs_dir"],
-        more=lambda folder: resume.is_more(folder, config),
-    )
-
-
-def parameters_line(**modules: Any) -> str:
-    """'vae 1.6 M parameters, ...'"""
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    return ", ".join(f"{name} {count / 1e6:.2f} M parameters" for name, count in counts.items())
-
-
-class Clock:
-    """Wall clock since the run began, its start-up included."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-
-    def __str__(self) -> str:
-        return f"{time.monotonic() - self.started:.0f} s"
-
-
 def device_for(config: Mapping[str, Any]) -> torch.device:
-    """The device that the Trainer will take in this process, for the work before it."""
+    """The device that the Trainer will use in this process, for the work before training."""
     options, number = config["trainer"], local_rank()
     devices = options.get("devices")
     if isinstance(devices, str) and "," in devices:  # Lightning's other form of a list, "2,3"
@@ -235,10 +183,5 @@ def device_for(config: Mapping[str, Any]) -> torch.device:
 
 
 def cache_of(config: Mapping[str, Any]) -> Path:
+    """The folder of caches: `cache_dir`, where ~ is the user's home."""
     return Path(os.path.expanduser(config["cache_dir"]))
-
-
-def validated(trainer: pl.Trainer, task: Task) -> str:
-    """', validation loss 0.1234 (the mean of 512 images)', or nothing where no image was validated."""
-    loss = trainer.callback_metrics.get("val/loss")
-    return "" if loss is None else f", validation loss {float(loss):.4f} (the mean of {task.validated} images)"

@@ -1,0 +1,186 @@
+"""Puts sizes, batch size and learning rate in the place of `auto` in a run's config."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.common.registry import parameters, register
+from ldm.training.auto.choose import (
+    ENOUGH,
+    ENOUGH_VAE,
+    FEWEST,
+    FEWEST_VAE,
+    Budget,
+    choose_batch,
+    choose_network,
+    choose_vae,
+)
+from ldm.training.auto.count import network_flops, vae_flops
+
+# What vae=small is, and the rest of an autoencoder of which some sizes are given.
+SMALL: dict[str, Any] = {
+    "latent_channels": 8,
+    "channels": 64,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "stem": 2,
+    "shortcut": True,
+}
+
+
+@register
+class AutoVAE:
+    """`vae=auto`: an `AutoencoderKL` of sizes that suit images, machine and time. What is given is taken as it is."""
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int | None = None,
+        channels: Any = None,
+        multipliers: Any = None,
+        blocks: int | None = None,
+        stem: int | None = None,
+        attention: bool | None = None,
+        shortcut: bool | None = None,
+        groups: int | None = None,
+    ):
+        raise NotImplementedError("a stand-in: ldm.training.auto chooses what is built")
+
+
+@register
+class AutoNetwork:
+    """`network=auto`: a `DiT` of a size that suits latents, machine and time. What is given is taken as it is; an
+    option that is the U-Net's alone, or a value for each level, means the `UNet` with it."""
+
+    def __init__(
+        self,
+        *,
+        channels: Any = None,
+        depth: Any = None,
+        heads: Any = None,
+        patch: int | None = None,
+        mlp: int | None = None,
+        multipliers: Any = None,
+        blocks: int | None = None,
+        attention: Any = None,
+        scale_shift: bool | None = None,
+        linear_projection: bool | None = None,
+        vector_bias: bool | None = None,
+        groups: int | None = None,
+        dropout: float | None = None,
+    ):
+        raise NotImplementedError("a stand-in: ldm.training.auto chooses what is built")
+
+
+def settle_vae(
+    config: dict[str, Any], recorded: Mapping[str, Any], *, channels: int, size: tuple[int, int], images: int
+) -> None:
+    """Puts sizes in the place of `auto` in the config of stage one, and prints them with a forecast of the steps.
+
+    `recorded` is the config of a run that is resumed, whose choices are kept; `channels` and `size` (height, width) are
+    those of the images, and `images` is the number of training images.
+    """
+    budget, spec = Budget.of(config, images), config["vae"]
+    given = {key: value for key, value in spec.items() if key != "class"}
+    auto = spec.get("class") == AutoVAE.__name__
+    if auto and "vae" in recorded:
+        config["vae"] = {**recorded["vae"], **given}
+    elif auto and given.keys() & {"channels", "multipliers", "blocks", "stem"}:
+        config["vae"] = {"class": "AutoencoderKL", **SMALL, **given}
+    elif auto:
+        config["vae"] = {**choose_vae(channels, size, budget), **given}
+        chosen = config["vae"]
+        print(
+            f"vae=auto: factor {_factor(chosen)} with {chosen['latent_channels']} latent channels, widths "
+            f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another",
+            flush=True,
+        )
+    flops = None
+    if config["vae"]["class"] == "AutoencoderKL":
+        flops = vae_flops(config["vae"], channels, size, decoder_only=config.get("train") == "decoder")
+    _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH_VAE, lr=2e-3 if auto else 1e-3)
+    if flops and not recorded:
+        fewest = 0 if config.get("base") else FEWEST_VAE  # a base reconstructs from the first step on
+        _forecast(budget, flops, config["batch_size"], fewest)
+
+
+def settle_network(
+    config: dict[str, Any],
+    recorded: Mapping[str, Any],
+    *,
+    latent_size: tuple[int, int],
+    inputs: Mapping[str, Any],
+    images: int,
+) -> None:
+    """The same for stage two. `inputs` are the arguments that its network is built with beside its options."""
+    budget, spec = Budget.of(config, images), config["network"]
+    given = {key: value for key, value in spec.items() if key != "class"}
+    if spec.get("class") == AutoNetwork.__name__:
+        if "network" in recorded:
+            config["network"] = {**recorded["network"], **given}
+        elif is_unet(given):
+            config["network"] = {"class": "UNet", **given}
+        else:
+            chosen = config["network"] = {**choose_network(latent_size, inputs, budget), **given}
+            tokens = math.prod(math.ceil(side / chosen["patch"]) for side in latent_size)
+            print(
+                f"network=auto: a Transformer of {chosen['depth']} blocks of width {chosen['channels']} on {tokens} "
+                f"tokens (patch {chosen['patch']}); network=unet, network=dit or any network.X= for another",
+                flush=True,
+            )
+    network = config["network"]
+    lr = min(4e-3, 3e-3 * 192 / network.get("channels", 192)) if network["class"] == "DiT" else 1e-3
+    flops = network_flops(network, latent_size, inputs) if network["class"] in ("DiT", "UNet") else None
+    _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH, lr=lr)
+    if flops and not recorded:
+        _forecast(budget, flops, config["batch_size"], FEWEST)
+
+
+def is_unet(options: Mapping[str, Any]) -> bool:
+    """Whether options mean the U-Net: by one that is the U-Net's alone, or by a value for each level."""
+    of_unet = parameters("UNet").keys() - parameters("DiT").keys()
+    return any(key in of_unet or isinstance(value, (list, tuple)) for key, value in options.items())
+
+
+def _settle_batch_and_rate(
+    config: dict[str, Any],
+    recorded: Mapping[str, Any],
+    budget: Budget,
+    *,
+    flops: float | None,
+    enough: int,
+    lr: float,
+) -> None:
+    """Numbers in the place of batch_size=auto and optimizer.lr=auto.
+
+    `flops` are the operations per image, None for a class of the user's own; `enough` is the number of steps that the
+    batch size should leave.
+    """
+    optimizer = config["optimizer"]
+    if config["batch_size"] == "auto":
+        config["batch_size"] = recorded.get("batch_size") or choose_batch(flops or 0, budget, enough)
+    if optimizer["lr"] == "auto":
+        config["optimizer"] = optimizer | {"lr": recorded.get("optimizer", {}).get("lr") or round(lr, 6)}
+
+
+def _forecast(budget: Budget, flops_of_image: float, batch: int, fewest: int) -> None:
+    """Prints how many steps fit into the time limit, or how long the given number of steps takes."""
+    flops = flops_of_image * batch
+    steps, machine = budget.steps_in_time(flops), f"{budget.speed / 1e9:.0f} GFLOP/s, as its kind reaches in training"
+    minutes = (budget.steps or 0) * flops / budget.speed / 60
+    if steps is None:
+        if minutes >= 2:
+            print(f"{budget.steps} steps of {batch} will take about {minutes:.0f} minutes ({machine})", flush=True)
+        return
+    print(f"about {steps} steps of {batch} will fit into the time given ({machine})", flush=True)
+    if steps < fewest:
+        longer = math.ceil((budget.seconds or 0) * fewest / max(steps, 1) / 60)
+        print(
+            f"warning: at least {fewest} are wanted, fewer rarely give more than smears: about {longer} minutes of "
+            "trainer.max_time, smaller images (data.size=), or a smaller network",
+            flush=True,
+        )
+
+
+def _factor(spec: Mapping[str, Any]) -> int:
+    return int(spec["stem"]) * 2 ** (len(spec["channels"]) - 1)
