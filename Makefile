@@ -4,7 +4,7 @@ OLDEST := .venv-oldest
 # Test processes, each with one thread: on small tensors threads cost more than they bring.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-oldest bench gpu lint install
+.PHONY: demo test test-slow test-oldest bench gpu docs lint install
 
 demo: install
 	$(BIN)/ldm demo
@@ -34,6 +34,11 @@ gpu:
 		echo "make gpu: neither $(PYTHON) nor $(BIN)/python has torch, lightning, hydra and einops. Name an interpreter" \
 			"that has, make gpu PYTHON=python, or make .venv by: make install"; exit 1; }; \
 	HF_HUB_OFFLINE=1 $$python -m benchmarks.gpu $(GPU)
+
+# The documentation as a site in site/; fails on a broken link. Serve it while writing by: .venv/bin/mkdocs serve
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .
