@@ -1,11 +1,10 @@
 """`augment.py`: variants of every image of a folder by an autoencoder, written as a folder that `data=folder` reads.
 
-Captions, labels, maps, masks and control images are carried over: a variant shows what its image shows, in the same
-places.
+Captions, labels, maps, masks and control images are copied: a variant shows what its image shows, in the same places.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,63 +28,68 @@ from ldm.training.trainer.fit import cache_of, import_modules
 def main(config: dict[str, Any], job: str | None = None) -> None:
     """Writes `n` variants of each image, and with `originals` the images themselves, into the new folder `out`."""
     import_modules(config)
-    n, temperature, out = config["n"], config["temperature"], Path(config["out"])
-    if n < 1 or temperature < 0:
-        raise UserError(f"n={n}, temperature={temperature}: give at least one variant, and a temperature of 0 or more.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"out={out} isn't empty: name another folder.")
+    out = Path(config["out"])
+    _check(config, out)
     path = find_run("vae", config["run"], config["runs_dir"])
     model = load(path, device(config["device"]), precision="float32")
     vae = model if isinstance(model, AutoencoderKL) else getattr(model, "first_stage", None)
     if not isinstance(vae, AutoencoderKL):
         raise UserError(f"run={config['run']} holds no autoencoder; name a run of train_vae.py.")
-    tables = build(config["data"], "data").tables(cache_of(config) / "data")
-    if hasattr(tables[0], "buckets"):
+    train, val = build(config["data"], "data").tables(cache_of(config) / "data")
+    if hasattr(train, "buckets"):
         raise UserError("augment.py takes images of one shape: leave data.buckets out.")
-    _check(vae, tables[0].preprocess, str(path))
-    counts = [
-        write(vae, table, out / split, n, temperature, config["seed"], config["originals"], config["batch_size"])
-        for table, split in zip(tables, ("train", "val"), strict=True)
-    ]
-    print(f"{sum(counts)} images: {out}; train on them by data=folder data.root={out}", flush=True)
+    _refuse_other_preprocessing(vae, train.preprocess, str(path))
+    count = _write(vae, train, out / "train", config) + _write(vae, val, out / "val", config)
+    print(f"{count} images: {out}; train on them by data=folder data.root={out}", flush=True)
 
 
-def write(
-    vae: AutoencoderKL, table: Table, out: Path, n: int, temperature: float, seed: int, originals: bool, batch_size: int
-) -> int:
-    """The variants of a table's images with their metadata.jsonl; how many images were written."""
+def _check(config: Mapping[str, Any], out: Path) -> None:
+    n, temperature = config["n"], config["temperature"]
+    if n < 1 or temperature < 0:
+        raise UserError(f"n={n}, temperature={temperature}: give at least one variant, and a temperature of 0 or more.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out={out} isn't empty: name another folder.")
+
+
+def _write(vae: AutoencoderKL, table: Table, out: Path, config: Mapping[str, Any]) -> int:
+    """Writes the variants of a table's images with their metadata.jsonl; returns the number of images."""
     lines = []
     kept = [key for key in ("map", "mask") if key in table.columns]
     control = "control" in table.columns
-    for folder in ("images", *(["controls"] if control else []), *(f"{key}s" for key in kept)):
+    folders = ["images", *(f"{key}s" for key in kept)]
+    if control:
+        folders.append("controls")
+    for folder in folders:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    for row, variants in _variants(vae, table, n, temperature, seed, batch_size):
-        about = {key: value for key in ("text", "label") if (value := _said(table, key, row)) is not None}
+    for row, variants in _variants(vae, table, config):
+        about = {key: value for key in ("text", "label") if (value := _column_value(table, key, row)) is not None}
         for key in kept:
             about[key] = f"{key}s/{row:07d}.png"
             _save_ids(out / about[key], np.asarray(table.columns[key][row]))
         if control:
             about["control"] = _save(out / "controls" / f"{row:07d}", np.asarray(table.columns["control"][row]), out)
         arrays = list(variants.numpy())
-        for i, array in enumerate([*([np.asarray(table.images[row])] if originals else []), *arrays]):
+        if config["originals"]:
+            arrays.insert(0, np.asarray(table.images[row]))
+        for i, array in enumerate(arrays):
             name = f"images/{row:07d}-{i}"
             lines.append(json.dumps({"file_name": _save(out / name, array, out), **about}, ensure_ascii=False))
     atomic_write(out / "metadata.jsonl", "\n".join(lines) + "\n")
     return len(lines)
 
 
-def _variants(
-    vae: AutoencoderKL, table: Table, n: int, temperature: float, seed: int, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Each row with its variants (n, C, H, W), as integers."""
+def _variants(vae: AutoencoderKL, table: Table, config: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+    """Each row with its variants (n, C, H, W), as the integers of a file."""
     place = device_of(vae)
-    for rows in torch.arange(len(table)).split(batch_size):
+    for rows in torch.arange(len(table)).split(config["batch_size"]):
         images = images_on(place, table, rows.numpy())
-        made = vae.augment(images, n, temperature, seed, send(rows, place))
-        yield from zip(rows.tolist(), fetched(table.preprocess.to_uint(made))[0], strict=True)
+        variants = vae.augment(
+            images, config["n"], config["temperature"], seed=config["seed"], position=send(rows, place)
+        )
+        yield from zip(rows.tolist(), fetched(table.preprocess.to_uint(variants))[0], strict=True)
 
 
-def _said(table: Table, key: str, row: int) -> Any:
+def _column_value(table: Table, key: str, row: int) -> Any:
     if key not in table.columns:
         return None
     value = table.columns[key][row]
@@ -96,7 +100,7 @@ def _said(table: Table, key: str, row: int) -> Any:
 
 
 def _save(path: Path, array: np.ndarray, root: Path) -> str:
-    """(C, H, W) as PNG where that can hold it, else as .npy; the file's name under `root`."""
+    """Saves (C, H, W) as PNG where that format can hold it, else as .npy; returns the file's path under `root`."""
     from PIL import Image
 
     channels = len(array)
@@ -115,10 +119,11 @@ def _save_ids(path: Path, array: np.ndarray) -> None:
     Image.fromarray(array).save(path)
 
 
-def _check(vae: Any, given: Preprocess, where: str) -> None:
+def _refuse_other_preprocessing(vae: Any, given: Preprocess, where: str) -> None:
     own: Preprocess = getattr(vae, "preprocess", given)
     for key in ("channels", "bits", "low", "high"):
         if getattr(own, key) != getattr(given, key):
             raise UserError(
-                f"{where} was trained on images with {key} {getattr(own, key)}, these have {getattr(given, key)}."
+                f"{where} was trained on images with {key} {getattr(own, key)}, these have {getattr(given, key)}: "
+                f"give data.{key}={getattr(own, key)}, or another run=."
             )

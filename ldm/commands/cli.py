@@ -143,8 +143,9 @@ def _help_on_commands() -> str:
 
 def _docstring(module: str) -> str:
     """A module's docstring, read from its source: importing it may take seconds, for torch and Lightning."""
-    source = Path(ldm.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
-    return ast.get_docstring(ast.parse(source.read_text("utf-8"))) or ""
+    path = Path(ldm.__file__).parent.joinpath(*module.split(".")[1:])
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return (ast.get_docstring(ast.parse(source.read_text("utf-8")), clean=False) or "").strip()
 
 
 def _program(script: str) -> str:

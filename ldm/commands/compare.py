@@ -1,6 +1,14 @@
-"""`ldm compare runs/ldm/NAME ...`: runs, or all jobs of sweeps, side by side in a table and a plot.
+"""Shows runs, or all jobs of a sweep, side by side in a table and a plot of their losses.
 
-In a notebook `table(read_runs(["runs/ldm/digits"]))` and `plot(...)` show themselves.
+    ldm compare RUN_OR_SWEEP ... [out=compare.png]
+
+    ldm compare runs/ldm/digits                       # every job of a sweep
+    ldm compare runs/ldm/mine runs/ldm/other out=losses.png
+
+The table has the options in which the runs differ, their last losses, their scores if they were evaluated, and their
+time. The plot goes to out=, by default to compare.png in the first folder.
+
+In a notebook, `table(read_runs(["runs/ldm/digits"]))` and `plot(...)` of this module display themselves.
 """
 
 import csv
@@ -20,19 +28,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-# What tells a run from another by itself, or says where it lies: no choice worth a column.
+# Options that differ between runs by their nature, or say where a run is: not worth a column.
 _PLACES = {"name", "resume", "overwrite", "runs_dir", "cache_dir"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says of it: its options by dotted key, its curves by name, its scores and its seconds."""
+    """A run as its folder shows it: options by dotted key, curves by name, scores, and how long it took."""
 
     path: Path
     options: dict[str, Any]
     curves: dict[str, list[tuple[int, float]]]
     scores: dict[str, float]
-    seconds: float | None
+    seconds: float | None  # None: unfinished
     finished: bool
 
     def last(self, name: str) -> float | None:
@@ -41,14 +49,20 @@ class Run:
 
     @property
     def steps(self) -> int:
+        """The last step that any curve reached."""
         return max((curve[-1][0] for curve in self.curves.values()), default=0)
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """The runs at `paths`; a folder of a sweep stands for its jobs, and for itself too where it is a run."""
+    """The runs at `paths`, each once; the folder of a sweep stands for its jobs, and also for itself if it is a run.
+
+    Raises UserError for a folder that is neither.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
-        runs = [path] * is_run(path) + sorted(inner for inner in path.glob("*") if is_run(inner))
+        runs = sorted(inner for inner in path.glob("*") if is_run(inner))
+        if is_run(path):
+            runs.insert(0, path)
         if not runs:
             raise UserError(f"{path} is neither a run nor a sweep's folder: name folders such as runs/ldm/digits.")
         found += [run for run in runs if run not in found]
@@ -56,19 +70,20 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """One run, finished or not; what it hasn't written yet is empty."""
+    """One run, finished or not, with the scores of its newest evaluation; what it hasn't written yet is empty."""
     config = yaml.safe_load((path / "config.yaml").read_text())
     done = path / "DONE"
     reports = [file for file in path.glob("evaluation*/evaluation.json") if "samples" not in file.parent.name]
     newest = max(reports, key=lambda file: file.stat().st_mtime, default=None)
     scores = scores_of(json.loads(newest.read_text())) if newest else {}
+    seconds = done.stat().st_mtime - (path / "config.yaml").stat().st_mtime if done.is_file() else None
     return Run(
-        path,
-        flat(config),
-        read_curves(path / "metrics.csv"),
-        scores,
-        done.stat().st_mtime - (path / "config.yaml").stat().st_mtime if done.is_file() else None,
-        done.is_file(),
+        path=path,
+        options=flat(config),
+        curves=read_curves(path / "metrics.csv"),
+        scores=scores,
+        seconds=seconds,
+        finished=done.is_file(),
     )
 
 
@@ -86,11 +101,13 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def scores_of(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation.json that are one number, or the mean of several seeds'."""
-    means = {name: value.get("mean") if isinstance(value, Mapping) else value for name, value in figures.items()}
-    return {
-        name: value for name, value in means.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    """The figures of an evaluation.json that are single numbers; of figures of several seeds, the means."""
+    scores = {}
+    for name, figure in figures.items():
+        value = figure.get("mean") if isinstance(figure, Mapping) else figure
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            scores[name] = value
+    return scores
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,7 +125,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """A row of texts for each run: its name, the options and scores that differ, steps, last losses, time."""
+    """For each run a row of texts by column: its name, the options and scores that differ, steps, last losses, time."""
     common = Path(*_shared_parts([run.path for run in runs]))
     options = differing(runs)
     losses = [name for name in ("train/loss", "val/loss") if any(name in run.curves for run in runs)]
@@ -143,7 +160,7 @@ def _shown(value: Any) -> str:
 
 
 def table(runs: Sequence[Run]) -> "Table":
-    """The rows as a table that prints itself, in a terminal or a notebook. Time is from the last start to the end."""
+    """The rows as a table for a terminal or a notebook. Time is from the run's last start to its end."""
     from rich.table import Table
 
     lines = rows(runs)
@@ -156,7 +173,7 @@ def table(runs: Sequence[Run]) -> "Table":
 
 
 def plot(runs: Sequence[Run]) -> "Figure":
-    """The runs' losses over their steps, training's and validation's."""
+    """The runs' losses over their steps, in training and in validation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -172,13 +189,13 @@ def plot(runs: Sequence[Run]) -> "Figure":
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints the table, and writes the plot to out=, by default compare.png in the first folder."""
+    """Prints the table and writes the plot. `words` are runs or sweeps, and perhaps out=FILE."""
     from rich.console import Console
 
     paths = [word for word in words if not word.startswith("out=")]
     outs = [word.partition("=")[2] for word in words if word.startswith("out=")]
     if not paths:
-        raise UserError("compare needs runs or sweeps: ldm compare RUN_OR_SWEEP ... [out=compare.png].")
+        raise UserError("compare needs runs or sweeps: write ldm compare RUN_OR_SWEEP ... [out=compare.png].")
     runs = read_runs(paths)
     Console(width=None if sys.stdout.isatty() else 200).print(table(runs))
     out = Path(outs[-1] if outs else Path(paths[0]) / "compare.png")

@@ -1,7 +1,7 @@
-"""What is installed, what would compute, which runs there are, and what to type next.
+"""Says what is installed, which device and precision are used, which runs there are, and what to type next.
 
 ldm doctor
-ldm doctor runs_dir=/data/runs
+ldm doctor runs_dir=/data/runs      # by default runs
 """
 
 import importlib.metadata
@@ -49,7 +49,7 @@ EXTRAS = {
 
 
 def main(words: Sequence[str]) -> None:
-    """`[runs_dir=runs]`."""
+    """Prints the report on the runs in runs_dir=."""
     options = dict(word.partition("=")[::2] for word in words)
     if unknown := [key for key in options if key != "runs_dir"]:
         raise UserError(f"doctor has no option '{unknown[0]}'.{did_you_mean(unknown[0], ['runs_dir'])}")

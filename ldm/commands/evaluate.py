@@ -1,4 +1,4 @@
-"""`evaluate.py`: a trained run, or pictures from elsewhere, measured against real images."""
+"""`evaluate.py`: scores of a trained run, or of images from elsewhere, against real images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,62 +32,64 @@ STAGES = ("ldm", "vae")
 
 
 def main(config: dict[str, Any], job: str | None = None) -> dict[str, Any]:
-    """Writes a report with pictures and evaluation.json, prints the figures and returns them."""
-    check(config)
-    if config["samples"] is None:
-        return finish(*measured_run(config, job), config)
-    return finish(*measured_set(config, job), config)
+    """Writes a report with images and evaluation.json, prints the figures and returns them."""
+    _check(config)
+    figures, report = _measure_run(config, job) if config["samples"] is None else _measure_images(config, job)
+    return _finish(figures, report, config)
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Refuses what can't be meant, before any work."""
+def _check(config: Mapping[str, Any]) -> None:
+    """Refuses options that don't go together, before any work."""
     if config["stage"] not in STAGES:
         raise UserError(f"stage={config['stage']} is unknown.{did_you_mean(config['stage'], STAGES)}")
     if config["samples"] is not None and config["stage"] == "vae":
-        raise UserError("samples= are scored as pictures of stage two: leave out stage=vae.")
+        raise UserError("samples= are scored as images of stage two are: leave out stage=vae.")
     if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
-        raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of pictures).")
+        raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of images).")
     if config["curve"]["n"] < LEAST:
-        raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} pictures.")
+        raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} images.")
 
 
-def measured_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
-    """A trained model of either stage."""
+def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """The figures of a trained model of either stage."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]), precision=config["precision"], compile=config["compile"])
-    tables, source = data_of(path, config), source_of(path)
-    report = Report(folder_of(path, config, job), f"{config['stage']} {Path(config['run']).name}")
+    tables, source = data_of(path, config), _source_of(path)
+    report = Report(_report_folder(path, config, job), f"{config['stage']} {Path(config['run']).name}")
     features = features_for(tables[1].preprocess, tables[0], config)
     if isinstance(model, AutoencoderKL):
-        beta = trained_as(path).get("beta")
-        figures = stage_one.measure(model, tables[1], features, config, report, beta, source)
+        beta = _config_of_run(path).get("beta")
+        figures = stage_one.measure(model, tables[1], features, config, report=report, beta=beta, source=source)
         return figures | computed_in(model), report
     if isinstance(model, LatentDiffusion):
         tables = number_labels(tables, class_names(model.conditioner), f"the model {path}")
-        reference = reference_of(config, tables, model.preprocess)
-        figures = stage_two.measure(model, tables, reference, features, config, report, source)
+        reference = _reference(config, tables, model.preprocess)
+        figures = stage_two.measure(model, tables, reference, features, config=config, report=report, source=source)
         return figures | computed_in(model), report
-    raise UserError(f"{path} holds a {type(model).__name__}, which evaluate.py doesn't know.")
+    raise UserError(
+        f"{path} holds a {type(model).__name__}, which evaluate.py can't score; name a run of either stage."
+    )
 
 
-def measured_set(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
-    """Pictures from elsewhere: a folder, or a split of the run's own data, which shows what real images score."""
+def _measure_images(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+    """The figures of a folder of images, or of a split of the run's own data, which shows what real images score."""
     tables, path = None, Path()
     if config["run"] is not None:
         path = find_run(config["stage"], config["run"], config["runs_dir"])
         tables = data_of(path, config)
-    preprocess = tables[1].preprocess if tables else _declared(config)
-    reference = reference_of(config, tables, preprocess)
+    preprocess = tables[1].preprocess if tables else _preprocess_of_size(config)
+    reference = _reference(config, tables, preprocess)
     like = preprocess or build(dict(reference.prepared))
-    samples = pictures_of(config["samples"], tables, like, config)
-    report = Report(folder_of(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}")
+    samples = _images(config["samples"], tables, like, config)
+    report = Report(_report_folder(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}")
     train = tables[0] if tables and config["samples"] != "train" else None
     features = features_for(like, tables[0] if tables else None, config)
-    return stage_two.score_set(samples, reference, train, features, config, report), report
+    figures = stage_two.score_set(samples, reference, train, features, config=config, report=report)
+    return figures, report
 
 
-def finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Saves the report and prints what it found; the verdict comes last."""
+def _finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Saves the report and prints the figures; the verdict comes last."""
     report.save(figures)
     hidden = ("prepared", "features", "findings", "verdict", "sampling")
     for name, value in figures.items():
@@ -103,31 +105,30 @@ def finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -
 
 
 def data_of(path: Path, config: Mapping[str, Any]) -> Tables:
-    """The data that the run was trained with."""
-    return source_of(path).tables(cache_of(config) / "data")
+    """The data set that the run was trained on, for training and for validation."""
+    return _source_of(path).tables(cache_of(config) / "data")
 
 
-def source_of(path: Path) -> Any:
-    """What makes them, as the run's config.yaml names it."""
-    trained = trained_as(path)
-    import_modules(trained)
-    return build(trained["data"], "data")
+def _source_of(path: Path) -> Any:
+    """The source of the run's images, as its config.yaml names it."""
+    config = _config_of_run(path)
+    import_modules(config)
+    return build(config["data"], "data")
 
 
-def trained_as(path: Path) -> dict[str, Any]:
-    """The run's config."""
+def _config_of_run(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load((path / "config.yaml").read_text())
     except OSError:
         raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None
 
 
-def reference_of(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
-    """What is compared against: validation by default, or training where validation has too few images for it."""
+def _reference(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
+    """The real images to compare with: validation by default, or training where validation has too few images."""
     few = tables is not None and len(tables[1]) < LEAST
     if few and config["reference"] is None:
-        print(f"validation has fewer than {LEAST} images: compared against training images", flush=True)
-    found = pictures_of(config["reference"] or ("train" if few else "val"), tables, preprocess, config)
+        print(f"validation has fewer than {LEAST} images: compared with training images", flush=True)
+    found = _images(config["reference"] or ("train" if few else "val"), tables, preprocess, config)
     if len(found) < LEAST:
         raise UserError(
             f"{found.what} are {len(found)} images, and a distance needs at least {LEAST}: name others by reference=, "
@@ -136,11 +137,11 @@ def reference_of(config: Mapping[str, Any], tables: Tables | None, preprocess: P
     return found
 
 
-def pictures_of(
-    named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]
-) -> Pictures:
-    """The pictures that `reference` or `samples` names: a split of the run's data, another run's validation images, or
-    a folder's pictures; at most reference_n."""
+def _images(named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]) -> Pictures:
+    """The images that `reference` or `samples` names, at most reference_n of them.
+
+    These are a split of the run's own data, the validation images of another run, or a folder of images.
+    """
     most = config["reference_n"]
     if named in SPLITS:
         if tables is None:
@@ -153,13 +154,13 @@ def pictures_of(
     resize = config["size"] is not None
     if resize and preprocess and (preprocess.height, preprocess.width) != _size(config["size"]):
         raise UserError(
-            f"size={config['size']}: the run's images are {preprocess.height}x{preprocess.width}; both sides have one."
+            f"size={config['size']}: the run's images are {preprocess.height}x{preprocess.width}; leave out size=."
         )
     return Pictures.of_folder(named, preprocess, resize, most)
 
 
 def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[str, Any]) -> Features:
-    """The feature network that the config names, sized for these images."""
+    """The feature network that the config names, for images of this size; `train` is what `own` would learn from."""
     here = device(config["device"])
     side = max(preprocess.height, preprocess.width)
 
@@ -169,8 +170,8 @@ def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[st
     return open_features(config["features"], side, here, own)
 
 
-def folder_of(path: Path, config: Mapping[str, Any], job: str | None, name: str = "evaluation") -> Path:
-    """Where the report goes: `out`, or in the run; a sweep's jobs have one each."""
+def _report_folder(path: Path, config: Mapping[str, Any], job: str | None, name: str = "evaluation") -> Path:
+    """The folder of the report: `out`, or one in the run; each job of a sweep has its own."""
     if config["out"]:
         return Path(config["out"]).expanduser() / (job or "")
     return path / (f"{name}-{job}" if job else name)
@@ -181,8 +182,8 @@ def _split(table: Table, most: int, what: str) -> Pictures:
     return Pictures.of_table(table, rows, f"{len(rows)} of {len(table)} {what} images")
 
 
-def _declared(config: Mapping[str, Any]) -> Preprocess | None:
-    """Of pictures in folders: RGB of the size that both are resized to; None where they have one already."""
+def _preprocess_of_size(config: Mapping[str, Any]) -> Preprocess | None:
+    """For images of two folders, RGB of the size that both are resized to; None without `size`."""
     if config["size"] is None:
         return None
     height, width = _size(config["size"])

@@ -1,7 +1,20 @@
-"""A trained model in the formats of other tools.
+"""Writes a trained model in the formats of other tools.
 
-ldm export run=emoji to=diffusers out=emoji-diffusers
-ldm export run=photos to=single_file out=photos.safetensors dtype=float16
+    ldm export run=NAME_OR_PATH out=PATH [to=diffusers|ldm|single_file|kohya] [OPTION=VALUE ...]
+
+    ldm export run=emoji to=diffusers out=emoji-diffusers
+    ldm export run=photos to=single_file out=photos.safetensors dtype=float16
+
+    run        a run by name, or a path to anything that ldm.load opens
+    out        the folder or file to write
+    to         diffusers: a pipeline's folder (default); ldm: a model folder that holds all it needs;
+               single_file: one .safetensors file, for web UIs; kohya: the same of a LoRA's run
+    dtype      float32, float16 or bfloat16; by default float32
+    stage      ldm (default) or vae: where the run is looked for by name
+    licence    the licence for the model's card
+    runs_dir   the folder of the runs, by default runs
+
+The report says which parts are stock classes there and which bring code of their own.
 """
 
 from collections.abc import Sequence
@@ -17,7 +30,7 @@ OPTIONS = ("run", "out", "to", "dtype", "stage", "licence", "runs_dir")
 
 
 def main(words: Sequence[str]) -> None:
-    """`run=NAME_OR_PATH out=DIR [to=diffusers|ldm|single_file] [dtype=...] [stage=ldm|vae] [licence=...]`."""
+    """Exports the run that `words` name, KEY=VALUE each, and prints the report."""
     options = dict(word.partition("=")[::2] for word in words)
     if unknown := [key for key in options if key not in OPTIONS]:
         raise UserError(f"export has no option '{unknown[0]}'.{did_you_mean(unknown[0], OPTIONS)}")
@@ -30,7 +43,7 @@ def main(words: Sequence[str]) -> None:
         dtypes.named(dtype)
     run = _folder(options)
     model = load(run)
-    if getattr(model, "loras", None):  # the run of a LoRA, which goes out without its base
+    if getattr(model, "loras", None):  # the run of a LoRA, which is exported without its base
         print(_lora(model, out, to, dtype))
         return
     report = export(model, out, to, {"licence": options.get("licence"), "run": run}, dtype)
@@ -38,14 +51,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def _folder(options: dict[str, str]) -> Path:
-    """The run of that name, or the path that was given."""
+    """The run of that name, or else `run` as a path."""
     named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
     return named if named.exists() else Path(options["run"])
 
 
 def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
     if to == "single_file":
-        raise UserError("a LoRA's run goes out by to=kohya, for web UIs; merge_lora() makes it part of a model.")
+        raise UserError("a LoRA's run is exported by to=kohya, for web UIs; merge_lora() makes it part of a model.")
     path: Path = model.export_lora(out, to)
     if dtype is not None:
         dtypes.cast_file(path, dtype)

@@ -1,10 +1,18 @@
-"""An average of another length out of those that a run has stored, as a run of its own.
+"""Makes a new run from a trained one, with its weights averaged over another length.
 
-    ldm rebuild-ema run=emoji length=0.1              # runs/ldm/emoji-ema-0.1
-    ldm rebuild-ema run=emoji length=0.03,0.07,0.15 stage=ldm
+    ldm rebuild-ema run=NAME_OR_PATH length=LENGTH[,LENGTH ...] [OPTION=VALUE ...]
 
-The run must have been trained with ema.lengths=[0.05,0.1] (docs/techniques.md). `sample.py` and `evaluate.py` take the
-new run by its name.
+    ldm rebuild-ema run=emoji length=0.1              # writes runs/ldm/emoji-ema-0.1
+    ldm rebuild-ema run=emoji length=0.03,0.07,0.15   # a run for each
+
+    run         a run by name, or its path; it must have been trained with ema.lengths=[0.05,0.1]
+    length      of the average, as a share of the training
+    stage       ldm (default) or vae: where the run is looked for by name
+    name        of the new run, where there is one; by default RUN-ema-LENGTH
+    overwrite   true replaces a run of that name
+    runs_dir    the folder of the runs, by default runs
+
+sample.py and evaluate.py take the new run by its name. docs/techniques.md says what the lengths mean.
 """
 
 import shutil
@@ -24,7 +32,7 @@ OPTIONS = ("run", "length", "stage", "name", "runs_dir", "overwrite")
 
 
 def main(words: Sequence[str]) -> list[Path]:
-    """`run=NAME_OR_PATH length=0.1[,...] [stage=ldm|vae] [name=] [overwrite=true] [runs_dir=]`."""
+    """Rebuilds the averages that `words` ask for, KEY=VALUE each; returns the folders of the new runs."""
     options = dict(word.partition("=")[::2] for word in words)
     if unknown := [key for key in options if key not in OPTIONS]:
         raise UserError(f"rebuild_ema has no option '{unknown[0]}'.{did_you_mean(unknown[0], OPTIONS)}")
@@ -33,7 +41,7 @@ def main(words: Sequence[str]) -> list[Path]:
     stage, runs_dir = options.get("stage", "ldm"), options.get("runs_dir", "runs")
     lengths = options["length"].strip("[]").split(",")
     if options.get("name") and len(lengths) > 1:
-        raise UserError("name= is of one run: give one length, or leave the names to rebuild_ema.")
+        raise UserError("name= names one run: give one length, or leave out name=.")
     run = find_run(stage, options["run"], runs_dir)
     overwrite = options.get("overwrite", "").lower() == "true"
     out = []
@@ -47,14 +55,19 @@ def main(words: Sequence[str]) -> list[Path]:
 
 @torch.no_grad()
 def rebuild_run(run: Path, length: float, to: Path, overwrite: bool = False) -> Path:
-    """Writes the run `to`: the config of `run`, and its model with the weights of the average of `length`."""
+    """Writes the run `to`: the config of `run`, and its model with weights averaged over `length`.
+
+    Raises UserError where `to` exists, or the stored averages belong to another model.
+    """
     if to.exists() and not overwrite:
-        raise UserError(f"{to} exists: take overwrite=true to write it again, or another name=.")
+        raise UserError(f"{to} exists: give overwrite=true to replace it, or another name=.")
     model = artifact.load(run / "model")
     rebuilt = rebuild(run / "ema", length)
     state = model.state_dict()
     if unknown := [name for name in rebuilt.weights if name not in state]:
-        raise UserError(f"{run}: the stored averages are of another model ({unknown[0]} isn't in it).")
+        raise UserError(
+            f"{run}: the stored averages belong to another model: {unknown[0]} isn't in this one; restore the run."
+        )
     for name, weight in rebuilt.weights.items():
         state[name].copy_(weight)
     to.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.commands import demo, demo_page
+from ldm.commands.demo import page as demo_page
+from ldm.commands.demo import run as demo
 from ldm.data.sources.emoji import Emoji
 from ldm.data.sources.scenes import Scenes
 from ldm.evaluation.legal_report import PLACES
@@ -57,12 +58,13 @@ def test_the_page_shows_the_worst_beside_the_nearest_scenes(
     images[7] = images[7].roll(5, 2)
     fitted = fit(EMOJI, demo.to_bytes(images), SCENES)
     scores = {demo.NEAR: demo.named("generated", by_objects(fitted)), demo.READ: {"generated": {"all": 0.5}}}
-    demo_page.write_page(tmp_path / "out", scores, {PLACES: 0.9}, images, CAPTIONS, fitted, {"in all": 1.0})
+    results = demo_page.Results(scores, {PLACES: 0.9}, images, CAPTIONS, fitted, {"in all": 1.0})
+    demo_page.write_page(tmp_path / "out", results)
     page = (tmp_path / "out" / "report.html").read_text()
     first = page.index("of the worst, in order")
     assert f"{fitted.psnr[7]:.1f} dB</td><td>{CAPTIONS[7]}" in page[first : first + 200]
     assert '<img src="worst.png"' in page and PLACES in page
     demo.show(scores, {PLACES: 0.9}, 1.0)
-    said = capsys.readouterr().out
-    assert "generated, one object" in said and f"{PLACES}: 0.90" in said
-    assert said.index("nearest legal scene") < said.index("read rightly")
+    printed = capsys.readouterr().out
+    assert "generated, one object" in printed and f"{PLACES}: 0.90" in printed
+    assert printed.index("nearest legal scene") < printed.index("read correctly")

@@ -48,7 +48,7 @@ def config(runs: Path, script: str = "sample", **changes: Any) -> dict[str, Any]
     return defaults | {"run": "tiny", "runs_dir": str(runs), "cache_dir": str(runs / "cache")} | changes
 
 
-def test_a_grid_and_single_pictures_carry_their_settings(runs: Path, tmp_path: Path) -> None:
+def test_a_grid_and_single_images_carry_their_settings(runs: Path, tmp_path: Path) -> None:
     sampling.main(config(runs, labels=[3, "n7"], n=2, seed=5, out=str(tmp_path / "g.png")))
     assert len(list((tmp_path / "g").glob("*.png"))) == 4
     grid = json.loads(Image.open(tmp_path / "g.png").text["ldm"])  # type: ignore[attr-defined]
@@ -58,14 +58,14 @@ def test_a_grid_and_single_pictures_carry_their_settings(runs: Path, tmp_path: P
     assert json.loads(last.text["ldm"])["seed"] == 8  # type: ignore[attr-defined]
 
 
-def test_a_picture_s_own_seed_draws_it_again(runs: Path, tmp_path: Path) -> None:
+def test_an_image_s_own_seed_generates_it_again(runs: Path, tmp_path: Path) -> None:
     sampling.main(config(runs, labels=[3, 7], n=2, seed=5, out=str(tmp_path / "all.png")))
     sampling.main(config(runs, labels=[7], n=1, seed=8, out=str(tmp_path / "one.png")))
     again, first = (np.asarray(Image.open(tmp_path / name)) for name in ("one/00000.png", "all/00003.png"))
     assert np.array_equal(again, first)
 
 
-def test_another_decoder_gives_other_pictures_and_is_named(runs: Path, tmp_path: Path) -> None:
+def test_another_decoder_gives_other_images_and_is_named(runs: Path, tmp_path: Path) -> None:
     vae = ldm.load(runs / "vae" / "tiny")
     vae.decoder.conv_out.bias += 0.5
     ldm.save(vae, runs / "vae" / "brighter" / "model")
@@ -79,7 +79,7 @@ def test_another_decoder_gives_other_pictures_and_is_named(runs: Path, tmp_path:
         sampling.main(config(runs, stage="vae", decoder="brighter", out=str(tmp_path / "vae.png")))
 
 
-def test_a_place_that_cannot_be_is_told_before_anything_is_drawn(runs: Path, monkeypatch) -> None:
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_generated(runs: Path, monkeypatch) -> None:
     monkeypatch.setattr(sampling, "load", None)
     with pytest.raises(UserError, match=r"x.jpg has to end in .png"):
         sampling.main(config(runs, labels=[1], out="x.jpg"))
@@ -88,32 +88,32 @@ def test_a_place_that_cannot_be_is_told_before_anything_is_drawn(runs: Path, mon
         sampling.main(config(runs, labels=[1], out=str(runs / "taken.png")))
 
 
-def test_pictures_get_new_names_in_the_run_by_default(runs: Path) -> None:
+def test_images_get_new_names_in_the_run_by_default(runs: Path) -> None:
     for _ in range(2):
         sampling.main(config(runs, labels=1, n=1, single=False))
     assert {p.name for p in (runs / "ldm/tiny/samples").glob("*.png")} == {"sample-001.png", "sample-002.png"}
 
 
-def test_a_file_s_prompts_get_a_picture_each_by_default(runs: Path, tmp_path: Path, monkeypatch) -> None:
-    drawn = []
+def test_a_file_s_prompts_get_an_image_each_by_default(runs: Path, tmp_path: Path, monkeypatch) -> None:
+    counts = []
 
-    def draw(model: Any, config: dict[str, Any]) -> None:
-        drawn.append(config["n"])
+    def generate(model: Any, config: dict[str, Any]) -> None:
+        counts.append(config["n"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sampling, "from_model", draw)
+    monkeypatch.setattr(sampling, "_from_model", generate)
     for changes in ({"labels": [1]}, {"prompts_file": "p.txt"}, {"prompts_file": "p.txt", "n": 3}):
         with pytest.raises(KeyboardInterrupt):
             sampling.main(config(runs, **changes))
-    assert drawn == [4, 1, 3]
+    assert counts == [4, 1, 3]
 
 
-def test_the_vae_draws_from_its_prior(runs: Path, tmp_path: Path) -> None:
+def test_the_vae_generates_from_its_prior(runs: Path, tmp_path: Path) -> None:
     sampling.main(config(runs, stage="vae", n=3, out=str(tmp_path / "p.png")))
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
-def test_a_mask_of_another_aspect_is_refused_before_anything_is_drawn(runs: Path, tmp_path: Path) -> None:
+def test_a_mask_of_another_aspect_is_refused_before_anything_is_generated(runs: Path, tmp_path: Path) -> None:
     for name, size in (("image", (20, 10)), ("mask", (10, 20))):
         Image.new("L", size).save(tmp_path / f"{name}.png")
     given = {name: str(tmp_path / f"{name}.png") for name in ("image", "mask")}
@@ -146,11 +146,11 @@ def test_mistakes_are_answered_in_words(runs: Path, changes: dict[str, Any], wor
         sampling.main(config(runs, **changes))
 
 
-def test_pictures_in_half_precision_say_so(runs: Path, tmp_path: Path) -> None:
+def test_images_in_half_precision_say_so(runs: Path, tmp_path: Path) -> None:
     wanted = config(runs, out=str(tmp_path / "grid.png"), precision="bfloat16", tile=16)
     sampling.main(wanted)
-    with Image.open(tmp_path / "grid.png") as picture:
-        assert json.loads(picture.text["ldm"])["precision"] == "bfloat16"  # type: ignore[attr-defined]
+    with Image.open(tmp_path / "grid.png") as image:
+        assert json.loads(image.text["ldm"])["precision"] == "bfloat16"  # type: ignore[attr-defined]
 
 
 def test_settings_with_infinite_numbers_are_written_as_json() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Work(types.ModuleType):
-    """Stands in for training: keeps what it is called with, fails where it is told to."""
+    """Stands in for training: records what it is called with, and fails for the jobs in `failures`."""
 
     def __init__(self):
         super().__init__("fake_work")
@@ -235,6 +235,24 @@ def test_main_dispatches_and_hints(work, capsys, monkeypatch):
         cli.main()
     assert exit_.value.code == 2
     assert "Did you mean 'train-vae'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands_with_a_sentence_each(monkeypatch, capsys, words):
+    monkeypatch.setattr(sys, "argv", ["ldm", *words])
+    cli.main()
+    listed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [name.replace("-", "_") for name, _ in listed] == [*cli.WORK, *cli.PLAIN]
+    assert all(sentence[0].isupper() and sentence.endswith(".") for _, sentence in listed)
+
+
+@pytest.mark.parametrize("command", cli.PLAIN)
+def test_help_of_a_command_without_a_config_shows_how_it_is_typed(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "argv", ["ldm", command, "--help"])
+    cli.main()
+    text = capsys.readouterr().out
+    assert f"\n    ldm {command.replace('_', '-')}" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("script", ["train_vae", "train_ldm", "sample", "evaluate"])

@@ -1,7 +1,8 @@
-"""The page that `make demo` leaves: images, scores, curves, timings, what to try next."""
+"""The page that the demo writes: images, scores, curves, times, and what to try next."""
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -18,51 +19,55 @@ NEXT = {
     "more training, on the same first stage": (
         "python train_ldm.py data=emoji name=longer first_stage=emoji trainer.max_time=00:01:00:00"
     ),
-    "what the model is worth, against real images": "python evaluate.py run=emoji",
+    "scores of the model, against real images": "python evaluate.py run=emoji",
     "your own images": "python train_vae.py data=folder data.root=photos.zip data.size=64 name=photos",
 }  # fmt: skip
 SHOWN = {"all, one object": "one object", "all, two objects": "two objects"}
 FIRST = 40  # images in the grid
 
 
-def write_page(
-    out: Path,
-    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
-    covered: Mapping[str, float],
-    images: Tensor,
-    captions: Sequence[str],
-    fitted: Fitted,
-    timings: Mapping[str, float],
-) -> Path:
-    """Writes OUT/report.html, with the figures beside it; its path."""
+@dataclass(frozen=True)
+class Results:
+    """What the demo generated and measured."""
+
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]]  # by table, row and column
+    coverage: Mapping[str, float]
+    images: Tensor  # (N, C, H, W) in [-1, 1]
+    captions: Sequence[str]
+    fitted: Fitted  # the images' nearest legal scenes
+    seconds: Mapping[str, float]  # by what took them
+
+
+def write_page(out: Path, results: Results) -> Path:
+    """Writes OUT/report.html, with the figures beside it; returns its path."""
     page = Report(out, "Both stages, on emoji")
-    page.pictures("pictures", images[:FIRST], 8, "Captions that no training image had, in order and none left out.")
-    page.rows(["image", "caption"], [[i + 1, caption] for i, caption in enumerate(captions[:8])])
-    for title, rows in scores.items():
+    shown = results.images[:FIRST]
+    page.pictures("pictures", shown, 8, "Captions that no training image has, in order and none left out.")
+    page.rows(["image", "caption"], [[i + 1, caption] for i, caption in enumerate(results.captions[:8])])
+    for title, rows in results.scores.items():
         page.heading(title.capitalize())
         names = list(next(iter(rows.values())))
-        page.rows(
-            ["", *[SHOWN.get(name, name) for name in names]], [[what, *row.values()] for what, row in rows.items()]
-        )
-    page.table(covered)
+        head = ["", *[SHOWN.get(name, name) for name in names]]
+        page.rows(head, [[what, *row.values()] for what, row in rows.items()])
+    page.table(results.coverage)
     page.say(ABOUT, "note")
-    show_worst(page, to_bytes(images), fitted, captions)
+    show_worst(page, to_bytes(results.images), results.fitted, results.captions)
     page.heading("Stage one: images beside their reconstructions")
-    show_samples(page, "vae", out)
+    _show_samples(page, "vae", out)
     page.heading("Losses")
     for stage, title in (("vae", "Stage one."), ("ldm", "Stage two.")):
         page.plot(f"losses-{stage}", plot(read_runs([f"runs/{stage}/emoji"])), title)
     page.heading("Time")
-    page.table({what: f"{seconds:.0f} s" for what, seconds in timings.items()})
-    page.say("A stage that was trained before took the time of looking it up.", "note")
+    page.table({what: f"{seconds:.0f} s" for what, seconds in results.seconds.items()})
+    page.say("Of a stage that had been trained before, only the time to find that out.", "note")
     page.heading("What to try next")
     page.rows(["", ""], [[what, command] for what, command in NEXT.items()])
-    page.save({"scores": scores, **covered, "seconds": timings})
+    page.save({"scores": results.scores, **results.coverage, "seconds": results.seconds})
     return out / "report.html"
 
 
-def show_samples(page: Report, stage: str, out: Path) -> None:
-    """The last samples that a run wrote."""
+def _show_samples(page: Report, stage: str, out: Path) -> None:
+    """Shows the last samples that a run wrote."""
     files = sorted(Path(f"runs/{stage}/emoji/samples").glob("step-*.png"))
     if files:
         shutil.copyfile(files[-1], out / f"samples-{stage}.png")
