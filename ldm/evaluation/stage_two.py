@@ -88,7 +88,7 @@ def validation_loss(model: LatentDiffusion, val: Table, config: Mapping[str, Any
         batch = {key: send(value, here) if isinstance(value, Tensor) else value for key, value in batch.items()}
         latents = model.encode(batch["image"])
         cond = model.conditioner(model.conditioner.prepare(batch, model.encode, seed))
-        losses.append(diffusion_loss(model.denoiser, cond, latents, seed, batch["position"]))
+        losses.append(diffusion_loss(model.denoiser, cond, latents, seed=seed, position=batch["position"]))
     return float(torch.cat(losses).mean())
 
 

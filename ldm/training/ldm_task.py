@@ -18,7 +18,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class DiffusionTask(Task):
-    """Trains denoiser and conditioner on whitened latents; the first stage is frozen and only kept for pictures.
+    """Trains denoiser and conditioner on whitened latents. The first stage is frozen and decodes the samples shown.
 
     Each visit of an image draws its latent anew from the cached posterior. The loss is also logged by four bands of
     noise level that are equally likely in training, `loss_q1` (least noise) to `loss_q4`.
@@ -38,13 +38,14 @@ class DiffusionTask(Task):
         **options: Any,
     ):
         super().__init__(nn.ModuleDict({"denoiser": denoiser, "conditioner": conditioner}), **options)
-        self.first_stage = keep_given(first_stage.eval().requires_grad_(False))
+        self.first_stage = keep_weights(first_stage.eval().requires_grad_(False))
         self.preprocess, self.sampling = preprocess, sampling
         self.about: dict[str, Any] = {}  # further arguments of the assembled model
         self.register_buffer("latent_mean", whitening[0])
         self.register_buffer("latent_std", whitening[1])
 
     def on_fit_start(self) -> None:
+        """Moves the frozen encoders of conditions, which are no part of the networks' state, to the device."""
         for network in (self.trained, self.average):
             for part in network["conditioner"].parts.values():
                 part.move_to(self.device)
@@ -53,14 +54,15 @@ class DiffusionTask(Task):
         training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
         cond = self.condition(batch, network, seed, training)
-        each = diffusion_loss(network["denoiser"], cond, self.latents(batch, seed), seed, position)
+        x0 = self.latents(batch, seed)
+        each = diffusion_loss(network["denoiser"], cond, x0, seed=seed, position=position)
         loss = each.mean()
         return loss, {"loss": loss, "loss_q": by_quarter(each, noise_quantiles(seed, position))}
 
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
         """The batch's conditions, some of them dropped in training.
 
-        Where one is made of pixels and latents (inpainting's masked image), the first stage encodes here, in the loop.
+        For a condition made of pixels and latents (inpainting's masked image), the first stage encodes here.
         """
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
@@ -75,7 +77,7 @@ class DiffusionTask(Task):
         return self.whiten(self.posterior(images).mode())
 
     def posterior(self, images: Tensor) -> Gaussian:
-        """The first stage's, in float32 whatever the trainer's precision."""
+        """The first stage's posterior, in float32 whatever the trainer's precision."""
         with torch.autocast(images.device.type, enabled=False):
             return self.first_stage.encode(images.float())
 
@@ -83,17 +85,23 @@ class DiffusionTask(Task):
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
-        """A whitened draw of each sample's posterior, (B, C, h, w)."""
+        """Whitened latents (B, C, h, w), drawn from each sample's posterior."""
         if "latent_mean" in batch:
             posterior = Gaussian(batch["latent_mean"], batch["latent_std"])
         else:  # latents=online
             posterior = self.posterior(batch["image"])
-        draw = posterior.sample(normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:])))
-        return self.whiten(draw)
+        noise = normal(seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
+        return self.whiten(posterior.sample(noise))
 
     def assemble(self, trained: Any) -> LatentDiffusion:
-        parts = (self.first_stage, trained["denoiser"], trained["conditioner"], self.preprocess)
-        model = LatentDiffusion(*parts, self.sampling, **self.about)
+        model = LatentDiffusion(
+            self.first_stage,
+            trained["denoiser"],
+            trained["conditioner"],
+            preprocess=self.preprocess,
+            sampling=self.sampling,
+            **self.about,
+        )
         model.latent_mean, model.latent_std = self.latent_mean, self.latent_std
         return model.eval()
 
@@ -106,9 +114,12 @@ class DiffusionTask(Task):
         return f"average.{name}" if part in self.average else name
 
 
-def keep_given(first_stage: Module) -> Module:
-    """The first stage, which keeps its weights when a checkpoint is loaded: the decoder that a resumed run is given may
-    be a better one than it began with. Part by part, since some strategies load so."""
+def keep_weights(first_stage: Module) -> Module:
+    """Makes the first stage keep its weights when a checkpoint is loaded, and returns it.
+
+    The decoder that a resumed run is given may be better than the one that the run began with. Each module keeps its
+    own weights, because some strategies load module by module.
+    """
     for module in first_stage.modules():
         module.register_load_state_dict_pre_hook(_put_own_weights)
     return first_stage
@@ -118,8 +129,8 @@ def _put_own_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
     state |= {prefix + name: weight.detach() for name, weight in module.named_parameters(recurse=False)}
 
 
-def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, position: Tensor) -> Tensor:
-    """The loss of each sample, (B,), at a noise and a noise level that (seed, position) fix."""
+def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, *, seed: int, position: Tensor) -> Tensor:
+    """The loss of each sample, (B,), at a noise and a noise level that are functions of (seed, position)."""
     noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
     if denoiser.offset_noise:
         noise = noise + denoiser.offset_noise * normal(seed, "offset noise", position, (x0.shape[1], 1, 1))
@@ -128,5 +139,5 @@ def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, seed: int, positi
 
 
 def noise_quantiles(seed: int, position: Tensor) -> Tensor:
-    """Where each sample's noise level lies in the distribution that training takes them from: 0 least, 1 most, (B,)."""
+    """The quantile (B,) of each sample's noise level in training's distribution: 0 is the least noise, 1 the most."""
     return low_discrepancy(seed, "sigma", position)

@@ -1,4 +1,4 @@
-"""What both stages share: optimizer, learning rate, average weights, and where in the endless order training stands."""
+"""What both stages share: optimizer, learning rate, averages of the weights, and the position in training's order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,11 +76,11 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def model(self) -> Any:
-        """The model with the average weights, ready to sample or save."""
+        """The model with the average weights, ready to sample or to be saved."""
         return self.assemble(self.average)
 
     def saved(self) -> nn.Module:
-        """What the run's model folder holds: the model, or of a fine-tuned one what was put on its base."""
+        """What the run's model folder holds: the model, or the adapter that a fine-tuning has trained."""
         return self.model()
 
     def weight_names(self) -> dict[str, str]:
@@ -101,7 +101,7 @@ class Task(pl.LightningModule):
 
     @property
     def logs_now(self) -> bool:
-        """Whether Lightning writes figures of this step: what it holds longer, a resume would lose."""
+        """Whether Lightning writes figures at this step. A resume would lose figures that it holds for longer."""
         return (self.global_step + 1) % self.every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -113,14 +113,14 @@ class Task(pl.LightningModule):
             self.log("train/lr", self.learning_rate(self.global_step))
 
     def norms(self, optimizer: torch.optim.Optimizer) -> gradients.Norms:
-        """The norms of the gradients as they are before they are clipped, computed once a step."""
+        """The norms of the gradients before they are clipped, computed once a step."""
         if self._norms is None:
             gradients.unscale(optimizer, getattr(self.trainer.precision_plugin, "scaler", None))
             self._norms = gradients.norms_of(self.clipped_alone(optimizer))
         return self._norms
 
     def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
-        """The sets of parameters that are clipped each by the norm of its own gradients."""
+        """The sets of parameters of which each is clipped by the norm of its own gradients."""
         return [gradients.parameters_of(optimizer)]
 
     def configure_gradient_clipping(
@@ -129,7 +129,7 @@ class Task(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips in every precision: Lightning's mixed ones refuse to where the optimizer is fused."""
+        """Clips in every precision; Lightning refuses to in mixed precision with a fused optimizer."""
         norms, self._norms = self.norms(optimizer), None
         if self.logs_now:
             self.shown["grad_norm"] = norms.total.item()
@@ -160,11 +160,16 @@ class Task(pl.LightningModule):
         return optimizers.groups_of(self.optimizer_name, self.trained)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        options = (self.learning_rate(0), self.betas, self.weight_decay)
-        return optimizers.build_optimizer(self.optimizer_name, self.groups(), *options)
+        return optimizers.build_optimizer(
+            self.optimizer_name,
+            self.groups(),
+            lr=self.learning_rate(0),
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and where each weight lies."""
+        """Adds what `ldm.load` needs to read the model out of a checkpoint: its spec, and the name of each weight."""
         checkpoint["ldm_model"] = artifact.describe(self.saved())
         checkpoint["ldm_weights"] = self.weight_names()
         checkpoint["ldm_total_steps"] = self.learning_rate.total_steps
@@ -172,15 +177,15 @@ class Task(pl.LightningModule):
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
         checkpoint["ldm_figures"] = self._training.pending()
-        # The batch at whose start this is saved hasn't begun for a resumed run, which draws it again.
+        # This is saved at the start of a batch, which a resumed run then takes again: it doesn't count as begun.
         for count in ("total", "current"):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][count]
             progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         rate = self.learning_rate
-        if rate.total_steps is None and rate.since is None:  # limited by time, which the run's first part has measured
+        if rate.total_steps is None and rate.since is None:  # a time limit: the run's first part measured the steps
             rate.total_steps, rate.since = checkpoint["ldm_total_steps"], checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
-        if self.global_rank == 0:  # it stands for all processes
+        if self.global_rank == 0:  # the figures are those of all processes
             self._training.restore(checkpoint.get("ldm_figures", {}))

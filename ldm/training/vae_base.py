@@ -1,4 +1,4 @@
-"""`train_vae.py base=... train=all|decoder`: stage one, going on from a good autoencoder."""
+"""`train_vae.py base=... train=all|decoder`: stage one, going on from a trained autoencoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,8 +36,10 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
 
 
 def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -> AutoencoderKL | None:
-    """Puts the base's sizes and its hash into the config, and gives it; None without one, and for a run that is resumed
-    (`recorded` is its config), since its checkpoint has all weights."""
+    """Puts the base's sizes and its hash into the config, and returns the base.
+
+    None without a base, and for a run that is resumed (`recorded` is its config), whose checkpoint has all weights.
+    """
     base = config.get("base")
     if recorded and recorded.get("base") != base:
         was = f"began with base={recorded['base']}" if recorded.get("base") else "began without base="
@@ -50,10 +52,10 @@ def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -
     if recorded:
         config |= {key: recorded[key] for key in ("vae", "base_hash")}
         return None
-    vae = open_base(find_run("vae", base, config["runs_dir"]), channels)
+    vae = open_base_autoencoder(find_run("vae", base, config["runs_dir"]), channels)
     config["vae"] = {key: value for key, value in spec_of(vae).items() if key != "in_channels"}
     config["base_hash"] = model_hash(vae)
-    if config["optimizer"]["lr"] == "auto":  # a large first step would throw away what the base has learned
+    if config["optimizer"]["lr"] == "auto":  # large first steps would destroy what the base has learned
         config["optimizer"] = config["optimizer"] | {"lr": rate_for(vae)}
     print(
         f"begins with {base} (hash {config['base_hash'][:12]}), whose sizes it has: factor {vae.factor}, "
@@ -68,8 +70,8 @@ def rate_for(vae: AutoencoderKL) -> float:
     return round(min(1e-3, 1e-3 * 64 / vae.encoder.conv_out.in_channels), 6)
 
 
-def open_base(path: Path, channels: int) -> AutoencoderKL:
-    """The autoencoder at `path`, of a whole model its first stage, for images of that many channels."""
+def open_base_autoencoder(path: Path, channels: int) -> AutoencoderKL:
+    """The autoencoder at `path`, or the first stage of a whole model there, for images of that many channels."""
     vae = autoencoder(load(path, precision="float32"), f"base={path}")
     if vae.in_channels != channels:
         raise UserError(
@@ -100,7 +102,7 @@ def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], mos
 
 
 def decoder_advice(path: Path) -> str:
-    """What a better decoder is good for."""
+    """A line about how a decoder that was trained alone is used."""
     return (
         "the encoder is the base's, bit for bit: its cached latents and its models of stage two stay valid. "
         f"model.load_decoder('{path}'), or sample.py decoder={path.name}, gives such a model this decoder"

@@ -1,4 +1,4 @@
-"""What stage one may minimise beside squared error and KL: perceptual, adversarial and equivariance terms."""
+"""The terms that stage one may minimise besides squared error and KL: perceptual, adversarial and equivariance."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from ldm.common.randomness import uniform
 from ldm.networks.discriminator import PatchDiscriminator, adaptive_weight, hinge, smallest_side
 
 PIXEL = ("mse", "l1")
-NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # and the smallest side that they take
+NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # the networks of LPIPS, with the smallest side of images they take
 
 
 class VAELoss(nn.Module):
@@ -49,20 +49,21 @@ class VAELoss(nn.Module):
                 f"loss.critic_layers={critic_layers} needs images of {smallest_side(critic_layers)} pixels, these have "
                 f"{side}: take fewer."
             )
-        self.smallest = smallest_side(critic_layers), NETS.get(perceptual_net, 0)  # of batches made smaller too
+        # Smaller images have no such term; `transformed` makes batches smaller.
+        self.smallest_for_critic, self.smallest_for_lpips = smallest_side(critic_layers), NETS.get(perceptual_net, 0)
         self.critic = PatchDiscriminator(in_channels, critic_channels, critic_layers) if adversarial else None
         self._lpips = [lpips(perceptual_net, in_channels, side)] if perceptual else []  # a list: not in checkpoints
 
     def move_to(self, device: torch.device) -> None:
-        """Moves what is no part of this module's state."""
+        """Moves LPIPS, which is no part of this module's state, to the device."""
         for net in self._lpips:
             net.to(device)
 
     def reconstruction(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pixel and perceptual part, and what to log of it."""
+        """The pixel and perceptual part of the loss, and its figures to log."""
         error = (decoded - images).square() if self.pixel == "mse" else (decoded - images).abs()
         loss, logged = error.mean(), {}
-        if self._lpips and min(images.shape[2:]) >= self.smallest[1]:
+        if self._lpips and min(images.shape[2:]) >= self.smallest_for_lpips:
             logged["lpips"] = self._lpips[0](_rgb(decoded), _rgb(images)).float().mean()
             loss = loss + self.perceptual * logged["lpips"]
         return loss, logged
@@ -70,13 +71,13 @@ class VAELoss(nn.Module):
     def against_critic(
         self, reconstruction: Tensor, decoded: Tensor, images: Tensor, last_layer: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the loss in training: the decoder's adversarial term and the critic's own loss.
+        """The decoder's adversarial term plus the critic's own loss, to be added to the loss in training; and figures.
 
         The decoder sees a critic whose weights are constants, and the critic decoded images that are constants: one
         backward pass gives each its own gradient, and one optimizer serves both.
         """
         assert self.critic is not None
-        if step < self.start or min(images.shape[2:]) < self.smallest[0]:
+        if step < self.start or min(images.shape[2:]) < self.smallest_for_critic:
             nothing = sum((p.sum() for p in self.critic.parameters()), torch.zeros((), device=images.device))
             return 0.0 * nothing, {}  # in the graph: the ranks of a distributed run wait for the same gradients
         constants = {name: p.detach() for name, p in self.critic.named_parameters()}
@@ -86,11 +87,11 @@ class VAELoss(nn.Module):
         return weight * verdict + critic, {"adversarial": verdict, "adversarial_weight": weight, "critic": critic}
 
     def transformed(self, latents: Tensor, images: Tensor, factor: int, seed: int, start: int) -> tuple[Tensor, Tensor]:
-        """Latents and images, with probability `equivariance` both turned by quarters and made smaller alike.
+        """Latents and images, with probability `equivariance` both rotated by the same quarter turns and scaled down.
 
-        EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): the decoder learns tau(x) from tau(z), and the encoder
-        latents that bear it, smoother ones. The scale is one of 8/32 to 31/32. One draw for a batch, which its `start`,
-        the position of its first sample on all ranks together, fixes.
+        EQ-VAE (Kouzelis et al. 2025, arXiv 2502.09509, eq. 5): the decoder learns tau(x) from tau(z), so the encoder
+        learns latents that allow it, which are smoother. The scale is one of 8/32 to 31/32. A batch has one
+        transformation, which `start` fixes, the position of its first sample on all ranks together.
         """
         if not self.equivariance:
             return latents, images
@@ -108,10 +109,10 @@ class VAELoss(nn.Module):
 
 
 def lpips(net: str, channels: int, side: int) -> nn.Module:
-    """LPIPS (Zhang et al. 2018) on the features of `net`: (B, 3, H, W) twice, in [-1, 1] -> (B, 1, 1, 1).
+    """LPIPS (Zhang et al. 2018) on the features of `net`: two batches (B, 3, H, W) in [-1, 1] -> (B, 1, 1, 1).
 
-    Its own weights come with torchmetrics, the features' with torchvision, which loads them from the network once.
-    Raises UserError where they can't be had.
+    Its own weights come with torchmetrics. The features' weights come from torchvision, which downloads them once.
+    Raises UserError where they can't be loaded.
     """
     if net not in NETS:
         raise UserError(f"loss.perceptual_net={net} isn't known.{did_you_mean(net, NETS)}")

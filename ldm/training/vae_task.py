@@ -19,13 +19,13 @@ class VAETask(Task):
 
     That is the negative evidence lower bound of Kingma and Welling 2014 (eq. 3) up to a factor, for a decoder of fixed
     variance; `equivalents` says which, and what other projects would call this beta. `terms`, the options of `VAELoss`,
-    put other reconstruction terms in the MSE's place or beside it.
+    replace the MSE by other reconstruction terms, or add them to it.
 
     Over the first `beta_warmup_steps` beta rises from 0 in a line (Bowman et al. 2016, Sonderby et al. 2016): a large
     one from the start ends in posterior collapse, before the decoder has learnt to read anything.
 
-    With `decoder_only` the encoder's half is frozen, and the KL, which the decoder doesn't change, is no part of the
-    loss: what is left is the reconstruction from draws of the posterior.
+    With `decoder_only` the encoder's half is frozen, and the loss is that of the reconstruction from samples of the
+    posterior alone: the decoder doesn't change the KL.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class VAETask(Task):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             posterior = network.encode(images)
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
-        # Validation is of the mode: what stage two's decoder will be fed is near it.
+        # Validation decodes the mode, since the latents that stage two gives to the decoder lie near it.
         latents = posterior.sample(noise) if training else posterior.mode()
         if training and terms.equivariance:
-            latents, images = terms.transformed(latents, images, network.factor, self.seed, batch["start"])
+            latents, images = terms.transformed(latents, images, network.factor, seed=self.seed, start=batch["start"])
         decoded = network.decode(latents)
         errors = (decoded - images).square().mean((1, 2, 3))  # (B,)
         kl = posterior.kl()  # (B, C, h, w)
@@ -67,20 +67,24 @@ class VAETask(Task):
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         if terms.critic is not None and training and torch.is_grad_enabled():
-            added, seen = terms.against_critic(reconstruction, decoded, images, network.last_layer, self.global_step)
-            loss, logged = loss + added, logged | seen
+            added, figures = terms.against_critic(
+                reconstruction, decoded, images, last_layer=network.last_layer, step=self.global_step
+            )
+            loss, logged = loss + added, logged | figures
         return loss, logged
 
     def beta_now(self, training: bool) -> float:
-        """Beta at this step of training; validation always has the whole."""
-        warm = min(1.0, (self.global_step + 1) / self.beta_warmup_steps) if training and self.beta_warmup_steps else 1.0
-        return self.beta * warm
+        """Beta at this step of training; in validation the full beta."""
+        if not training or not self.beta_warmup_steps:
+            return self.beta
+        return self.beta * min(1.0, (self.global_step + 1) / self.beta_warmup_steps)
 
     def groups(self) -> list[dict[str, Any]]:
         """The critic is a group of the same optimizer, with the betas of adversarial training (LDM)."""
-        critic = self.criterion.critic
-        own = [] if critic is None else [{"params": list(critic.parameters()), "betas": (0.5, 0.9)}]
-        return super().groups() + own
+        groups = super().groups()
+        if self.criterion.critic is not None:
+            groups.append({"params": list(self.criterion.critic.parameters()), "betas": (0.5, 0.9)})
+        return groups
 
     def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
         """The autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
@@ -102,10 +106,10 @@ def psnr(mse: Tensor) -> Tensor:
 
 
 def equivalents(beta: float, vae: AutoencoderKL) -> str:
-    """This beta in other projects' conventions.
+    """A line that gives this beta in other conventions.
 
-    With C f^2 pixel values to each of the z latent channels: LDM's kl_weight, which multiplies sums, is beta C f^2 / z;
-    and the decoder whose log-likelihood the MSE is has the standard deviation sqrt(beta C f^2 / (2 z)).
+    A position of the z latent channels stands for C f^2 pixel values. LDM's kl_weight, which multiplies sums, is
+    beta C f^2 / z. The decoder whose log-likelihood the MSE is has the standard deviation sqrt(beta C f^2 / (2 z)).
     """
     ratio = vae.in_channels * vae.factor**2 / vae.latent_channels
     return (

@@ -99,7 +99,7 @@ def test_a_run_stores_its_averages_and_another_length_is_a_run_of_its_own(runs, 
     words = ["ema.lengths=[0.05,0.1]", "ema.snapshots=8", "trainer.max_steps=18", "optimizer.lr=0.01", "ema.decay=0"]
     words += ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=36", "samples.every_n_steps=0"]
     run = train("ldm", runs, "name=power", *words)
-    assert snapshots.steps_of(run / "ema") == [4, 8, 12, 16, 18]  # optimizer steps, not batches
+    assert snapshots.stored_steps(run / "ema") == [4, 8, 12, 16, 18]  # optimizer steps, not batches
     tracked_too = train("ldm", runs, "name=tracked", *words, "ema.lengths=[0.1]")
     (made,) = rebuild_ema.main(["run=power", "length=0.1", f"runs_dir={runs}"])
     assert made == runs / "ldm" / "power-ema-0.1" and (made / "DONE").exists() and (made / "config.yaml").exists()

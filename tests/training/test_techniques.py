@@ -29,7 +29,7 @@ class Zero(torch.nn.Module):
 def test_offset_noise_is_the_same_at_all_places(strength):
     network, x0 = Zero(), torch.zeros(6, 3, 4, 4)
     denoiser = ldm.Denoiser(network, V(), offset_noise=strength)
-    loss = diffusion_loss(denoiser, Cond(), x0, 7, POSITION)
+    loss = diffusion_loss(denoiser, Cond(), x0, seed=7, position=POSITION)
     noise = normal(7, "noise", POSITION, (3, 4, 4)) + strength * normal(7, "offset noise", POSITION, (3, 1, 1))
     c_in_sigma = network.x / noise  # with x0 = 0 the network's input is c_in sigma noise
     torch.testing.assert_close(c_in_sigma, c_in_sigma[:, :1, :1, :1].expand_as(c_in_sigma), rtol=1e-3, atol=1e-4)
@@ -44,7 +44,7 @@ def test_zero_terminal_snr_is_trained_and_sampled_from_pure_noise():
     zero, plain = (V(Schedule(zero_terminal_snr=flag)) for flag in (True, False))
     network = Zero()
     position = torch.arange(3000)
-    diffusion_loss(ldm.Denoiser(network, zero), Cond(), torch.zeros(3000, 1, 1, 1), 0, position)
+    diffusion_loss(ldm.Denoiser(network, zero), Cond(), torch.zeros(3000, 1, 1, 1), seed=0, position=position)
     assert network.c_noise.max().item() == pytest.approx(999)
     for parameterization, pure in ((zero, True), (plain, False)):
         sigmas = parameterization.grid(20)

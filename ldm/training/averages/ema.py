@@ -12,12 +12,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def ramp(step: int, decay: float) -> float:
-    """(1 + n) / (10 + n), at most `decay`: short runs must not average in their first weights (LDM's ramp)."""
+    """(1 + n) / (10 + n), at most `decay`, so that the first weights don't stay in the average of short runs (LDM)."""
     return min(decay, (1 + step) / (10 + step))
 
 
 def clone(module: M) -> M:
-    """The network that holds the average: a frozen copy in eval mode, which shares what doesn't train."""
+    """The network that holds the average: a frozen copy in eval mode, which shares the parameters that don't train."""
     shared = {id(p): p for p in module.parameters() if not p.requires_grad}
     return deepcopy(module, shared).eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""The stored averages of a run, ema/step-00001024.safetensors: what another length is rebuilt from."""
+"""The stored averages of a run, ema/step-00001024.safetensors, from which averages of other lengths are rebuilt."""
 
 import math
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from ldm.training.trainer.sharded import is_sharded, whole
 
 
 def interval(step: int, most: int) -> int:
-    """Steps between stored averages: the least power of two that makes at most `most` of them up to `step`.
+    """Steps between stored averages: the smallest power of two that makes at most `most` of them up to `step`.
 
-    It doubles as the run goes on, and every other snapshot goes: a run needn't know how long it will be, and a resumed
-    one keeps what the uninterrupted one does.
+    It doubles as the run goes on, and every other snapshot is then removed. So a run needn't know how long it will be,
+    and a resumed run keeps the same snapshots as an uninterrupted one.
     """
     return 2 ** max(0, math.ceil(math.log2(max(step, 1) / most)))
 
 
 class Snapshots(pl.Callback):
-    """Stores the averages of a task's `power_lengths` in `folder`, in float32, and the last ones at the end."""
+    """Stores the averages of a task's `power_lengths` in `folder`, in float32, during the run and at its end."""
 
     def __init__(self, folder: Path, most: int = 64):
         if most < 8:
@@ -47,12 +47,12 @@ class Snapshots(pl.Callback):
         if not (trainer.is_global_zero or is_sharded(task)):
             return
         step, averages = trainer.global_step, dict(zip(task.power_lengths, task.power, strict=True))
-        tensors = weights_of(averages, parameter_names(task))  # put together by all, where they are spread
+        tensors = weights_of(averages, parameter_names(task))  # by all processes, if weights are spread
         if not trainer.is_global_zero:
             return
         make_folder(self.folder)
         write(self.folder, step, tensors)
-        for old in steps_of(self.folder):
+        for old in stored_steps(self.folder):
             if old != step and old % interval(step, self.most):
                 path_of(self.folder, old).unlink()
 
@@ -64,15 +64,17 @@ def parameter_names(task: Any) -> list[str]:
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """The file of a step's averages."""
     return folder / f"step-{step:08d}.safetensors"
 
 
-def steps_of(folder: Path) -> list[int]:
+def stored_steps(folder: Path) -> list[int]:
+    """The steps whose averages are stored, in order."""
     return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors"))
 
 
 def weights_of(averages: Mapping[float, nn.Module], names: list[str]) -> dict[str, Tensor]:
-    """The parameters of the averages by length, under the keys LENGTH/NAME."""
+    """The parameters of the averages, which are given by their lengths, under the keys LENGTH/NAME."""
     return {
         f"{length}/{name}": whole(parameter.detach()).float().cpu().contiguous()
         for length, average in averages.items()
@@ -87,16 +89,21 @@ def write(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
 
 
 class Rebuilt(NamedTuple):
+    """A rebuilt average, with the steps and lengths of the stored averages that it is made of."""
+
     weights: dict[str, Tensor]
     steps: list[int]
     lengths: list[float]
 
 
 def rebuild(folder: Path, length: float) -> Rebuilt:
-    """The average of that length at the last stored step: sum of x_i times the stored ones, added up in float64."""
+    """The average of that length at the last stored step: the stored ones, weighted by `combination`, added in float64.
+
+    Raises UserError if the folder holds none.
+    """
     from safetensors import safe_open
 
-    steps = steps_of(folder)
+    steps = stored_steps(folder)
     if not steps:
         raise UserError(
             f"there are no stored averages in {folder}: train with ema.lengths=[0.05,0.1], and any length can be "

@@ -22,16 +22,17 @@ GUIDANCE_DIM = 256  # features of a guidance scale that is a condition: diffuser
 
 @register
 class DistillFinetune(Finetune):
-    """Consistency distillation (`ldm.diffusion.consistency`) of the base, its guidance baked in.
+    """Consistency distillation (`ldm.diffusion.consistency`) of the base, including its guidance.
 
-    `guidance` is the scale of the base's steps: a number, by default the base's own, or [least, most], which makes it a
-    condition of the student and leaves it a slider. The student is sampled by `lcm` in `sample_steps` steps unless
-    asked otherwise, and in at most `levels`, the noise levels that it is trained on; one `solver` step of the base
-    (heun, or euler at half the cost) goes down `skip` of them. Targets are made by an average of the student's weights
-    with `target_decay`; 0 is the student itself. `huber_c` is the error at which the loss turns from d^2 to |d|.
+    `guidance` is the guidance scale of the base's steps. A number, by default the base's own, is fixed in the student;
+    [least, most] makes the scale a condition of the student, which users then still choose. With one segment the
+    student is sampled by `lcm`, in 4 steps by default and at most `levels`, the number of noise levels that it is
+    trained on; with several segments by `euler`, one step for each. One `solver` step of the base (heun, or euler at
+    half the cost) covers `skip` levels. An average of the student's weights with `target_decay` makes the targets; 0 is
+    the student itself. `huber_c` is the error at which the loss turns from d^2 to |d|.
 
-    With `lora` only a LoRA of `rank`, `alpha` and `targets` is trained, which makes other fine-tunes of the base fast
-    too.
+    With `lora` only a LoRA of `rank`, `alpha` and `targets` is trained, which also makes other fine-tunings of the base
+    fast.
     """
 
     suffix = "fast"
@@ -51,7 +52,8 @@ class DistillFinetune(Finetune):
         alpha: float | None = None,
         targets: str | Sequence[str] = "all",
     ):
-        _check(guidance, segments, levels, skip, target_decay, huber_c)
+        _check_levels(segments, levels, skip)
+        _check_numbers(guidance, target_decay, huber_c)
         self.guidance, self.segments, self.levels, self.skip = guidance, segments, levels, skip
         self.solver, self.target_decay, self.huber_c = check_solver(solver), target_decay, huber_c
         self.lora, self.rank, self.alpha, self.targets = lora, rank, alpha, targets
@@ -84,7 +86,7 @@ class DistillFinetune(Finetune):
         return isinstance(self.guidance, Sequence)
 
     def prepare(self, model: LatentDiffusion) -> None:
-        """Puts the student in the base's place, and keeps the base as what it learns from."""
+        """Puts the student in the base's place, and keeps the base as its teacher."""
         own = model.sampling
         self.recipe = Recipe(
             teacher=model.denoiser,
@@ -108,7 +110,7 @@ class DistillFinetune(Finetune):
 
     def _student(self, model: LatentDiffusion) -> Denoiser:
         if self.lora:
-            self.recipe.teacher = ema.clone(model.denoiser)  # all is frozen, and so shared
+            self.recipe.teacher = ema.clone(model.denoiser)  # everything is frozen, and so shared
             lora.start(model, NEW, rank=self.rank, alpha=self.alpha, wanted=self.targets)
             return model.denoiser
         network = with_guidance(model.denoiser.network) if self._is_slider else deepcopy(model.denoiser.network)
@@ -127,7 +129,7 @@ class DistillFinetune(Finetune):
 
 
 def with_guidance(network: Any) -> Any:
-    """The same network, which also takes the guidance scale as a condition and doesn't heed it yet."""
+    """The same network with the guidance scale as a further condition, which has no effect yet."""
     wider = build({**spec_of(network), "guidance_dim": GUIDANCE_DIM})
     wider.load_state_dict(network.state_dict(), strict=False)
     return wider
@@ -139,18 +141,14 @@ def around(denoiser: Denoiser, network: nn.Module) -> Denoiser:
     return Denoiser(network, **options)
 
 
-def _check(
-    guidance: float | Sequence[float] | None,
-    segments: int,
-    levels: int,
-    skip: int,
-    target_decay: float,
-    huber_c: float,
-) -> None:
+def _check_levels(segments: int, levels: int, skip: int) -> None:
     if levels < 2 or not 1 <= skip < levels:
         raise UserError(f"levels={levels}, skip={skip}: at least 2 noise levels, and steps over 1 of them or more.")
     if segments < 1 or levels % segments:
         raise UserError(f"segments={segments}, levels={levels}: the levels have to be a multiple of the segments.")
+
+
+def _check_numbers(guidance: float | Sequence[float] | None, target_decay: float, huber_c: float) -> None:
     if not 0 <= target_decay < 1 or not huber_c > 0:
         raise UserError(f"target_decay={target_decay}, huber_c={huber_c}: a share below 1, and above 0.")
     if isinstance(guidance, Sequence) and not (len(guidance) == 2 and 0 <= guidance[0] < guidance[1]):

@@ -1,4 +1,4 @@
-"""Consistency distillation as training goes: one more way to a loss, in sigma-space like the others."""
+"""Consistency distillation as a task: another way to a loss, in sigma-space like the others."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from ldm.training.trainer.means import Split, by_quarter
 
 @dataclass
 class Recipe:
-    """What a student learns from, and how: see `DistillFinetune`. `scale` is (least, most)."""
+    """What a student learns from, and how: see `DistillFinetune`. `scale` is the range of guidance scales."""
 
     teacher: Denoiser
     scale: tuple[float, float]
@@ -34,8 +34,11 @@ class Recipe:
 
 
 class DistillTask(FinetuneTask):
-    """Trains `kind.recipe`'s student of a frozen teacher. `target`, the average that makes the targets, is in the
-    checkpoint beside the one that is sampled; the teacher, which comes from the base, isn't."""
+    """Trains the student of `kind.recipe` to follow a frozen teacher.
+
+    Checkpoints hold `target`, the average that makes the targets, besides the average that is sampled; they don't hold
+    the teacher, which comes from the base.
+    """
 
     grid: Tensor
     ends: Tensor
@@ -46,9 +49,13 @@ class DistillTask(FinetuneTask):
         self.about = {"distilled": dict(model.distilled)}
         self.teacher = self.recipe.teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.target = ema.clone(self.trained["denoiser"]) if self.recipe.target_decay else None
-        own = self.recipe
-        options = {"shift": own.shift, "spacing": model.sampling["spacing"]}
-        grid, ends = segment_levels(model.denoiser.parameterization, own.levels, own.segments, **options)
+        grid, ends = segment_levels(
+            model.denoiser.parameterization,
+            self.recipe.levels,
+            self.recipe.segments,
+            shift=self.recipe.shift,
+            spacing=model.sampling["spacing"],
+        )
         self.register_buffer("grid", grid, persistent=False)
         self.register_buffer("ends", ends, persistent=False)
 
@@ -60,29 +67,25 @@ class DistillTask(FinetuneTask):
         sigma, s, end = self.stretch(u)
         x = x0 + sigma.view(-1, 1, 1, 1) * normal(seed, "noise", position, tuple(x0.shape[1:]))
         scale = self.scale(seed, position)
-        told = replace(cond, guidance=scale)
-        each = self.distance(network["denoiser"], told, self.guided(cond, null, scale), x, sigma, s, end)
-        loss = each.mean()
-        return loss, {"loss": loss, "loss_q": by_quarter(each, 1 - u)}
-
-    def distance(
-        self, student: Denoiser, told: Cond, base: Any, x: Tensor, sigma: Tensor, s: Tensor, end: Tensor
-    ) -> Tensor:
+        cond_with_scale = replace(cond, guidance=scale)
+        student = network["denoiser"]
         average = student if self.target is None else self.target
-        return consistency_loss(
-            lambda x, sigma: student(x, sigma, told),
-            lambda x, sigma: average(x, sigma, told),
-            base,
+        each = consistency_loss(
+            lambda x, sigma: student(x, sigma, cond_with_scale),
+            lambda x, sigma: average(x, sigma, cond_with_scale),
+            self.guided(cond, null, scale),
             x,
-            sigma,
-            s,
-            end,
+            sigma=sigma,
+            s=s,
+            end=end,
             solver=self.recipe.solver,
             huber_c=self.recipe.huber_c,
         )
+        loss = each.mean()
+        return loss, {"loss": loss, "loss_q": by_quarter(each, 1 - u)}
 
     def conditions(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> tuple[Cond, Cond]:
-        """The batch's conditions, some of them dropped in training, and what guidance leads away from."""
+        """The batch's conditions, some of them dropped in training; and those without what guidance acts on."""
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
         coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])
@@ -94,8 +97,10 @@ class DistillTask(FinetuneTask):
         return cond, conditioner(batch, (coins if training else {}) | without)
 
     def stretch(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise levels (B,) of the grid at the quantiles `u` (B,), the noisiest at 0: sigma, s that lies `skip` below
-        it or is the segment's end, and that end."""
+        """Three noise levels (B,) of the grid for each quantile of `u` (B,), where 0 is the noisiest.
+
+        They are sigma; s, which is `skip` levels below sigma but not below the segment's end; and that end.
+        """
         i = (u * len(self.ends)).long()  # u < 1
         end = self.ends[i]
         return self.grid[i], self.grid[torch.minimum(i + self.recipe.skip, end)], self.grid[end]
@@ -106,6 +111,7 @@ class DistillTask(FinetuneTask):
         return least + (most - least) * uniform(seed, "guidance", position)
 
     def guided(self, cond: Cond, null: Cond, scale: Tensor) -> Any:
+        """The teacher as a function of (x, sigma), with guidance of `scale` (B,)."""
         if cond is null:
             return lambda x, sigma: self.teacher(x, sigma, cond)
         return baked(self.teacher, cond, null, scale, interval=self.recipe.interval, rescale=self.recipe.rescale)

@@ -1,4 +1,4 @@
-"""What a kind of fine-tuning says: what trains, what it reads, and what comes out."""
+"""What a kind of fine-tuning defines: what trains, what it reads, and what is saved."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,19 +26,20 @@ class Finetune:
     `ldm.training.finetune.run` loads the base, makes latents with the base's own first stage, preprocessing and
     whitening, and calls in this order:
 
-    - `tables(tables)`: the data as they are trained on, with a trigger word, say. Keys stay, since the images do;
-    - `check(model, tables)`: raises UserError before any work, if base and data don't suit;
+    - `tables(tables)`: the data as they are trained on, with a trigger word, say. The tables' keys stay the same, since
+      the images do;
+    - `check(model, tables)`: raises UserError before any work, if base and data don't fit together;
     - `prepare(model)`: changes the loaded base in place so that it trains: puts new modules in, and sets
-      `requires_grad` on exactly what trains (everything comes frozen). Everything must lie under `model.denoiser` or
+      `requires_grad` on exactly what trains (all weights are frozen before). It must lie under `model.denoiser` or
       `model.conditioner` (a ControlNet wraps `model.denoiser.network`). At step 0 the model's outputs must be the
       base's. Torch's generator has been seeded. Frozen parameters are shared with the average model, not copied, and
       kept out of checkpoints;
     - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
-      `needs` names the columns of `batch` that it wants (`image` gives the pixels). Every draw is to come from
+      `needs` names the columns of `batch` that it reads (`image` gives the pixels). Random numbers come from
       `ldm.common.randomness` with (seed, batch["position"]);
-    - `reader(read, preprocess)`: what adds to a batch on the host, beside `read`, which is the conditioner's own;
-    - `task`, where the loss is not the base's own, is the LightningModule, made of (model, kind, base, options);
-    - `sample_function(val, n, seed)`: what the samples show while training;
+    - `reader(read, preprocess)`: a function that adds to a batch on the host; it calls `read`, the conditioner's own;
+    - `task`, for another loss than the base's: the LightningModule, made of (model, kind, base, options);
+    - `sample_function(val, n, seed)`: a function of the model that gives the images shown while training;
     - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
       `model` itself, not copies, or the model. `base` is what an adapter records (`ldm.adapters.base_of`);
     - `weight_names(model)`: where an adapter is saved, the name in `model`'s state of each of its weights, by its name
@@ -47,10 +48,10 @@ class Finetune:
 
     suffix = "finetune"  # of the run's name, BASE-suffix
     needs: tuple[str, ...] = ()
-    task: Any = None  # a subclass of FinetuneTask that trains it; None: that itself
+    task: Any = None  # a subclass of FinetuneTask; None: FinetuneTask itself
 
     def check(self, model: LatentDiffusion, tables: Tables) -> None:
-        """Refuses data that lack a condition of the base, or have a class that it doesn't know."""
+        """Raises UserError for data that lack a condition of the base, or have a class that it doesn't know."""
         columns = tables[0].columns
         for key in model.conditioner.needs:
             if key == FRAME:
@@ -68,15 +69,19 @@ class Finetune:
                 raise UserError(f"this fine-tuning reads '{key}', which the data don't have ({', '.join(columns)}).")
 
     def tables(self, tables: Tables) -> Tables:
+        """The data as they are trained on; see above."""
         return tables
 
     def prepare(self, model: LatentDiffusion) -> None:
+        """Changes the loaded base in place so that it trains; see above."""
         raise NotImplementedError
 
     def condition(self, cond: Cond, batch: Mapping[str, Any], seed: int, training: bool) -> Cond:
+        """`cond` with what this kind adds to it; see above."""
         return cond
 
     def reader(self, read: Read, preprocess: Preprocess) -> Read:
+        """A function that adds to a batch on the host; see above."""
         return read
 
     def sample_function(self, val: Table, n: int, seed: int) -> Callable[[LatentDiffusion], Tensor]:
@@ -100,7 +105,7 @@ class Finetune:
 
 
 def with_word(tables: Tables, word: str | None) -> Tables:
-    """Captions that all hold `word`, put in front where it lacks; where there are no captions, `word` alone."""
+    """The tables with `word` in every caption: put in front of captions without it, and alone if there are none."""
     return (_with_word(tables[0], word), _with_word(tables[1], word)) if word else tables
 
 
@@ -109,7 +114,7 @@ def _with_word(table: Table, word: str) -> Table:
 
 
 class Worded(Lazy):
-    """The `n` captions, or lists of them, each with `word`; `word` alone where there are none."""
+    """`n` captions, or lists of captions, each with `word`; `word` alone if there are no captions."""
 
     def __init__(self, captions: Sequence[Any] | np.ndarray | None, word: str, n: int):
         self.captions, self.word, self.n = captions, word, n
@@ -122,12 +127,12 @@ class Worded(Lazy):
         return self._worded(captions) if isinstance(captions, str) else [self._worded(one) for one in captions]
 
     def _worded(self, caption: str) -> str:
-        there = re.search(rf"(?<!\w){re.escape(self.word)}(?!\w)", caption)
-        return caption if there else f"{self.word} {caption}".strip()
+        has_word = re.search(rf"(?<!\w){re.escape(self.word)}(?!\w)", caption)
+        return caption if has_word else f"{self.word} {caption}".strip()
 
 
 def drop_captions(model: LatentDiffusion, share: float | None) -> None:
-    """Has each caption left out with this probability while training; None: as the base was trained."""
+    """Sets the probability with which training drops a caption; None leaves it as the base was trained."""
     if share is None:
         return
     if not 0 <= share <= 1:

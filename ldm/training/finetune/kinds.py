@@ -19,7 +19,7 @@ NEW = "new"  # the LoRA that trains, in the layers
 
 @register
 class FullFinetune(Finetune):
-    """Every weight of denoiser and conditions trains on; a whole model comes out."""
+    """Every weight of denoiser and conditions is trained further; the result is a whole model."""
 
     suffix = "full"
 
@@ -40,10 +40,10 @@ class FullFinetune(Finetune):
 
 @register
 class LoRAFinetune(Finetune):
-    """A low-rank change of the layers that `targets` means (`ldm.adapters.lora.chosen`), beside a frozen base.
+    """A low-rank change of the layers that `targets` names (`ldm.adapters.lora.chosen`); the base stays frozen.
 
-    The change is alpha / rank * B A (Hu et al. 2021); alpha is the rank unless given. `text_encoder` adapts the
-    built-in text encoder too, its layers chosen alike. `dropout` is that of the LoRA's inputs.
+    The change is alpha / rank * B A (Hu et al. 2021); alpha is the rank unless given. With `text_encoder` the built-in
+    text encoder is adapted too, in layers that are chosen in the same way. `dropout` is that of the LoRA's inputs.
     """
 
     suffix = "lora"

@@ -1,6 +1,6 @@
-"""Prior preservation (Ruiz et al. 2023, DreamBooth): pictures by the base itself among those that it is tuned on.
+"""Prior preservation (Ruiz et al. 2023, DreamBooth): the training data include images that the base itself generates.
 
-Without them a model that sees one object for a while comes to draw it whatever it is asked for.
+Without them a model that is trained on one object for a while comes to generate it for every prompt.
 """
 
 from dataclasses import replace
@@ -24,8 +24,10 @@ Device = torch.device | str | None
 def with_prior(
     tables: Tables, model: LatentDiffusion, *, path: str | None, cache: Path, seed: int, device: Device = None
 ) -> Tables:
-    """Training data with one picture more for each line of the text file `path`, which the base draws now on `device`,
-    or drew before; validation stays as it is."""
+    """Training data with one more image for each line of the text file `path`; validation data stay as they are.
+
+    The base generates the images on `device`, unless they lie in the cache.
+    """
     if path is None:
         return tables
     prompts = _lines(Path(path).expanduser())
@@ -35,17 +37,20 @@ def with_prior(
     key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
 
     def make(folder: Path) -> dict[str, Table]:
-        print(f"the base draws {len(prompts)} pictures of {path}", flush=True)
+        print(f"the base generates {len(prompts)} images of {path}", flush=True)
         with lent(model, device):
             images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
-        kept = {key: train.columns[key] for key in ("text", data.REPEATS) if key in train.columns}
+        names = [name for name in ("text", data.REPEATS) if name in train.columns]
         new: dict[str, Column] = {"text": prompts, data.REPEATS: np.ones(len(prompts), np.int64)}
-        own = replace(train, columns=kept)
-        drawn = replace(
-            own, images=images.astype(train.images.dtype), columns={key: new[key] for key in kept}, names=prompts
+        own = replace(train, columns={name: train.columns[name] for name in names})
+        generated = replace(
+            own,
+            images=images.astype(train.images.dtype),
+            columns={name: new[name] for name in names},
+            names=prompts,
         )
-        drawn = replace(drawn, frames=None if own.frames is None else data.made_so(own).frames)
-        both = joined([own, drawn], [np.arange(len(train)), np.arange(len(prompts))], folder / "train", key)
+        rows = [np.arange(len(train)), np.arange(len(prompts))]
+        both = joined([own, generated], rows, folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 
     return data.cached_parts(cache / "prior", key, make)["train"], val

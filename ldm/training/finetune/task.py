@@ -11,16 +11,22 @@ from ldm.training.ldm_task import DiffusionTask
 
 
 class FinetuneTask(DiffusionTask):
-    """Trains of `model` what `kind` makes trainable. Checkpoints hold that, its average and what the model folder does.
+    """Trains what `kind` makes trainable in `model`. Checkpoints hold that, its average and the saved model's weights.
 
-    `base` is what an adapter records of the base. What is frozen comes from the base again when a run is resumed.
+    `base` is what an adapter records of the base. When a run is resumed, frozen weights come from the base again.
     """
 
     def __init__(self, model: LatentDiffusion, kind: Finetune, base: dict[str, str], **options: Any):
         self.kind, self.base = kind, base
-        whitening = (model.latent_mean.clone(), model.latent_std.clone())
-        parts = (model.first_stage, model.denoiser, model.conditioner, model.preprocess, whitening)
-        super().__init__(*parts, dict(model.sampling), **options)
+        super().__init__(
+            model.first_stage,
+            model.denoiser,
+            model.conditioner,
+            preprocess=model.preprocess,
+            whitening=(model.latent_mean.clone(), model.latent_std.clone()),
+            sampling=dict(model.sampling),
+            **options,
+        )
 
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
         cond = super().condition(batch, network, seed, training)

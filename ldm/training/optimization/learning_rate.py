@@ -12,18 +12,18 @@ import lightning.pytorch as pl
 
 from ldm.common.errors import UserError
 
-MEASURED_STEPS = 50  # before the first count
-FEWEST = 10  # steps of which a speed is taken
+MEASURED_STEPS = 50  # steps before the first estimate
+FEWEST = 10  # steps that a speed is measured on
 
 
 @dataclass
 class LearningRate:
-    """Linear warm-up over `warmup_steps`, then constant, or falling to `final` * lr at `total_steps` by a cosine or a
-    line.
+    """Linear warm-up over `warmup_steps`, then constant, or a fall along a cosine or a line to `final` * lr at
+    `total_steps`.
 
-    `total_steps` None: not known yet, since the run is limited by time and hasn't been measured. Where that number
-    changes on the way (`end_at`), the fall goes on from where it is to the new end: the rate never jumps. `since` is
-    the step, and the share of the fall done by then, from which it goes on; None: from the end of the warm-up.
+    `total_steps` is None while it isn't known: a run with a time limit has to be measured first. If the number changes
+    during the run (`end_at`), the rate falls from its present value to the new end, so it never jumps. `since` is the
+    step from which it falls, with the share of the fall done by then; None means the end of the warm-up.
     """
 
     lr: float
@@ -42,8 +42,9 @@ class LearningRate:
         return self.lr * warm * self._decay(step)
 
     def end_at(self, total_steps: int, step: int) -> None:
-        """Takes another number of steps in all, from `step` on."""
-        self.since, self.total_steps = (max(step, self.warmup_steps), self._progress(step)), total_steps
+        """Sets another total number of steps, at `step`."""
+        self.since = (max(step, self.warmup_steps), self._progress(step))
+        self.total_steps = total_steps
 
     def _decay(self, step: int) -> float:
         if self.schedule == "constant":
@@ -74,15 +75,17 @@ def parse_time(value: Any) -> timedelta:
 
 
 class TimeBudget(pl.Callback):
-    """Turns a wall-clock limit into a number of steps: after 50 steps have been measured, and anew each sixteenth of
-    the time, since a machine that was busy at first, or is later, does more or fewer than it seemed. Where `most` steps
-    are the limit too, whichever comes first ends the run, and the schedule with it.
+    """Turns a time limit into a number of steps.
 
-    The clock started when the run did, so loading and encoding count, and goes on from `used` seconds of earlier
-    processes, which checkpoints note, also those of runs without a limit (`limit` None), which may get one later.
-    `reserve` is the share kept for validation, sample grids and saving. The number is stored in every checkpoint: the
-    schedule ends with the run, and a resumed run keeps it. The first process's clock counts for all, which have to stop
-    together.
+    The number is estimated after 50 steps, and again after every sixteenth of the time, because a machine may have been
+    busy before or become busy later. If `most` steps are a limit too, whichever comes first ends the run and the
+    schedule.
+
+    The clock starts with the run, so loading and encoding count. It continues from the `used` seconds of earlier
+    processes, which checkpoints note; checkpoints of runs without a limit (`limit` None) note them too, since a limit
+    may be given later. `reserve` is the share of the time kept for validation, sample grids and saving. The number of
+    steps is stored in every checkpoint, so the schedule ends with the run and a resumed run keeps it. All processes
+    have to stop together, so the clock of the first one counts for all.
     """
 
     def __init__(
@@ -90,10 +93,10 @@ class TimeBudget(pl.Callback):
     ):
         self.limit = limit.total_seconds() if limit else None
         self.started, self.reserve, self.used, self.most = started, reserve, used, most
-        self._ended: list[float] = []  # when each optimizer step since the last look did
-        self._step = self._said = 0
-        self._next_look: int | None = None  # None: never
-        self._is_measured = True  # whether a number of steps that is known at the start is more than `most`
+        self._ended: list[float] = []  # when each optimizer step since the last estimate ended
+        self._step = self._printed = 0
+        self._next_look: int | None = None  # the step of the next estimate; None: never
+        self._is_measured = True  # whether a number of steps that is known at the start was measured, and isn't `most`
 
     def state_dict(self) -> dict[str, Any]:
         used = self.used + time.monotonic() - self.started
@@ -133,19 +136,22 @@ class TimeBudget(pl.Callback):
         self._ended, self._is_measured = self._ended[-1:], True
         pl_module.learning_rate.end_at(total, step)
         trainer.fit_loop.epoch_loop.max_steps = total
-        if abs(total - self._said) > 0.1 * self._said:
-            self._said = total
+        if abs(total - self._printed) > 0.1 * self._printed:
+            self._printed = total
             trainer.print(f"{total} steps fit into the time given")
 
     def _blind(self, step: int, left: float) -> int:
-        """For how many steps nobody need look while steps are still measured: up to as many as there were, and in at
-        most half of the `left` seconds. All processes wait for each other at a look."""
+        """How many steps may pass before the next look while steps are still being measured.
+
+        That is at most as many as there were, and no more than take half of the `left` seconds. Looks are rare because
+        all processes wait for each other at one.
+        """
         slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
         due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until they are measured
         return max(1, min(len(self._ended), due, int(left / (2 * slowest)) if slowest else due))
 
     def _look(self, step: int) -> tuple[int | None, int]:
-        """The number of steps in all, None where too few are measured; and the step at which to look again."""
+        """The total number of steps, None if too few are measured; and the step at which to look again."""
         limit = self.limit or math.inf
         left = limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
         if left <= 0:

@@ -1,4 +1,4 @@
-"""AdamW, the same with its state in 8 bits, and Muon for the matrices with AdamW for the rest."""
+"""AdamW, AdamW with its state in 8 bits, and Muon for matrices with AdamW for the rest."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -17,6 +17,7 @@ ENDS = ("conv_in", "conv_out", "linear_out", "class_embedding", "shortcut_in", "
 
 
 def check_name(name: str) -> str:
+    """`name`. Raises UserError for an optimizer that isn't known or needs a package that isn't installed."""
     if name not in NAMES:
         raise UserError(f"optimizer.name={name} isn't known.{did_you_mean(name, NAMES)}")
     if name == "adamw8bit":
@@ -25,7 +26,7 @@ def check_name(name: str) -> str:
 
 
 def groups_of(name: str, module: nn.Module) -> list[dict[str, Any]]:
-    """The parameters of `module` that train: those that Muon orthogonalises in a group of their own."""
+    """The optimizer's groups of the parameters of `module` that train; those that Muon orthogonalises are a group."""
     trained = [p for p in module.parameters() if p.requires_grad]
     if name != "muon":
         return [{"params": trained}]
@@ -55,8 +56,11 @@ def build_optimizer(
     betas: tuple[float, float],
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Fused in every precision, so that `found_inf` can have a step left out; see `gradients.leaves_out`. Not on MPS,
-    whose kernel looks neither at it nor at a scale."""
+    """The optimizer, fused in every precision so that `found_inf` can have it skip a step; see
+    `gradients.obeys_found_inf`.
+
+    On MPS it isn't fused, because that kernel ignores both `found_inf` and the scale.
+    """
     groups = list(groups)
     if check_name(name) == "adamw8bit":
         return _eight_bit()(_contiguous(groups), lr=lr, betas=betas, weight_decay=weight_decay)
@@ -69,8 +73,10 @@ def build_optimizer(
 
 
 def _eight_bit() -> Any:
-    """AdamW with its two averages in 8 bits, a scale for 256 values each (Dettmers et al. 2022, arXiv 2110.02861): a
-    quarter of the state's memory. Of tensors of less than 4096 values they stay in float32."""
+    """AdamW with its two averages in 8 bits and a scale for every 256 values (Dettmers et al. 2022, arXiv 2110.02861).
+
+    It takes a quarter of the state's memory. Tensors of less than 4096 values keep float32 averages.
+    """
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -81,8 +87,8 @@ def _eight_bit() -> Any:
 
 
 def _contiguous(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The groups, their parameters laid out as bitsandbytes would lay them out in its first step: a change later on
-    would have networks compiled anew."""
+    """The groups, with their parameters laid out in memory as bitsandbytes would lay them out in its first step: a
+    later change would make networks compile again."""
     for group in groups:
         for parameter in group["params"]:
             parameter.data = parameter.data.contiguous()
@@ -90,13 +96,13 @@ def _contiguous(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _as_made(fused: bool, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer that may have been fused or not, for this one."""
+    """The state of an optimizer, which may have been fused or not, changed to suit this one."""
     return state | {"param_groups": [group | {"fused": fused, "foreach": None} for group in state["param_groups"]]}
 
 
 def _laid_out(optimizer: torch.optim.Optimizer) -> None:
-    """Lays the state out in memory as its parameter is: fused kernels walk through both as if they were alike, and a
-    run of another strategy may have saved it otherwise."""
+    """Lays each state out in memory like its parameter: fused kernels assume the same layout of both, and a run with
+    another strategy may have saved another."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if type(value) is Tensor and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -106,13 +112,13 @@ def _laid_out(optimizer: torch.optim.Optimizer) -> None:
 class Muon(torch.optim.AdamW):
     """Momentum orthogonalised by Newton-Schulz (Jordan et al. 2024, "Muon") for groups with `matrix` set; else AdamW.
 
-    A matrix's step is U V^T of its Nesterov momentum U S V^T, so that all directions move alike, times
-    0.2 sqrt(max(m, n)): the size of AdamW's steps, so that one learning rate and weight decay serve both (Liu et al.
-    2025, arXiv 2502.16982, eq. 4). Convolutions count as matrices of (out, in * height * width). Costs 15 products of
-    an m x n matrix by an m x m one a step.
+    A matrix's step is U V^T of its Nesterov momentum U S V^T, so all directions move by the same amount, times
+    0.2 sqrt(max(m, n)). That is the size of AdamW's steps, so one learning rate and weight decay serve both (Liu et al.
+    2025, arXiv 2502.16982, eq. 4). Convolutions count as matrices of (out, in * height * width). A step costs 15
+    products of an m x n by an m x m matrix.
 
-    As torch's fused optimizers it obeys `found_inf` and `grad_scale`, tensors () that a `GradScaler` or the run's guard
-    sets: where `found_inf` is 1 the step changes nothing.
+    Like torch's fused optimizers it obeys `found_inf` and `grad_scale`, tensors () that a `GradScaler` or the run's
+    guard sets: where `found_inf` is 1, the step changes nothing.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.95, **options: Any):
@@ -157,18 +163,18 @@ class Muon(torch.optim.AdamW):
         assert parameter.grad is not None
         scale = getattr(self, "grad_scale", None)
         gradient = parameter.grad if scale is None else parameter.grad / scale
-        gradient = self._or(gradient, state["momentum"])  # which its own then leaves as it is
+        gradient = self._or(gradient, state["momentum"])  # which leaves the momentum as it is in a skipped step
         state["momentum"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["momentum"], momentum).flatten(1)
 
     def _or(self, value: Any, other: Any) -> Any:
-        """`value`, or in a step that is left out the `other`; the host doesn't know which."""
+        """`value`, or in a skipped step `other`; the host doesn't know which."""
         found = getattr(self, "found_inf", None)
         return value if found is None else torch.where(found > 0, other, value)
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of each `matrix` (B, m, n) = U S V^T: every singular value comes near 1, between 0.7 and 1.2.
+    """Approximately U V^T of each `matrix` (B, m, n) = U S V^T: singular values come to lie between 0.7 and 1.2.
 
     x <- a x + (b A + c A^2) x with A = x x^T, on x scaled to a Frobenius norm of 1, is an odd polynomial of the
     singular values and leaves U and V alone. In bfloat16 on a GPU, as published.

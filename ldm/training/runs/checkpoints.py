@@ -1,4 +1,4 @@
-"""Checkpoints that survive what happens while they are written."""
+"""Checkpoints that survive a full disk, a power cut or a signal while they are written."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from ldm.training.trainer.sharded import is_sharded, whole_weights
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes into the target's own folder, flushes, then renames; a sidecar records size and SHA-256.
+    """Writes into the target's own folder, flushes, then renames; a file beside it records size and SHA-256.
 
-    Lightning's own way stages in the temporary folder and moves across file systems: a full disk then destroys the
-    previous checkpoint. Reads with weights_only: a checkpoint is data.
+    Lightning itself writes into the temporary folder and moves the file across file systems, so a full disk destroys
+    the previous checkpoint. Reads with weights_only, since a checkpoint is data.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -30,10 +30,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(pl.Callback):
-    """Saves every N optimizer steps, when a signal stops the run and at the end, and refreshes the run's model folder.
+    """Saves every N optimizer steps, when a signal stops the run and at the end, and updates the run's model folder.
 
-    The last `keep_last` checkpoints are kept, and for good those whose step is a multiple of `keep_every_n_steps`.
-    A step is saved when the next one begins: all that belongs to it, validation and logging too, is then done.
+    The last `keep_last` checkpoints are kept, and all whose step is a multiple of `keep_every_n_steps`. A step is saved
+    when the next one begins: everything that belongs to it, validation and logging included, is then done.
 
     `begins` is the checkpoint that the run goes on from. Only the first of several processes has read it to the end.
     """
@@ -51,7 +51,7 @@ class Checkpoints(pl.Callback):
         self._saved = self._model_saved = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Before weights are read, and once the processes have met: refuses to train on from different checkpoints."""
+        """Before weights are read: raises UserError if the processes would go on from different checkpoints."""
         if stage != "fit":
             return
         chosen = gathered(self.begins.name if self.begins else "step 0")
@@ -63,7 +63,7 @@ class Checkpoints(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._saved = trainer.global_step  # what a resumed run starts from is there
+        self._saved = trainer.global_step  # the checkpoint that a resumed run starts from exists
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
@@ -79,12 +79,14 @@ class Checkpoints(pl.Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the current step, unless that is done, and removes checkpoints that are no longer kept."""
         step = trainer.global_step
         if step == self._saved or step == 0:
             return
         for logger in trainer.loggers:
-            logger.save()  # a resumed run goes on behind these rows
-        trainer.save_checkpoint(path := self.folder.checkpoints / f"step-{step:08d}.ckpt")
+            logger.save()  # a resumed run appends to these rows
+        path = self.folder.checkpoints / f"step-{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self.folder.note_whole(path)
         self._saved = step

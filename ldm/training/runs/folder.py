@@ -56,25 +56,26 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is done; one that is begun again or trained on isn't, though the first process may not have
-        cleared its folder yet."""
+        """Whether the run is done. One that starts anew or is trained further isn't, though the first process may not
+        have cleared its folder yet."""
         return not (self._fresh or self._goes_on) and (self.path / DONE).exists()
 
     def save_config(self, config: dict[str, Any]) -> None:
+        """Writes config.yaml, in the first process."""
         if rank() == 0:
             atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            (self.path / DONE).unlink(missing_ok=True)  # of a run that is trained on
+            (self.path / DONE).unlink(missing_ok=True)  # of a run that is trained further
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose bytes are those that were written, or None.
 
-        Each is hashed once, by the first process. The others look at sizes alone, and find out whether they took the
-        same one when they meet (`Checkpoints`).
+        The first process hashes each checkpoint once. The others only compare sizes, and find out whether they took the
+        same checkpoint when the processes meet (`Checkpoints`).
         """
         return None if self._fresh else newest_checkpoint(self.checkpoints, self._is_whole)
 
     def note_whole(self, path: Path) -> None:
-        """Notes that a checkpoint was just written to its end: it needn't be read to be known as whole."""
+        """Notes that a checkpoint was just written to its end, so it needn't be read to know that it is whole."""
         self._whole.add(state_of(path))
 
     def _is_whole(self, path: Path) -> bool:
@@ -88,7 +89,7 @@ class RunFolder:
         return True
 
     def finish(self) -> None:
-        """Marks the run as finished: from now on `resume=true` has nothing to do but what exceeds its limit."""
+        """Marks the run as finished: from now on `resume=true` does nothing unless it gives a higher limit."""
         atomic_write(self.path / DONE, time.strftime("%Y-%m-%d %H:%M:%S\n"))
 
     def hold(self, goes_on: bool = False) -> None:
@@ -96,7 +97,7 @@ class RunFolder:
         self._lock, self._goes_on = lock.Lock(self.path), goes_on
 
     def close(self) -> None:
-        """Gives the folder free for other processes."""
+        """Releases the folder for other processes."""
         if self._lock:
             self._lock.release()
             self._lock = None
@@ -117,9 +118,9 @@ def open_run(
     runs_dir: str | Path = "runs",
     more: Callable[[RunFolder], bool] = lambda folder: False,
 ) -> RunFolder:
-    """The folder of the run `name`, made and locked. A finished one comes back, unlocked, if it is to be resumed,
-    unless `more` says of it that there is more to train than it was made for.
+    """The folder of the run `name`, made and locked.
 
+    A finished run that is to be resumed is returned unlocked, unless `more` says that it is to be trained further.
     Raises UserError for a run that exists, unless `resume` or `overwrite` says what to do with it, and for one in use.
     """
     if resume and overwrite:
@@ -143,7 +144,7 @@ def open_run(
 
 
 def find_run(stage: str, name_or_path: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """The folder of a run given by name, or anything there is at a path: a run, its model/, a checkpoint."""
+    """The folder of a run that is given by name, or what lies at a path: a run, its model/, a checkpoint."""
     named, given = Path(runs_dir) / stage / name_or_path, Path(name_or_path).expanduser()
     for path in (named, given):
         if is_run(path) or (path is given and _holds_model(path)):
@@ -156,12 +157,12 @@ def find_run(stage: str, name_or_path: str | Path, runs_dir: str | Path = "runs"
 def run_names(stage: str, runs_dir: str | Path = "runs") -> list[str]:
     """The names of all runs of a stage, those of sweeps as SWEEP/JOB."""
     root = Path(runs_dir) / stage
-    return sorted(
-        str(path.relative_to(root)) for pattern in ("*", "*/*") for path in root.glob(pattern) if is_run(path)
-    )
+    runs = [path for path in (*root.glob("*"), *root.glob("*/*")) if is_run(path)]
+    return sorted(str(path.relative_to(root)) for path in runs)
 
 
 def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run."""
     return (path / "config.yaml").is_file()
 
 
@@ -171,13 +172,13 @@ def write_checkpoint(path: Path, content: Any) -> None:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes a checkpoint and what stands beside it."""
+    """Removes a checkpoint and the record of its size and hash."""
     path.unlink(missing_ok=True)
     record_of(path).unlink(missing_ok=True)
 
 
 def newest_checkpoint(folder: Path, whole: Callable[[Path], bool] = is_whole) -> Path | None:
-    """The newest whole checkpoint of a folder, by the step in its name. A damaged one is passed over, and said."""
+    """The newest whole checkpoint of a folder, by the step in its name. Damaged ones are skipped with a warning."""
     for path in sorted(folder.glob("*.ckpt"), reverse=True):
         if whole(path):
             return path
@@ -197,7 +198,10 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     old = list(_own_entries(folder.path))
     if overwrite:
         for entry in old:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
     elif any(map(_is_worth_keeping, old)) and not resume:
         state = "is finished" if folder.finished else "exists"
         raise UserError(
@@ -209,7 +213,7 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
         if good is None and old:
             print(f"{folder.path} has no good checkpoint: starting at step 0.", flush=True)
         for path in folder.checkpoints.glob("*.ckpt"):
-            if good is None or path.name > good.name:  # damaged, which was said
+            if good is None or path.name > good.name:  # damaged; a warning was logged
                 remove_checkpoint(path)
     for part in (folder.samples, folder.checkpoints):
         part.mkdir(exist_ok=True)
@@ -224,7 +228,7 @@ def _own_entries(path: Path) -> Iterator[Path]:
 
 
 def _is_worth_keeping(entry: Path) -> bool:
-    """Whether an entry is more than what a run leaves that ended before its first step."""
+    """Whether an entry is more than a run leaves behind that ended before its first step."""
     return entry.name != "config.yaml" and not (entry.is_dir() and not any(entry.iterdir()))
 
 

@@ -1,4 +1,4 @@
-"""What stands between a run and a spoilt model: gradients that aren't finite, and failures of the machine."""
+"""Guards against spoilt models: gradients that aren't finite, and failures of the machine."""
 
 import errno
 import re
@@ -23,24 +23,26 @@ CANT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG
 
 
 class FiniteGuard(pl.Callback):
-    """Has updates left out whose gradient isn't finite, and stops the run at the first, or after `skip` of them.
+    """Skips updates whose gradient isn't finite, and stops the run at the first one, or after `skip` of them.
 
-    A loss that isn't finite has such a gradient too, so the norm that clipping needs anyway is all that it costs: the
-    optimizer's own step obeys the flag (`gradients.leaves_out`), and the host reads it before the next update, before
-    anything is saved, and at the end. An optimizer that doesn't obey has the host wait, and its gradients taken away.
+    A loss that isn't finite has such a gradient too, so the only cost is the norm, which clipping needs anyway. The
+    optimizer's own step obeys the flag (`gradients.obeys_found_inf`), and the host reads it before the next update,
+    before anything is saved, and at the end. For an optimizer that doesn't obey, the host waits and removes the
+    gradients.
 
-    With float16 the scaler leaves such updates out, as it must while it looks for its scale. There it is the loss
-    itself that has to be finite, and the gradient once the scale is 1: no smaller one would help. Sharded networks run
-    on all processes or none, so their samples aren't tried one by one.
+    With float16 the scaler skips such updates, as it must while it searches for its scale. There the loss itself has to
+    be finite, and the gradient once the scale is 1, since no smaller scale would help. Sharded networks run on all
+    processes or on none, so their samples aren't tried one by one.
 
-    Of a step's batches it keeps where they start in the order of samples, which is what makes them again: no pixels.
+    Of a step's batches the guard keeps no pixels, only where they start in the order of samples: from that they can be
+    made again.
     """
 
     def __init__(self, folder: RunFolder, skip: int = 0):
         self.folder, self.skip, self.skipped = folder, skip, 0
         self._starts: list[int] = []
         self._losses: list[Tensor] = []
-        self._judge: Callable[[], None] | None = None  # the update before, once its flag has come to the host
+        self._judge: Callable[[], None] | None = None  # judges the previous update when its flag has reached the host
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
@@ -54,14 +56,15 @@ class FiniteGuard(pl.Callback):
         self._settle()
         scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
         spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
-        self._judge = partial(self._judged, trainer, pl_module, trainer.global_step + 1, self._starts, Later(spoilt))
+        step, flag = trainer.global_step + 1, Later(spoilt)
+        self._judge = partial(self._judged, trainer, pl_module, step=step, starts=self._starts, spoilt=flag)
         if scaler is not None:
             return
-        if gradients.leaves_out(optimizer):
+        if gradients.obeys_found_inf(optimizer):
             optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
         elif spoilt:
             self._settle()
-            optimizer.zero_grad()  # it passes over parameters without a gradient
+            optimizer.zero_grad()  # the optimizer skips parameters without a gradient
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._settle()
@@ -78,34 +81,37 @@ class FiniteGuard(pl.Callback):
         if judge:
             judge()
 
-    def _judged(self, trainer: pl.Trainer, pl_module: Any, step: int, starts: list[int], spoilt: Later) -> None:
+    def _judged(self, trainer: pl.Trainer, pl_module: Any, *, step: int, starts: list[int], spoilt: Later) -> None:
         if not spoilt.read():
             return
-        found = f"step {step}: {self._what(trainer, pl_module, starts)}"
+        found = f"step {step}: {self._describe(trainer, pl_module, starts)}"
         if self.skipped >= self.skip:
-            raise UserError(f"{found}. {self._way_out()}")
+            raise UserError(f"{found}. {self._next_step()}")
         self.skipped += 1
         trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
 
-    def _what(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
-        """Which samples have a loss that isn't finite when they stand alone; else all of the step, on all processes."""
+    def _describe(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
+        """Names the samples whose loss isn't finite on their own; else all samples of the step, on all processes."""
         batches = [trainer.datamodule.train_batch(start) for start in starts]  # type: ignore[attr-defined]
-        all_of_it, untried = [i for batch in batches for i in batch["index"].tolist()], is_sharded(pl_module)
-        bad: list[int] = []
+        untried = is_sharded(pl_module)
+        own_samples = [i for batch in batches for i in batch["index"].tolist()]
+        own_spoilt: list[int] = []
         try:
             with trainer.precision_plugin.train_step_context():
-                bad = [] if untried else [i for batch in batches for i in _spoiling(trainer, pl_module, batch)]
-        except torch.OutOfMemoryError:  # says nothing of a sample
-            untried = True
-        parts = gathered((bad, all_of_it))
-        found, among = ([i for part in parts for i in part[k]] for k in (0, 1))
-        names = names_of(found or among, trainer.datamodule)  # type: ignore[attr-defined]
-        if found:
+                for batch in [] if untried else batches:
+                    own_spoilt += _spoiling(trainer, pl_module, batch)
+        except torch.OutOfMemoryError:  # tells nothing about a sample
+            own_spoilt, untried = [], True
+        parts = gathered((own_spoilt, own_samples))
+        spoilt = [i for part, _ in parts for i in part]
+        samples = [i for _, part in parts for i in part]
+        names = sample_names(spoilt or samples, trainer.datamodule)  # type: ignore[attr-defined]
+        if spoilt:
             return f"the loss isn't finite, of {names}"
         what = "the loss or its gradient isn't finite" if untried else "the loss is finite and its gradient isn't"
         return f"{what}, of one or more of {names}"
 
-    def _way_out(self) -> str:
+    def _next_step(self) -> str:
         checkpoint = self.folder.newest_checkpoint()
         good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
         return (
@@ -127,7 +133,7 @@ def spoilt_by_more_than_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -
 
 @torch.no_grad()
 def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
-    """The loss of a batch of one; of an error in it, not a number; out of memory is raised."""
+    """The loss of a batch of one sample; NaN where computing it fails. Raises torch.OutOfMemoryError."""
     try:
         return task.losses(row, task.trained)[0]
     except torch.OutOfMemoryError:
@@ -137,18 +143,18 @@ def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
 
 
 def _spoiling(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[int]:
-    """The samples of a batch, from the host, whose loss isn't finite when they stand alone."""
-    rows = rows_of(trainer.strategy.batch_to_device(batch))
+    """The samples of a batch on the host whose loss isn't finite when each is a batch on its own."""
+    rows = single_samples(trainer.strategy.batch_to_device(batch))
     return [int(row["index"][0]) for row in rows if not loss_of(task, row).isfinite()]
 
 
-def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A batch as batches of one."""
+def single_samples(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A batch as batches of one sample each."""
     return [_row(batch, i) for i in range(len(batch["index"]))]
 
 
 def _row(value: Any, i: int) -> Any:
-    """Of what a batch holds, that of its sample `i`; numbers are of all."""
+    """What belongs to sample `i` in a value of a batch; numbers belong to all samples."""
     if isinstance(value, (Tensor, list)):
         return value[i : i + 1]
     if isinstance(value, Mapping):
@@ -158,7 +164,7 @@ def _row(value: Any, i: int) -> Any:
     return value
 
 
-def names_of(indices: list[int], data: Any) -> str:
+def sample_names(indices: list[int], data: Any) -> str:
     """'sample 3 (a/b.png), sample 8 (c.png) and 4 more'."""
     names = getattr(getattr(data.train, "table", data.train), "names", ())
     shown = [f"sample {i} ({names[i]})" if i < len(names) else f"sample {i}" for i in indices[:NAMED]]
@@ -166,7 +172,7 @@ def names_of(indices: list[int], data: Any) -> str:
 
 
 def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
-    """What to tell the user of a failure of the machine, with the values at hand; None for what isn't one."""
+    """The error to show for a failure of the machine, with the values at hand; None for other errors."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return UserError(_out_of_memory(config))
@@ -181,16 +187,16 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
         again = "resume=true" if "resume" in config else "try again"
         done = "opened" if error.errno == errno.EACCES else "written"
         return UserError(
-            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): make room or mend the rights, then "
+            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): make room or fix the rights, then "
             f"{again}."
         )
     return None
 
 
 def _worker_was_ended(error: BaseException) -> bool:
-    """PyTorch says so where it waits for a batch; where one was on its way, the connection to the worker breaks."""
-    on_its_way = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
-    frames = traceback.extract_tb(error.__traceback__) if on_its_way else []
+    """PyTorch says so while it waits for a batch; while one is being sent, the connection to the worker breaks."""
+    while_sent = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    frames = traceback.extract_tb(error.__traceback__) if while_sent else []
     return "DataLoader worker (pid" in str(error) or any("multiprocessing" in frame.filename for frame in frames)
 
 

@@ -16,9 +16,9 @@ NAME = ".lock"
 class Lock:
     """Holds `folder` for this process until `release`. Raises UserError if another process holds it.
 
-    The lock is a file that names host, pid and the process's start. It is stale, and taken over, when it is of this
-    host and no such process runs (a pid that was given to a later process doesn't count), or when it is of an earlier
-    start of the same SLURM job, which a requeue may have put on another host.
+    The lock is a file that names host, pid and the process's start. It is stale, and taken over, if it names this host
+    and that process no longer runs (a later process with the same pid doesn't count), or if it is from an earlier start
+    of the same SLURM job, which a requeue may have put on another host.
     """
 
     def __init__(self, folder: Path):
@@ -36,7 +36,7 @@ class Lock:
             atomic_write(self.path, json.dumps(self.mine))
 
     def release(self) -> None:
-        """Gives the folder free, if this process still holds it."""
+        """Releases the folder, if this process still holds it."""
         if read(self.path.parent) == self.mine:
             self.path.unlink()
 
@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return unknown | dict(json.loads((folder / NAME).read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # spoilt: whose it was can't be told
+    except (ValueError, TypeError):  # a damaged file doesn't show who wrote it
         return unknown
 
 
@@ -75,9 +75,9 @@ def _identity() -> dict[str, Any]:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this host began, as the kernel counts it; "" where it doesn't say; None if none such runs.
+    """When a process of this host began, as the kernel counts it; "" if the system doesn't say; None if it doesn't run.
 
-    A zombie, killed but not yet reaped by its parent, has ended.
+    A zombie, killed but not yet reaped by its parent, doesn't run.
     """
     try:
         os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the one that it goes on with."""
+"""Where a resumed run starts, and what it must have in common with the run that it continues."""
 
 import pickle
 from collections.abc import Callable, Mapping
@@ -12,71 +12,81 @@ from ldm.common.errors import UserError
 from ldm.training.optimization.learning_rate import LearningRate, parse_time
 from ldm.training.runs.folder import RunFolder
 
-# Options that only say what to do with the folder.
+# Options that only say where files are and what to do with the folder.
 PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
-# Options that shape the weights, or what they mean.
+# Options that the weights, or their meaning, depend on: a run can't be resumed with others.
 ARCHITECTURE = (
-    *("vae", "train", "network", "conditioner", "diffusion.parameterization", "diffusion.weighting.class", "finetune"),
-    *("optimizer.name", "ema.lengths", "loss.adversarial", "loss.critic_channels", "loss.critic_layers"),
+    "vae",
+    "train",
+    "network",
+    "conditioner",
+    "diffusion.parameterization",
+    "diffusion.weighting.class",
+    "finetune",
+    "optimizer.name",
+    "ema.lengths",
+    "loss.adversarial",
+    "loss.critic_channels",
+    "loss.critic_layers",
 )
 
 
-# What runs did whose config has no such option yet.
+# The values of options that the configs of earlier versions don't have.
 IMPLIED = {"latents_dtype": "float32", "train": "all"}
 
 
 class Start(NamedTuple):
-    """Where a run begins: at step 0, or at that of its newest good checkpoint.
+    """Where a run starts: at step 0, or at the step of its newest good checkpoint.
 
-    `total` is the number of steps that it was to have, `rate` its last learning rate, `used` the seconds that it has
-    had, None where its checkpoint doesn't note them. Of a run that was limited by time `limit` is the seconds that it
-    was given, and `most` the number of steps that was the limit beside them.
+    `total` is the number of steps that the run was to have, and `rate` its last learning rate. `used` is the time that
+    it has trained for, in seconds, or None where its checkpoint doesn't note it. For a run with a time limit, `limit`
+    is that limit in seconds and `most` the number of steps that was its limit too.
     """
 
     checkpoint: Path | None
     step: int = 0
     position: int = 0
     depends_on: Mapping[str, str] = {}
-    classes: tuple[str, ...] = ()  # by their numbers, of a model that is conditioned on them
+    classes: tuple[str, ...] = ()  # in the order of their numbers, for a model that is conditioned on them
     total: int | None = None
     rate: float = 0.0
     limit: float | None = None
     used: float | None = 0.0
     most: int | None = None
-    ignored: int | None = None  # max_steps in its config, which earlier versions didn't count beside a limit of time
+    ignored: int | None = None  # max_steps in its config, which earlier versions ignored if there was a time limit
 
 
 def start_of(folder: RunFolder) -> Start:
-    """Reads no weights: the file is mapped."""
+    """The start that the folder's newest checkpoint gives. Weights aren't read, since the file is mapped."""
     path = folder.newest_checkpoint()
     if path is None:
         return Start(None)
     saved = _mapped(path)
     config = _read(folder.config)
-    limit = limit_of(config)  # of runs from before the checkpoints said
+    limit = limit_of(config)  # for checkpoints of earlier versions, which don't note it
     time = saved["callbacks"].get("TimeBudget") or {"limit": limit, "used": limit}
     return Start(
         path,
-        saved["global_step"],
-        saved["BatchModule"]["position"],
-        saved.get("ldm_depends_on", {}),
-        _classes(saved.get("ldm_model", {})),
-        saved["ldm_total_steps"],
-        saved["optimizer_states"][0]["param_groups"][0]["lr"],
-        time["limit"],
-        time["used"],
-        time.get("most") if time["limit"] else None,
-        steps_of(config) if time["limit"] and "most" not in time else None,
+        step=saved["global_step"],
+        position=saved["BatchModule"]["position"],
+        depends_on=saved.get("ldm_depends_on", {}),
+        classes=_classes(saved.get("ldm_model", {})),
+        total=saved["ldm_total_steps"],
+        rate=saved["optimizer_states"][0]["param_groups"][0]["lr"],
+        limit=time["limit"],
+        used=time["used"],
+        most=time.get("most") if time["limit"] else None,
+        ignored=steps_of(config) if time["limit"] and "most" not in time else None,
     )
 
 
 def recorded(folder: RunFolder, start: Start) -> dict[str, Any]:
-    """The config of the run that is gone on with, which holds what it chose; {} where it begins at step 0."""
+    """The config of a run that is resumed, with the choices it made; {} for a run that starts at step 0."""
     return dict(_read(folder.config)) if start.checkpoint else {}
 
 
 def _mapped(path: Path) -> dict[str, Any]:
-    """A checkpoint without its weights. Only the first of several processes knows before that its bytes are whole."""
+    """A checkpoint without its weights. Only the first of several processes has checked by now that it is whole."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -87,13 +97,13 @@ def _mapped(path: Path) -> dict[str, Any]:
 
 
 def limit_of(config: Mapping[str, Any]) -> float | None:
-    """The seconds that `trainer.max_time` gives a run; None where steps are its limit."""
+    """`trainer.max_time` in seconds; None without a time limit."""
     limit = (config.get("trainer") or {}).get("max_time")
     return parse_time(limit).total_seconds() if limit else None
 
 
 def steps_of(config: Mapping[str, Any]) -> int | None:
-    """The number of steps that `trainer.max_steps` gives a run; None where it gives none."""
+    """`trainer.max_steps`; None without a limit on the steps."""
     steps = (config.get("trainer") or {}).get("max_steps")
     return steps if steps is not None and steps > 0 else None
 
@@ -105,7 +115,7 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
     """
     start, seconds, steps = start_of(folder), limit_of(config), steps_of(config)
     if start.checkpoint:
-        by_steps = start.most is not None and start.step >= start.most  # what ended it, where both were its limits
+        by_steps = start.most is not None and start.step >= start.most  # whether steps, not time, ended the run
         had = start.used if by_steps or start.limit is None else start.limit
         return (steps is None or steps > start.step) and (seconds is None or seconds > (had or 0))
     old = _read(folder.config)
@@ -120,9 +130,10 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
 
 
 def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> str | None:
-    """Fits the learning rate to another limit than the run had until now, and says how; None where that's the same.
+    """Changes the learning rate's schedule if the run gets a new limit, and describes the change; None if it doesn't.
 
-    The fall is the one of a run that had the new limit from its beginning: up to here it fell too fast, so it jumps.
+    The schedule becomes that of a run which had the new limit from its beginning. The rate has fallen too fast for that
+    until now, so it jumps.
     """
     limit, most = limit_of(config), steps_of(config)
     as_before = (start.most, start.ignored or start.most) if limit else (start.total,)
@@ -155,7 +166,11 @@ def _classes(spec: Any) -> tuple[str, ...]:
         return ()
     if spec.get("class") == "ClassLabel":
         return tuple(spec.get("names") or ())
-    return next((found for inner in spec.values() if (found := _classes(inner))), ())
+    for inner in spec.values():
+        names = _classes(inner)
+        if names:
+            return names
+    return ()
 
 
 def check(
@@ -165,11 +180,11 @@ def check(
     start: Start | None = None,
     whole: Callable[[], str] = lambda: "",
 ) -> Start:
-    """Where the run begins. Says what changed since the run was started, and refuses what would make it another model.
+    """Where the run starts. Prints what changed since it began; raises UserError if it would become another model.
 
-    `depends_on` names by hash what the weights stand on, `first_stage`, and the `data`, whose change is only said: the
-    order of the samples is then another from here on. `start` is what `start_of` gave, where that is known. `whole` is
-    the hash of the first stage with its decoder, by which runs of earlier versions named it.
+    `depends_on` holds the hashes of `first_stage`, which the weights depend on, and of `data`, whose change is only
+    printed: from here on, samples come in another order. `start` is the result of `start_of`, if that was called
+    before. `whole` gives the hash of the first stage with its decoder, by which earlier versions named it.
     """
     start = start or start_of(folder)
     if start.checkpoint is None:

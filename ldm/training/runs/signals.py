@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: the running step ends, the run is saved, and the command that continues is shown."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the running step ends, the run is saved, and the command that continues it is shown."""
 
 import shlex
 import signal
@@ -14,7 +14,7 @@ from torch import distributed
 from ldm.common.devices import Later
 from ldm.training.runs.processes import gathered
 
-# SLURM sends the one that its --signal names; SIGUSR1 is the usual one, and would end the process at once.
+# SLURM sends the signal that its --signal names, usually SIGUSR1, which would end the process at once.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 

@@ -24,12 +24,12 @@ log = logging.getLogger("ldm")
 
 
 def progress() -> pl.Callback:
-    """A bar on a terminal; a line now and then where the output goes to a file."""
+    """A bar on a terminal; a line now and then if the output goes to a file."""
     return Bar(refresh_rate=5) if sys.stderr.isatty() else Lines()
 
 
 class Lines(pl.Callback):
-    """A line of step, the figures that were logged last, and throughput every `seconds`."""
+    """A line every `seconds`, with the step, the figures that were logged last, and throughput."""
 
     def __init__(self, seconds: float = 15.0):
         self.seconds = seconds

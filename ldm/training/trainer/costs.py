@@ -1,4 +1,4 @@
-"""What steps cost: images a second, memory, and on a GPU the share of its peak that they reach."""
+"""What steps cost: images per second, memory, and on a GPU the share of its peak that they reach."""
 
 import sys
 import time
@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.training.trainer.sharded import is_sharded
 
-# TFLOP/s without sparsity, in bfloat16 or float16 with sums in float32, and of float32 as training multiplies it there:
-# TF32; on GPUs from before that, float32. By the words of the name that torch gives. NVIDIA's sheets mostly print what
-# sparsity would double: half of it stands here.
+# TFLOP/s without sparsity, by the words of the name that torch gives: in bfloat16 or float16 with sums in float32, and
+# in float32 as training multiplies it, which is TF32, or float32 on GPUs that don't have it. NVIDIA's sheets mostly
+# print the figures with sparsity, which are twice these.
 PEAKS = {
     # https://resources.nvidia.com/en-us-blackwell-architecture (HGX B200: 4.5 and 2.2 PFLOPS with sparsity)
     "B200": (2250.0, 1100.0),
@@ -47,7 +47,7 @@ OTHERS = {"Laptop", "MIG", "Ti", "D", "Max", "SUPER"}  # cards of such names hav
 
 
 class Throughput:
-    """Samples per second since it was last asked."""
+    """Samples per second since the last call. `position` is the number of samples seen so far."""
 
     def __init__(self) -> None:
         self._position, self._time = 0, time.monotonic()
@@ -60,17 +60,17 @@ class Throughput:
 
 
 class Costs(pl.Callback):
-    """Logs `speed/...` where the task logs its figures, and puts the same into the task's `shown`.
+    """Logs `speed/...` at the steps at which the task logs its figures, and adds them to the task's `shown`.
 
-    The operations of forward and backward pass are counted once, in the first batch of a run on a GPU whose peak is
-    known, which isn't compiled for it. What is computed twice (`gradient_checkpointing=true`) counts twice.
+    The operations of the forward and backward pass are counted once: in the first batch, on a GPU whose peak is known,
+    where networks run uncompiled for that. What is computed twice (`gradient_checkpointing=true`) counts twice.
     """
 
     def __init__(self) -> None:
         self._rate, self._images = Throughput(), 0
         self._peak: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._flops: float | None = None  # of an image
+        self._flops: float | None = None  # per image
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
@@ -111,11 +111,12 @@ class Costs(pl.Callback):
 
 
 def peak_of(device: torch.device, precision: str) -> float | None:
-    """Operations a second that a CUDA GPU can do in a trainer's precision, on paper; None where that isn't known."""
+    """The operations per second of a CUDA GPU in a trainer's precision, by its data sheet; None if it isn't known."""
     return peak_by_name(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def peak_by_name(name: str, precision: str) -> float | None:
+    """The same, given the name of the GPU that torch reports."""
     words = set(name.replace("-", " ").split())
     fitting = [key for key in PEAKS if set(key.split()) <= words]
     if not fitting or words & OTHERS or precision.startswith("64"):
@@ -127,8 +128,10 @@ def peak_by_name(name: str, precision: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """GB (10^9 bytes) that this process had at most: of a CUDA GPU's memory in tensors, else of the machine's. None
-    where the system doesn't say."""
+    """The peak memory of this process in GB (10^9 bytes): of tensors on a CUDA GPU, else of the whole process.
+
+    None where the system doesn't report it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:
@@ -148,8 +151,15 @@ def _most_resident() -> float | None:
 
 
 def in_words(shown: dict[str, float]) -> dict[str, str]:
-    """A task's figures for the line or the bar of its progress, with the names that they have there."""
-    bands = [f"{shown[name]:.3g}" for i in range(1, 5) if (name := f"loss_q{i}") in shown]
-    words = {"by noise": " ".join(bands)} if bands else {}
-    words |= {name: f"{shown[key]:.3g}" for name, key in (("norm", "grad_norm"), ("GB", "memory_gb")) if key in shown}
-    return words | ({"of peak": f"{shown['share_of_peak']:.0%}"} if "share_of_peak" in shown else {})
+    """A task's figures for the line or bar of progress, under the names that they have there."""
+    words = {}
+    bands = [f"{shown[f'loss_q{i}']:.3g}" for i in range(1, 5) if f"loss_q{i}" in shown]
+    if bands:
+        words["by noise"] = " ".join(bands)
+    if "grad_norm" in shown:
+        words["norm"] = f"{shown['grad_norm']:.3g}"
+    if "memory_gb" in shown:
+        words["GB"] = f"{shown['memory_gb']:.3g}"
+    if "share_of_peak" in shown:
+        words["of peak"] = f"{shown['share_of_peak']:.0%}"
+    return words

@@ -1,4 +1,4 @@
-"""What fitting has in common: the Trainer, its callbacks and loggers, and the way through one run."""
+"""Lightning's Trainer, its callbacks and loggers, and the call that trains a run."""
 
 import importlib
 import logging
@@ -123,7 +123,7 @@ STRATEGIES = ("auto", "ddp", sharded.NAME)
 
 
 def strategy_of(name: str, config: Mapping[str, Any], precision: Any) -> Any:
-    """Lightning's strategy of that name, and for fsdp this package's, under which averages are spread too."""
+    """Lightning's strategy of that name; for fsdp this package's own, which spreads the averages too."""
     if name == sharded.NAME:
         sharded.check(config, precision)
         return sharded.FullySharded()
@@ -133,7 +133,7 @@ def strategy_of(name: str, config: Mapping[str, Any], precision: Any) -> Any:
 
 
 def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> None:
-    """Says where the run stands and how it goes on."""
+    """Prints where the run stands and the command that continues it."""
     if not trainer.is_global_zero:
         return
     saved = folder.newest_checkpoint()
@@ -142,7 +142,7 @@ def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> Non
 
 
 def quieten() -> None:
-    """Silences what Lightning says at every start and no user needs."""
+    """Silences messages that Lightning prints at every start and no user needs."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for words in (
         "Found .* in eval mode",

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.csv and speed.csv always, and what the config names."""
+"""Where a run's figures go: metrics.csv, speed.csv and other loggers that the config names."""
 
 import csv
 import io
@@ -15,14 +15,13 @@ from ldm.training.runs.folder import RunFolder
 
 
 class MetricsCsv(Logger):
-    """One row a call, `step,name,value,...` in wide form, appended at once; a resumed run goes on in the same file.
+    """A row for each call, appended at once, with a column for each figure; a resumed run goes on in the same file.
 
-    Rows from `start` on, the step that a run resumes from, are dropped, so the file is what an uninterrupted run would
-    have written. A name that is new rewrites the file with another column, which mostly happens once: at the first
-    validation.
+    Rows from step `start` on, where the run resumes, are dropped, so the file is what an uninterrupted run would have
+    written. A new name rewrites the file with another column, which mostly happens once: at the first validation.
 
-    With `speed` it takes the figures `speed/...` alone, which are the machine's and differ from run to run, else all
-    but those.
+    With `speed` it takes only the figures `speed/...`, which depend on the machine and differ from run to run;
+    otherwise all but those.
     """
 
     def __init__(self, path: Path, start: int = 0, speed: bool = False):
@@ -60,7 +59,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Called before a checkpoint is written: the rows before it then outlast a power cut."""
+        """Called before a checkpoint is written, so that the rows before it survive a power cut."""
         if self._names:
             sync(self.path)
 
@@ -70,7 +69,7 @@ class MetricsCsv(Logger):
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv, without empty cells: what a power cut left of a last one doesn't count."""
+    """The rows of a metrics.csv, without empty cells and without a last row that a power cut has left incomplete."""
     if not path.exists():
         return []
     whole = path.read_text("utf-8", errors="replace").rpartition("\n")[0]
@@ -85,7 +84,10 @@ def _lines(names: list[str], rows: list[dict[str, str]]) -> str:
 
 
 def loggers(config: dict[str, dict[str, Any]], folder: RunFolder, start: int = 0) -> list[Logger]:
-    """The loggers that the config names, for a run from step `start` on; a missing package is said with its extra."""
+    """The loggers that the config names, for a run from step `start` on.
+
+    Raises UserError for an unknown logger, and for a missing package, with the extra that installs it.
+    """
     made: list[Logger] = []
     for name, options in config.items():
         if name != "csv" and name not in _MAKERS:

@@ -14,7 +14,7 @@ FIXED: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 _ENDS = "a run ends by trainer.max_steps or trainer.max_time; give those."
-_INSTEAD = {  # of these and of those that depend on the run
+_INSTEAD = {  # what to do instead of giving one of these options, or one that depends on the run
     "max_epochs": _ENDS,
     "min_epochs": _ENDS,
     "min_steps": _ENDS,
@@ -31,7 +31,7 @@ _INSTEAD = {  # of these and of those that depend on the run
 
 
 def check(trainer: Mapping[str, Any]) -> None:
-    """Raises UserError at an option that a run sets itself, unless it is given as it is set."""
+    """Raises UserError for an option that a run sets itself, unless it has the value that the run sets."""
     for key, instead in _INSTEAD.items():
         value = trainer.get(key)
         if value is not None and not (key in FIXED and value == FIXED[key]):

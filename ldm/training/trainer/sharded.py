@@ -32,7 +32,7 @@ class FullySharded(ModelParallelStrategy):
 
 
 def check(config: Mapping[str, Any], precision: Any) -> None:
-    """Refuses what needs whole weights in one process."""
+    """Raises UserError for options that need whole weights in one process."""
     refused = {
         "finetune=": config.get("finetune"),
         "train=decoder": config.get("train") == "decoder",
@@ -41,24 +41,23 @@ def check(config: Mapping[str, Any], precision: Any) -> None:
         f"compile={str(config.get('compile')).lower()}": config.get("compile"),
         f"trainer.precision={precision}": precision not in PRECISIONS,
     }
-    if unfit := [option for option, given in refused.items() if given]:
+    unfit = [option for option, given in refused.items() if given]
+    if unfit:
         raise UserError(
             f"trainer.strategy={NAME} can't be used with {', '.join(unfit)}: leave it out, or take trainer=ddp."
         )
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Spreads the parameters of `network`, in place: blocks first, then what they stand in. Frozen ones stay whole."""
+    """Spreads the parameters of `network` in place: first those of blocks, then the others. Frozen ones stay whole."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     _let_conditions_be_seen_through()
     network.to(memory_format=torch.contiguous_format)  # parts of a tensor are rows of it
     for root in _roots(network):
-        frozen = (
-            {p for p in root.parameters() if not p.requires_grad}
-            if any(p.requires_grad for p in root.parameters())
-            else set()
-        )
+        frozen = {p for p in root.parameters() if not p.requires_grad}
+        if len(frozen) == len(list(root.parameters())):  # an average, which is spread although none of it trains
+            frozen = set()
         for block in reversed([m for m in root.modules() if isinstance(m, BLOCKS) and m is not root]):
             fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
         fully_shard(root, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
@@ -67,32 +66,41 @@ def shard(network: nn.Module, mesh: Any) -> None:
 
 
 def _roots(network: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are called from outside: an autoencoder's parts, or denoiser and conditioner."""
+    """The modules that are called from outside and have parameters: an autoencoder's parts, or denoiser and
+    conditioner."""
     parts = network.children() if isinstance(network, (AutoencoderKL, nn.ModuleDict)) else [network]
     return (part for part in parts if any(True for _ in part.parameters()))
 
 
 @cache
 def _let_conditions_be_seen_through() -> None:
-    """Tensors inside a `Cond` get the hooks that put weights together for the backward pass."""
+    """Lets FSDP find the tensors inside a `Cond`, whose hooks put weights together for the backward pass."""
     torch.export.register_dataclass(Cond)
 
 
 def is_sharded(module: nn.Module) -> bool:
+    """Whether weights of the module are spread over processes."""
     return any(hasattr(p, "full_tensor") for p in module.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor put together out of all processes' parts; called by all. One that isn't spread, as it is."""
+    """The tensor put together from all processes' parts, if it is spread. All processes call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What of a tensor this process holds: it, where it isn't spread."""
+    """The part of a tensor that this process holds; all of it, if it isn't spread."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole_weights(module: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """A module's weights put together one by one, on the CPU, for the process that is to `keep` them; called by all."""
-    together = ((name, whole(tensor)) for name, tensor in module.state_dict().items())
-    return {name: tensor.cpu() for name, tensor in together if keep}
+    """A module's weights put together one by one, on the CPU, for the process that is to `keep` them.
+
+    All processes call it; the others get {}.
+    """
+    kept = {}
+    for name, tensor in module.state_dict().items():
+        together = whole(tensor)
+        if keep:
+            kept[name] = together.cpu()
+    return kept

@@ -43,7 +43,7 @@ def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
 def prepare(trained: nn.Module, *, checkpointing: bool = False, compiler: Compiler | None = None) -> None:
     """Changes how the networks in `trained` run: in place, and their state-dict names stay.
 
-    Compiled are the denoiser's network with its ControlNets, or the two halves of an autoencoder.
+    The compiler compiles the denoiser's network with its ControlNets, or the two halves of an autoencoder.
     """
     if checkpointing:
         checkpoint_blocks(trained)
@@ -58,15 +58,15 @@ def prepare(trained: nn.Module, *, checkpointing: bool = False, compiler: Compil
 
 
 def compiler_for(config: Mapping[str, Any], device: torch.device) -> Compiler | None:
-    """What `compile` of a run's config means on `device`. Raises UserError where it can't be."""
+    """The compiler that `compile` in a run's config means on `device`. Raises UserError if it can't compile there."""
     compiler = compiler_of(config.get("compile"))
     check_tools(compiler, device)
     return compiler
 
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Residual and Transformer blocks keep their inputs alone and compute again in the backward pass (Chen et al.
-    2016): a third more time for a fraction of the memory. Dropout draws the same again."""
+    """Makes residual and Transformer blocks keep only their inputs and compute again in the backward pass (Chen et al.
+    2016): a third more time for a fraction of the memory. Dropout draws the same numbers again."""
     for module in network.modules():
         if isinstance(module, BLOCKS):
             module.forward = _checkpointed(module.forward)  # type: ignore[method-assign]
