@@ -1,7 +1,8 @@
 """Says what is installed, which device and precision are used, which runs there are, and what to type next.
 
-ldm doctor
-ldm doctor runs_dir=/data/runs      # by default runs
+    ldm doctor [runs_dir=runs]
+
+runs_dir is the folder of the runs.
 """
 
 import importlib.metadata
