@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.networks.cond import Cond
-from ldm.networks.layers import Attention, FeedForward, TimestepEmbedding, timestep_embedding, zero_
+from ldm.networks.layers import Attention, FeedForward, TimestepEmbedding, timestep_embedding, whole_patches, zero_
 
 
 def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class Patched(nn.Module):
         if self.concat_channels:
             assert cond.concat is not None, "this network was built with concat_channels"
             x = torch.cat([x, cond.concat], 1)
-        h = self.conv_in(F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch)))  # (B, D, rows, columns)
+        h = self.conv_in(whole_patches(x, self.patch))  # (B, D, rows, columns)
         rows, columns = h.shape[2:]
         places = positions(rows, columns, self.channels, x.device).to(h.dtype)  # (N, D)
         return h.flatten(2).transpose(1, 2) + places, (rows, columns)

@@ -40,6 +40,13 @@ def laid_out(module: Any, device: torch.device) -> Any:
     return module if layout == torch.channels_last else module.to(memory_format=layout)
 
 
+def whole_patches(x: Tensor, patch: int) -> Tensor:
+    """`x` (B, C, H, W) with zeros right and below up to sides that are multiples of `patch`."""
+    # Not -size % patch: torch can't compile the remainder of a negative size that varies.
+    right, below = ((size + patch - 1) // patch * patch - size for size in (x.shape[3], x.shape[2]))
+    return F.pad(x, (0, right, 0, below))
+
+
 def zero_(module: nn.Module) -> nn.Module:
     """Zeroes a module's parameters: a block whose last layer is zero starts as the identity."""
     for parameter in module.parameters():

@@ -20,6 +20,7 @@ from ldm.networks.layers import (
     groups_of,
     silu,
     timestep_embedding,
+    whole_patches,
     zero_,
 )
 
@@ -93,8 +94,7 @@ class Encoder(nn.Module):
             assert cond.concat is not None, "this network was built with concat_channels"
             x = torch.cat([x, cond.concat], 1)
         if self.patch > 1:
-            x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
-            x = F.pixel_unshuffle(x, self.patch)  # (B, C p^2, h/p, w/p)
+            x = F.pixel_unshuffle(whole_patches(x, self.patch), self.patch)  # (B, C p^2, h/p, w/p)
         h = self.conv_in(x.contiguous(memory_format=format_on(x.device)))
         h = h if hint is None else h + hint
         skips = [h]
