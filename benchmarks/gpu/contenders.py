@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from ldm.common.registry import build
-from ldm.interop.parts import unet as unet_names
-from ldm.interop.parts import vae as vae_names
+from ldm.interop.parts import unet_config, vae_config
 from ldm.networks import DiT
 
 CLASSES = 1000
@@ -37,7 +36,7 @@ def unet_case(name: str, config: dict[str, Any], batches: tuple[int, int], token
         return UNet2DConditionModel(**config)
 
     context = (tokens, config["cross_attention_dim"])
-    spec = unet_names.from_diffusers(config)
+    spec = unet_config.from_diffusers(config)
     return Case(name, lambda: build(spec), theirs, config["sample_size"], batches, True, "unet", context)
 
 
@@ -47,7 +46,7 @@ def vae_case(name: str, config: dict[str, Any], batches: tuple[int, int]) -> Cas
 
         return AutoencoderKL(**config)
 
-    spec = vae_names.from_diffusers(config)
+    spec = vae_config.from_diffusers(config)
     return Case(name, lambda: build(spec), theirs, config["sample_size"], batches, True, "vae")
 
 

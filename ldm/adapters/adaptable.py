@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ldm.adapters.base import Adapter
+from ldm.adapters.adapter import Adapter
 from ldm.adapters.controlnet import Control, check_span, open_control
 from ldm.adapters.few_steps import follow
 from ldm.adapters.textual_inversion import WordEmbedding

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.adapters.base import Adapter, read
+from ldm.adapters.adapter import Adapter, read
 from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.adapters import lora_layers as layers
-from ldm.adapters.base import Adapter
+from ldm.adapters.adapter import Adapter
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
 from ldm.conditioning import FrozenText, Text
 from ldm.conditioning.text.clip_names import canonical, installed
-from ldm.interop.lora import base as lora_base
-from ldm.interop.lora import files
-from ldm.interop.lora.names import is_of_text
+from ldm.interop.lora import base_differences, formats
+from ldm.interop.lora.tensor_names import is_of_text
 from ldm.networks import Controlled
 
 UNET, TEXT = "unet", "text_encoder"  # with _2 for a second one, as LoRA files call them
@@ -62,13 +61,13 @@ class LoraAdapter(Adapter):
         return adapter
 
     @property
-    def lora(self) -> files.Lora:
-        return files.Lora(dict(self.state_dict()), dict(self.alphas))
+    def lora(self) -> formats.Lora:
+        return formats.Lora(dict(self.state_dict()), dict(self.alphas))
 
     def attach(self, model: Any, name: str, scale: float) -> None:
         """Puts the weights into layers of peft's; none of the base's changes."""
         lora, inner = self.lora, inner_name(name)
-        files.check_strength(lora, scale, f"the LoRA '{name}'")
+        formats.check_strength(lora, scale, f"the LoRA '{name}'")
         fitted = {}
         for kind, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
             found = layers.adaptable(module)
@@ -174,14 +173,14 @@ def xl_modules(model: Any) -> list[str]:
 
 def read_file(path: Path, model: Any) -> LoraAdapter:
     """A LoRA out of another tool's .safetensors file (diffusers', peft's, kohya's): of no known base."""
-    state, metadata = files.contents(path)
+    state, metadata = formats.contents(path)
     texts = {TEXT, *(TEXT + part.suffix for part in frozen_texts(model))}
     parts = components(model, {UNET, *texts} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
-    lora = files.from_state(state, metadata, modules, str(path), files.config_beside(path, state))
+    lora = formats.from_state(state, metadata, modules, str(path), formats.config_beside(path, state))
     skips = [part.clip_skip for part in frozen_texts(model)]
     width = getattr(parts[UNET], "context_dim", None)
-    lora_base.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1), width)
+    base_differences.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1), width)
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.common.errors import UserError
-from ldm.interop.lora.files import commonest
+from ldm.interop.lora.formats import commonest
 
 BASE = ".base_layer"
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.adapters.base import Adapter
+from ldm.adapters.adapter import Adapter
 from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.conditioning import Text

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from ldm.adapters import lora
 from ldm.adapters import lora_layers as layers
-from ldm.adapters.base import Adapter, hash_of, read
+from ldm.adapters.adapter import Adapter, hash_of, read
 from ldm.adapters.few_steps import follow
 from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop.files import user_metadata
-from ldm.interop.lora import files
+from ldm.interop.lora import formats
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class WithLora:
         """
         path = Path(path).expanduser()
         hash_of(self)  # while nothing is on it
-        file = files.file_at(path)
+        file = formats.file_at(path)
         adapter = read(path) if file is None else lora.read_file(file, self)
         if not isinstance(adapter, LoraAdapter):
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
         self.put_on(adapter, name or _name_of(path), scale, str(path), force)
         if file is not None:
-            user_metadata.tell(file, scale, files.metadata_of(file))
+            user_metadata.tell(file, scale, formats.metadata_of(file))
 
     def load_word(self, path: str | Path, force: bool = False) -> str:
         """Teaches the model the word of a textual inversion's run or model folder, and returns it."""
@@ -65,7 +65,7 @@ class WithLora:
     def scale_lora(self, name: str, scale: float) -> None:
         """Changes how much the LoRA `name` counts: 0 leaves the base as it is, 1 is as trained."""
         adapter = self._lora(name)
-        files.check_strength(adapter.lora, scale, f"the LoRA '{name}'")
+        formats.check_strength(adapter.lora, scale, f"the LoRA '{name}'")
         for _, module in lora.components(self, None).items():
             layers.scale(module, lora.inner_name(name), scale)
         self.adapters[name] = (adapter, scale)
@@ -119,7 +119,7 @@ class WithLora:
         if out.suffix != ".safetensors":
             out = out / "pytorch_lora_weights.safetensors"  # where diffusers looks
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.write(out, self._lora(name or names[0]).lora, to, lora.xl_modules(self))
+        formats.write(out, self._lora(name or names[0]).lora, to, lora.xl_modules(self))
         return out
 
     @property

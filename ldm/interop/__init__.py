@@ -4,8 +4,8 @@ A mapping of names is data (`names`, `compvis`), checked to be a bijection; what
 name.
 """
 
-from ldm.interop.files.foreign_words import words_in
-from ldm.interop.folder import controlnet_in, is_diffusers, load_folder
+from ldm.interop.diffusers_folder import controlnet_in, is_diffusers, load_folder
+from ldm.interop.files.foreign_embeddings import words_in
 from ldm.interop.single_file import check_readable, is_single_file, load_single_file
 
 __all__ = [

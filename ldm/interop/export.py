@@ -26,9 +26,9 @@ from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting import pipelines
 from ldm.interop.exporting.bundle import bundle, frozen_in
 from ldm.interop.exporting.card import card
+from ldm.interop.exporting.export_report import Report
 from ldm.interop.exporting.flatten import flat
-from ldm.interop.exporting.report import Report
-from ldm.interop.parts import controlnet, schedulers, sdxl, unet, vae
+from ldm.interop.parts import controlnet_config, schedulers, sdxl, unet_config, vae_config
 from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
@@ -80,7 +80,7 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
     report = Report()
     if isinstance(model, AutoencoderKL):
         z = model.latent_channels
-        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32, vae.scaling_config(model.scaling))
+        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32, vae_config.scaling_config(model.scaling))
     elif isinstance(model, (UNet, DiT)):
         _write_unet(model, out, report, None)
     elif isinstance(model, ControlNet):
@@ -152,7 +152,7 @@ def _write_unet(
     if not isinstance(network, (UNet, DiT)):
         raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet or a DiT can.")
     sample_size: Any = size and (size[0] if size[0] == size[1] else list(size))
-    reasons = ["a DiT of ours"] if isinstance(network, DiT) else unet.obstacles(network)
+    reasons = ["a DiT of ours"] if isinstance(network, DiT) else unet_config.obstacles(network)
     if conditioner is not None and sdxl.is_xls(network) and not sdxl.encoders_of(conditioner):
         reasons.append("vector_layers=2 without Stable Diffusion XL's conditions")
     if reasons or isinstance(network, DiT):
@@ -160,14 +160,14 @@ def _write_unet(
         return _write_own("ldm_unet", "LdmUNet", network, out, {"sample_size": sample_size})
     report.parts["unet"] = "stock"
     features = None if conditioner is None else sdxl.features_of(conditioner)
-    config = unet.to_diffusers(network, sample_size, features)
-    _write_part(out, config, unet.weights(network.state_dict(), config))
+    config = unet_config.to_diffusers(network, sample_size, features)
+    _write_part(out, config, unet_config.weights(network.state_dict(), config))
     return ["diffusers", "UNet2DConditionModel"]
 
 
 def _write_controlnet(model: ControlNet, out: Path, report: Report, features: int | None = None) -> list[str]:
-    config = controlnet.to_diffusers(model, features)
-    _write_part(out, config, controlnet.weights(model.state_dict(), config))
+    config = controlnet_config.to_diffusers(model, features)
+    _write_part(out, config, controlnet_config.weights(model.state_dict(), config))
     report.parts["controlnet"] = "stock"
     return ["diffusers", "ControlNetModel"]
 
@@ -182,16 +182,16 @@ def _write_vae(
     said: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """`said` is what the config of an autoencoder alone says of its latents."""
-    if reasons := vae.obstacles(model):
+    if reasons := vae_config.obstacles(model):
         report.parts["vae"] = "; ".join(reasons)
         whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
         return _write_own("ldm_vae", "LdmVAE", model, out, whitening)
     report.parts["vae"] = "stock"
-    factor, state = vae.stock_factor(mean, std), dict(model.state_dict())
+    factor, state = vae_config.stock_factor(mean, std), dict(model.state_dict())
     if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
-        factor, state = SD_FACTOR, vae.fold(state, mean, std * SD_FACTOR)
+        factor, state = SD_FACTOR, vae_config.fold(state, mean, std * SD_FACTOR)
     folded = "quant_conv.weight" in state
-    _write_part(out, vae.to_diffusers(model, sample_size, factor, folded) | dict(said or {}), state)
+    _write_part(out, vae_config.to_diffusers(model, sample_size, factor, folded) | dict(said or {}), state)
     return ["diffusers", "AutoencoderKL"]
 
 

@@ -14,12 +14,10 @@ from ldm.common.errors import UserError
 from ldm.common.registry import build
 from ldm.conditioning import Conditioner
 from ldm.interop import trainer_settings
-from ldm.interop.files import beside_checkpoint as neighbours
-from ldm.interop.files import user_metadata
-from ldm.interop.files.names import by_prefix, inverse, rename
-from ldm.interop.folder import as_float32, assemble, read_all
-from ldm.interop.parts import compvis, controlnet, sdxl, sdxl_file
-from ldm.interop.parts import compvis_shapes as infer
+from ldm.interop.diffusers_folder import as_float32, assemble, read_all
+from ldm.interop.files import beside_checkpoint, user_metadata
+from ldm.interop.files.name_tables import by_prefix, inverse, rename
+from ldm.interop.parts import compvis, compvis_shapes, controlnet_config, sdxl, sdxl_file
 from ldm.interop.parts.clip_text import load_clip
 from ldm.interop.settings import (
     head_counts,
@@ -113,18 +111,18 @@ def load_single_file(
 def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     tensors, said = read_all(path)
     user_metadata.tell(path)
-    said = {**said, **neighbours.settings_beside(path)}
+    said = {**said, **beside_checkpoint.settings_beside(path)}
     latents = latent_scale.collect(tensors, said, str(path))
     names = list(tensors)
     sdxl_file.refuse_refiner(names, str(path))
-    if any(name.startswith(controlnet.COMPVIS) for name in names):
+    if any(name.startswith(controlnet_config.COMPVIS) for name in names):
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents, tensors, path)
         sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
-        return controlnet.from_compvis(_floats(tensors), str(path), **sizes)
+        return controlnet_config.from_compvis(_floats(tensors), str(path), **sizes)
     if _is_bare_vae(tensors):
         _check_alone("an autoencoder", (), given, latents, tensors, path)
         return load_vae(_floats(tensors), str(path))
-    neighbours.tell_of_vae(path)
+    beside_checkpoint.tell_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
         _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path, _of_noise(said, str(path)))
@@ -206,7 +204,7 @@ def _of_noise(said: Mapping[str, Any], where: str) -> list[str]:
 
 def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None) -> UNet:
     """Our UNet with CompVis's weights (prefix removed)."""
-    spec, attends = infer.unet_spec(state, heads, head_dim)
+    spec, attends = compvis_shapes.unet_spec(state, heads, head_dim)
     with torch.device("meta"):
         wanted = build(spec).state_dict()
     modules = compvis.unet_modules(attends, spec["blocks"])
@@ -219,7 +217,7 @@ def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None,
 def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
     """Our AutoencoderKL with CompVis's weights (prefix removed)."""
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_IGNORED)}
-    spec = infer.vae_spec(state)
+    spec = compvis_shapes.vae_spec(state)
     with torch.device("meta"):
         wanted = build(spec).state_dict()
     return _restore(spec, rename(state, inverse(vae_table(wanted, spec)), where), wanted, where)
@@ -286,7 +284,7 @@ def _is_bare_vae(state: Mapping[str, Tensor]) -> bool:
 
 
 def _is_compvis(names: Any) -> bool:
-    known = (compvis.UNET, compvis.VAE, controlnet.COMPVIS)
+    known = (compvis.UNET, compvis.VAE, controlnet_config.COMPVIS)
     names = [n for n in names if isinstance(n, str)] if isinstance(names, Iterable) else []
     return any(n.startswith(known) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
 

@@ -14,8 +14,8 @@ from ldm.common.files import atomic_write
 from ldm.common.tensors import write_safetensors
 from ldm.diffusion import V
 from ldm.interop.exporting import dtype as precision
-from ldm.interop.exporting.report import Report
-from ldm.interop.parts import compvis, sdxl, sdxl_file, stable_diffusion, vae
+from ldm.interop.exporting.export_report import Report
+from ldm.interop.parts import compvis, sdxl, sdxl_file, stable_diffusion, vae_config
 from ldm.interop.parts.to_clip import to_first_names, to_second_names
 from ldm.interop.settings import latent_scale, modelspec
 from ldm.interop.single_file import to_compvis
@@ -82,7 +82,7 @@ def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
     state = to_compvis(model.first_stage)
     std = model.latent_std * factor
     plain = bool((model.latent_mean == 0).all()) and torch.allclose(std, torch.ones_like(std), rtol=1e-6, atol=0)
-    return state if plain else vae.fold(state, model.latent_mean, std)
+    return state if plain else vae_config.fold(state, model.latent_mean, std)
 
 
 def _text(model: Any, version: str) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def _size_notes(different: list[str], version: str) -> list[str]:
 
 def _factor_notes(model: Any, usual: float) -> list[str]:
     """Of a model whose folder for diffusers has another factor: the file's is folded into the autoencoder."""
-    factor = vae.stock_factor(model.latent_mean, model.latent_std)
+    factor = vae_config.stock_factor(model.latent_mean, model.latent_std)
     if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
     return [

@@ -7,7 +7,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import flag, is_off, number, whole
+from ldm.interop.files.values import flag, is_off, number, whole
 from ldm.interop.settings.modelspec import resolution
 from ldm.networks import UNet
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ldm.adapters.base import hash_of
+from ldm.adapters.adapter import hash_of
 from ldm.artifact import encoder_hash
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError

@@ -11,7 +11,7 @@ from ldm.adapters import LoraAdapter, lora
 from ldm.adapters import lora_layers as layers
 from ldm.commands.sample import loras
 from ldm.common.errors import UserError
-from ldm.interop.lora import files
+from ldm.interop.lora import formats
 from tests.adapters.models import equal, pictures, small
 
 peft = pytest.importorskip("peft")
@@ -165,7 +165,7 @@ def test_targets_are_chosen_by_pattern(model):
         lora.start(model, "new", rank=2, alpha=None, wanted=["attn1", "atention"])
 
 
-@pytest.mark.parametrize("to", files.FORMATS)
+@pytest.mark.parametrize("to", formats.FORMATS)
 def test_it_goes_out_to_other_tools_files_and_comes_back(model, tmp_path, to):
     model.load_lora(saved(random_lora(model, wanted=["attention", "conv1"]), tmp_path / "a"), 0.7)
     there = pictures(model)

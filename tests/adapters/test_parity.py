@@ -7,7 +7,7 @@ import torch
 
 from ldm.adapters import LoraAdapter
 from ldm.common.registry import build
-from ldm.interop.parts import unet
+from ldm.interop.parts import unet_config
 from ldm.networks import Cond
 from tests.interop.configs import UNETS
 from tests.interop.models import diffusers, randomised
@@ -24,8 +24,8 @@ TARGETS = {
 def test_ours_computes_what_diffusers_unet_does(config, targets):
     torch.manual_seed(0)
     theirs = randomised(diffusers.UNet2DConditionModel(**UNETS[config]))
-    ours = build(unet.from_diffusers(theirs.config))
-    ours.load_state_dict(unet.weights(theirs.state_dict(), theirs.config))
+    ours = build(unet_config.from_diffusers(theirs.config))
+    ours.load_state_dict(unet_config.weights(theirs.state_dict(), theirs.config))
     ours.eval().requires_grad_(False)
     t = torch.tensor([3.0, 711.0])
     x, tokens = torch.randn(2, theirs.config.in_channels, 8, 8), torch.randn(2, 7, 12)

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 import ldm
 from ldm.common.errors import UserError
 from ldm.interop.export import export
-from ldm.interop.parts import controlnet
+from ldm.interop.parts import controlnet_config
 from ldm.networks import Cond, ControlNet
 from tests.interop.configs import CROSS, PLAIN, UNETS, unet
 from tests.interop.models import diffusers, randomised
@@ -81,11 +81,11 @@ def test_compvis_names_are_one_to_one_and_come_back_bit_equal(name, tmp_path):
     options["block_out_channels"] = tuple(64 * (i + 1) for i in range(len(options["down_block_types"])))
     linear = options.get("use_linear_projection")
     options["attention_head_dim"] = tuple(range(1, 9))[: len(options["block_out_channels"])] if linear else 8
-    ours = ControlNet(ldm.build(controlnet.from_diffusers(small(options))["network"]), hint_widths=[4, 6, 8, 10])
-    state = controlnet.to_compvis(randomised(ours))
-    assert f"{controlnet.COMPVIS}input_hint_block.14.weight" in state
-    assert f"{controlnet.COMPVIS}zero_convs.0.0.weight" in state
-    assert f"{controlnet.COMPVIS}middle_block_out.0.bias" in state
+    ours = ControlNet(ldm.build(controlnet_config.from_diffusers(small(options))["network"]), hint_widths=[4, 6, 8, 10])
+    state = controlnet_config.to_compvis(randomised(ours))
+    assert f"{controlnet_config.COMPVIS}input_hint_block.14.weight" in state
+    assert f"{controlnet_config.COMPVIS}zero_convs.0.0.weight" in state
+    assert f"{controlnet_config.COMPVIS}middle_block_out.0.bias" in state
     save_file(state, tmp_path / "control.safetensors")
     again = ldm.load(tmp_path / "control.safetensors")
     assert isinstance(again, ControlNet)
@@ -111,7 +111,7 @@ def test_compvis_names_are_one_to_one_and_come_back_bit_equal(name, tmp_path):
 )
 def test_what_cant_be_represented_is_refused_by_name(setting, says):
     with pytest.raises(UserError, match=says):
-        controlnet.from_diffusers(CONTROLNETS["two levels"] | setting)
+        controlnet_config.from_diffusers(CONTROLNETS["two levels"] | setting)
 
 
 def test_what_diffusers_has_no_class_for_is_refused_by_name(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.common.errors import UserError
-from ldm.interop.folder import read_all
+from ldm.interop.diffusers_folder import read_all
 from ldm.interop.settings import latent_scale, prediction
 
 T = torch.tensor

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.common.errors import UserError
 from ldm.conditioning import FrozenText
-from ldm.interop.lora import files as lora
+from ldm.interop.lora import formats
 from ldm.networks import Cond
 from tests.interop.configs import UNETS
 from tests.interop.models import clip_config, diffusers, randomised, transformers
@@ -269,7 +269,7 @@ def test_either_spelling_of_clip_comes_in(spelling, text, model, tmp_path):
         assert torch.equal(encoder(input_ids=ids).last_hidden_state, before)
 
 
-@pytest.mark.parametrize("to", lora.FORMATS)
+@pytest.mark.parametrize("to", formats.FORMATS)
 def test_the_canonical_spelling_goes_out_and_diffusers_takes_it(to, text, model, text_folder, tmp_path):
     plain, ids, wanted = text
     save_file(kohyas(plain, "lora_te_"), tmp_path / "te.safetensors")
@@ -333,7 +333,7 @@ CONV, LINEAR = "unet.mid_block.resnets.0.conv1", "unet.mid_block.attentions.0.pr
 )
 def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, expected, unet, tmp_path):
     file = kohya_file(unet, tmp_path / "a.safetensors", alphas, metadata)
-    assert lora.read(file, lora.adaptable(unet)).alphas == expected
+    assert formats.read(file, formats.adaptable(unet)).alphas == expected
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, ex
 def test_what_kohyas_files_say_and_isnt_read_is_refused_by_name(alphas, metadata, changes, says, unet, tmp_path):
     file = kohya_file(unet, tmp_path / "a.safetensors", alphas, metadata, **changes)
     with pytest.raises(UserError, match=f"a.safetensors.*{says}"):
-        lora.read(file, lora.adaptable(unet))
+        formats.read(file, formats.adaptable(unet))
 
 
 def test_a_1x1_convolutions_lora_may_be_written_as_matrices(unet, model, tmp_path):

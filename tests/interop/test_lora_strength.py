@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.common.errors import UserError
-from ldm.interop.lora import files as lora
+from ldm.interop.lora import formats
 
 Q, CONV, TEXT = "unet.mid.attn1.to_q", "unet.mid.conv1", "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 MODULES = [Q, CONV, TEXT]
@@ -27,7 +27,7 @@ def weights(*modules, rank=4, dtype=torch.float32):
 def kohyas(*modules, alpha=None, rank=4):
     state = {}
     for module in modules or (Q,):
-        name = lora.kohya_table(MODULES)[module]
+        name = formats.kohya_table(MODULES)[module]
         given = weights(module, rank=rank)
         state |= {f"{name}.lora_down.weight": given[f"{module}.lora_A.weight"]}
         state |= {f"{name}.lora_up.weight": given[f"{module}.lora_B.weight"]}
@@ -41,7 +41,7 @@ def read(folder, state, metadata=None, config=None, name="a.safetensors"):
     if config is not None:
         text = config if isinstance(config, str) else json.dumps(config)
         (folder / "adapter_config.json").write_text(text)
-    return lora.read(folder / name, MODULES).alphas
+    return formats.read(folder / name, MODULES).alphas
 
 
 SAYS_16 = {"r": 4, "lora_alpha": 16}
@@ -211,14 +211,14 @@ def test_float8_is_read(tmp_path):
 
 
 def test_a_folder_of_two_loras_is_refused(tmp_path):
-    for name in lora.FILES:
+    for name in formats.FILES:
         save_file(weights(), tmp_path / name)
     with pytest.raises(UserError, match="two LoRAs, adapter_model.safetensors and pytorch_lora_weights.safetensors"):
-        lora.file_at(tmp_path)
+        formats.file_at(tmp_path)
 
 
 def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
     packed = torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
     state = {**weights(Q), f"{Q}.alpha": packed}
     with pytest.raises(UserError, match="alpha of .*float4_e2m1fn_x2"):
-        lora.from_state(state, {}, MODULES, "a")
+        formats.from_state(state, {}, MODULES, "a")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import ldm
 from ldm.common.errors import UserError
 from ldm.interop.export import export
-from ldm.interop.parts import unet, vae
+from ldm.interop.parts import unet_config, vae_config
 from ldm.interop.settings import latent_scale
 from tests.interop.configs import SDXLS, UNETS, VAES
 from tests.interop.models import diffusers, randomised
@@ -142,13 +142,13 @@ XL = {key: value for key, value in SDXLS["sdxl, attention above"].items() if "ad
 )
 def test_a_unet_that_cant_be_represented_is_refused_by_name(setting, says):
     with pytest.raises(UserError, match=says):
-        unet.from_diffusers(UNETS["two levels"] | setting)
+        unet_config.from_diffusers(UNETS["two levels"] | setting)
 
 
 @pytest.mark.parametrize("setting", [{"act_fn": "relu"}, {"out_channels": 1}, {"down_block_types": ["X", "Y"]}])
 def test_an_autoencoder_that_cant_be_represented_is_refused_by_name(setting):
     with pytest.raises(UserError, match=next(iter(setting))):
-        vae.from_diffusers(VAES["two levels"] | setting)
+        vae_config.from_diffusers(VAES["two levels"] | setting)
 
 
 SD3 = {"norm_num_groups": 32, "block_out_channels": (32, 32)}
@@ -185,7 +185,7 @@ def test_without_quantisation_convolutions_whitening_folds_into_new_ones():
     ours = randomised(ldm.AutoencoderKL(3, 4, channels=8, quant_convs=False))
     mean, std = torch.randn(4), torch.rand(4) + 0.5
     folded = ldm.AutoencoderKL(3, 4, channels=8).eval()
-    folded.load_state_dict(vae.fold(ours.state_dict(), mean, std))
+    folded.load_state_dict(vae_config.fold(ours.state_dict(), mean, std))
     z = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         close(folded.decode(z), ours.decode(z * std[:, None, None] + mean[:, None, None]))
@@ -225,7 +225,7 @@ def test_whitening_folds_into_the_autoencoder():
     ours = randomised(ldm.AutoencoderKL(3, 4, channels=8))
     mean, std = torch.randn(4), torch.rand(4) + 0.5
     folded = ldm.AutoencoderKL(3, 4, channels=8).eval()
-    folded.load_state_dict(vae.fold(ours.state_dict(), mean, std))
+    folded.load_state_dict(vae_config.fold(ours.state_dict(), mean, std))
     x, z = torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         one, two = ours.encode(x), folded.encode(x)

@@ -8,10 +8,9 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.interop import trainer_settings
-from ldm.interop.files import beside_checkpoint as neighbours
-from ldm.interop.files import shards, typed
+from ldm.interop.files import beside_checkpoint, config_checks, shards
 from ldm.interop.files.declared import of_metadata, refuse_quantised
-from ldm.interop.files.foreign_words import words_in
+from ldm.interop.files.foreign_embeddings import words_in
 from ldm.interop.settings import (
     head_counts,
     model_version,
@@ -38,7 +37,7 @@ model:
 
 
 def sgm(name):
-    return {"m.yaml": neighbours.parsed(SGM.replace("NAME", name), "m.yaml")}
+    return {"m.yaml": beside_checkpoint.parsed(SGM.replace("NAME", name), "m.yaml")}
 
 
 ARCHITECTURE = "modelspec.architecture"
@@ -102,7 +101,7 @@ model:
 
 def edm(denoiser="Denoiser", discrete="EDMDiscretization", rho="7.0"):
     text = EDM_YAML.replace("DENOISER", denoiser).replace("DISCRETE", discrete).replace("RHO", rho)
-    return {"m.yaml": neighbours.parsed(text, "m.yaml")}
+    return {"m.yaml": beside_checkpoint.parsed(text, "m.yaml")}
 
 
 def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
@@ -228,9 +227,9 @@ def test_files_that_an_index_names_have_to_be_there(tmp_path):
 def test_a_text_encoder_is_of_the_class_that_the_index_says():
     index = {"text_encoder": ["transformers", "CLIPTextModel"]}
     for config in ({}, {"architectures": ["CLIPTextModel"]}, {"architectures": ["CLIPModel"]}):
-        typed.check_class(index, "text_encoder", config, "m")
+        config_checks.check_class(index, "text_encoder", config, "m")
     with pytest.raises(UserError, match="m: the class is 'T5EncoderModel', and 'CLIPTextModel' by model_index.json"):
-        typed.check_class(index, "text_encoder", {"architectures": ["T5EncoderModel"]}, "m")
+        config_checks.check_class(index, "text_encoder", {"architectures": ["T5EncoderModel"]}, "m")
 
 
 def unet_config(section="unet_config", **params):

@@ -13,8 +13,7 @@ from ldm.common.errors import UserError
 from ldm.common.registry import build
 from ldm.diffusion import Schedule
 from ldm.interop import single_file
-from ldm.interop.parts import clip_text, to_clip, unet
-from ldm.interop.parts import compvis_shapes as infer
+from ldm.interop.parts import clip_text, compvis_shapes, to_clip, unet_config
 from tests.interop import sdxl
 from tests.interop.models import diffusers, transformers
 from tests.interop.test_pipeline import agree, both, draw, noise
@@ -32,10 +31,10 @@ def names_and_shapes(state):
 def test_the_unet_at_full_size_has_diffusers_names_and_shapes():
     with torch.device("meta"):
         theirs = diffusers.UNet2DConditionModel(**sdxl.UNET)
-        ours = build(unet.from_diffusers(dict(theirs.config)))
+        ours = build(unet_config.from_diffusers(dict(theirs.config)))
     assert names_and_shapes(ours.state_dict()) == names_and_shapes(theirs.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == 2_567_463_684
-    written = unet.to_diffusers(ours, 128)
+    written = unet_config.to_diffusers(ours, 128)
     with torch.device("meta"):
         again = diffusers.UNet2DConditionModel.from_config(written)
     assert names_and_shapes(again.state_dict()) == names_and_shapes(theirs.state_dict())
@@ -200,7 +199,7 @@ def test_at_full_size_a_file_has_the_published_names_and_shapes():
     for kind, names in (("unet", sdxl.unet_names()), ("clip", sdxl.clip_names())):
         assert len(sdxl.listed(names)) == sdxl.CHARACTERS[kind]
     with torch.device("meta"):
-        network = build(unet.from_diffusers(sdxl.UNET))
+        network = build(unet_config.from_diffusers(sdxl.UNET))
         vae = ldm.AutoencoderKL(3, 4, channels=128, multipliers=[1, 2, 4, 4], blocks=2, attention=True)
         second = transformers.CLIPTextModelWithProjection(
             clip(
@@ -227,8 +226,8 @@ def test_at_full_size_a_file_has_the_published_names_and_shapes():
     assert shapes_of(back) == own
     again = clip_text.first_names(to_clip.to_first_names(first.state_dict()))
     assert len(again) == 2 + 16 * 12 + 2
-    read = infer.unet_spec({n: torch.empty(s, device="meta") for n, s in written.items()}, None, None)[0]
-    assert {**unet.from_diffusers(sdxl.UNET), "heads": read["heads"], "dropout": 0.0} == {**read, "dropout": 0.0}
+    read = compvis_shapes.unet_spec({n: torch.empty(s, device="meta") for n, s in written.items()}, None, None)[0]
+    assert {**unet_config.from_diffusers(sdxl.UNET), "heads": read["heads"], "dropout": 0.0} == {**read, "dropout": 0.0}
     assert read["heads"][1:] == [10, 20]
 
 

@@ -10,9 +10,9 @@ import ldm
 from ldm.adapters import lora as adapters
 from ldm.common.errors import UserError
 from ldm.common.registry import build
-from ldm.interop.lora import files as lora
-from ldm.interop.lora.xl import kohya_names
-from ldm.interop.parts.unet import from_diffusers
+from ldm.interop.lora import formats
+from ldm.interop.lora.kohya_xl import kohya_names
+from ldm.interop.parts.unet_config import from_diffusers
 from tests.interop import sdxl
 from tests.interop.models import diffusers, randomised
 from tests.interop.test_pipeline import agree, both, draw, noise
@@ -53,14 +53,14 @@ def adapter(base):
     parts = adapters.components(base, set(kinds))
     generator, weights = torch.Generator().manual_seed(3), {}
     for kind in kinds:
-        for name in [n for n in lora.adaptable(parts[kind], kind) if n.endswith(TARGETS)]:
+        for name in [n for n in formats.adaptable(parts[kind], kind) if n.endswith(TARGETS)]:
             w = parts[kind].get_submodule(name.removeprefix(f"{kind}.")).weight
-            full = lora._canonical(name)
+            full = formats._canonical(name)
             weights[f"{full}.lora_A.weight"] = torch.randn(2, *w.shape[1:], generator=generator)
             weights[f"{full}.lora_B.weight"] = 0.05 * torch.randn(
                 w.shape[0], 2, *[1] * (w.ndim - 2), generator=generator
             )
-    return lora.Lora(weights, {name.rsplit(".lora_", 1)[0]: 3.0 for name in weights})
+    return formats.Lora(weights, {name.rsplit(".lora_", 1)[0]: 3.0 for name in weights})
 
 
 def start_of(model):
@@ -70,22 +70,22 @@ def start_of(model):
 
 def modules_of(model):
     parts = adapters.components(model, {"unet", "text_encoder", "text_encoder_2"})
-    return [name for kind, part in parts.items() for name in lora.adaptable(part, kind)]
+    return [name for kind, part in parts.items() for name in formats.adaptable(part, kind)]
 
 
-@pytest.mark.parametrize("to", lora.FORMATS)
+@pytest.mark.parametrize("to", formats.FORMATS)
 def test_a_lora_in_either_format_generates_diffusers_image_and_comes_back_bit_equal(
     to, model, folder, adapter, tmp_path
 ):
     file = tmp_path / "pytorch_lora_weights.safetensors"
-    lora.write(file, adapter, to, adapters.xl_modules(model))
-    again = lora.read(file, modules_of(model))
+    formats.write(file, adapter, to, adapters.xl_modules(model))
+    again = formats.read(file, modules_of(model))
     assert again.alphas == adapter.alphas
     assert all(torch.equal(again.weights[name], tensor) for name, tensor in adapter.weights.items())
     if to == "kohya":  # of whose names for text encoders diffusers 0.42 takes those of the MLPs alone
         own = {name: tensor for name, tensor in adapter.weights.items() if ".self_attn." not in name}
         alphas = {name: alpha for name, alpha in adapter.alphas.items() if ".self_attn." not in name}
-        lora.write(file, lora.Lora(own, alphas), to, adapters.xl_modules(model))
+        formats.write(file, formats.Lora(own, alphas), to, adapters.xl_modules(model))
     plain, _ = draw(model, prompt=PROMPT, steps=5)
     model.load_lora(file)
     ours, latents = draw(model, prompt=PROMPT, steps=5)
@@ -97,7 +97,7 @@ def test_a_lora_in_either_format_generates_diffusers_image_and_comes_back_bit_eq
 
 
 def test_kohyas_names_are_stability_ais_and_of_both_encoders(model, adapter, tmp_path):
-    lora.write(tmp_path / "a.safetensors", adapter, "kohya", adapters.xl_modules(model))
+    formats.write(tmp_path / "a.safetensors", adapter, "kohya", adapters.xl_modules(model))
     stems = {name.partition(".")[0] for name in load_file(tmp_path / "a.safetensors")}
     for stem in (
         "lora_unet_input_blocks_1_0_in_layers_2",
@@ -117,7 +117,7 @@ def test_kohyas_names_are_stability_ais_and_of_both_encoders(model, adapter, tmp
 def test_at_full_size_kohyas_names_are_those_of_the_published_list():
     with torch.device("meta"):
         network = build(from_diffusers(sdxl.UNET))
-    names = kohya_names(lora.adaptable(network))
+    names = kohya_names(formats.adaptable(network))
     shapes = {}
     for ours, theirs in names.items():
         layer = network.get_submodule(ours.removeprefix("unet."))
@@ -131,7 +131,7 @@ def test_at_full_size_kohyas_names_are_those_of_the_published_list():
 
 
 def test_what_fits_no_layer_is_refused_by_name(model, adapter, tmp_path):
-    lora.write(tmp_path / "a.safetensors", adapter, "kohya", adapters.xl_modules(model))
+    formats.write(tmp_path / "a.safetensors", adapter, "kohya", adapters.xl_modules(model))
     state = load_file(tmp_path / "a.safetensors")
     save_file(state | {"lora_te3_x.lora_down.weight": torch.zeros(1, 1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="unexpected lora_te3_x.lora_down.weight"):
@@ -141,7 +141,7 @@ def test_what_fits_no_layer_is_refused_by_name(model, adapter, tmp_path):
 def test_the_second_encoder_can_be_changed_alone_and_isnt_merged(model, adapter, tmp_path):
     own = {name: tensor for name, tensor in adapter.weights.items() if name.startswith("text_encoder_2.")}
     alphas = {name: alpha for name, alpha in adapter.alphas.items() if name.startswith("text_encoder_2.")}
-    lora.write(tmp_path / "a.safetensors", lora.Lora(own, alphas))
+    formats.write(tmp_path / "a.safetensors", formats.Lora(own, alphas))
     before = model.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)})
     model.load_lora(tmp_path / "a.safetensors")
     after = model.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)})

@@ -15,7 +15,7 @@ import ldm
 from ldm.adapters import lora_layers as loras
 from ldm.adapters.lora import chosen
 from ldm.common.registry import build
-from ldm.interop.parts.unet import from_diffusers
+from ldm.interop.parts.unet_config import from_diffusers
 from ldm.networks import Cond, layers
 from ldm.training.trainer.speed import BLOCKS, checkpoint_blocks
 from tests.interop import sdxl

@@ -12,7 +12,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner
 from ldm.diffusion import V
 from ldm.interop import single_file
-from ldm.interop.files.names import by_prefix, inverse, rename
+from ldm.interop.files.name_tables import by_prefix, inverse, rename
 from ldm.interop.parts import compvis, stable_diffusion
 from ldm.interop.parts.clip_text import second_names
 from tests.interop.configs import unet, vae

@@ -16,7 +16,7 @@ from ldm.images import Preprocess
 from ldm.interop import single_file, to_single_file
 from ldm.interop.export import export
 from ldm.interop.exporting import dtype as precision
-from ldm.interop.lora import files as lora
+from ldm.interop.lora import formats
 from ldm.interop.parts import stable_diffusion
 from ldm.interop.parts.clip_text import second_names
 from ldm.interop.parts.to_clip import to_second_names
@@ -127,12 +127,12 @@ def test_a_lora_in_kohyas_names_opens_beside_the_file(exported, texts, tmp_path)
     version, _, root = exported
     model = ldm.load(root / "one.safetensors", text_encoder=str(texts[version]))
     weights, generator = {}, torch.Generator().manual_seed(2)
-    for name in (m for m in lora.adaptable(model.denoiser.network) if m.endswith(("to_q", "to_out.0", "conv1"))):
+    for name in (m for m in formats.adaptable(model.denoiser.network) if m.endswith(("to_q", "to_out.0", "conv1"))):
         w = model.denoiser.network.get_submodule(name.removeprefix("unet.")).weight
         weights[f"{name}.lora_A.weight"] = torch.randn(2, *w.shape[1:], generator=generator)
         weights[f"{name}.lora_B.weight"] = 0.1 * torch.randn(w.shape[0], 2, *[1] * (w.ndim - 2), generator=generator)
     alphas = {name.rsplit(".lora_", 1)[0]: 1.0 for name in weights}
-    lora.write(tmp_path / "lora.safetensors", lora.Lora(weights, alphas), "kohya")
+    formats.write(tmp_path / "lora.safetensors", formats.Lora(weights, alphas), "kohya")
     pipe = diffusers.StableDiffusionPipeline.from_single_file(
         root / "one.safetensors", config=str(root / "folder"), local_files_only=True
     )

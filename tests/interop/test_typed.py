@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import ldm
 from ldm.common.errors import UserError
 from ldm.diffusion import Eps
-from ldm.interop.folder import WEIGHTS, read_weights
+from ldm.interop.diffusers_folder import WEIGHTS, read_weights
 from tests.interop.test_pipeline import frozen, make
 
 

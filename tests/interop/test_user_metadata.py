@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 import ldm
-from ldm.adapters import base
+from ldm.adapters import adapter as base
 from ldm.adapters import lora_layers as layers
 from ldm.common.errors import UserError
 from ldm.diffusion import EDM, Eps, Flow, Schedule, V
 from ldm.interop.files import user_metadata
-from ldm.interop.lora import base as lora_base
-from ldm.interop.lora.names import split
+from ldm.interop.lora import base_differences
+from ldm.interop.lora.tensor_names import split
 from tests.adapters.models import small
 
 A1111 = {
@@ -129,21 +129,21 @@ ZERO = V(Schedule(zero_terminal_snr=True))
     ],
 )
 def test_a_lora_for_another_base_is_told(metadata, on, says, caplog):
-    lora_base.tell_differences(metadata, on, "a.safetensors")
+    base_differences.tell_differences(metadata, on, "a.safetensors")
     assert len(caplog.records) == (says is not None)
     assert says is None or says in caplog.text
 
 
 def test_a_clip_skip_that_the_base_has_too_isnt_told(caplog):
-    lora_base.tell_differences({"ss_clip_skip": "2"}, Eps(), "a", clip_skip=2)
+    base_differences.tell_differences({"ss_clip_skip": "2"}, Eps(), "a", clip_skip=2)
     assert not caplog.text
-    lora_base.tell_differences({"ss_clip_skip": "1"}, Eps(), "a", clip_skip=2)
+    base_differences.tell_differences({"ss_clip_skip": "1"}, Eps(), "a", clip_skip=2)
     assert "the base reads its text encoder's layer 2 from the end" in caplog.text
 
 
 def test_a_switch_that_is_none_is_refused():
     with pytest.raises(UserError, match="ss_zero_terminal_snr is 'perhaps', where true or false belongs"):
-        lora_base.tell_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
+        base_differences.tell_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
 
 
 CUT = struct.pack("<Q", 2**40) + b"{"

@@ -23,8 +23,7 @@ from ldm.diffusion import EDM, Denoiser, Eps, Flow, LearnedUncertainty, MinSNR, 
 from ldm.diffusion.noise import LogitNormal, LogNormal, UniformTimesteps
 from ldm.diffusion.weighting import Weighting
 from ldm.images import Preprocess
-from ldm.interop.parts import unet as unet_names
-from ldm.interop.parts import vae as vae_names
+from ldm.interop.parts import unet_config, vae_config
 from ldm.networks import Cond
 from ldm.training.ldm_task import DiffusionTask
 from ldm.training.optimization.learning_rate import LearningRate
@@ -60,8 +59,8 @@ class Nets:
     def task(self, parameterization, monkeypatch, **options) -> DiffusionTask:
         """Ours, with latents=online, on these captions' states."""
         config = self.unet.config
-        network = build(unet_names.from_diffusers(config), "network")
-        network.load_state_dict(unet_names.weights(self.unet.state_dict(), config))
+        network = build(unet_config.from_diffusers(config), "network")
+        network.load_state_dict(unet_config.weights(self.unet.state_dict(), config))
         task = DiffusionTask(
             our_vae(self.vae),
             Denoiser(network, parameterization, **options),
@@ -77,8 +76,8 @@ class Nets:
 
 
 def our_vae(theirs):
-    ours = build(vae_names.from_diffusers(theirs.config), "vae")
-    ours.load_state_dict(vae_names.weights_from_diffusers(theirs.state_dict(), theirs.config))
+    ours = build(vae_config.from_diffusers(theirs.config), "vae")
+    ours.load_state_dict(vae_config.weights_from_diffusers(theirs.state_dict(), theirs.config))
     return ours
 
 

@@ -17,7 +17,7 @@ from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
 from ldm.config.checking import refuse_sizes_beside_base
 from ldm.data.sources.digits import Digits
-from ldm.interop.parts.vae import to_diffusers
+from ldm.interop.parts.vae_config import to_diffusers
 from ldm.networks import AutoencoderKL
 from ldm.training import ldm_run, vae_base, vae_run
 from ldm.training.optimization.learning_rate import LearningRate

@@ -5,7 +5,7 @@ from typing import Any
 
 from ldm import artifact
 from ldm.conditioning import FrozenText
-from ldm.interop.exporting.report import Report
+from ldm.interop.exporting.export_report import Report
 
 
 def bundle(model: Any, out: Path) -> Report:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files import beside_checkpoint as neighbours
-from ldm.interop.files.plain import is_off, table, word
+from ldm.interop.files import beside_checkpoint
+from ldm.interop.files.values import is_off, table, word
 
 # of a pickled checkpoint: weights and the state of a training
 NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
@@ -86,5 +86,5 @@ def _content(key: str, text: str, where: str) -> Any:
         if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _TELLING.search(text):
             raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.") from None
         return text
-    content = neighbours.parsed(text, f"{where}, {key}") if _YAML.search(text) else text
+    content = beside_checkpoint.parsed(text, f"{where}, {key}") if _YAML.search(text) else text
     return content if isinstance(content, dict) else text

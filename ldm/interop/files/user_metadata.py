@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.common.errors import UserError, printable
-from ldm.interop.files.plain import read_json, table
+from ldm.interop.files.values import read_json, table
 
 log = logging.getLogger("ldm")
 WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"

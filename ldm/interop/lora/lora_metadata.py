@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import leaves, of_metadata
-from ldm.interop.files.plain import flag, is_off, number, table, word
+from ldm.interop.files.values import flag, is_off, number, table, word
 
 log = logging.getLogger("ldm")
 CONFIGS = ("lora_adapter_metadata", "adapter_config", "adapter_config_json", "lora_config", "peft_config")

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.plain import number
-from ldm.interop.lora import config as lora_config
-from ldm.interop.lora import lora_metadata
+from ldm.interop.files.values import number
+from ldm.interop.lora import lora_metadata, peft_config
 
 log = logging.getLogger("ldm")
 T = TypeVar("T")
@@ -75,14 +74,14 @@ def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) 
     found: dict[str, float] = {}
     own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
     shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
-    lora_config.tell_idle(shared, [module.partition(".")[2] for module in ranks], where)
+    peft_config.tell_idle(shared, [module.partition(".")[2] for module in ranks], where)
     for component, settings in own.items():
         start = f"{component}."
         short = _under(ranks, start)
         both = _joined(shared, settings, component, where)
         if short and both:
-            lora_config.tell_idle(settings, short, where)
-            found |= {start + m: alpha for m, alpha in lora_config.alphas(both, short, where).items()}
+            peft_config.tell_idle(settings, short, where)
+            found |= {start + m: alpha for m, alpha in peft_config.alphas(both, short, where).items()}
         elif short:
             log.warning("%s says nothing of the %s: its alpha is taken for the rank", where, component)
         elif settings:

@@ -13,8 +13,8 @@ from torch import Tensor
 from ldm.conditioning import FrozenText
 from ldm.conditioning.text.clip_names import TEXT_MODEL
 from ldm.conditioning.text.encoders import load_tokenizer
-from ldm.interop.files.names import by_prefix, inverse, rename
-from ldm.interop.files.plain import read_json, whole
+from ldm.interop.files.name_tables import by_prefix, inverse, rename
+from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.settings import text_settings
 

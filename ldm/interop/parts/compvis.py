@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.interop.files.names import by_prefix
+from ldm.interop.files.name_tables import by_prefix
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, FrozenText
-from ldm.interop.files.plain import read_json, whole
+from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts import sdxl
 
 

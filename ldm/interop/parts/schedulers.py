@@ -9,8 +9,8 @@ from ldm.common.registry import build
 from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
 from ldm.diffusion.schedule import _ends
-from ldm.interop.files.plain import number
-from ldm.interop.parts.unet import full_spec
+from ldm.interop.files.values import number
+from ldm.interop.parts.unet_config import full_spec
 from ldm.interop.settings import scheduler_config
 
 log = logging.getLogger("ldm")

@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.conditioning import FrozenText
 from ldm.diffusion import Eps, Schedule, V
-from ldm.interop.parts import sdxl, sdxl_file, unet, vae
+from ldm.interop.parts import sdxl, sdxl_file, unet_config, vae_config
 from ldm.networks import AutoencoderKL, UNet
 
 GROUPS, HEADS, HEAD_DIM = 32, 8, 64
@@ -47,12 +47,12 @@ def obstacles(model: Any) -> list[str]:
 def of_unet(network: nn.Module) -> list[str]:
     if not isinstance(network, UNet):
         return [f"the network is a {type(network).__name__} (train with network=unet)"]
-    reasons = [f"the U-Net: {reason}" for reason in unet.obstacles(network)]
+    reasons = [f"the U-Net: {reason}" for reason in unet_config.obstacles(network)]
     if (groups := network.conv_norm_out.num_groups) != GROUPS:
         reasons.append(f"the U-Net's norms have {groups} groups (network.groups=32, widths that 32 divides)")
-    spec = unet.full_spec(network)
+    spec = unet_config.full_spec(network)
     levels = range(len(network.widths))
-    heads = unet.per_level(spec["heads"], len(levels))
+    heads = unet_config.per_level(spec["heads"], len(levels))
     attends = [level.attentions is not None for level in network.down_blocks]
     wanted = [w // HEAD_DIM if spec["linear_projection"] else HEADS for w in network.widths]
     odd = [i for i in levels if (attends[i] or i == levels[-1]) and heads[i] != wanted[i]]
@@ -65,7 +65,7 @@ def of_unet(network: nn.Module) -> list[str]:
 def of_vae(first_stage: nn.Module) -> list[str]:
     if not isinstance(first_stage, AutoencoderKL):
         return ["it generates pixels, without an autoencoder (train on one: vae=kl_f8)"]
-    reasons = [f"the autoencoder: {reason} (train with vae=kl_f8)" for reason in vae.obstacles(first_stage)]
+    reasons = [f"the autoencoder: {reason} (train with vae=kl_f8)" for reason in vae_config.obstacles(first_stage)]
     if (groups := first_stage.encoder.conv_norm_out.num_groups) != GROUPS:
         reasons.append(f"the autoencoder's norms have {groups} groups (vae=kl_f8, or vae.groups=32)")
     return reasons
@@ -128,12 +128,12 @@ def differences(model: Any, version: str) -> list[str]:
 
 def _sizes(module: Any) -> dict[str, Any]:
     """The spec of a U-Net or an autoencoder, each size a level."""
-    spec = unet.full_spec(module)
+    spec = unet_config.full_spec(module)
     if isinstance(module, AutoencoderKL):
         widths = [stage.resnets[0].conv1.out_channels for stage in module.encoder.down_blocks]  # type: ignore[index,union-attr]
         return spec | {"channels": widths}
     attends = [level.attentions is not None for level in module.down_blocks]
-    depth = unet.per_level(spec["depth"], len(module.widths))
+    depth = unet_config.per_level(spec["depth"], len(module.widths))
     return spec | {"channels": module.widths, "attention": attends, "depth": depth}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.conditioning.text.clip_names import TEXT_MODEL, canonical
-from ldm.interop.files.names import by_prefix, rename
+from ldm.interop.files.name_tables import by_prefix, rename
 from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
 
 _PLACES = "embeddings.position_embedding.weight"

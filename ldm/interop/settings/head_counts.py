@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import NO_SETTINGS, leaves
-from ldm.interop.files.plain import is_off, number
+from ldm.interop.files.values import is_off, number
 
 log = logging.getLogger("ldm")
 _KEYS = {"num_head_channels": "head_dim", "num_heads": "heads"}  # the first counts where both are said, as in CompVis's

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import flag, number
+from ldm.interop.files.values import flag, number
 
 log = logging.getLogger("ldm")
 Whitening = tuple[list[float], list[float]]  # mean and std per channel

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.common.errors import printable
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import flag, is_off, word
+from ldm.interop.files.values import flag, is_off, word
 
 log = logging.getLogger("ldm")
 _OF_WIDTH = {768: "1", 1024: "2", 1280: "XL", 2048: "XL"}  # of the states of text that a U-Net reads

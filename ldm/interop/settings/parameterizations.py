@@ -11,7 +11,7 @@ from ldm.common.registry import build
 from ldm.diffusion import EDM, Flow
 from ldm.diffusion.parameterization import Parameterization
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import is_off, number
+from ldm.interop.files.values import is_off, number
 from ldm.interop.settings import noise_table
 
 log = logging.getLogger("ldm")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import flag, word
+from ldm.interop.files.values import flag, word
 
 log = logging.getLogger("ldm")
 GIVEN = ("eps", "v", "flow")  # what a user may say; EDM needs numbers, which the file's settings have

@@ -7,7 +7,7 @@ from typing import Any
 from ldm.common.annotations import check_guidance
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import leaves
-from ldm.interop.files.plain import is_off, number, whole
+from ldm.interop.files.values import is_off, number, whole
 
 log = logging.getLogger("ldm")
 _SECTION, _GUIDER = "sampler_config.", "guider_config."

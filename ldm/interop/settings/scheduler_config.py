@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files.plain import is_off, number
+from ldm.interop.files.values import is_off, number
 
 _TABLE: dict[str, Any] = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import NO_SETTINGS, leaves
-from ldm.interop.files.plain import is_off, number, whole
+from ldm.interop.files.values import is_off, number, whole
 
 log = logging.getLogger("ldm")
 _SECTIONS = ("cond_stage", "conditioner_config")

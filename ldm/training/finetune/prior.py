@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ldm.adapters.base import hash_of
+from ldm.adapters.adapter import hash_of
 from ldm.common.devices import lent
 from ldm.common.errors import UserError
 from ldm.data.sources.shards import joined

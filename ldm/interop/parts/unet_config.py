@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.common.registry import spec_of
-from ldm.interop.files.names import refuse
+from ldm.interop.files.name_tables import refuse
 from ldm.networks import UNet
 
 _KNOWN = (

@@ -15,11 +15,11 @@ from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.images import Preprocess
-from ldm.interop.files import shards, typed
+from ldm.interop.files import config_checks, shards
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
-from ldm.interop.files.names import refuse
-from ldm.interop.files.plain import read_json, whole
-from ldm.interop.parts import conditions, controlnet, schedulers, sdxl, unet, vae
+from ldm.interop.files.name_tables import refuse
+from ldm.interop.files.values import read_json, whole
+from ldm.interop.parts import conditions, controlnet_config, schedulers, sdxl, unet_config, vae_config
 from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
@@ -64,7 +64,7 @@ def load_part(folder: Path) -> nn.Module:
     if name not in _PARTS:
         raise UserError(f"{folder} holds a {name}, which has no counterpart here; known: {', '.join(_PARTS)}.")
     if name not in _OWN:
-        typed.check_part(config, str(folder / "config.json"))
+        config_checks.check_part(config, str(folder / "config.json"))
     try:
         return _part(folder, name, config)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -77,13 +77,13 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
         network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
         return _restore(config["spec"], network, folder)
     if name == "ControlNetModel":
-        net = _restore(controlnet.from_diffusers(config), controlnet.weights(state, config), folder)
+        net = _restore(controlnet_config.from_diffusers(config), controlnet_config.weights(state, config), folder)
         return _with_features(net, config)
     if name == "AutoencoderKL":
-        model = _restore(vae.from_diffusers(config), vae.weights_from_diffusers(state, config), folder)
+        model = _restore(vae_config.from_diffusers(config), vae_config.weights_from_diffusers(state, config), folder)
         model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
         return model
-    model = _restore(unet.from_diffusers(config), unet.weights(state, config), folder)
+    model = _restore(unet_config.from_diffusers(config), unet_config.weights(state, config), folder)
     return _with_features(model, config)
 
 
@@ -205,7 +205,7 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 def _pipeline(folder: Path) -> nn.Module:
     where = folder / "model_index.json"
     index = read_json(where)
-    typed.check_index(index, _KNOWN, str(where))
+    config_checks.check_index(index, _KNOWN, str(where))
     # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
@@ -217,7 +217,7 @@ def _pipeline(folder: Path) -> nn.Module:
         raise UserError(f"{folder} isn't a whole pipeline: {', '.join(missing)} is missing.")
     for part in [part for part in ("unet", "vae", "scheduler", "text_encoder") if part in present]:
         file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
-        typed.check_class(index, part, read_json(file), str(file))
+        config_checks.check_class(index, part, read_json(file), str(file))
     network: Any = load_part(folder / "unet")
     if not hasattr(network, "in_channels"):
         raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
@@ -256,7 +256,7 @@ def most_steps(config: Mapping[str, Any], where: str) -> int:
 def _sides(folder: Path) -> tuple[int, int]:
     """Height and width of the latents that a pipeline draws."""
     file = folder / "unet" / "config.json"
-    return typed.sizes(read_json(file).get("sample_size"), 64, f"{file}: sample_size")
+    return config_checks.sizes(read_json(file).get("sample_size"), 64, f"{file}: sample_size")
 
 
 def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Module, tuple[list[float], list[float]]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ldm.interop.files.names import bijection, by_prefix
+from ldm.interop.files.name_tables import bijection, by_prefix
 from ldm.interop.parts import compvis
 
 _UNET = "unet."

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from ldm.common.errors import printable
 from ldm.diffusion import EDM, X0, Eps, Flow, V
 from ldm.diffusion.parameterization import Parameterization, VariancePreserving
-from ldm.interop.files.plain import flag, word
+from ldm.interop.files.values import flag, word
 from ldm.interop.settings import model_version
 from ldm.interop.settings.prediction import SPELLINGS, of_architecture, of_base
 

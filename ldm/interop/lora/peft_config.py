@@ -8,8 +8,8 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.conditioning.text.clip_names import spellings
-from ldm.interop.files.names import refuse
-from ldm.interop.files.plain import number
+from ldm.interop.files.name_tables import refuse
+from ldm.interop.files.values import number
 
 log = logging.getLogger("ldm")
 # read here, or about training, or about which layers have weights: the file's tensors say that

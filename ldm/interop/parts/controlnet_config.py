@@ -10,9 +10,8 @@ from torch import Tensor
 from ldm import artifact
 from ldm.common.errors import UserError
 from ldm.common.registry import build
-from ldm.interop.files.names import bijection, inverse, rename
-from ldm.interop.parts import compvis, unet
-from ldm.interop.parts import compvis_shapes as infer
+from ldm.interop.files.name_tables import bijection, inverse, rename
+from ldm.interop.parts import compvis, compvis_shapes, unet_config
 from ldm.interop.parts.compvis import indices
 from ldm.networks import ControlNet
 from ldm.networks.controlnet import HINT_WIDTHS
@@ -36,7 +35,7 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     down = list(config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)))
     mirrored = [name.replace("Down", "Up") for name in reversed(down)]
     channels = config.get("in_channels", 4)
-    network = unet.from_diffusers(
+    network = unet_config.from_diffusers(
         {**rest, "down_block_types": down, "up_block_types": mirrored, "out_channels": channels}
     )
     widths = list(config.get("conditioning_embedding_out_channels") or HINT_WIDTHS)
@@ -55,7 +54,7 @@ def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str,
     if reasons := obstacles(net):
         raise UserError(f"the ControlNet is no ControlNetModel: {'; '.join(reasons)}.")
     features = size_features or getattr(net, "size_features", None)
-    whole = unet.to_diffusers(_network(net), size_features=features)
+    whole = unet_config.to_diffusers(_network(net), size_features=features)
     config = {k: v for k, v in whole.items() if k not in _OF_THE_WAY_UP}
     return config | {
         "_class_name": "ControlNetModel",
@@ -67,13 +66,13 @@ def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str,
 
 def weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Our weights as diffusers', or diffusers' as ours, for a model of diffusers' `config`: the map is its inverse."""
-    return unet.weights(state, config)
+    return unet_config.weights(state, config)
 
 
 def obstacles(net: ControlNet) -> list[str]:
     """Why `net` is no ControlNetModel; empty if it is."""
     network = _network(net)
-    reasons = unet.obstacles(network)
+    reasons = unet_config.obstacles(network)
     if net.class_embedding is not None and net.class_embedding.bias is not None:
         reasons.append("it reads a vector of conditions, where ControlNetModel has a table of classes")
     if net.factor & (net.factor - 1):
@@ -100,7 +99,7 @@ def from_compvis(
     """The ControlNet in a checkpoint of CompVis's kind; what head counts are, see `infer.unet_spec`."""
     state = {name.removeprefix(COMPVIS): tensor for name, tensor in state.items() if name.startswith(COMPVIS)}
     channels = state["input_blocks.0.0.weight"].shape[1]
-    network, _ = infer.unet_spec({**state, "out.2.weight": torch.empty(channels)}, heads, head_dim)
+    network, _ = compvis_shapes.unet_spec({**state, "out.2.weight": torch.empty(channels)}, heads, head_dim)
     hint = [state[f"input_hint_block.{i}.weight"] for i in indices(state, "input_hint_block.")]
     widths = [hint[0].shape[0], *(weight.shape[0] for weight in hint[2:-1:2])]
     spec = {

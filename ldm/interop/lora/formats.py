@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from ldm.artifact import refuse_not_finite
 from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.clip_names import canonical, spellings
-from ldm.interop.files.names import bijection, report
-from ldm.interop.files.plain import read_json
+from ldm.interop.files.name_tables import bijection, report
+from ldm.interop.files.values import read_json
+from ldm.interop.lora import kohya_xl
 from ldm.interop.lora import strength as lora_strength
-from ldm.interop.lora import xl as lora_xl
-from ldm.interop.lora.names import KOHYA, is_pefts, split, unsupported
+from ldm.interop.lora.tensor_names import KOHYA, is_pefts, split, unsupported
 
 log = logging.getLogger("ldm")
 FORMATS = ("diffusers", "kohya")
@@ -184,7 +184,7 @@ def to_kohya(lora: Lora, xl: Iterable[str] = ()) -> dict[str, Tensor]:
     """Tensors under kohya's names, alphas among them; `xl` as for `write`."""
     state: dict[str, Tensor] = {}
     table = kohya_table(lora.alphas)
-    if named := lora_xl.kohya_names(xl):
+    if named := kohya_xl.kohya_names(xl):
         table |= {ours: named[ours] for ours in table if ours in named}
         table = {ours: theirs.replace("lora_te_", "lora_te1_", 1) for ours, theirs in table.items()}
     for ours, theirs in table.items():
@@ -198,7 +198,7 @@ def _known(modules: Iterable[str]) -> dict[str, str]:
     """{as a file may call it: ours}: either spelling of CLIP, kohya's underscores, peft's own without a component."""
     ours = list(dict.fromkeys(map(_canonical, modules)))
     known = {module: module for module in ours} | {theirs: module for module, theirs in kohya_table(ours).items()}
-    for module, theirs in lora_xl.kohya_names(ours).items():
+    for module, theirs in kohya_xl.kohya_names(ours).items():
         known.setdefault(theirs, module)
     for module in ours:
         component, _, short = module.partition(".")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files.plain import number, whole
+from ldm.interop.files.values import number, whole
 
 _WHOLE = (
     "in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "cross_attention_dim",

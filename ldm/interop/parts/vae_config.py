@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.names import refuse
-from ldm.interop.parts.unet import full_spec, signature_defaults
+from ldm.interop.files.name_tables import refuse
+from ldm.interop.parts.unet_config import full_spec, signature_defaults
 from ldm.networks import AutoencoderKL
 
 _KNOWN = (
