@@ -1,10 +1,10 @@
-"""The model folder: plain data that is all a model needs.
+"""The model folder: all that a model needs, as plain data.
 
-    config.json          the spec that the model is built from, by names out of the registry, tokenizer included
+    config.json          the spec that the model is built from, by names in the registry, tokenizer included
     model.safetensors    the weights
     manifest.json        size and SHA-256 of both
 
-No name, date or path is inside: equal models give equal files. Loading is strict and never runs code from a file.
+It contains no name, date or path, so equal models give equal files. Loading is strict and never runs code from a file.
 """
 
 import contextlib
@@ -28,25 +28,29 @@ from ldm.networks.computing.finite import not_finite
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors")
-MOST_NUMBER = 10**7  # in a config out of a file
-MOST_PIXELS = 2**28
+MAX_NUMBER = 10**7  # in a config that was read from a file
+MAX_PIXELS = 2**28
 
 
 def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """Writes `model` (of a registered class) as a model folder, or leaves the one that is there as it was.
+    """Writes `model`, of a registered class, as a model folder; on failure a folder that was there stays as it was.
 
-    `weights` are the model's own where it doesn't hold them itself, being spread over several processes.
+    `weights` are the model's state where it is spread over several processes, so that the model doesn't hold it.
+    Raises UserError where the folder can't be written, or adapters are on the model.
     """
     from ldm.common.files import Hashing, make_folder, replace_together
 
-    if hasattr(model, "bare"):  # what is put on a model isn't in its file
+    if hasattr(model, "bare"):  # refuses adapters, which aren't part of the model's folder
         model.bare("save")
     folder = make_folder(Path(folder))
     with _bundled(model, folder):
         config = to_json(describe(model))
-    state, manifest = weights or model.state_dict(), {}
+    state = weights or model.state_dict()
+    manifest = {}
 
     def hashed(name: str, write: Callable[[Any], object]) -> Callable[[BinaryIO], None]:
+        """`write`, with the size and hash of what it writes recorded in the manifest."""
+
         def run(file: BinaryIO) -> None:
             write(hashing := Hashing(file))
             manifest[name] = hashing.record
@@ -64,7 +68,7 @@ def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = 
 
 @contextlib.contextmanager
 def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
-    """Copies into `folder` what the model's parts have outside and want to be bundled; their specs name the copies."""
+    """Copies the outside files of parts that want them bundled into `folder`; inside the block, specs name the copies."""
     parts: list[Any] = [part for part in model.modules() if getattr(part, "bundled", False)]
     specs = [part._spec for part in parts]
     for part in parts:
@@ -75,7 +79,7 @@ def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The model in a model folder, in eval mode. Refuses what is damaged, incomplete or of unknown make."""
+    """The model in a model folder, in eval mode. Raises UserError where it is damaged, incomplete or of unknown kind."""
     folder = Path(folder)
     verify(folder)
     from safetensors import SafetensorError
@@ -84,25 +88,30 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     try:
         config, weights = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
         if not isinstance(config, Mapping):
-            raise ValueError("config.json holds no mapping")
+            raise ValueError("config.json isn't a mapping")
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(f"{folder} can't be read as a model ({error}); restore it.") from None
     return restore(config, weights, str(folder)).to(device)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """What `restore` needs beside the weights."""
-    preprocess = getattr(model, "preprocess", None)
+    """The content of config.json: what `restore` needs beside the weights."""
     described = {"format": FORMAT, "model": spec_of(model)}
-    return described | ({"preprocess": spec_of(preprocess)} if preprocess is not None else {})
+    preprocess = getattr(model, "preprocess", None)
+    if preprocess is not None:
+        described["preprocess"] = spec_of(preprocess)
+    return described
 
 
 def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> nn.Module:
-    """The model that `config` describes with `weights`: every name must match, and every shape."""
+    """The model that `config` describes, with `weights`. `where` names it in messages.
+
+    Raises UserError unless the weights' names and shapes are exactly those of the model and all values are finite.
+    """
     if config.get("format") != FORMAT:
-        raise UserError(f"{where}: format {config.get('format')!r} is not one that this version reads ({FORMAT}).")
+        raise UserError(f"{where}: format {config.get('format')!r} isn't one that this version reads ({FORMAT}); take the version of ldm that wrote it.")
     if not isinstance(config.get("model"), Mapping):
-        raise UserError(f"{where}: its config says of no model how it is built; restore it.")
+        raise UserError(f"{where}: its config doesn't say how a model is built; restore it.")
     model = _build_empty(config["model"], len(weights), where)
     report_mismatch(model.state_dict(), weights, where)
     refuse_not_finite(weights, where)
@@ -110,8 +119,8 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
     if "preprocess" in config:
         preprocess = _built(lambda: build(config["preprocess"]), where)
         shape = _built(lambda: tuple(preprocess.shape), where)
-        if math.prod(shape) > MOST_PIXELS:
-            raise UserError(f"{where}: its images of {shape} are larger than any that this reads.")
+        if math.prod(shape) > MAX_PIXELS:
+            raise UserError(f"{where}: its config asks for images of {shape}, which is too large; restore it.")
         model.preprocess = preprocess
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -119,8 +128,8 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
 def _build_empty(spec: Mapping[str, Any], weights: int, where: str) -> nn.Module:
     """The model on the meta device: nothing takes memory or is initialised before names and shapes are known to fit.
 
-    What a config could still ask for is bounded before it is built: numbers by MOST_NUMBER, and the parameters by those
-    that the file has, of which a config of a thousand million blocks would have more.
+    A hostile config is stopped all the same: its numbers are bounded by MAX_NUMBER before anything is built, and the
+    count of its parameters by that of the file's `weights` while it is.
     """
     _bound_numbers(spec, where)
     thread, count = threading.get_ident(), 0
@@ -130,7 +139,9 @@ def _build_empty(spec: Mapping[str, Any], weights: int, where: str) -> nn.Module
         if threading.get_ident() == thread:
             count += 1
             if count > 2 * weights + 1000:
-                raise UserError(f"{where}: its config describes far more weights than the {weights} that it has.")
+                raise UserError(
+                    f"{where}: its config describes far more weights than the {weights} of its file; restore it."
+                )
 
     hook = register_module_parameter_registration_hook(counted)
     try:
@@ -139,7 +150,7 @@ def _build_empty(spec: Mapping[str, Any], weights: int, where: str) -> nn.Module
     finally:
         hook.remove()
     if not isinstance(model, nn.Module):
-        raise UserError(f"{where}: its config describes a {type(model).__name__}, which is no model.")
+        raise UserError(f"{where}: its config describes a {type(model).__name__}, which isn't a model; restore it.")
     return model
 
 
@@ -148,8 +159,8 @@ def _built(make: Callable[[], Any], where: str) -> Any:
         return make()
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except Exception as error:  # a class's own complaint about an argument of the wrong kind
-        raise UserError(f"{where}: its config makes no model ({type(error).__name__}: {error}).") from None
+    except Exception as error:  # an argument of the wrong type
+        raise UserError(f"{where}: its config can't be built ({type(error).__name__}: {error}); restore it.") from None
 
 
 def _bound_numbers(value: Any, where: str) -> None:
@@ -159,12 +170,12 @@ def _bound_numbers(value: Any, where: str) -> None:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             _bound_numbers(inner, where)
-    elif isinstance(value, int) and abs(value) > MOST_NUMBER:
-        raise UserError(f"{where}: its config asks for a size of {str(value)[:20]}, which no model has.")
+    elif isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise UserError(f"{where}: its config asks for a size of {str(value)[:20]}, which no model has; restore it.")
 
 
 def report_mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
-    """Raises UserError naming what is missing, unexpected, of another shape or no real numbers."""
+    """Raises UserError that names the weights that are missing, unexpected, of another shape or not real numbers."""
     problems = [f"missing {name}" for name in wanted if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in wanted]
     problems += [
@@ -173,31 +184,32 @@ def report_mismatch(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], w
         if name in given and given[name].shape != wanted[name].shape
     ]
     problems += [
-        f"{name} is {str(given[name].dtype).removeprefix('torch.')}, where weights are real numbers"
+        f"{name} is {str(given[name].dtype).removeprefix('torch.')}, not real numbers"
         for name, tensor in wanted.items()
         if name in given and tensor.is_floating_point() and not given[name].is_floating_point()
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{where}: the weights don't fit the model: {shown}.")
+        raise UserError(f"{where}: the weights don't fit the model: {shown}; restore the file, or take another.")
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raises UserError naming weights with a value that is infinite or no number."""
+    """Raises UserError that names weights with a value that is infinite or NaN."""
     if bad := not_finite(weights):
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise UserError(
             f"{where}: {bad[0]}{more} isn't finite: training diverged or the file is damaged; take an earlier "
-            "checkpoint, or get the file anew."
+            "checkpoint, or download the file again."
         )
 
 
 def verify(folder: Path) -> None:
-    """Checks a model folder against its manifest."""
+    """Checks a model folder against its manifest. Raises UserError where a file is missing or damaged."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise UserError(
-            f"{folder} holds no whole model: manifest.json is missing; was the run stopped before it saved one?"
+            f"{folder} holds no whole model: manifest.json is missing; continue the run, which may have been stopped "
+            "before it saved one, or restore the folder."
         )
     try:
         files = json.loads(manifest.read_text())["files"]
@@ -210,7 +222,7 @@ def verify(folder: Path) -> None:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 over spec and weights: what names a model in caches and adapters."""
+    """SHA-256 of spec and weights, in hexadecimal: the model's identity in caches and adapters."""
     digest = hashlib.sha256(to_json(describe(model)))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -219,17 +231,17 @@ def model_hash(model: nn.Module) -> str:
 
 
 def encoder_hash(first_stage: Any) -> str:
-    """SHA-256 over what latents depend on: the weights of an autoencoder's encoding half, and how these are read.
+    """SHA-256 of what latents depend on, in hexadecimal: the weights of an autoencoder's encoding half, and its form.
 
-    What names a first stage where its latents count, in their cache and in runs of stage two: it stays the same when
-    the decoder is trained further, and whatever was preprocessed for it. Of other classes, whose halves aren't known,
+    It is the identity of a first stage in the cache of its latents and in runs of stage two: it stays the same when
+    the decoder is trained further, and whatever the preprocessing. For other classes, whose encoding half isn't known,
     it is `model_hash`.
     """
     if type(first_stage) is not AutoencoderKL:
         return model_hash(first_stage)
     groups = first_stage.encoder.conv_norm_out.num_groups
-    read = {"encoder of": "AutoencoderKL", "stem": first_stage.stem, "groups": groups}
-    digest = hashlib.sha256(to_json(read))
+    form = {"encoder of": "AutoencoderKL", "stem": first_stage.stem, "groups": groups}
+    digest = hashlib.sha256(to_json(form))
     for name, tensor in sorted(first_stage.weights_of(first_stage.ENCODING).items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))
@@ -237,6 +249,7 @@ def encoder_hash(first_stage: Any) -> str:
 
 
 def to_json(data: Any) -> bytes:
+    """Plain data as indented JSON in UTF-8; equal data give equal bytes."""
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
