@@ -4,7 +4,7 @@
     model = ldm.load("runs/ldm/emoji")
     model("a cat above a rocket on a blue background", n=4)
 
-The names below are imported when they are first used, so that a command's --help needn't wait for torch.
+The names below are imported at their first use, so that a command's --help doesn't have to wait for torch.
 """
 
 import importlib
@@ -50,12 +50,8 @@ _HOMES = {
     "model.latent_diffusion": ("LatentDiffusion",),
     "common.registry": ("build", "register", "spec_of"),
 }
-_REGISTERED = (
-    "data.sources",
-    "networks",
-    "conditioning",
-    "diffusion",
-)  # whose classes `build` knows by name, as YAML does
+# Importing these registers the classes that `build` knows by name, as YAML does.
+_REGISTERED = ("data.sources", "networks", "conditioning", "diffusion")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",

@@ -68,7 +68,7 @@ def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = 
 
 @contextlib.contextmanager
 def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
-    """Copies the outside files of parts that want them bundled into `folder`; inside the block, specs name the copies."""
+    """Copies outside files of parts that bundle them into `folder`; while the block runs, specs name the copies."""
     parts: list[Any] = [part for part in model.modules() if getattr(part, "bundled", False)]
     specs = [part._spec for part in parts]
     for part in parts:
@@ -79,7 +79,7 @@ def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The model in a model folder, in eval mode. Raises UserError where it is damaged, incomplete or of unknown kind."""
+    """The model in a model folder, in eval mode. Raises UserError if it is damaged, incomplete or of unknown kind."""
     folder = Path(folder)
     verify(folder)
     from safetensors import SafetensorError
@@ -109,7 +109,10 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
     Raises UserError unless the weights' names and shapes are exactly those of the model and all values are finite.
     """
     if config.get("format") != FORMAT:
-        raise UserError(f"{where}: format {config.get('format')!r} isn't one that this version reads ({FORMAT}); take the version of ldm that wrote it.")
+        raise UserError(
+            f"{where}: format {config.get('format')!r} isn't one that this version reads ({FORMAT}); take a "
+            "version of ldm that does."
+        )
     if not isinstance(config.get("model"), Mapping):
         raise UserError(f"{where}: its config doesn't say how a model is built; restore it.")
     model = _build_empty(config["model"], len(weights), where)

@@ -1,4 +1,4 @@
-"""`python -m ldm.compare` is `ldm compare` now."""
+"""`python -m ldm.compare`, the former name of `ldm compare`."""
 
 from ldm.commands.cli import run_plain
 

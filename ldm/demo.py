@@ -1,4 +1,4 @@
-"""`python -m ldm.demo` is `ldm demo` now."""
+"""`python -m ldm.demo`, the former name of `ldm demo`."""
 
 from ldm.commands.cli import run_plain
 

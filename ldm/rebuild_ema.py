@@ -1,4 +1,4 @@
-"""`python -m ldm.rebuild_ema` is `ldm rebuild-ema` now."""
+"""`python -m ldm.rebuild_ema`, the former name of `ldm rebuild-ema`."""
 
 from ldm.commands.cli import run_plain
 

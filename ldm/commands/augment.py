@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.common.devices import device_of, fetched, send
+from ldm.common.devices import device_of, send, to_host
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
 from ldm.common.registry import build
@@ -86,7 +86,7 @@ def _variants(vae: AutoencoderKL, table: Table, config: Mapping[str, Any]) -> It
         variants = vae.augment(
             images, config["n"], config["temperature"], seed=config["seed"], position=send(rows, place)
         )
-        yield from zip(rows.tolist(), fetched(table.preprocess.to_uint(variants))[0], strict=True)
+        yield from zip(rows.tolist(), to_host(table.preprocess.to_uint(variants))[0], strict=True)
 
 
 def _column_value(table: Table, key: str, row: int) -> Any:

@@ -1,4 +1,4 @@
-"""`train_ldm.py`: stage two, or with finetune= a fine-tuning of one, in runs/ldm/NAME."""
+"""`train_ldm.py`: trains stage two, or with finetune= fine-tunes a run of it, into runs/ldm/NAME."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +9,10 @@ from ldm.training.finetune import run as finetune_run
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
-    """Trains what `config` describes, and returns the run's folder."""
+    """Trains the run that `config` describes, and returns its folder."""
     return (finetune_run if config.get("finetune") else ldm_run).main(config, job)
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
-    """The base of a fine-tuning, or the first stage (None: pixels). Raises UserError where it isn't there."""
+    """The base of a fine-tuning, or the first stage (None: pixels). Raises UserError where that run doesn't exist."""
     return (finetune_run if config.get("finetune") else ldm_run).precheck(config)

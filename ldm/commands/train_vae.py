@@ -1,4 +1,4 @@
-"""`train_vae.py`: stage one, an autoencoder in runs/vae/NAME."""
+"""`train_vae.py`: trains stage one, an autoencoder, into runs/vae/NAME."""
 
 from ldm.training.vae_base import precheck
 from ldm.training.vae_run import main

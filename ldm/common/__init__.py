@@ -1,3 +1,4 @@
-"""What every room uses: errors, the registry of names, files, randomness, devices and process ranks. Knows none of
-the others.
+"""What every room uses: errors, the registry, files, randomness, devices, process ranks, checks of annotations.
+
+Imports none of the other rooms.
 """

@@ -1,4 +1,4 @@
-"""What an object says of itself: a few lines for a terminal, a small table for a notebook."""
+"""How objects display themselves: a few lines in a terminal, a small table in a notebook."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -8,10 +8,10 @@ Facts = Mapping[str, Any]
 
 
 class Described:
-    """Gives `__repr__` and a notebook's rich form from `facts()`; to be named before nn.Module among the bases."""
+    """Mixin: `__repr__` and a notebook's rich display, from `facts()`. It has to come before nn.Module in the bases."""
 
     def facts(self) -> dict[str, Any]:
-        """What is worth knowing, in a few words each."""
+        """The facts to show: name and value, in a few words each."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -28,7 +28,7 @@ def as_text(title: str, facts: Facts) -> str:
 
 
 def as_html(title: str, facts: Facts) -> str:
-    """The same as a table."""
+    """The facts as an HTML table under the title."""
     style = "text-align:left;padding:1px 12px 1px 0"
     rows = "".join(
         f'<tr><th style="{style};font-weight:normal;opacity:.7">{escape(str(name))}</th>'
@@ -39,5 +39,5 @@ def as_html(title: str, facts: Facts) -> str:
 
 
 def millions(parameters: Iterable[Any]) -> str:
-    """'1.63 M parameters'"""
+    """The number of parameters, as '1.63 M parameters'."""
     return f"{sum(p.numel() for p in parameters) / 1e6:.2f} M parameters"

@@ -1,7 +1,7 @@
-"""What crosses between the host and an accelerator, without the one waiting for the other.
+"""Copies between the host and an accelerator that don't make one wait for the other.
 
-A copy to an accelerator returns at once only from pinned memory, and one to the host only into it. Whatever reads a
-number of the accelerator's on the host waits until all work queued before is done.
+A copy to an accelerator returns at once only from pinned memory, and a copy to the host only into pinned memory.
+Reading a number of the accelerator's on the host waits until all work queued before it is done.
 """
 
 from collections.abc import Iterator
@@ -19,29 +19,29 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def fetched(*tensors: Tensor) -> list[Tensor]:
-    """Tensors of one device on the host, which waits once for all of them."""
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """Copies of tensors of one device on the host, which waits once for all of them."""
     device = tensors[0].device
     if device.type in ("cpu", "mps"):
         return [tensor.cpu() for tensor in tensors]
-    held = [torch.empty(t.shape, dtype=t.dtype, device="cpu").pin_memory() for t in tensors]
-    for here, tensor in zip(held, tensors, strict=True):
-        here.copy_(tensor, non_blocking=True)
+    copies = [torch.empty(t.shape, dtype=t.dtype, device="cpu").pin_memory() for t in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
     arrived = torch.Event(device=device)
     arrived.record()
     arrived.synchronize()
-    return held
+    return copies
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are; the CPU for one without any."""
+    """The device of a module's weights; the CPU for a module without any."""
     tensors = [*module.parameters(), *module.buffers()]
     return tensors[0].device if tensors else torch.device("cpu")
 
 
 @contextmanager
-def lent(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
-    """Has the module on `device` while the block runs, and then where it was; None leaves it there."""
+def temporarily_on(module: nn.Module, device: torch.device | str | None) -> Iterator[None]:
+    """Moves the module to `device` for the length of the block, and back afterwards; None leaves it where it is."""
     before = device_of(module)
     module.to(before if device is None else device)
     try:
@@ -51,16 +51,18 @@ def lent(module: nn.Module, device: torch.device | str | None) -> Iterator[None]
 
 
 def fast_products(device: torch.device | str) -> None:
-    """Has a CUDA GPU multiply float32 matrices in TF32 (10 bits of mantissa, sums in float32), as its convolutions do
-    anyway: a setting of the process, for commands. Other devices are left as they are."""
+    """Has a CUDA GPU multiply float32 matrices in TF32 (10 bits of mantissa, sums in float32), as its convolutions do.
+
+    This is a setting of the whole process, so it is for commands. Other devices aren't affected.
+    """
     if torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
-class Later:
-    """The number in a tensor of one element, to be read on the host when it has come there.
+class AsyncScalar:
+    """The number in a tensor of one element, copied to the host while the accelerator goes on.
 
-    `read` waits only if that has not happened yet: a step later it has.
+    `read` waits only if the copy hasn't arrived yet: one training step later it has.
     """
 
     def __init__(self, value: Tensor):
@@ -75,13 +77,14 @@ class Later:
         self._arrived.record()
 
     def read(self) -> float:
+        """The number, once it has arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.item()
 
 
 def available(accelerator: str = "auto", local_rank: int = 0) -> torch.device:
-    """The device that Lightning's Trainer takes by this `accelerator`, for work before it starts."""
+    """The device that Lightning's Trainer takes for this `accelerator`, for work before it starts."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

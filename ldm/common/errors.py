@@ -1,14 +1,14 @@
-"""What a user did, and what to do next: the one kind of error that is shown without a traceback."""
+"""Errors that are shown to the user in one line, without a traceback."""
 
 import re
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # also what turns the direction of writing
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # with those that reverse the direction of text
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message names the cause and the next step.
+    """A mistake that the user can fix. The message names the cause and the next step.
 
-    PyTorch raises a data worker's error anew, with the worker's traceback before the message: that is left out.
+    PyTorch raises the error of a data worker again, with the worker's traceback before the message; it is removed.
     """
 
     def __init__(self, message: str):
@@ -18,12 +18,12 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """With signs that would steer a terminal, which a file's name may hold, written out: a line end as \\n."""
+    """`text` with control characters escaped, a line end as \\n: a file's name can hold some that steer a terminal."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def did_you_mean(word: str, known) -> str:
-    """`" Did you mean 'steps'?"`, or the list of what is known where nothing is close."""
+    """`" Did you mean 'steps'?"` for a word near one of `known`, else the list of them, to be added to a message."""
     import difflib
 
     known = sorted(str(k) for k in known)

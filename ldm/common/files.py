@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever is killed or full while they are written."""
+"""Files that are either whole or absent, even if the process is killed or the disk is full while they are written."""
 
 import contextlib
 import errno
@@ -20,7 +20,8 @@ def atomic_write(path: str | Path, content: Content) -> None:
     """Replaces `path` by `content` (bytes, text, or a function that writes to the open file), or leaves it as it was.
 
     The new file is staged in the target's own folder, since a move across file systems isn't atomic, and both file and
-    folder are synced, so that after a power cut the name never points at a half. Raises UserError where it can't write.
+    folder are synced, so that after a power cut the name never points at half a file. Raises UserError where it can't
+    be written.
     """
     with writing(path), staged(Path(path), content) as file:
         os.replace(file, path)
@@ -28,7 +29,7 @@ def atomic_write(path: str | Path, content: Content) -> None:
 
 
 def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -> None:
-    """Replaces several files of `folder`, which the one named `seal` makes whole, or leaves all as they were.
+    """Replaces several files of `folder`, or leaves all as they were. The one named `seal` marks the set as complete.
 
     All are staged, in their order, before the first is moved, so a full disk changes nothing. A process killed between
     the moves leaves the folder without its seal.
@@ -44,7 +45,7 @@ def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -
 
 @contextlib.contextmanager
 def staged(path: Path, content: Content) -> Iterator[Path]:
-    """`content`, synced, in a new file beside `path`, to be moved there; what isn't is removed."""
+    """Writes `content`, synced, to a new file beside `path`, to be moved there; it is removed if it isn't moved."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -62,17 +63,18 @@ def staged(path: Path, content: Content) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Says what can't be written, and why."""
+    """Turns an OSError in the block into a UserError that says that `path` can't be written, and why."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} can't be written ({error.strerror or error}): make room or mend the rights, then resume=true."
+            f"{path} can't be written ({error.strerror or error}): free disk space or fix the permissions, then "
+            "resume=true."
         ) from error
 
 
 def append(path: Path, text: str) -> None:
-    """Adds whole lines to a file: all of `text`, or where there is no room, nothing."""
+    """Appends `text` to a file, or nothing where the disk is full, so that it always ends in a whole line."""
     with writing(path):
         size = path.stat().st_size if path.exists() else 0
         try:
@@ -84,15 +86,15 @@ def append(path: Path, text: str) -> None:
             raise
 
 
-def take_room(path: Path) -> None:
-    """Takes the room on the disk that a file has by its size and not yet by its content."""
+def reserve_space(path: Path) -> None:
+    """Reserves disk space for the whole size of a sparse file, so that a full disk shows before it is filled."""
     if not hasattr(os, "posix_fallocate"):
         return
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that can't
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without this
                 raise
 
 
@@ -107,9 +109,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path} can't be made ({error.strerror}): mend it, or take another runs_dir=.") from None
+        raise UserError(f"{path} can't be made ({error.strerror}): fix that, or give another runs_dir=.") from None
     if not os.access(path, os.W_OK):
-        raise UserError(f"{path} can't be written to: mend its rights, or take another runs_dir=.")
+        raise UserError(f"{path} can't be written to: fix its permissions, or give another runs_dir=.")
     return path
 
 
@@ -123,21 +125,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The file's SHA-256 in hexadecimal, read in pieces."""
+    """The file's SHA-256 in hexadecimal; it is read in pieces, so a large file takes no memory."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Hashing:
-    """A file for writing that counts and hashes what goes through it; large pieces while they are written."""
+    """A file for writing that counts and hashes its bytes; large pieces are hashed while they are written."""
 
-    LARGE = 2**18  # bytes from which on another thread is worth its start
+    LARGE = 2**18  # bytes from which a second thread is worth starting
 
     def __init__(self, file: BinaryIO):
         self.file, self.size, self.sha256 = file, 0, hashlib.sha256()
         self.failure: OSError | None = None
 
     def write(self, content: Any) -> int:
+        """Writes bytes or another buffer; returns their number."""
         view = memoryview(content)
         beside = Thread(target=self.sha256.update, args=(view,)) if view.nbytes >= self.LARGE else None
         if beside:
@@ -149,13 +152,14 @@ class Hashing:
             raise
         finally:
             if beside:
-                beside.join()  # what `content` points to is the caller's again when this returns
+                beside.join()  # the caller may change `content` once this returns
         if not beside:
             self.sha256.update(view)
         self.size += view.nbytes
         return view.nbytes
 
     def flush(self) -> None:
+        """Flushes the file."""
         self.file.flush()
 
     @property
@@ -165,15 +169,18 @@ class Hashing:
 
 
 def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None:
-    """Writes `path` as `atomic_write` does, and beside it PATH.json with its size and SHA-256.
+    """Writes `path` as `atomic_write` does, and PATH.json beside it with its size and SHA-256.
 
-    The record comes first: a process killed between the two leaves a record without a file, which nobody looks for.
+    The record is written first: a process killed between the two leaves a record without a file, which does no harm.
     """
 
     def write(file: BinaryIO) -> None:
         hashing = Hashing(file)
         try:
-            content(hashing) if callable(content) else hashing.write(content)
+            if callable(content):
+                content(hashing)
+            else:
+                hashing.write(content)
         except RuntimeError:
             if hashing.failure:
                 raise hashing.failure from None
@@ -184,7 +191,7 @@ def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None
 
 
 def has_its_size(path: Path) -> bool:
-    """Whether a recorded file is as long as what was written; its bytes aren't read."""
+    """Whether a file has the size in its record; its bytes aren't read."""
     try:
         return path.stat().st_size == json.loads(record_of(path).read_text())["size"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -192,18 +199,18 @@ def has_its_size(path: Path) -> bool:
 
 
 def state_of(path: Path) -> tuple[str | int, ...]:
-    """Name, size, times and inode of a file, which differ once it is written to or replaced."""
+    """Name, size, times and inode of a file: they change when it is written to or replaced."""
     state = path.stat()
     return str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 def record_of(path: Path) -> Path:
-    """Where size and hash of a file are recorded."""
+    """The file that records the size and hash of `path`."""
     return path.with_name(path.name + ".json")
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a recorded file's bytes are those that were written."""
+    """Whether a file has the size and the hash in its record."""
     try:
         expected = json.loads(record_of(path).read_text())
         return path.stat().st_size == expected["size"] and sha256_of(path) == expected["sha256"]
@@ -213,10 +220,10 @@ def is_whole(path: Path) -> bool:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """One process at a time holds `folder`, from here to the end of the `with`; the others wait.
+    """Only one process at a time runs the block for `folder`; the others wait.
 
-    The lock is the kernel's: it ends with the process that holds it, however that ends. Where the file system has no
-    locks, nobody waits: what is done inside must then bear to be done twice.
+    The lock is the kernel's: it is released when the process that holds it ends, however it ends. On a file system
+    without locks nobody waits, so the block must be safe to run in two processes at once.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

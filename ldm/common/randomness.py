@@ -1,7 +1,7 @@
-"""Random numbers as a pure function of (seed, stream, position): the root of exact resume.
+"""Random numbers as a pure function of (seed, stream, position), which makes exact resuming possible.
 
 Nothing in training draws from a global generator. The numbers of the sample at global position p are a hash of
-(seed, stream, p, element), whatever the batch, the rank, the device or the process that came before. The hash is
+(seed, stream, p, element), whatever the batch, the rank, the device and the process. The hash is
 SplitMix64's finalizer (Steele, Lea, Flood 2014), a counter-based generator in a dozen integer operations.
 """
 
@@ -35,14 +35,14 @@ def normal(seed: int, stream: str, position: Tensor, shape: tuple[int, ...] = ()
 def low_discrepancy(seed: int, stream: str, position: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), (B,), that neighbouring positions spread evenly: Weyl's sequence of the golden ratio.
 
-    A batch of B consecutive samples then covers all noise levels, which takes variance out of the loss (Kingma et al.
-    2021, appendix I.1, has the idea for a batch alone).
+    A batch of B consecutive samples then covers all noise levels, which reduces the variance of the loss (the idea, for
+    a single batch, is in Kingma et al. 2021, appendix I.1).
     """
     return _to_unit(position.long() * _GOLDEN + _key(seed, stream))
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of an epoch: (n,) int64."""
+    """A random permutation of n samples for an epoch, (n,) int64, by NumPy's Philox generator."""
     key = np.array([seed & (2**64 - 1), epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(n)
 
@@ -56,11 +56,12 @@ def _bits(seed: int, stream: str, position: Tensor, n: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _key(seed: int, stream: str) -> int:
-    """The hash of seed and stream, a number of the host's: a tensor made of it would be copied to the device."""
+    """The hash of seed and stream, as a Python number: a tensor on the host would have to be copied to the device."""
     return int(_mix(torch.tensor(seed, device="cpu") * _GOLDEN + zlib.crc32(stream.encode())))
 
 
 def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finalizer."""
     z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
     return z ^ _shift(z, 31)

@@ -1,12 +1,13 @@
-"""Which of the processes of a distributed run this one is, known before they have met."""
+"""The number of this process in a distributed run, from environment variables: before the processes are connected."""
 
 import os
 
 
 def rank() -> int:
-    """0 for the only process or the first one, as torchrun, SLURM or Lightning's launcher number them.
+    """0 for the only or the first process, as torchrun, SLURM or Lightning's launcher number them.
 
-    With Lightning's launcher on several machines, those of the others are only told from the first, by NODE_RANK.
+    Lightning's launcher sets no global rank on several machines: there the result is only 0 for the first process and
+    another number for the others, by NODE_RANK.
     """
     if (value := _number("RANK")) is not None:
         return value

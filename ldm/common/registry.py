@@ -1,8 +1,8 @@
-"""Names to classes: the one table that YAML and model files are built from.
+"""The table of names and classes by which YAML and model files build objects.
 
-A spec is plain data, `{"class": "UNet", "channels": [64, 128], ...}`. `build` makes the object, `spec_of` gives the
-spec back, with every argument that the constructor received. A name that isn't registered is refused: a file can never
-name code to run.
+A spec is plain data, `{"class": "UNet", "channels": [64, 128], ...}`. `build` makes the object, and `spec_of` gives the
+spec back, with every argument that the constructor received. A name that isn't registered is refused, so a file can
+never name code to run.
 """
 
 import functools
@@ -17,9 +17,10 @@ T = TypeVar("T", bound=type)
 
 
 def register(cls: T) -> T:
-    """Makes `cls` known to YAML and model files under its own name; its instances remember their arguments.
+    """Makes `cls` available to YAML and model files by its name; its instances remember their arguments.
 
-    Users' own classes come in the same way: `@ldm.register class MyUNet(nn.Module): ...`, then `network.class=MyUNet`.
+    Users' own classes are registered in the same way: `@ldm.register class MyUNet(nn.Module): ...`, and then named as
+    `network.class=MyUNet`.
     """
     init: Any = cls.__init__  # type: ignore[misc]
     signature = inspect.signature(init)
@@ -38,7 +39,7 @@ def register(cls: T) -> T:
 
 
 def lookup(name: str) -> Any:
-    """The class registered as `name`."""
+    """The class registered as `name`. Raises UserError for an unknown name."""
     if name not in _CLASSES:
         raise UserError(f"no class is registered as '{name}'.{did_you_mean(name, _CLASSES)}")
     return _CLASSES[name]
@@ -50,7 +51,10 @@ def parameters(name: str) -> dict[str, inspect.Parameter]:
 
 
 def check(spec: Mapping[str, Any], where: str = "") -> None:
-    """Refuses a spec whose class or any option is unknown, the nested ones too, before anything is built."""
+    """Raises UserError for a spec with an unknown class or option, in nested specs too, before anything is built.
+
+    `where` is the section's key, for messages.
+    """
     name = spec.get("class")
     if not isinstance(name, str):
         raise UserError(f"{where or 'a section'} must name its class, as in `{where or 'network'}.class=UNet`.")
@@ -65,7 +69,10 @@ def check(spec: Mapping[str, Any], where: str = "") -> None:
 
 
 def build(spec: Mapping[str, Any], where: str = "", **derived: Any) -> Any:
-    """The object that `spec` describes. `derived` are arguments read off the data or another model, which win."""
+    """The object that `spec` describes. `derived`, read off the data or another model, take precedence over the spec.
+
+    Raises UserError where a name is unknown or a required argument is missing.
+    """
     check(spec, where)
     arguments = {key: _build_value(value) for key, value in spec.items() if key != "class"} | derived
     required = [
@@ -80,7 +87,10 @@ def build(spec: Mapping[str, Any], where: str = "", **derived: Any) -> Any:
 
 
 def spec_of(thing: Any) -> dict[str, Any]:
-    """The plain spec of an object whose class is registered: `build(spec_of(x))` makes its like."""
+    """The spec of an object of a registered class: `build(spec_of(x))` makes an object like x.
+
+    Raises UserError for another class, and for arguments that aren't plain data.
+    """
     spec = getattr(thing, "_spec", None)
     if spec is None:
         raise UserError(f"{type(thing).__name__} isn't registered: put @ldm.register above its class.")
@@ -102,4 +112,4 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise UserError(f"{value!r} can't be kept in a model file: use numbers, words, lists or registered classes.")
+    raise UserError(f"{value!r} can't be kept in a model file: use numbers, text, lists or registered classes.")

@@ -1,7 +1,7 @@
-"""The bytes of tensors, and safetensors files written from them one tensor at a time.
+"""The bytes of tensors, and safetensors files written one tensor at a time.
 
-`safetensors.torch.save` puts a whole model into memory a second time, and `save_file` takes a path: what it wrote would
-have to be read again to be hashed. The format is a length, a JSON header and the tensors' bytes
+`safetensors.torch.save` copies a whole model in memory, and `save_file` takes a path, so that the file would have to be
+read again to be hashed. The format is a length, a JSON header and the tensors' bytes
 (https://huggingface.co/docs/safetensors, "Format"), so it is written here, byte for byte as the library does.
 """
 
@@ -24,13 +24,15 @@ _RANKS = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The numbers of a tensor in row-major order: its own memory where it lies so on the CPU, else a copy."""
+    """A tensor's bytes in row-major order: its own memory if it is contiguous and on the CPU, else a copy."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def write_safetensors(file: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes what `safetensors.torch.save(tensors, metadata)` gives to an open file. At most one tensor is copied at a
-    time."""
+    """Writes to an open file the bytes that `safetensors.torch.save(tensors, metadata)` returns.
+
+    At most one tensor is copied at a time. Raises KeyError for a dtype that the format doesn't have.
+    """
     names = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name.encode()))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0

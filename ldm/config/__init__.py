@@ -1,1 +1,1 @@
-"""From a command line to a checked plain dict: composing with Hydra, overrides, help."""
+"""From a command line to a checked plain dict: overrides, composing with Hydra, checks of options, help."""

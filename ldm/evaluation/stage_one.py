@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.common.devices import device_of, fetched, send
+from ldm.common.devices import device_of, send, to_host
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import spec_of
@@ -118,7 +118,7 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
         again = _decoded(vae, posterior.mode()).clamp(-1, 1)
         measured = [to_bytes(again), (again - images).square().flatten(1).mean(1), ssim(again, images)]
         measured += [lpips(again, images)] if lpips else []
-        mean, std, *figures = fetched(posterior.mean, posterior.std, *measured)
+        mean, std, *figures = to_host(posterior.mean, posterior.std, *measured)
         found.posteriors.append(Gaussian(mean, std))
         parts.append(figures)
         values = read.double()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ldm.artifact import model_hash
-from ldm.common.devices import lent
+from ldm.common.devices import temporarily_on
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.ranks import rank
@@ -92,7 +92,7 @@ def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], mos
     if not n or rank() > 0:
         return []
     device, errors = device_for(config), []
-    with lent(vae, device):
+    with temporarily_on(vae, device):
         for rows in np.array_split(permutation(0, 0, len(val))[:n], -(-n // 8)):
             images = val.batch(rows, ["image"])["image"].to(device)
             decoded = vae.decode(vae.encode(images).mode())

@@ -109,9 +109,9 @@ def test_what_does_not_wait_is_not_counted(waits, free):
 
 
 def test_a_copy_to_pinned_memory_is_free_to_read_a_step_later(waits):
-    from ldm.common.devices import Later
+    from ldm.common.devices import AsyncScalar
 
-    early, late = Later(on_device(3).sum()), Later(on_device(4).sum())
+    early, late = AsyncScalar(on_device(3).sum()), AsyncScalar(on_device(4).sum())
     assert early.read() == 3 and sum(waits.values()) >= 1
     waits.clear()
     tick()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.artifact import to_json
-from ldm.common.devices import fetched, lent
+from ldm.common.devices import temporarily_on, to_host
 from ldm.common.files import atomic_write, one_at_a_time
 from ldm.common.ranks import rank
 from ldm.conditioning import Conditioner, FrozenText
@@ -141,7 +141,7 @@ def cached_states(
             missing = States(folder, part.masked).missing(captions)
             if missing:
                 log.info("encoding %d captions by the text encoder at %s", len(missing), part.path)
-            with lent(part, device):
+            with temporarily_on(part, device):
                 for start in range(0, len(missing), PIECE):
                     _encode(part, missing[start : start + PIECE], folder, batch_size)
         states = States(folder, part.masked)
@@ -175,7 +175,7 @@ def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int
 def _on_host(cond: Cond) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The states (B, L, D), which of them are the captions' own (B, L), and the pooled ones (B, D) where there are."""
     assert cond.tokens is not None
-    tokens, *others = fetched(*(t for t in (cond.tokens, cond.mask, cond.vector) if t is not None))
+    tokens, *others = to_host(*(t for t in (cond.tokens, cond.mask, cond.vector) if t is not None))
     keep = torch.ones(tokens.shape[:2], dtype=torch.bool) if cond.mask is None else others.pop(0)
     return tokens, keep, others
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm.artifact import encoder_hash, model_hash, to_json
-from ldm.common.devices import device_of, fetched, lent
+from ldm.common.devices import device_of, temporarily_on, to_host
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write, one_at_a_time
 from ldm.data.storage.buckets import Buckets
@@ -100,7 +100,7 @@ def cached_latents(
     if _whole(former):
         return replace(_open(table, former), reused=True)
     _say_why(folder.parent, about)
-    with lent(first_stage, device):
+    with temporarily_on(first_stage, device):
         _make(table, first_stage, folder, batch_size, about)
     return _open(table, folder)
 
@@ -180,7 +180,7 @@ def encode_table(
         for rows in torch.arange(first, min(first + step, len(table))).split(batch_size):
             images = images_on(device, table, rows.numpy())
             posterior = first_stage.encode(images)
-            found = fetched(*(moment.to(getattr(torch, dtype)) for moment in (posterior.mean, posterior.std)))
+            found = to_host(*(moment.to(getattr(torch, dtype)) for moment in (posterior.mean, posterior.std)))
             _refuse_not_finite(found, posterior, rows, table, dtype)
             for array, moment in zip(arrays.values(), found, strict=True):
                 array[int(rows[0]) : int(rows[-1]) + 1] = moment.numpy()

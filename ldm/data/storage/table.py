@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.common.devices import send
 from ldm.common.errors import UserError
-from ldm.common.files import take_room, writing
+from ldm.common.files import reserve_space, writing
 from ldm.common.ranks import rank
 from ldm.common.registry import build, spec_of
 from ldm.data.storage.lazy import Json, Lazy
@@ -159,7 +159,7 @@ def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
     with writing(path):
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         try:
-            take_room(path)
+            reserve_space(path)
         except OSError:
             path.unlink()
             raise

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.common.devices import fetched, send
+from ldm.common.devices import send, to_host
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
 from ldm.common.tensors import bytes_of
@@ -80,7 +80,7 @@ class Features:
         if found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape)
             raise UserError(f"{self.name} gave {shape} for {len(images)} images; it has to give a row of numbers each.")
-        return fetched(found.float())[0]
+        return to_host(found.float())[0]
 
 
 def prepared(images: Tensor, side: int) -> Tensor:

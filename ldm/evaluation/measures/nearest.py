@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.common.devices import fetched, send
+from ldm.common.devices import send, to_host
 from ldm.data.storage.table import Table, images_on
 
 RATIO = 1 / 3  # Yoon et al. 2023, section 4
@@ -50,7 +50,7 @@ def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.de
         pool = pool.masked_fill(pool <= nearest[:, None] + 1e-4, float("inf"))
         which = torch.where(near < best, index + start, which)
         best, other = nearest, pool.min(1).values
-    return Neighbours(*fetched(which, best, other))
+    return Neighbours(*to_host(which, best, other))
 
 
 def nearest(images: Tensor, table: Table, chunk: int = 4096) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ldm.adapters.adapter import hash_of
-from ldm.common.devices import lent
+from ldm.common.devices import temporarily_on
 from ldm.common.errors import UserError
 from ldm.data.sources.shards import joined
 from ldm.data.storage import table as data
@@ -38,7 +38,7 @@ def with_prior(
 
     def make(folder: Path) -> dict[str, Table]:
         print(f"the base generates {len(prompts)} images of {path}", flush=True)
-        with lent(model, device):
+        with temporarily_on(model, device):
             images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
         names = [name for name in ("text", data.REPEATS) if name in train.columns]
         new: dict[str, Column] = {"text": prompts, data.REPEATS: np.ones(len(prompts), np.int64)}

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, distributed
 
-from ldm.common.devices import Later
+from ldm.common.devices import AsyncScalar
 from ldm.common.errors import UserError
 from ldm.training.optimization import gradients
 from ldm.training.runs.folder import RunFolder
@@ -56,7 +56,7 @@ class FiniteGuard(pl.Callback):
         self._settle()
         scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
         spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
-        step, flag = trainer.global_step + 1, Later(spoilt)
+        step, flag = trainer.global_step + 1, AsyncScalar(spoilt)
         self._judge = partial(self._judged, trainer, pl_module, step=step, starts=self._starts, spoilt=flag)
         if scaler is not None:
             return
@@ -81,7 +81,9 @@ class FiniteGuard(pl.Callback):
         if judge:
             judge()
 
-    def _judged(self, trainer: pl.Trainer, pl_module: Any, *, step: int, starts: list[int], spoilt: Later) -> None:
+    def _judged(
+        self, trainer: pl.Trainer, pl_module: Any, *, step: int, starts: list[int], spoilt: AsyncScalar
+    ) -> None:
         if not spoilt.read():
             return
         found = f"step {step}: {self._describe(trainer, pl_module, starts)}"

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import distributed
 
-from ldm.common.devices import Later
+from ldm.common.devices import AsyncScalar
 from ldm.training.runs.processes import gathered
 
 # SLURM sends the signal that its --signal names, usually SIGUSR1, which would end the process at once.
@@ -42,7 +42,7 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._agreed: Later | None = None  # the highest signal that any process had when the step before began
+        self._agreed: AsyncScalar | None = None  # the highest signal that any process had when the step before began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Lightning's own agreement on a SIGTERM, which this one replaces, makes the host wait at every step.
@@ -61,7 +61,7 @@ class StopOnSignal(pl.Callback):
             own, received = received, int(self._agreed.read()) if self._agreed else 0
             highest = torch.full((), float(own), device=pl_module.device)
             distributed.all_reduce(highest, distributed.ReduceOp.MAX)
-            self._agreed = Later(highest)
+            self._agreed = AsyncScalar(highest)
         if received:
             raise Stopped(received)
 
