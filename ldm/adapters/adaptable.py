@@ -49,7 +49,9 @@ class Adaptable(WithLora):
         control = open_control(path)
         control.begin, control.end = start, end
         folder = path.parent if path.name == "model" else path
-        self.put_on(control, name or (path.stem if path.is_file() else folder.name), scale, str(path), force)
+        self.put_on(
+            control, name or (path.stem if path.is_file() else folder.name), scale, where=str(path), force=force
+        )
 
     def bare(self, what: str, controlnets: bool = False) -> Any:
         """The model, if nothing is on it that its file wouldn't hold; some files hold `controlnets` too."""

@@ -102,7 +102,9 @@ def start(
     _check_targets(found, wanted)
     for kind, module in parts.items():
         if names := chosen(found[kind], wanted):
-            layers.inject(module, name, dict.fromkeys(names, rank), dict.fromkeys(names, alpha or rank), dropout)
+            layers.inject(
+                module, name, dict.fromkeys(names, rank), alphas=dict.fromkeys(names, alpha or rank), dropout=dropout
+            )
 
 
 def trained(
@@ -114,7 +116,7 @@ def trained(
     for kind, module in components(model, None).items():
         weights |= {f"{kind}.{k}": v for k, v in layers.weights(module, name).items()}
         alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.holding(module, name)}
-    return LoraAdapter.holding(weights, alphas, trigger, base, few)
+    return LoraAdapter.holding(weights, alphas, trigger, base=base, few=few)
 
 
 def names_in_model(model: Any, name: str) -> dict[str, str]:
@@ -177,10 +179,12 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     texts = {TEXT, *(TEXT + part.suffix for part in frozen_texts(model))}
     parts = components(model, {UNET, *texts} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
-    lora = formats.from_state(state, metadata, modules, str(path), formats.config_beside(path, state))
+    lora = formats.from_state(state, metadata, modules, where=str(path), config=formats.config_beside(path, state))
     skips = [part.clip_skip for part in frozen_texts(model)]
     width = getattr(parts[UNET], "context_dim", None)
-    base_differences.tell_differences(metadata, model.denoiser.parameterization, str(path), next(iter(skips), 1), width)
+    base_differences.tell_differences(
+        metadata, model.denoiser.parameterization, str(path), clip_skip=next(iter(skips), 1), context_dim=width
+    )
     return LoraAdapter.holding(lora.weights, lora.alphas)
 
 

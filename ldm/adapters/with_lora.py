@@ -49,7 +49,7 @@ class WithLora:
         adapter = read(path) if file is None else lora.read_file(file, self)
         if not isinstance(adapter, LoraAdapter):
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
-        self.put_on(adapter, name or _name_of(path), scale, str(path), force)
+        self.put_on(adapter, name or _name_of(path), scale, where=str(path), force=force)
         if file is not None:
             user_metadata.tell(file, scale, formats.metadata_of(file))
 
@@ -58,7 +58,7 @@ class WithLora:
         adapter = read(path)
         if not isinstance(adapter, WordEmbedding):
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no word of a textual inversion.")
-        self.put_on(adapter, adapter.word, 1.0, str(path), force)
+        self.put_on(adapter, adapter.word, 1.0, where=str(path), force=force)
         return adapter.word
 
     @check_arguments

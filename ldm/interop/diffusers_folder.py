@@ -15,11 +15,12 @@ from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.diffusion.parameterization import Parameterization
 from ldm.images import Preprocess
+from ldm.interop import schedulers
 from ldm.interop.files import config_checks, shards
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
 from ldm.interop.files.name_tables import refuse
 from ldm.interop.files.values import read_json, whole
-from ldm.interop.parts import conditions, controlnet_config, schedulers, sdxl, unet_config, vae_config
+from ldm.interop.parts import conditions, controlnet_config, sdxl, unet_config, vae_config
 from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
@@ -229,15 +230,25 @@ def _pipeline(folder: Path) -> nn.Module:
     if "conditioner" in present:
         conditioner: Any = load_part(folder / "conditioner")
     else:
-        conditioner = conditions.of_pipeline(folder, present, index, network, (height, width))
+        conditioner = conditions.of_pipeline(folder, present, index, network=network, size=(height, width))
     said = dict(index.get("sampling") or {})
     stable = "text_encoder" in present and "conditioner" not in present
     own, is_distilled = _defaults(sampling["sampler"], network, stable)
     sampling |= own | said
-    replaced = None if "sampler" in said else schedulers.stands_for(config, sampling, str(scheduler))
+    replaced = None if "sampler" in said else schedulers.substituted_solver(config, sampling, str(scheduler))
     about = {"distilled": {"steps": most_steps(config, str(scheduler))}} if is_distilled else {}
     size = (height, width)
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, size, replaced, **about)
+    return assemble(
+        first_stage,
+        network,
+        parameterization,
+        conditioner=conditioner,
+        whitening=whitening,
+        sampling=sampling,
+        size=size,
+        replaced=replaced,
+        **about,
+    )
 
 
 def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[dict[str, Any], bool]:

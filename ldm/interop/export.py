@@ -22,13 +22,14 @@ from ldm.common.registry import spec_of
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
 from ldm.conditioning.text.frozen import write_encoder
 from ldm.diffusion import Flow
+from ldm.interop import schedulers
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting import pipelines
 from ldm.interop.exporting.bundle import bundle, frozen_in
 from ldm.interop.exporting.card import card
 from ldm.interop.exporting.export_report import Report
 from ldm.interop.exporting.flatten import flat
-from ldm.interop.parts import controlnet_config, schedulers, sdxl, unet_config, vae_config
+from ldm.interop.parts import controlnet_config, sdxl, unet_config, vae_config
 from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
@@ -57,7 +58,7 @@ def export(
         bare("export", controlnets=to == "diffusers")  # what else is put on a model isn't exported with it
     if to == "single_file":
         return to_single_file(model, Path(out), dtype, about or {})
-    return _folder(model, Path(out), to, about or {}, dtype)
+    return _folder(model, Path(out), to, about=about or {}, dtype=dtype)
 
 
 def _folder(model: nn.Module, out: Path, to: str, about: Mapping[str, Any], dtype: str | None) -> Report:
@@ -80,7 +81,15 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
     report = Report()
     if isinstance(model, AutoencoderKL):
         z = model.latent_channels
-        _write_vae(model, torch.zeros(z), torch.ones(z), out, report, 32, vae_config.scaling_config(model.scaling))
+        _write_vae(
+            model,
+            torch.zeros(z),
+            torch.ones(z),
+            out=out,
+            report=report,
+            sample_size=32,
+            said=vae_config.scaling_config(model.scaling),
+        )
     elif isinstance(model, (UNet, DiT)):
         _write_unet(model, out, report, None)
     elif isinstance(model, ControlNet):
@@ -104,7 +113,9 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
             raise UserError("a DiT's ControlNet can't be exported to diffusers: export the model without it.")
     factor = model.first_stage.factor
     size = (model.preprocess.height // factor, model.preprocess.width // factor)
-    index: dict[str, Any] = {"unet": _write_unet(network, out / "unet", report, size, model.conditioner)}
+    index: dict[str, Any] = {
+        "unet": _write_unet(network, out / "unet", report, size=size, conditioner=model.conditioner)
+    }
     scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling)
     _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
@@ -112,7 +123,9 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
     if not isinstance(model.first_stage, Identity):
         side = max(model.preprocess.height, model.preprocess.width)
         where = out / "vae"
-        index["vae"] = _write_vae(model.first_stage, model.latent_mean, model.latent_std, where, report, side)
+        index["vae"] = _write_vae(
+            model.first_stage, model.latent_mean, model.latent_std, out=where, report=report, sample_size=side
+        )
     index |= _write_conditions(model.conditioner, out, report)
     reason = pipelines.why_own(model, index)
     if reason and sdxl.encoders_of(model.conditioner):
@@ -157,7 +170,7 @@ def _write_unet(
         reasons.append("vector_layers=2 without Stable Diffusion XL's conditions")
     if reasons or isinstance(network, DiT):
         report.parts["unet"] = "; ".join(reasons)
-        return _write_own("ldm_unet", "LdmUNet", network, out, {"sample_size": sample_size})
+        return _write_own("ldm_unet", "LdmUNet", network, out=out, config={"sample_size": sample_size})
     report.parts["unet"] = "stock"
     features = None if conditioner is None else sdxl.features_of(conditioner)
     config = unet_config.to_diffusers(network, sample_size, features)
@@ -185,7 +198,7 @@ def _write_vae(
     if reasons := vae_config.obstacles(model):
         report.parts["vae"] = "; ".join(reasons)
         whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
-        return _write_own("ldm_vae", "LdmVAE", model, out, whitening)
+        return _write_own("ldm_vae", "LdmVAE", model, out=out, config=whitening)
     report.parts["vae"] = "stock"
     factor, state = vae_config.stock_factor(mean, std), dict(model.state_dict())
     if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
@@ -215,7 +228,9 @@ def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> di
     if not parts:
         return {}
     report.parts["conditioner"] = f"built-in {', '.join(parts)}"
-    return {"conditioner": _write_own("ldm_conditioner", "LdmConditioner", conditioner, out / "conditioner", {})}
+    return {
+        "conditioner": _write_own("ldm_conditioner", "LdmConditioner", conditioner, out=out / "conditioner", config={})
+    }
 
 
 def _write_encoders(parts: list[FrozenText], out: Path, report: Report) -> dict[str, list[str]]:

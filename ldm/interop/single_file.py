@@ -116,16 +116,24 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     names = list(tensors)
     sdxl_file.refuse_refiner(names, str(path))
     if any(name.startswith(controlnet_config.COMPVIS) for name in names):
-        _check_alone("a ControlNet", ("heads", "head_dim"), given, latents, tensors, path)
+        _check_alone("a ControlNet", ("heads", "head_dim"), given, latents=latents, tensors=tensors, path=path)
         sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
         return controlnet_config.from_compvis(_floats(tensors), str(path), **sizes)
     if _is_bare_vae(tensors):
-        _check_alone("an autoencoder", (), given, latents, tensors, path)
+        _check_alone("an autoencoder", (), given, latents=latents, tensors=tensors, path=path)
         return load_vae(_floats(tensors), str(path))
     beside_checkpoint.tell_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
-        _check_alone("a U-Net", ("heads", "head_dim", "ema"), given, latents, tensors, path, _of_noise(said, str(path)))
+        _check_alone(
+            "a U-Net",
+            ("heads", "head_dim", "ema"),
+            given,
+            latents=latents,
+            tensors=tensors,
+            path=path,
+            noise=_of_noise(said, str(path)),
+        )
     state = _floats(tensors)
     has_averages = any(name.startswith("model_ema.") for name in names)
     trainer_settings.tell_of_averages(said, has_averages, given.get("ema", False), str(path))
@@ -135,7 +143,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     network = load_unet(_under(state, compvis.UNET), str(path), **sizes)
     model_version.tell(said, network.context_dim, str(path))
     trainer_settings.check_conditions(said, network, str(path))
-    return _whole(path, network, state, tensors, said, latents, given) if whole else network
+    return _whole(path, network, state, tensors=tensors, said=said, latents=latents, given=given) if whole else network
 
 
 def _whole(
@@ -153,7 +161,7 @@ def _whole(
     if sdxl.is_xls(network) and not is_xl:
         raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as unCLIP's.")
     z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
-    whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, str(path), factor)
+    whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, where=str(path), usual=factor)
     two = network.context_dim == 1024
     kind = prediction.of_file(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
     parameterization, sampling = parameterizations.of_file(kind, tensors, said, str(path))
@@ -166,13 +174,21 @@ def _whole(
     folder = given.get("text_encoder")
     if is_xl and folder is not None:
         two_encoders = _under(state, sdxl_file.TEXT)
-        conditioner = sdxl_file.conditioner(two_encoders, Path(folder), path, network, (height, width))
+        conditioner = sdxl_file.conditioner(two_encoders, Path(folder), path, network=network, size=(height, width))
     else:
         conditioner = _conditioner(_under(state, sdxl_file.TEXT if is_xl else compvis.TEXT), folder, path, said)
     guidance = sdxl.GUIDANCE if is_xl else 7.5
     sampling |= {"guidance": guidance} | sampler_settings.of_file(said, str(path))
     sampling |= {} if conditioner.parts else {"guidance": 1.0}
-    return assemble(first_stage, network, parameterization, conditioner, whitening, sampling, (height, width))
+    return assemble(
+        first_stage,
+        network,
+        parameterization,
+        conditioner=conditioner,
+        whitening=whitening,
+        sampling=sampling,
+        size=(height, width),
+    )
 
 
 def _floats(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
     state |= _under(compvis.VAE, _first_stage(model, factor)) | _text(model, version)
     state |= _markers(model.denoiser.parameterization)
     different = stable_diffusion.differences(model, version)
-    said = modelspec.metadata(model, version, not different, title, about)
+    said = modelspec.metadata(model, version, not different, title=title, about=about)
     encoders = [f"text_encoder{part.suffix}" for part in sdxl.encoders_of(model.conditioner)] or ["text_encoder"]
     report = Report(dict.fromkeys(("unet", "vae", *encoders), "stock"))
     report.notes = _size_notes(different, version)

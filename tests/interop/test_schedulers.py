@@ -7,8 +7,8 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.diffusion import EDM, Denoiser, Eps, Flow, Schedule, V, get_sampler
-from ldm.interop.parts import schedulers
-from ldm.interop.settings import scheduler_config
+from ldm.interop import schedulers
+from ldm.interop.schedulers import settings as scheduler_settings
 from tests.interop.models import diffusers
 
 ENDS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -143,11 +143,11 @@ def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config
     assert says in caplog.text
 
 
-@pytest.mark.parametrize("name", scheduler_config.DEFAULTS)
+@pytest.mark.parametrize("name", scheduler_settings.DEFAULTS)
 def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
     config = dict(getattr(diffusers, name)().config)
     idle = {"timestep_spacing", "steps_offset"} if "Singlestep" in name else set()  # it has "linspace" alone
-    assert config == config | {k: v for k, v in scheduler_config.DEFAULTS[name].items() if k not in idle}
+    assert config == config | {k: v for k, v in scheduler_settings.DEFAULTS[name].items() if k not in idle}
     clip = {"clip_sample": False} if "clip_sample" in config else {}
     schedulers.from_diffusers({"_class_name": name, **config, **clip})
     assert not caplog.records

@@ -58,7 +58,7 @@ def read(path: str | Path, modules: Iterable[str]) -> Lora:
     what is half there, and what is said of its strength that has no counterpart here.
     """
     state, metadata = contents(path)
-    return from_state(state, metadata, modules, str(path), config_beside(path, state))
+    return from_state(state, metadata, modules, where=str(path), config=config_beside(path, state))
 
 
 def file_at(path: Path) -> Path | None:
@@ -152,7 +152,9 @@ def from_state(
         raise UserError(f"{where}: {_misfit(missing, unexpected)}")
     _check_matrices(weights, where)
     ordered = {module: weights[f"{module}.lora_A.weight"] for module in sorted(found)}
-    lora = Lora(weights, lora_strength.alphas(ordered, alphas, metadata, config, where, is_pefts(state)))
+    lora = Lora(
+        weights, lora_strength.alphas(ordered, alphas, metadata, config=config, where=where, pefts=is_pefts(state))
+    )
     check_strength(lora, 1.0, where)
     return lora
 

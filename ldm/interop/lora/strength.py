@@ -48,7 +48,7 @@ def alphas(
     silent = {module: down for module, down in downs.items() if module not in found}
     found |= lora_metadata.of_log(metadata, silent, where)
     whole = {module: found.get(module, float(rank)) for module, rank in ranks.items()}
-    lora_metadata.check(metadata, whole, ranks, bool(silent), where)
+    lora_metadata.check(metadata, whole, ranks, silent=bool(silent), where=where)
     if pefts and not found:
         log.warning(
             "%s: adapter_config.json isn't beside it, which says its strength: alpha is taken for the rank", where

@@ -41,7 +41,7 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapp
     length, layers = len(weights["embeddings.position_embedding.weight"]), len(indices(weights, "encoder.layers."))
     is_open = not any(n.startswith(_FIRST) for n in state)
     read = text_settings.of_file(said, (layers, is_open), length, str(where))
-    return held_encoder(weights, encoder, tokenizer, where, read)
+    return held_encoder(weights, encoder, tokenizer, where=where, options=read)
 
 
 def held_encoder(

@@ -16,7 +16,7 @@ def of_pipeline(
     """The conditioner of a pipeline whose model_index.json is `index`, for its U-Net and images of `size`."""
     name = str(index.get("_class_name"))
     if "text_encoder_2" in present or sdxl.is_xls(network) or name.startswith("StableDiffusionXL"):
-        return _xl(folder, present, index, network, size)
+        return _xl(folder, present, index, network=network, size=size)
     if "text_encoder" in present:
         text = index.get("text") or {}
         return Conditioner({"text": text_part(folder / "text_encoder", folder / "tokenizer", text)})

@@ -58,7 +58,7 @@ def conditioner(
         if not weights:
             raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
         ours = first_names(weights) if i == 0 else second_names(weights, whole=True)
-        parts.append(held_encoder(ours, encoder, words, path, sdxl.READINGS[i]))
+        parts.append(held_encoder(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
     if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
         raise UserError(f"{path} can't be represented here: it says {TEXT}{unread[0]}, which isn't read.")
     text = sum(part.vector_dim or 0 for part in parts)

@@ -31,7 +31,7 @@ def of_config(config: Mapping[str, Any], where: str) -> Whitening:
     """From an autoencoder's config of diffusers, where the factor is 0.18215 unless given."""
     factor = config.get("scaling_factor", SD_FACTOR)
     shift, mean, std = (config.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
-    return _whitening(factor, shift, mean, std, config.get("latent_channels", 4), where)
+    return _whitening(factor, shift, mean, std=std, channels=config.get("latent_channels", 4), where=where)
 
 
 def collect(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def of_checkpoint(
         log.warning("%s: scaling_factor=%g is taken as asked for, not the file's own %s", where, given, _shown(factor))
     if given is None and factor is None:
         given = 1.0 if mean is not None or std is not None else usual
-    return _whitening(factor if given is None else given, shift, mean, std, channels, where)
+    return _whitening(factor if given is None else given, shift, mean, std=std, channels=channels, where=where)
 
 
 def per_channel(values: Any, channels: int, what: str) -> list[float]:

@@ -45,7 +45,9 @@ def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> S
         if not found[1]:
             _tell_of_other_ends(said, _betas(tables), where)
         kind, start, end = found[0]
-        return Schedule(kind, start, end, len(next(iter(tables.values()))), zero or found[1])
+        return Schedule(
+            kind, start, end, timesteps=len(next(iter(tables.values()))), zero_terminal_snr=zero or found[1]
+        )
     if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
         raise UserError(f"{where} says two noise schedules, by betas and by alphas_cumprod: take out the wrong one.")
     raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
@@ -83,7 +85,7 @@ def _betas(tables: Mapping[str, Tensor]) -> list[float]:
 def _is_of(found: Found, name: str, table: Tensor) -> bool:
     """Whether a table is that of a schedule, to the precision in which it is stored."""
     (kind, start, end), zero = found
-    ours = getattr(Schedule(kind, start, end, len(table), zero), name)
+    ours = getattr(Schedule(kind, start, end, timesteps=len(table), zero_terminal_snr=zero), name)
     rounding = torch.finfo(table.dtype).eps
     close = {"betas": (max(1e-4, rounding), 2e-7), "alphas_cumprod": (max(1e-3, rounding), 1e-7)}[name]
     return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])

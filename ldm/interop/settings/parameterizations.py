@@ -45,7 +45,7 @@ def _shift(said: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _edm(said: Mapping[str, Any], where: str) -> EDM:
     _refuse_others(said, where)
-    found = {name: _one(said, name, section, usual, where) for name, (section, usual) in _EDM.items()}
+    found = {name: _one(said, name, section, usual=usual, where=where) for name, (section, usual) in _EDM.items()}
     if found.pop("rho") != 7:
         raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, and it says another.")
     return EDM(**found)

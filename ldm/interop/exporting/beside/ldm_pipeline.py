@@ -76,7 +76,12 @@ class LdmPipeline(DiffusionPipeline):
         draws = "generator" in inspect.signature(self.scheduler.step).parameters
         own = {"generator": generator} if draws else {}
         x, timesteps = self._start(
-            n, num_inference_steps or defaults.get("steps", 20), height, width, generator, latents
+            n,
+            num_inference_steps or defaults.get("steps", 20),
+            height,
+            width=width,
+            generator=generator,
+            latents=latents,
         )
         for t in self.progress_bar(timesteps):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
