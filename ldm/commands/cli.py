@@ -138,7 +138,8 @@ def _help_on_commands() -> str:
         lines.append(f"  {name.replace('_', '-'):12} {descriptions.about(CONF / f'{name}.yaml')}")
     for name, module in PLAIN.items():
         lines.append(f"  {name.replace('_', '-'):12} {_docstring(module).splitlines()[0]}")
-    return "\n".join([*lines, "", "`ldm COMMAND --help` shows a command's options and examples."])
+    lines += ["", "`ldm COMMAND --help` shows a command's options and examples."]
+    return "\n".join([*lines, "`ldm doctor` shows what is installed, which runs you have, and what to type next."])
 
 
 def _docstring(module: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ldm.commands import doctor
+from ldm.commands import cli, doctor
 from ldm.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +57,14 @@ def test_a_missing_extra_is_named_with_its_command(tmp_path: Path, monkeypatch: 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(UserError, match="no option 'runs'. Did you mean 'runs_dir'"):
         doctor.main(["runs=x"])
+
+
+def test_ldm_alone_lists_the_commands_and_points_to_doctor(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ldm"])
+    cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert commands == [name.replace("_", "-") for name in (*cli.WORK, *cli.PLAIN)]
+    assert "`ldm doctor`" in lines[-1]
