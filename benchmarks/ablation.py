@@ -1,4 +1,4 @@
-"""Which recipe of stage two is best at equal wall clock? Arms are Hydra overrides, benchmarks/conf/arm/*.yaml.
+"""Which recipe of stage two is best in equal wall-clock time? Arms are Hydra overrides, benchmarks/conf/arm/*.yaml.
 
     python benchmarks/ablation.py data=emoji                       # screen: every arm, one seed, 120 s each
     python benchmarks/ablation.py data=emoji stage=final           # the best baseline and the best four others, 3 seeds
@@ -8,9 +8,9 @@ Options of its own: stage, name, seconds, vae_seconds, seeds=0,1,2, arms=edm,flo
 tune_n, guidances=1,2,3, features, first_stage, runs_dir, table (a Markdown file to write the table into). All other
 words go to train_ldm.py (and data's to train_vae.py) as they are.
 
-Every arm trains for `seconds` by the wall clock, on one first stage whose latents are encoded beforehand. Its guidance
-is then tuned on `tune_n` pictures of seeds that are not used again, from the same list for every arm, and `n` pictures
-are scored at the best. Each finished arm leaves a JSON, so a call that ended goes on where it was.
+Every arm trains for `seconds` of wall-clock time, on one first stage whose latents are encoded beforehand. Its guidance
+scale is then tuned on `tune_n` images of seeds that are not used again, from the same list for every arm, and `n`
+images are scored at the best. Each finished arm leaves a JSON, so a later call continues where an earlier one ended.
 """
 
 import json
@@ -101,7 +101,7 @@ def parse(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             passed.append(word)
     given = dict(word.partition("=")[::2] for word in passed)
-    if os.environ.get("LDM_FAST"):  # as the trainings themselves: a trial of the way, not of the arms
+    if os.environ.get("LDM_FAST"):  # as in the trainings: a trial of the benchmark, not of the arms
         own |= {"n": 8, "tune_n": 8, "guidances": "1", "reference_n": 64, "features": "random"}
     own["name"] = own["name"] or given.get("data", "emoji")
     own["seeds"] = [int(s) for s in (own["seeds"] or ("0" if own["stage"] == "screen" else "0,1,2")).split(",")]
@@ -122,7 +122,7 @@ def first_stage(o: Mapping[str, Any], passed: Sequence[str]) -> Path:
 
 
 def warm(vae: Path, o: Mapping[str, Any]) -> tuple[Table, Table]:
-    """The data, with their latents encoded: no arm shall pay for what the others then find."""
+    """Prepares the data and encodes the latents, so that no arm has to spend its time on it."""
     tables = data_of(vae, {"cache_dir": cache(o)})
     loaded = ldm.load(vae)
     for split in tables:
@@ -135,7 +135,7 @@ def train(arms: Sequence[str], seed: int, vae: Path, o: Mapping[str, Any], passe
     """One Hydra sweep over the arms; one that fails doesn't stop the others, finished ones are skipped."""
     named = [f"first_stage={vae}", f"name={run_name(seed, o)}", f"runs_dir={o['runs_dir']}", f"seed={seed}"]
     limit = [f"trainer.max_time={clock(o['seconds'])}", "samples.every_n_steps=1000000000"]
-    sweep = f"+arm=choice({','.join(arms)})"  # a choice is a sweep even of one
+    sweep = f"+arm=choice({','.join(arms)})"  # choice() makes a sweep even of one arm
     run("train_ldm.py", ["-m", f"--config-dir={ARMS}", *passed, sweep, *named, "logger=none", *limit], may_end=(0, 1))
 
 
@@ -146,7 +146,7 @@ def evaluated(arm: str, seed: int, tables: tuple[Table, Table], o: Mapping[str, 
     if path is None:
         return about | {"error": "no finished run"}
     try:
-        scoring = Scoring(ldm.load(path), tables, o)  # with gradients: it may train its features
+        scoring = Scoring(ldm.load(path), tables, o)  # with gradients, since it may train its features
         with torch.inference_mode():
             scored = scoring.best_of(o["guidances"])
     except Exception as error:  # a failed arm is a result too
@@ -155,7 +155,7 @@ def evaluated(arm: str, seed: int, tables: tuple[Table, Table], o: Mapping[str, 
 
 
 class Scoring:
-    """Pictures of validation's conditions against validation, in one choice of features for all arms."""
+    """Scores images of validation's conditions against validation, with the same features for all arms."""
 
     def __init__(self, model: LatentDiffusion, tables: tuple[Table, Table], o: Mapping[str, Any]):
         self.model, self.val, self.o = model, tables[1], o
@@ -165,7 +165,7 @@ class Scoring:
         self.real = self.features.of(Pictures.of_table(self.val, rows, "validation"), Path(cache(o)))
 
     def best_of(self, guidances: Sequence[float]) -> dict[str, Any]:
-        """Guidance tuned, then the figures at it; with `costs` also at 12 and at 100 network evaluations."""
+        """Tunes the guidance scale, then scores at the best; with `costs` also at 12 and 100 network evaluations."""
         tried = {str(g): self.at(self.o["tune_n"], TUNING_SEED, guidance=g)["FD"] for g in guidances}
         best = float(min(tried, key=lambda g: tried[g]))
         found = {"guidance": best, "guidance tried": tried, **self.at(self.o["n"], 0, guidance=best)}
@@ -188,13 +188,13 @@ class Scoring:
 
 
 def results(out: Path, o: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What all arms of this stage left, at this training time."""
+    """The results of all arms of this stage, at this training time."""
     found = [json.loads(path.read_text()) for path in sorted(out.glob(f"{o['stage']}-*.json"))]
     return [one for one in found if one["seconds"] == o["seconds"]]
 
 
 def table(found: Sequence[Mapping[str, Any]], o: Mapping[str, Any]) -> str:
-    """Markdown: arms by their mean distance, with the spread over seeds; what failed comes last."""
+    """A Markdown table: arms by their mean distance, with the spread over seeds; failed ones come last."""
     by_arm: dict[str, list[Mapping[str, Any]]] = {}
     for one in found:
         by_arm.setdefault(one["arm"], []).append(one)
@@ -247,8 +247,8 @@ def chosen_arms(o: Mapping[str, Any], out: Path) -> list[str]:
 
 
 def run(script: str, words: Sequence[str], may_end: Sequence[int] = (0,)) -> None:
-    """An entry script. Exit code 1 says that some of a sweep's jobs failed, which is a result; any other that it was
-    refused or ended from outside, after which the next call goes on."""
+    """Runs an entry script. Exit code 1 means that some of a sweep's jobs failed, which is a result; any other, that it
+    was refused or stopped from outside, after which the next call continues."""
     print(f"$ python {script} {' '.join(words)}", flush=True)
     code = subprocess.run([sys.executable, str(ROOT / script), *words], check=False).returncode
     if code not in may_end:

@@ -1,11 +1,11 @@
-"""How well a run of stage two draws the characters, by a judge that reads their attributes.
+"""How well a run of stage two generates the characters, by a judge that reads their attributes.
 
     python benchmarks/characters.py RUN DATA [n=512] [steps=25] [guidance=3] [runs_dir=runs] [costs=true]
 
 DATA is a folder with judge.py, characters_train.zip and characters_heldout.zip; the judge is trained once, to
-runs/judge.pt. `n` held-out captions are drawn with `steps` guided steps each. The held-out pictures' reconstructions by
-the run's autoencoder are judged too: no picture of stage two can be expected to do better. `costs` also draws with 6
-guided steps (12 network evaluations) and with 50 (100).
+runs/judge.pt. An image is generated for each of `n` held-out captions, with `steps` guided steps. The reconstructions
+of the held-out images by the run's autoencoder are judged too: stage two can't be expected to do better. `costs` also
+generates with 6 guided steps (12 network evaluations) and with 50 (100).
 """
 
 import json
@@ -39,7 +39,7 @@ class Judge:
         return self.data / "characters_heldout.zip"
 
     def score(self, images: torch.Tensor, index: np.ndarray) -> dict[str, Any]:
-        """What it says of `images` (N, 3, 32, 32) in [-1, 1], drawn for the held-out rows `index`."""
+        """The judge's figures for `images` (N, 3, 32, 32) in [-1, 1], generated for the held-out rows `index`."""
         path = self.work / "judged.npz"
         np.savez(path, image=to_bytes(images).permute(0, 2, 3, 1).numpy(), index=index)
         said = self._run("score", self.weights, self.held_out, path)
@@ -51,7 +51,7 @@ class Judge:
             return [json.loads(line) for line in file.read("metadata.jsonl").decode().splitlines()]
 
     def images(self, rows: list[dict[str, Any]]) -> torch.Tensor:
-        """The held-out pictures of `rows`, (N, 3, 32, 32) in [-1, 1]."""
+        """The held-out images of `rows`, (N, 3, 32, 32) in [-1, 1]."""
         from PIL import Image
 
         with zipfile.ZipFile(self.held_out) as file:
@@ -64,7 +64,7 @@ class Judge:
 
 
 def main(run: str, data: str, *words: str) -> dict[str, Any]:
-    """Prints the judge's figures, and returns them by what was judged."""
+    """Prints the judge's figures, and returns them by set of images."""
     given = dict(word.partition("=")[::2] for word in words)
     runs = Path(given.get("runs_dir", "runs"))
     n, steps, guidance = int(given.get("n", 512)), int(given.get("steps", 25)), given.get("guidance")
@@ -91,7 +91,7 @@ def main(run: str, data: str, *words: str) -> dict[str, Any]:
 
 
 def wanted(steps: int, costs: bool) -> list[tuple[str, int]]:
-    """What is drawn, and in how many steps."""
+    """The sets of images to generate, and their number of steps."""
     extra = [("12 network evaluations", 6), ("100 network evaluations", 50)] if costs else []
     return [(f"{steps} guided steps", steps), *extra]
 

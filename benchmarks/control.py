@@ -1,22 +1,22 @@
-"""ControlNet: do its samples follow control images that it has never seen?
+"""ControlNet: do samples follow control images that it wasn't trained on?
 
     python benchmarks/control.py BASE [control=canny|map] [SECONDS] [--runs DIR] [--out PNG] [KEY=VALUE ...]
 
 BASE is a trained run of emoji scenes. A ControlNet is trained on it by `train_ldm.py finetune=controlnet` for SECONDS
-(480) of wall clock. Then pictures are drawn with the prompts and the control images of scenes whose combinations
-training never has, and scored by F1 against the control images, as are the base's pictures of the same prompts and, as
-the ceiling, what the autoencoder makes of the real images:
+(480) of wall-clock time. Then images are generated with the prompts and the control images of scenes whose combinations
+aren't in training, and scored by F1 against the control images. So are the base's images of the same prompts and, as
+the ceiling, reconstructions of the real images by the autoencoder:
 
-- canny: edges found in the picture, right within a pixel;
-- map: pixels that a segmentation network, trained on real pairs of the training split, reads as an object, right if the
-  map has that object there.
+- canny: edges found in the image, correct within a pixel;
+- map: pixels that a segmentation network, trained on real pairs of the training split, reads as an object, correct if
+  the map has that object there.
 
-The score that counts is on scenes whose caption leaves open where its object is: one small object, anywhere. Two
-objects fill a scene of 32 pixels, so their caption alone says nearly everything: another scene of the same caption, a
-perfect base's picture, has an edge F1 of 0.7 there (0.38 where the place is open, 0.5 for any two scenes). The figures
-of all kinds of scenes stand beside.
+The score that counts is that of scenes whose caption doesn't determine where its object is: one small object, anywhere.
+Two objects fill a scene of 32 pixels, so their caption determines nearly everything: another scene of the same caption,
+as a perfect base would generate it, has an edge F1 of 0.7 there (0.38 where the place is open, 0.5 for any two scenes).
+The figures of all kinds of scenes are given too.
 
-The picture shows, scene by scene, control image, sample, the base's picture and the real image.
+The output image shows, scene by scene, control image, sample, the base's image and the real image.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def f1(precision: Tensor, recall: Tensor) -> float:
 
 
 def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
-    """Of edges (N, 1, H, W) of 0 and 1: one counts as right if there is one at most `tolerance` pixels away."""
+    """F1 of edges (N, 1, H, W) of 0 and 1: one is correct if the other has one at most `tolerance` pixels away."""
 
     def share(of: Tensor, near: Tensor) -> Tensor:
         reach = F.max_pool2d(near, 2 * tolerance + 1, 1, tolerance)
@@ -52,13 +52,13 @@ def edge_f1(found: Tensor, wanted: Tensor, tolerance: int = 1) -> float:
 
 
 def map_f1(read: Tensor, wanted: Tensor) -> float:
-    """Of maps of ids (N, H, W), 0 for background: a pixel of an object counts as right if both say the same."""
+    """F1 of maps of ids (N, H, W), 0 for background: a pixel of an object is correct if both have the same id."""
     right = ((read == wanted) & (wanted > 0)).sum((1, 2))
     return f1(right / (read > 0).sum((1, 2)).clamp_min(1), right / (wanted > 0).sum((1, 2)).clamp_min(1))
 
 
 class Judge:
-    """Scores pictures (N, 3, H, W) against what the control images of their scenes want."""
+    """Scores images (N, 3, H, W) against the control images of their scenes."""
 
     def __init__(self, control: str, table: Table, hint, steps: int):
         self.hint = hint
@@ -78,9 +78,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="a run of train_ldm.py on emoji scenes")
     parser.add_argument("--runs", default="runs", help="folder of the runs, the base's too")
-    parser.add_argument("--out", default=None, help="the picture; its figures go beside it as .json")
+    parser.add_argument("--out", default=None, help="the output image; its figures go beside it as .json")
     parser.add_argument("--n", type=int, default=100, help="scenes")
-    parser.add_argument("--shown", type=int, default=12, help="scenes in the picture")
+    parser.add_argument("--shown", type=int, default=12, help="scenes in the output image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="*", default=[], help="seconds of training; control=; KEY=VALUE of train_ldm.py")
     args = parser.parse_intermixed_args()
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
 
 
 def scored(args: argparse.Namespace, model, hint, judge, val: Table, rows: np.ndarray) -> tuple[dict, Tensor]:
-    """Figures of the scenes `rows`, and their pictures: control image, sample, the base's, real; scene by scene."""
+    """Figures of the scenes `rows`, and their images: control image, sample, the base's, real; scene by scene."""
     batch = val.batch(rows, {"image", "text", "map", hint.column})
     wanted = judge.wanted(batch)
     hints, asked = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}

@@ -1,12 +1,12 @@
-"""What few steps cost in quality: a base and its distilled students on emoji scenes, by what they evaluate.
+"""What few steps cost in quality: a base and its distilled students on emoji scenes, by network evaluations.
 
     python benchmarks/few_steps.py runs/ldm/emoji runs/ldm/emoji-fast runs/ldm/emoji-lcm:1 runs/ldm/emoji-lcm:4
 
-A model stands with its own steps, or with those after the colon; the first is the base, at 2 to 20 steps. Of each: the
-share of scenes that a reader finds all right, that of images above 20 dB of the nearest legal scene, and the Frechet
-distance to 2000 real scenes, over captions that no training image had; mean and standard deviation over the seeds. The
-base's fewest evaluations are those with its distance at most 5 % above its best. Nothing is picked: a grid shows the
-first images of the first seed, enlarged fourfold.
+A model runs with its own number of steps, or with that after the colon; the first model is the base, at 2 to 20 steps.
+For each: the share of scenes that a classifier reads correctly in every part, the share of images with a PSNR above 20
+dB to the nearest legal scene, and the Frechet distance to 2000 real scenes, over captions that no training image has,
+with mean and standard deviation over the seeds. The base's fewest evaluations are those at which its distance is at
+most 5 % above its best. Nothing is selected: a grid shows the first images of the first seed, enlarged fourfold.
 """
 
 import argparse
@@ -37,7 +37,7 @@ NAMES = ("all right", "above 20 dB", "Frechet distance")
 
 
 class Measure:
-    """Captions of each seed, and what reads images of them."""
+    """The captions of each seed, and the networks that score images of them."""
 
     def __init__(self, seeds: int, n: int, cache: Path):
         self.emoji, self.n = Emoji(), n

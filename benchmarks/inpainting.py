@@ -1,13 +1,13 @@
-"""Inpainting: is a removed object filled in as the prompt says, and do known pixels stay as they were?
+"""Inpainting: is a removed object replaced as the prompt says, and do known pixels stay as they were?
 
     python benchmarks/inpainting.py [SECONDS] [--runs DIR] [--out PNG] [KEY=VALUE ...]
-    python benchmarks/inpainting.py 600 --runs runs run=emoji     # a run as it is, which was never shown a mask
+    python benchmarks/inpainting.py 600 --runs runs run=emoji     # a run that was trained without masks
 
 Emoji scenes. Stage one gets an eighth of the budget, stage two (experiment=emoji_inpaint) the rest. Of held-out scenes
 with two objects one is hidden (its bounding box and a pixel around it), and the hole is filled by the scene's caption
-with another object's name in its place, which is no copy of what was there. A classifier of real scenes
-(ldm/evaluation/measures/scene_reader.py) says what it reads in the result. The image shows rows of scenes, of what the
-model was shown, and of what it made of it.
+with another object's name in its place, so that copying what was there doesn't help. A classifier of real scenes
+(ldm/evaluation/measures/scene_reader.py) reads the result. The output image shows rows of scenes, of the masked scenes
+that the model is given, and of its results.
 """
 
 from argparse import Namespace
@@ -45,7 +45,7 @@ def others(scenes: Scenes, hidden: np.ndarray, objects: int, seed: int) -> Scene
 
 
 def agrees(reader: Reader, images: Tensor, scenes: Scenes, hidden: np.ndarray) -> tuple[float, float]:
-    """The share of pictures whose filled object is read as the caption says, and of those whose kept one is."""
+    """The share of images whose new object is read as the caption says, and of those whose kept object is."""
     read: dict[str, Any] = reader(images)
     first = read["first"].argmax(1).numpy() == scenes.first
     second = read["second"].argmax(1).numpy() - 1 == scenes.second
@@ -53,7 +53,7 @@ def agrees(reader: Reader, images: Tensor, scenes: Scenes, hidden: np.ndarray) -
 
 
 def trained(args: Namespace) -> dict[str, float]:
-    """Both stages; the seconds that each took."""
+    """Trains both stages; returns the seconds that each took."""
     stage_one = args.seconds / 8
     spent = {"train_vae": train("train_vae.py", stage_one, args.runs, "data=emoji")}
     options = ("experiment=emoji_inpaint", *args.options)

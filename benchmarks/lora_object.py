@@ -1,16 +1,16 @@
-"""A LoRA of an object that the base never saw: is it drawn when asked for, and only then?
+"""A LoRA of an object that is new to the base: does it appear when the prompt names it, and only then?
 
     python benchmarks/lora_object.py BASE [SECONDS] [--object guitar] [--runs DIR] [--out PNG] [KEY=VALUE ...]
 
-BASE is a trained run of emoji scenes. 40 captioned pictures of scenes that hold the object are written to a folder, and
-prompts of the base's own kind to a file beside it, which the base draws as its prior. A LoRA of rank 8 is trained on
-both by `train_ldm.py finetune=lora` for SECONDS (300) of wall clock, all of it. Then a reader that knows the base's
-objects and the new one reads
+BASE is a trained run of emoji scenes. 40 captioned images of scenes with the object are written to a folder, and
+prompts of the base's own kind to a file beside it, whose images by the base are mixed in as its prior. A LoRA of rank 8
+is trained on both by `train_ldm.py finetune=lora` for SECONDS (300) of wall clock, all of it. Then a reader that knows
+the base's objects and the new one reads
 
-- 50 pictures of captions with the object that are not among the 40, and 50 without it, by base and LoRA;
-- 200 pictures of the base's held-out captions, by the base with and without the LoRA.
+- 50 images of captions with the object that are not among the 40, and 50 without it, by base and LoRA;
+- 200 images of the base's held-out captions, by the base with and without the LoRA.
 
-The picture shows some that ask for the object, by the base and by the LoRA, and some that don't.
+The output image shows some prompts with the object, by the base and by the LoRA, and some without it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHOWN = 8
 
 @dataclass
 class Drawn:
-    """Pictures (N, C, H, W) by the base and by the base with the LoRA, of the same prompts and seeds."""
+    """Images (N, C, H, W) by the base and by the base with the LoRA, of the same prompts and seeds."""
 
     base: Tensor
     lora: Tensor
@@ -48,9 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("seconds", type=int, nargs="?", default=300, help="wall clock of the LoRA's run")
     parser.add_argument("--object", default="guitar", choices=sorted(OBJECTS), help="that the base never saw")
     parser.add_argument("--runs", default="runs", help="folder of the runs, the base's too")
-    parser.add_argument("--out", default=None, help="the picture; its figures go beside it as .json")
-    parser.add_argument("--prior", type=int, default=PRIOR, help="pictures by the base among those of the object")
-    parser.add_argument("--n", type=int, default=OTHERS, help="pictures of the base's other prompts")
+    parser.add_argument("--out", default=None, help="the output image; its figures go beside it as .json")
+    parser.add_argument("--prior", type=int, default=PRIOR, help="images by the base among those of the object")
+    parser.add_argument("--n", type=int, default=OTHERS, help="images of the base's other prompts")
     parser.add_argument("--reader-steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("options", nargs="*", default=[], help="further KEY=VALUE of train_ldm.py")
@@ -68,7 +68,7 @@ def both_emoji(base: Path, thing: str) -> tuple[Emoji, Emoji]:
 
 
 def scenes_with(emoji: Emoji, thing: int, n: int, seed: int) -> Scenes:
-    """`n` scenes that hold the object: half of them it alone, in the others it and another, in either place."""
+    """`n` scenes with the object: in half of them alone, in the others with another, in either place."""
     scenes = draw_any(emoji.held_out, 200 * n, seed)
     alone = (scenes.first == thing) & (scenes.second < 0)
     paired = (scenes.second >= 0) & ((scenes.first == thing) | (scenes.second == thing))
@@ -82,7 +82,7 @@ def unseen(scenes: Scenes, captions: list[str], seen: set[str], n: int) -> tuple
 
 
 def write_pictures(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> list[str]:
-    """Pictures with their captions beside them; the captions."""
+    """Writes images with their captions beside them; returns the captions."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = scenes.captions(emoji.objects, emoji.backgrounds)
     images, _ = emoji.compose(scenes, seed)
@@ -94,7 +94,7 @@ def write_pictures(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> lis
 
 @torch.inference_mode()
 def share_with(reader: Reader, images: Tensor, thing: int) -> float:
-    """The share of pictures in which the reader sees the object, in either place."""
+    """The share of images in which the reader finds the object, in either place."""
     logits = [reader(batch) for batch in images.split(256)]
     first, second = (torch.cat([batch[name] for batch in logits]).argmax(1) for name in ("first", "second"))
     return float(((first == thing) | (second == thing + 1)).float().mean())  # an absent second object is class 0
@@ -160,7 +160,7 @@ def rights(reader: Reader, drawn: Drawn, columns: dict[str, np.ndarray]) -> dict
 
 
 def real(reader: Reader, wide: Emoji, seed: int, n: int = 400) -> float:
-    """How often real scenes, the new object among them, are read all right: the reader's own ceiling."""
+    """How often real scenes, with the new object among them, are read correctly in every part: the reader's ceiling."""
     scenes = draw_any(wide.held_out, n, seed + 3)
     images, _ = wide.compose(scenes, seed + 3)
     assert codes(scenes.columns())["first"].max() <= len(wide.objects)

@@ -1,11 +1,11 @@
-"""Map to image: does a segmentation network read the input map back from the generated pictures?
+"""Map to image: does a segmentation network read the input map back from the generated images?
 
     python benchmarks/map_to_image.py [SECONDS] [--runs DIR] [--out PNG] [KEY=VALUE ...]
 
 Emoji scenes. Stage one gets an eighth of the budget, stage two (experiment=emoji_map) the rest. A small segmentation
-network, trained on real pairs of the training split, reads maps back from real validation images and from pictures
-generated from the same maps. Counted are the pixels that the map says aren't background. The picture shows rows of map,
-generated picture, what was read in it, and the real image.
+network, trained on real pairs of the training split, reads maps back from real validation images and from images
+generated from the same maps. Only pixels that aren't background in the map count. The output image shows rows of maps,
+generated images, the maps read from them, and real images.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ class Segmenter(nn.Module):
 
 
 def train_segmenter(table: Table, classes: int, steps: int, seed: int) -> Segmenter:
-    """With noise on the images, so that it reads shapes and colours and not a decoder's texture."""
+    """Trains with noise on the images, so that it reads shapes and colours and not a decoder's texture."""
     torch.manual_seed(seed)
     model = Segmenter(classes).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -68,13 +68,13 @@ def read_maps(model: Segmenter, images: Tensor) -> Tensor:
 
 
 def accuracy(read: Tensor, maps: Tensor) -> float:
-    """The share of pixels read rightly, of those that aren't background."""
+    """The share of correctly read pixels, of those that aren't background."""
     objects = maps > 0
     return float((read == maps)[objects].float().mean())
 
 
 def coloured(maps: Tensor, classes: int) -> Tensor:
-    """Maps (B, H, W) as pictures (B, 3, H, W)."""
+    """Maps (B, H, W) as images (B, 3, H, W)."""
     colours = torch.rand(classes, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
     colours[0] = 1
     return colours[maps].movedim(3, 1)

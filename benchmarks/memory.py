@@ -1,6 +1,6 @@
 """Peak memory of a training step and of sampling, each in a process of its own.
 
-The peak is VmHWM, which only Linux tells; what Python and the libraries take is measured alone and stands beside it.
+The peak is VmHWM, which only Linux has. What Python and the libraries take is measured by itself and given too.
 """
 
 import subprocess

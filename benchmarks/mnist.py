@@ -3,8 +3,8 @@
     python benchmarks/mnist.py ROOT [n=1000] [RUN ...]
 
 ROOT holds MNIST as torchvision keeps it; the runs are mnist and ddpm by default. For each run of stage two, `n` samples
-(pixels take ten times as long to draw, and distances of different n can't be compared): the share
-of class-conditional samples that are read as asked, and the Frechet distance between samples and the real test images
+(on pixels they take ten times as long, and distances of different n can't be compared): the share of class-conditional
+samples that are read as their class, and the Frechet distance between samples and the real test images
 in the classifier's features (not FID, whose features are Inception's).
 """
 

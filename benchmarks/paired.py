@@ -1,4 +1,4 @@
-"""What the speed benchmarks have in common: paired timing, the machine's peak, and the share of it that is reached."""
+"""Shared by the speed benchmarks: paired timing, the machine's peak, and the share of it that is reached."""
 
 import statistics
 import time
@@ -13,7 +13,7 @@ Call = Callable[[], Any]
 
 
 def alternate(calls: Mapping[str, Call], rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each call, `rounds` times in turn: what slows the machine for a while slows all of them alike."""
+    """Seconds of each call, `rounds` times in turn, so that a slow spell of the machine affects all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds + warm):
         for name, call in calls.items():
@@ -38,7 +38,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def peak_flops(n: int = 2048, rounds: int = 5) -> float:
-    """Operations a second of a large float32 matrix product, the best of some: what the machine can do at most."""
+    """Operations per second of a large float32 matrix product, the best of several: the machine's peak."""
     a, b = torch.randn(n, n), torch.randn(n, n)
     return 2 * n**3 / min(alternate({"product": lambda: a @ b}, rounds)["product"])
 

@@ -1,4 +1,4 @@
-"""Draws what `python -m benchmarks scale` measured: throughput and memory against batch, latents, width and data.
+"""Plots what `python -m benchmarks scale` measured: throughput and memory against batch, latents, width and data.
 
 python -m benchmarks.plot [runs/bench.json] [docs/scale.png]
 """

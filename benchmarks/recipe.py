@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: training within a budget by the project's own commands, and a report."""
+"""Shared by the benchmarks of quality: training within a budget by the project's own commands, and a report."""
 
 import argparse
 import json
@@ -18,15 +18,15 @@ def arguments(about: str | None, seconds: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seconds", type=int, nargs="?", default=seconds, help="wall clock for all training together")
     parser.add_argument("--runs", default="runs/benchmarks", help="folder of the runs")
-    parser.add_argument("--out", default=None, help="the picture; its figures go beside it as .json")
-    parser.add_argument("--n", type=int, default=None, help="pictures that are scored")
+    parser.add_argument("--out", default=None, help="the output image; its figures go beside it as .json")
+    parser.add_argument("--n", type=int, default=None, help="images that are scored")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("options", nargs="*", default=[], help="further KEY=VALUE of train_ldm.py")
     return parser.parse_intermixed_args()  # options may come before and after flags
 
 
 def train(script: str, seconds: float, runs: str, *options: str) -> float:
-    """Runs `script` for `seconds` of wall clock; the seconds that it took. A finished run is taken as it is."""
+    """Runs `script` for `seconds` of wall-clock time, unless it is finished; returns the seconds that it took."""
     time_limit = f"trainer.max_time=00:00:{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
     words = [f"runs_dir={runs}", "resume=true", "logger=none", time_limit, *options]
     print(f"$ python {script} {' '.join(words)}", file=sys.stderr, flush=True)
@@ -38,7 +38,7 @@ def train(script: str, seconds: float, runs: str, *options: str) -> float:
 
 
 def report(figures: dict[str, Any], pictures: Tensor, columns: int, out: Path) -> None:
-    """Prints the figures as JSON and writes them beside the picture of `pictures` (N, C, H, W)."""
+    """Prints the figures as JSON and writes them beside a grid of `pictures` (N, C, H, W)."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=2)
     save_png(grid(pictures, columns), out, {"ldm": text})

@@ -1,8 +1,8 @@
-"""16 pictures at 20 steps with guidance: ours against diffusers' StableDiffusionPipeline on the same weights.
+"""16 images at 20 steps with guidance: ours against diffusers' StableDiffusionPipeline on the same weights.
 
-A pipeline with random weights is written as diffusers writes it and opened by both. Both draw from the same start noise
-with the same number of network evaluations, and the pictures are compared. Apart from that: ours with guidance only in
-an interval of noise levels, where evaluations are left out.
+A pipeline with random weights is written as diffusers writes it and opened by both. Both start from the same noise with
+the same number of network evaluations, and the images are compared. Separately: ours with guidance only in an interval
+of noise levels, which saves evaluations.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ CONTEXT = 128
 
 
 def spread_out(network: nn.Module, std: float) -> nn.Module:
-    """Zero-initialised layers get weights, and norms a spread: else pictures are grey and agree whatever is drawn."""
+    """Gives zero-initialised layers weights, and norms a spread: else images are grey and agree with any sampler."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 and parameter.mean() > 0.5 else 0.0, std)
     return network.eval()

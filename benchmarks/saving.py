@@ -27,7 +27,7 @@ def sync(path: Path) -> None:
 
 
 def plain(trainer: pl.Trainer, task: Any, folder: Path) -> None:
-    """The same state written once, with nothing to prove that it is whole."""
+    """Writes the same state once, without anything that proves it to be complete."""
     torch.save(trainer._checkpoint_connector.dump_checkpoint(False), folder / "plain.ckpt")
     sync(folder / "plain.ckpt")
     state = {name: tensor.contiguous() for name, tensor in task.saved().state_dict().items()}
@@ -36,7 +36,7 @@ def plain(trainer: pl.Trainer, task: Any, folder: Path) -> None:
 
 
 def timed(millions: int, rounds: int, runs: str) -> dict[str, list[float]]:
-    """Seconds of each way at the end of a run of one step through the command line."""
+    """Seconds of each way of saving, at the end of a run of one step through the command line."""
     seconds: dict[str, list[float]] = {}
 
     def compare(self: Checkpoints, trainer: pl.Trainer, task: Any) -> None:

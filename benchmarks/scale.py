@@ -1,7 +1,7 @@
-"""How stage two's training goes with batch, resolution, channels, the size of the data, and two processes.
+"""How stage two's training scales with batch, resolution, channels, the size of the data, and two processes.
 
 Data of any size are written synthetically: random latents with labels. The anonymous memory (RssAnon) of a process that
-trains on them says whether it grows with the data; what the memory map holds of the files isn't its own.
+trains on them shows whether it grows with the data; pages of memory-mapped files don't count.
 """
 
 import json
@@ -58,7 +58,7 @@ def denoiser(in_channels: int, width: int) -> Denoiser:
 
 
 def stepping(net: Denoiser, latents: Callable[[], torch.Tensor]) -> Call:
-    """A training step of `net` on the latents that it is given."""
+    """A training step of `net` on given latents."""
 
     def loss() -> torch.Tensor:
         x0 = latents()
@@ -87,7 +87,7 @@ def of_shape(batch: int, side: int, width: int, rounds: int) -> dict[str, float]
 
 
 def memory(kind: str) -> float:
-    """MB of this process: VmHWM is its peak, RssAnon what it alone holds, without files. Only Linux tells it."""
+    """MB of this process: VmHWM is its peak, RssAnon its own pages without files. Only Linux has them."""
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")

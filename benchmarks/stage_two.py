@@ -65,7 +65,7 @@ def diffusers_loop(widths: list[int], images: torch.Tensor, tokens: torch.Tensor
 
 
 class Interleaved:
-    """Lets a bare step follow each step of a run, and keeps the seconds of both."""
+    """Runs a bare step after each step of a run, and records the seconds of both."""
 
     def __init__(self, warm: int = 5):
         self.calls: dict[str, Call] = {}

@@ -1,4 +1,4 @@
-"""Seconds until the tool is there: `--help`, `import ldm` beside `import torch`, and `ldm.load` of a model folder."""
+"""Start-up times in seconds: `--help`, `import ldm` beside `import torch`, and `ldm.load` of a model folder."""
 
 import subprocess
 import sys

@@ -1,7 +1,7 @@
-"""A training step of the U-Net: ours against diffusers' with the same weights, as it comes and tuned; and MONAI's.
+"""A training step of the U-Net: ours against diffusers' with the same weights, as shipped and tuned; and MONAI's.
 
 Tuned means channels_last and a fused AdamW. MONAI's network has the same widths, blocks and attention, but weights of
-its own and a little less arithmetic, so its ratio is of time for each operation.
+its own and a little less arithmetic, so its ratio is that of time per operation.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Time that is given out: what no longer fits isn't begun, and its name is kept."""
+"""A budget of time: work that no longer fits isn't started, and its name is recorded."""
 
 import time
 
@@ -15,7 +15,7 @@ class Budget:
         return self._end - time.monotonic()
 
     def fits(self, name: str, about: float = 0.0) -> bool:
-        """Whether what takes `about` so many seconds may begin; if not, `name` is listed in `cut`."""
+        """Whether work of `about` so many seconds may start; if not, `name` is listed in `cut`."""
         if self.left > about:
             return True
         self.cut.append(name)

@@ -1,4 +1,4 @@
-"""What was found, as Markdown."""
+"""The results as Markdown."""
 
 from typing import Any
 

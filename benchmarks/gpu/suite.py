@@ -29,7 +29,7 @@ def missing() -> dict[str, str]:
 
 
 def run(budget: Budget, gpu: bool) -> dict[str, Any]:
-    """How many tests passed, and which failed or were left out, with the reasons."""
+    """Runs the tests: how many passed, and which failed or were left out, with the reasons."""
     if "pytest" in missing() or not budget.fits("the tests"):
         return {}
     # what trains, and takes longest, comes last
@@ -51,7 +51,7 @@ def run(budget: Budget, gpu: bool) -> dict[str, Any]:
 
 
 def ended(budget: Budget, gpu: bool) -> dict[str, Any]:
-    """A hanging test is a fault on a GPU; on a CPU it is mostly a busy machine that imports for minutes."""
+    """What a run that was ended counts as: on a GPU a hanging test is a fault, on a CPU mostly a busy machine."""
     why = f"the tests were ended {HANGS} s after their time: one hangs, or the machine is too busy"
     if gpu:
         return {"failed": {"pytest": why}}
@@ -69,7 +69,7 @@ def environment(budget: Budget, gpu: bool) -> dict[str, str]:
 
 
 def outcomes(report: Path) -> dict[str, Any]:
-    """What a JUnit file says of each test."""
+    """The outcome of each test in a JUnit file."""
     found: dict[str, Any] = {"passed": 0, "failed": {}, "skipped": {}, "cut": []}
     for case in ElementTree.parse(report).iter("testcase"):
         name = f"{case.get('classname', '').removeprefix('tests.')}: {case.get('name')}"

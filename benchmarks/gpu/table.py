@@ -54,7 +54,7 @@ def run(budget: Budget, device: torch.device) -> dict[str, Any]:
         print(f"{entry.name} ...", flush=True)
         try:
             rows[entry.name] = row(entry, device, dtype, rows)
-        except Exception as error:  # the others are measured all the same
+        except Exception as error:  # the others are still measured
             failed[entry.name] = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     found = {"dtype": str(dtype).removeprefix("torch."), "rows": rows, "failed": failed}
     notes = [f"{case.name}: {case.note}" for case in given if case.note]
@@ -68,7 +68,7 @@ def computes_in(device: torch.device) -> torch.dtype:
 
 
 def row(entry: Entry, device: torch.device, dtype: torch.dtype, rows: dict[str, Any]) -> dict[str, Any]:
-    """Its figures at the largest batch that fits: the case's own, halved as often as need be."""
+    """The figures of an entry at the largest batch that fits: the case's own, halved as often as needed."""
     batch = entry.case.batches[list(WORKS).index(entry.work)]
     rival = rows.get(entry._replace(who="ours", mode="eager").name)
     batch = min(batch, rival["batch"]) if rival else batch
@@ -112,7 +112,7 @@ def at_batch(
 
 
 def built(entry: Entry, device: torch.device, dtype: torch.dtype, batch: int) -> tuple[nn.Module, Call]:
-    """Our networks in channels_last, as training and generating have them; diffusers' as they come."""
+    """Our networks in channels_last, as in training and generating; diffusers' as shipped."""
     with torch.device(device):
         network = entry.case.ours() if entry.who == "ours" else entry.case.theirs()
     network = network.to(device)  # what comes out of NumPy

@@ -19,7 +19,7 @@ Forward = Callable[[Any, Tensor, Tensor, Any], Tensor]  # (network, x, t, condit
 
 
 def forward(kind: str, who: str) -> Forward:
-    """How a network of that kind is called for x, noise levels and a condition."""
+    """How a network of this kind is called with x, noise levels and a condition."""
     calls: dict[tuple[str, str], Forward] = {
         ("unet", "ours"): lambda net, x, t, given: net(x, t, Cond(tokens=given)),
         ("unet", "diffusers"): lambda net, x, t, given: net(x, t, given).sample,
@@ -103,7 +103,7 @@ def own_ddim(case: Case, network: Any, x: Tensor, given: list[Tensor], dtype: to
 
 
 class Means(nn.Module):
-    """The noise alone, of a network that gives variances beside it."""
+    """Only the noise, of a network that predicts variances too."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -114,7 +114,7 @@ class Means(nn.Module):
 
 
 def their_ddim(case: Case, network: Any, x: Tensor, given: list[Tensor], dtype: torch.dtype) -> Call:
-    """As StableDiffusionPipeline and DiTPipeline have it."""
+    """DDIM as StableDiffusionPipeline and DiTPipeline use it."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)

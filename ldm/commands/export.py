@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> None:
     if getattr(model, "loras", None):  # the run of a LoRA, which is exported without its base
         print(_lora(model, out, to, dtype))
         return
-    report = export(model, out, to, {"licence": options.get("licence"), "run": run}, dtype)
+    report = export(model, out, to, about={"licence": options.get("licence"), "run": run}, dtype=dtype)
     print(f"{out}\n{report}")
 
 

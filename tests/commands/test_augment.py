@@ -1,4 +1,4 @@
-"""Variants of a folder's images by an autoencoder, and the folder that they make."""
+"""`augment.py`: variants of a folder's images by an autoencoder, and the new folder."""
 
 import json
 from pathlib import Path
@@ -94,17 +94,17 @@ def test_a_classifier_is_trained_on_variants(run):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["n=0"], "at least one variant"),
         (["run=nothing"], "nothing"),
         (["data.size=8", "data.channels=1"], "channels 3"),
     ],
 )
-def test_what_cannot_be_is_refused(run, photos, tmp_path, capsys, words, said):
+def test_options_that_make_no_variants_are_refused(run, photos, tmp_path, capsys, words, message):
     with pytest.raises(SystemExit, match="2"):
         augment(run, photos, tmp_path, *words)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(run, photos, tmp_path, capsys):

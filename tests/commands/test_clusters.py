@@ -41,7 +41,7 @@ def test_two_machines_by_torchrun(tmp_path: Path) -> None:
     script = str(ROOT / "train_vae.py")
     printed = together(tmp_path, *(([*start, f"--node-rank={i}", script, *given], {}) for i in range(2)))
     assert (tmp_path / "runs/vae/digits/DONE").is_file()
-    assert sum("2 steps in" in text for text in printed) == 1  # said once, by the first process
+    assert sum("2 steps in" in text for text in printed) == 1  # printed once, by the first process
 
 
 def test_two_tasks_of_slurm(tmp_path: Path) -> None:

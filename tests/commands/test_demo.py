@@ -1,4 +1,4 @@
-"""What `make demo` measures and shows, beside the training itself."""
+"""What `ldm demo` measures and shows, without the training."""
 
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,12 @@ def test_coverage_is_that_of_each_caption() -> None:
     assert demo.coverage(EMOJI, Art(same=True), SCENES, CAPTIONS) == 0  # type: ignore[arg-type]
 
 
-def test_real_scenes_stand_above_their_reconstructions() -> None:
+def test_real_scenes_score_above_their_reconstructions() -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(3, 2, channels=8, multipliers=(1, 2)).eval()
     rows = demo.near_stage_one(EMOJI, vae, SCENES)
-    real, mean, draw = (row["median"] for row in rows.values())
-    assert real == CAP > 20 > mean and mean != draw
+    real, mean, sampled = (row["median"] for row in rows.values())
+    assert real == CAP > 20 > mean and mean != sampled
 
 
 def test_the_page_shows_the_worst_beside_the_nearest_scenes(
@@ -58,7 +58,9 @@ def test_the_page_shows_the_worst_beside_the_nearest_scenes(
     images[7] = images[7].roll(5, 2)
     fitted = fit(EMOJI, demo.to_bytes(images), SCENES)
     scores = {demo.NEAR: demo.named("generated", by_objects(fitted)), demo.READ: {"generated": {"all": 0.5}}}
-    results = demo_page.Results(scores, {PLACES: 0.9}, images, CAPTIONS, fitted, {"in all": 1.0})
+    results = demo_page.Results(
+        scores=scores, coverage={PLACES: 0.9}, images=images, captions=CAPTIONS, fitted=fitted, seconds={"in all": 1.0}
+    )
     demo_page.write_page(tmp_path / "out", results)
     page = (tmp_path / "out" / "report.html").read_text()
     first = page.index("of the worst, in order")

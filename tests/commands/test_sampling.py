@@ -159,5 +159,7 @@ def test_settings_with_infinite_numbers_are_written_as_json() -> None:
     def never(text: str) -> None:
         raise AssertionError(f"{text} is no JSON")
 
-    said = json.loads(as_json({"interval": (0.5, math.inf), "guidance": {"text": 2.0}, "n": 3}), parse_constant=never)
-    assert said == {"interval": [0.5, 3.4e38], "guidance": {"text": 2.0}, "n": 3}
+    written = json.loads(
+        as_json({"interval": (0.5, math.inf), "guidance": {"text": 2.0}, "n": 3}), parse_constant=never
+    )
+    assert written == {"interval": [0.5, 3.4e38], "guidance": {"text": 2.0}, "n": 3}

@@ -1,4 +1,4 @@
-"""What models and pictures show of themselves."""
+"""How models and lists of images display themselves."""
 
 import io
 

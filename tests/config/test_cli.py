@@ -44,7 +44,7 @@ def work(monkeypatch, tmp_path):
 
 
 def refused(capsys, script: str, *words: str) -> str:
-    """The one line that a wrong command line is answered with."""
+    """The one line of error for a command line with a mistake."""
     with pytest.raises(SystemExit) as exit_:
         cli.run(script, list(words))
     assert exit_.value.code == 2
@@ -92,7 +92,7 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_both(work):
     assert work.configs[0]["data"]["class"] == "Digits"
 
 
-def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
+def test_a_user_s_class_is_registered_by_its_module(work, tmp_path):
     (tmp_path / "my_nets.py").write_text(
         "import ldm\n\n@ldm.register\nclass MyNet:\n    def __init__(self, width=3):\n        pass\n"
     )
@@ -144,12 +144,12 @@ def test_ones_own_class_comes_in_by_its_module(work, tmp_path):
         ("sample", ["run=x", "out=${nope}"], "nope"),
     ],
 )
-def test_a_wrong_line_is_refused_in_one_line(work, capsys, script, words, hint):
+def test_a_mistake_is_refused_in_one_line(work, capsys, script, words, hint):
     assert hint in refused(capsys, script, *words)
     assert work.configs == []
 
 
-def test_all_missing_values_are_said_at_once(work, capsys, tmp_path):
+def test_all_missing_values_are_named_at_once(work, capsys, tmp_path):
     (tmp_path / "mine" / "data").mkdir(parents=True)
     (tmp_path / "mine" / "data" / "open.yaml").write_text("class: Folder\nroot: ???\nsize: ???\n")
     line = refused(capsys, "train_vae", f"--config-dir={tmp_path / 'mine'}", "data=open")

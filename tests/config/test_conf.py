@@ -1,4 +1,4 @@
-"""Every shipped config composes, and everything in it is in a constructor's signature."""
+"""Every shipped config composes, and each of its options is in a constructor's signature."""
 
 import itertools
 
@@ -60,14 +60,14 @@ def test_every_group_is_reached():
     assert folders == {"experiment", *itertools.chain(*GROUPS.values())}
 
 
-def test_what_suits_a_pair_of_data_and_network_stays_with_the_pair():
+def test_sizes_for_a_pair_of_data_and_network_are_only_for_that_pair():
     vae = {name: compose("train_vae", ["data=emoji", f"vae={name}"])[0].vae for name in ("small", "kl_f8")}
     assert "stem" in vae["small"] and "stem" not in vae["kl_f8"]
     assert list(vae["kl_f8"].multipliers) == [1, 2, 4, 4]
 
 
 @pytest.mark.parametrize("diffusion", choices("diffusion"))
-def test_diffusions_can_be_built_and_sampled(diffusion):
+def test_a_diffusion_s_parts_are_built_and_its_noise_levels_follow(diffusion):
     from ldm.diffusion import get_sampler
 
     section = checked("train_ldm", *compose("train_ldm", [f"diffusion={diffusion}"]))["diffusion"]

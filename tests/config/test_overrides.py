@@ -1,4 +1,4 @@
-"""Raw text survives the way through Hydra's grammar, and a sweep's jobs get names that file names can hold."""
+"""Raw text passes Hydra's grammar unchanged, and the jobs of a sweep get names that a file can have."""
 
 import string
 
@@ -92,7 +92,7 @@ def test_a_new_word_needs_no_quotes():
     assert read(*prepared("trigger=Mona's cat")) == "Mona's cat"
 
 
-def test_steps_asked_for_replace_a_limit_of_time():
+def test_a_given_limit_replaces_the_other_one():
     assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
     assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2
     assert prepared("trainer.max_time=00:00:01:00")[1:] == ["++trainer.max_steps=-1"], "and the other way round"

@@ -76,7 +76,7 @@ def _scored_images(emoji: Emoji, seconds: dict[str, float]) -> Results:
     save_png(grid(images[:FIRST], 8), OUT / "grid.png", {"ldm": json.dumps(about)})
     (OUT / "captions.txt").write_text("\n".join(captions) + "\n")
     (OUT / "score.json").write_bytes(to_json(scores | covered))
-    return Results(scores, covered, images, captions, fitted, seconds)
+    return Results(scores=scores, coverage=covered, images=images, captions=captions, fitted=fitted, seconds=seconds)
 
 
 def step(command: str) -> float:
