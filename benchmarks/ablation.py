@@ -33,9 +33,9 @@ from ldm.common.files import atomic_write
 from ldm.common.randomness import permutation
 from ldm.data.caches.latents import cached_latents
 from ldm.data.storage.table import Table
-from ldm.evaluation.generated import conditions, draw
+from ldm.evaluation.generated import example_conditions, generate_set
 from ldm.evaluation.measures.features import Features
-from ldm.evaluation.measures.image_set import Pictures
+from ldm.evaluation.measures.image_set import ImageSet
 from ldm.evaluation.report import spread
 from ldm.evaluation.scoring import NetworkCalls, score
 from ldm.model.latent_diffusion import LatentDiffusion
@@ -162,7 +162,7 @@ class Scoring:
         config = {"features": o["features"], "device": "cpu", "cache_dir": cache(o)}
         self.features: Features = features_for(self.val.preprocess, tables[0], config)
         rows = np.sort(permutation(0, 0, len(self.val))[: o["reference_n"]])
-        self.real = self.features.of(Pictures.of_table(self.val, rows, "validation"), Path(cache(o)))
+        self.real = self.features.of(ImageSet.of_table(self.val, rows, "validation"), Path(cache(o)))
 
     def best_of(self, guidances: Sequence[float]) -> dict[str, Any]:
         """Tunes the guidance scale, then scores at the best; with `costs` also at 12 and 100 network evaluations."""
@@ -178,9 +178,9 @@ class Scoring:
 
     def at(self, n: int, seed: int, **options: Any) -> dict[str, float]:
         rows = np.resize(permutation(seed, 0, len(self.val)), n)
-        given = conditions(self.model, self.val, rows, seed)
+        given = example_conditions(self.model, self.val, rows, seed)
         with NetworkCalls(self.model.denoiser.network) as count:
-            drawn = draw(self.model, given, n, seed, {"batch_size": 50}, **options)
+            drawn = generate_set(self.model, given, n, seed=seed, config={"batch_size": 50}, **options)
         figures = score(self.features.of(drawn), self.real, self.features)
         return dict(zip(("FD", "KD", "precision", "recall"), figures.values(), strict=True)) | {
             "evaluations": count.rows / n

@@ -27,7 +27,7 @@ from ldm.evaluation.measures.distances import frechet_distance
 from ldm.evaluation.measures.features import Features
 from ldm.evaluation.measures.image_set import from_bytes, to_bytes
 from ldm.evaluation.measures.legal_scenes import fit
-from ldm.evaluation.measures.scene_reader import Reader, score, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, caption_scores, train_reader
 from ldm.evaluation.scoring import NetworkCalls
 from ldm.images import grid
 
@@ -41,7 +41,7 @@ class Measure:
 
     def __init__(self, seeds: int, n: int, cache: Path):
         self.emoji, self.n = Emoji(), n
-        self.reader: Reader = train_reader(self.emoji)
+        self.reader: SceneReader = train_reader(self.emoji)
         self.captions = [self.emoji.held_out_captions(n, 3 * n // 4, seed) for seed in range(seeds)]
         train, val = self.emoji.tables(cache / "data")
         config = {"device": "cpu", "features": "auto", "cache_dir": str(cache)}
@@ -65,7 +65,7 @@ class Measure:
 
     def figures(self, images: Tensor, columns: dict[str, np.ndarray]) -> list[float]:
         near = fit(self.emoji, to_bytes(images), Scenes(**columns))
-        right = score(self.reader, images, columns)["all"]
+        right = caption_scores(self.reader, images, columns)["all"]
         return [right, float((near.psnr > 20).mean()), frechet_distance(self.features(images), self.real)]
 
 

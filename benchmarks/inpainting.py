@@ -23,7 +23,7 @@ from torch import Tensor
 import ldm
 from ldm.data.sources.emoji import Emoji
 from ldm.data.sources.scenes import Scenes, draw_held_out
-from ldm.evaluation.measures.scene_reader import Reader, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, train_reader
 
 
 def holes(maps: np.ndarray, thing: np.ndarray, margin: int = 1) -> Tensor:
@@ -44,7 +44,7 @@ def others(scenes: Scenes, hidden: np.ndarray, objects: int, seed: int) -> Scene
     return replace(scenes, first=np.where(hidden, new, scenes.first), second=np.where(hidden, scenes.second, new))
 
 
-def agrees(reader: Reader, images: Tensor, scenes: Scenes, hidden: np.ndarray) -> tuple[float, float]:
+def agrees(reader: SceneReader, images: Tensor, scenes: Scenes, hidden: np.ndarray) -> tuple[float, float]:
     """The share of images whose new object is read as the caption says, and of those whose kept object is."""
     read: dict[str, Any] = reader(images)
     first = read["first"].argmax(1).numpy() == scenes.first

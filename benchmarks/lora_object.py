@@ -26,7 +26,7 @@ from torch import Tensor
 import ldm
 from ldm.data.sources.emoji import DEFAULT_OBJECTS, OBJECTS, Emoji
 from ldm.data.sources.scenes import Scenes, draw_any
-from ldm.evaluation.measures.scene_reader import Reader, codes, score, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, caption_scores, codes, train_reader
 from ldm.images import to_pil8
 from ldm.networks import DiT
 
@@ -93,7 +93,7 @@ def write_pictures(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> lis
 
 
 @torch.inference_mode()
-def share_with(reader: Reader, images: Tensor, thing: int) -> float:
+def share_with(reader: SceneReader, images: Tensor, thing: int) -> float:
     """The share of images in which the reader finds the object, in either place."""
     logits = [reader(batch) for batch in images.split(256)]
     first, second = (torch.cat([batch[name] for batch in logits]).argmax(1) for name in ("first", "second"))
@@ -151,20 +151,20 @@ def draw(base: ldm.LatentDiffusion, tuned: ldm.LatentDiffusion, prompts: list[st
     return Drawn(one, two)
 
 
-def shares(reader: Reader, drawn: Drawn, thing: int) -> dict[str, float]:
+def shares(reader: SceneReader, drawn: Drawn, thing: int) -> dict[str, float]:
     return {"base": share_with(reader, drawn.base, thing), "lora": share_with(reader, drawn.lora, thing)}
 
 
-def rights(reader: Reader, drawn: Drawn, columns: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: score(reader, images, columns)["all"] for name, images in vars(drawn).items()}
+def rights(reader: SceneReader, drawn: Drawn, columns: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: caption_scores(reader, images, columns)["all"] for name, images in vars(drawn).items()}
 
 
-def real(reader: Reader, wide: Emoji, seed: int, n: int = 400) -> float:
+def real(reader: SceneReader, wide: Emoji, seed: int, n: int = 400) -> float:
     """How often real scenes, with the new object among them, are read correctly in every part: the reader's ceiling."""
     scenes = draw_any(wide.held_out, n, seed + 3)
     images, _ = wide.compose(scenes, seed + 3)
     assert codes(scenes.columns())["first"].max() <= len(wide.objects)
-    return score(reader, torch.from_numpy(images).float() / 127.5 - 1, scenes.columns())["all"]
+    return caption_scores(reader, torch.from_numpy(images).float() / 127.5 - 1, scenes.columns())["all"]
 
 
 def sizes(base: Path, lora: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 import ldm
 from ldm.commands import cli
 from ldm.data import Emoji
-from ldm.evaluation.measures.scene_reader import Reader, score, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, caption_scores, train_reader
 from ldm.images import grid
 
 LANGUAGES = ("en", "zh", "ar")
@@ -34,14 +34,14 @@ def train(runs: Path, max_time: str) -> ldm.LatentDiffusion:
 
 
 def measure(
-    model: ldm.LatentDiffusion, reader: Reader, emoji: Emoji, n: int
+    model: ldm.LatentDiffusion, reader: SceneReader, emoji: Emoji, n: int
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """The reader's scores of the same n held-out scenes by language, and the first images of each."""
     report, pictures = {}, []
     for language in LANGUAGES:
         attributes, captions = emoji.held_out_captions(n, two=round(0.7 * n), language=language)
         images = model(captions, seed=0, output="pt")
-        report[language] = score(reader, images, attributes)
+        report[language] = caption_scores(reader, images, attributes)
         pictures.append(images[:SHOWN])
         print(f"{language}: {captions[0]}", flush=True)
     return report, torch.cat(pictures)

@@ -20,10 +20,10 @@ import ldm
 from ldm.conditioning.lowres import smaller
 from ldm.data.sources.emoji import Emoji
 from ldm.evaluation.measures.distances import frechet_distance
-from ldm.evaluation.measures.scene_reader import Reader, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, train_reader
 
 
-def features(reader: Reader, images: Tensor) -> Tensor:
+def features(reader: SceneReader, images: Tensor) -> Tensor:
     return torch.cat([reader.features(batch) for batch in images.split(250)])
 
 

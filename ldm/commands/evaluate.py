@@ -14,8 +14,8 @@ from ldm.data.storage.table import Table
 from ldm.evaluation import stage_one, stage_two
 from ldm.evaluation.measures.classifier import own_features
 from ldm.evaluation.measures.features import Features, open_features
-from ldm.evaluation.measures.image_set import Pictures
-from ldm.evaluation.report import Report, plain, shown
+from ldm.evaluation.measures.image_set import ImageSet
+from ldm.evaluation.report import HtmlReport, plain, shown
 from ldm.evaluation.scoring import LEAST
 from ldm.images import Preprocess
 from ldm.model.computing import computed_in, device
@@ -50,12 +50,12 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} images.")
 
 
-def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], HtmlReport]:
     """The figures of a trained model of either stage."""
     path = find_run(config["stage"], config["run"], config["runs_dir"])
     model = load(path, device(config["device"]), precision=config["precision"], compile=config["compile"])
     tables, source = data_of(path, config), _source_of(path)
-    report = Report(_report_folder(path, config, job), f"{config['stage']} {Path(config['run']).name}")
+    report = HtmlReport(_report_folder(path, config, job), f"{config['stage']} {Path(config['run']).name}")
     features = features_for(tables[1].preprocess, tables[0], config)
     if isinstance(model, AutoencoderKL):
         beta = _config_of_run(path).get("beta")
@@ -71,7 +71,7 @@ def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
     )
 
 
-def _measure_images(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], Report]:
+def _measure_images(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], HtmlReport]:
     """The figures of a folder of images, or of a split of the run's own data, which shows what real images score."""
     tables, path = None, Path()
     if config["run"] is not None:
@@ -81,14 +81,16 @@ def _measure_images(config: Mapping[str, Any], job: str | None) -> tuple[dict[st
     reference = _reference(config, tables, preprocess)
     like = preprocess or build(dict(reference.prepared))
     samples = _images(config["samples"], tables, like, config)
-    report = Report(_report_folder(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}")
+    report = HtmlReport(
+        _report_folder(path, config, job, "evaluation-samples"), f"{samples.what} against {reference.what}"
+    )
     train = tables[0] if tables and config["samples"] != "train" else None
     features = features_for(like, tables[0] if tables else None, config)
     figures = stage_two.score_set(samples, reference, train, features, config=config, report=report)
     return figures, report
 
 
-def _finish(figures: dict[str, Any], report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
+def _finish(figures: dict[str, Any], report: HtmlReport, config: Mapping[str, Any]) -> dict[str, Any]:
     """Saves the report and prints the figures; the verdict comes last."""
     report.save(figures)
     hidden = ("prepared", "features", "findings", "verdict", "sampling")
@@ -123,7 +125,7 @@ def _config_of_run(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None
 
 
-def _reference(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> Pictures:
+def _reference(config: Mapping[str, Any], tables: Tables | None, preprocess: Preprocess | None) -> ImageSet:
     """The real images to compare with: validation by default, or training where validation has too few images."""
     few = tables is not None and len(tables[1]) < LEAST
     if few and config["reference"] is None:
@@ -137,7 +139,7 @@ def _reference(config: Mapping[str, Any], tables: Tables | None, preprocess: Pre
     return found
 
 
-def _images(named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]) -> Pictures:
+def _images(named: str, tables: Tables | None, preprocess: Preprocess | None, config: Mapping[str, Any]) -> ImageSet:
     """The images that `reference` or `samples` names, at most reference_n of them.
 
     These are a split of the run's own data, the validation images of another run, or a folder of images.
@@ -156,7 +158,7 @@ def _images(named: str, tables: Tables | None, preprocess: Preprocess | None, co
         raise UserError(
             f"size={config['size']}: the run's images are {preprocess.height}x{preprocess.width}; leave out size=."
         )
-    return Pictures.of_folder(named, preprocess, resize, most)
+    return ImageSet.of_folder(named, preprocess, resize, most)
 
 
 def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[str, Any]) -> Features:
@@ -177,9 +179,9 @@ def _report_folder(path: Path, config: Mapping[str, Any], job: str | None, name:
     return path / (f"{name}-{job}" if job else name)
 
 
-def _split(table: Table, most: int, what: str) -> Pictures:
+def _split(table: Table, most: int, what: str) -> ImageSet:
     rows = np.sort(permutation(0, 0, len(table))[:most])
-    return Pictures.of_table(table, rows, f"{len(rows)} of {len(table)} {what} images")
+    return ImageSet.of_table(table, rows, f"{len(rows)} of {len(table)} {what} images")
 
 
 def _preprocess_of_size(config: Mapping[str, Any]) -> Preprocess | None:

@@ -1,4 +1,4 @@
-"""Do generated pictures show the label that was asked for? Read by a linear probe on the features of real ones."""
+"""Whether generated images show the label of their condition, as read by a linear probe on features of real images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from ldm.common.randomness import permutation
 from ldm.data.storage.table import Table
 from ldm.evaluation.measures.classifier import label_columns
 from ldm.evaluation.measures.features import Features
-from ldm.evaluation.measures.image_set import Pictures
+from ldm.evaluation.measures.image_set import ImageSet
 from ldm.evaluation.report import spread
 
-RIDGE = 0.1  # of the features' variance, times the number of images: of 1e-2 to 30 what reads held-out emoji best
+RIDGE = 0.1  # of the features' variance, times the number of images: the best on held-out emoji, of 1e-2 to 30
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def _with_one(x: Tensor) -> Tensor:
 
 
 def label_codes(train: Table, val: Table, rows: np.ndarray) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Class numbers by column, in one numbering: of all training images, of all validation images, and of `rows`.
+    """For each column, class numbers in one numbering: of all training images, all validation images, and `rows`.
 
-    A class that training doesn't have is -1: nothing is read as it.
+    A class that training doesn't have is -1, and nothing is read as that.
     """
     found = {}
     for name in label_columns(train):
@@ -65,22 +65,26 @@ def label_codes(train: Table, val: Table, rows: np.ndarray) -> dict[str, tuple[T
 def probe_figures(
     generated: list[Tensor],
     labels: dict[str, tuple[Tensor, Tensor, Tensor]],
+    *,
     tables: tuple[Table, Table],
     features: Features,
     cache: Path,
     most: int,
 ) -> dict[str, Any]:
-    """For each column: the share of generated pictures (a tensor of features a seed) that a linear probe reads as was
-    asked for, and of real held-out images that it reads rightly. It learns from at most `most` training images."""
+    """For each column, the shares of generated images, and of held-out real images, whose label a linear probe reads.
+
+    `generated` are the features of the images of each seed, and `labels` is the result of `label_codes`. The probe
+    learns from at most `most` training images.
+    """
     if not labels:
         return {}
     seen, held = (np.sort(permutation(0, 0, len(table))[:most]) for table in tables)
-    x = features.of(Pictures.of_table(tables[0], seen, "training images"), cache)
-    y = features.of(Pictures.of_table(tables[1], held, "validation images"), cache)
+    x = features.of(ImageSet.of_table(tables[0], seen, "training images"), cache)
+    y = features.of(ImageSet.of_table(tables[1], held, "validation images"), cache)
     figures: dict[str, Any] = {}
-    for name, (train, val, asked) in labels.items():
+    for name, (train, val, wanted) in labels.items():
         probe = LinearProbe.fit(x, train[torch.from_numpy(seen)], int(train.max()) + 1)
-        figures[f"{name} read as asked (linear probe)"] = spread([probe.accuracy(one, asked) for one in generated])
+        figures[f"{name} read as asked (linear probe)"] = spread([probe.accuracy(one, wanted) for one in generated])
         figures[f"{name} of held-out real images"] = probe.accuracy(y, val[torch.from_numpy(held)])
     return figures
 

@@ -1,4 +1,4 @@
-"""A report as a folder of its own: report.html, the pictures it shows, and evaluation.json with every figure."""
+"""A report in a folder of its own: report.html, the images it shows, and evaluation.json with every figure."""
 
 import html
 import math
@@ -23,8 +23,8 @@ img.plot { image-rendering: auto; max-width: 42em } .pass { color: #176b2c } .fa
 """
 
 
-class Report:
-    """Collects headings, tables, sentences and pictures in order; `save` writes them."""
+class HtmlReport:
+    """Collects headings, tables, sentences and images in order; `save` writes them."""
 
     def __init__(self, folder: Path, title: str):
         self.folder, self.title = folder, title
@@ -32,13 +32,15 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
 
     def heading(self, text: str) -> None:
+        """Begins a section."""
         self.parts.append(f"<h2>{html.escape(text)}</h2>")
 
     def say(self, text: str, kind: str = "") -> None:
+        """A sentence; `kind` is its style: pass, fail or note."""
         self.parts.append(f'<p class="{kind}">{html.escape(text)}</p>')
 
     def table(self, figures: Mapping[str, Any]) -> None:
-        """Names and values, one a row."""
+        """A table of names and values."""
         rows = (f"<tr><td>{html.escape(k)}</td><td>{html.escape(shown(v))}</td></tr>" for k, v in figures.items())
         self.parts.append(f"<table>{''.join(rows)}</table>")
 
@@ -48,19 +50,20 @@ class Report:
         body = "".join(f"<tr>{''.join(f'<td>{html.escape(shown(value))}</td>' for value in row)}</tr>" for row in rows)
         self.parts.append(f"<table><tr>{top}</tr>{body}</table>")
 
-    def pictures(self, name: str, images: Tensor, columns: int, caption: str) -> None:
-        """A grid of (N, C, H, W) in [-1, 1], enlarged by whole numbers where it is small."""
-        picture = grid(images, columns)
-        save_png(picture, self.folder / f"{name}.png")
-        width = picture.width * max(1, 640 // picture.width)
+    def images(self, name: str, images: Tensor, columns: int, caption: str) -> None:
+        """A grid of images (N, C, H, W) in [-1, 1], saved as NAME.png; a small one is enlarged by a whole number."""
+        image = grid(images, columns)
+        save_png(image, self.folder / f"{name}.png")
+        width = image.width * max(1, 640 // image.width)
         self.parts.append(f'<p>{html.escape(caption)}</p><img src="{name}.png" width="{width}">')
 
     def plot(self, name: str, figure: "Figure", caption: str) -> None:
+        """A figure of matplotlib, saved as NAME.png."""
         figure.savefig(self.folder / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.parts.append(f'<p>{html.escape(caption)}</p><img class="plot" src="{name}.png">')
 
     def save(self, figures: Mapping[str, Any]) -> None:
-        """report.html, and `figures` as evaluation.json."""
+        """Writes report.html, and `figures` as evaluation.json."""
         body = "\n".join(self.parts)
         page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
         atomic_write(self.folder / "report.html", f"{page}\n<h1>{html.escape(self.title)}</h1>\n{body}\n")
@@ -68,7 +71,7 @@ class Report:
 
 
 def new_figure(width: float = 5.0, height: float = 3.2) -> "Figure":
-    """A figure that no window and no global state belongs to."""
+    """A figure of matplotlib without a window and without global state."""
     from matplotlib.figure import Figure
 
     return Figure((width, height))
@@ -83,7 +86,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON's own kinds; numbers that JSON doesn't have become words."""
+    """The value in types that JSON has; numbers that it doesn't have become words."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,7 +99,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A figure for people."""
+    """A figure as text for people."""
     if isinstance(value, Mapping) and "mean" in value:
         return _number(value["mean"]) + (f" ± {_number(value['std'])}" if value.get("std") is not None else "")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One set of generated pictures against a reference, in features: the figures that every report and table shares."""
+"""A set of generated images against a reference, in features: the figures that all reports and tables share."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def score(generated: Tensor, real: Tensor, features: Features) -> dict[str, floa
     """Frechet and kernel distance, precision and recall of features (N, D) against (M, D)."""
     if min(len(generated), len(real)) < LEAST:
         raise UserError(
-            f"{len(generated)} pictures against {len(real)}: a distance needs at least {LEAST} on both sides."
+            f"{len(generated)} images against {len(real)}: a distance needs at least {LEAST} on both sides."
         )
     precision, recall = precision_recall(generated, real, K)
     return {
@@ -28,12 +28,12 @@ def score(generated: Tensor, real: Tensor, features: Features) -> dict[str, floa
 
 
 def over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
-    """Mean and spread of each figure over sets that differ in their seed alone."""
+    """Mean and spread of each figure over sets that differ only in their seed."""
     return {name: spread([one[name] for one in scores]) for name in scores[0]}
 
 
 class NetworkCalls:
-    """Counts what a network is asked for while a `with` lasts: `calls`, and `rows`, the samples in them."""
+    """Counts a network's `calls` during a `with` block, and the samples in them as `rows`."""
 
     def __init__(self, network: torch.nn.Module):
         self.network, self.calls, self.rows = network, 0, 0
@@ -48,7 +48,7 @@ class NetworkCalls:
     def _count(self, module: torch.nn.Module, inputs: tuple) -> None:
         self.calls, self.rows = self.calls + 1, self.rows + len(inputs[0])
 
-    def per_picture(self, pictures: int, batches: int) -> tuple[float, float]:
-        """Network evaluations of a picture, and its guided steps, which cost one more each."""
-        evaluations = self.rows / pictures
+    def per_image(self, images: int, batches: int) -> tuple[float, float]:
+        """Network evaluations per image, and guided steps per image, each of which costs one evaluation more."""
+        evaluations = self.rows / images
         return evaluations, max(0.0, evaluations - self.calls / batches)

@@ -1,4 +1,4 @@
-"""An autoencoder measured: its reconstructions, its latents, and whether stage two should start on them."""
+"""Measures an autoencoder: its reconstructions, its latents, and whether stage two should start on them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ from ldm.data.storage.table import Table
 from ldm.evaluation.legal_report import reconstructed_figures
 from ldm.evaluation.measures.distances import frechet_distance, kernel_distance
 from ldm.evaluation.measures.features import Features
-from ldm.evaluation.measures.image_set import Pictures, from_bytes, refuse_unlike, to_bytes
+from ldm.evaluation.measures.image_set import ImageSet, from_bytes, refuse_unlike, to_bytes
 from ldm.evaluation.measures.latent_statistics import LatentStatistics, latent_statistics
 from ldm.evaluation.measures.perceptual import open_lpips, ssim
-from ldm.evaluation.report import Report, new_figure
+from ldm.evaluation.report import HtmlReport, new_figure
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
 from ldm.model.generate import sample_prior
@@ -36,24 +36,24 @@ def measure(
     val: Table,
     features: Features,
     config: Mapping[str, Any],
-    report: Report,
+    report: HtmlReport,
     beta: float | None = None,
     source: object = None,
 ) -> dict[str, Any]:
-    """The figures of validation images (at most reference_n, chosen once and for all), with the report filled.
+    """The figures of validation images, at most reference_n and always the same ones; fills the report.
 
-    `beta` is the weight of the KL term that the autoencoder was trained with, where that is known; `source` is what
-    made the data.
+    `beta` is the weight of the KL term that the autoencoder was trained with, if it is known; `source` is the source of
+    the data.
     """
     rows = np.sort(permutation(0, 0, len(val))[: config["reference_n"]])
-    real = Pictures.of_table(val, rows, f"{len(rows)} validation images")
+    real = ImageSet.of_table(val, rows, f"{len(rows)} validation images")
     found = _reconstruct(vae, val, rows, config)
     latents = latent_statistics(found.posteriors)
     mean_image_db = float(psnr(found.variance.clamp(min=0).mean()))
     db = float(psnr(found.errors.mean()))
     verdict = judge(latents, db, mean_image_db, beta)
     preprocess: Preprocess = getattr(vae, "preprocess", None) or val.preprocess
-    decoded = Pictures(found.decoded, spec_of(preprocess), "their reconstructions")
+    decoded = ImageSet(found.decoded, spec_of(preprocess), "their reconstructions")
     refuse_unlike(decoded, real)
     a, b = features.of(decoded), features.of(real, cache_of(config))
     figures: dict[str, Any] = {
@@ -64,12 +64,12 @@ def measure(
         "LPIPS": float(found.lpips.mean()) if found.lpips is not None else found.lpips_note,
         f"reconstruction {features.frechet_name}": frechet_distance(a, b),
         f"reconstruction {features.kernel_name}": kernel_distance(a, b),
-        "KL in nats an image": float(latents.kl.sum()) * _places(found.posteriors[0]),
+        "KL in nats an image": float(latents.kl.sum()) * _positions(found.posteriors[0]),
     }
     figures |= latent_figures(latents)
-    _fill(report, figures, verdict, features, latents)
-    figures |= reconstructed_figures(source, found.decoded, val, rows, report)
-    _show(report, vae, real, found, config)
+    _fill(report, figures, verdict, features=features, latents=latents)
+    figures |= reconstructed_figures(source, found.decoded, table=val, rows=rows, report=report)
+    _show(report, vae, real, found=found, config=config)
     return figures | {
         "verdict": str(verdict),
         "findings": [vars(finding) for finding in verdict.findings],
@@ -79,7 +79,7 @@ def measure(
 
 
 def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
-    """The statistics by name; those with "each" are lists over the channels."""
+    """The statistics by name; those of "each channel" are lists."""
     return {
         "KL of each latent channel in nats": latents.kl.tolist(),
         "active units": float(latents.active.mean()),
@@ -94,8 +94,8 @@ def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
 
 
 class _Reconstructions:
-    """Of all measured images: `decoded` (N, C, H, W) uint8, mean squared `errors`, `ssim`, `lpips` (N,), and their own
-    `variance` at each place (C, H, W)."""
+    """What was measured on N images: `decoded` (N, C, H, W) uint8, mean squared `errors`, `ssim` and `lpips` (N,), and
+    the images' own `variance` at each pixel (C, H, W)."""
 
     def __init__(self) -> None:
         self.posteriors: list[Gaussian] = []
@@ -115,9 +115,10 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
         read = val.batch(batch, ["image"])["image"]
         images = send(read, device)
         posterior = vae.encode(images)
-        again = _decoded(vae, posterior.mode()).clamp(-1, 1)
-        measured = [to_bytes(again), (again - images).square().flatten(1).mean(1), ssim(again, images)]
-        measured += [lpips(again, images)] if lpips else []
+        decoded = _decoded(vae, posterior.mode()).clamp(-1, 1)
+        measured = [to_bytes(decoded), (decoded - images).square().flatten(1).mean(1), ssim(decoded, images)]
+        if lpips:
+            measured.append(lpips(decoded, images))
         mean, std, *figures = to_host(posterior.mean, posterior.std, *measured)
         found.posteriors.append(Gaussian(mean, std))
         parts.append(figures)
@@ -130,7 +131,7 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
 
 
 def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Raises UserError for images that aren't finite; latents that aren't are the verdict's affair."""
+    """The decoded images. Raises UserError if only these aren't finite; the verdict reports latents that aren't."""
     images = vae.decode(latents)
     if is_finite(latents) and not is_finite(images):
         raise UserError(
@@ -141,7 +142,12 @@ def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def _fill(
-    report: Report, figures: Mapping[str, Any], verdict: Verdict, features: Features, latents: LatentStatistics
+    report: HtmlReport,
+    figures: Mapping[str, Any],
+    verdict: Verdict,
+    *,
+    features: Features,
+    latents: LatentStatistics,
 ) -> None:
     report.say(f"verdict: {verdict}", "pass" if verdict.passes else "fail")
     for finding in verdict.findings:
@@ -159,35 +165,37 @@ def _fill(
     axes = figure.add_subplot()
     axes.plot([0, *range(1, len(latents.autocorrelation) + 1)], [1.0, *latents.autocorrelation.tolist()], marker="o")
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set_xlabel("distance in places")
+    axes.set_xlabel("distance in positions")
     axes.set_ylabel("correlation")
-    caption = "Autocorrelation of the latents: near 1 they are smooth, near 0 each place is for itself, as in noise."
+    caption = "Autocorrelation of the latents: near 1 they are smooth, near 0 positions are independent, as in noise."
     report.plot("autocorrelation", figure, caption)
 
 
 def _show(
-    report: Report, vae: AutoencoderKL, real: Pictures, found: _Reconstructions, config: Mapping[str, Any]
+    report: HtmlReport, vae: AutoencoderKL, real: ImageSet, *, found: _Reconstructions, config: Mapping[str, Any]
 ) -> None:
     def pairs(rows: Tensor) -> Tensor:
         return from_bytes(torch.stack([real.images[rows], found.decoded[rows]], 1).flatten(0, 1))  # (2N, C, H, W)
 
-    report.heading("Pictures")
+    report.heading("Images")
     some = torch.arange(min(SHOWN, len(real)))
-    report.pictures("reconstructions", pairs(some), 8, "Images, each beside its reconstruction.")
+    report.images("reconstructions", pairs(some), 8, "Images, each beside its reconstruction.")
     worst = found.errors.argsort(descending=True)[:8]
-    report.pictures("worst", pairs(worst), 8, "The worst reconstructions.")
+    report.images("worst", pairs(worst), 8, "The worst reconstructions.")
     z = found.posteriors[0].mean[:8]  # (8, C, h, w)
     scaled = (z / (3 * z.std((0, 2, 3), keepdim=True).clamp(min=1e-6))).clamp(-1, 1)
     caption = "Latents of the first images, channel by channel."
-    report.pictures("latents", scaled.flatten(0, 1)[:, None], z.shape[1], caption)
+    report.images("latents", scaled.flatten(0, 1)[:, None], z.shape[1], caption)
     height, width = real.images.shape[2:]
     try:
-        prior = sample_prior(vae, 16, (height, width), config["seed"], config["batch_size"]).cpu()
+        prior = sample_prior(vae, 16, (height, width), seed=config["seed"], batch_size=config["batch_size"]).cpu()
     except UserError as error:  # the figures don't need it
         report.say(f"no images decoded from z ~ N(0, 1): {error}", "note")
         return
-    report.pictures("prior", prior, 8, "Decoded from z ~ N(0, 1): no picture is expected of a first stage.")
+    report.images(
+        "prior", prior, 8, "Decoded from z ~ N(0, 1): a first stage isn't expected to give images of anything."
+    )
 
 
-def _places(posterior: Gaussian) -> int:
+def _positions(posterior: Gaussian) -> int:
     return posterior.mean.shape[2] * posterior.mean.shape[3]

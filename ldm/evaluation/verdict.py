@@ -1,10 +1,10 @@
-"""Whether stage two should start on an autoencoder: what is wrong with its latents, in words, and what to do."""
+"""Whether stage two should start on an autoencoder: what is wrong with its latents, and what to do about it."""
 
 from dataclasses import dataclass
 
 from ldm.evaluation.measures.latent_statistics import LatentStatistics
 
-COLLAPSED_KL = 0.02  # nats of an element: it tells almost nothing
+COLLAPSED_KL = 0.02  # nats of an element, which then carries almost no information
 COLLAPSED_SHARE = 0.05  # of a channel's elements that are active
 MOST_STD, MOST_EXTREME, MOST_OUTLIER = 20.0, 200.0, 50.0
 MOST_KL = 60.0  # nats of an element; Stable Diffusion's have about 20
@@ -14,7 +14,7 @@ LEAST_GAIN_DB, COARSE_DB = 1.0, 20.0
 
 @dataclass(frozen=True)
 class Finding:
-    """`fails`: stage two shouldn't start. `name` is the trouble's, `text` the measurement and `advice` what to do."""
+    """A problem's `name`, its measurement as `text`, and `advice`. If it `fails`, stage two shouldn't start."""
 
     name: str
     text: str
@@ -24,31 +24,34 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
+    """What was found about an autoencoder's latents."""
+
     findings: tuple[Finding, ...]
 
     @property
     def passes(self) -> bool:
+        """Whether stage two can start."""
         return not any(finding.fails for finding in self.findings)
 
     def __str__(self) -> str:
-        """One line: `pass`, or `fail` with the troubles' names; then what else was noticed."""
+        """One line: `pass` with the names of other findings, or `fail` with the names of the problems."""
         names = [finding.name for finding in self.findings if finding.fails or self.passes]
         if self.passes:
             noted = f", with notes: {', '.join(names)}" if names else ""
             return f"pass: stage two can start{noted}"
-        return f"fail: {', '.join(names)}; mend the autoencoder before stage two"
+        return f"fail: {', '.join(names)}; fix the autoencoder before stage two"
 
 
 def judge(latents: LatentStatistics, psnr_db: float, mean_image_db: float, beta: float | None = None) -> Verdict:
     """The verdict from the latents, the reconstruction's PSNR and that of always answering the mean image, in dB, and
     the KL term's weight `beta` where it is known."""
-    unbounded = _unbounded(latents) or _unheld(latents, beta)
+    unbounded = _unbounded(latents) or _without_kl(latents, beta)
     checks = (_not_finite(latents), _collapse(latents), unbounded, _precise(latents))
     return Verdict(tuple(f for f in (*checks, _useless(psnr_db, mean_image_db), _coarse(psnr_db)) if f))
 
 
 def collapsed_channels(latents: LatentStatistics) -> list[int]:
-    """The channels that tell nothing of the image."""
+    """The channels that carry no information about the image."""
     silent = (latents.kl < COLLAPSED_KL) | (latents.active < COLLAPSED_SHARE)
     return [i for i in range(latents.channels) if silent[i]]
 
@@ -81,7 +84,7 @@ def _collapse(latents: LatentStatistics) -> Finding | None:
 
 
 def _unbounded(latents: LatentStatistics) -> Finding | None:
-    """Latents far beyond the prior: nothing held them."""
+    """Latents far beyond the prior, because nothing bounded them."""
     std, extreme = float(latents.std.max()), latents.extreme
     outlier = float((_reach(latents) / latents.std.clamp(min=1e-12)).max())
     kl = float(latents.kl.max())
@@ -104,8 +107,8 @@ def _unbounded(latents: LatentStatistics) -> Finding | None:
     )
 
 
-def _unheld(latents: LatentStatistics, beta: float | None) -> Finding | None:
-    """No KL term at all: measured in time it may look well yet."""
+def _without_kl(latents: LatentStatistics, beta: float | None) -> Finding | None:
+    """No KL term at all, although the latents may still look well when they are measured."""
     if beta is None or beta > 0:
         return None
     std, width = float(latents.std.max()), float(latents.posterior_std.min())
@@ -119,7 +122,7 @@ def _unheld(latents: LatentStatistics, beta: float | None) -> Finding | None:
 
 
 def _precise(latents: LatentStatistics) -> Finding | None:
-    """Posteriors so narrow that nothing but the length of training bounds the precision that the decoder relies on."""
+    """Posteriors so narrow that only the length of training bounds the precision that the decoder relies on."""
     ratio = float((latents.std / latents.posterior_std.clamp(min=1e-30)).max())
     if ratio <= MOST_PRECISION or float(latents.kl.max()) > MOST_KL:
         return None
@@ -155,7 +158,7 @@ def _coarse(psnr_db: float) -> Finding | None:
 
 
 def _reach(latents: LatentStatistics):
-    """How far values lie from their channel's mean at most, (C,)."""
+    """The greatest distance of a value from its channel's mean, (C,)."""
     return (latents.high - latents.mean).maximum(latents.mean - latents.low)
 
 

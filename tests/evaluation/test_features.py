@@ -14,7 +14,7 @@ from ldm.evaluation.measures import features as module
 from ldm.evaluation.measures.classifier import own_features
 from ldm.evaluation.measures.efficientnet import EfficientNetLite0
 from ldm.evaluation.measures.features import Features, open_features, prepared, random_features
-from ldm.evaluation.measures.image_set import Pictures
+from ldm.evaluation.measures.image_set import ImageSet
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +171,9 @@ def test_features_of_real_images_are_computed_once(digits: tuple[Table, Table], 
     features = random_features(16)
     network = features.network
     features.network = lambda x: calls.append(len(x)) or network(x)  # type: ignore[func-returns-value]
-    some = Pictures.of_table(digits[1], np.arange(6), "six")
+    some = ImageSet.of_table(digits[1], np.arange(6), "six")
     assert torch.equal(features.of(some, tmp_path), features.of(some, tmp_path))
-    features.of(Pictures.of_table(digits[1], np.arange(1, 7), "six others"), tmp_path)
+    features.of(ImageSet.of_table(digits[1], np.arange(1, 7), "six others"), tmp_path)
     assert calls == [6, 6]
 
 

@@ -15,7 +15,7 @@ from ldm.data.sources.emoji import Emoji
 from ldm.diffusion import Denoiser, Flow
 from ldm.evaluation.legal_report import PLACES, generated_figures
 from ldm.evaluation.measures.legal_scenes import CAP, scenes_of
-from ldm.evaluation.report import Report
+from ldm.evaluation.report import HtmlReport
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, UNet
 
@@ -59,20 +59,22 @@ def test_real_scenes_reach_the_cap_and_cover_the_jitter(tmp_path: Path) -> None:
     _, val = emoji.tables(tmp_path / "cache")
     rows = np.arange(16)
     sets = [torch.from_numpy(emoji.compose(scenes_of(val, rows), seed)[0]) for seed in range(9)]
-    report = Report(tmp_path / "report", "scenes")
-    found = generated_figures(emoji, sets, {"text": []}, val, rows, report)
+    report = HtmlReport(tmp_path / "report", "scenes")
+    found = generated_figures(emoji, sets, conditions={"text": []}, table=val, rows=rows, report=report)
     assert found[DB]["mean"] == CAP and found["nearest legal scene: grain"]["mean"] == 0
     assert found[PLACES]["mean"] == pytest.approx(1, abs=0.2)
     assert (tmp_path / "report" / "worst.png").is_file()
-    again = generated_figures(emoji, [sets[0]] * 2, {"text": []}, val, rows, report)
+    again = generated_figures(emoji, [sets[0]] * 2, conditions={"text": []}, table=val, rows=rows, report=report)
     assert again[PLACES]["mean"] == 0
-    assert PLACES not in generated_figures(emoji, sets[:1], {"text": []}, val, rows, report)
+    assert PLACES not in generated_figures(
+        emoji, sets[:1], conditions={"text": []}, table=val, rows=rows, report=report
+    )
 
 
 def test_what_doesn_t_say_which_scene_it_is_isn_t_measured(tmp_path: Path) -> None:
     emoji = Emoji(**DATA)
     _, val = emoji.tables(tmp_path / "cache")
-    report = Report(tmp_path / "report", "scenes")
+    report = HtmlReport(tmp_path / "report", "scenes")
     images = torch.from_numpy(np.array(val.images[:2]))
     for source, given in ((emoji, {}), (emoji, {"map": []}), (object(), {"text": []})):
-        assert generated_figures(source, [images], given, val, np.arange(2), report) == {}
+        assert generated_figures(source, [images], conditions=given, table=val, rows=np.arange(2), report=report) == {}

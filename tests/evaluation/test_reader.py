@@ -6,7 +6,7 @@ import torch
 
 from ldm.data.sources.emoji import Emoji
 from ldm.data.sources.scenes import Scenes, draw_any
-from ldm.evaluation.measures.scene_reader import score, train_reader
+from ldm.evaluation.measures.scene_reader import caption_scores, train_reader
 
 EMOJI = Emoji(objects=("cat", "apple", "rocket"))
 
@@ -18,7 +18,7 @@ def judged() -> tuple[dict[str, float], dict[str, float]]:
     scenes = draw_any(EMOJI.held_out, 200, seed=99)
     images = torch.from_numpy(EMOJI.compose(scenes, 99)[0]).float() / 127.5 - 1
     shuffled = Scenes(**{name: np.roll(column, 1) for name, column in scenes.columns().items()})
-    return score(reader, images, scenes.columns()), score(reader, images, shuffled.columns())
+    return caption_scores(reader, images, scenes.columns()), caption_scores(reader, images, shuffled.columns())
 
 
 def test_real_scenes_are_read(judged: tuple[dict[str, float], dict[str, float]]) -> None:

@@ -150,7 +150,7 @@ def test_a_model_of_other_preprocessing_than_its_data_is_refused(config, runs: P
         ({"run": None, "samples": "x"}, "please give run="),
         ({"stage": "ldn"}, "Did you mean 'ldm'"),
         ({"samples": "val", "stage": "vae"}, "leave out stage=vae"),
-        ({"n": 4}, "at least 8 pictures"),
+        ({"n": 4}, "at least 8 images"),
         ({"features": "inceptoin"}, "no such file"),
         ({"lpips": "alx", "stage": "vae"}, "Did you mean 'alex'"),
         ({"samples": "nowhere"}, "isn't a folder"),

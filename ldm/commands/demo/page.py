@@ -11,7 +11,7 @@ from ldm.commands.compare import plot, read_runs
 from ldm.evaluation.legal_report import ABOUT, show_worst
 from ldm.evaluation.measures.image_set import to_bytes
 from ldm.evaluation.measures.legal_scenes import Fitted
-from ldm.evaluation.report import Report
+from ldm.evaluation.report import HtmlReport
 
 NEXT = {
     "a caption of your own": "python sample.py run=emoji prompt='a cat above a rocket on a blue background' n=4",
@@ -40,9 +40,9 @@ class Results:
 
 def write_page(out: Path, results: Results) -> Path:
     """Writes OUT/report.html, with the figures beside it; returns its path."""
-    page = Report(out, "Both stages, on emoji")
+    page = HtmlReport(out, "Both stages, on emoji")
     shown = results.images[:FIRST]
-    page.pictures("pictures", shown, 8, "Captions that no training image has, in order and none left out.")
+    page.images("pictures", shown, 8, "Captions that no training image has, in order and none left out.")
     page.rows(["image", "caption"], [[i + 1, caption] for i, caption in enumerate(results.captions[:8])])
     for title, rows in results.scores.items():
         page.heading(title.capitalize())
@@ -66,7 +66,7 @@ def write_page(out: Path, results: Results) -> Path:
     return out / "report.html"
 
 
-def _show_samples(page: Report, stage: str, out: Path) -> None:
+def _show_samples(page: HtmlReport, stage: str, out: Path) -> None:
     """Shows the last samples that a run wrote."""
     files = sorted(Path(f"runs/{stage}/emoji/samples").glob("step-*.png"))
     if files:

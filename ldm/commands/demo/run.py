@@ -22,7 +22,7 @@ from ldm.data.storage.table import Table
 from ldm.evaluation.legal_report import PLACES
 from ldm.evaluation.measures.image_set import from_bytes, to_bytes
 from ldm.evaluation.measures.legal_scenes import best_places, by_objects, fit, scenes_of, summary, variance_of_places
-from ldm.evaluation.measures.scene_reader import Reader, score, train_reader
+from ldm.evaluation.measures.scene_reader import SceneReader, caption_scores, train_reader
 from ldm.images import grid, save_png
 
 CAPTIONS, TWO_OBJECTS, SEED = 200, 150, 0
@@ -68,7 +68,7 @@ def _scored_images(emoji: Emoji, seconds: dict[str, float]) -> Results:
     seconds[f"generating {CAPTIONS} images"] = time.monotonic() - begin
     fitted = fit(emoji, to_bytes(images), scenes)
     scores[NEAR] |= named("generated", by_objects(fitted))
-    scores[READ]["generated"] = score(reader, images, columns)
+    scores[READ]["generated"] = caption_scores(reader, images, columns)
     begin = time.monotonic()
     covered = {PLACES: coverage(emoji, model, scenes[:REPEATED], captions[:REPEATED])}
     seconds[f"generating {REPEATED} captions {TIMES} times"] = time.monotonic() - begin
@@ -89,13 +89,13 @@ def step(command: str) -> float:
     return time.monotonic() - begin
 
 
-def read_stage_one(reader: Reader, val: Table, vae: ldm.AutoencoderKL, n: int = 1000) -> Rows:
+def read_stage_one(reader: SceneReader, val: Table, vae: ldm.AutoencoderKL, n: int = 1000) -> Rows:
     """How well the classifier reads validation scenes and their reconstructions."""
     rows = np.arange(min(n, len(val)))
     scenes, images = scenes_of(val, rows).columns(), val.batch(rows, ["image"])["image"]
     return {
-        "real validation scenes": score(reader, images, scenes),
-        "their VAE reconstructions (the ceiling)": score(reader, reconstructed(vae, images), scenes),
+        "real validation scenes": caption_scores(reader, images, scenes),
+        "their VAE reconstructions (the ceiling)": caption_scores(reader, reconstructed(vae, images), scenes),
     }
 
 

@@ -1,4 +1,4 @@
-"""A feature network trained on the data themselves, where no other is at hand: it reads their labels or captions."""
+"""A feature network that is trained on the data themselves to read their labels or captions, if there is no other."""
 
 from collections import Counter
 from pathlib import Path
@@ -36,8 +36,10 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(256, size) for size in heads.values()])
 
     def features(self, x: Tensor) -> Tensor:
-        """What the heads read, and each block's mean over places, (B, 256 + 12 width): a head need not notice noise or
-        blur, which the first blocks see."""
+        """What the heads read, with each block's mean over positions, (B, 256 + 12 width).
+
+        Heads may ignore noise or blur, which the first blocks see.
+        """
         h, means = F.pixel_unshuffle(x, 2), []
         for block in self.body:
             h = block(h)
@@ -50,31 +52,43 @@ class Classifier(nn.Module):
 
 
 def own_features(table: Table, cache: Path | None = None, steps: int = 300, device: str = "cpu") -> Features | None:
-    """Features of a classifier trained on `table`'s labels, other whole-number columns and captions' words; None where
-    there are none. Kept under `cache`, so that every run on these data is measured by the same."""
+    """Features of a classifier trained on `table`'s labels, other integer columns and words of captions.
+
+    None if there are none of these. The classifier is kept under `cache`, so that all runs on these data are measured
+    by the same one.
+    """
     targets = targets_of(table)
     if not targets:
         return None
-    model = Classifier({name: heads_of(target) for name, target in targets.items()})
+    model = Classifier({name: _head_size(target) for name, target in targets.items()})
     path = cache / "features" / f"own-1-{table.key}-{steps}.pt" if cache else None
     if path and path.is_file():
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     else:
-        print(f"training a classifier of {', '.join(targets)} whose features pictures are compared in", flush=True)
-        train(model, table, targets, steps, device=device)
+        print(f"training a classifier of {', '.join(targets)} in whose features images are compared", flush=True)
+        train_classifier(model, table, targets, steps, device=device)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, lambda file: torch.save(model.state_dict(), file))
     model = model.eval().requires_grad_(False).to(device)
     note = f"a small classifier trained on this data's {', '.join(targets)}: comparable on this data alone"
     return Features(
-        "own classifier", model.features, SIDE, lambda x: x / 127.5 - 1, note, weights_hash(model), device=device
+        "own classifier",
+        model.features,
+        SIDE,
+        scale=lambda x: x / 127.5 - 1,
+        note=note,
+        fingerprint=weights_hash(model),
+        device=device,
     )
 
 
 def targets_of(table: Table) -> Targets:
-    """What there is to read in a picture: class numbers (N,) of each whole-number column, and `text`, whether the
-    caption has a word, (N, W) of 0 and 1, for words that neither all captions have nor hardly any."""
+    """What a classifier can learn to read: class numbers (N,) of each integer column, else `text`.
+
+    `text` (N, W) says by 0 and 1 which of W words a caption has. Words in nearly all or hardly any captions are left
+    out.
+    """
     targets = label_columns(table)
     if "text" in table.columns and not targets:
         captions = [text if isinstance(text, str) else text[0] for text in table.columns["text"]]
@@ -88,22 +102,24 @@ def targets_of(table: Table) -> Targets:
 
 
 def label_columns(table: Table) -> Targets:
-    """The columns of whole numbers, (N,) class numbers from 0."""
+    """The columns of integers, as class numbers (N,) from 0."""
     found: Targets = {}
     for name, column in table.columns.items():
-        values = np.asarray(column) if isinstance(column, np.ndarray) else np.empty((0, 0))
-        if values.ndim == 1 and values.dtype.kind in "iu" and len(values) and name != REPEATS:
+        if name == REPEATS or not isinstance(column, np.ndarray):
+            continue
+        values = np.asarray(column)
+        if values.ndim == 1 and values.dtype.kind in "iu" and len(values):
             kinds, codes = np.unique(values, return_inverse=True)
             if 1 < len(kinds) <= MOST_CLASSES:
                 found[name] = torch.from_numpy(codes.astype(np.int64))
     return found
 
 
-def heads_of(target: Tensor) -> int:
+def _head_size(target: Tensor) -> int:
     return target.shape[1] if target.ndim == 2 else int(target.max()) + 1
 
 
-def train(
+def train_classifier(
     model: Classifier,
     table: Table,
     targets: Targets,
@@ -112,9 +128,9 @@ def train(
     seed: int = 1,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Plain images and no noise: the features are to notice what a picture has that real ones don't.
+    """Trains the classifier on plain images without noise, so that its features notice what real images don't have.
 
-    The model is trained on `device` and comes back to the CPU.
+    The model is trained on `device` and moved back to the CPU.
     """
     model.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):

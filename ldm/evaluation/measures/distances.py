@@ -1,6 +1,6 @@
-"""How far two sets of pictures are apart in the features of some network, and how they cover each other.
+"""How far apart two sets of images are in the features of a network, and how they cover each other.
 
-The names of the field belong to Inception's features: only there is a Frechet distance an FID, a kernel distance a KID.
+Only in Inception's features is a Frechet distance called FID, and a kernel distance KID.
 """
 
 import torch
@@ -64,7 +64,7 @@ def _centred(features: Tensor) -> Tensor:
 
 
 def _compressed(x: Tensor) -> Tensor:
-    """At most D rows with the same X'X."""
+    """At most D rows with the same X'X as the features (N, D)."""
     return torch.linalg.qr(x, mode="r").R if len(x) > x.shape[1] else x
 
 

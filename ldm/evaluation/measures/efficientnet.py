@@ -26,11 +26,11 @@ class SameConv(nn.Conv2d):
         return F.conv2d(padded, self.weight, None, self.stride, 0, 1, self.groups)
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
+def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, 1e-3)
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> SameConv:
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> SameConv:
     return SameConv(inputs, outputs, kernel, stride, groups=groups, bias=False)
 
 
@@ -41,9 +41,9 @@ class Block(nn.Module):
         super().__init__()
         width = inputs * expansion
         if expansion > 1:
-            self._expand_conv, self._bn0 = conv(inputs, width, 1), norm(width)
-        self._depthwise_conv, self._bn1 = conv(width, width, kernel, stride, width), norm(width)
-        self._project_conv, self._bn2 = conv(width, outputs, 1), norm(outputs)
+            self._expand_conv, self._bn0 = _conv(inputs, width, 1), _norm(width)
+        self._depthwise_conv, self._bn1 = _conv(width, width, kernel, stride, groups=width), _norm(width)
+        self._project_conv, self._bn2 = _conv(width, outputs, 1), _norm(outputs)
         self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,19 +57,19 @@ class EfficientNetLite0(nn.Module):
     """Images (B, 3, H, W), scaled as (x - 127) / 128 of 0..255, to 1,280 features (B, 1280); `classify` to ImageNet's
     1,000 logits.
 
-    Trained at 224 x 224; the features are means over places, so other sizes do. The names are those of the weights.
+    Trained at 224 x 224; the features are means over positions, so other sizes work too. The names are the weights'.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = conv(3, 32, 3, 2), norm(32)
+        self._conv_stem, self._bn0 = _conv(3, 32, 3, 2), _norm(32)
         self._blocks = nn.ModuleList()
         inputs = 32
         for expansion, outputs, repeats, stride, kernel in STAGES:
             for i in range(repeats):
-                self._blocks.append(Block(inputs, outputs, expansion, kernel, stride if i == 0 else 1))
+                self._blocks.append(Block(inputs, outputs, expansion, kernel=kernel, stride=stride if i == 0 else 1))
                 inputs = outputs
-        self._conv_head, self._bn1 = conv(inputs, FEATURES, 1), norm(FEATURES)
+        self._conv_head, self._bn1 = _conv(inputs, FEATURES, 1), _norm(FEATURES)
         self._fc = nn.Linear(FEATURES, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,4 +79,5 @@ class EfficientNetLite0(nn.Module):
         return F.relu6(self._bn1(self._conv_head(h))).mean((2, 3))  # (B, 1280)
 
     def classify(self, x: Tensor) -> Tensor:
+        """ImageNet's logits (B, 1000) of images as `forward` takes them."""
         return self._fc(self(x))

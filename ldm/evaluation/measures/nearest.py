@@ -1,4 +1,4 @@
-"""How near generated pictures come to training images: small models on small data memorise."""
+"""How near generated images come to training images, because small models on small data memorise."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ MOST_VALUES = 2**25  # of training images at once
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of each of N pictures: the row of its nearest training image, and the root mean square differences (N,) of a
-    pixel value in [-1, 1] to the nearest and the second nearest of another content."""
+    """For N images: the row (N,) of the nearest training image, and root mean square differences (N,) of pixel values
+    in [-1, 1], to that image (`first`) and to the nearest one of other content (`second`)."""
 
     row: Tensor
     first: Tensor
@@ -24,9 +24,9 @@ class Neighbours:
 
     @property
     def memorised(self) -> Tensor:
-        """Whether a picture lies three times nearer to one training image than to any other (Yoon et al. 2023), (N,).
+        """Whether an image is three times nearer to one training image than to any other (Yoon et al. 2023), (N,).
 
-        Copies of a training image count as one.
+        Copies of a training image count as one image.
         """
         return self.first < RATIO * self.second
 
@@ -44,7 +44,7 @@ def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.de
         found = images_on(device, table, rows).flatten(1)
         distance = torch.cdist(flat, found) * scale  # (N, chunk)
         near, index = distance.min(1)
-        # what has the winner's distance to within rounding is taken for a copy of it
+        # a training image at the same distance, up to rounding, is taken for a copy of the nearest one
         nearest = torch.minimum(near, best)
         pool = torch.cat([distance, best[:, None], other[:, None]], 1)
         pool = pool.masked_fill(pool <= nearest[:, None] + 1e-4, float("inf"))

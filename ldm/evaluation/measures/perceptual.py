@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError, did_you_mean
 
-# torchvision's backbones, of which torchmetrics has the linear heads
+# torchvision's files of the backbones whose linear heads torchmetrics has
 BACKBONES = {
     "alex": "alexnet-owt-7be5be79.pth",
     "vgg": "vgg16-397923af.pth",
@@ -32,9 +32,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def open_lpips(choice: str, device: str = "cpu") -> tuple[Distance | None, str]:
-    """LPIPS (Zhang et al. 2018) as a function of two batches in [-1, 1] to (B,), or None; and what to say of it.
+    """LPIPS (Zhang et al. 2018) as a function of two batches in [-1, 1] to (B,), or None; and a note for the report.
 
-    `auto` takes AlexNet where its weights lie in torch's cache, and downloads nothing.
+    `auto` takes AlexNet if its weights lie in torch's cache, and downloads nothing.
     """
     if choice == "off":
         return None, "not asked for"

@@ -1,4 +1,4 @@
-"""A judge for emoji scenes: a small classifier that reads back what a caption said."""
+"""A small classifier for emoji scenes, which reads from an image what its caption says."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from ldm.data.sources.scenes import draw_any
 PARTS = ("first", "second", "relation", "background")
 
 
-class Reader(nn.Module):
+class SceneReader(nn.Module):
     """Images (B, 3, H, W) to logits of first object, second object (or none), relation and background."""
 
     def __init__(self, objects: int, backgrounds: int, width: int = 32):
@@ -43,16 +43,17 @@ class Reader(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-def train_reader(emoji: Emoji, steps: int = 300, batch_size: int = 64, seed: int = 1) -> Reader:
-    """A reader trained on scenes of its own, all pairs among them: it must read what the generator never saw.
+def train_reader(emoji: Emoji, steps: int = 300, batch_size: int = 64, seed: int = 1) -> SceneReader:
+    """A reader trained on scenes of its own, with all pairs of objects, since it must read pairs that the generator
+    never saw.
 
-    Noise, blur and shifts of contrast are added, so that it reads the object and not the texture of a decoder.
+    Noise is added, so that it reads the object and not the texture of a decoder.
     """
     torch.manual_seed(seed)
     scenes = draw_any(emoji.held_out, 100 * batch_size, seed)
     images, _ = emoji.compose(scenes, seed)
     targets = codes(scenes.columns())
-    reader = Reader(len(emoji.objects), len(emoji.backgrounds)).to(memory_format=torch.channels_last)
+    reader = SceneReader(len(emoji.objects), len(emoji.backgrounds)).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(reader.parameters(), 3e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     order = torch.cat([torch.randperm(len(images)) for _ in range(-(-steps * batch_size // len(images)))])
@@ -68,15 +69,14 @@ def train_reader(emoji: Emoji, steps: int = 300, batch_size: int = 64, seed: int
 
 
 def codes(columns: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """What a caption says, as targets: an absent second object is class 0."""
+    """The columns of scenes as targets (N,); class 0 of the second object means that there is none."""
     values = {name: torch.tensor(np.asarray(columns[name])).long() for name in PARTS}
     return values | {"second": values["second"] + 1}
 
 
 @torch.inference_mode()
-def score(reader: Reader, images: Tensor, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The share of images (N, 3, H, W) in [-1, 1] whose parts are read as the caption said, and of those with all
-    right."""
+def caption_scores(reader: SceneReader, images: Tensor, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The shares of images (N, 3, H, W) in [-1, 1] of which a part, and all parts, are read as the caption says."""
     logits = [reader(batch) for batch in images.split(256)]
     wanted = codes(columns)
     right = {name: torch.cat([batch[name] for batch in logits]).argmax(1) == wanted[name] for name in PARTS}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.common.errors import UserError
 from ldm.data.storage.table import Table
-from ldm.evaluation.measures.image_set import Pictures, from_bytes, refuse_unlike, to_bytes
+from ldm.evaluation.measures.image_set import ImageSet, from_bytes, refuse_unlike, to_bytes
 from ldm.images import Preprocess
 
 
@@ -23,8 +23,8 @@ def write(folder: Path, n: int, side: int) -> Path:
 
 def test_a_table_and_a_model_s_output_of_the_same_preprocessing_are_alike(digits: tuple[Table, Table]) -> None:
     _, val = digits
-    real = Pictures.of_table(val, np.arange(4), "real")
-    drawn = Pictures.of_tensor(torch.zeros(4, 1, 16, 16), val.preprocess, "drawn")
+    real = ImageSet.of_table(val, np.arange(4), "real")
+    drawn = ImageSet.of_tensor(torch.zeros(4, 1, 16, 16), val.preprocess, "drawn")
     refuse_unlike(real, drawn)
 
 
@@ -32,14 +32,14 @@ def test_a_table_and_a_model_s_output_of_the_same_preprocessing_are_alike(digits
 def test_other_preprocessing_is_refused_by_name(digits: tuple[Table, Table], change: dict) -> None:
     _, val = digits
     own = {"channels": 1, "height": 16, "width": 16, "resize": "stretch", "background": [0]}
-    other = Pictures.of_tensor(torch.zeros(4, 1, 16, 16), Preprocess(**(own | change)), "other")
+    other = ImageSet.of_tensor(torch.zeros(4, 1, 16, 16), Preprocess(**(own | change)), "other")
     with pytest.raises(UserError, match=f"prepared differently.*{next(iter(change))}"):
-        refuse_unlike(Pictures.of_table(val, np.arange(4), "real"), other)
+        refuse_unlike(ImageSet.of_table(val, np.arange(4), "real"), other)
 
 
 def test_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 5, 16)
-    found = Pictures.of_folder(folder, None, resize=False, most=10)
+    found = ImageSet.of_folder(folder, None, resize=False, most=10)
     assert found.images.shape == (5, 3, 16, 16)
     assert np.array_equal(found.images[3].permute(1, 2, 0), np.asarray(Image.open(folder / "003.png")))
 
@@ -47,15 +47,15 @@ def test_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_of_another_size_is_refused_or_resized_if_asked(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 3, 24)
     with pytest.raises(UserError, match="24x24 where 16x16.*prepared alike.*size="):
-        Pictures.of_folder(folder, Preprocess(3, 16, 16), resize=False, most=10)
-    assert Pictures.of_folder(folder, Preprocess(3, 16, 16), resize=True, most=2).images.shape == (2, 3, 16, 16)
+        ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=False, most=10)
+    assert ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=True, most=2).images.shape == (2, 3, 16, 16)
 
 
 def test_an_empty_or_absent_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no pictures"):
-        Pictures.of_folder(tmp_path, None, False, 10)
+    with pytest.raises(UserError, match="holds no images"):
+        ImageSet.of_folder(tmp_path, None, False, 10)
     with pytest.raises(UserError, match="isn't a folder"):
-        Pictures.of_folder(tmp_path / "nowhere", None, False, 10)
+        ImageSet.of_folder(tmp_path / "nowhere", None, False, 10)
 
 
 def test_rounding_is_that_of_a_file() -> None:
@@ -66,5 +66,5 @@ def test_rounding_is_that_of_a_file() -> None:
 
 def test_a_key_names_the_very_rows(digits: tuple[Table, Table]) -> None:
     train, val = digits
-    keys = {Pictures.of_table(t, np.arange(a, a + 3), "").key for t in (train, val) for a in (0, 1)}
+    keys = {ImageSet.of_table(t, np.arange(a, a + 3), "").key for t in (train, val) for a in (0, 1)}
     assert len(keys) == 4
