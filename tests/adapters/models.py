@@ -1,4 +1,4 @@
-"""Small models whose every output says something."""
+"""Small models whose outputs are never constant."""
 
 import torch
 
@@ -27,8 +27,8 @@ def small(seed: int = 0, width: int = 8) -> LatentDiffusion:
     return model.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def pictures(model: LatentDiffusion, **options) -> torch.Tensor:
-    """Latents of two pictures, not clamped as pixels are."""
+def generated_latents(model: LatentDiffusion, **options) -> torch.Tensor:
+    """Latents of two generated images, which aren't clamped as pixels are."""
     decode, model.decode = model.decode, lambda latents: latents
     try:
         return model(["a cat", "a fish above a rocket"], output="pt", **options)

@@ -12,7 +12,7 @@ from ldm.adapters import lora_layers as layers
 from ldm.commands.sample import loras
 from ldm.common.errors import UserError
 from ldm.interop.lora import formats
-from tests.adapters.models import equal, pictures, small
+from tests.adapters.models import equal, generated_latents, small
 
 peft = pytest.importorskip("peft")
 ALL = {"rank": 2, "alpha": 3.0, "wanted": "all", "text_encoder": True, "dropout": 0.0}
@@ -40,21 +40,21 @@ def model():
 
 
 def test_a_new_lora_changes_no_bit_of_the_output(model):
-    before = pictures(model)
+    before = generated_latents(model)
     lora.start(model, "new", **ALL)
     assert len(list(layers.holding(model.denoiser.network, "new"))) > 10
-    assert torch.equal(pictures(model), before)
+    assert torch.equal(generated_latents(model), before)
 
 
 def test_after_loading_pictures_differ_and_unloading_brings_them_back(model, tmp_path):
-    before, state = pictures(model), {k: v.clone() for k, v in model.state_dict().items()}
+    before, state = generated_latents(model), {k: v.clone() for k, v in model.state_dict().items()}
     model.load_lora(saved(random_lora(model), tmp_path / "a"))
-    assert not torch.allclose(pictures(model), before, atol=1e-2)
+    assert not torch.allclose(generated_latents(model), before, atol=1e-2)
     model.scale_lora("a", 0.0)
-    assert torch.equal(pictures(model), before)
+    assert torch.equal(generated_latents(model), before)
     model.unload_lora()
     assert equal(model.state_dict(), state)
-    assert torch.equal(pictures(model), before)
+    assert torch.equal(generated_latents(model), before)
 
 
 def test_several_add_up_each_at_its_scale(model, tmp_path):
@@ -62,11 +62,11 @@ def test_several_add_up_each_at_its_scale(model, tmp_path):
     model.load_lora(saved(one, tmp_path / "one.5"), 0.5)
     model.load_lora(saved(two, tmp_path / "two"), -1.0, name="other")
     assert {name: scale for name, (_, scale) in model.adapters.items()} == {"one.5": 0.5, "other": -1.0}
-    there = pictures(model)
+    there = generated_latents(model)
     plain = small()
     for adapter, scale in ((one, 0.5), (two, -1.0)):
         change(plain, adapter.lora, scale)
-    torch.testing.assert_close(there, pictures(plain), atol=1e-5, rtol=0)
+    torch.testing.assert_close(there, generated_latents(plain), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="'other' on this model already"):
         model.load_lora(tmp_path / "one.5", name="other")
     with pytest.raises(UserError, match="no LoRA 'othr'.*'other'"):
@@ -86,15 +86,15 @@ def change(model, given, scale):
 def test_merged_and_unmerged_agree_and_unmerging_is_exact(model, tmp_path):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_lora(saved(random_lora(model), tmp_path / "a"), 0.8)
-    beside, wearing = pictures(model), model.state_dict().keys()
+    beside, wearing = generated_latents(model), model.state_dict().keys()
     model.merge_lora()
     assert model.state_dict().keys() == state.keys() and not model.adapters
-    torch.testing.assert_close(pictures(model), beside, atol=1e-5, rtol=0)
+    torch.testing.assert_close(generated_latents(model), beside, atol=1e-5, rtol=0)
     loaded = ldm.load(ldm.save(model, tmp_path / "merged"))
-    assert torch.equal(pictures(loaded), pictures(model))
+    assert torch.equal(generated_latents(loaded), generated_latents(model))
     model.unmerge_lora()
     assert model.state_dict().keys() == wearing
-    assert torch.equal(pictures(model), beside)
+    assert torch.equal(generated_latents(model), beside)
     model.unload_lora("a")
     assert equal(model.state_dict(), state)
     with pytest.raises(UserError, match="no LoRA is merged"):
@@ -114,15 +114,15 @@ def test_another_base_is_refused_unless_forced(model, tmp_path):
     other = small(seed=1)
     with pytest.raises(UserError, match=r"another base \(hash .*force=True"):
         other.load_lora(folder)
-    before = pictures(other)
+    before = generated_latents(other)
     other.load_lora(folder, force=True)
-    assert not torch.equal(pictures(other), before)
+    assert not torch.equal(generated_latents(other), before)
     with pytest.raises(UserError, match=r"doesn't fit the model: .* is \(16, 16\), the LoRA's \(8, 8\)"):
         small(width=16).load_lora(folder, force=True)
     through = ldm.load(folder)
     assert list(through.adapters) == ["lora"]
     model.load_lora(folder)
-    assert torch.equal(pictures(through), pictures(model))
+    assert torch.equal(generated_latents(through), generated_latents(model))
     ldm.save(small(seed=1), tmp_path / "base")
     with pytest.raises(UserError, match="another base"):
         ldm.load(folder)
@@ -168,12 +168,12 @@ def test_targets_are_chosen_by_pattern(model):
 @pytest.mark.parametrize("to", formats.FORMATS)
 def test_it_goes_out_to_other_tools_files_and_comes_back(model, tmp_path, to):
     model.load_lora(saved(random_lora(model, wanted=["attention", "conv1"]), tmp_path / "a"), 0.7)
-    there = pictures(model)
+    there = generated_latents(model)
     out = model.export_lora(tmp_path / to, to)
     assert out.name == "pytorch_lora_weights.safetensors"
     fresh = small()
     fresh.load_lora(out, 0.7, name="foreign")
-    assert torch.equal(pictures(fresh), there)
+    assert torch.equal(generated_latents(fresh), there)
     assert "hash" not in fresh.adapters["foreign"][0].base
 
 

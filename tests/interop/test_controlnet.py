@@ -11,8 +11,16 @@ from ldm.interop.parts import controlnet_config
 from ldm.networks import Cond, ControlNet
 from tests.interop.configs import CROSS, PLAIN, UNETS, unet
 from tests.interop.models import diffusers, randomised
-from tests.interop.test_parts import bit_equal, unet_inputs
-from tests.interop.test_pipeline import PROMPT, agree, both, draw, frozen, make, noise
+from tests.interop.parts import assert_same_weights, unet_inputs
+from tests.interop.pipelines import (
+    PROMPT,
+    assert_same_image,
+    frozen_text,
+    generate,
+    initial_noise,
+    random_model,
+    run_pipeline,
+)
 
 _NOT = ("sample_size", "out_channels", "up_block_types")
 
@@ -66,7 +74,7 @@ def test_a_controlnet_of_diffusers_goes_in_and_out(name, tmp_path):
     all_close(ours, theirs)
 
     assert export(ours, tmp_path / "out").stock
-    bit_equal(tmp_path / "in", tmp_path / "out")
+    assert_same_weights(tmp_path / "in", tmp_path / "out")
     all_close(ours, diffusers.ControlNetModel.from_pretrained(tmp_path / "out"))
 
 
@@ -126,7 +134,7 @@ def test_what_diffusers_has_no_class_for_is_refused_by_name(tmp_path):
     ids=["plain", "in some steps", "guess mode"],
 )
 def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_folder, tmp_path):
-    model = make({"text": frozen(text_folder)}, sampling={"sampler": "ddim"})
+    model = random_model({"text": frozen_text(text_folder)}, sampling={"sampler": "ddim"})
     net = randomised(ControlNet(model.denoiser.network, factor=2))
     model.export(tmp_path / "model")
     export(net, tmp_path / "control")
@@ -134,9 +142,9 @@ def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_fold
         tmp_path / "model", controlnet=diffusers.ControlNetModel.from_pretrained(tmp_path / "control")
     )
     hint, sigma = torch.rand(1, 3, 16, 16), model.denoiser.parameterization.sigma_max
-    theirs, expected = both(
+    theirs, expected = run_pipeline(
         pipe,
-        noise(model) * sigma / (1 + sigma**2) ** 0.5,
+        initial_noise(model) * sigma / (1 + sigma**2) ** 0.5,
         prompt=PROMPT,
         image=hint,
         num_inference_steps=10,
@@ -149,16 +157,16 @@ def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_fold
         guess_mode=options.get("guess", False),
     )
     asked = {"prompt": PROMPT, "steps": 10, "guidance": 3.0, "sampler": "ddim"}
-    plain, _ = draw(model, **asked)
+    plain, _ = generate(model, **asked)
     model.load_controlnet(tmp_path / "control")
     named = {key: options[k] for k, key in _OURS.items() if k in options}
-    ours, latents = draw(model, **asked, control=hint, **named)
-    agree(ours, theirs, latents, expected)
+    ours, latents = generate(model, **asked, control=hint, **named)
+    assert_same_image(ours, theirs, latents, expected)
     assert (ours - plain).abs().max() > 0.02
 
 
 def test_with_its_base_it_goes_out_and_in_as_one_pipeline(text_folder, tmp_path):
-    model = make({"text": frozen(text_folder)}, sampling={"sampler": "ddim"})
+    model = random_model({"text": frozen_text(text_folder)}, sampling={"sampler": "ddim"})
     export(randomised(ControlNet(model.denoiser.network, factor=2)), tmp_path / "control")
     model.load_controlnet(tmp_path / "control")
     assert model.export(tmp_path / "both").stock
@@ -166,16 +174,19 @@ def test_with_its_base_it_goes_out_and_in_as_one_pipeline(text_folder, tmp_path)
     assert type(pipe).__name__ == "StableDiffusionControlNetPipeline"
 
     hint, sigma = torch.rand(1, 3, 16, 16), model.denoiser.parameterization.sigma_max
-    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
+    start = initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
     options = {"num_inference_steps": 10, "guidance_scale": 3.0, "height": 16, "width": 16}
-    theirs, expected = both(pipe, start, prompt=PROMPT, image=hint, **options)
+    theirs, expected = run_pipeline(pipe, start, prompt=PROMPT, image=hint, **options)
     for one in (model, ldm.load(tmp_path / "both")):
-        ours, latents = draw(one, prompt=PROMPT, steps=10, guidance=3.0, control=hint)
-        agree(ours, theirs, latents, expected)
+        ours, latents = generate(one, prompt=PROMPT, steps=10, guidance=3.0, control=hint)
+        assert_same_image(ours, theirs, latents, expected)
 
 
 def test_with_a_base_or_another_that_no_stock_pipeline_takes_it_is_refused_and_nothing_is_left(text_folder, tmp_path):
-    stock, own = make({"text": frozen(text_folder)}), make({"text": frozen(text_folder, masked=True)})
+    stock, own = (
+        random_model({"text": frozen_text(text_folder)}),
+        random_model({"text": frozen_text(text_folder, masked=True)}),
+    )
     export(ControlNet(stock.denoiser.network, factor=2), tmp_path / "control")
     own.load_controlnet(tmp_path / "control")
     stock.load_controlnet(tmp_path / "control")

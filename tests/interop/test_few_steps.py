@@ -10,7 +10,15 @@ from ldm.conditioning.text import tokenizer
 from ldm.diffusion import Eps, Flow, V
 from ldm.model.generate import ImageNoise
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
-from tests.interop.test_pipeline import PROMPT, agree, both, draw, frozen, make, same_again
+from tests.interop.pipelines import (
+    PROMPT,
+    assert_reload_generates_same,
+    assert_same_image,
+    frozen_text,
+    generate,
+    random_model,
+    run_pipeline,
+)
 
 LCM = {"sampler": "lcm", "steps": 4}
 
@@ -44,24 +52,24 @@ def variance_preserving(start: torch.Tensor, model) -> torch.Tensor:
 def test_a_stock_student_is_diffusers_own(kind, guidance_dim, spacing, name, text_folder, tmp_path, injected):
     scale = 3.0 if guidance_dim else 1.0
     sampling = {**LCM, "spacing": spacing, "guidance": scale}
-    model = make({"text": frozen(text_folder)}, kind(), sampling=sampling, guidance_dim=guidance_dim)
+    model = random_model({"text": frozen_text(text_folder)}, kind(), sampling=sampling, guidance_dim=guidance_dim)
     assert model.export(tmp_path / "out").stock
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(pipe).__name__ == name and type(pipe.scheduler).__name__ == "LCMScheduler"
-    ours, latents = draw(model, prompt=PROMPT)
+    ours, latents = generate(model, prompt=PROMPT)
     start = variance_preserving(injected(model), model)
     options = {"num_inference_steps": 4, "guidance_scale": scale, "height": 16, "width": 16}
-    agree(ours, *expected_of(pipe, start, latents, prompt=PROMPT, **options))
+    assert_same_image(ours, *expected_of(pipe, start, latents, prompt=PROMPT, **options))
     if guidance_dim:
-        assert (draw(model, prompt=PROMPT, guidance=1.0)[0] - ours).abs().max() > 1e-2
-    same_again(model, tmp_path / "out", prompt=PROMPT, guidance=scale)
+        assert (generate(model, prompt=PROMPT, guidance=1.0)[0] - ours).abs().max() > 1e-2
+    assert_reload_generates_same(model, tmp_path / "out", prompt=PROMPT, guidance=scale)
     back = ldm.load(tmp_path / "out")
     assert back.sampling["sampler"] == "lcm" and back.sampling["steps"] == 4
     assert back.sampling["guidance"] == (8.5 if guidance_dim else 1.0)
 
 
 def expected_of(pipe, start, latents, **options):
-    theirs, expected = both(pipe, start, **options)
+    theirs, expected = run_pipeline(pipe, start, **options)
     return theirs, latents, expected
 
 
@@ -69,12 +77,12 @@ def expected_of(pipe, start, latents, **options):
 def test_a_flow_leaves_with_a_pipeline_of_its_own(network, tmp_path, injected):
     text = Text(tokenizer.train([PROMPT], 280), 32, 8, heads=2)
     sampling = {**LCM, "guidance": 3.0}
-    model = make({"text": text}, Flow(), sampling=sampling, guidance_dim=16, **network)
+    model = random_model({"text": text}, Flow(), sampling=sampling, guidance_dim=16, **network)
     assert not model.export(tmp_path / "out").stock
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    ours, latents = draw(model, prompt=PROMPT)
-    agree(ours, *expected_of(pipe, injected(model), latents, prompt=PROMPT))
-    same_again(model, tmp_path / "out", prompt=PROMPT)
+    ours, latents = generate(model, prompt=PROMPT)
+    assert_same_image(ours, *expected_of(pipe, injected(model), latents, prompt=PROMPT))
+    assert_reload_generates_same(model, tmp_path / "out", prompt=PROMPT)
 
 
 def test_a_random_latent_consistency_model_comes_in(tmp_path, injected):
@@ -103,10 +111,10 @@ def test_a_random_latent_consistency_model_comes_in(tmp_path, injected):
     pipe.save_pretrained(tmp_path / "lcm")
     model = ldm.load(tmp_path / "lcm")
     assert model.sampling["guidance"] == 8.5 and model.distilled == {"steps": 50}
-    ours, latents = draw(model, prompt=PROMPT, guidance=2.0)
+    ours, latents = generate(model, prompt=PROMPT, guidance=2.0)
     start = variance_preserving(injected(model), model)
     options = {"num_inference_steps": 4, "guidance_scale": 2.0, "height": 16, "width": 16}
-    theirs, expected = both(pipe, start, prompt=PROMPT, **options)
+    theirs, expected = run_pipeline(pipe, start, prompt=PROMPT, **options)
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     torch.testing.assert_close(latents, expected, atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from ldm.interop.lora import formats
 from ldm.networks import Cond
 from tests.interop.configs import UNETS
 from tests.interop.models import clip_config, diffusers, randomised, transformers
-from tests.interop.test_pipeline import frozen, make
+from tests.interop.pipelines import frozen_text, random_model
 
 peft = pytest.importorskip("peft")
 TARGETS = ["to_q", "to_out.0", "conv1", "proj_in"]
@@ -45,7 +45,7 @@ def base(unet, text_folder, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("unet")
     unet.save_pretrained(folder)
-    made = make({"text": frozen(text_folder)})
+    made = random_model({"text": frozen_text(text_folder)})
     made.denoiser.network = ldm.load(folder)
     return made
 
@@ -296,7 +296,7 @@ def test_both_spellings_of_one_layer_in_one_file_are_refused(text, model, tmp_pa
 def test_a_lora_of_text_on_a_model_without_is_refused(text, tmp_path):
     save_file(kohyas(text[0], "lora_te_text_model_"), tmp_path / "te.safetensors")
     with pytest.raises(UserError, match="no text_encoder for a LoRA"):
-        make({}, context_dim=16).load_lora(tmp_path / "te.safetensors")
+        random_model({}, context_dim=16).load_lora(tmp_path / "te.safetensors")
 
 
 # kohya's alphas ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from ldm.interop.parts import unet_config, vae_config
 from ldm.interop.settings import latent_scale
 from tests.interop.configs import SDXLS, UNETS, VAES
 from tests.interop.models import diffusers, randomised
+from tests.interop.parts import assert_same_weights, unet_inputs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -22,24 +22,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def close(a, b):
     assert b.std() > 0.05, "a flat output proves nothing"
     torch.testing.assert_close(a, b, atol=1e-5 * max(1, b.abs().max().item()), rtol=0)
-
-
-def bit_equal(a: Path, b: Path):
-    one, two = load_file(a / WEIGHTS), load_file(b / WEIGHTS)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-def unet_inputs(config):
-    torch.manual_seed(3)
-    x, tokens, t = torch.randn(2, config.in_channels, 8, 8), torch.randn(2, 7, 12), torch.tensor([3.0, 711.0])
-    vector = labels = None
-    if config.num_class_embeds:
-        labels = torch.tensor([1, 4])
-        vector = torch.nn.functional.one_hot(labels, config.num_class_embeds).float()
-    elif config.class_embed_type:
-        vector = labels = torch.randn(2, config.projection_class_embeddings_input_dim)
-    return x, t, tokens, vector, labels
 
 
 def sdxl_inputs(config):
@@ -73,7 +55,7 @@ def test_a_unet_of_diffusers_goes_in_and_out(name, tmp_path):
     close(*unet_outputs(ours, theirs))
 
     assert export(ours, tmp_path / "out").stock
-    bit_equal(tmp_path / "in", tmp_path / "out")
+    assert_same_weights(tmp_path / "in", tmp_path / "out")
     close(*unet_outputs(ours, diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out")))
 
 
@@ -84,7 +66,7 @@ def test_an_autoencoder_of_diffusers_goes_in_and_out(name, tmp_path):
     theirs.save_pretrained(tmp_path / "in")
     ours = ldm.load(tmp_path / "in")
     export(ours, tmp_path / "out")
-    bit_equal(tmp_path / "in", tmp_path / "out")
+    assert_same_weights(tmp_path / "in", tmp_path / "out")
     for other in (theirs, diffusers.AutoencoderKL.from_pretrained(tmp_path / "out")):
         x = torch.randn(2, other.config.in_channels, 16, 16)
         with torch.no_grad():

@@ -1,6 +1,5 @@
 """Whole models: an exported one draws our picture in diffusers, and diffusers' comes in and draws its own."""
 
-import functools
 import json
 
 import pytest
@@ -8,76 +7,23 @@ import torch
 
 import ldm
 from ldm.common.errors import UserError
-from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
+from ldm.conditioning import ClassLabel, FrozenText, Text
 from ldm.conditioning.text import tokenizer
-from ldm.diffusion import EDM, Denoiser, Eps, Flow, V
+from ldm.diffusion import EDM, Eps, Flow, V
 from ldm.images import Preprocess
-from ldm.model.generate import ImageNoise
-from ldm.model.latent_diffusion import LatentDiffusion
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
+from tests.interop.pipelines import (
+    PROMPT,
+    assert_reload_generates_same,
+    assert_same_image,
+    frozen_text,
+    generate,
+    initial_noise,
+    random_model,
+    run_pipeline,
+)
 
-PROMPT, NEGATIVE = "a cat above a rocket", ""
-
-
-def make(parts, parameterization=None, vae=None, sampling=None, **network):
-    """A random model of ours whose pictures aren't flat."""
-    torch.manual_seed(0)
-    conditioner = Conditioner(parts)
-    vae = vae or ldm.AutoencoderKL(3, 4, channels=8, multipliers=[1, 2])
-    options = {"channels": 8, "heads": 2, "context_dim": conditioner.token_dim, "vector_dim": conditioner.vector_dim}
-    unet = ldm.build({"class": "UNet", "in_channels": vae.latent_channels, **options, **network})
-    preprocess = Preprocess(vae.in_channels, 16, 16)
-    model = LatentDiffusion(vae, Denoiser(unet, parameterization or Eps()), conditioner, preprocess, sampling)
-    randomised(model)
-    model.latent_mean.copy_(torch.linspace(-1, 1, vae.latent_channels))
-    model.latent_std.copy_(torch.linspace(0.5, 2, vae.latent_channels))
-    return model.eval()
-
-
-def frozen(folder, **options):
-    encoder, words = str(folder / "text_encoder"), str(folder / "tokenizer")
-    return FrozenText(encoder, words, **({"length": 16, "masked": False} | options))
-
-
-def draw(model, seeds=(0,), **options):
-    """Our picture (B, C, H, W) in [0, 1] and its whitened latents."""
-    kept = []
-    pictures = model(output="pt", seed=list(seeds), on_step=lambda i, n, denoised: kept.append(denoised), **options)
-    return pictures.add(1) / 2, kept[-1]
-
-
-def noise(model, seeds=(0,)):
-    """The standard normal noise that our pictures start from."""
-    return ImageNoise(list(seeds), (model.first_stage.latent_channels, 8, 8), torch.device("cpu"))()
-
-
-def agree(ours, theirs, latents, expected):
-    error = (latents - expected).norm() / expected.norm()
-    psnr = -10 * (ours - theirs).square().mean().log10()
-    print(f"latents {error:.2e}, picture {psnr:.1f} dB, std {theirs.std():.3f}")
-    assert error < 1e-3
-    assert theirs.std() > 0.05
-    assert psnr > 45
-
-
-def both(pipe, latents, **options):
-    """Picture in [0, 1] of a diffusers pipeline, and the latents that its scheduler gave last."""
-    pipe.set_progress_bar_config(disable=True)
-    step, kept = pipe.scheduler.step, []
-
-    @functools.wraps(step)  # pipelines look at its signature
-    def keep(*args, **kwargs):
-        kept[:] = [step(*args, **kwargs)]
-        return kept[0]
-
-    pipe.scheduler.step = keep
-    return pipe(latents=latents.clone(), output_type="pt", **options).images, kept[0][0]
-
-
-def same_again(model, folder, **options):
-    """Whether what was exported draws as the model does when it is loaded."""
-    (ours, _), (back, _) = (draw(one, steps=2, **options) for one in (model, ldm.load(folder)))
-    torch.testing.assert_close(back, ours, atol=1e-4, rtol=0)
+NEGATIVE = ""
 
 
 @pytest.mark.parametrize("kind", [Eps, V])
@@ -93,7 +39,7 @@ def same_again(model, folder, **options):
 )
 def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(sampler, name, kind, text_folder, tmp_path):
     options = {"variant": "karras"} if sampler == "heun" else {}
-    model = make({"text": frozen(text_folder)}, kind(), sampling={"sampler": sampler, **options})
+    model = random_model({"text": frozen_text(text_folder)}, kind(), sampling={"sampler": sampler, **options})
     report = model.export(tmp_path / "out")
     assert report.stock, report
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
@@ -101,14 +47,16 @@ def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(samp
     assert type(pipe.scheduler).__name__ == f"{name}Scheduler"
 
     sigma = model.denoiser.parameterization.sigma_max
-    start = noise(model)
+    start = initial_noise(model)
     if pipe.scheduler.init_noise_sigma == 1:
         start = start * sigma / (1 + sigma**2) ** 0.5  # x_T = x / sqrt(1 + sigma^2)
-    ours, latents = draw(model, prompt=PROMPT, steps=20, guidance=3.0, sampler=sampler)
-    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=20, guidance_scale=3.0, height=16, width=16)
-    agree(ours, theirs, latents, expected)
+    ours, latents = generate(model, prompt=PROMPT, steps=20, guidance=3.0, sampler=sampler)
+    theirs, expected = run_pipeline(
+        pipe, start, prompt=PROMPT, num_inference_steps=20, guidance_scale=3.0, height=16, width=16
+    )
+    assert_same_image(ours, theirs, latents, expected)
 
-    same_again(model, tmp_path / "out", prompt=PROMPT, guidance=3.0, sampler=sampler)
+    assert_reload_generates_same(model, tmp_path / "out", prompt=PROMPT, guidance=3.0, sampler=sampler)
 
 
 DIT = {"class": "DiT", "depth": 2}
@@ -132,13 +80,13 @@ def test_what_has_no_stock_class_draws_our_picture_through_its_own(name, sampler
     kind, condition, vae, network = CUSTOM[name]
     words = tokenizer.train([PROMPT], 280)
     parts = {"text": lambda: Text(words, 32, 8, heads=2), "label": lambda: ClassLabel(5, list("abcde"), 8)}
-    parts["frozen"] = lambda: frozen(text_folder, masked=True)
+    parts["frozen"] = lambda: frozen_text(text_folder, masked=True)
     column = "label" if condition == "label" else "text"
     made = {column: parts[condition]()} if condition else {}
     autoencoder = ldm.AutoencoderKL(3, 4, **vae) if vae else None
     if vae:
         network = network | {"channels": 8}
-    model = make(made, kind(), autoencoder, {"sampler": sampler}, **network)
+    model = random_model(made, kind(), autoencoder, {"sampler": sampler}, **network)
     if vae:
         model.preprocess = Preprocess(3, 32, 32)
     report = model.export(tmp_path / "out")
@@ -150,25 +98,27 @@ def test_what_has_no_stock_class_draws_our_picture_through_its_own(name, sampler
     given = {"text": {"prompt": [PROMPT, "a dog"]}, "label": {"labels": [3, "b"]}}[column] if condition else {}
     seeds = (0, 1) if condition else (0,)
     guidance = 2.0 if condition else 1.0
-    ours, latents = draw(model, seeds, steps=20, guidance=guidance, **given)
-    theirs, expected = both(pipe, noise(model, seeds), num_inference_steps=20, guidance_scale=guidance, **given)
-    agree(ours, theirs, latents, expected)
-    same_again(model, tmp_path / "out", seeds=seeds, guidance=guidance, **given)
+    ours, latents = generate(model, seeds, steps=20, guidance=guidance, **given)
+    theirs, expected = run_pipeline(
+        pipe, initial_noise(model, seeds), num_inference_steps=20, guidance_scale=guidance, **given
+    )
+    assert_same_image(ours, theirs, latents, expected)
+    assert_reload_generates_same(model, tmp_path / "out", seeds=seeds, guidance=guidance, **given)
 
 
 def test_the_pipeline_draws_from_generators_what_we_draw_from_seeds(tmp_path):
-    model = make({"label": ClassLabel(5, dim=8)}, EDM())
+    model = random_model({"label": ClassLabel(5, dim=8)}, EDM())
     model.export(tmp_path / "out")
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True)
     pipe.set_progress_bar_config(disable=True)
-    ours, _ = draw(model, (7,), labels=[2], steps=4)
+    ours, _ = generate(model, (7,), labels=[2], steps=4)
     theirs = pipe(
         labels=[2], num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type="pt"
     ).images
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
     assert pipe(num_images_per_prompt=2, num_inference_steps=1).images[1].size == (16, 16)
     one, two = (
-        pipe(labels=[2], num_inference_steps=1, latents=noise(model), output_type=kind).images
+        pipe(labels=[2], num_inference_steps=1, latents=initial_noise(model), output_type=kind).images
         for kind in ("latent", "pt")
     )
     torch.testing.assert_close(pipe.vae.decode(one / pipe.vae.config.scaling_factor).sample.clamp(-1, 1) / 2 + 0.5, two)
@@ -219,11 +169,11 @@ def test_stable_diffusion_of_diffusers_comes_in_and_draws_its_picture(stable_dif
     model = ldm.load(folder)
     assert model.sampling["sampler"] == "ddim" and model.sampling["guidance"] == 7.5
     sigma = model.denoiser.parameterization.sigma_max
-    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
-    ours, latents = draw(model, prompt=PROMPT, negative="a dog", steps=10)
+    start = initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
+    ours, latents = generate(model, prompt=PROMPT, negative="a dog", steps=10)
     options = {"negative_prompt": "a dog", "num_inference_steps": 10, "height": 16, "width": 16}
-    theirs, expected = both(pipe, start, prompt=PROMPT, **options)
-    agree(ours, theirs, latents, expected)
+    theirs, expected = run_pipeline(pipe, start, prompt=PROMPT, **options)
+    assert_same_image(ours, theirs, latents, expected)
 
 
 def test_stable_diffusion_goes_out_as_it_came_in(stable_diffusion, tmp_path):
@@ -243,7 +193,7 @@ def test_a_model_with_a_frozen_encoder_is_saved_by_reference_or_bundled(text_fol
     import shutil
 
     encoder = shutil.copytree(text_folder, tmp_path / "clip")
-    model = make({"text": frozen(encoder)})
+    model = random_model({"text": frozen_text(encoder)})
     expected = model(PROMPT, steps=2, output="pt")
     assert not any("text" in name for name in model.state_dict())
     ldm.save(model, tmp_path / "reference")

@@ -16,7 +16,7 @@ from ldm.interop import single_file
 from ldm.interop.parts import clip_text, compvis_shapes, to_clip, unet_config
 from tests.interop import sdxl
 from tests.interop.models import diffusers, transformers
-from tests.interop.test_pipeline import agree, both, draw, noise
+from tests.interop.pipelines import assert_same_image, generate, initial_noise, run_pipeline
 
 PROMPT = "a cat above a rocket"
 SIZES = {"original_size": (30, 46), "crop": (3, 5), "target_size": (20, 24)}
@@ -57,7 +57,7 @@ def model(folder):
 
 def start_of(model):
     sigma = model.denoiser.parameterization.sigma_max
-    return noise(model) * sigma / (1 + sigma**2) ** 0.5
+    return initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def start_of(model):
 )
 def test_a_pipeline_of_diffusers_comes_in_and_generates_its_image(negative, sizes, theirs, model, pipe):
     assert model.sampling["guidance"] == 5.0
-    ours, latents = draw(model, prompt=PROMPT, negative=negative, steps=5, **sizes)
+    ours, latents = generate(model, prompt=PROMPT, negative=negative, steps=5, **sizes)
     options = {"negative_prompt": negative, "num_inference_steps": 5, "height": 16, "width": 16, **theirs}
-    expected, wanted = both(pipe, start_of(model), prompt=PROMPT, **options)
-    agree(ours, expected, latents, wanted)
+    expected, wanted = run_pipeline(pipe, start_of(model), prompt=PROMPT, **options)
+    assert_same_image(ours, expected, latents, wanted)
 
 
 def test_sizes_and_what_stands_for_no_prompt_change_the_image(model):
     plain, sized, spoken = (
-        draw(model, prompt=PROMPT, steps=3, **options)[0] for options in ({}, SIZES, {"negative": ""})
+        generate(model, prompt=PROMPT, steps=3, **options)[0] for options in ({}, SIZES, {"negative": ""})
     )
     for other in (sized, spoken):
         assert (plain - other).std() > 1e-3
@@ -117,7 +117,7 @@ def test_it_goes_out_as_it_came_in(model, folder, pipe, tmp_path):
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(again) is type(pipe) and again.config.force_zeros_for_empty_prompt
     options = {"prompt": PROMPT, "num_inference_steps": 2, "height": 16, "width": 16, **THEIRS}
-    one, two = (both(each, start_of(model), **options)[0] for each in (pipe, again))
+    one, two = (run_pipeline(each, start_of(model), **options)[0] for each in (pipe, again))
     assert one.std() > 0.05 and torch.equal(one, two)
 
 

@@ -15,7 +15,7 @@ from ldm.interop.lora.kohya_xl import kohya_names
 from ldm.interop.parts.unet_config import from_diffusers
 from tests.interop import sdxl
 from tests.interop.models import diffusers, randomised
-from tests.interop.test_pipeline import agree, both, draw, noise
+from tests.interop.pipelines import assert_same_image, generate, initial_noise, run_pipeline
 
 pytest.importorskip("peft")
 PROMPT = "a cat above a rocket"
@@ -65,7 +65,7 @@ def adapter(base):
 
 def start_of(model):
     sigma = model.denoiser.parameterization.sigma_max
-    return noise(model) * sigma / (1 + sigma**2) ** 0.5
+    return initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
 
 
 def modules_of(model):
@@ -86,14 +86,14 @@ def test_a_lora_in_either_format_generates_diffusers_image_and_comes_back_bit_eq
         own = {name: tensor for name, tensor in adapter.weights.items() if ".self_attn." not in name}
         alphas = {name: alpha for name, alpha in adapter.alphas.items() if ".self_attn." not in name}
         formats.write(file, formats.Lora(own, alphas), to, adapters.xl_modules(model))
-    plain, _ = draw(model, prompt=PROMPT, steps=5)
+    plain, _ = generate(model, prompt=PROMPT, steps=5)
     model.load_lora(file)
-    ours, latents = draw(model, prompt=PROMPT, steps=5)
+    ours, latents = generate(model, prompt=PROMPT, steps=5)
     assert (ours - plain).std() > 0.01
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.load_lora_weights(tmp_path, weight_name=file.name)
-    theirs, expected = both(pipe, start_of(model), prompt=PROMPT, num_inference_steps=5, height=16, width=16)
-    agree(ours, theirs, latents, expected)
+    theirs, expected = run_pipeline(pipe, start_of(model), prompt=PROMPT, num_inference_steps=5, height=16, width=16)
+    assert_same_image(ours, theirs, latents, expected)
 
 
 def test_kohyas_names_are_stability_ais_and_of_both_encoders(model, adapter, tmp_path):
@@ -159,21 +159,21 @@ def test_a_controlnet_steers_it_as_in_diffusers(model, folder, tmp_path):
     net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
     randomised(net, 0.02).save_pretrained(tmp_path / "control")
     control = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    plain, _ = draw(model, prompt=PROMPT, steps=5)
+    plain, _ = generate(model, prompt=PROMPT, steps=5)
     model.load_controlnet(tmp_path / "control")
-    ours, latents = draw(model, prompt=PROMPT, steps=5, control=control * 2 - 1)
+    ours, latents = generate(model, prompt=PROMPT, steps=5, control=control * 2 - 1)
     assert (ours - plain).std() > 0.01
     parts = diffusers.DiffusionPipeline.from_pretrained(folder).components
     parts.pop("image_encoder"), parts.pop("feature_extractor")
     pipe = diffusers.StableDiffusionXLControlNetPipeline(controlnet=net, **parts)
     options = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 5.0, "image": control}
-    theirs, expected = both(pipe, start_of(model), prompt=PROMPT, controlnet_conditioning_scale=1.0, **options)
-    agree(ours, theirs, latents, expected)
+    theirs, expected = run_pipeline(pipe, start_of(model), prompt=PROMPT, controlnet_conditioning_scale=1.0, **options)
+    assert_same_image(ours, theirs, latents, expected)
 
     assert model.export(tmp_path / "out").stock
     again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(again).__name__ == "StableDiffusionXLControlNetPipeline"
     back = again.controlnet.state_dict()
     assert all(torch.equal(tensor, back[name]) for name, tensor in net.state_dict().items())
-    same, _ = draw(ldm.load(tmp_path / "out"), prompt=PROMPT, steps=5, control=control * 2 - 1)
+    same, _ = generate(ldm.load(tmp_path / "out"), prompt=PROMPT, steps=5, control=control * 2 - 1)
     torch.testing.assert_close(same, ours, atol=1e-4, rtol=0)

@@ -19,7 +19,7 @@ from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import Identity, UNet, controlnet_for
 from ldm.networks.computing.precision import lowered
 from ldm.training.finetune.run import open_base_model
-from tests.adapters.models import equal, pictures, small
+from tests.adapters.models import equal, generated_latents, small
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ IN_FLOAT16 = [pytest.param(p, "float16", marks=pytest.mark.slow) for p in PREPAR
 def test_all_that_is_on_a_model_computes_in_its_precision(model, prepare, precision):
     model, seen = copy.deepcopy(model), set()
     options = prepare(model) | {"steps": 3}
-    wanted = pictures(model, **options)
+    wanted = generated_latents(model, **options)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.precision = precision
     network: Any = model.denoiser.network
@@ -83,7 +83,7 @@ def test_all_that_is_on_a_model_computes_in_its_precision(model, prepare, precis
     def on_step(step: int, steps: int, denoised: torch.Tensor) -> None:
         assert denoised.dtype == torch.float32 and {p.dtype for p in model.parameters()} == {torch.float32}
 
-    got = pictures(model, on_step=on_step, **options)
+    got = generated_latents(model, on_step=on_step, **options)
     assert getattr(torch, precision) in seen and got.dtype == torch.float32 and not torch.equal(got, wanted)
     torch.testing.assert_close(got, wanted, atol=0.05 * wanted.abs().max().item(), rtol=0)
     assert equal(model.state_dict(), before)

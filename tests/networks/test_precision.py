@@ -8,7 +8,7 @@ import torch
 import ldm
 from ldm.common.errors import UserError
 from ldm.networks.computing.finite import is_finite
-from tests.adapters.models import pictures, small
+from tests.adapters.models import generated_latents, small
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def test_moving_and_float32_are_as_ever(model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_way_that_it_names_works(model, dtype):
-    wanted = pictures(model, steps=4)
+    wanted = generated_latents(model, steps=4)
     with torch.autocast("cpu", dtype):
-        got = pictures(model, steps=4)
+        got = generated_latents(model, steps=4)
     assert got.dtype == torch.float32 and not torch.equal(got, wanted)
     torch.testing.assert_close(got, wanted, atol=0.05 * wanted.abs().max().item(), rtol=0)
 

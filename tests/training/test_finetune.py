@@ -13,7 +13,7 @@ from ldm.training.finetune.kinds import FullFinetune, LoRAFinetune, TextualInver
 from ldm.training.finetune.task import FinetuneTask
 from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.task import Task
-from tests.adapters.models import pictures, small
+from tests.adapters.models import generated_latents, small
 from tests.reliability.runs import assert_same_run
 
 pytest.importorskip("peft")
@@ -68,7 +68,7 @@ def test_two_steps_reach_everything_that_trains_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", ["lora", "attention"])
 def test_at_step_0_pictures_are_the_bases(name):
-    assert torch.equal(pictures(task_of(KINDS[name]()).model()), pictures(small()))
+    assert torch.equal(generated_latents(task_of(KINDS[name]()).model()), generated_latents(small()))
 
 
 def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, train, tmp_path):

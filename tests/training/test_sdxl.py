@@ -11,7 +11,7 @@ from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
 from tests.interop import sdxl
 from tests.interop.models import diffusers
-from tests.interop.test_pipeline import agree, both, draw, noise
+from tests.interop.pipelines import assert_same_image, generate, initial_noise, run_pipeline
 
 pytestmark = pytest.mark.slow
 PROMPT = "a cat above a rocket"
@@ -41,21 +41,21 @@ def test_a_lora_trains_on_cached_latents_and_states_and_opens_in_diffusers(base,
     run = train(base, tmp_path, "finetune=lora", "finetune.rank=2")
     model = ldm.load(run)
     (name,) = model.loras
-    plain, _ = draw(ldm.load(base), prompt=PROMPT, steps=5)
-    ours, latents = draw(model, prompt=PROMPT, steps=5)
+    plain, _ = generate(ldm.load(base), prompt=PROMPT, steps=5)
+    ours, latents = generate(model, prompt=PROMPT, steps=5)
     assert (ours - plain).abs().max() > 1e-3
     file = model.export_lora(tmp_path / "out")
     pipe = diffusers.DiffusionPipeline.from_pretrained(base.parent / "diffusers")
     pipe.load_lora_weights(file.parent, weight_name=file.name)
     sigma = model.denoiser.parameterization.sigma_max
-    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
-    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=5, height=16, width=16)
-    agree(ours, theirs, latents, expected)
+    start = initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
+    theirs, expected = run_pipeline(pipe, start, prompt=PROMPT, num_inference_steps=5, height=16, width=16)
+    assert_same_image(ours, theirs, latents, expected)
 
     kohya = model.export_lora(tmp_path / "kohya.safetensors", "kohya")
     other = ldm.load(base)
     other.load_lora(kohya)
-    again, _ = draw(other, prompt=PROMPT, steps=5)
+    again, _ = generate(other, prompt=PROMPT, steps=5)
     torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
     assert name
 
@@ -69,8 +69,8 @@ def test_all_weights_train_and_the_model_goes_out(base, tmp_path):
     assert model.export(tmp_path / "out").stock
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
     assert type(pipe).__name__ == "StableDiffusionXLPipeline"
-    ours, latents = draw(model, prompt=PROMPT, steps=5)
+    ours, latents = generate(model, prompt=PROMPT, steps=5)
     sigma = model.denoiser.parameterization.sigma_max
-    start = noise(model) * sigma / (1 + sigma**2) ** 0.5
-    theirs, expected = both(pipe, start, prompt=PROMPT, num_inference_steps=5, height=16, width=16)
-    agree(ours, theirs, latents, expected)
+    start = initial_noise(model) * sigma / (1 + sigma**2) ** 0.5
+    theirs, expected = run_pipeline(pipe, start, prompt=PROMPT, num_inference_steps=5, height=16, width=16)
+    assert_same_image(ours, theirs, latents, expected)

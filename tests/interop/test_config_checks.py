@@ -11,13 +11,13 @@ import ldm
 from ldm.common.errors import UserError
 from ldm.diffusion import Eps
 from ldm.interop.diffusers_folder import WEIGHTS, read_weights
-from tests.interop.test_pipeline import frozen, make
+from tests.interop.pipelines import frozen_text, random_model
 
 
 @pytest.fixture(scope="module")
 def whole(text_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline") / "whole"
-    make({"text": frozen(text_folder)}, Eps()).export(folder)
+    random_model({"text": frozen_text(text_folder)}, Eps()).export(folder)
     return folder
 
 
