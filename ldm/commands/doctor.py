@@ -21,7 +21,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.model.computing import device
 from ldm.networks.computing.precision import dtype_of, name_of
 from ldm.training.trainer.speed import precision_of
-from ldm.ui.runs import listing
+from ldm.ui.runs import run_state
 
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy")
 SHOWN_RUNS = 20
@@ -63,7 +63,7 @@ def report(runs_dir: Path) -> Iterator[str]:
     yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     yield from ("", "Machine", *_machine(runs_dir))
     yield from ("", "Optional packages", *_extras())
-    states = [listing.state(runs_dir, key) for key in listing.keys(runs_dir)]
+    states = [run_state.read_state(runs_dir, key) for key in run_state.run_keys(runs_dir)]
     yield from ("", f"Runs in {runs_dir}", *_runs(states))
     yield from ("", "Next", *(f"  {line}" for line in next_steps(states)))
 
@@ -84,7 +84,7 @@ def _extras() -> Iterator[str]:
         yield f"  {name:11}{state:31}{extra.purpose}"
 
 
-def _runs(states: Sequence[listing.RunState]) -> Iterator[str]:
+def _runs(states: Sequence[run_state.RunState]) -> Iterator[str]:
     """A line for each run, the one that changed last first."""
     if not states:
         yield "  none yet"
@@ -97,7 +97,7 @@ def _runs(states: Sequence[listing.RunState]) -> Iterator[str]:
         yield f"  and {len(states) - SHOWN_RUNS} older ones"
 
 
-def next_steps(states: Sequence[listing.RunState]) -> list[str]:
+def next_steps(states: Sequence[run_state.RunState]) -> list[str]:
     """What to type next, by the run that changed last."""
     if not states:
         return [

@@ -1,1 +1,1 @@
-"""The web page of `app.py`. Logic without gradio in modules of its own; `page*` lay it out, `serve` starts it."""
+"""The web page of `app.py`: gradio is used in `page` and `server` alone, which show and serve the other parts."""

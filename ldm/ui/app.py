@@ -1,37 +1,38 @@
-"""What stands behind the page, put together once for the server."""
+"""The parts behind the page, created once for the server."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.ui.generating.generate import Painter
+from ldm.ui.generating.image_generator import ImageGenerator
 from ldm.ui.generating.models import Models
-from ldm.ui.generating.store import Shown, Store
-from ldm.ui.runs.alerts import Alarms, Rules, rules_of
+from ldm.ui.generating.page_store import PageStore, ServedFiles
+from ldm.ui.runs.alerts import Alerter, Rules, parse_rules
 from ldm.ui.runs.launch import Launcher
 from ldm.ui.runs.watch import Watcher
 
 
 @dataclass
 class App:
-    """The parts that the pages share."""
+    """The parts that the tabs share."""
 
     runs_dir: Path
     models: Models
-    store: Store
-    painter: Painter
+    store: PageStore
+    generator: ImageGenerator
     launcher: Launcher
-    alarms: Alarms
+    alerter: Alerter
     watcher: Watcher
-    shown: Shown
+    served_files: ServedFiles
 
     def close(self) -> None:
+        """Ends the watching of runs and removes the served files."""
         self.watcher.close()
-        self.shown.close()
+        self.served_files.close()
 
 
-def make(
+def make_app(
     runs_dir: str | Path,
     run: str | None = None,
     device: str = "cpu",
@@ -39,22 +40,34 @@ def make(
     watch_s: float = 5.0,
     coding: Mapping[str, Any] | None = None,
 ) -> App:
-    """The parts for the runs under `runs_dir`, the alert rules as they were kept. Raises UserError for a `run` that
-    isn't there. `coding` is how networks are computed, for `ldm.load`."""
+    """The parts for the runs under `runs_dir`, with the stored alert rules.
+
+    `run` is the one that the page starts with, `watch_s` the seconds between two looks at the runs, `coding` how
+    networks are computed, for `ldm.load`. Raises UserError for a `run` that doesn't exist.
+    """
     root = Path(runs_dir).expanduser()
-    store = Store(root / "app")
+    store = PageStore(root / "app")
     models = Models(root, run, device, coding)
-    launcher, alarms = Launcher(root, store.folder), Alarms()
-    watcher = Watcher(root, launcher, alarms, watch_s)
-    watcher.rules = kept_rules(store, webhook)
-    return App(root, models, store, Painter(models, store), launcher, alarms, watcher, Shown())
+    launcher, alerter = Launcher(root, store.folder), Alerter()
+    watcher = Watcher(root, launcher, alerter, watch_s)
+    watcher.rules = _kept_rules(store, webhook)
+    return App(
+        root,
+        models,
+        store,
+        generator=ImageGenerator(models, store),
+        launcher=launcher,
+        alerter=alerter,
+        watcher=watcher,
+        served_files=ServedFiles(),
+    )
 
 
-def kept_rules(store: Store, webhook: str = "") -> Rules:
-    """The alert rules of the last start; a webhook given at the start counts more."""
+def _kept_rules(store: PageStore, webhook: str = "") -> Rules:
+    """The stored alert rules; a webhook given at the start takes precedence."""
     kept = store.recall("alerts")
     try:
-        return rules_of(
+        return parse_rules(
             float(kept.get("stall_minutes", 10)),
             float(kept.get("disk_gb", 1)),
             str(kept.get("thresholds", "")),

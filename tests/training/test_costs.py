@@ -8,7 +8,7 @@ import torch
 
 from ldm.training.trainer import costs
 from ldm.training.trainer.costs import Costs, Throughput, in_words, peak_by_name, peak_memory
-from ldm.ui.runs.listing import _LINE
+from ldm.ui.runs.run_state import _LINE
 
 
 @pytest.mark.parametrize(

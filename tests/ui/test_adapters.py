@@ -11,10 +11,10 @@ import ldm
 from ldm.common.errors import UserError
 from ldm.images.hints import Canny
 from ldm.networks import ControlNet
-from ldm.ui.generating.generate import Painter
+from ldm.ui.generating.image_generator import ImageGenerator
 from ldm.ui.generating.models import Models
+from ldm.ui.generating.page_store import PageStore
 from ldm.ui.generating.settings import Settings
-from ldm.ui.generating.store import Store
 
 
 def noisy(module: torch.nn.Module) -> torch.nn.Module:
@@ -25,8 +25,8 @@ def noisy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.fixture
-def painter(runs: Path, tmp_path: Path) -> Painter:
-    return Painter(Models(runs, "tiny"), Store(tmp_path / "app"))
+def generator(runs: Path, tmp_path: Path) -> ImageGenerator:
+    return ImageGenerator(Models(runs, "tiny"), PageStore(tmp_path / "app"))
 
 
 def as_run(adapter: torch.nn.Module, runs: Path, name: str) -> Path:
@@ -37,49 +37,53 @@ def as_run(adapter: torch.nn.Module, runs: Path, name: str) -> Path:
     return folder
 
 
-def drawn(painter: Painter, settings: Settings) -> np.ndarray:
-    (*_, pictures) = painter.draw(settings)
+def drawn(generator: ImageGenerator, settings: Settings) -> np.ndarray:
+    (*_, pictures) = generator.generate(settings)
     return np.asarray(Image.open(pictures[0].path))
 
 
-def test_a_lora_counts_as_much_as_it_is_told(painter: Painter, runs: Path) -> None:
+def test_a_lora_counts_as_much_as_it_is_told(generator: ImageGenerator, runs: Path) -> None:
     pytest.importorskip("peft")
     from ldm.adapters import lora
 
-    model = painter.models.get("tiny")
+    model = generator.models.get("tiny")
     other = ldm.load(runs / "ldm" / "tiny")
     lora.start(other, "x", rank=2, alpha=2.0, wanted="all", text_encoder=False, dropout=0.0)
     folder = as_run(noisy(lora.trained(other, "x", "word", {})), runs, "style")
-    assert "style" not in painter.models.names() and painter.models.adapters() == (["style"], [])
+    assert "style" not in generator.models.names() and generator.models.adapters() == (["style"], [])
     base = Settings("tiny", prompt="a cat", n=1)
     plain, zero, full = (
-        drawn(painter, Settings("tiny", prompt="a cat", n=1, loras=loras))
+        drawn(generator, Settings("tiny", prompt="a cat", n=1, loras=loras))
         for loras in ((), (("style", 0.0),), (("style", 1.0),))
     )
     assert np.array_equal(plain, zero) and not np.array_equal(plain, full)
     by_hand = ldm.load(runs / "ldm" / "tiny")
     by_hand.load_lora(folder, 1.0)
     assert np.array_equal(full, np.asarray(by_hand("a cat", n=1)[0]))
-    assert np.array_equal(drawn(painter, base), plain), "the base is left as it was"
-    assert painter.models.get("tiny") is model
+    assert np.array_equal(drawn(generator, base), plain), "the base is left as it was"
+    assert generator.models.get("tiny") is model
     with pytest.raises(UserError, match="no LoRA 'styl'"):
-        drawn(painter, Settings("tiny", prompt="a cat", n=1, loras=(("styl", 1.0),)))
+        drawn(generator, Settings("tiny", prompt="a cat", n=1, loras=(("styl", 1.0),)))
 
 
-def test_a_controlnet_follows_its_picture_within_its_range(painter: Painter, runs: Path, tmp_path: Path) -> None:
+def test_a_controlnet_follows_its_picture_within_its_range(
+    generator: ImageGenerator, runs: Path, tmp_path: Path
+) -> None:
     from ldm.adapters import Control
 
-    model = painter.models.get("tiny")
+    model = generator.models.get("tiny")
     net = noisy(ControlNet(model.denoiser.network, Canny().channels, 2))
     folder = as_run(Control(net, Canny(), {}), runs, "edges")
     photo = Image.new("RGB", (16, 16), "black")
     photo.paste((255, 255, 255), (4, 4, 12, 12))
-    name = painter.store.keep_input(photo)
+    name = generator.store.keep_input(photo)
 
     def made(weight: float, start: float = 0.0, end: float = 1.0) -> np.ndarray:
-        return drawn(painter, Settings("tiny", prompt="a cat", n=1, controlnets=(("edges", weight, start, end, name),)))
+        return drawn(
+            generator, Settings("tiny", prompt="a cat", n=1, controlnets=(("edges", weight, start, end, name),))
+        )
 
-    plain = drawn(painter, Settings("tiny", prompt="a cat", n=1))
+    plain = drawn(generator, Settings("tiny", prompt="a cat", n=1))
     by_hand = ldm.load(runs / "ldm" / "tiny")
     by_hand.load_controlnet(folder, 1.0, name="edges")
     expected = by_hand(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from ldm.common.errors import UserError
-from ldm.ui.runs.alerts import Alarms, Alert, Rules, of_disk, of_run, post, rules_of
-from ldm.ui.runs.listing import RunState
+from ldm.ui.runs.alerts import Alert, Alerter, Rules, disk_alerts, parse_rules, post, run_alerts
+from ldm.ui.runs.run_state import RunState
 
-RULES = rules_of(10, 1, "val/loss > 2\ntrain/lr<=1e-6", "")
+RULES = parse_rules(10, 1, "val/loss > 2\ntrain/lr<=1e-6", "")
 
 
 def run(status: str = "running", **changes: Any) -> RunState:
@@ -26,33 +26,33 @@ def kinds(alerts: list[Alert]) -> list[str]:
 
 
 def test_a_sound_run_raises_none() -> None:
-    assert of_run(run(loss=0.5), {"val/loss": [(40, 1.0)], "train/lr": [(40, 1e-3)]}, 60, RULES) == []
+    assert run_alerts(run(loss=0.5), {"val/loss": [(40, 1.0)], "train/lr": [(40, 1e-3)]}, 60, RULES) == []
 
 
 def test_a_loss_that_is_no_number() -> None:
-    (alert,) = of_run(run(loss=math.nan), {"train/loss": [(1, 1.0), (50, math.nan)]}, 0, RULES)
+    (alert,) = run_alerts(run(loss=math.nan), {"train/loss": [(1, 1.0), (50, math.nan)]}, 0, RULES)
     assert alert.kind == "nan" and "train/loss" in alert.text and "50" in alert.text
 
 
 def test_a_run_that_stopped_itself_over_one_is_told_as_such() -> None:
     said = "error: step 7: the loss isn't finite, of sample 3."
-    assert kinds(of_run(run("failed", said=said), {}, 0, RULES)) == ["nan"]
-    assert kinds(of_run(run("failed", said="error: no data."), {}, 0, RULES)) == ["failed"]
+    assert kinds(run_alerts(run("failed", error=said), {}, 0, RULES)) == ["nan"]
+    assert kinds(run_alerts(run("failed", error="error: no data."), {}, 0, RULES)) == ["failed"]
 
 
 def test_standing_still() -> None:
-    assert kinds(of_run(run(), {}, 601, RULES)) == ["stall"]
-    assert of_run(run(), {}, 601, Rules(stall_minutes=0)) == []
-    assert of_run(run("stopped"), {}, 601, RULES) == []
+    assert kinds(run_alerts(run(), {}, 601, RULES)) == ["stall"]
+    assert run_alerts(run(), {}, 601, Rules(stall_minutes=0)) == []
+    assert run_alerts(run("stopped"), {}, 601, RULES) == []
 
 
 def test_thresholds_of_either_sign() -> None:
-    found = of_run(run(), {"val/loss": [(40, 2.5)], "train/lr": [(40, 1e-6)]}, 0, RULES)
+    found = run_alerts(run(), {"val/loss": [(40, 2.5)], "train/lr": [(40, 1e-6)]}, 0, RULES)
     assert [alert.text.partition(":")[0] for alert in found] == ["val/loss > 2", "train/lr <= 1e-06"]
 
 
 def test_a_full_disk() -> None:
-    assert kinds(of_disk(500_000_000, RULES)) == ["disk"] and of_disk(2_000_000_000, RULES) == []
+    assert kinds(disk_alerts(500_000_000, RULES)) == ["disk"] and disk_alerts(2_000_000_000, RULES) == []
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_a_full_disk() -> None:
 )
 def test_rules_that_cannot_be_are_refused(typed: tuple) -> None:
     with pytest.raises(UserError):
-        rules_of(*typed)
+        parse_rules(*typed)
 
 
 def test_an_alert_is_told_once_until_it_has_ended() -> None:
-    alarms = Alarms()
+    alerter = Alerter()
     high, higher = (Alert("threshold", "ldm/emoji", f"val/loss > 2: it is {v}.") for v in (3, 4))
-    assert len(alarms.update([high])) == 1
-    assert alarms.update([higher]) == [], "the same threshold, at another value"
-    assert alarms.update([]) == []
-    assert len(alarms.update([high])) == 1
-    assert len(alarms.told) == 2
+    assert len(alerter.update([high])) == 1
+    assert alerter.update([higher]) == [], "the same threshold, at another value"
+    assert alerter.update([]) == []
+    assert len(alerter.update([high])) == 1
+    assert len(alerter.raised) == 2
 
 
 class Hook(http.server.BaseHTTPRequestHandler):
@@ -104,16 +104,16 @@ def hook() -> Iterator[str]:
 
 
 def test_the_webhook_gets_each_alert(hook: str) -> None:
-    Alarms().update([Alert("nan", "ldm/emoji", "train/loss isn't finite.")], hook)
+    Alerter().update([Alert("nan", "ldm/emoji", "train/loss isn't finite.")], hook)
     (got,) = Hook.got
     assert got["kind"] == "nan" and got["run"] == "ldm/emoji" and got["time"]
     assert got["text"] == got["content"] == "[nan] ldm/emoji train/loss isn't finite."
 
 
 def test_a_webhook_that_is_away_is_told_and_nothing_breaks() -> None:
-    alarms = Alarms()
-    assert len(alarms.update([Alert("disk", "", "full.")], "http://127.0.0.1:9/")) == 1
-    assert "can't be reached" in alarms.troubles[0]
+    alerter = Alerter()
+    assert len(alerter.update([Alert("disk", "", "full.")], "http://127.0.0.1:9/")) == 1
+    assert "can't be reached" in alerter.webhook_errors[0]
 
 
 def test_a_webhook_cannot_be_a_file() -> None:

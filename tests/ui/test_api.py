@@ -160,8 +160,8 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
         ({"run": "plain"}, "can't take text"),
         ({"width": 15, "height": 16}, "15"),
         ({"interval": "low"}, "two numbers"),
-        ({"mode": "inpaint"}, "needs a picture"),
-        ({"mode": "image"}, "needs a picture"),
+        ({"mode": "inpaint"}, "needs an initial image"),
+        ({"mode": "image"}, "needs an initial image"),
         ({"sampler": "warp"}, "warp"),
         ({"checkpoint": "../../x.ckpt"}, "no checkpoint"),
         ({"seed": -4}, "seed"),
@@ -176,7 +176,7 @@ def test_a_mistake_is_a_message_and_the_server_lives_on(page: Any, fields: dict[
 
 
 def test_what_carries_no_settings_is_said(page: Any, photo: Path) -> None:
-    with pytest.raises(Exception, match="carries no settings"):
+    with pytest.raises(Exception, match="holds no settings"):
         page.predict(file(photo), api_name="/restore")
 
 
@@ -199,14 +199,14 @@ def test_drawings_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> N
     waiting = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
     while not waiting.communicator.event_id:
         assert not waiting.done()
-    before = set(served.app.store.pictures())
+    before = set(served.app.store.recent_images())
     waiting.cancel(), job.cancel()
     assert draw(page, steps=2), "neither holds up the next one"
-    assert len(set(served.app.store.pictures()) - before) == 1
+    assert len(set(served.app.store.recent_images()) - before) == 1
 
 
 def test_a_file_that_is_no_image_is_said_without_folders_and_only_where_it_is_read(page: Any, tmp_path: Path) -> None:
-    (tmp_path / "notes.png").write_text("no picture")
+    (tmp_path / "notes.png").write_text("no image")
     notes = file(tmp_path / "notes.png")
     editor = {"background": notes, "layers": [notes], "composite": None}
     for fields in ({"mode": "image", "image": notes}, {"mode": "inpaint", "editor": editor}, {"map": notes}):
@@ -217,7 +217,7 @@ def test_a_file_that_is_no_image_is_said_without_folders_and_only_where_it_is_re
 
 def test_image_to_image_is_done_at_the_size_that_its_png_says(page: Any, served: Any, photo: Path) -> None:
     draw(page, mode="image", image=file(photo), width=32, height=16)
-    made = Image.open(served.app.store.pictures(1)[0])
+    made = Image.open(served.app.store.recent_images(1)[0])
     said = json.loads(made.text["ldm"])  # type: ignore[attr-defined]
     assert made.size == (said["width"], said["height"]) == (32, 16)
     assert "Size: 32x16" in made.text["parameters"]  # type: ignore[attr-defined]
@@ -242,11 +242,11 @@ def test_what_the_api_asks_for_is_no_visitors_form(page: Any, served: Any) -> No
     ],
 )
 def test_a_bad_value_ends_a_grid_before_its_first_image(page: Any, served: Any, axes: dict, words: str) -> None:
-    before = served.app.store.pictures()
+    before = served.app.store.recent_images()
     fields = {"prompt": "a cat", "y_name": "seed" if axes["x_name"] != "seed" else "nothing", "y_values": "1-3", **axes}
     with pytest.raises(Exception, match=words):
         page.predict(**fields, api_name="/xy")
-    assert served.app.store.pictures() == before
+    assert served.app.store.recent_images() == before
 
 
 def test_a_grid_names_the_words_that_it_leaves_out(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_a_grid_names_the_words_that_it_leaves_out(page: Any, monkeypatch: pytes
 
 def test_a_grids_png_has_its_axes(page: Any, served: Any) -> None:
     page.predict(prompt="a cat", x_name="seed", x_values="1, 2", y_name="nothing", y_values="", api_name="/xy")
-    sheet = served.app.store.pictures(1)[0]
+    sheet = served.app.store.recent_images(1)[0]
     assert json.loads(Image.open(sheet).text["ldm"])["axes"] == {"seed": [1, 2]}  # type: ignore[attr-defined]
     page.predict(file(sheet), api_name="/restore")
 
@@ -281,12 +281,15 @@ def status(url: Any) -> int:
 def test_no_file_outside_the_pages_own_folder_is_served(served: Any, page: Any, runs: Path) -> None:
     base = served.url.rstrip("/") + "/gradio_api/file="
     assert draw(page)
-    inside = next(served.app.shown.path.rglob("*.png"))
+    inside = next(served.app.served_files.path.rglob("*.png"))
     assert status(f"{base}{inside}") == 200
     model = runs / "ldm" / "tiny" / "model"
     for path in ("/etc/passwd", Path(__file__), model / "model.safetensors", model / "config.json", "pyproject.toml"):
         assert status(f"{base}{path}") in (403, 404), path
-    for way in (f"{served.app.shown.path}/../../etc/passwd", f"{served.app.shown.path}/%2e%2e/%2e%2e/etc/passwd"):
+    for way in (
+        f"{served.app.served_files.path}/../../etc/passwd",
+        f"{served.app.served_files.path}/%2e%2e/%2e%2e/etc/passwd",
+    ):
         assert status(f"{base}{way}") in (403, 404), way
 
 
@@ -356,7 +359,10 @@ def test_each_endpoint_says_what_is_wrong_with_what_it_is_sent(
         answers = list(pool.map(lambda data: failure(called(page, name, data)), tries))
     for data, said in zip(tries, answers, strict=True):
         assert said and not said[0].islower() and len(said) < 700, data
-        assert "Error" not in said and "terminal" not in said and str(served.app.shown.path) not in said, (data, said)
+        assert "Error" not in said and "terminal" not in said and str(served.app.served_files.path) not in said, (
+            data,
+            said,
+        )
     assert spawned == [] and "Traceback" not in capfd.readouterr().err
 
 
@@ -366,12 +372,12 @@ def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served:
     assert "has to be uploaded" in said and str(photo.parent) not in said
     endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
     values = {one["parameter_name"]: one["parameter_default"] for one in endpoint} | {"mode": "image"}
-    before = served.app.store.pictures()
+    before = served.app.store.recent_images()
     for file in (foreign, {**foreign, "meta": {}}, str(photo), {**foreign, "path": "data:image/png;base64,AAAA"}):
         said = failure(called(page, "generate", list((values | {"image": file}).values())))
-        assert ("has to be" in said and "uploaded" in said) or "'Picture to change' can't have" in said
+        assert ("has to be" in said and "uploaded" in said) or "'Initial image' can't have" in said
         assert str(photo.parent) not in said or file == str(photo)
-    assert served.app.store.pictures() == before
+    assert served.app.store.recent_images() == before
 
 
 def test_half_letters_are_replaced_and_a_folder_is_no_file(page: Any, served: Any) -> None:
@@ -380,7 +386,7 @@ def test_half_letters_are_replaced_and_a_folder_is_no_file(page: Any, served: An
     values = {one["parameter_name"]: one["parameter_default"] for one in endpoint}
     said = called(page, "generate", list((values | {"prompt": "a \ud800 cat", "n": 1}).values()))
     assert "event: complete" in said and "a \\ufffd cat" in said
-    folder = {"path": str(served.app.shown.path / "shown"), "meta": {"_type": "gradio.FileData"}}
+    folder = {"path": str(served.app.served_files.path / "shown"), "meta": {"_type": "gradio.FileData"}}
     Path(folder["path"]).mkdir(exist_ok=True)
     assert "folder" in failure(called(page, "restore", [folder]))
     assert not [file for files in served.page.temp_file_sets for file in files if Path(file).is_dir()]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.ui.generating.png_settings import read
+from ldm.ui.generating.png_settings import read_settings
 from ldm.ui.generating.settings import Settings
 
 pytest.importorskip("gradio")
@@ -111,10 +111,10 @@ class Page:
 
     def draw(self) -> list[Path]:
         """Draws, and waits for it; the files that were kept."""
-        before = set(self.served.app.store.pictures())
+        before = set(self.served.app.store.recent_images())
         self.press("#draw")
-        self.until(lambda: set(self.served.app.store.pictures()) - before and "seed" in self.text("#status"))
-        return sorted(set(self.served.app.store.pictures()) - before)
+        self.until(lambda: set(self.served.app.store.recent_images()) - before and "seed" in self.text("#status"))
+        return sorted(set(self.served.app.store.recent_images()) - before)
 
     def shot(self, name: str) -> None:
         if folder := os.environ.get("LDM_SHOTS"):
@@ -188,14 +188,14 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
 
 
 def test_a_drawing_is_cancelled(page: Page) -> None:
-    before = page.served.app.store.pictures()
+    before = page.served.app.store.recent_images()
     page.number("Steps", "1000")
     page.press("#draw")
     page.until(lambda: "step" in page.text("#status"))
     page.press("#cancel")
     page.until(lambda: "ended" in page.text("#status"))
     page.shot("cancelled")
-    assert page.served.app.store.pictures() == before
+    assert page.served.app.store.recent_images() == before
 
 
 def test_a_drawing_that_waits_for_another_is_cancelled(page: Page) -> None:
@@ -209,9 +209,9 @@ def test_a_drawing_that_waits_for_another_is_cancelled(page: Page) -> None:
     page.until(lambda: "ended" in page.text("#status"))
     assert not long.done(), "the other's goes on"
     long.cancel()
-    before = page.served.app.store.pictures()
+    before = page.served.app.store.recent_images()
     time.sleep(3)
-    assert page.served.app.store.pictures() == before and "ended" in page.text("#status")
+    assert page.served.app.store.recent_images() == before and "ended" in page.text("#status")
     assert page.draw()
 
 
@@ -227,7 +227,7 @@ def test_more_of_the_sampler_can_be_opened(page: Page) -> None:
 
 def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
     page.number("Guidance", "30")
-    assert read(page.draw()[0])[0].guidance == 30
+    assert read_settings(page.draw()[0])[0].guidance == 30
     page.one("#new-seed input").click()
     page.number("Seed", "3.7")
     page.press("#draw")
@@ -235,7 +235,7 @@ def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
     page.number("Seed", "3")
     page.number("Pictures of each", "65")
     page.press("#draw")
-    page.until(lambda: "between 1 and 64 pictures" in page.text("body"))
+    page.until(lambda: "between 1 and 64 images" in page.text("body"))
 
 
 def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
@@ -248,8 +248,8 @@ def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
     page.shot("shown")
     page.press("#to-image")
     time.sleep(2)
-    begun = read(page.draw()[0])[0].image
-    assert begun and np.array_equal(pixels(page.served.app.store.input(begun)), pixels(drawn[2]))
+    begun = read_settings(page.draw()[0])[0].image
+    assert begun and np.array_equal(pixels(page.served.app.store.input_path(begun)), pixels(drawn[2]))
 
 
 def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
     names = store.keep_input(image), store.keep_input(Image.fromarray(mask))
     settings = Settings("tiny", image=names[0], mask=names[1], strength=1.0, n=1, steps=2)
-    (*_, made) = page.served.app.painter.draw(settings)
+    (*_, made) = page.served.app.generator.generate(settings)
     kept = shutil.copy(made[0].path, tmp_path / "picture.png")
     page.fold("Settings from a picture")
     page.until(lambda: page.all("#restore input[type=file]"))[0].send_keys(str(kept))
@@ -270,9 +270,11 @@ def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
     ).release().perform()
     time.sleep(2)
     page.shot("mask")
-    again = read(page.draw()[0])[0].mask
+    again = read_settings(page.draw()[0])[0].mask
     assert again
-    found = np.asarray(Image.open(store.input(again)).convert("L").resize((16, 16), Image.Resampling.NEAREST)) > 127
+    found = (
+        np.asarray(Image.open(store.input_path(again)).convert("L").resize((16, 16), Image.Resampling.NEAREST)) > 127
+    )
     assert found[mask > 127].all(), "the mask has moved"
     stroke = found & (mask == 0)
     assert 0 < stroke.sum() < 20 and not stroke[:5].any()
@@ -352,7 +354,7 @@ def elsewhere() -> Iterator[str]:
 
 def test_no_other_page_reaches_this_one(page: Page, elsewhere: str) -> None:
     """A page of another port of this machine: it sends, uploads and frames, and nothing comes of it."""
-    served, files = page.served, set(page.served.app.shown.path.rglob("*"))
+    served, files = page.served, set(page.served.app.served_files.path.rglob("*"))
     page.driver.get(elsewhere)
     page.driver.set_script_timeout(20)
     answers = page.driver.execute_async_script(ATTACK, served.url)
@@ -362,7 +364,7 @@ def test_no_other_page_reaches_this_one(page: Page, elsewhere: str) -> None:
     page.driver.switch_to.frame("inner")
     assert not page.all("#prompt")
     page.driver.switch_to.default_content()
-    assert served.app.launcher.started() == [] and set(served.app.shown.path.rglob("*")) == files
+    assert served.app.launcher.started() == [] and set(served.app.served_files.path.rglob("*")) == files
 
 
 ATTACK = """
@@ -386,7 +388,7 @@ def test_a_mistake_is_shown(page: Page) -> None:
     page.tab("Inpaint")
     time.sleep(1)
     page.press("#draw")
-    page.until(lambda: "needs a picture" in page.text("body"))
+    page.until(lambda: "needs an initial image" in page.text("body"))
 
 
 def test_every_tab_opens(page: Page) -> None:

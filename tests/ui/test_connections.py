@@ -29,7 +29,7 @@ def bounds(served: Any) -> Iterator[Callable[..., None]]:
 
     config = served.page.server.config
     before = config.http_protocol_class
-    yield lambda **given: connections.bound(config, **given)
+    yield lambda **given: connections.limit_connections(config, **given)
     config.http_protocol_class = before
 
 

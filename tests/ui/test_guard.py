@@ -49,7 +49,7 @@ def ask(served: Any) -> Iterator[Any]:
 
 
 def stored(served: Any) -> list[Path]:
-    return [path for path in served.app.shown.path.rglob("*") if path.is_file()]
+    return [path for path in served.app.served_files.path.rglob("*") if path.is_file()]
 
 
 OTHERS = {
@@ -97,14 +97,14 @@ def test_no_other_page_stores_or_reads_anything(ask: Any, served: Any, headers: 
 
 
 def test_a_server_before_it_is_believed_where_it_was_named() -> None:
-    from ldm.ui.server.guard import foreign
-    from ldm.ui.server.serve import origin_of, proxied
+    from ldm.ui.server.guard import refuse_foreign
+    from ldm.ui.server.serve import origin_of, proxy_address
 
     def refused(origin: str, proxy: str | None, host: str = "gpu.example") -> bool:
         scope = {"method": "POST", "path": UPLOAD, "headers": [(b"origin", origin.encode()), (b"host", host.encode())]}
-        return foreign(scope, proxy) is not None
+        return refuse_foreign(scope, proxy) is not None
 
-    address = proxied("https://GPU.example:443/ldm/", ("me", "secret"))
+    address = proxy_address("https://GPU.example:443/ldm/", ("me", "secret"))
     assert address == "https://GPU.example:443/ldm" and origin_of(address) == "https://gpu.example"
     assert origin_of("http://gpu.example:8080/x") == "http://gpu.example:8080"
     assert not refused("https://gpu.example", origin_of(address)) and refused("https://gpu.example", None)
@@ -128,11 +128,11 @@ def test_a_server_before_it_is_believed_where_it_was_named() -> None:
     ],
 )  # fmt: skip
 def test_a_server_before_it_is_an_address_and_needs_a_password(address: str, words: str) -> None:
-    from ldm.ui.server.serve import proxied
+    from ldm.ui.server.serve import proxy_address
 
-    assert proxied(None, None) is None
+    assert proxy_address(None, None) is None
     with pytest.raises(UserError, match=words):
-        proxied(address, None if "auth" in words else ("me", "secret"))
+        proxy_address(address, None if "auth" in words else ("me", "secret"))
 
 
 def test_a_link_to_the_page_may_be_followed_and_nothing_else(ask: Any) -> None:
@@ -225,13 +225,13 @@ def test_a_request_says_its_size_and_keeps_to_it(ask: Any, served: Any) -> None:
 
 
 def test_uploads_are_bounded_in_all_and_the_oldest_go(ask: Any, served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served.app.shown, "limit", 5 * 2**20)
+    monkeypatch.setattr(served.app.served_files, "limit", 5 * 2**20)
     for i in range(8):
         many = b"".join(part(bytes([i, j]) * 2**19, f"{i}-{j}.png") for j in range(2))
         assert ask("POST", UPLOAD, many + b"--x--\r\n", **FORM)[0] == 200
         assert sum(path.stat().st_size for path in stored(served)) <= 5 * 2**20
     assert {path.name for path in stored(served)} >= {"7-0.png", "7-1.png"}
-    monkeypatch.setattr(served.app.shown, "limit", 2**20)
+    monkeypatch.setattr(served.app.served_files, "limit", 2**20)
     assert ask("POST", UPLOAD, part(bytes(2**20)) + b"--x--\r\n", **FORM)[0] == 503
 
 
@@ -265,9 +265,9 @@ def answer(line: socket.socket) -> tuple[int, str]:
 
 
 def arrived(served: Any, count: int, size: int = 0) -> None:
-    """Waits until so many bodies, of so many bytes together, are being received."""
+    """Waiting until so many bodies, of so many bytes together, are being received."""
     until = time.monotonic() + 10
-    while len(held := list(served.bodies._held)) < count or sum(body.arrived for body in held) < size:
+    while len(held := list(served.bodies._open)) < count or sum(body.arrived for body in held) < size:
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -284,8 +284,8 @@ def troubles(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
 @pytest.fixture
 def one_stored(ask: Any, served: Any, monkeypatch: pytest.MonkeyPatch) -> set[Path]:
     """An upload that is kept, of a server with room for 8 MB."""
-    monkeypatch.setattr(served.app.shown, "limit", 8 * 2**20)
-    served.app.shown.trim()
+    monkeypatch.setattr(served.app.served_files, "limit", 8 * 2**20)
+    served.app.served_files.trim()
     assert ask("POST", UPLOAD, part(bytes(2**20), "kept.png") + b"--x--\r\n", **FORM)[0] == 200
     return {path for path in stored(served) if path.name == "kept.png"}
 
@@ -309,7 +309,7 @@ def test_a_client_has_so_many_open_at_a_time_and_the_most_silent_gives_way(
     others = [begin(2**20, part(b"x"), X_Forwarded_For=f"10.0.0.{i}") for i in range(2)]
     arrived(served, 3, 2)
     assert ask("POST", UPLOAD, part(b"x") + b"--x--\r\n", **FORM)[0] == 200
-    assert answer(first) == (503, "too many uploads at a time; try again in a moment")
+    assert answer(first) == (503, "too many uploads at a time: try again in a moment")
     assert all(not select.select([line], [], [], 0)[0] for line in others), "the others go on"
 
 
@@ -341,7 +341,7 @@ def test_a_client_that_leaves_is_no_trouble_and_leaves_nothing(begin: Any, serve
         arrived(served, 1, len(sent))
         line.close()
         until = time.monotonic() + 10
-        while served.bodies._held:
+        while served.bodies._open:
             assert time.monotonic() < until
             time.sleep(0.01)
     assert not troubles.records and set(stored(served)) == before
@@ -355,8 +355,8 @@ def test_any_request_has_to_come(
 ) -> None:
     monkeypatch.setattr(served.bodies, "idle_s", 0.1)
     before = set(stored(served))
-    assert answer(begin(1000, sent, path)) == (408, "nothing came of the request for 0.1 s")
-    assert served.app.launcher.started() == [] and set(stored(served)) == before and not served.bodies._held
+    assert answer(begin(1000, sent, path)) == (408, "no data of the request arrived for 0.1 s")
+    assert served.app.launcher.started() == [] and set(stored(served)) == before and not served.bodies._open
 
 
 ODD = {
@@ -386,7 +386,7 @@ def test_uploads_have_names_inside_their_folder(ask: Any, served: Any, troubles:
     before = set(stored(served))
     status, _ = ask("POST", UPLOAD, part(name.encode(), name) + b"--x--\r\n", **FORM)
     assert status in (200, 400) and not [one for one in troubles.records if one.exc_info]
-    left = [path.relative_to(served.app.shown.path).parts for path in set(stored(served)) - before]
+    left = [path.relative_to(served.app.served_files.path).parts for path in set(stored(served)) - before]
     assert all(len(parts) <= 2 and len(parts[-1].encode()) < 256 for parts in left)  # its hash, and its name
 
 
@@ -427,7 +427,7 @@ def test_a_function_that_is_none_is_no_trouble(begin: Any, troubles: Any, path: 
 )  # fmt: skip
 def test_what_cannot_be_repeated_is_refused_in_a_sentence(begin: Any, troubles: Any, path: str, text: str) -> None:
     status, said = answer(begin(len(text), text.encode(), path, Connection="close"))
-    assert status != 500 or "That doesn't work" in said
+    assert status != 500 or "Failed" in said
     assert status >= 400 and said != "Internal Server Error" and not [one for one in troubles.records if one.exc_info]
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ldm.common.errors import UserError
 from ldm.images import save_png
-from ldm.ui.generating.png_settings import chunks, from_parameters, read, to_parameters
-from ldm.ui.generating.settings import Settings, checked, from_dict, parse_interval
+from ldm.ui.generating.png_settings import from_parameters, read_settings, text_chunks, to_parameters
+from ldm.ui.generating.settings import Settings, check_settings, from_dict, parse_interval
 
 FULL = Settings(
     run="emoji",
@@ -39,7 +39,7 @@ def png(path: Path, text: dict[str, str]) -> Path:
 
 
 def test_our_settings_come_back_whole(tmp_path: Path) -> None:
-    assert read(png(tmp_path / "a.png", chunks(FULL, (32, 16), {})))[0] == FULL
+    assert read_settings(png(tmp_path / "a.png", text_chunks(FULL, (32, 16), {})))[0] == FULL
 
 
 def test_parameters_are_as_other_tools_write_them() -> None:
@@ -80,7 +80,7 @@ def test_what_parameters_say_comes_back(prompt: str, negative: str, seed: int, l
 def test_a_picture_of_sample_py_leaves_the_models_own_options_unsaid(tmp_path: Path) -> None:
     own = {"sampler": "dpmpp_2m_sde", "steps": 20, "guidance": 3.0, "eta": 0.5, "spacing": None, "shift": 1.0}
     about = {"prompt": "a cat", "seed": 3, "run": "emoji", **own, "sampler": "euler"}
-    settings, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": own})
+    settings, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": own})
     assert (settings.prompt, settings.seed, settings.sampler, settings.n) == ("a cat", 3, "euler", 1)
     assert settings.eta is None and settings.shift is None, "euler knows no eta"
     assert remarks == []
@@ -88,7 +88,7 @@ def test_a_picture_of_sample_py_leaves_the_models_own_options_unsaid(tmp_path: P
 
 def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: Path) -> None:
     about = {"seed": 0, "prompts": ["a", "b"], "run": "emoji", "image": "cat.png", "strength": 0.5}
-    settings, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}))
+    settings, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}))
     assert settings.prompt == "a" and settings.image is None
     assert len(remarks) == 2 and "cat.png" in remarks[1]
 
@@ -96,14 +96,14 @@ def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: 
 def test_what_the_page_has_no_fields_for_is_said(tmp_path: Path) -> None:
     about = {"prompt": "a", "seed": 0, "lora": "mine:0.8", "clip": 2.0, "order": 3, "map": "a.png", "pad": None}
     about |= {"loras": [["a", 1.0]] * 3, "run": "emoji"}
-    _, remarks = read(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": {"order": 3}})
+    _, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": {"order": 3}})
     said = " ".join(remarks)
     for word in ("lora=mine:0.8", "clip=2.0", "map=a.png", "loras beyond the first 2"):
         assert word in said
     assert "order" not in said and "pad" not in said
     text = "a cat\nSteps: 5, Sampler: Restart, CFG scale: 2, Seed: 1, Size: 8x8, Clip skip: 2, Model: emoji"
-    _, remarks = read(png(tmp_path / "b.png", {"parameters": text}))
-    assert remarks == ["The page doesn't take these: Sampler: Restart, Size: 8x8, Clip skip: 2."]
+    _, remarks = read_settings(png(tmp_path / "b.png", {"parameters": text}))
+    assert remarks == ["The page ignores these settings: Sampler: Restart, Size: 8x8, Clip skip: 2."]
 
 
 @pytest.mark.parametrize(
@@ -118,15 +118,15 @@ def test_a_number_that_is_not_taken_is_said(tmp_path: Path, key: str, value: str
     pairs = {"Steps": "5", "CFG scale": "2", "Seed": "1", "Denoising strength": "0.5"} | {key: value}
     line = ", ".join(f"{name}: {said}" for name, said in pairs.items())
     for text in (f"a cat\n{line}", f"a cat\n{line}, Model: emoji"):
-        settings, remarks = read(png(tmp_path / "a.png", {"parameters": text}))
-        assert remarks == [f"The page doesn't take these: {key}: {value}."]
+        settings, remarks = read_settings(png(tmp_path / "a.png", {"parameters": text}))
+        assert remarks == [f"The page ignores these settings: {key}: {value}."]
         assert settings.steps == (5 if key != "Steps" else None) and settings.seed == (1 if key != "Seed" else 0)
         assert settings.guidance == (2 if key != "CFG scale" else None)
 
 
 def test_what_stands_before_the_first_pair_is_said_and_is_none_itself(tmp_path: Path) -> None:
-    _, remarks = read(png(tmp_path / "a.png", {"parameters": "a\n(b), Steps: 5, Seed: 1, CFG scale: 2"}))
-    assert remarks == ["The page doesn't take these: (b)."]
+    _, remarks = read_settings(png(tmp_path / "a.png", {"parameters": "a\n(b), Steps: 5, Seed: 1, CFG scale: 2"}))
+    assert remarks == ["The page ignores these settings: (b)."]
     assert from_parameters("(a cat), left: red, right: blue").prompt == "(a cat), left: red, right: blue"
 
 
@@ -135,7 +135,7 @@ def test_remarks_are_bounded_and_of_whole_letters(tmp_path: Path) -> None:
         {"parameters": "a\nSteps: 5, Seed: 1, CFG scale: 2, Note: " + "long " * 10**5},
         {"ldm": json.dumps({"seed": 0, "n": 1, "prompt": "\ud800", "note": "x" * 10**5, "image": "long " * 10**5})},
     ):
-        settings, remarks = read(png(tmp_path / "a.png", text))
+        settings, remarks = read_settings(png(tmp_path / "a.png", text))
         assert settings.prompt in ("a", "\ufffd") and remarks and all(len(remark) < 600 for remark in remarks)
 
 
@@ -145,13 +145,13 @@ def test_remarks_are_bounded_and_of_whole_letters(tmp_path: Path) -> None:
 )
 def test_a_picture_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
     with pytest.raises(UserError, match="settings"):
-        read(png(tmp_path / "a.png", text))
+        read_settings(png(tmp_path / "a.png", text))
 
 
 def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(UserError, match="can't be read as a picture"):
-        read(tmp_path / "a.png")
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(UserError, match="can't be read as an image"):
+        read_settings(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(UserError):
-        checked(from_dict({"run": "emoji"} | wrong))
+        check_settings(from_dict({"run": "emoji"} | wrong))
 
 
 def test_an_interval_is_two_numbers() -> None:
@@ -189,15 +189,15 @@ def test_an_interval_is_two_numbers() -> None:
 @pytest.mark.parametrize(("name", "most"), [("ldm", 2_000_000), ("parameters", 1_000_000)])
 def test_settings_of_any_length_are_not_read(tmp_path: Path, name: str, most: int) -> None:
     save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {name: "x: y, " * (most // 6 + 1)})
-    with pytest.raises(UserError, match=f"'{name}' has up to {most} letters"):
-        read(tmp_path / "a.png")
+    with pytest.raises(UserError, match=f"'{name}' may have up to {most} characters"):
+        read_settings(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("number", ["1e400", "-Infinity", "NaN"])
 def test_numbers_that_json_has_not_are_not_read(tmp_path: Path, number: str) -> None:
     save_png(Image.new("L", (8, 8)), tmp_path / "a.png", {"ldm": f'{{"seed": 1, "interval": [0, {number}]}}'})
     with pytest.raises(UserError, match="isn't JSON of finite numbers"):
-        read(tmp_path / "a.png")
+        read_settings(tmp_path / "a.png")
 
 
 def test_settings_behind_the_pixels_are_read_too(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_settings_behind_the_pixels_are_read_too(tmp_path: Path) -> None:
     begin, end, after = content.index(b"tEXt") - 4, content.index(b"IDAT") - 4, content.index(b"IEND") - 4
     moved = content[:begin] + content[end:after] + content[begin:end] + content[after:]
     (tmp_path / "b.png").write_bytes(moved)
-    assert read(tmp_path / "b.png")[0].seed == 5
+    assert read_settings(tmp_path / "b.png")[0].seed == 5
 
 
 @pytest.mark.parametrize("piece", ["w ", " ", "x: y, ", 'x: "y, ', '"', "\\a", "a:,", "Negative prompt: \n", "s" * 70])

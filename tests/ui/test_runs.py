@@ -14,9 +14,9 @@ import yaml
 
 from ldm.common.errors import UserError
 from ldm.training.runs import lock
-from ldm.ui.runs import listing as runs
-from ldm.ui.runs.alerts import Alarms, rules_of
-from ldm.ui.runs.launch import Launcher, entry, option_words, words_of_config
+from ldm.ui.runs import run_state as runs
+from ldm.ui.runs.alerts import Alerter, parse_rules
+from ldm.ui.runs.launch import Launcher, option_words, script_command, words_of_config
 from ldm.ui.runs.watch import Watcher, read_record, steps_per_s
 
 
@@ -49,22 +49,22 @@ def hold(path: Path, pid: int) -> None:
 
 def test_how_a_run_stands(tmp_path: Path, process: int) -> None:
     path = make_run(tmp_path)
-    assert runs.keys(tmp_path) == ["ldm/emoji"]
-    assert runs.state(tmp_path, "ldm/emoji").status == "stopped"
-    assert runs.state(tmp_path, "ldm/emoji", exit_code=2).status == "failed"
+    assert runs.run_keys(tmp_path) == ["ldm/emoji"]
+    assert runs.read_state(tmp_path, "ldm/emoji").status == "stopped"
+    assert runs.read_state(tmp_path, "ldm/emoji", exit_code=2).status == "failed"
     hold(path, process)
-    state = runs.state(tmp_path, "ldm/emoji")
+    state = runs.read_state(tmp_path, "ldm/emoji")
     assert (state.status, state.pid, state.step, state.steps) == ("running", process, 19, 40)
     (path / lock.NAME).unlink()
     (path / "DONE").touch()
-    assert runs.state(tmp_path, "ldm/emoji", exit_code=0).status == "finished"
+    assert runs.read_state(tmp_path, "ldm/emoji", exit_code=0).status == "finished"
 
 
 def test_what_it_printed_is_newer_than_its_metrics(tmp_path: Path, process: int) -> None:
     path, log = make_run(tmp_path), tmp_path / "log"
     hold(path, process)
     log.write_text("step 35/40  loss 0.2500  120 samples/s\n")
-    state = runs.state(tmp_path, "ldm/emoji", log)
+    state = runs.read_state(tmp_path, "ldm/emoji", log)
     assert (state.step, state.loss, state.samples_per_s) == (35, 0.25, 120)
 
 
@@ -96,7 +96,7 @@ def test_samples_and_report(tmp_path: Path) -> None:
 def test_nothing_but_runs_can_be_named(tmp_path: Path, key: str) -> None:
     make_run(tmp_path)
     with pytest.raises(UserError, match="no run"):
-        runs.folder(tmp_path, key)
+        runs.run_folder(tmp_path, key)
 
 
 class Clock:
@@ -107,7 +107,7 @@ class Clock:
 
 
 def watcher(root: Path, clock: Any = time.time) -> Watcher:
-    return Watcher(root, Launcher(root, root / "app"), Alarms(), clock=clock)
+    return Watcher(root, Launcher(root, root / "app"), Alerter(), clock=clock)
 
 
 def test_the_record_of_a_run_is_kept(tmp_path: Path, process: int) -> None:
@@ -129,7 +129,7 @@ def test_the_record_of_a_run_is_kept(tmp_path: Path, process: int) -> None:
 def test_alerts_of_a_running_run(tmp_path: Path, process: int) -> None:
     path, clock = make_run(tmp_path), Clock()
     watch = watcher(tmp_path, clock)
-    watch.rules = rules_of(5, 0, "val/loss > 1", "")
+    watch.rules = parse_rules(5, 0, "val/loss > 1", "")
     assert watch.look() == [], "it isn't running"
     hold(path, process)
     assert [alert.kind for alert in watch.look()] == ["nan", "threshold"]
@@ -162,7 +162,7 @@ def test_a_run_needs_a_plain_name(tmp_path: Path, name: str) -> None:
 
 
 def test_the_command_is_that_of_the_terminal() -> None:
-    assert Path(entry("train_vae")[-1]).name == "train_vae.py"
+    assert Path(script_command("train_vae")[-1]).name == "train_vae.py"
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:
@@ -178,10 +178,10 @@ def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
     wait_for(lambda: launcher.exit_code(key) is not None)
     assert launcher.exit_code(key) == 2
     assert "Did you mean 'digits'" in runs.tail(launcher.log(key), 5)[-1]
-    watch = Watcher(tmp_path, launcher, Alarms())
+    watch = Watcher(tmp_path, launcher, Alerter())
     assert watch.listed() == [key], "what ended before it had a folder is listed"
     state = watch.state(key)
-    assert state.status == "failed" and "Did you mean 'digits'" in state.said
+    assert state.status == "failed" and "Did you mean 'digits'" in state.error
     assert [alert.run for alert in watch.look()] == [key]
     with pytest.raises(UserError, match="no run vae/other"):
         watch.state("vae/other")
@@ -201,7 +201,7 @@ def test_a_name_that_is_taken_and_a_run_that_is_finished_are_said_before_anythin
 @pytest.mark.slow
 def test_a_run_is_started_stopped_and_resumed(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, tmp_path / "app")
-    watch = Watcher(tmp_path, launcher, Alarms())
+    watch = Watcher(tmp_path, launcher, Alerter())
     options = (
         "data=digits vae.channels=8 batch_size=16 trainer.max_steps=100000 checkpoint.every_n_steps=20 logger=none"
     )
@@ -217,7 +217,7 @@ def test_a_run_is_started_stopped_and_resumed(tmp_path: Path) -> None:
     assert watch.state(key).status == "stopped"
     with pytest.raises(UserError, match="isn't running"):
         launcher.stop(key)
-    stopped = runs.state(tmp_path, key).path
+    stopped = runs.read_state(tmp_path, key).path
     newest = max(file.name for file in (stopped / "checkpoints").glob("*.ckpt"))
     launcher.resume(key)
     wait_for(lambda: max((f.name for f in (path / "checkpoints").glob("*.ckpt")), default="") > newest)
@@ -230,7 +230,9 @@ def test_a_run_is_started_stopped_and_resumed(tmp_path: Path) -> None:
 def test_the_options_of_a_run_started_elsewhere_compose_its_config(tmp_path: Path) -> None:
     words = ["data=digits", "vae.channels=8", "batch_size=16", "trainer.max_steps=3", "logger=none", "name=a"]
     subprocess.run(
-        [*entry("train_vae"), *words, f"runs_dir={tmp_path}"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        [*script_command("train_vae"), *words, f"runs_dir={tmp_path}"],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     trained = runs.config_of(tmp_path / "vae" / "a")
     from hydra import initialize_config_dir

@@ -5,7 +5,7 @@ from PIL import Image
 
 from ldm.common.errors import UserError
 from ldm.ui.generating.settings import Settings
-from ldm.ui.generating.xy import NOTHING, axis, cells, sheet
+from ldm.ui.generating.xy import NOT_VARIED, cells, parse_axis, sheet
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from ldm.ui.generating.xy import NOTHING, axis, cells, sheet
     ],
 )
 def test_values_as_they_are_typed(name: str, text: str, values: tuple) -> None:
-    assert axis(name, text).values == values
+    assert parse_axis(name, text).values == values
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def test_values_as_they_are_typed(name: str, text: str, values: tuple) -> None:
 )
 def test_what_is_no_axis_is_refused(name: str, text: str) -> None:
     with pytest.raises(UserError):
-        axis(name, text)
+        parse_axis(name, text)
 
 
 def test_cells_go_row_by_row() -> None:
     base = Settings("run", prompt="a cat on a cat", checkpoint="old", n=8)
-    made = cells(base, axis("prompt part", "cat, dog"), axis("checkpoint", "new, finished"))
+    made = cells(base, parse_axis("prompt part", "cat, dog"), parse_axis("checkpoint", "new, finished"))
     assert [(one.prompt, one.checkpoint, one.n) for one in made] == [
         ("a cat on a cat", "new", 1),
         ("a dog on a dog", "new", 1),
@@ -47,17 +47,17 @@ def test_cells_go_row_by_row() -> None:
     [
         (("seed", "1"), ("seed", "2"), "both axes"),
         (("seed", "1-50"), ("steps", "1-3"), "150|50 x 3"),
-        (("prompt part", "cow, dog"), (NOTHING, ""), "no 'cow'"),
+        (("prompt part", "cow, dog"), (NOT_VARIED, ""), "no 'cow'"),
     ],
 )
 def test_grids_that_cannot_be_are_refused(x: tuple, y: tuple, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        cells(Settings("run", prompt="a cat"), axis(*x), axis(*y))
+        cells(Settings("run", prompt="a cat"), parse_axis(*x), parse_axis(*y))
 
 
 def test_each_cell_of_the_sheet_has_its_picture() -> None:
     colours = ["red", "green", "blue", "black"]
-    x, y = axis("seed", "0-1"), axis("guidance", "1, 2")
+    x, y = parse_axis("seed", "0-1"), parse_axis("guidance", "1, 2")
     made = sheet([Image.new("RGB", (96, 96), colour) for colour in colours], x, y)
     left, top = made.width - 2 * 100, made.height - 2 * 100
     found = [made.getpixel((left + 50 + 100 * column, top + 50 + 100 * row)) for row in (0, 1) for column in (0, 1)]
@@ -65,4 +65,4 @@ def test_each_cell_of_the_sheet_has_its_picture() -> None:
 
 
 def test_one_row_without_labels_is_as_wide_as_its_pictures() -> None:
-    assert sheet([Image.new("L", (200, 96))], axis(NOTHING, ""), axis(NOTHING, "")).size == (204, 100)
+    assert sheet([Image.new("L", (200, 96))], parse_axis(NOT_VARIED, ""), parse_axis(NOT_VARIED, "")).size == (204, 100)

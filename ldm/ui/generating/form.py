@@ -1,4 +1,4 @@
-"""Between the page's fields and `Settings`: what a field means, and what a request looks like in the fields."""
+"""From the page's fields to `Settings` and back."""
 
 import functools
 import re
@@ -11,27 +11,26 @@ from typing import TYPE_CHECKING, Any
 from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.images import open_image
-from ldm.ui.generating.generate import enlarged
+from ldm.ui.generating.image_generator import enlarge_pixels
 from ldm.ui.generating.models import Traits
-from ldm.ui.generating.settings import MAX_SEED, PIXELS, SLOTS, Settings, checked, from_dict, parse_interval
-from ldm.ui.generating.store import Store
+from ldm.ui.generating.page_store import PageStore
+from ldm.ui.generating.settings import MAX_PIXELS, MAX_SEED, SLOTS, Settings, check_settings, from_dict, parse_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Reader = Callable[[Any, str], Any]  # of a field's file, and the field's name
-MODES = {"text": "From nothing", "image": "Image to image", "inpaint": "Inpaint", "variations": "Variations"}
+Reader = Callable[[Any, str], Any]  # reads a field's file; takes the file, and what messages call it
+MODES = {"text": "Text to image", "image": "Image to image", "inpaint": "Inpaint", "variations": "Variations"}
 AS_TRAINED = "as trained"
-FINISHED = "finished"  # among checkpoints: the finished model
+FINISHED = "finished"  # in the list of checkpoints: the model of the finished run
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
-CANVAS = 384  # pixels that a picture is enlarged to, at least, to be drawn on
+CANVAS = 384  # pixels; smaller images are enlarged to about this size to be painted on
 
 
-def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Settings:
-    """A request from the fields as they were sent, images as files in the folder `uploads`.
+def settings_of(form: Mapping[str, Any], store: PageStore, uploads: Path) -> Settings:
+    """A request from the fields as they were sent, with images as files in the folder `uploads`.
 
-    The images that the mode reads are kept, under the names that the request has for them. Raises UserError for what
-    can't be, before anything is kept.
+    The images that the mode uses are stored, and the request names them. Raises UserError for invalid values.
     """
     mode = form["mode"]
     if not isinstance(mode, str) or mode not in MODES:
@@ -42,61 +41,61 @@ def settings_of(form: Mapping[str, Any], store: Store, uploads: Path) -> Setting
         "checkpoint": None if form["checkpoint"] == FINISHED else form["checkpoint"],
         "prompt": _text(form, "prompt"),
         "negative": _text(form, "negative"),
-        "labels": [str(one) for one in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
+        "labels": [str(label) for label in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
         "seed": secrets.randbelow(2**31) if _is_on(form, "new_seed") else _seed(form),
-        "n": _whole(_needed(form, "n"), "n"),
-        **{key: _whole(form[key], key) for key in ("steps", "width", "height")},
+        "n": _integer(_required_number(form, "n"), "n"),
+        **{key: _integer(form[key], key) for key in ("steps", "width", "height")},
         **{key: _number(form[key], key) for key in ("shift", "eta", "rescale", "guidance")},
         **{key: value or None for key, value in option.items()},
         "interval": parse_interval(_text(form, "interval")),
-        "loras": [(form[f"lora_{i}"], _needed(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
+        "loras": [(form[f"lora_{i}"], _required_number(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
         "control_ready": _is_on(form, "control_ready") and bool(_slots(form, "control")),
     }
-    settings = checked(from_dict(plain))
-    read = functools.partial(opened, uploads=uploads)
-    image, mask, strength = _begin(form, mode, read)
+    settings = check_settings(from_dict(plain))
+    read = functools.partial(open_upload, uploads=uploads)
+    image, mask, strength = _initial_image(form, mode, read)
     return replace(
         settings,
         image=None if image is None else store.keep_input(image),
         mask=None if mask is None else store.keep_input(mask),
         strength=strength,
-        feather=_whole(form["feather"], "feather") or 0 if mask is not None else 0,
+        feather=_integer(form["feather"], "feather") or 0 if mask is not None else 0,
         map=None if form["map"] is None else store.keep_input(read(form["map"], "map")),
         controlnets=tuple(_controlnet(form, i, store, read) for i in _slots(form, "control")),
     )
 
 
-def uploaded(file: Any, what: str, uploads: Path) -> Path:
-    """The file that was put into a field. Raises UserError for one of this machine that wasn't uploaded."""
+def upload_path(file: Any, what: str, uploads: Path) -> Path:
+    """The file that was uploaded into a field. Raises UserError for any other file of this machine."""
     path = file.get("path") if isinstance(file, Mapping) else None
     if not isinstance(path, str) or "\0" in path or not Path(path).resolve().is_relative_to(uploads.resolve()):
-        raise UserError(f"the {what} has to be an uploaded file: put it in again.")
+        raise UserError(f"the {what} has to be an uploaded file: upload it again.")
     if not Path(path).is_file():
-        raise UserError(f"the {what} isn't kept here any more: put it in again.")
+        raise UserError(f"the {what} isn't stored here any more: upload it again.")
     return Path(path)
 
 
-def opened(file: Any, what: str, uploads: Path) -> "Image":
-    """An image that was put into a field. Raises UserError, which names the field and no folder."""
+def open_upload(file: Any, what: str, uploads: Path) -> "Image":
+    """The image that was uploaded into a field. Raises UserError, which names the field but no folder."""
     from PIL import Image
 
-    path = uploaded(file, what, uploads)
+    path = upload_path(file, what, uploads)
     try:
-        image = open_image(path.read_bytes(), most=PIXELS)
+        image = open_image(path.read_bytes(), most=MAX_PIXELS)
     except OSError:
-        raise UserError(f"the {what} isn't kept here any more: put it in again.") from None
+        raise UserError(f"the {what} isn't stored here any more: upload it again.") from None
     except UserError as error:
-        raise UserError(f"the {what} {error}: put in another file, as PNG or JPEG.") from None
+        raise UserError(f"the {what} {error}: upload another file, as PNG or JPEG.") from None
     if not isinstance(image, Image.Image) or image.mode not in PNG_MODES:
-        raise UserError(f"the {what} holds values that a PNG can't: put it in as PNG or JPEG.")
+        raise UserError(f"the {what} holds values that a PNG can't hold: upload it as PNG or JPEG.")
     return image.convert("RGB") if image.mode == "CMYK" else image
 
 
-def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
-    """The fields of a request; pictures are files, or None where they aren't kept any more."""
+def form_of(settings: Settings, about: Traits, store: PageStore) -> dict[str, Any]:
+    """The fields of a request; images are files, or None if they aren't stored any more."""
     own = about.sampling
     mode = "inpaint" if settings.mask else "image" if settings.image else "text"
-    begin = _file(settings.image, store)
+    initial = _file(settings.image, store)
     form = {
         "run": settings.run,
         "checkpoint": settings.checkpoint or FINISHED,
@@ -105,8 +104,8 @@ def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
         "negative": settings.negative,
         "labels": list(settings.labels),
         "map": _file(settings.map, store),
-        "image": begin if mode == "image" else None,
-        "editor": canvas(begin, _file(settings.mask, store)) if mode == "inpaint" else None,
+        "image": initial if mode == "image" else None,
+        "editor": canvas(initial, _file(settings.mask, store)) if mode == "inpaint" else None,
         "feather": settings.feather,
         "seed": settings.seed,
         "new_seed": False,
@@ -135,13 +134,13 @@ def form_of(settings: Settings, about: Traits, store: Store) -> dict[str, Any]:
     return form
 
 
-def canvas(picture: "Path | Image | None", mask: Path | None = None) -> dict[str, Any] | None:
-    """What the drawing field shows: a picture, enlarged if it is small, with the mask drawn on it."""
+def canvas(image: "Path | Image | None", mask: Path | None = None) -> dict[str, Any] | None:
+    """What the image editor shows: an image, enlarged if it is small, with the mask painted on it."""
     from PIL import Image
 
-    if picture is None:
+    if image is None:
         return None
-    ground = Image.open(picture).convert("RGBA") if isinstance(picture, Path) else picture.convert("RGBA")
+    ground = Image.open(image).convert("RGBA") if isinstance(image, Path) else image.convert("RGBA")
     times = max(1, CANVAS // max(ground.size))
     layers = []
     if mask is not None:
@@ -153,11 +152,11 @@ def canvas(picture: "Path | Image | None", mask: Path | None = None) -> dict[str
         layer = Image.new("RGBA", white.size, (0, 0, 0, 0))
         layer.paste(Image.new("RGBA", white.size, (255, 255, 255, 255)), mask=white)
         layers = [layer]
-    return {"background": enlarged(ground, times), "layers": layers, "composite": None}
+    return {"background": enlarge_pixels(ground, times), "layers": layers, "composite": None}
 
 
-def drawn_mask(layers: "Sequence[Image]") -> "Image | None":
-    """White where anything was drawn on the layers of the drawing field; None where nothing was."""
+def painted_mask(layers: "Sequence[Image]") -> "Image | None":
+    """The mask, white where the layers of the image editor were painted on; None if they are empty."""
     from PIL import Image, ImageChops
 
     mask = None
@@ -167,38 +166,43 @@ def drawn_mask(layers: "Sequence[Image]") -> "Image | None":
     return mask if mask is not None and mask.getbbox() else None
 
 
-def _begin(form: Mapping[str, Any], mode: str, read: Reader) -> "tuple[Image | None, Image | None, float | None]":
-    """Image, mask and strength of a mode. Raises UserError for what the mode needs and hasn't got."""
+def _initial_image(
+    form: Mapping[str, Any], mode: str, read: Reader
+) -> "tuple[Image | None, Image | None, float | None]":
+    """Initial image, mask and strength of a mode. Raises UserError if one that the mode needs is missing."""
     if mode == "text":
         return None, None, None
     if mode == "inpaint":
-        return *_edited(form["editor"], read), _needed(form, "mask_strength")
+        image, mask = _editor_images(form["editor"], read)
+        return image, mask, _required_number(form, "mask_strength")
     file, strength = (form["image"], "strength") if mode == "image" else (form["vary"], "vary_strength")
     if file is None:
-        raise UserError(f"{MODES[mode].lower()} needs a picture to begin from: put one in.")
-    return read(file, "initial image"), None, _needed(form, strength)
+        raise UserError(f"{MODES[mode].lower()} needs an initial image: upload one.")
+    return read(file, "initial image"), None, _required_number(form, strength)
 
 
-def _edited(editor: Any, read: Reader) -> "tuple[Image, Image]":
-    """Image and mask in the drawing field."""
+def _editor_images(editor: Any, read: Reader) -> "tuple[Image, Image]":
+    """Initial image and mask in the image editor."""
     editor = editor if isinstance(editor, Mapping) else {}
     ground = editor.get("background")
     if ground is None:
-        raise UserError("inpainting needs a picture: put one into the drawing field.")
-    mask = drawn_mask([read(layer, "mask") for layer in editor.get("layers") or () if layer is not None])
+        raise UserError("inpainting needs an initial image: upload one into the editor.")
+    mask = painted_mask([read(layer, "mask") for layer in editor.get("layers") or () if layer is not None])
     if mask is None:
-        raise UserError("inpainting needs a mask: draw with the brush over what shall be made anew.")
+        raise UserError("inpainting needs a mask: paint the area to regenerate.")
     return read(ground, "initial image").convert("RGB"), mask
 
 
-def _controlnet(form: Mapping[str, Any], i: int, store: Store, read: Reader) -> tuple[str, float, float, float, str]:
+def _controlnet(
+    form: Mapping[str, Any], i: int, store: PageStore, read: Reader
+) -> tuple[str, float, float, float, str]:
     image, name = form[f"control_{i}_image"], form[f"control_{i}"]
-    weight, start, end = (_needed(form, f"control_{i}_{key}") for key in ("weight", "start", "end"))
+    weight, start, end = (_required_number(form, f"control_{i}_{key}") for key in ("weight", "start", "end"))
     if image is None:
-        raise UserError(f"the ControlNet {name} needs a picture to follow: put one in.")
+        raise UserError(f"the ControlNet {name} needs an image to follow: upload one.")
     if not 0 <= start < end <= 1:
         raise UserError(
-            f"the ControlNet {name} works from {start:g} to {end:g}: give a start below the end, of 0 to 1."
+            f"the ControlNet {name} works from {start:g} to {end:g}: give a start below the end, both between 0 and 1."
         )
     return str(name), weight, start, end, store.keep_input(read(image, f"control image {i + 1}"))
 
@@ -229,21 +233,21 @@ def _number(value: Any, what: str) -> float | None:
     return value
 
 
-def _whole(value: Any, what: str) -> int | None:
+def _integer(value: Any, what: str) -> int | None:
     number = _number(value, what)
     if number is not None and number != int(number):
         raise UserError(f"{what}={value} has to be a whole number.")
     return None if number is None else int(number)
 
 
-def _needed(form: Mapping[str, Any], key: str) -> float:
-    number = _number(form[key], _named(key))
+def _required_number(form: Mapping[str, Any], key: str) -> float:
+    number = _number(form[key], _field_name(key))
     if number is None:
-        raise UserError(f"{_named(key)} is empty: give a number.")
+        raise UserError(f"{_field_name(key)} is empty: give a number.")
     return number
 
 
-def _named(key: str) -> str:
+def _field_name(key: str) -> str:
     """`lora_0_scale` as `scale of LoRA 1`."""
     match = re.fullmatch(r"(lora|control)_(\d)_(\w+)", key)
     kinds = {"lora": "LoRA", "control": "ControlNet"}
@@ -251,17 +255,17 @@ def _named(key: str) -> str:
 
 
 def _seed(form: Mapping[str, Any]) -> int:
-    seed = _whole(form["seed"], "seed")
+    seed = _integer(form["seed"], "seed")
     if seed is None:
-        raise UserError("the seed is empty: give a whole number, or let it be new each time.")
+        raise UserError("the seed is empty: give a whole number, or have a new one each time.")
     if seed >= MAX_SEED:
-        raise UserError(f"seed={seed} has to be below 2^53: browsers round what is larger.")
+        raise UserError(f"seed={seed} has to be below 2^53: browsers round larger numbers.")
     return seed
 
 
-def _file(name: str | None, store: Store) -> Path | None:
+def _file(name: str | None, store: PageStore) -> Path | None:
     try:
-        return store.input(name) if name else None
+        return store.input_path(name) if name else None
     except UserError:
         return None
 

@@ -1,4 +1,4 @@
-"""The models that the page draws with: found by the run's name, kept in memory while they are used."""
+"""The models that the page generates with: found by the name of their run, kept in memory while they are used."""
 
 import json
 import threading
@@ -13,12 +13,13 @@ from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.training.runs.folder import find_run, run_names
 
-KEPT = 2  # models in memory
+MAX_LOADED = 2  # models in memory
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the page has to know of a model: what it takes, and how it is sampled unless told otherwise."""
+    """What the page needs to know of a model: the conditions that it needs, its classes, the size of its images in
+    pixels, its default sampling options, and whether it is a distilled student."""
 
     needs: tuple[str, ...]
     classes: tuple[str, ...]
@@ -30,7 +31,10 @@ class Traits:
 
 
 class Models:
-    """The runs of stage two under `runs_dir`, and `given`, which may be a path. Thread-safe."""
+    """The runs of stage two under `runs_dir`, and the run `given`, by name or path. Thread-safe.
+
+    `coding` is how networks are computed, for `ldm.load`.
+    """
 
     def __init__(
         self,
@@ -46,22 +50,22 @@ class Models:
             find_run("ldm", given, runs_dir)
 
     def names(self) -> list[str]:
-        """The runs to choose among, the one that the page was started with first."""
+        """The runs to choose from, with the one that the page was started with first."""
         names = [name for name in run_names("ldm", self.runs_dir) if self._is_loadable(self.runs_dir / "ldm" / name)]
         return ([self.given] if self.given else []) + [name for name in names if name != self.given]
 
     def path(self, name: str) -> Path:
-        """The folder of a run. Only what `names` lists: a page isn't a way to open any file there is."""
+        """The folder of a run in `names`: the page opens no other files. Raises UserError for any other name."""
         if name not in self.names():
-            raise UserError(f"there is no run '{name}' to draw with.{did_you_mean(name, self.names())}")
+            raise UserError(f"there is no run '{name}' to generate with.{did_you_mean(name, self.names())}")
         return find_run("ldm", name, self.runs_dir)
 
     def checkpoints(self, name: str) -> list[str]:
-        """The checkpoints of a run that hold a whole model, oldest first."""
+        """The checkpoints of a run, oldest first."""
         return sorted(path.name for path in (self.path(name) / "checkpoints").glob("step-*.ckpt"))
 
     def adapters(self) -> tuple[list[str], list[str]]:
-        """The runs that are LoRAs, and those that are ControlNets."""
+        """The names of the runs that are LoRAs, and of those that are ControlNets."""
         kinds: dict[str, list[str]] = {"LoraAdapter": [], "Control": []}
         for name in run_names("ldm", self.runs_dir):
             kinds.get(_kind(self.runs_dir / "ldm" / name), []).append(name)
@@ -70,37 +74,43 @@ class Models:
     def get(
         self, name: str, checkpoint: str | None = None, loras: Sequence[str] = (), controls: Sequence[str] = ()
     ) -> LatentDiffusion:
-        """The model of a run, or of one of its checkpoints, with LoRAs and ControlNets on it, which go by their place:
-        `lora_0`, ..., `control_0`, ..."""
+        """The model of a run or of one of its checkpoints, with LoRAs and ControlNets on it.
+
+        They are named by their position: `lora_0`, ..., `control_0`, ... Raises UserError for unknown names.
+        """
         path = self._file(name, checkpoint)
-        adapters = self._adapter_paths("LoRA", loras, 0), self._adapter_paths("ControlNet", controls, 1)
+        known_loras, known_controls = self.adapters() if loras or controls else ([], [])
+        adapters = (
+            self._adapter_paths("LoRA", loras, known_loras),
+            self._adapter_paths("ControlNet", controls, known_controls),
+        )
         key = (str(path), *_stamp(path), *((str(p), *_stamp(p)) for paths in adapters for p in paths))
         with self._lock:
             if key not in self._loaded:
                 self._loaded[key] = self._load(path, *adapters)
             self._loaded.move_to_end(key)
-            while len(self._loaded) > KEPT:
+            while len(self._loaded) > MAX_LOADED:
                 self._loaded.popitem(last=False)
             return self._loaded[key]
 
     def traits(self, name: str, checkpoint: str | None = None) -> Traits:
+        """The traits of the model that `get` gives."""
         return traits(self.get(name, checkpoint))
 
     def _load(self, path: Path, loras: Sequence[Path], controls: Sequence[Path]) -> LatentDiffusion:
         model = load(path, self.device, **self.coding)
         if not isinstance(model, LatentDiffusion):
-            raise UserError(f"{path} holds a {type(model).__name__}; the page draws with runs of stage two.")
+            raise UserError(f"{path} holds a {type(model).__name__}; the page generates with runs of stage two.")
         for i, lora in enumerate(loras):
             model.load_lora(lora, name=f"lora_{i}")
         for i, control in enumerate(controls):
             model.load_controlnet(control, name=f"control_{i}")
         return model.to(self.device).eval()
 
-    def _adapter_paths(self, what: str, names: Sequence[str], kind: int) -> list[Path]:
-        known = self.adapters()[kind] if names else []
+    def _adapter_paths(self, kind: str, names: Sequence[str], known: Sequence[str]) -> list[Path]:
         for name in names:
             if name not in known:
-                raise UserError(f"there is no {what} '{name}' among the runs.{did_you_mean(name, known)}")
+                raise UserError(f"there is no {kind} '{name}' among the runs.{did_you_mean(name, known)}")
         return [self.runs_dir / "ldm" / name for name in names]
 
     def _file(self, name: str, checkpoint: str | None) -> Path:
@@ -116,6 +126,7 @@ class Models:
 
 
 def traits(model: LatentDiffusion) -> Traits:
+    """The traits of a loaded model."""
     classes = next((part.names or range(part.classes) for part in _parts(model) if hasattr(part, "classes")), ())
     preprocess = model.preprocess
     return Traits(
@@ -130,7 +141,7 @@ def traits(model: LatentDiffusion) -> Traits:
 
 
 def _kind(path: Path) -> str:
-    """The class that a run's model folder holds; empty where it doesn't say."""
+    """The class in a run's model folder; empty if its config.json doesn't name one."""
     try:
         read = json.loads((path / "model" / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
@@ -144,7 +155,7 @@ def _parts(model: LatentDiffusion) -> list[Any]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes when the model at `path` is written anew."""
+    """Changes when the model at `path` is rewritten."""
     manifest = next((p for p in (path / "model" / "manifest.json", path / "manifest.json") if p.is_file()), path)
     state = manifest.stat()
     return state.st_mtime_ns, state.st_size

@@ -1,4 +1,4 @@
-"""What pictures are asked for with: everything that is needed to draw them again."""
+"""The settings of a request: all that is needed to generate its images again."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -8,23 +8,23 @@ from ldm.common import annotations
 from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion import SAMPLERS
 
-MAX_PICTURES = 64
-MAX_IMAGES = 1024  # of one request, all its classes together
-SLOTS = 2  # of LoRAs, and of ControlNets
+MAX_N = 64  # images of each class
+MAX_IMAGES = 1024  # in one request, over all of its classes
+SLOTS = 2  # for LoRAs, and as many for ControlNets
 MAX_SEED = 2**53  # a browser's numbers are exact below
 MAX_STEPS = 1000
 MAX_FEATHER = 256
-MAX_AREA = 16  # times the pixels of the pictures that a model was trained on: what memory it takes grows with it
-PIXELS = 64_000_000  # of an image that is put in
+MAX_AREA = 16  # times the pixels of the images that a model was trained on: memory grows with it
+MAX_PIXELS = 64_000_000  # of an uploaded image
 SPACINGS = ("uniform", "karras", "exponential", "beta", "kl_optimal", "leading", "linspace", "table", "lcm")
-# Options that go to the sampler as they are; None: as the model was trained to be sampled.
+# Options that are passed on to the sampler; None stands for the model's own.
 OPTIONS = ("sampler", "steps", "guidance", "spacing", "shift", "eta", "rescale", "interval")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One request. Pictures that it starts from are names in the page's inputs/ (see `store`), so that it is plain
-    data; `loras` are (name, scale), `controlnets` (name, weight, start, end, input)."""
+    """One request, as plain data: `image`, `mask`, `map` and the inputs of `controlnets` are names in the page's
+    inputs/ (see `PageStore`). `loras` are (name, scale), `controlnets` (name, weight, start, end, input)."""
 
     run: str = ""
     checkpoint: str | None = None
@@ -50,24 +50,29 @@ class Settings:
     interval: tuple[float, float] | None = None
     loras: tuple[tuple[str, float], ...] = ()
     controlnets: tuple[tuple[str, float, float, float, str], ...] = ()
-    control_ready: bool = False  # the ControlNets' inputs are control images, not pictures to make them from
+    control_ready: bool = False  # the ControlNets' inputs are control images, not images to compute them from
 
     def options(self) -> dict[str, Any]:
-        """What is said of the sampler."""
+        """The sampler's options that are set."""
         return {key: value for key in OPTIONS if (value := getattr(self, key)) is not None}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, without what is as by default."""
-        return {f.name: v for f in fields(self) if (v := asdict(self)[f.name]) != f.default or f.name in ("seed",)}
+        """Plain data: the seed, and what differs from the defaults."""
+        values = asdict(self)
+        return {
+            field.name: values[field.name]
+            for field in fields(self)
+            if field.name == "seed" or values[field.name] != field.default
+        }
 
 
-def checked(settings: Settings) -> Settings:
-    """The settings, or a UserError that names the first of them which can't be."""
-    if not 1 <= settings.n <= MAX_PICTURES:
-        raise UserError(f"n={settings.n}: draw between 1 and {MAX_PICTURES} pictures at a time.")
+def check_settings(settings: Settings) -> Settings:
+    """The settings themselves. Raises UserError, which names the first of them that is invalid."""
+    if not 1 <= settings.n <= MAX_N:
+        raise UserError(f"n={settings.n}: take between 1 and {MAX_N} images at a time.")
     if settings.n * len(settings.labels) > MAX_IMAGES:
         raise UserError(
-            f"n={settings.n} for {len(settings.labels)} classes: a request makes up to {MAX_IMAGES} images."
+            f"n={settings.n} for {len(settings.labels)} classes: a request generates up to {MAX_IMAGES} images."
         )
     if settings.steps is not None and not 1 <= settings.steps <= MAX_STEPS:
         raise UserError(f"steps={settings.steps}: take between 1 and {MAX_STEPS}.")
@@ -75,9 +80,11 @@ def checked(settings: Settings) -> Settings:
         raise UserError(f"there is no sampler '{settings.sampler}'.{did_you_mean(settings.sampler, SAMPLERS)}")
     for key, number in _numbers(settings):
         if not abs(number) <= annotations.MAX_FLOAT32:
-            raise UserError(f"{key}={number} has to be a number that float32 holds, up to {annotations.MAX_FLOAT32:g}.")
+            raise UserError(
+                f"{key}={number} has to be a number that float32 can hold, up to {annotations.MAX_FLOAT32:g}."
+            )
     annotations.check_guidance(settings.guidance or 0)
-    if not 0 <= settings.seed < 2**63 - MAX_PICTURES:
+    if not 0 <= settings.seed < 2**63 - MAX_N:
         raise UserError(f"seed={settings.seed} has to be a whole number between 0 and 2^63.")
     if (settings.width is None) != (settings.height is None):
         raise UserError("give both width and height, or neither.")
@@ -86,41 +93,42 @@ def checked(settings: Settings) -> Settings:
     if not 0 <= settings.feather <= MAX_FEATHER:
         raise UserError(f"feather={settings.feather}: take between 0 and {MAX_FEATHER} pixels.")
     if settings.mask and not settings.image:
-        raise UserError("the mask needs a picture: put one in before you draw on it.")
+        raise UserError("the mask needs an initial image: upload one first.")
     return settings
 
 
 def _numbers(settings: Settings) -> Iterator[tuple[str, float]]:
-    """The numbers of a request that may be large, each with its name."""
+    """The numbers of a request that have no range of their own, each with its name."""
     for key in ("guidance", "shift", "eta", "rescale", "strength"):
         yield key, getattr(settings, key) or 0
-    yield from (("interval", one) for one in settings.interval or ())
+    yield from (("interval", sigma) for sigma in settings.interval or ())
     yield from ((f"scale of {name}", scale) for name, scale in settings.loras)
-    yield from ((f"number of {name}", one) for name, *numbers, _ in settings.controlnets for one in numbers)
+    for name, *numbers, _ in settings.controlnets:
+        yield from ((f"number of {name}", number) for number in numbers)
 
 
-def check_size(settings: Settings, width: int, height: int) -> None:
-    """Raises UserError for pictures much larger than those of a model of `width` x `height`: one request for them would
-    take the memory of all."""
-    asked = (settings.width or width) * (settings.height or height)
-    if asked > MAX_AREA * width * height:
+def check_image_size(settings: Settings, width: int, height: int) -> None:
+    """Raises UserError for images much larger than a model's own `width` x `height` pixels: one request would
+    take everybody's memory."""
+    area = (settings.width or width) * (settings.height or height)
+    if area > MAX_AREA * width * height:
         raise UserError(
-            f"{settings.width}x{settings.height} is too large for a model of {width}x{height}: the page draws up to "
-            f"{MAX_AREA} times as many pixels."
+            f"{settings.width}x{settings.height} is too large for a model of {width}x{height}: the page generates "
+            f"up to {MAX_AREA} times as many pixels."
         )
 
 
 def from_dict(given: Mapping[str, Any]) -> Settings:
-    """Settings from plain data; keys that aren't ours are left out. Raises UserError for values of another kind."""
+    """Settings from plain data, without unknown keys. Raises UserError for values of a wrong type."""
     declared = annotations.annotations_of(Settings)
-    said = {key: _tuples(value) for key, value in given.items() if key in declared and value is not None}
-    for key, value in said.items():
+    values = {key: _tuples(value) for key, value in given.items() if key in declared and value is not None}
+    for key, value in values.items():
         annotations.check_value(value, declared[key], key)
-    return Settings(**said)
+    return Settings(**values)
 
 
 def parse_interval(text: str) -> tuple[float, float] | None:
-    """`"0.2, 5"` as (0.2, 5.0); nothing for an empty text."""
+    """`"0.2, 5"` as (0.2, 5.0); None for an empty text. Raises UserError for anything else."""
     if not text.strip():
         return None
     try:

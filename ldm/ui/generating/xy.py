@@ -1,4 +1,4 @@
-"""X/Y grids: one picture for each pair of values of two settings."""
+"""X/Y grids: one image for each pair of values of two settings."""
 
 import itertools
 import re
@@ -19,90 +19,97 @@ _RANGE = re.compile(r"(-?\d+)-(-?\d+)(?::(\d+))?")
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting by its name on the page, and its values; no values: not varied."""
+    """A setting by its name on the page, and its values; NOT_VARIED has the single value None."""
 
     name: str
     values: tuple[Any, ...]
 
     def labels(self) -> list[str]:
+        """What the sheet says beside the values, such as `steps 20`."""
         return [
             f"{self.name} {value:g}" if isinstance(value, float) else f"{self.name} {value}" for value in self.values
         ]
 
 
-def axis(name: str, text: str) -> Axis:
-    """An axis from what was typed: values with commas between, whole numbers also as `1-5` or `10-50:10`."""
-    if name == NOTHING:
-        return Axis(NOTHING, (None,))
+def parse_axis(name: str, text: str) -> Axis:
+    """An axis from typed text: values separated by commas, whole numbers also as `1-5` or `10-50:10`.
+
+    Raises UserError for an unknown name, and for values of a wrong type.
+    """
+    if name == NOT_VARIED:
+        return Axis(NOT_VARIED, (None,))
     if not isinstance(name, str) or not isinstance(text, str):
-        raise UserError("an axis is a name with values, as text.")
+        raise UserError("an axis is a name and its values, both as text.")
     if name not in KINDS:
         raise UserError(f"there is no axis '{name}'.{did_you_mean(name, KINDS)}")
     pieces = [piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip()]
     kind = KINDS[name]
     if kind is int:
-        pieces = [value for piece in pieces for value in _spread(piece)]
+        pieces = [value for piece in pieces for value in _expand_range(piece)]
     try:
         values = tuple(dict.fromkeys(kind(piece) for piece in pieces))
     except ValueError:
-        raise UserError(f"{name}: '{text}' has to be numbers with commas between, as in 1, 2, 5.") from None
+        raise UserError(f"{name}: '{text}' has to be numbers separated by commas, as in 1, 2, 5.") from None
     if not values:
-        raise UserError(f"{name}: give values with commas between.")
+        raise UserError(f"{name}: give values separated by commas.")
     return Axis(name, values)
 
 
 def cells(settings: Settings, x: Axis, y: Axis) -> list[Settings]:
-    """One request of one picture for each cell, row by row."""
-    if x.name == y.name != NOTHING:
-        raise UserError(f"both axes vary {x.name}; take another for one of them.")
+    """A request for one image for each cell, row by row. Raises UserError for a grid that is invalid or too large."""
+    if x.name == y.name != NOT_VARIED:
+        raise UserError(f"both axes vary {x.name}: take another setting for one of them.")
     if len(x.values) * len(y.values) > MAX_CELLS:
-        raise UserError(f"{len(x.values)} x {len(y.values)} pictures are more than {MAX_CELLS}; take fewer values.")
+        raise UserError(f"{len(x.values)} x {len(y.values)} images are more than {MAX_CELLS}: take fewer values.")
     if len(settings.labels) > 1:
-        raise UserError("a grid has one picture for each pair of values: choose one class.")
+        raise UserError("a grid has one image for each pair of values: choose one class.")
     if "strength" in (x.name, y.name) and settings.image is None:
-        raise UserError("strength changes nothing without an initial image: take another axis, or put an image in.")
+        raise UserError("strength changes nothing without an initial image: take another axis, or upload an image.")
     one = replace(settings, n=1)
-    return [_set(_set(one, y, row), x, column) for row, column in itertools.product(y.values, x.values)]
+    return [_with_value(_with_value(one, y, row), x, column) for row, column in itertools.product(y.values, x.values)]
 
 
-def sheet(pictures: list["Image"], x: Axis, y: Axis, least: int = 96) -> "Image":
-    """The pictures as a table with the values beside it; small pictures are enlarged, pixel by pixel."""
+def sheet(images: list["Image"], x: Axis, y: Axis, least: int = 96) -> "Image":
+    """The images as a table with the values at its edges; images narrower than `least` pixels are enlarged, each pixel
+    to a square."""
     from PIL import Image, ImageDraw, ImageFont
 
-    width, height = pictures[0].size
+    width, height = images[0].size
     times = max(1, -(-least // width))
     width, height, gap, font = width * times, height * times, 4, ImageFont.load_default(13)
-    left = 0 if y.name == NOTHING else 8 + max(int(font.getlength(label)) for label in y.labels())
-    top = 0 if x.name == NOTHING else 22
+    left = 0 if y.name == NOT_VARIED else 8 + max(int(font.getlength(label)) for label in y.labels())
+    top = 0 if x.name == NOT_VARIED else 22
     columns = len(x.values)
     size = (left + columns * (width + gap), top + len(y.values) * (height + gap))
     out = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(out)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         place = (left + i % columns * (width + gap), top + i // columns * (height + gap))
-        out.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
+        out.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), place)
     if top:
         for i, label in enumerate(x.labels()):
-            draw.text((left + i * (width + gap) + 2, 3), _fit(label, width, font.getlength), "black", font)
+            draw.text((left + i * (width + gap) + 2, 3), _shorten(label, width, font.getlength), "black", font)
     if left:
         for i, label in enumerate(y.labels()):
             draw.text((2, top + i * (height + gap) + height // 2 - 8), label, "black", font)
     return out
 
 
-def _set(settings: Settings, axis: Axis, value: Any) -> Settings:
-    if axis.name == NOTHING:
+def _with_value(settings: Settings, axis: Axis, value: Any) -> Settings:
+    if axis.name == NOT_VARIED:
         return settings
     if axis.name == "prompt part":
         part = str(axis.values[0])
         if part not in settings.prompt:
-            raise UserError(f"the prompt has no '{part}', which the axis's first value says to replace.")
+            raise UserError(
+                f"the prompt has no '{part}', the axis's first value, for the others to replace: write it there."
+            )
         return replace(settings, prompt=settings.prompt.replace(part, value))
     changed: dict[str, Any] = {axis.name: None if value == FINISHED else value}
     return replace(settings, **changed)
 
 
-def _spread(piece: str) -> Iterator[str]:
+def _expand_range(piece: str) -> Iterator[str]:
     match = _RANGE.fullmatch(piece)
     if not match:
         yield piece
@@ -113,13 +120,13 @@ def _spread(piece: str) -> Iterator[str]:
     yield from map(str, range(first, last + 1, step))
 
 
-def _fit(text: str, width: int, length: Callable[[str], float]) -> str:
+def _shorten(text: str, width: int, length: Callable[[str], float]) -> str:
     while len(text) > 1 and length(text) > width - 4:
         text = text[:-1]
     return text
 
 
-NOTHING = "nothing"
+NOT_VARIED = "nothing"
 KINDS: dict[str, Callable[[str], Any]] = {
     "seed": int,
     "steps": int,

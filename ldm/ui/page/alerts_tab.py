@@ -8,9 +8,9 @@ import gradio as gr
 from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.app import App
-from ldm.ui.page.messages import told
-from ldm.ui.page.parts import quiet
-from ldm.ui.runs.alerts import Alarms, Alert, rules_of
+from ldm.ui.page.messages import show_errors
+from ldm.ui.page.widgets import quiet_event
+from ldm.ui.runs.alerts import Alert, Alerter, parse_rules
 
 LOOK_SECONDS = 5.0
 
@@ -22,15 +22,15 @@ class Banner:
         self.app = app
         self.html = gr.HTML("", elem_id="alerts")
         self.seen = gr.State(None)
-        gr.Timer(LOOK_SECONDS).tick(self.look, self.seen, [self.html, self.seen], **quiet(self.html))
+        gr.Timer(LOOK_SECONDS).tick(self.look, self.seen, [self.html, self.seen], **quiet_event(self.html))
 
     def look(self, seen: str | None) -> tuple[Any, Any]:
-        told_ = list(self.app.alarms.told)
+        alerts = list(self.app.alerter.raised)
         if seen is not None:
-            for alert in reversed([alert for alert in told_ if alert.time > seen]):
+            for alert in reversed([alert for alert in alerts if alert.time > seen]):
                 gr.Warning(html.escape(f"{alert.run} {alert.text}"), title=alert.kind)
-        newest = told_[0].time if told_ else ""
-        return (gr.skip() if newest == seen else listed(told_[:3])), newest
+        newest = alerts[0].time if alerts else ""
+        return (gr.skip() if newest == seen else _alerts_html(alerts[:3])), newest
 
 
 class AlertsTab:
@@ -56,8 +56,8 @@ class AlertsTab:
             test = gr.Button("Send a test to the webhook")
         told_html = gr.HTML()
         fields = [stall, disk, thresholds, webhook]
-        keep.click(told(self.keep), fields, told_html, api_name="set_alerts", preprocess=False)
-        test.click(told(self.test), webhook, told_html, api_visibility="private")
+        keep.click(show_errors(self.keep), fields, told_html, api_name="set_alerts", preprocess=False)
+        test.click(show_errors(self.test), webhook, told_html, api_visibility="private")
         self.outputs = [*fields, told_html]
 
     def look(self) -> list[Any]:
@@ -74,29 +74,29 @@ class AlertsTab:
             for what, value in values.items():
                 annotations.check_value(value, kind, what)
         kept: dict[str, Any] = numbers | texts
-        self.app.watcher.rules = rules_of(**kept)
+        self.app.watcher.rules = parse_rules(**kept)
         self.app.store.remember("alerts", kept)
         gr.Info("The rules are kept.")
         return self.listing()
 
     def test(self, webhook: str) -> str:
         """Sends an alert that says it is a test."""
-        rules_of(0, 0, "", webhook or "")
+        parse_rules(0, 0, "", webhook or "")
         if not webhook:
             raise UserError("give the webhook's address first.")
-        alarms = Alarms()
-        if not alarms.call(webhook.strip(), Alert("test", "", "A test of the webhook.")):
-            raise UserError(alarms.troubles[0])
+        alerter = Alerter()
+        if not alerter.send(webhook.strip(), Alert("test", "", "A test of the webhook.")):
+            raise UserError(alerter.webhook_errors[0])
         gr.Info("The webhook took it.")
         return self.listing()
 
     def listing(self) -> str:
         """All alerts that were told since the start, and trouble with the webhook."""
-        trouble = "".join(f'<p class="alert">{html.escape(text)}</p>' for text in self.app.alarms.troubles)
-        return trouble + (listed(list(self.app.alarms.told)) or '<p class="hint">Nothing was told yet.</p>')
+        trouble = "".join(f'<p class="alert">{html.escape(text)}</p>' for text in self.app.alerter.webhook_errors)
+        return trouble + (_alerts_html(list(self.app.alerter.raised)) or '<p class="hint">Nothing was told yet.</p>')
 
 
-def listed(alerts: list[Alert]) -> str:
+def _alerts_html(alerts: list[Alert]) -> str:
     return "".join(
         f'<p class="alert"><b>{html.escape(a.kind)}</b> {html.escape(a.run)} {html.escape(a.text)} <i>{a.time}</i></p>'
         for a in alerts

@@ -10,7 +10,7 @@ from ldm.diffusion import SAMPLERS
 from ldm.model.latent_diffusion import DEFAULTS
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
-from ldm.ui.generating.settings import MAX_PICTURES, MAX_STEPS, SPACINGS
+from ldm.ui.generating.settings import MAX_N, MAX_STEPS, SPACINGS
 
 
 class Fields:
@@ -20,13 +20,13 @@ class Fields:
         self.app = app
         self.fields: dict[str, Any] = {}
         self._own = _own_sampling(app)
-        self._ask()
+        self._build()
 
     def _field(self, name: str, component: Any) -> Any:
         self.fields[name] = component
         return component
 
-    def _ask(self) -> None:
+    def _build(self) -> None:
         names = self.app.models.names()
         with gr.Row():
             self._field("run", gr.Dropdown(names, value=next(iter(names), None), label="Run", allow_custom_value=True))
@@ -57,21 +57,21 @@ class Fields:
                 gr.Markdown("Draws from noise what prompt, class or map say.", elem_classes="hint")
             with gr.Tab(forms.MODES["image"], id="image") as image:
                 self._field("image", _image("Picture to change"))
-                self._field("strength", number("Strength: 0 keeps it, 1 ignores it", 0.6, step=0.05))
+                self._field("strength", number_field("Strength: 0 keeps it, 1 ignores it", 0.6, step=0.05))
             with gr.Tab(forms.MODES["inpaint"], id="inpaint") as inpaint:
                 self._field("editor", _editor())
-                self._field("mask_strength", number("Strength inside the mask, 0 to 1", 1.0, step=0.05))
-                self._field("feather", number("Feather: pixels over which the edge blends", 0))
+                self._field("mask_strength", number_field("Strength inside the mask, 0 to 1", 1.0, step=0.05))
+                self._field("feather", number_field("Feather: pixels over which the edge blends", 0))
             with gr.Tab(forms.MODES["variations"], id="variations") as variations:
                 self._field("vary", _image("Picture to vary"))
-                self._field("vary_strength", number("How far the variations go, 0 to 1", 0.5, step=0.05))
+                self._field("vary_strength", number_field("How far the variations go, 0 to 1", 0.5, step=0.05))
         for mode, tab in {"text": text, "image": image, "inpaint": inpaint, "variations": variations}.items():
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
     def _sampling(self) -> None:
         with gr.Row():
-            self._field("n", number(f"Pictures of each, up to {MAX_PICTURES}", 4))
-            self._field("seed", number("Seed", 0, elem_id="seed"))
+            self._field("n", number_field(f"Pictures of each, up to {MAX_N}", 4))
+            self._field("seed", number_field("Seed", 0, elem_id="seed"))
             with gr.Column(min_width=120):
                 self._field(
                     "new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed")
@@ -81,19 +81,19 @@ class Fields:
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
             )
-            self._field("steps", number(f"Steps, up to {MAX_STEPS}", self._own["steps"]))
-            self._field("guidance", number("Guidance (1 is off)", plain_guidance(self._own), step=0.5))
+            self._field("steps", number_field(f"Steps, up to {MAX_STEPS}", self._own["steps"]))
+            self._field("guidance", number_field("Guidance (1 is off)", plain_guidance(self._own), step=0.5))
         self.fast = gr.Button("⚡ Fast: the run's distilled student, in its few steps", size="sm", elem_id="fast")
         with gr.Accordion("More of the sampler", open=False):
             with gr.Row():
-                self._field("width", number("Width"))
-                self._field("height", number("Height"))
+                self._field("width", number_field("Width"))
+                self._field("height", number_field("Height"))
                 spacings = [forms.AS_TRAINED, *SPACINGS]
                 self._field("spacing", gr.Dropdown(spacings, value=forms.AS_TRAINED, label="Spacing", min_width=100))
             with gr.Row():
-                self._field("shift", number("Shift", step=0.1))
-                self._field("eta", number("Eta", step=0.1))
-                self._field("rescale", number("Rescale", step=0.1))
+                self._field("shift", number_field("Shift", step=0.1))
+                self._field("eta", number_field("Eta", step=0.1))
+                self._field("rescale", number_field("Rescale", step=0.1))
                 self._field(
                     "interval", gr.Textbox("", label="Guide only between sigmas", placeholder="0.2, 5", min_width=100)
                 )
@@ -103,13 +103,13 @@ class Fields:
             for i in range(forms.SLOTS):
                 with gr.Row():
                     self._field(f"lora_{i}", _choice(f"LoRA {i + 1}"))
-                    self._field(f"lora_{i}_scale", number("Scale", 1.0, step=0.05))
+                    self._field(f"lora_{i}_scale", number_field("Scale", 1.0, step=0.05))
             for i in range(forms.SLOTS):
                 with gr.Row():
                     self._field(f"control_{i}", _choice(f"ControlNet {i + 1}"))
-                    self._field(f"control_{i}_weight", number("Weight", 1.0, step=0.05))
-                    self._field(f"control_{i}_start", number("From", 0.0, step=0.05))
-                    self._field(f"control_{i}_end", number("To", 1.0, step=0.05))
+                    self._field(f"control_{i}_weight", number_field("Weight", 1.0, step=0.05))
+                    self._field(f"control_{i}_start", number_field("From", 0.0, step=0.05))
+                    self._field(f"control_{i}_end", number_field("To", 1.0, step=0.05))
                 self._field(f"control_{i}_image", _image(f"Picture that ControlNet {i + 1} follows", height=160))
             self._field("control_ready", gr.Checkbox(False, label="These are control images already, as edges or maps"))
 
@@ -127,7 +127,7 @@ def _own_sampling(app: App) -> Mapping[str, Any]:
         return DEFAULTS
 
 
-def number(label: str, value: float | None = None, **options: Any) -> gr.Number:
+def number_field(label: str, value: float | None = None, **options: Any) -> gr.Number:
     """A field that leaves what is typed as it is: sliders and a `precision` change it without a word."""
     return gr.Number(value, label=label, placeholder=forms.AS_TRAINED, min_width=90, **options)
 

@@ -14,32 +14,42 @@ from ldm.conditioning.text.truncation import bounded
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings
-from ldm.ui.generating.generate import AT_ONCE, Drawn, Progress, Waits
+from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage, Progress, Waiting
 from ldm.ui.generating.models import Traits
 from ldm.ui.generating.settings import Settings
 from ldm.ui.page.fields import Fields, plain_guidance
-from ldm.ui.page.messages import told
-from ldm.ui.page.parts import WAITING, bar, big, ended, kept_form, named, quiet, shown_one, to_mode
+from ldm.ui.page.messages import show_errors
+from ldm.ui.page.widgets import (
+    WAITING,
+    bar,
+    browser_form,
+    ended_outputs,
+    enlarged_preview,
+    open_mode,
+    quiet_event,
+    selected_file,
+    with_field_parameters,
+)
 
 # Kept by the browser between visits.
 KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
 
 
-class DrawTab:
+class GenerateTab:
     """Builds the tab inside the current `gr.Blocks`; `fields` are its inputs by name, in the order of the API."""
 
     def __init__(self, app: App):
         self.app = app
         self.drawn = gr.State([])  # files of the last pictures
-        self.kept = kept_form("draw")
+        self.kept = browser_form("draw")
         with gr.Row():
             with gr.Column(scale=5, min_width=360):
-                asked = Fields(app)
+                inputs = Fields(app)
             with gr.Column(scale=6, min_width=360):
                 self._answer()
-        self.fields, self.modes, self.png = asked.fields, asked.modes, asked.png
-        self.go, self.stop, self.refresh, self.reuse = asked.go, asked.stop, asked.refresh, asked.reuse
-        self.fast = asked.fast
+        self.fields, self.modes, self.png = inputs.fields, inputs.modes, inputs.png
+        self.go, self.stop, self.refresh, self.reuse = inputs.go, inputs.stop, inputs.refresh, inputs.reuse
+        self.fast = inputs.fast
         self._events()
 
     def _answer(self) -> None:
@@ -66,42 +76,47 @@ class DrawTab:
             self.about = gr.JSON(label="As kept in the PNG", elem_id="about")
 
     def _events(self) -> None:
-        fields, quietly = self.fields, quiet(self.status)
+        fields, quietly = self.fields, quiet_event(self.status)
         values = list(fields.values())
         self._generates(values)
         fields["run"].input(
-            told(self.choose), [fields["run"], fields["checkpoint"]], [fields[name] for name in SUITED], **quietly
+            show_errors(self.choose),
+            [fields["run"], fields["checkpoint"]],
+            [fields[name] for name in SUITED],
+            **quietly,
         )
         suited = [fields["run"], *(fields[name] for name in SUITED)]
-        self.fast.click(told(self.faster), fields["run"], suited, **quietly)
-        self.refresh.click(told(self.look), None, [fields["run"], *self._choices()], **quietly)
-        self.reuse.click(told(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
+        self.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
+        self.refresh.click(show_errors(self.look), None, [fields["run"], *self._choices()], **quietly)
+        self.reuse.click(show_errors(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
         restored = self.png.upload(
-            told(self.restore_sent), self.png, [*values, self.modes, self.about],
+            show_errors(self.restore_upload), self.png, [*values, self.modes, self.about],
             **{**quietly, "api_visibility": "public"}, api_name="restore", preprocess=False,
         )  # fmt: skip
-        restored.then(told(self.refill), self.png, fields["editor"], **quietly)
-        self.gallery.select(told(self.pick), self.drawn, self.about, **quietly)
+        restored.then(show_errors(self.refill), self.png, fields["editor"], **quietly)
+        self.gallery.select(show_errors(self.pick), self.drawn, self.about, **quietly)
         for button, target, mode in (
             (self.to_image, "image", "image"),
             (self.to_editor, "editor", "inpaint"),
             (self.to_vary, "vary", "variations"),
         ):
-            send = told(self.send_to_editor if target == "editor" else self.send)
+            send = show_errors(self.send_to_editor if target == "editor" else self.send)
             # The drawing field takes a picture only once it is on the screen.
-            open_there = button.click(to_mode(mode), None, [self.modes, fields["mode"]], **quietly)
+            open_there = button.click(open_mode(mode), None, [self.modes, fields["mode"]], **quietly)
             open_there.then(send, [self.gallery, self.drawn], fields[target], **quietly)
 
     def _generates(self, values: list[Any]) -> None:
         """`preprocess=False`: the fields come as they were sent, so that `form` says what is wrong with them."""
-        shown = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.drawn]
-        self.go.click(None, None, self.status, js=WAITING, **quiet(self.status))
-        self.go.click(self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet(self.status))
+        outputs = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.drawn]
+        self.go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
+        self.go.click(
+            self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet_event(self.status)
+        )
         drawing = self.go.click(
-            told(named(self.generate, self.fields)), values, shown, api_name="generate", preprocess=False,
-            concurrency_limit=AT_ONCE, concurrency_id="draw", show_progress="hidden",
+            show_errors(with_field_parameters(self.generate, self.fields)), values, outputs, api_name="generate",
+            preprocess=False, concurrency_limit=MAX_PENDING, concurrency_id="generate", show_progress="hidden",
         )  # fmt: skip
-        drawing.failure(ended, None, [self.status, self.preview], queue=False, **quiet(self.status))
+        drawing.failure(ended_outputs, None, [self.status, self.preview], queue=False, **quiet_event(self.status))
         self.stop.click(None, cancels=drawing)
 
     def _choices(self) -> list[Any]:
@@ -115,20 +130,24 @@ class DrawTab:
 
     def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         """Draws, and shows how far it is."""
-        settings, skip = forms.settings_of(given, self.app.store, self.app.shown.path), gr.skip()
+        settings, skip = forms.settings_of(given, self.app.store, self.app.served_files.path), gr.skip()
         yield bar("the model is read", 0), skip, skip, skip, skip, skip
-        with closing(self.app.painter.draw(settings)) as drawing:
+        with closing(self.app.generator.generate(settings)) as drawing:
             for event in drawing:
-                if isinstance(event, Waits):
+                if isinstance(event, Waiting):
                     yield bar("others' images are being generated", 0), *[skip] * 5
                 elif isinstance(event, Progress):
-                    look = skip if event.preview is None else gr.update(value=big(event.preview), visible=True)
+                    look = (
+                        skip
+                        if event.preview is None
+                        else gr.update(value=enlarged_preview(event.preview), visible=True)
+                    )
                     yield bar(f"step {event.step} of {event.steps}", event.step / event.steps), look, *[skip] * 4
                 else:
                     yield self._finished(event)
 
-    def _finished(self, pictures: list[Drawn]) -> tuple[Any, ...]:
-        files = [(self.app.shown.copy(one.path), f"seed {one.settings.seed}") for one in pictures]
+    def _finished(self, pictures: list[GeneratedImage]) -> tuple[Any, ...]:
+        files = [(self.app.served_files.copy(one.path), f"seed {one.settings.seed}") for one in pictures]
         first, n = pictures[0].settings, len(pictures)
         for remark in pictures[0].remarks:
             gr.Warning(html.escape(remark), duration=None)
@@ -168,15 +187,17 @@ class DrawTab:
             return gr.skip(), gr.skip()
         return int(seed), False
 
-    def restore_sent(self, file: Any) -> list[Any]:
+    def restore_upload(self, file: Any) -> list[Any]:
         """The fields as a picture's settings have them, which was sent."""
-        return self.restore(None if file is None else str(forms.uploaded(file, "picture", self.app.shown.path)))
+        return self.restore(
+            None if file is None else str(forms.upload_path(file, "picture", self.app.served_files.path))
+        )
 
     def restore(self, file: str | None) -> list[Any]:
         """The fields as a picture's settings have them."""
         if file is None:
             return [gr.skip()] * (len(self.fields) + 2)
-        settings, remarks = png_settings.read(file, _Sampling(self.app))
+        settings, remarks = png_settings.read_settings(file, _Sampling(self.app))
         names = self.app.models.names()
         if settings.run not in names:
             remarks.append(f"Its run '{bounded(settings.run)}' isn't here." if settings.run else "It names no run.")
@@ -191,7 +212,7 @@ class DrawTab:
         """The drawing field as a picture's settings have it, in a second step, when it is on the screen."""
         if file is None:
             return gr.skip()
-        settings, _ = png_settings.read(file)
+        settings, _ = png_settings.read_settings(file)
         if not settings.mask or settings.run not in self.app.models.names():
             return gr.skip()
         form = forms.form_of(settings, self.app.models.traits(settings.run, settings.checkpoint), self.app.store)
@@ -211,13 +232,13 @@ class DrawTab:
 
     def pick(self, drawn: list[str], event: gr.SelectData) -> Any:
         """The settings of the picture that was clicked."""
-        return png_settings.read(drawn[event.index])[0].as_dict() if event.index < len(drawn) else gr.skip()
+        return png_settings.read_settings(drawn[event.index])[0].as_dict() if event.index < len(drawn) else gr.skip()
 
     def send(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
-        return self.app.shown.copy(Path(shown_one(gallery, drawn)))
+        return self.app.served_files.copy(Path(selected_file(gallery, drawn)))
 
     def send_to_editor(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
-        return _shown_canvas(forms.canvas(Path(shown_one(gallery, drawn))))
+        return _shown_canvas(forms.canvas(Path(selected_file(gallery, drawn))))
 
     def start(self, kept: Any) -> list[Any]:
         """The fields when the page is opened: as this browser `kept` them, for the run that it was started with."""
@@ -225,7 +246,7 @@ class DrawTab:
         names, kept = app.models.names(), kept if isinstance(kept, dict) else {}
         updates: dict[str, Any] = {name: gr.skip() for name in self.fields}
         # gradio makes a number field that is empty 0 when it first appears, unless it was emptied by an event.
-        updates |= {name: gr.update(value=None) for name, field in self.fields.items() if is_empty_number(field)}
+        updates |= {name: gr.update(value=None) for name, field in self.fields.items() if _is_empty_number(field)}
         if not names:
             return list(updates.values())
         run = app.models.given or (kept["run"] if kept.get("run") in names else names[0])
@@ -260,7 +281,7 @@ SUITED = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps
 
 
 class _Sampling(dict):
-    """By run, the model's own way of sampling; read when asked for."""
+    """By run, the model's own way of sampling; read when inputs for."""
 
     def __init__(self, app: App):
         self.app = app
@@ -269,7 +290,7 @@ class _Sampling(dict):
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
 
 
-def is_empty_number(field: Any) -> bool:
+def _is_empty_number(field: Any) -> bool:
     return isinstance(field, gr.Number) and field.value is None
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":]+/)+")  # of a path, before its last name
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
+def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, or generator function, whose errors come as messages: a user's mistake as it is, a failure in short,
     with its traceback in the terminal alone."""
     if inspect.isgeneratorfunction(function):
@@ -28,7 +28,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 yield from function(*args, **kwargs)
             except Exception as error:
-                raise message(error) from error
+                raise error_message(error) from error
 
         return stream
 
@@ -37,12 +37,12 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            raise message(error) from error
+            raise error_message(error) from error
 
     return call
 
 
-def message(error: Exception) -> gr.Error:
+def error_message(error: Exception) -> gr.Error:
     """An error as the page shows it, and as a program gets it."""
     if isinstance(error, gr.Error):
         return error

@@ -10,9 +10,9 @@ import gradio as gr
 from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.app import App
-from ldm.ui.page.messages import told
-from ldm.ui.page.parts import bar, kept_form, quiet
-from ldm.ui.runs import listing as runs
+from ldm.ui.page.messages import show_errors
+from ldm.ui.page.widgets import bar, browser_form, quiet_event
+from ldm.ui.runs import run_state as runs
 from ldm.ui.runs.launch import NAME_BYTES
 from ldm.ui.runs.watch import read_record, steps_per_s
 
@@ -30,7 +30,7 @@ class RunsTab:
         self._events()
 
     def _layout(self) -> None:
-        keys = runs.keys(self.app.runs_dir)
+        keys = runs.run_keys(self.app.runs_dir)
         with gr.Row():
             self.run = gr.Dropdown(
                 keys, value=next(iter(keys), None), label="Run", scale=3, elem_id="runs", allow_custom_value=True
@@ -54,7 +54,7 @@ class RunsTab:
         )
         with gr.Accordion("Evaluation", open=True), gr.Row():
             self.report = gr.HTML("")
-            self.report_pictures = gr.Gallery(
+            self.report_images = gr.Gallery(
                 label="Pictures of the report", columns=3, object_fit="contain", format="png", height=300
             )
         with gr.Accordion("What it printed", open=False):
@@ -62,7 +62,7 @@ class RunsTab:
         self._form()
 
     def _form(self) -> None:
-        self.kept = kept_form("start")
+        self.kept = browser_form("start")
         with gr.Accordion("Start a run", open=False, elem_id="start-box"):
             with gr.Row():
                 stages = [("one: autoencoder", "vae"), ("two: diffusion", "ldm")]
@@ -84,23 +84,23 @@ class RunsTab:
             self.memory,
             self.grids,
             self.report,
-            self.report_pictures,
+            self.report_images,
             self.log,
         ]
-        quietly = quiet(self.status)
+        quietly = quiet_event(self.status)
         shown = gr.State("")
-        show = told(self.show)
+        show = show_errors(self.show)
         self.run.change(show, [self.run, shown], [*view, shown], **quietly)
         self.timer.tick(show, [self.run, shown], [*view, shown], **quietly)
-        self.look.click(told(self.found), None, self.run, **quietly)
+        self.look.click(show_errors(self.found), None, self.run, **quietly)
         started = [self.run, self.status]
         self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
         form, as_sent = [self.stage, self.name, self.options, self.overwrite], _AS_SENT
-        self.go.click(told(self.start), form, started, api_name="start_run", **as_sent)
-        self.stop.click(told(self.stop_run), self.run, self.status, api_name="stop_run", **as_sent)
-        self.resume.click(told(self.resume_run), self.run, self.status, api_name="resume_run", **as_sent)
+        self.go.click(show_errors(self.start), form, started, api_name="start_run", **as_sent)
+        self.stop.click(show_errors(self.stop_run), self.run, self.status, api_name="stop_run", **as_sent)
+        self.resume.click(show_errors(self.resume_run), self.run, self.status, api_name="resume_run", **as_sent)
         state = gr.JSON(visible=False)
-        gr.Button(visible=False).click(told(self.describe), self.run, state, api_name="run_state", **as_sent)
+        gr.Button(visible=False).click(show_errors(self.describe), self.run, state, api_name="run_state", **as_sent)
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
@@ -119,25 +119,27 @@ class RunsTab:
                 ),
             ]
         )
-        status = headline(run)
+        status = _headline(run)
         if now == shown:
             return [status, *[gr.skip()] * 7, shown]
-        speed, memory = usage(read_record(record))
-        grids = [(self.app.shown.copy(path), f"step {step}") for step, path in reversed(runs.sample_grids(run.path))]
+        speed, memory = _usage_curves(read_record(record))
+        grids = [
+            (self.app.served_files.copy(path), f"step {step}") for step, path in reversed(runs.sample_grids(run.path))
+        ]
         figures, pictures = runs.evaluation(run.path)
-        evaluated = [self.app.shown.copy(path) for path in pictures]
+        evaluated = [self.app.served_files.copy(path) for path in pictures]
         said = (
             "\n".join(runs.tail(log, 200)) or "It wasn't started from this page, so what it printed isn't known here."
         )
-        plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (loss_curves(run.path), speed, memory)]
+        plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (_loss_curves(run.path), speed, memory)]
         gallery = gr.update(value=evaluated, visible=bool(evaluated))
-        return [status, *plots, grids, report(figures, key), gallery, said, now]
+        return [status, *plots, grids, _report_html(figures, key), gallery, said, now]
 
     def describe(self, key: str) -> dict[str, Any]:
         """How a run stands, as plain data."""
         _check_key(key)
         run = self.app.watcher.state(key)
-        return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.said}
+        return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.error}
 
     def recall(self, kept: Any) -> list[Any]:
         """The form of a new run as this browser kept it."""
@@ -175,19 +177,19 @@ def _check_key(key: Any) -> None:
         raise UserError(f"there is no run {annotations.as_typed(key)}: give STAGE/NAME, as ldm/emoji.")
 
 
-def headline(run: runs.RunState) -> str:
+def _headline(run: runs.RunState) -> str:
     """A line that says how a run stands."""
     share = 1.0 if run.status == "finished" else run.step / run.steps if run.step and run.steps else 0.0
     parts = [run.key, run.status]
     parts += [f"step {run.step}" + (f" of {run.steps}" if run.steps else "")] if run.step is not None else []
     parts += [f"loss {run.loss:.4g}"] if run.loss is not None else []
     parts += [f"{run.samples_per_s:.0f} samples/s"] if run.samples_per_s else []
-    parts += [run.said] if run.said else []
+    parts += [run.error] if run.error else []
     state = {"finished": "done", "failed": "stopped", "stopped": "stopped"}.get(run.status, "")
     return bar(" · ".join(parts), share, state)
 
 
-def loss_curves(path: Path) -> Any:
+def _loss_curves(path: Path) -> Any:
     """The losses of training and validation."""
     import pandas as pd
 
@@ -196,7 +198,7 @@ def loss_curves(path: Path) -> Any:
     return pd.DataFrame(rows, columns=["step", "loss", "curve"])
 
 
-def usage(rows: list[dict[str, float]]) -> tuple[Any, Any]:
+def _usage_curves(rows: list[dict[str, float]]) -> tuple[Any, Any]:
     """Speed and memory over the minutes that the run was watched."""
     import pandas as pd
 
@@ -210,7 +212,7 @@ def usage(rows: list[dict[str, float]]) -> tuple[Any, Any]:
     return speed, pd.DataFrame(memory, columns=["minutes", "MB", "of"])
 
 
-def report(figures: dict[str, Any], key: str) -> str:
+def _report_html(figures: dict[str, Any], key: str) -> str:
     """Figures as a table; how to get them where there are none."""
     if not figures:
         stage, _, name = key.partition("/")

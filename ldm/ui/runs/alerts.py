@@ -1,4 +1,4 @@
-"""What a user wants to be told of a run: losses that aren't numbers, standstill, failure, a full disk, a threshold."""
+"""Alerts on runs: a loss that isn't finite, a run that stalls or fails, a full disk, a metric beyond a threshold."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from ldm.common.errors import UserError
-from ldm.ui.runs.listing import RunState
+from ldm.ui.runs.run_state import RunState
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -33,6 +33,7 @@ class Threshold:
     value: float
 
     def holds(self, value: float) -> bool:
+        """Whether a value of the metric raises the alert."""
         return _COMPARE[self.sign](value, self.value)
 
     def __str__(self) -> str:
@@ -41,7 +42,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Rules:
-    """When to be told, and where to. Zero turns a rule off."""
+    """When alerts are raised, and the address that they are posted to. Zero turns a rule off."""
 
     stall_minutes: float = 10.0
     disk_gb: float = 1.0
@@ -51,7 +52,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Alert:
-    """`kind` is nan, failed, stall, disk or threshold; `run` is STAGE/NAME, empty for the machine's own."""
+    """`kind` is nan, failed, stall, disk, threshold or test; `run` is STAGE/NAME, or empty for the machine itself."""
 
     kind: str
     run: str
@@ -59,29 +60,30 @@ class Alert:
     time: str = ""
 
 
-def rules_of(stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> Rules:
-    """Rules from what was typed, thresholds one a line. Raises UserError."""
+def parse_rules(stall_minutes: float, disk_gb: float, thresholds: str, webhook: str) -> Rules:
+    """Rules from typed values, with one threshold per line. Raises UserError for invalid ones."""
     if not (0 <= stall_minutes < math.inf and 0 <= disk_gb < math.inf):
         raise UserError("minutes and gigabytes have to be numbers of at least 0; 0 turns the rule off.")
     parsed = tuple(_threshold(line) for line in thresholds.splitlines() if line.strip())
     webhook = webhook.strip()
     if webhook and (urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).hostname):
-        raise UserError(f"the webhook '{webhook}' has to be an address that begins with http:// or https://.")
+        raise UserError(f"the webhook '{webhook}' has to be an address that starts with http:// or https://.")
     return Rules(stall_minutes, disk_gb, parsed, webhook)
 
 
-def of_run(
+def run_alerts(
     run: RunState, metrics: Mapping[str, Sequence[tuple[int, float]]], idle_seconds: float, rules: Rules
 ) -> list[Alert]:
-    """What there is to tell of a run; `idle_seconds` is how long it has made no step."""
+    """The alerts that a run raises now. `metrics` are its columns as (step, value), `idle_seconds` is the time since
+    its last step."""
     found = []
     bad = [name for name, points in metrics.items() if points and not math.isfinite(points[-1][1])]
     bad += ["loss"] if run.loss is not None and not math.isfinite(run.loss) and "train/loss" not in bad else []
     if run.status == "running" and bad:
         found.append(Alert("nan", run.key, f"{', '.join(bad)} isn't a finite number at step {run.step}."))
     if run.status == "failed":
-        kind = "nan" if "isn't finite" in run.said else "failed"
-        found.append(Alert(kind, run.key, run.said.removeprefix("error: ") or "ended with an error; see its log."))
+        kind = "nan" if "isn't finite" in run.error else "failed"
+        found.append(Alert(kind, run.key, run.error.removeprefix("error: ") or "it ended with an error: see its log."))
     if run.status == "running" and 0 < rules.stall_minutes * 60 < idle_seconds:
         found.append(Alert("stall", run.key, f"no step for {idle_seconds / 60:.0f} minutes, at step {run.step}."))
     for threshold in rules.thresholds if run.status == "running" else ():
@@ -92,45 +94,52 @@ def of_run(
     return found
 
 
-def of_disk(free_bytes: int, rules: Rules) -> list[Alert]:
+def disk_alerts(free_bytes: int, rules: Rules) -> list[Alert]:
+    """The alert that a disk with this much space left raises, if any."""
     if free_bytes < rules.disk_gb * 1e9:
         return [Alert("disk", "", f"only {free_bytes / 1e9:.1f} GB are free where the runs are kept.")]
     return []
 
 
-class Alarms:
-    """The alerts that hold, each told once from when it begins until it ends; and the last that were told."""
+class Alerter:
+    """Raises each alert once, from when its condition starts to hold until it ends. Thread-safe.
+
+    `raised` are the latest alerts, newest first; `webhook_errors` are the latest errors of the webhook.
+    """
 
     def __init__(self, send: Callable[[str, Alert], None] | None = None):
-        self.told: deque[Alert] = deque(maxlen=100)
-        self.troubles: deque[str] = deque(maxlen=5)
+        self.raised: deque[Alert] = deque(maxlen=100)
+        self.webhook_errors: deque[str] = deque(maxlen=5)
         self._send, self._active, self._lock = send or post, set[tuple[str, ...]](), threading.Lock()
 
-    def update(self, holding: Sequence[Alert], webhook: str = "") -> list[Alert]:
-        """Tells what is new among the alerts that hold now."""
+    def update(self, active: Sequence[Alert], webhook: str = "") -> list[Alert]:
+        """Raises the alerts that are new among those that hold now, and returns them."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         with self._lock:
-            new = [alert for alert in holding if _identity(alert) not in self._active]
-            self._active = {_identity(alert) for alert in holding}
+            new = [alert for alert in active if _identity(alert) not in self._active]
+            self._active = {_identity(alert) for alert in active}
         new = [Alert(alert.kind, alert.run, alert.text, stamp) for alert in new]
         for alert in new:
-            self.told.appendleft(alert)
+            self.raised.appendleft(alert)
             if webhook:
-                self.call(webhook, alert)
+                self.send(webhook, alert)
         return new
 
-    def call(self, webhook: str, alert: Alert) -> bool:
-        """Sends one alert; what goes wrong is kept for the page."""
+    def send(self, webhook: str, alert: Alert) -> bool:
+        """Sends one alert; whether that succeeded. Errors are kept for the page."""
         try:
             self._send(webhook, alert)
             return True
         except (OSError, ValueError) as error:
-            self.troubles.appendleft(f"{time.strftime('%H:%M:%S')} the webhook can't be reached: {error}")
+            self.webhook_errors.appendleft(f"{time.strftime('%H:%M:%S')} the webhook can't be reached: {error}")
             return False
 
 
 def post(webhook: str, alert: Alert, timeout: float = 5.0) -> None:
-    """Posts an alert as JSON: its fields, and the sentence as `text` and `content`, where chat programs look for it."""
+    """Posts an alert as JSON: its fields, and the whole sentence as `text` and `content`, which chat programs show.
+
+    `timeout` is in seconds. Raises OSError or ValueError.
+    """
     sentence = f"[{alert.kind}] {alert.run} {alert.text}".replace("  ", " ")
     body = json.dumps(asdict(alert) | {"about": alert.text, "text": sentence, "content": sentence}).encode()
     request = urllib.request.Request(webhook, body, {"Content-Type": "application/json"}, method="POST")
@@ -139,7 +148,7 @@ def post(webhook: str, alert: Alert, timeout: float = 5.0) -> None:
 
 
 def _identity(alert: Alert) -> tuple[str, ...]:
-    """One threshold of a run is one alert, whatever its value has become."""
+    """Equal for the same alert: a threshold of a run remains the same whatever the current value."""
     return (alert.kind, alert.run, alert.text.partition(":")[0] if alert.kind == "threshold" else "")
 
 

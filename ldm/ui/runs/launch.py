@@ -1,4 +1,4 @@
-"""Runs started, stopped and resumed from the page: processes of the ordinary command lines, which outlive the page."""
+"""Starts, stops and resumes runs: processes of the ordinary command lines, which outlive the page."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from ldm.config import overrides
 from ldm.config.compose import CONF
 from ldm.training.runs import lock
 from ldm.training.runs.folder import DONE, is_run
-from ldm.ui.runs.listing import config_of, folder
+from ldm.ui.runs.run_state import config_of, run_folder
 
 SCRIPTS = {"vae": "train_vae", "ldm": "train_ldm"}
-NAME_BYTES = 200  # file systems take 255 of a file's name, which has more parts than the run's
-OURS = ("name", "runs_dir", "resume", "overwrite")
+NAME_BYTES = 200  # file systems allow 255, and files are named after the run with additions
+PAGE_OPTIONS = ("name", "runs_dir", "resume", "overwrite")
 
 
 class Launcher:
-    """Starts runs under `runs_dir`, whose logs and command lines it keeps in `store_folder`."""
+    """Starts runs under `runs_dir`; their logs and command lines are kept in `store_folder`."""
 
     def __init__(self, runs_dir: Path, store_folder: Path):
         self.runs_dir, self.folder = runs_dir, store_folder
@@ -36,55 +36,57 @@ class Launcher:
         self._lock = threading.Lock()
 
     def start(self, stage: str, name: str, options: str, overwrite: bool = False) -> str:
-        """Starts a run of the options, KEY=VALUE words as in a shell; returns its key STAGE/NAME."""
-        check_name(name)
+        """Starts a run with options as on the command line; returns its key, STAGE/NAME. Raises UserError."""
+        _check_run_name(name)
         words = option_words(options)
         if is_run(self.runs_dir / stage / name) and not overwrite:
-            raise UserError(f"there is a run {stage}/{name} already: resume it, throw it away, or take another name.")
+            raise UserError(f"there is a run {stage}/{name} already: resume it, overwrite it, or take another name.")
         self._spawn(f"{stage}/{name}", [*words, *(["overwrite=true"] if overwrite else [])])
         return f"{stage}/{name}"
 
     def resume(self, key: str) -> None:
-        """Goes on with a run, by the options that it was started with, here or, as far as config.yaml has them,
-        elsewhere."""
-        path = folder(self.runs_dir, key)
+        """Resumes a run, with the options that it was started with here, or else with those in its config.yaml.
+
+        Raises UserError for a run that is unknown, finished or running.
+        """
+        path = run_folder(self.runs_dir, key)
         if (path / DONE).exists():
-            raise UserError(f"{key} is finished: start another run, with more steps.")
+            raise UserError(f"{key} is finished: start another run with more steps.")
         words = self.record(key).get("words")
         self._spawn(key, [*(words if isinstance(words, list) else words_of_config(config_of(path))), "resume=true"])
 
     def stop(self, key: str) -> None:
-        """Asks a run to save and end (SIGTERM)."""
-        holder = lock.read(self.runs_dir / key if self.is_live(key) else folder(self.runs_dir, key))
+        """Asks a run to save and end (SIGTERM). Raises UserError for a run that doesn't run on this machine."""
+        holder = lock.read(self.runs_dir / key if self.is_live(key) else run_folder(self.runs_dir, key))
         if holder and lock.is_live(holder):
             if holder["host"] != os.uname().nodename:
-                raise UserError(f"{key} runs on {holder['host']}; stop it there.")
+                raise UserError(f"{key} runs on {holder['host']}: stop it there.")
             os.kill(int(holder["pid"]), signal.SIGTERM)
         elif self.is_live(key):
-            self._processes[key].terminate()  # not yet so far that it holds its folder
+            self._processes[key].terminate()  # it hasn't locked its folder yet
         else:
             raise UserError(f"{key} isn't running.")
 
     def log(self, key: str) -> Path:
-        """What the run printed, where it was started here."""
+        """The file of what the run printed; it exists if the run was started here."""
         return self.folder / "logs" / f"{key.replace('/', '--')}.log"
 
     def exit_code(self, key: str) -> int | None:
-        """How the run's process ended, where it was started here; None while it runs or where nobody knows."""
+        """The exit code of the run's process; None while it runs, or if it wasn't started here."""
         process = self._processes.get(key)
         return process.poll() if process else None
 
     def is_live(self, key: str) -> bool:
-        """Whether a process that was started here for this run has not ended."""
+        """Whether the run's process was started here and hasn't ended."""
         process = self._processes.get(key)
         return process is not None and process.poll() is None
 
     def started(self) -> list[str]:
-        """Runs whose process was started here, the newest first, even where it ended before it had a folder."""
+        """The runs that were started here, newest first, including those that ended before they had a folder."""
         return list(reversed(self._processes))
 
     def record(self, key: str) -> dict[str, Any]:
-        """Options and start of a run, as kept when it was started here."""
+        """Options and time of a run's last start here; empty if there was none."""
         kept = self._records().get(key)
         return kept if isinstance(kept, dict) else {}
 
@@ -98,14 +100,14 @@ class Launcher:
                 raise UserError(f"{key} is running already, as process {holder['pid']} on {holder['host']}.")
             log = self.log(key)
             log.parent.mkdir(parents=True, exist_ok=True)
-            line = [*entry(SCRIPTS[stage]), *words, f"name={name}", f"runs_dir={self.runs_dir}"]
+            line = [*script_command(SCRIPTS[stage]), *words, f"name={name}", f"runs_dir={self.runs_dir}"]
             with log.open("ab") as out:
                 out.write(f"$ {shlex.join(line)}\n".encode())
                 out.flush()
                 self._processes[key] = subprocess.Popen(
                     line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
                 )
-            kept = [word for word in words if word.partition("=")[0] not in OURS]
+            kept = [word for word in words if word.partition("=")[0] not in PAGE_OPTIONS]
             self._keep(key, {"words": kept, "started": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def _keep(self, key: str, record: dict[str, Any]) -> None:
@@ -119,39 +121,40 @@ class Launcher:
         return read if isinstance(read, dict) else {}
 
 
-def check_name(name: str) -> None:
-    """Raises UserError for what is no name of a run's folder, and of the files that are kept of it beside it."""
+def _check_run_name(name: str) -> None:
+    """Raises UserError for text that can't name the run's folder, its log and its record."""
     if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
-        raise UserError("give the run a name: a plain word, which becomes its folder's.")
+        raise UserError("the run needs a name: give a plain word, which its folder is called, too.")
     if len(name.encode()) > NAME_BYTES:
-        raise UserError(f"the name '{name[:40]}...' is too long for a folder: take up to {NAME_BYTES} letters.")
+        raise UserError(f"the name '{name[:40]}...' is too long for a folder: take up to {NAME_BYTES} bytes.")
 
 
 def option_words(options: str) -> list[str]:
-    """The words of a command line's options, refused where they aren't KEY=VALUE or are the page's own to give."""
+    """Typed options as words of a command line. Raises UserError for words that aren't KEY=VALUE, and for options that
+    the page sets itself."""
     try:
         words = shlex.split(options)
     except ValueError as error:
-        raise UserError(f"the options can't be read ({error}): write KEY=VALUE, with quotes around blanks.") from None
+        raise UserError(f"the options can't be read ({error}): write KEY=VALUE, with quotes around spaces.") from None
     flags, words = overrides.split(words)
     if flags:
-        raise UserError(f"{flags[0]} is for the command line: a page starts one run at a time.")
+        raise UserError(f"{flags[0]} is for the command line: take it out, the page starts one run at a time.")
     for word in words:
         key = word.partition("=")[0].lstrip("+")
-        if key in OURS:
-            raise UserError(f"{key}= has a field of its own here; take it out of the options.")
+        if key in PAGE_OPTIONS:
+            raise UserError(f"{key}= has a field of its own: take it out of the options.")
     return words
 
 
 def words_of_config(config: Mapping[str, Any]) -> list[str]:
-    """Options that compose the config of a run, which is all that is known of one started elsewhere."""
-    sections = {key: value for key, value in config.items() if key not in (*OURS, "cache_dir")}
-    groups = [f"{group}={choice}" for group in sections if (choice := _choice(group, sections[group]))]
-    return [*groups, *_flat(sections)]
+    """Options that compose the config of a run: all that is known of a run that wasn't started here."""
+    sections = {key: value for key, value in config.items() if key not in (*PAGE_OPTIONS, "cache_dir")}
+    groups = [f"{group}={choice}" for group in sections if (choice := _group_choice(group, sections[group]))]
+    return [*groups, *_flatten(sections)]
 
 
-def _choice(group: str, section: Any) -> str | None:
-    """The choice of a config group that a section may have come from: of the same class, with no key that it lacks."""
+def _group_choice(group: str, section: Any) -> str | None:
+    """The choice of a config group that a section may come from: of the same class, and without keys that it lacks."""
     if not isinstance(section, Mapping):
         return None
     for file in sorted((CONF / group).glob("*.yaml")):
@@ -170,16 +173,16 @@ def _has_keys(section: Any, read: Any) -> bool:
     return isinstance(section, Mapping) and all(k in section and _has_keys(section[k], v) for k, v in read.items())
 
 
-def _flat(config: Mapping[str, Any], path: str = "") -> list[str]:
+def _flatten(config: Mapping[str, Any], path: str = "") -> list[str]:
     words = []
     for key, value in config.items():
         where = f"{path}.{key}" if path else str(key)
-        words += _flat(value, where) if isinstance(value, Mapping) else [f"{where}={_plain(value)}"]
+        words += _flatten(value, where) if isinstance(value, Mapping) else [f"{where}={_plain(value)}"]
     return words
 
 
-def entry(script: str) -> list[str]:
-    """The command that runs a script: a clone's own file, or the installed `ldm`."""
+def script_command(script: str) -> list[str]:
+    """The command that runs a script: the file in a clone, or else the installed `ldm`."""
     file = CONF.parent / f"{script}.py"
     if file.is_file():
         return [sys.executable, str(file)]

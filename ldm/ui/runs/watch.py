@@ -1,4 +1,4 @@
-"""Looks at the runs every few seconds: keeps a record of speed and memory, and raises alerts."""
+"""Watches the runs: every few seconds, records their speed and memory and raises alerts."""
 
 import csv
 import logging
@@ -10,79 +10,91 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldm.common.errors import UserError
-from ldm.ui.runs.alerts import Alarms, Alert, Rules, of_disk, of_run
+from ldm.ui.runs.alerts import Alert, Alerter, Rules, disk_alerts, run_alerts
 from ldm.ui.runs.launch import Launcher
-from ldm.ui.runs.listing import RunState, curves, keys, memory_mb, state
+from ldm.ui.runs.run_state import RunState, curves, memory_mb, read_state, run_keys
 
 log = logging.getLogger(__name__)
 COLUMNS = ("time", "step", "loss", "samples_per_s", "memory_mb", "gpu_mb")
 
 
 class Watcher:
-    """`look` once, or `start` a thread that looks every `seconds`."""
+    """Calls `look` every `seconds` in a thread, from `start` to `close`."""
 
     def __init__(
         self,
         runs_dir: Path,
         launcher: Launcher,
-        alarms: Alarms,
+        alerter: Alerter,
         seconds: float = 5.0,
         clock: Callable[[], float] = time.time,
     ):
-        self.runs_dir, self.launcher, self.alarms, self.seconds, self.clock = runs_dir, launcher, alarms, seconds, clock
+        self.runs_dir, self.launcher, self.alerter, self.seconds, self.clock = (
+            runs_dir,
+            launcher,
+            alerter,
+            seconds,
+            clock,
+        )
         self.rules = Rules()
-        self._moved: dict[str, tuple[int | None, float]] = {}
+        self._seen: dict[str, tuple[int | None, float]] = {}
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Starts the thread."""
         self._thread = threading.Thread(target=self._watch, name="ldm-watch", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        """Ends the thread and waits for it."""
         self._ended.set()
         if self._thread:
             self._thread.join()
 
     def listed(self) -> list[str]:
-        """All runs, those first that were started here and have no folder yet, or never came to have one."""
-        known = keys(self.runs_dir)
+        """All runs; first those that were started here and have no folder, or not yet."""
+        known = run_keys(self.runs_dir)
         return [*(key for key in self.launcher.started() if key not in known), *known]
 
     def state(self, key: str) -> RunState:
-        """How a run stands, with what the launcher knows of it."""
+        """The state of a run, with what the launcher knows of it. Raises UserError for an unknown run."""
         if key not in self.listed():
             raise UserError(f"there is no run {key} in {self.runs_dir}.")
-        return state(
-            self.runs_dir, key, self.launcher.log(key), self.launcher.exit_code(key), self.launcher.is_live(key)
+        return read_state(
+            self.runs_dir,
+            key,
+            self.launcher.log(key),
+            exit_code=self.launcher.exit_code(key),
+            starting=self.launcher.is_live(key),
         )
 
     def look(self) -> list[Alert]:
-        """Notes how the running runs stand; returns the alerts that are new."""
-        holding: list[Alert] = []
+        """Records the state of the running runs; returns the alerts that are new."""
+        active: list[Alert] = []
         for key in self.listed():
             run = self.state(key)
             if run.status in ("running", "failed"):
-                holding += of_run(run, curves(run.path), self._idle(run), self.rules)
-            if run.status == "running" and run.pid and run.here:
-                self._note(run)
+                active += run_alerts(run, curves(run.path), self._idle(run), self.rules)
+            if run.status == "running" and run.pid and run.on_this_host:
+                self._append_record(run)
         if self.runs_dir.is_dir():
-            holding += of_disk(shutil.disk_usage(self.runs_dir).free, self.rules)
-        return self.alarms.update(holding, self.rules.webhook)
+            active += disk_alerts(shutil.disk_usage(self.runs_dir).free, self.rules)
+        return self.alerter.update(active, self.rules.webhook)
 
     def record(self, key: str) -> Path:
-        """The kept record of a run: COLUMNS, a row a look while it ran."""
+        """The file of a run's record: COLUMNS, with a row for each look while it ran."""
         return self.launcher.folder / "records" / f"{key.replace('/', '--')}.csv"
 
     def _idle(self, run: RunState) -> float:
         """Seconds since the run was first seen at its step."""
-        step, since = self._moved.get(run.key, (None, 0.0))
-        if run.status != "running" or run.key not in self._moved or step != run.step:
-            self._moved[run.key] = (run.step, self.clock())
+        step, since = self._seen.get(run.key, (None, 0.0))
+        if run.status != "running" or run.key not in self._seen or step != run.step:
+            self._seen[run.key] = (run.step, self.clock())
             return 0.0
         return self.clock() - since
 
-    def _note(self, run: RunState) -> None:
+    def _append_record(self, run: RunState) -> None:
         path = self.record(run.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
@@ -105,12 +117,12 @@ class Watcher:
         while not self._ended.wait(self.seconds):
             try:
                 self.look()
-            except Exception:  # a folder removed while it is read, and the like: the next look is soon
-                log.exception("the runs can't be looked at")
+            except Exception:  # such as a folder that is removed while it is read: the next look is soon
+                log.exception("the runs can't be read")
 
 
 def read_record(path: Path) -> list[dict[str, float]]:
-    """The rows of a record, numbers only; speed from the steps where it wasn't said."""
+    """The rows of a record, with the numbers alone; empty if it can't be read."""
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -120,7 +132,7 @@ def read_record(path: Path) -> list[dict[str, float]]:
 
 
 def steps_per_s(rows: list[dict[str, float]]) -> list[tuple[float, float]]:
-    """(minutes since the record began, steps per second), over the looks between which the step moved."""
+    """(minutes since the start of the record, steps per second), between the rows at which the step changed."""
     found, last = [], None
     for row in rows:
         if "step" not in row or "time" not in row:
@@ -134,7 +146,7 @@ def steps_per_s(rows: list[dict[str, float]]) -> list[tuple[float, float]]:
 
 
 def gpu_mb(pid: int) -> float | None:
-    """The GPU memory of a process in MB, as NVIDIA's tool says; None without a GPU."""
+    """The GPU memory of a process in MB, from nvidia-smi; None without a GPU."""
     tool = shutil.which("nvidia-smi")
     if not tool:
         return None

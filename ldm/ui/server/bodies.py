@@ -1,7 +1,7 @@
-"""The bodies of requests while they arrive: counted by the bytes that have come, and ended when no more come.
+"""The bodies of requests while they arrive: counted by the bytes received, and given up when no more arrive.
 
-What a request says of its length reserves nothing. Where too much is arriving at a time, the body that has been silent
-for the longest gives way, so that connections that send nothing, or hardly anything, keep nobody else out.
+The length that a request declares reserves nothing. When too much is arriving at a time, the body that has been silent
+for the longest gives way, so that connections that send next to nothing keep nobody else out.
 """
 
 import asyncio
@@ -15,42 +15,44 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Refusal = tuple[int, str]  # status and sentence
 
-IDLE_S = 30.0  # without a byte, until a body that isn't complete is given up
-EACH = 32  # incomplete bodies of one client at a time
-MANY: Refusal = (503, "too many uploads at a time; try again in a moment")
+IDLE_S = 30.0  # seconds without a byte until an incomplete body is given up
+EACH = 32  # incomplete bodies at a time from one client
+MANY: Refusal = (503, "too many uploads at a time: try again in a moment")
 
 
 class Bodies:
-    """All bodies that are arriving or in use, of at most `most()` bytes together."""
+    """All bodies that are arriving or in use, with at most `most()` bytes together."""
 
     def __init__(self, most: Callable[[], int], idle_s: float = IDLE_S, each: int = EACH):
         self.most, self.idle_s, self.each = most, idle_s, each
-        self._held: set[Body] = set()
+        self._open: set[Body] = set()
 
     def open(self, client: str, receive: Receive) -> "Body":
-        mine = [body for body in self._held if body.client == client and not body.whole]
+        """A new body; the client's most silent one gives way if it has too many."""
+        mine = [body for body in self._open if body.client == client and not body.whole]
         if len(mine) >= self.each:
             self._end(_most_silent(mine))
         body = Body(self, client, receive)
-        self._held.add(body)
+        self._open.add(body)
         return body
 
     def close(self, body: "Body") -> None:
-        self._held.discard(body)
+        """Counts a body no more."""
+        self._open.discard(body)
 
     def make_room(self, body: "Body") -> None:
-        """Ends others, the most silent first, and at last `body` itself, until all that has come is within bounds."""
-        while sum(one.arrived for one in self._held) > self.most() and body in self._held:
-            others = [one for one in self._held if one is not body and not one.whole]
+        """Gives up other bodies, the most silent first, at last `body` itself, until the rest is within the bound."""
+        while sum(one.arrived for one in self._open) > self.most() and body in self._open:
+            others = [one for one in self._open if one is not body and not one.whole]
             self._end(_most_silent(others) if others else body)
 
     def _end(self, body: "Body") -> None:
-        self._held.discard(body)
+        self._open.discard(body)
         body.end(MANY)
 
 
 class Body:
-    """One request's body. `receive` raises once there is a `refusal`, to be answered in place of the app's answer."""
+    """A request's body. `receive` raises once there is a `refusal`, which is then the answer."""
 
     def __init__(self, bodies: Bodies, client: str, receive: Receive):
         self.client = client
@@ -60,7 +62,7 @@ class Body:
         self._timer: asyncio.Timeout | None = None
 
     async def receive(self) -> Message:
-        """The next message. Raises MultiPartException, for which gradio takes away what it has stored by then."""
+        """The next message. Raises MultiPartException, on which gradio removes what it has stored."""
         from starlette.formparsers import MultiPartException
 
         message: Message = {}
@@ -73,7 +75,7 @@ class Body:
         return message
 
     def end(self, refusal: Refusal) -> None:
-        """Gives the body up, also while it is being waited for."""
+        """Gives up the body, even while its next message is awaited."""
         self.refusal = self.refusal or refusal
         if self._timer and not self._timer.expired():
             self._timer.reschedule(asyncio.get_running_loop().time())
@@ -84,12 +86,12 @@ class Body:
             async with asyncio.timeout(idle_s) as self._timer:
                 message = await self._receive()
         except TimeoutError:
-            self.end((408, f"nothing came of the request for {idle_s:g} s"))
+            self.end((408, f"no data of the request arrived for {idle_s:g} s"))
             return {}
         finally:
             self._timer = None
         if message["type"] == "http.disconnect":
-            self.end((400, "the connection was closed before all of the request had come"))
+            self.end((400, "the connection was closed before the whole request had arrived"))
         self._count(len(message.get("body", b"")))
         self.whole = not message.get("more_body", False)
         return message

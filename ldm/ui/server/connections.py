@@ -1,10 +1,9 @@
-"""Connections to the page's server that ask for nothing or don't read what they asked for: each has so long for it, and
-there are so many of them, of one address and in all.
+"""Bounds for connections that ask for nothing or don't read their answers: in time, and in number.
 
-uvicorn ends a connection that is silent after an answer (`timeout_keep_alive`, 5 s), but not one that has sent nothing
-yet, sends its first lines a byte at a time, or leaves an answer unread: even closing waits for that. Its
-`limit_concurrency` would count them and refuse everybody else; here the one that has made no progress for the longest
-gives way.
+uvicorn closes a connection that is silent after an answer (`timeout_keep_alive`, 5 s), but not one that has sent
+nothing yet, that sends its first lines a byte at a time, or that leaves an answer unread: even closing waits for that.
+Its `limit_concurrency` would count them and refuse everybody else; here the connection that has made no progress for
+the longest gives way.
 """
 
 import asyncio
@@ -17,111 +16,125 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """What connections have to keep to. `trusted` are addresses (networks, "*" for all) of servers before this one,
-    whose connections are those of many clients."""
+    """Bounds of connections. `trusted` lists addresses of servers before this one (networks, or "*" for all), whose
+    connections are those of many clients."""
 
-    idle_s: float = 30.0  # for the first lines of a request, and while nothing of an answer is taken
-    waiting: int = 128  # connections at a time that have no request in work
-    each: int = 128  # connections at a time of one address
+    idle_s: float = 30.0  # for the first lines of a request, and while nothing of an answer is read
+    waiting: int = 128  # connections at a time without a request that is being answered
+    each: int = 128  # connections at a time from one address
     most: int = 512  # connections at a time in all, with streams that are being read; systems allow some 1000 files
     trusted: str = ""
 
 
-def bound(config: Any, **given: Any) -> None:
-    """Has a uvicorn server of this config bound the connections that come from now on; `given` are `Limits`."""
+def limit_connections(config: Any, **given: Any) -> None:
+    """Bounds the future connections of the uvicorn server with this config; `given` are values of `Limits`."""
     limits = Limits(**{"trusted": str(config.forwarded_allow_ips or ""), **given})
-    config.http_protocol_class = bounded(config.http_protocol_class, limits)
+    config.http_protocol_class = _bounded_protocol(config.http_protocol_class, limits)
 
 
-def bounded(protocol: type, limits: Limits) -> type:
-    """uvicorn's protocol, h11's or httptools', with bounds; a protocol object is one connection."""
+def _bounded_protocol(protocol: Any, bounds: Limits) -> type:
+    """uvicorn's protocol, h11's or httptools', with bounds, in place of any it had. An instance is one connection."""
+    plain = getattr(protocol, "unbounded", protocol)
 
-    class Bounded(protocol):
-        deadline: asyncio.TimerHandle | None = None
-        progress_at = 0.0  # by the loop's clock
-        unread = 0  # bytes that the client was to take then
-        ended = False
+    class BoundedProtocol(_Bounds, plain):
+        limits, unbounded = bounds, plain
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._expect()
-            make_room(self, limits)
+    return BoundedProtocol
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if not owes(self):
-                self._progress()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if waits(self):
-                self._expect()
+class _Bounds(asyncio.Protocol):
+    """What is put before a protocol of uvicorn: a deadline whenever it is the client's turn, and room for others."""
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._expect()
+    limits: Limits
+    deadline: asyncio.TimerHandle | None = None
+    progress_at = 0.0  # by the loop's clock
+    unread = 0  # bytes that the client hadn't read then
+    ended = False
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._expect() if waits(self) else self._progress()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_progress()
+        make_room(self, self.limits)
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.ended = True
-            self._settle()
-            super().connection_lost(exc)
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not _awaits_client(self):
+            self._note_progress()
 
-        def _progress(self) -> None:
-            self.progress_at, self.unread = asyncio.get_running_loop().time(), unread(self)
-            self._settle()
+    def on_response_complete(self) -> None:
+        super().on_response_complete()  # type: ignore[misc]
+        if _is_idle(self):
+            self._expect_progress()
 
-        def _settle(self) -> None:
-            if self.deadline is not None:
-                self.deadline.cancel()
-                self.deadline = None
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_progress()
 
-        def _expect(self) -> None:
-            self._progress()
-            self.deadline = asyncio.get_running_loop().call_later(limits.idle_s, self._look)
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if _is_idle(self):
+            self._expect_progress()
+        else:
+            self._note_progress()
 
-        def _look(self) -> None:
-            """An answer that is being taken, however slowly, has time anew."""
-            self._expect() if unread(self) < self.unread else end(self)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended = True
+        self._cancel_deadline()
+        super().connection_lost(exc)
 
-    return Bounded
+    def _note_progress(self) -> None:
+        self.progress_at, self.unread = asyncio.get_running_loop().time(), _unread_bytes(self)
+        self._cancel_deadline()
+
+    def _cancel_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def _expect_progress(self) -> None:
+        self._note_progress()
+        self.deadline = asyncio.get_running_loop().call_later(self.limits.idle_s, self._check_progress)
+
+    def _check_progress(self) -> None:
+        """Ends the connection, unless its answer is being read, however slowly: then the time starts anew."""
+        if _unread_bytes(self) < self.unread:
+            self._expect_progress()
+        else:
+            _end(self)
 
 
 def make_room(new: Any, limits: Limits) -> None:
-    """Ends connections, those without progress first, until `new` is within bounds; itself where there is no other."""
+    """Ends connections until `new` is within the bounds: those without progress first, `new` if there is no other."""
     others = [one for one in new.connections if one is not new and not one.ended]
-    idle = [one for one in others if waits(one)]
+    idle = [one for one in others if _is_idle(one)]
     if len(idle) >= limits.waiting:
-        end(_last_of(idle, new))
+        _end(_least_active(idle, new))
     address = address_of(new)
     same = [one for one in others if not one.ended and address_of(one) == address]
     if len(same) >= limits.each and not is_trusted(address, limits.trusted):
-        end(_last_of(same, new))
+        _end(_least_active(same, new))
     left = [one for one in others if not one.ended]
     if len(left) >= limits.most:
-        end(_last_of(left, new))
+        _end(_least_active(left, new))
 
 
-def waits(connection: Any) -> bool:
-    """Whether no request of it is in work: none has come whole as far as its first lines, or all are answered."""
+def _is_idle(connection: Any) -> bool:
+    """Whether no request is being answered: the first lines of none have come whole, or all are answered."""
     return connection.cycle is None or connection.cycle.response_complete
 
 
-def owes(connection: Any) -> bool:
-    """Whether the next step is its client's: to ask, or to take what it asked for."""
-    return waits(connection) or connection.flow.write_paused
+def _awaits_client(connection: Any) -> bool:
+    """Whether it is the client's turn: to send a request, or to read the answer."""
+    return _is_idle(connection) or connection.flow.write_paused
 
 
-def unread(connection: Any) -> int:
-    """Bytes of answers that its client hasn't taken, with those that the system holds where it tells (not Windows)."""
+def _unread_bytes(connection: Any) -> int:
+    """Bytes of answers that the client hasn't read, with those in the system's queue if it tells (Windows doesn't)."""
     return connection.transport.get_write_buffer_size() + _queued(connection.transport.get_extra_info("socket"))
 
 
 def _queued(line: Any) -> int:
-    """Bytes in a socket's send queue: megabytes, which a slow client takes its time for."""
+    """Bytes in a socket's send queue: it may hold megabytes, which take a slow client a while."""
     try:
         import fcntl
         import termios
@@ -131,8 +144,8 @@ def _queued(line: Any) -> int:
         return 0
 
 
-def end(connection: Any) -> None:
-    """Ends it, at once where an answer lies unread: closing would wait until that is taken."""
+def _end(connection: Any) -> None:
+    """Ends a connection, at once if an answer is unread: closing would wait until it is read."""
     connection.ended = True
     if connection.transport.get_write_buffer_size():
         connection.transport.abort()
@@ -141,31 +154,31 @@ def end(connection: Any) -> None:
 
 
 def address_of(connection: Any) -> str:
-    """Its client's address; of IPv6 the network of 64 bits, which is one client's."""
+    """The client's address; for IPv6 its network of 64 bits, which belongs to one client."""
     address = connection.client[0] if connection.client else ""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
     known = getattr(known, "ipv4_mapped", None) or known
-    return (
-        str(ipaddress.ip_network((int(known), 64), strict=False).network_address) if known.version == 6 else str(known)
-    )
+    if known.version == 6:
+        return str(ipaddress.ip_network((int(known), 64), strict=False).network_address)
+    return str(known)
 
 
 def is_trusted(address: str, trusted: str) -> bool:
-    """Whether an address is one of a list with commas, which may hold networks, or is "*"."""
+    """Whether an address is in a comma-separated list of addresses and networks, or the list is "*"."""
     named = [one.strip() for one in trusted.split(",")]
-    return "*" in named or any(_holds(one, address) for one in named if one)
+    return "*" in named or any(_contains(one, address) for one in named if one)
 
 
-def _holds(network: str, address: str) -> bool:
+def _contains(network: str, address: str) -> bool:
     try:
         return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
     except ValueError:
         return network == address
 
 
-def _last_of(connections: Iterable[Any], new: Any) -> Any:
-    """The one that has made no progress for the longest, those first whose client's turn it is; `new` where none is."""
-    return min(connections, key=lambda one: (not owes(one), one.progress_at), default=new)
+def _least_active(connections: Iterable[Any], new: Any) -> Any:
+    """The connection without progress for the longest, those first that await their client; `new` if there is none."""
+    return min(connections, key=lambda one: (not _awaits_client(one), one.progress_at), default=new)

@@ -1,9 +1,9 @@
-"""What may reach the page's server: its own page and programs of this machine, with requests of a bounded size.
+"""Admits requests of the page itself and of programs, within bounds of size, and refuses all others.
 
-A browser lets any web page send requests to 127.0.0.1; it only keeps that page from reading the answer. So a request
-that another page made is refused by what the browser says of it: `Sec-Fetch-Site`, and `Origin`, which has to be the
-page's own. What a request says of another server before this one (`X-Forwarded-Host` and the like) is taken away: any
-client can write it.
+A browser lets any web page send requests to 127.0.0.1; it only keeps that page from reading the answer. Requests of
+other pages are therefore refused by the headers that the browser sets: `Sec-Fetch-Site`, and `Origin`, which has to be
+the page's own. Headers that name a server before this one (`X-Forwarded-Host` and the like) are removed: any client
+can write them.
 """
 
 import asyncio
@@ -11,28 +11,28 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 
-from ldm.ui.generating.store import Shown
+from ldm.ui.generating.page_store import ServedFiles
 from ldm.ui.server.bodies import Bodies, Message, Receive, Refusal, Scope, Send
-from ldm.ui.server.logins import Logins, is_attempt, unknown
+from ldm.ui.server.logins import Logins, is_attempt, refuse_unknown
 
 log = logging.getLogger(__name__)
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
-UPLOAD_BYTES = 64 * 2**20  # of one upload, all its files together
+UPLOAD_BYTES = 64 * 2**20  # of all files of an upload together
 BODY_BYTES = 2**20  # of any other request
 BY_NAME = f"{API}/call/v2/"
-# What the page and gradio's clients post to. The rest of gradio's routes store recordings, blobs and more.
+# The routes that the page and gradio's clients post to. Others of gradio's store recordings, blobs and more.
 POSTED = (UPLOAD, "/login", *(f"{API}/{name}" for name in ("queue/join", "run/", "api/", "call/", "cancel", "reset")))
-# What would change something though it is only read, and what is for those who write pages: descriptions of all
-# routes, a stream without an end, histories and figures of all visitors.
+# Routes that change something though they are read with GET, and those for developers: descriptions of all routes, an
+# endless stream, histories and statistics of all visitors.
 CLOSED = (
     *(f"{API}/{name}" for name in ("deep_link", "proxy=", "run-history", "component_server", "dev/", "runs")),
     *(f"{prefix}/{name}" for prefix in ("", API) for name in ("openapi.json", "docs", "redoc", "monitoring")),
     *(f"{API}/{name}" for name in ("profiling", "vibe-")),
 )
-# What ends or keeps alive the work of a visitor, and for which gradio asks no login.
+# Routes that end or keep alive a visitor's work, for which gradio requires no login.
 OF_VISITORS = tuple(f"{API}/{name}" for name in ("cancel", "reset", "heartbeat", "stream"))
 RANGE = re.compile(rb"bytes=(\d{1,18}-(\d{1,18})?|-\d{1,18})")
 HEADERS = (
@@ -46,13 +46,13 @@ HEADERS = (
 
 
 class Guard:
-    """ASGI middleware: answers what may not be asked itself, bounds what is received and stored, and forbids framing.
+    """ASGI middleware: refuses requests, bounds what is received and stored, and forbids framing.
 
-    `proxy` is the origin that a server before this one is reached at; without it, the page's own is that of the `Host`.
+    `proxy` is the origin at which a server before this one is reached; without it, the page's own is that of `Host`.
     """
 
-    def __init__(self, app: App, shown: Shown, bodies: Bodies, proxy: str | None = None):
-        self.app, self.shown, self.bodies, self.proxy = app, shown, bodies, proxy
+    def __init__(self, app: ASGIApp, served_files: ServedFiles, bodies: Bodies, proxy: str | None = None):
+        self.app, self.served_files, self.bodies, self.proxy = app, served_files, bodies, proxy
         self.logins = Logins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,20 +61,23 @@ class Guard:
         if scope["type"] != "http":  # the page uses no websocket
             return await send({"type": "websocket.close", "code": 1008})
         if not _headers(scope, b"host"):
-            scope["headers"].append((b"host", b""))  # gradio, around this, looks it up whenever there is an Origin
-        scope = {**scope, "headers": [one for one in scope["headers"] if _is_read(*one)]}
+            scope["headers"].append((b"host", b""))  # gradio, outside of this, reads it whenever there is an Origin
+        scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if _is_kept(name, value)]}
         send = _hardened(send)
-        refusal = foreign(scope, self.proxy) or closed(scope) or oversized(scope)
-        refusal = refusal or unknown(scope, "; ".join(_headers(scope, b"cookie")), OF_VISITORS)
+        refusal = refuse_foreign(scope, self.proxy) or refuse_closed(scope) or refuse_oversized(scope)
+        refusal = refusal or refuse_unknown(scope, "; ".join(_headers(scope, b"cookie")), OF_VISITORS)
         if is_attempt(scope) and not refusal:
             client = (scope.get("client") or ("",))[0]
             refusal, send = self.logins.refusal(client), self.logins.watched(client, send)
         if refusal:
-            return await _answer(send, *refusal)
-        await (self._take if scope["method"] == "POST" else self._give)(scope, receive, send)
+            return await _refuse(send, *refusal)
+        if scope["method"] == "POST":
+            await self._receive(scope, receive, send)
+        else:
+            await self._answer(scope, receive, send)
 
-    async def _give(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the app answer. A stream that ends in a refusal, which it tells by itself, is ended without a trace."""
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the app answer. A stream that ends in a refusal has said so itself, and is ended without a traceback."""
         started = False
 
         async def answer(message: Message) -> None:
@@ -84,13 +87,13 @@ class Guard:
 
         try:
             await self.app(scope, receive, answer)
-        except RuntimeError as error:  # Starlette's, who can't send a refusal any more
+        except RuntimeError as error:  # raised by Starlette, which can't send a refusal any more
             if not started or type(error.__cause__).__name__ != "HTTPException":
                 raise
             await send({"type": "http.response.body", "body": b""})
 
-    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the app have a request's body as it comes, and answers in its place where the body is given up."""
+    async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Lets the app receive a request's body, and answers in its place if the body is given up."""
         is_upload, client = scope["path"].startswith(UPLOAD), scope.get("client") or ("",)
         body = self.bodies.open(client[0], receive)
         started = False
@@ -99,26 +102,26 @@ class Guard:
             nonlocal started
             if body.refusal and not started:
                 return
-            if is_upload and not started:  # before the client knows that it may send the next one
-                await asyncio.to_thread(self.shown.trim)
+            if is_upload and not started:  # before the client learns that it may send the next one
+                await asyncio.to_thread(self.served_files.trim)
             started = True
             await send(message)
 
         try:
             await self.app(scope, body.receive, answer)
         except Exception as error:
-            refusal = body.refusal or (_failed(error) if is_upload else misread(error, scope["path"]))
+            refusal = body.refusal or (_failed(error) if is_upload else refuse_misread(error, scope["path"]))
             if refusal is None or (started and not body.refusal):
                 raise
             body.refusal = refusal
         finally:
             self.bodies.close(body)
         if body.refusal and not started:
-            await _answer(send, *body.refusal)
+            await _refuse(send, *body.refusal)
 
 
-def foreign(scope: Scope, proxy: str | None = None) -> Refusal | None:
-    """Why a request is refused that another web page made; a link to the page itself may be followed."""
+def refuse_foreign(scope: Scope, proxy: str | None = None) -> Refusal | None:
+    """The refusal of a request that another web page made, if it is one; links to the page itself may be followed."""
     site = _header(scope, b"sec-fetch-site") or "none"
     if site not in ("none", "same-origin") and not _follows_a_link(scope):
         return 403, "another web page made this request: it is refused"
@@ -130,8 +133,8 @@ def foreign(scope: Scope, proxy: str | None = None) -> Refusal | None:
     return None
 
 
-def closed(scope: Scope) -> Refusal | None:
-    """Why a request is refused that the page has no use for."""
+def refuse_closed(scope: Scope) -> Refusal | None:
+    """The refusal of a request for which the page has no use, if it is one."""
     method, path = scope["method"], scope["path"]
     reads = method in ("GET", "HEAD", "OPTIONS")
     if path.startswith(CLOSED) or not (reads or (method == "POST" and path.startswith(POSTED))):
@@ -139,26 +142,30 @@ def closed(scope: Scope) -> Refusal | None:
     return None
 
 
-def oversized(scope: Scope) -> Refusal | None:
-    """Why a request is refused whose body is too large, or doesn't say how large it is."""
+def refuse_oversized(scope: Scope) -> Refusal | None:
+    """The refusal of a request whose body is too large or of unknown length, if it is one."""
     length, chunked = _header(scope, b"content-length"), _header(scope, b"transfer-encoding")
     if scope["method"] != "POST" and not length and not chunked:
         return None
-    if chunked or not length.isdecimal():  # of both, the length is the one that isn't kept to
-        return 411, "the request has to say its length"
+    if chunked or not length.isdecimal():  # if both are given, the length doesn't hold
+        return 411, "the request has to declare its length"
     most = UPLOAD_BYTES if scope["path"].startswith(UPLOAD) else BODY_BYTES
     return (413, f"the request is larger than {most // 2**20} MB") if int(length) > most else None
 
 
-def misread(error: Exception, path: str) -> Refusal | None:
-    """What gradio fails over when a request names no function of the page, or gives it what it can't take."""
+def refuse_misread(error: Exception, path: str) -> Refusal | None:
+    """The refusal for an error of gradio's that a wrong request causes, if it is one: it names an unknown function, or
+    gives invalid values."""
     if type(error).__name__ in ("KeyError", "FnIndexInferError"):
         return 404, "the page has no such function"
     if isinstance(error, TypeError) and path.startswith(BY_NAME):
-        return 400, "the function's values have to be given by the names of its parameters, all that have no default"
-    if isinstance(error, ValueError):  # also where the refusal would repeat what was sent
+        return 400, "give values by the names of the function's parameters, for all without a default"
+    if isinstance(error, ValueError):  # also if the answer would repeat an invalid value
         log.warning("a request can't be read: %s: %.200s", type(error).__name__, error)
-        return 400, "the request can't be read: send JSON of finite numbers and whole letters, as /gradio_api/info says"
+        return (
+            400,
+            "the request can't be read: send JSON of finite numbers and valid characters, as /gradio_api/info says",
+        )
     return None
 
 
@@ -167,18 +174,18 @@ def _follows_a_link(scope: Scope) -> bool:
     return navigates and scope["method"] == "GET" and scope["path"] == "/"
 
 
-def _is_read(header: bytes, value: bytes) -> bool:
-    """Whether a header counts: not what others say of another server, nor a range that isn't one (RFC 9110, 14.2)."""
+def _is_kept(header: bytes, value: bytes) -> bool:
+    """Whether a header is passed on: not those that name another server, nor an invalid range (RFC 9110, 14.2)."""
     is_forwarded = header in (b"forwarded", b"x-gradio-server") or header.startswith(b"x-forwarded-")
     return not is_forwarded and (header != b"range" or bool(RANGE.fullmatch(value)))
 
 
 def _failed(error: Exception) -> Refusal:
-    """What a client is told of an upload that ended in an error of the server's."""
+    """The refusal of an upload that caused an error of the server."""
     log.warning("an upload failed: %s: %s", type(error).__name__, error)
     if isinstance(error, OSError):
         return 507, f"the upload can't be stored ({error.strerror or type(error).__name__})"
-    return 400, "the upload can't be read: send multipart/form-data whose parts are files, each by the name `files`"
+    return 400, "the upload can't be read: send multipart/form-data whose parts are files named `files`"
 
 
 def _headers(scope: Scope, name: bytes) -> list[str]:
@@ -186,11 +193,13 @@ def _headers(scope: Scope, name: bytes) -> list[str]:
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """The values of a header, as one text where it is given more than once."""
+    """The value of a header; if it is given more than once, all of them, separated by commas."""
     return ", ".join(_headers(scope, name))
 
 
 def _hardened(send: Send) -> Send:
+    """`send` with HEADERS added to the answer."""
+
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *HEADERS]
@@ -199,7 +208,7 @@ def _hardened(send: Send) -> Send:
     return sent
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
+async def _refuse(send: Send, status: int, text: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})

@@ -1,4 +1,4 @@
-"""Who may ask for what needs a login, and how often a client may try a password."""
+"""Which requests need a login, and how often a client may try a password."""
 
 import math
 import time
@@ -8,22 +8,22 @@ from typing import Any
 from ldm.ui.server.bodies import Message, Refusal, Scope, Send
 
 PATH = "/login"
-FREE = 5  # wrong passwords of a client in a row, until each makes it wait
+FREE = 5  # wrong passwords of a client in a row without a wait
 LONGEST_S = 60.0
-FORGOTTEN_S = 600.0  # after the last one
-CLIENTS = 10_000  # that are remembered
+FORGOTTEN_S = 600.0  # since the last attempt
+CLIENTS = 10_000  # that are remembered at a time
 
 
 class Logins:
-    """Attempts by client. From the sixth wrong password in a row on, the next one has to wait 1, 2, 4, ... seconds, up
-    to a minute. An attempt counts as wrong from its start, so that many at once are no way round it."""
+    """Attempts by client. From the sixth wrong password in a row on, the next has to wait 1, 2, 4, ... seconds, up
+    to a minute. An attempt counts as wrong from its start, so that many at once don't evade this."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock = clock
-        self._wrong: dict[str, tuple[int, float]] = {}  # how many in a row, and from when the next may come
+        self._wrong: dict[str, tuple[int, float]] = {}  # how many in a row, and when the next may be made
 
     def refusal(self, client: str) -> Refusal | None:
-        """Why an attempt is refused; None notes it."""
+        """The refusal of an attempt; if None, the attempt is counted."""
         now = self.clock()
         count, until = self._wrong.pop(client, (0, 0.0))
         if now - until > FORGOTTEN_S:
@@ -34,11 +34,11 @@ class Logins:
         wait = min(2.0 ** min(count - FREE, 16), LONGEST_S) if count >= FREE else 0.0
         self._wrong[client] = count + 1, now + wait
         if len(self._wrong) > CLIENTS:
-            self._wrong.pop(next(iter(self._wrong)))  # the one whose last attempt is the longest ago
+            self._wrong.pop(next(iter(self._wrong)))  # the one with the oldest last attempt
         return None
 
     def watched(self, client: str, send: Send) -> Send:
-        """`send` of an attempt's answer, from which a right password is known."""
+        """`send` for the answer to an attempt; an answer of success clears the client's wrong passwords."""
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
@@ -49,11 +49,12 @@ class Logins:
 
 
 def is_attempt(scope: Scope) -> bool:
+    """Whether a request tries a password."""
     return bool(scope["method"] == "POST" and scope["path"].startswith(PATH))
 
 
-def unknown(scope: Scope, cookies: str, needing: tuple[str, ...]) -> Refusal | None:
-    """Why a request is refused for what gradio itself asks no login for, under the paths `needing` one."""
+def refuse_unknown(scope: Scope, cookies: str, needing: tuple[str, ...]) -> Refusal | None:
+    """The refusal of a request without a login under the paths `needing` one, for which gradio requires none."""
     app: Any = scope.get("app")
     if getattr(app, "auth", None) is None or not scope["path"].startswith(needing):
         return None

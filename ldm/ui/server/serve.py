@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 from ldm.common.errors import UserError
 from ldm.model.computing import coding, device
 from ldm.networks.computing.coding import Coding
-from ldm.ui.app import App, make
-from ldm.ui.generating.store import Shown
+from ldm.ui.app import App, make_app
+from ldm.ui.generating.page_store import ServedFiles
 from ldm.ui.server import connections
 from ldm.ui.server.bodies import Bodies
 from ldm.ui.server.guard import UPLOAD_BYTES, Guard
 
-QUEUED = 64  # requests that wait; more are refused with a message
+QUEUED = 64  # waiting requests; further ones are refused with a message
 
 
 def main(config: dict[str, Any], job: str | None = None) -> None:
@@ -27,38 +27,40 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
 
 
 def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
-    """The page as it is served. Raises UserError where it may not or can't be."""
-    user = access(config["host"], config["auth"], config["port"])
-    proxy = proxied(config.get("proxy"), user)
-    free_port(config["host"], config["port"])
+    """Serves the page, until it ends if `block`. Raises UserError if it must not or can't be served."""
+    user = credentials(config["host"], config["auth"], config["port"])
+    proxy = proxy_address(config.get("proxy"), user)
+    check_port(config["host"], config["port"])
     gradio = _gradio()
     place, how = device(config["device"]), coding(config)
-    Coding(**how)  # refuses what can't be meant before the page is there
-    app = make(config["runs_dir"], config["run"], place, config["webhook"] or "", coding=how)
-    os.environ["GRADIO_TEMP_DIR"] = str(app.shown.path)  # the one folder that it serves files from
+    Coding(**how)  # raises UserError for invalid options before the page is there
+    app = make_app(config["runs_dir"], config["run"], place, config["webhook"] or "", coding=how)
+    os.environ["GRADIO_TEMP_DIR"] = str(app.served_files.path)  # the only folder that it serves files from
     if not proxy:
-        os.environ["FORWARDED_ALLOW_IPS"] = ""  # uvicorn would believe this machine's programs who their client is
-    bodies = Bodies(lambda: app.shown.limit // 2)
-    from ldm.ui.page.assemble import build
+        os.environ["FORWARDED_ALLOW_IPS"] = (
+            ""  # else uvicorn believes programs of this machine about their client's address
+        )
+    bodies = Bodies(lambda: app.served_files.limit // 2)
+    from ldm.ui.page.layout import build_page
     from ldm.ui.page.style import CSS, HEAD, theme
 
-    page = build(app)
+    page = build_page(app)
     page.queue(max_size=QUEUED, default_concurrency_limit=4)
-    # gradio's look at its own page gives up after 3 seconds, which a machine that trains may take: _frontend=False.
+    # _frontend=False: gradio would fetch its own page and fail after 3 seconds, which a busy machine may take.
     _, local, _ = page.launch(
         server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
         prevent_thread_lock=True, quiet=True, theme=theme(gradio), css=CSS, head=HEAD, ssr_mode=False, _frontend=False,
-        show_error=False,  # messages that aren't ours name folders of this machine
+        show_error=False,  # messages of other packages name folders of this machine
         enable_monitoring=False, footer_links=[], max_file_size=UPLOAD_BYTES, mcp_server=False,
         root_path=proxy,
-        app_kwargs={"middleware": guards(app.shown, bodies, None if user else config["host"], proxy)},
+        app_kwargs={"middleware": _middleware(app.served_files, bodies, None if user else config["host"], proxy)},
     )  # fmt: skip
-    connections.bound(page.server.config)
+    connections.limit_connections(page.server.config)
     served = Served(app, page, local, bodies)
     app.watcher.start()
-    print(f"the page is at {local}" + ("" if is_local(config["host"]) else f", for {user and user[0]}"), flush=True)
+    print(f"the page is at {local}" + ("" if _is_local(config["host"]) else f", for {user and user[0]}"), flush=True)
     if block:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as Ctrl-C: what it served from is taken away
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as on Ctrl-C: the served files are removed
         try:
             page.block_thread()
         finally:
@@ -73,25 +75,26 @@ class Served:
         self.app, self.page, self.url, self.bodies = app, page, url, bodies
 
     def close(self) -> None:
+        """Ends the server and the parts behind it."""
         self.page.close(verbose=False)
         self.app.close()
 
 
-def access(host: str, auth: str | None, port: int = 7860) -> tuple[str, str] | None:
-    """User and password for the page. Raises UserError for a host that others reach without a password."""
+def credentials(host: str, auth: str | None, port: int = 7860) -> tuple[str, str] | None:
+    """User and password of the page. Raises UserError for a host that others could reach without a password."""
     user, colon, password = (auth or "").partition(":")
     if auth and not (user and colon and password):
         raise UserError("auth has to be USER:PASSWORD.")
-    if not is_local(host) and not auth:
+    if not _is_local(host) and not auth:
         raise UserError(
-            f"host={host} lets others in, who could draw, read and start runs: give auth=USER:PASSWORD as well, or "
-            f"leave host as it is and reach the page through ssh -L {port}:localhost:{port}."
+            f"host={host} lets others in, who could generate, read files and start runs: give auth=USER:PASSWORD, "
+            f"or leave host as it is and reach the page through ssh -L {port}:localhost:{port}."
         )
     return (user, password) if auth else None
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+def _is_local(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:
@@ -100,9 +103,11 @@ def is_local(host: str) -> bool:
         return False
 
 
-def proxied(address: str | None, user: tuple[str, str] | None) -> str | None:
-    """The address that a server before this one is reached at. Raises UserError for one that is none, and where those
-    who come by it need no password."""
+def proxy_address(address: str | None, user: tuple[str, str] | None) -> str | None:
+    """The address at which a server before this one is reached, without a slash at its end.
+
+    Raises UserError for an invalid address, and if the page has no password.
+    """
     if not address:
         return None
     try:
@@ -113,7 +118,7 @@ def proxied(address: str | None, user: tuple[str, str] | None) -> str | None:
     if not is_one or parts.query or parts.fragment:
         raise UserError(f"proxy={address} has to be an address like https://gpu.example or https://gpu.example/ldm.")
     if not user:
-        raise UserError(f"proxy={address} lets others in, who could draw and start runs: give auth=USER:PASSWORD.")
+        raise UserError(f"proxy={address} lets others in, who could generate and start runs: give auth=USER:PASSWORD.")
     return address.rstrip("/")
 
 
@@ -124,23 +129,23 @@ def origin_of(address: str) -> str:
     return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}"
 
 
-def guards(shown: Shown, bodies: Bodies, host: str | None, proxy: str | None = None) -> list[Any]:
-    """The middleware of the server: `Guard`, and where there is no password one that answers only those who call this
-    machine by its own name, `host`. A page of elsewhere, whose name was made to lead here after it was loaded, would
-    else be let in by the browser (DNS rebinding)."""
+def _middleware(served_files: ServedFiles, bodies: Bodies, host: str | None, proxy: str | None = None) -> list[Any]:
+    """The server's middleware: `Guard` and, without a password, one that refuses requests under any name but this
+    machine's, `host`. Else a web page whose name is made to resolve to this machine after it was loaded could send
+    requests as if it were this page (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guard = Middleware(Guard, shown=shown, bodies=bodies, proxy=proxy and origin_of(proxy))
+    guard = Middleware(Guard, served_files=served_files, bodies=bodies, proxy=proxy and origin_of(proxy))
     if host is None:
         return [guard]
-    # "[": some versions of Starlette cut an address of IPv6 at its first colon.
+    # "[": some versions of Starlette cut an IPv6 address at its first colon.
     names = ["localhost", "127.0.0.1", host, "[::1]", "["]
     return [guard, Middleware(TrustedHostMiddleware, allowed_hosts=names)]
 
 
-def free_port(host: str, port: int) -> None:
-    """Raises UserError where the address can't be listened on."""
+def check_port(host: str, port: int) -> None:
+    """Raises UserError if the address can't be listened on."""
     if not 0 < port < 65536:
         raise UserError(f"port={port} has to lie between 1 and 65535.")
     try:

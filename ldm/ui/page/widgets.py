@@ -8,12 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from ldm.ui.generating.generate import enlarged
+from ldm.ui.generating.image_generator import enlarge_pixels
 
 SHOWN = 320  # pixels that a small picture is enlarged to in the preview
 
 
-def named(method: Any, fields: Mapping[str, Any]) -> Any:
+def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
     """A generator method of a mapping as a function with a parameter for each field, as the API lists them; what a
     field shows at first is the default."""
 
@@ -26,7 +26,7 @@ def named(method: Any, fields: Mapping[str, Any]) -> Any:
     return function
 
 
-def quiet(on: Any) -> dict[str, Any]:
+def quiet_event(on: Any) -> dict[str, Any]:
     """Options of an event of the page's own, without gradio's look of waiting. What waits is `on`: gradio reads what
     waits, with all that is in it, again at every later event."""
     return {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": on}
@@ -41,26 +41,26 @@ def bar(text: str, share: float = 0.0, state: str = "") -> str:
 WAITING = f"() => {json.dumps(bar('waiting'))}"  # by the browser: the server may be at others' requests
 
 
-def big(picture: Any) -> Any:
+def enlarged_preview(picture: Any) -> Any:
     """A small picture enlarged, each pixel to a square."""
-    return enlarged(picture, max(1, SHOWN // picture.height))
+    return enlarge_pixels(picture, max(1, SHOWN // picture.height))
 
 
-def to_mode(mode: str) -> Any:
+def open_mode(mode: str) -> Any:
     return lambda: (gr.Tabs(selected=mode), mode)
 
 
-def ended() -> tuple[str, Any]:
+def ended_outputs() -> tuple[str, Any]:
     """The line and the preview of what was cancelled or has failed."""
     return bar("ended: nothing was drawn", 1, "stopped"), gr.update(visible=False)
 
 
-def kept_form(name: str) -> gr.BrowserState:
+def browser_form(name: str) -> gr.BrowserState:
     """What the visitor's own browser keeps of a form. `secret` is none: a new one at each start would lose the form."""
     return gr.BrowserState({}, storage_key=f"ldm.{name}", secret="ldm")
 
 
-def shown_one(gallery: gr.Gallery, files: list[str]) -> str:
+def selected_file(gallery: gr.Gallery, files: list[str]) -> str:
     """The file that the gallery shows large; the first where it shows none so."""
     if not files:
         raise gr.Error("Draw something first.", title="No picture", print_exception=False)

@@ -1,4 +1,4 @@
-"""The page's own folder, `RUNS/app/`: pictures drawn, pictures they began from, what was set, and records of runs."""
+"""The page's own folder, `RUNS/app/`: generated images, their inputs, and the page's settings; and served copies."""
 
 import contextlib
 import hashlib
@@ -21,38 +21,40 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-INPUT_BYTES = 2**30  # of the images that others begin from; beyond, the oldest are removed
-SHOWN_BYTES = 2**30  # of uploads, and of copies of what is shown
-FILES = 20_000  # in either folder
+INPUT_BYTES = 2**30  # of stored inputs; beyond that, the oldest are removed
+SERVED_BYTES = 2**30  # of uploads and of copies of what the page shows
+MAX_FILES = 20_000  # in either folder
 
 
-class Store:
-    """Files under `folder`, which is made when first written to."""
+class PageStore:
+    """Files under `folder`, which is created when first written to. Thread-safe."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock = threading.Lock()
 
-    def save_picture(self, picture: "Image", chunks: Mapping[str, str], seed: int) -> Path:
-        """Keeps a drawn picture, with its settings in it, and says where."""
+    def save_image(self, image: "Image", chunks: Mapping[str, str], seed: int) -> Path:
+        """Saves a generated image with its settings as PNG text `chunks`; returns its path."""
         with self._lock:
             day = self.folder / "pictures" / time.strftime("%Y-%m-%d")
             number = 1 + max((int(p.name[:5]) for p in day.glob("[0-9]" * 5 + "-*.png")), default=0)
             path = day / f"{number:05d}-{seed}.png"
-            save_png(picture, path, chunks)
+            save_png(image, path, chunks)
         return path
 
-    def pictures(self, limit: int = 60) -> list[Path]:
-        """The newest pictures, newest first."""
+    def recent_images(self, limit: int = 60) -> list[Path]:
+        """Up to `limit` of the generated images, newest first."""
         days = sorted((self.folder / "pictures").glob("*"), reverse=True)
         found = (path for day in days for path in sorted(day.glob("*.png"), reverse=True))
         return [path for path, _ in zip(found, range(limit), strict=False)]
 
-    def keep_input(self, picture: "Image") -> str:
-        """Keeps an image that others begin from, turned as its EXIF says and with its colour profile; returns its name,
-        16 hexadecimal digits of the hash of pixels and profile."""
-        upright: Any = turned(picture)
-        if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):  # what a PNG holds
+    def keep_input(self, image: "Image") -> str:
+        """Stores an input of a request, upright by its EXIF orientation and with its colour profile; returns its name.
+
+        The name is 16 hexadecimal digits of the hash of pixels and profile, so the same image is stored once.
+        """
+        upright: Any = turned(image)
+        if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):  # those of a PNG
             upright = open_image(upright).convert("RGB")  # type: ignore[union-attr]
         buffer = io.BytesIO()
         upright.save(buffer, format="PNG")
@@ -64,25 +66,25 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, buffer.getvalue())
             trim(path.parent, INPUT_BYTES)
-        path.touch()  # as used now
+        path.touch()  # the most recently used
         return name
 
-    def input(self, name: str) -> Path:
-        """The file of a kept input."""
+    def input_path(self, name: str) -> Path:
+        """The file of a stored input. Raises UserError if it isn't stored any more."""
         path = self.folder / "inputs" / f"{name}.png"
         if not re.fullmatch(r"[0-9a-f]{16}", name) or not path.is_file():
-            raise UserError("the picture that it begins from isn't kept here any more: put it in again.")
+            raise UserError("the input image isn't stored here any more: upload it again.")
         return path
 
     def remember(self, section: str, values: Mapping[str, Any]) -> None:
-        """Keeps what was set, for the next start."""
+        """Stores the settings of a section for the next start."""
         with self._lock:
             kept = self._read() | {section: dict(values)}
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / "settings.json", json.dumps(kept, ensure_ascii=False, indent=1))
 
     def recall(self, section: str) -> dict[str, Any]:
-        """What was set last; nothing where the file is missing or damaged."""
+        """The stored settings of a section; empty if the file is missing or damaged."""
         values = self._read().get(section)
         return values if isinstance(values, dict) else {}
 
@@ -94,41 +96,43 @@ class Store:
         return kept if isinstance(kept, dict) else {}
 
 
-class Shown:
-    """The one folder that the server gives files from: copies of what the page shows, gone with the process."""
+class ServedFiles:
+    """The one folder that the server serves files from: uploads, and copies of what the page shows. It goes with the
+    process."""
 
-    def __init__(self, limit: int = SHOWN_BYTES) -> None:
+    def __init__(self, limit: int = SERVED_BYTES) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ldm-page-", ignore_cleanup_errors=True)
         self.path, self.limit = Path(self._folder.name), limit
 
     def trim(self) -> None:
-        """Keeps to `limit` bytes: the oldest uploads and copies go first."""
+        """Removes the oldest uploads and copies until at most `limit` bytes are left."""
         trim(self.path, self.limit)
 
     def copy(self, path: Path) -> str:
-        """A copy of `path` that may be served, made anew when the file has changed."""
+        """A copy of `path` that may be served; a new one if the file has changed."""
         state = path.stat()
         key = hashlib.sha256(f"{path.resolve()}{state.st_mtime_ns}{state.st_size}".encode()).hexdigest()[:20]
         target = self.path / "shown" / key / path.name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        target.touch()  # as used now
+        target.touch()  # the most recently used
         return str(target)
 
     def close(self) -> None:
+        """Removes the folder."""
         self._folder.cleanup()
 
 
-def trim(folder: Path, limit: int, files: int = FILES) -> None:
+def trim(folder: Path, limit: int, files: int = MAX_FILES) -> None:
     """Removes the oldest files under `folder` until at most `limit` bytes in `files` files are left."""
     found = []
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # removed meanwhile
+        with contextlib.suppress(OSError):  # removed in the meantime
             if path.is_file():
                 state = path.stat()
                 found.append((state.st_mtime_ns, state.st_size, path))
-    found.sort(key=lambda one: one[0], reverse=True)
+    found.sort(key=lambda entry: entry[0], reverse=True)
     kept = 0
     for i, (_, size, path) in enumerate(found):
         kept += size

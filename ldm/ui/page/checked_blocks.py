@@ -10,42 +10,45 @@ from gradio.exceptions import InvalidPathError
 
 from ldm.common import annotations
 from ldm.common.errors import UserError
-from ldm.ui.page.messages import message
+from ldm.ui.page.messages import error_message
 
 log = logging.getLogger(__name__)
 
 
-class Page(gr.Blocks):
+class CheckedBlocks(gr.Blocks):
     """Blocks that say in a sentence what is wrong with values that no field can have. gradio's own words for them, with
     a traceback, are for those who write pages, and a program that asks gets no word at all."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            inputs = read(inputs)
+            inputs = clean_input(inputs)
             _check_count(block_fn, inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except gr.Error:
             raise
         except InvalidPathError:
-            raise message(UserError("a file has to be uploaded; one that is named by its path isn't read.")) from None
+            raise error_message(
+                UserError("a file has to be uploaded; one that is named by its path isn't read.")
+            ) from None
         except UserError as error:
-            raise message(error) from None
+            raise error_message(error) from None
         except Exception as error:
             log.info("a value that can't be read was sent", exc_info=error)
-            raise message(UserError(_unfit(block_fn.inputs, inputs))) from None
+            raise error_message(UserError(_misfit(block_fn.inputs, inputs))) from None
 
 
-def read(value: Any) -> Any:
+def clean_input(value: Any) -> Any:
     """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
     folder in a file's place, which gradio would count among its files."""
     if isinstance(value, str):
         return annotations.replace_surrogates(value)
     if isinstance(value, (list, tuple)):
-        return [read(one) for one in value]
+        return [clean_input(one) for one in value]
     if not isinstance(value, dict):
         return value
     value = {
-        annotations.replace_surrogates(key) if isinstance(key, str) else key: read(one) for key, one in value.items()
+        annotations.replace_surrogates(key) if isinstance(key, str) else key: clean_input(one)
+        for key, one in value.items()
     }
     if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
         raise UserError("a file has to be uploaded; a folder isn't read.")
@@ -58,7 +61,7 @@ def _check_count(block_fn: Any, inputs: Sequence[Any]) -> None:
         raise UserError(f"/{block_fn.api_name} takes {most} value{'s' * (most != 1)}, not {len(inputs)}.")
 
 
-def _unfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
+def _misfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
     """Which field can't have its value."""
     for field, value in zip(fields, inputs, strict=False):
         if not _fits(field, value):

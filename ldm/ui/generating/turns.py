@@ -1,4 +1,4 @@
-"""One at a time, in the order in which they came."""
+"""One request at a time, in the order in which they came."""
 
 import threading
 from collections import deque
@@ -7,21 +7,22 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """A lock that nobody overtakes others at: a grid of a hundred images lets in whoever waits, after each of them."""
+    """A lock that is granted first come, first served: a grid of a hundred images lets others in between its images."""
 
     def __init__(self) -> None:
         self._line: deque[object] = deque()
         self._moved = threading.Condition()
 
     @contextmanager
-    def turn(self, waits: Callable[[], None] = lambda: None, every_s: float = 0.1) -> Iterator[None]:
-        """Has the turn within `with`. `waits` is called every `every_s` until then; what it raises ends the waiting."""
+    def turn(self, on_wait: Callable[[], None] = lambda: None, every_s: float = 0.1) -> Iterator[None]:
+        """Holds the turn within `with`. Until it comes, `on_wait` is called every `every_s` seconds; an exception that
+        it raises ends the waiting."""
         mine = object()
         with self._moved:
             self._line.append(mine)
         try:
             while not self._is_first(mine, every_s):
-                waits()
+                on_wait()
             yield
         finally:
             with self._moved:

@@ -1,4 +1,4 @@
-"""What a run's folder says of it: how it stands, its curves, its pictures, its report. Reads only."""
+"""What a run's folder says: its state, curves, sample grids and report. Only reads."""
 
 import csv
 import json
@@ -17,13 +17,18 @@ from ldm.training.runs import lock
 from ldm.training.runs.folder import DONE, is_run, run_names
 
 STAGES = ("vae", "ldm")
-POINTS = 400  # of a curve
+ORDERLY_EXITS = (0, 130, 143, -15, -2)  # done, or ended by SIGINT or SIGTERM
+POINTS = 400  # at most, in a curve
 _LINE = re.compile(r"step (\d+)(?:/(\d+))?  loss (\S+)  (\d+) samples/s")
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run stands. `status` is running, finished or stopped; or, where the page started it, starting or failed."""
+    """The state of a run. `status` is running, finished or stopped; if the page started it, also starting or failed.
+
+    `steps` are the planned ones, `pid` and `on_this_host` tell where it runs, `error` is the line that a failed run
+    ended with.
+    """
 
     stage: str
     name: str
@@ -34,57 +39,68 @@ class RunState:
     loss: float | None = None
     samples_per_s: float | None = None
     pid: int | None = None
-    here: bool = True
-    said: str = ""
+    on_this_host: bool = True
+    error: str = ""
 
     @property
     def key(self) -> str:
+        """STAGE/NAME."""
         return f"{self.stage}/{self.name}"
 
 
-def keys(runs_dir: Path) -> list[str]:
-    """All runs as STAGE/NAME, the one that changed last first."""
+def run_keys(runs_dir: Path) -> list[str]:
+    """All runs as STAGE/NAME, the last changed first."""
     found = [f"{stage}/{name}" for stage in STAGES for name in run_names(stage, runs_dir)]
     return sorted(found, key=lambda key: _changed(runs_dir / key), reverse=True)
 
 
-def folder(runs_dir: Path, key: str) -> Path:
-    """The folder of the run STAGE/NAME; nothing else can be named."""
-    if key not in keys(runs_dir):
+def run_folder(runs_dir: Path, key: str) -> Path:
+    """The folder of the run STAGE/NAME. Raises UserError for anything else."""
+    if key not in run_keys(runs_dir):
         raise UserError(f"there is no run {key} in {runs_dir}.")
     return runs_dir / key
 
 
-def state(
+def read_state(
     runs_dir: Path, key: str, log: Path | None = None, exit_code: int | None = None, starting: bool = False
 ) -> RunState:
-    """How the run STAGE/NAME stands; `log` is what it printed, where the page started it. `starting`: its process
-    lives, whether it holds its folder yet or not."""
+    """The state of the run STAGE/NAME. If the page started it: `log` is what it printed, `exit_code` how its process
+    ended, and `starting` whether that is alive, which it may be before it locks its folder."""
     path, (stage, _, name) = runs_dir / key, key.partition("/")
     holder = lock.read(path)
     live = holder is not None and lock.is_live(holder)
     lines = tail(log, 60) if log else []
-    status = "running" if live else "starting" if starting else "finished" if (path / DONE).exists() else "stopped"
-    if status == "stopped" and exit_code not in (None, 0, 130, 143, -15, -2):
-        status = "failed"
+    status = _status(path, live, exit_code, starting)
     step, loss, rate = _latest(path, lines)
+    errors = [line for line in lines if line.startswith("error:")]
+    error = errors[-1] if errors and status == "failed" else ""
     return RunState(
         stage,
         name,
         path,
-        status,
-        step,
-        _planned(path),
-        loss,
-        rate if live else None,
-        int(holder["pid"]) if live and holder else None,
-        holder is None or holder["host"] == socket.gethostname(),
-        next((line for line in reversed(lines) if line.startswith("error:")), "") if status == "failed" else "",
+        status=status,
+        step=step,
+        steps=_planned(path),
+        loss=loss,
+        samples_per_s=rate if live else None,
+        pid=int(holder["pid"]) if live and holder else None,
+        on_this_host=holder is None or holder["host"] == socket.gethostname(),
+        error=error,
     )
 
 
+def _status(path: Path, live: bool, exit_code: int | None, starting: bool) -> str:
+    if live:
+        return "running"
+    if starting:
+        return "starting"
+    if (path / DONE).exists():
+        return "finished"
+    return "stopped" if exit_code in (None, *ORDERLY_EXITS) else "failed"
+
+
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """The columns of metrics.csv as (step, value), each thinned to at most POINTS."""
+    """The columns of metrics.csv as (step, value), each thinned to at most about POINTS."""
     found: dict[str, list[tuple[int, float]]] = {}
     for row in _rows(path / "metrics.csv"):
         for name, value in row.items():
@@ -94,13 +110,13 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def thinned(points: list[Any], most: int = POINTS) -> list[Any]:
-    """At most about `most` of the points, evenly taken, the last among them."""
+    """At most about `most` of the points, evenly spaced, including the last."""
     every = -(-len(points) // most) if points else 1
     return points[::-every][::-1] if every > 1 else points
 
 
 def sample_grids(path: Path, limit: int = 24) -> list[tuple[int, Path]]:
-    """(step, file) of the grids drawn while training, in their order; of many, evenly taken ones."""
+    """(step, file) of the sample grids of training, in order; if there are many, evenly spaced ones."""
     found = sorted(
         (int(file.stem[5:]), file) for file in (path / "samples").glob("step-*.png") if file.stem[5:].isdigit()
     )
@@ -108,7 +124,7 @@ def sample_grids(path: Path, limit: int = 24) -> list[tuple[int, Path]]:
 
 
 def evaluation(path: Path) -> tuple[dict[str, Any], list[Path]]:
-    """Figures and pictures of the run's evaluation/; empty where it was not evaluated."""
+    """Figures and images in the run's evaluation/; empty if it wasn't evaluated."""
     figures: dict[str, Any] = {}
     for file in sorted((path / "evaluation").glob("*.json")):
         try:
@@ -120,7 +136,7 @@ def evaluation(path: Path) -> tuple[dict[str, Any], list[Path]]:
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    """The run's config.yaml, or nothing where it can't be read."""
+    """The run's config.yaml; empty if it can't be read."""
     try:
         read = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -129,7 +145,7 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a log; of a line that was written over, as a bar does, the last state."""
+    """The last lines of a log; of a line that was overwritten, as progress bars do, the last state."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n").rpartition("\r")[2] for line in deque(file, lines)]
@@ -138,7 +154,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def memory_mb(pid: int) -> float | None:
-    """The anonymous memory of a process in MB: mapped data files aren't the process's own."""
+    """The anonymous memory of a process in MB, without mapped data files; None if it isn't known."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -148,7 +164,7 @@ def memory_mb(pid: int) -> float | None:
 
 
 def _latest(path: Path, lines: list[str]) -> tuple[int | None, float | None, float | None]:
-    """Step, loss and samples per second as said last: by the printed lines, or else by metrics.csv."""
+    """The latest step, loss and samples per second, of the printed lines and of metrics.csv."""
     step, loss, rate = None, None, None
     for line in reversed(lines):
         if match := _LINE.match(line):
@@ -181,8 +197,8 @@ def _number(text: str) -> float | None:
 
 
 def _changed(path: Path) -> float:
-    """When the run last wrote something; a run that was removed meanwhile comes last."""
+    """When the run last wrote something; minus infinity if it was removed in the meantime."""
+    if not is_run(path):
+        return -math.inf
     files = [path / "metrics.csv", path / "config.yaml", path / lock.NAME, path / DONE]
-    return (
-        max((file.stat().st_mtime for file in files if file.exists()), default=-math.inf) if is_run(path) else -math.inf
-    )
+    return max((file.stat().st_mtime for file in files if file.exists()), default=-math.inf)
