@@ -32,14 +32,10 @@ def limit_connections(config: Any, **given: Any) -> None:
     config.http_protocol_class = _bounded_protocol(config.http_protocol_class, limits)
 
 
-def _bounded_protocol(protocol: Any, bounds: Limits) -> type:
-    """uvicorn's protocol, h11's or httptools', with bounds, in place of any it had. An instance is one connection."""
-    plain = getattr(protocol, "unbounded", protocol)
-
-    class BoundedProtocol(_Bounds, plain):
-        limits, unbounded = bounds, plain
-
-    return BoundedProtocol
+def _bounded_protocol(protocol: type, limits: Limits) -> type:
+    """uvicorn's protocol, h11's or httptools', with bounds in place of any it had. An instance is one connection."""
+    unbounded = getattr(protocol, "unbounded", protocol)
+    return type("BoundedProtocol", (_Bounds, unbounded), {"limits": limits, "unbounded": unbounded})
 
 
 class _Bounds(asyncio.Protocol):
