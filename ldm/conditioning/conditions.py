@@ -130,7 +130,7 @@ def conditions_of(
     prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
     for sentence in sentences(conditioner, (replace_surrogates(str(prompt)) for prompt in prompts)):
         log.warning(sentence)
-    return Conditions(conditioner, batch, null, frozenset(conditional), count)
+    return Conditions(conditioner, batch, null, conditional=frozenset(conditional), count=count)
 
 
 def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:

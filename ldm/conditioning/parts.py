@@ -205,7 +205,7 @@ class Text(Part):
         self.tokenizer = tokenizer.load(tokenizer_json)
         self.length = length or 64
         self.token_dim, self.vector_dim = dim, dim if pooled else None
-        self.encoder = TextTransformer(self.tokenizer.get_vocab_size(), self.length, dim, depth, heads)
+        self.encoder = TextTransformer(self.tokenizer.get_vocab_size(), self.length, dim, depth=depth, heads=heads)
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def consistency_loss(
     the levels next to `end`, on which all above them build.
     """
     with torch.no_grad():
-        f = jump(average, ode_step(base, x, sigma, s, solver), s, end)
+        f = jump(average, ode_step(base, x, sigma, s=s, solver=solver), s, end)
         target = wanted(f, x, sigma, end)
     return pseudo_huber(student(x, sigma) - target, huber_c)
 
@@ -103,7 +103,7 @@ def baked(
         if interval is not None:
             weight = torch.where((sigma > interval[0]) & (sigma <= interval[1]), scale, 1.0)
         result = torch.lerp(without, conditional, broadcast(weight, x))
-        return rescaled(result, conditional, x, sigma, rescale) if rescale else result
+        return rescaled(result, conditional, x, sigma=sigma, phi=rescale) if rescale else result
 
     return denoise
 

@@ -64,7 +64,7 @@ def guided(
         result = conditional
         for other, (_, weight) in zip(others, used, strict=True):
             result = torch.add(result, other - conditional, alpha=weight)
-        return rescaled(result, conditional, x, sigma, rescale) if rescale else result
+        return rescaled(result, conditional, x, sigma=sigma, phi=rescale) if rescale else result
 
     return denoise
 

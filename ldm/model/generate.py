@@ -80,7 +80,9 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
     """The model's `denoise(x, sigma)` under the request's conditions, ControlNets and guidance."""
     sampling = request.sampling
     denoiser = model.denoiser.around(model.coding.network(model.denoiser.network), model.dtype)
-    terms = terms_of(model.denoiser.network, request.conditions, sampling.guidance, model.encode, request.seeds)
+    terms = terms_of(
+        model.denoiser.network, request.conditions, sampling.guidance, encode=model.encode, seeds=request.seeds
+    )
     if request.control is not None:
         denoiser, terms = request.control.put_on(denoiser, terms, sigmas, sampling.guidance)
     terms = terms.map(lambda cond: cond.lowered(model.dtype))

@@ -61,7 +61,9 @@ def interpolate(
     if strength or prompt is not None:
         raise UserError("strength and prompt are for interpolations between images.")
     pixels = size_of(model, {}, None, size)
-    first, last = (conditions_of(model.conditioner, one, n, negative, pixels) for one in ends if one is not None)
+    first, last = (
+        conditions_of(model.conditioner, one, n, negative=negative, size=pixels) for one in ends if one is not None
+    )
     between = Between(**vars(first), other=last, t=t)
     request = Request(between, (seed,) * n, pixels, sampling_of(model, options))
     return model.as_output(generate(model, request, batch_size), output)

@@ -80,7 +80,7 @@ def request_of(
 ) -> Request:
     """`n` images of each of the conditions `given` by column, sampled by the model's own way changed by `options`."""
     pixels = size_of(model, given, initial, size)
-    conditions = conditions_of(model.conditioner, given, n, negative, pixels)
+    conditions = conditions_of(model.conditioner, given, n, negative=negative, size=pixels)
     guide = conditions_of_guide(model, given, n, pixels)
     if initial is not None:
         initial = initial.repeated(conditions.count)

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
             sampler = Downsample(width, asymmetric=True) if i < len(widths) - 1 else None
-            self.down_blocks.append(Stage(widths[max(i - 1, 0)], width, blocks, groups, sampler))
+            self.down_blocks.append(Stage(widths[max(i - 1, 0)], width, blocks, groups=groups, sampler=sampler))
         self.mid_block = MidBlock(widths[-1], attention, groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -100,7 +100,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(rising):
             sampler = Upsample(width) if i < len(rising) - 1 else None
-            self.up_blocks.append(Stage(rising[max(i - 1, 0)], width, blocks, groups, sampler))
+            self.up_blocks.append(Stage(rising[max(i - 1, 0)], width, blocks, groups=groups, sampler=sampler))
         self.conv_norm_out = nn.GroupNorm(groups, rising[-1], 1e-6)
         self.conv_out = nn.Conv2d(rising[-1], out_channels, 3, padding=1)
 
@@ -164,8 +164,8 @@ class AutoencoderKL(Described, nn.Module):
         self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
         self.factor = stem * 2 ** (len(widths) - 1)
         pixels = in_channels * stem**2
-        self.encoder = Encoder(pixels, 2 * latent_channels, widths, blocks, attention, groups)
-        self.decoder = Decoder(latent_channels, pixels, widths, blocks + 1, attention, groups)
+        self.encoder = Encoder(pixels, 2 * latent_channels, widths, blocks=blocks, attention=attention, groups=groups)
+        self.decoder = Decoder(latent_channels, pixels, widths, blocks=blocks + 1, attention=attention, groups=groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if quant_convs else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if quant_convs else nn.Identity()
         # A small spread at first: the decoder must learn to read latents before the KL term drowns them in noise.

@@ -136,7 +136,9 @@ class DiT(Patched):
         self.conv_in = nn.Conv2d(in_channels + concat_channels, channels, patch, stride=patch)
         self.time_embedding = TimestepEmbedding(channels, channels, guidance_dim)
         self.class_embedding = nn.Linear(vector_dim, channels) if vector_dim else None
-        self.blocks = nn.ModuleList([DiTBlock(channels, heads, context_dim, mlp, dropout) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [DiTBlock(channels, heads, context_dim, mlp=mlp, dropout=dropout) for _ in range(depth)]
+        )
         self.norm_out = nn.LayerNorm(channels, 1e-6, elementwise_affine=False)
         self.modulation_out = zero_(nn.Linear(channels, 2 * channels))
         self.linear_out = zero_(nn.Linear(channels, self.out_channels * patch**2))

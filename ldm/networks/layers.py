@@ -170,7 +170,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """`x` (B, N, C), `context` (B, L, D), `mask` (B, L) True where there is something to see -> (B, N, C)."""
         k, v = self._keys_and_values(x) if context is None else self._of_context(context)
-        return self.to_out[0](attend(self.to_q(x), k, v, self.heads, mask))
+        return self.to_out[0](attend(self.to_q(x), k, v, heads=self.heads, mask=mask))
 
     def _keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_k(context), self.to_v(context)

@@ -38,7 +38,7 @@ def ddpm(
         return down, up
 
     clipped: DenoiseFn = denoise if clip is None else lambda x, sigma: denoise(x, sigma).clamp(-clip, clip)
-    return _ancestral(clipped, x, sigmas, split, noise, on_step)
+    return _ancestral(clipped, x, sigmas, split=split, noise=noise, on_step=on_step)
 
 
 def ddim(
@@ -51,7 +51,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16): deterministic at eta = 0, DDPM with the posterior variance at eta = 1."""
-    return _ancestral(denoise, x, sigmas, lambda sigma, s: _split(sigma, s, eta), noise, on_step)
+    return _ancestral(denoise, x, sigmas, split=lambda sigma, s: _split(sigma, s, eta), noise=noise, on_step=on_step)
 
 
 def euler(
@@ -61,7 +61,7 @@ def euler(
 
     First order. It draws no noise.
     """
-    return _ancestral(denoise, x, sigmas, lambda sigma, s: (s, 0.0), noise, on_step)
+    return _ancestral(denoise, x, sigmas, split=lambda sigma, s: (s, 0.0), noise=noise, on_step=on_step)
 
 
 def euler_ancestral(

@@ -56,7 +56,7 @@ def unipc(
             x = _stepped(last, variant, denoised)
         history = [(sigma, denoised), *history][:order]
         left = len(steps) - i if steps[-1][1] == 0 else order
-        last = _Step(x, sigma, s, history, min(left, _sound_order(history, s)))
+        last = _Step(x, sigma, s, history=history, order=min(left, _sound_order(history, s)))
         x = denoised if s == 0 else _stepped(last, variant)
         if on_step:
             on_step(i, len(steps), denoised)

@@ -118,7 +118,7 @@ class Coding:
         if self.tile_statistics == "tile":
             places = max(2, self.tile // stage.factor)
             encodes, run = half == "encoder", stage.moments if half == "encoder" else stage.pixels
-            return lambda x: tiles.blended(run, x, places, stage.factor, encodes)
+            return lambda x: tiles.blended(run, x, places, factor=stage.factor, encodes=encodes)
         area = (self.tile // stage.stem) ** 2  # the networks see stem x stem pixels as one place
         if half == "encoder":
             return lambda x: stage.moments(x, strips.encoder(stage.encoder, area))

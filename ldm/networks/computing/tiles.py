@@ -24,8 +24,10 @@ def blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, factor: int, 
             if total is None:
                 total = part.new_zeros(*part.shape[:2], height * made, width * made)
             weight = torch.outer(
-                ramp(rows * made, int(tile * OVERLAP) * made, top > 0, top + rows < height, x.device),
-                ramp(columns * made, int(tile * OVERLAP) * made, left > 0, left + columns < width, x.device),
+                ramp(rows * made, int(tile * OVERLAP) * made, top > 0, after=top + rows < height, device=x.device),
+                ramp(
+                    columns * made, int(tile * OVERLAP) * made, left > 0, after=left + columns < width, device=x.device
+                ),
             )
             here = slice(top * made, (top + rows) * made), slice(left * made, (left + columns) * made)
             total[:, :, *here] += weight * part
