@@ -14,7 +14,7 @@ from ldm.common.registry import register, spec_of
 from ldm.networks.cond import Cond
 from ldm.networks.dit import DiT, Patched
 from ldm.networks.layers import format_on, zero_
-from ldm.networks.unet import Encoder, UNet
+from ldm.networks.unet import Encoder, UNet, skip_widths
 
 HINT_WIDTHS = (16, 32, 96, 256)  # Stable Diffusion's, for a factor of 8; further levels are as wide as the last
 SILU_POWER = 0.356  # the mean of silu(x)^2 for normal x
@@ -250,14 +250,6 @@ class Controlled(nn.Module):
                 residuals = net(x, c_noise, cond, cond.control[name], cond.control_weights.get(name))
                 total = residuals if total is None else added(total, residuals)
         return self.network(x, c_noise, cond, total)
-
-
-def skip_widths(network: Encoder) -> list[int]:
-    """The channels of every skip, in the order they arise."""
-    widths = [network.widths[0]]
-    for level, width in zip(network.down_blocks, network.widths, strict=True):
-        widths += [width] * (len(level.resnets) + (level.downsamplers is not None))
-    return widths
 
 
 def primes(number: int) -> list[int]:

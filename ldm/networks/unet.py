@@ -1,6 +1,7 @@
 """The cross-attention U-Net of latent diffusion (Rombach et al. 2022), with the state-dict names of diffusers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,37 +26,49 @@ from ldm.networks.layers import (
 )
 
 PerLevel = int | Sequence[int]
-Sampler = tuple[str, nn.Module] | None
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by a transformer where the level attends."""
+    """The residual blocks of one resolution, each followed by a transformer if the level has attention, and then the
+    step to the next resolution, if there is one. Whoever calls it runs the blocks one by one, because each leaves or
+    reads a skip."""
 
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[SpatialTransformer], sampler: Sampler):
+    def __init__(
+        self,
+        resnets: list[ResnetBlock],
+        attentions: list[SpatialTransformer],
+        *,
+        downsample: Downsample | None = None,
+        upsample: Upsample | None = None,
+    ):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if attentions else None
-        self.downsamplers = nn.ModuleList([sampler[1]]) if sampler and sampler[0] == "down" else None
-        self.upsamplers = nn.ModuleList([sampler[1]]) if sampler and sampler[0] == "up" else None
+        self.downsamplers = nn.ModuleList([downsample]) if downsample is not None else None
+        self.upsamplers = nn.ModuleList([upsample]) if upsample is not None else None
 
     def block(self, i: int, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        """Residual block `i` and its transformer: `x` (B, C, h, w), `embedding` (B, E) -> (B, width, h, w)."""
         x = self.resnets[i](x, embedding)
         return x if self.attentions is None else self.attentions[i](x, cond.tokens, cond.mask)
 
 
 class Middle(nn.Module):
+    """The lowest resolution between the way down and the way up: a residual block, a transformer, a residual block."""
+
     def __init__(self, resnets: list[ResnetBlock], attention: SpatialTransformer):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList([attention])
 
     def forward(self, x: Tensor, embedding: Tensor, cond: Cond) -> Tensor:
+        """`x` (B, C, h, w), `embedding` (B, E) -> (B, C, h, w)."""
         x = self.attentions[0](self.resnets[0](x, embedding), cond.tokens, cond.mask)
         return self.resnets[1](x, embedding)
 
 
 class Encoder(nn.Module):
-    """What a U-Net and its ControlNets compute alike: the embedding, the way down and the middle."""
+    """What a U-Net and its ControlNets have in common: the embedding, the way down and the middle."""
 
     in_channels: int
     concat_channels: int
@@ -69,7 +82,7 @@ class Encoder(nn.Module):
     mid_block: Middle
 
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        """Noise level and vector condition in one embedding, already through SiLU: (B, E)."""
+        """The noise level `c_noise` (B,) and the vector condition in one embedding (B, E), with SiLU applied."""
         features = timestep_embedding(c_noise, self.widths[0]).to(self.conv_in.weight.dtype)
         embedding = self.time_embedding(features, cond.guidance)  # (B, E)
         if self.class_embedding is not None:
@@ -77,8 +90,8 @@ class Encoder(nn.Module):
         if self.add_embedding is not None:
             if cond.vector is None:
                 raise UserError(
-                    "this network reads a vector of conditions, and there is none: a file of Stable Diffusion XL "
-                    "is loaded with text_encoder=FOLDER."
+                    "this network reads a vector of conditions, and none is given: load a file of Stable Diffusion XL "
+                    "with text_encoder=FOLDER."
                 )
             embedding = embedding + self.add_embedding(cond.vector)
         return F.silu(embedding)
@@ -86,9 +99,9 @@ class Encoder(nn.Module):
     def encode(
         self, x: Tensor, embedding: Tensor, cond: Cond, hint: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle: its output, and the skips in the order they arose.
+        """The way down and the middle: `x` (B, C, h, w) -> the middle's output, and the skips in the order they arise.
 
-        `hint`, a ControlNet's, is added to the first features.
+        `hint` (B, widths[0], h, w), the encoded control image of a ControlNet, is added to the first features.
         """
         if self.concat_channels:
             assert cond.concat is not None, "this network was built with concat_channels"
@@ -110,17 +123,21 @@ class Encoder(nn.Module):
 
 @register
 class UNet(Encoder):
-    """Residual blocks at falling, then rising resolution, with skips between equals and attention where asked.
+    """Residual blocks at falling and then rising resolution, with skips between equal resolutions, and transformers at
+    the chosen levels (Ronneberger et al. 2015; Rombach et al. 2022, section 3.2).
 
-    `channels` is the base width, times `multipliers` a level; or a width a level. `blocks` residual blocks a level (one
-    more on the way up). `attention` says which levels hold transformers of `depth` blocks and `heads` heads each (the
-    middle always does). Every width must be a multiple of `groups` (by default 32 or what divides the base
-    width). The vector of conditions is added to the time embedding through `vector_layers` linear layers: 1, or 2 with
-    SiLU between them (Podell et al. 2023, SDXL). A `patch` of p moves p x p places into channels before the first
-    convolution and back after the last one.
-    With a `guidance_dim` the guidance scale is a condition, embedded in so many features (`finetune=distill`).
-    Any latent size works, odd ones too: what is halved with a remainder is brought back to its skip's size, and what
-    doesn't fill a patch is filled with zeros and cut off again.
+    `channels` is the base width, multiplied by `multipliers` for each level, or a list with the width of each level.
+    Every level has `blocks` residual blocks, one more on the way up. `attention` says which levels have transformers,
+    each of `depth` blocks and `heads` heads; the middle always has one. Every width must be a multiple of `groups`, by
+    default the greatest common divisor of 32 and the base width.
+
+    The vector of conditions is added to the time embedding through `vector_layers` linear layers: 1, or 2 with SiLU
+    between them (Podell et al. 2023, SDXL). With `guidance_dim` the guidance scale is a condition, embedded in that
+    many features (`finetune=distill`). A `patch` of p moves p x p positions into channels before the first convolution,
+    and back after the last one.
+
+    Latents of any size work. On the way up, features are enlarged to the size of their skip, which matters for odd
+    sizes; a latent whose sides aren't multiples of the patch is padded with zeros, and the output is cropped.
     """
 
     def __init__(
@@ -148,51 +165,45 @@ class UNet(Encoder):
     ):
         super().__init__()
         widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
-        levels = len(widths)
-        attends = _per_level(attention, levels, "attention")
-        depths, head_counts = _per_level(depth, levels, "depth"), _per_level(heads, levels, "heads")
-        groups = groups or groups_of(widths[0])
-        _check_widths(widths, groups, head_counts)
-        embed_dim = 4 * widths[0]
-        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
-        self.widths, self.concat_channels = widths, concat_channels
-        self.context_dim, self.vector_dim, self.guidance_dim = context_dim, vector_dim, guidance_dim
+        levels = _LevelBuilder(
+            widths=widths,
+            blocks=blocks,
+            attention=_per_level(attention, len(widths), "attention"),
+            depths=_per_level(depth, len(widths), "depth"),
+            heads=_per_level(heads, len(widths), "heads"),
+            context_dim=context_dim,
+            groups=groups or groups_of(widths[0]),
+            scale_shift=scale_shift,
+            linear_projection=linear_projection,
+            dropout=dropout,
+        )
         _check_vector(vector_layers, vector_bias)
-        dims = vector_dim if vector_layers == 1 else None, vector_dim if vector_layers == 2 else None
-
-        def resnet(a: int, b: int) -> ResnetBlock:
-            return ResnetBlock(a, b, embed_dim, groups=groups, eps=1e-5, dropout=dropout, scale_shift=scale_shift)
-
-        def transformer(i: int) -> SpatialTransformer:
-            return SpatialTransformer(
-                widths[i],
-                head_counts[i],
-                context_dim,
-                depth=depths[i],
-                groups=groups,
-                linear_projection=linear_projection,
-            )
-
-        def level(i: int, resnets: list[ResnetBlock], sampler: Sampler) -> Level:
-            return Level(resnets, [transformer(i) for _ in resnets if attends[i]], sampler)
-
-        self.patch = patch
+        self.in_channels, self.out_channels = in_channels, out_channels or in_channels
+        self.widths, self.concat_channels, self.patch = widths, concat_channels, patch
+        self.context_dim, self.vector_dim, self.guidance_dim = context_dim, vector_dim, guidance_dim
         self.conv_in = nn.Conv2d((in_channels + concat_channels) * patch**2, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], embed_dim, guidance_dim)
-        self.class_embedding = nn.Linear(dims[0], embed_dim, vector_bias) if dims[0] else None
-        self.add_embedding = TimestepEmbedding(dims[1], embed_dim) if dims[1] else None
-        self.down_blocks, skips = _way_down(widths, blocks, resnet, level)
-        self.mid_block = Middle([resnet(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
-        self.up_blocks: Any = _way_up(widths, blocks, skips, resnet, level)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[0], 1e-5)
+        self.time_embedding = TimestepEmbedding(widths[0], levels.embed_dim, guidance_dim)
+        self._build_vector_embedding(levels.embed_dim, vector_layers, vector_bias)
+        self.down_blocks = nn.ModuleList([levels.down(i) for i in range(len(widths))])
+        self.mid_block = levels.middle()
+        self.up_blocks: Any = levels.way_up(skip_widths(self))
+        self.conv_norm_out = nn.GroupNorm(levels.groups, widths[0], 1e-5)
         self.conv_out = zero_(nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1))
+
+    def _build_vector_embedding(self, embed_dim: int, layers: int, bias: bool) -> None:
+        """`class_embedding` for one layer, `add_embedding` for two; the names are those of diffusers."""
+        self.class_embedding, self.add_embedding = None, None
+        if self.vector_dim and layers == 1:
+            self.class_embedding = nn.Linear(self.vector_dim, embed_dim, bias)
+        elif self.vector_dim:
+            self.add_embedding = TimestepEmbedding(self.vector_dim, embed_dim)
 
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w).
+        """`x` (B, C, h, w) and the noise level `c_noise` (B,), in the parameterization's own scale -> (B, out, h, w).
 
-        `residuals`, a ControlNet's, are added to the skips and, the last, to the middle.
+        `residuals` are what a ControlNet adds: one for each skip, and the last one for the middle.
         """
         cond = cond or Cond()
         embedding = self.embed(c_noise, cond)
@@ -209,50 +220,118 @@ class UNet(Encoder):
         return F.pixel_shuffle(out, self.patch)[..., : x.shape[2], : x.shape[3]] if self.patch > 1 else out
 
 
-MakeResnet = Callable[[int, int], ResnetBlock]
-MakeLevel = Callable[[int, list[ResnetBlock], Sampler], Level]
+@dataclass(frozen=True)
+class _LevelBuilder:
+    """The settings of a U-Net's levels, and how one level is built from them. In the lists each level has its entry,
+    from the finest to the coarsest.
 
+    The order in which modules are created decides which random numbers initialise them: residual blocks first, then the
+    change of resolution, then transformers.
+    """
 
-def _way_down(widths: list[int], blocks: int, resnet: MakeResnet, level: MakeLevel) -> tuple[nn.ModuleList, list[int]]:
-    """The levels from fine to coarse, and the widths of the skips that they leave, in the order they arise."""
-    levels, skips = nn.ModuleList(), [widths[0]]
-    for i, width in enumerate(widths):
-        before = widths[max(i - 1, 0)]
-        resnets = [resnet(before if j == 0 else width, width) for j in range(blocks)]
-        last = i == len(widths) - 1
-        levels.append(level(i, resnets, None if last else ("down", Downsample(width))))
-        skips += [width] * (blocks + (not last))
-    return levels, skips
+    widths: list[int]
+    blocks: int
+    attention: list[bool]
+    depths: list[int]
+    heads: list[int]
+    context_dim: int | None
+    groups: int
+    scale_shift: bool
+    linear_projection: bool
+    dropout: float
 
+    def __post_init__(self) -> None:
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % self.groups or width % heads:
+                raise UserError(
+                    f"network: a width of {width} channels can't be split into {self.groups} groups and {heads} heads; "
+                    "choose network.channels and network.heads that divide."
+                )
 
-def _way_up(widths: list[int], blocks: int, skips: list[int], resnet: MakeResnet, level: MakeLevel) -> nn.ModuleList:
-    """The levels from coarse to fine; every block reads one skip beside what comes from below."""
-    levels, width, left = nn.ModuleList(), widths[-1], list(skips)
-    for i in reversed(range(len(widths))):
+    @property
+    def embed_dim(self) -> int:
+        """The features of the time embedding."""
+        return 4 * self.widths[0]
+
+    def down(self, i: int) -> Level:
+        """Level `i` on the way down. All but the coarsest end by halving the resolution."""
+        width, before = self.widths[i], self.widths[max(i - 1, 0)]
+        resnets = [self._resnet(before if j == 0 else width, width) for j in range(self.blocks)]
+        downsample = Downsample(width) if i < len(self.widths) - 1 else None
+        return Level(resnets, self._transformers(i, self.blocks), downsample=downsample)
+
+    def middle(self) -> Middle:
+        """Two residual blocks with a transformer between them, at the coarsest level."""
+        width = self.widths[-1]
+        resnets = [self._resnet(width, width) for _ in range(2)]
+        return Middle(resnets, self._transformer(len(self.widths) - 1))
+
+    def way_up(self, skips: list[int]) -> nn.ModuleList:
+        """The levels on the way up, from the coarsest to the finest. Each block reads the last of the skips that are
+        left; `skips` are their channels in the order the way down leaves them."""
+        levels, left = nn.ModuleList(), list(skips)
+        for i in reversed(range(len(self.widths))):
+            levels.append(self._up(i, [left.pop() for _ in range(self.blocks + 1)]))
+        return levels
+
+    def _up(self, i: int, skips: list[int]) -> Level:
+        """Level `i` on the way up, whose blocks read skips of so many channels beside the features from below. All but
+        the finest end by doubling the resolution."""
+        width, below = self.widths[i], self.widths[min(i + 1, len(self.widths) - 1)]
         resnets = []
-        for _ in range(blocks + 1):
-            resnets.append(resnet(width + left.pop(), widths[i]))
-            width = widths[i]
-        levels.append(level(i, resnets, None if i == 0 else ("up", Upsample(width))))
-    return levels
+        for j, skip in enumerate(skips):
+            features = below if j == 0 else width
+            resnets.append(self._resnet(features + skip, width))
+        upsample = Upsample(width) if i > 0 else None
+        return Level(resnets, self._transformers(i, len(resnets)), upsample=upsample)
+
+    def _resnet(self, channels: int, out_channels: int) -> ResnetBlock:
+        return ResnetBlock(
+            channels,
+            out_channels,
+            self.embed_dim,
+            groups=self.groups,
+            eps=1e-5,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+        )
+
+    def _transformers(self, i: int, count: int) -> list[SpatialTransformer]:
+        return [self._transformer(i) for _ in range(count)] if self.attention[i] else []
+
+    def _transformer(self, i: int) -> SpatialTransformer:
+        return SpatialTransformer(
+            self.widths[i],
+            self.heads[i],
+            self.context_dim,
+            depth=self.depths[i],
+            groups=self.groups,
+            linear_projection=self.linear_projection,
+        )
 
 
-def _per_level(value, levels: int, name: str) -> list:
+def skip_widths(network: Encoder) -> list[int]:
+    """The channels of every skip, in the order they arise: of the first convolution, of each residual block, and of
+    each step to a lower resolution."""
+    widths = [network.widths[0]]
+    for level, width in zip(network.down_blocks, network.widths, strict=True):
+        widths += [width] * len(level.resnets)
+        if level.downsamplers is not None:
+            widths.append(width)
+    return widths
+
+
+def _per_level(value: Any, levels: int, name: str) -> list:
     values = [value] * levels if isinstance(value, (int, bool)) else list(value)
     if len(values) != levels:
-        raise UserError(f"network.{name} has {len(values)} values for {levels} levels; give one, or one a level.")
+        raise UserError(
+            f"network.{name} has {len(values)} values for {levels} levels; give one for all, or one for each level."
+        )
     return values
 
 
 def _check_vector(layers: int, bias: bool) -> None:
     if layers not in (1, 2) or (layers == 2 and not bias):
-        raise UserError(f"network: vector_layers={layers}, vector_bias={bias}: take 1 layer, or 2, which have biases.")
-
-
-def _check_widths(widths: list[int], groups: int, heads: list[int]) -> None:
-    for width, head_count in zip(widths, heads, strict=True):
-        if width % groups or width % head_count:
-            raise UserError(
-                f"network: a width of {width} channels can't be split into {groups} groups and {head_count} heads; "
-                "choose network.channels and network.heads that divide."
-            )
+        raise UserError(
+            f"network: vector_layers={layers}, vector_bias={bias}: choose 1 layer, or 2 layers with vector_bias=true."
+        )
