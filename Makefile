@@ -35,9 +35,8 @@ gpu:
 			"that has, make gpu PYTHON=python, or make .venv by: make install"; exit 1; }; \
 	HF_HUB_OFFLINE=1 $$python -m benchmarks.gpu $(GPU)
 
-# The documentation as a site in site/; fails on a broken link. Serve it while writing by: .venv/bin/mkdocs serve
+# The documentation as a site in site/; fails on a broken link. Search needs a server: .venv/bin/mkdocs serve
 docs: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: install

@@ -1,7 +1,10 @@
 """What README and docs name exists: modules and their names, files, linked pages and headings."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +52,17 @@ def test_the_site_has_every_page_of_docs_and_no_other() -> None:
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
     site = yaml.load((ROOT / "mkdocs.yml").read_text("utf-8"), Loader)  # noqa: S506
     assert sorted(_leaves(site["nav"])) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def test_the_site_builds_strictly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "python.html").read_text("utf-8")
+    assert 'id="ldm.load"' in page and 'id="ldm.LatentDiffusion.load_lora"' in page
+    assert "fonts.googleapis" not in page and "unpkg" not in page
 
 
 def _leaves(nav: object) -> list[str]:
