@@ -1,4 +1,4 @@
-"""The ablation's table, budget and resumption; and five seconds of it for real."""
+"""The ablation's table and choice of arms, from results on disk; and five seconds of it for real."""
 
 import json
 import os
@@ -14,60 +14,39 @@ from benchmarks import ablation
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int, list[str]]]:
-    """Training and scoring replaced; the list holds (seed, arms) of each sweep."""
-    sweeps: list[tuple[int, list[str]]] = []
-
-    def evaluated(arm: str, seed: int, tables: Any, o: dict[str, Any]) -> dict[str, Any]:
-        about = {"arm": arm, "seed": seed, "seconds": o["seconds"]}
-        if arm == "broken":
-            return about | {"error": "no finished run"}
-        distance = {"baseline_lr1e-3": 30.0, "baseline_lr2e-3": 40.0, "edm": 10.0, "flow": 20.0}[arm] + seed
-        figures = {"FD": distance, "KD": 0.1, "precision": 0.5, "recall": 0.4, "steps trained": 50, "guidance": 2.0}
-        return about | figures
-
-    def train(arms: list[str], seed: int, *rest: Any) -> None:
-        sweeps.append((seed, list(arms)))
-
-    monkeypatch.setattr(ablation, "first_stage", lambda o, passed: tmp_path)
-    monkeypatch.setattr(ablation, "warm", lambda vae, o: None)
-    monkeypatch.setattr(ablation, "train", train)
-    monkeypatch.setattr(ablation, "evaluated", evaluated)
-    return sweeps
+DISTANCES = {"baseline_lr1e-3": 30.0, "baseline_lr2e-3": 40.0, "edm": 10.0, "flow": 20.0}
 
 
-def call(tmp_path: Path, *words: str) -> None:
-    ablation.main([f"runs_dir={tmp_path}", "data=digits", "seconds=5", *words])
+def screen(folder: Path, seeds: str) -> dict[str, Any]:
+    """The options of a screening, whose results are put into `folder`: one arm has failed."""
+    options, _ = ablation.parse([f"runs_dir={folder}", "data=digits", "seconds=5", f"seeds={seeds}"])
+    for seed in options["seeds"]:
+        for arm, distance in DISTANCES.items():
+            figures = {"FD": distance + seed, "KD": 0.1, "precision": 0.5, "recall": 0.4}
+            keep(folder, options, arm, seed, **figures, **{"steps trained": 50, "guidance": 2.0})
+        keep(folder, options, "broken", seed, error="no finished run")
+    return options
 
 
-ARMS = "arms=baseline_lr1e-3,baseline_lr2e-3,edm,flow,broken"
+def keep(folder: Path, options: dict[str, Any], arm: str, seed: int, **found: Any) -> None:
+    result = {"arm": arm, "seed": seed, "seconds": options["seconds"], **found}
+    (folder / ablation.file_of(arm, seed, options)).write_text(json.dumps(result))
 
 
-def test_a_finished_arm_is_not_run_again(fake: list, tmp_path: Path) -> None:
-    call(tmp_path, "arms=edm,flow")
-    call(tmp_path, ARMS)
-    assert fake == [(0, ["edm", "flow"]), (0, ["baseline_lr1e-3", "baseline_lr2e-3", "broken"])]
+def test_the_final_takes_the_best_baseline_and_the_best_others(tmp_path: Path) -> None:
+    final = screen(tmp_path, "0") | {"stage": "final"}
+    assert ablation.chosen_arms(final | {"best": 1}, tmp_path) == ["baseline_lr1e-3", "edm"]
+    assert ablation.chosen_arms(final | {"best": 4}, tmp_path) == ["baseline_lr1e-3", "edm", "flow"]
+    assert ablation.chosen_arms(final | {"arms": ["flow"]}, tmp_path) == ["flow"]
 
 
-def test_the_budget_bounds_what_is_begun(fake: list, tmp_path: Path) -> None:
-    call(tmp_path, ARMS, "budget=16")
-    assert fake == [(0, ["baseline_lr1e-3", "baseline_lr2e-3"])]
-    call(tmp_path, ARMS, "budget=0")
-    assert len(fake) == 1
-
-
-def test_the_final_takes_the_best_baseline_and_the_best_others(fake: list, tmp_path: Path) -> None:
-    call(tmp_path, ARMS)
-    call(tmp_path, "stage=final", "seconds=5", "best=1")
-    assert fake[1:] == [(seed, ["baseline_lr1e-3", "edm"]) for seed in (0, 1, 2)]
-
-
-def test_the_table_has_the_spread_and_the_failures(fake: list, tmp_path: Path) -> None:
+def test_the_table_has_the_spread_and_the_failures(tmp_path: Path) -> None:
+    options = screen(tmp_path, "0,1,2")
+    keep(tmp_path, options | {"seconds": 9}, "edm", 0, FD=1.0)  # of another training time: not in the table
     page = tmp_path / "quality.md"
     page.write_text("# Quality\n\nKept.\n")
     for _ in range(2):
-        call(tmp_path, ARMS, "seeds=0,1,2", f"table={page}")
+        ablation.put(page, "screening", ablation.table(ablation.results(tmp_path, options), options))
     text = page.read_text()
     assert text.startswith("# Quality\n\nKept.\n") and text.count("| edm |") == 1
     assert "| edm | 3 | 50 ± 0 | 2/2/2 | 11 ± 1 |" in text
@@ -80,13 +59,14 @@ def test_an_arm_without_a_run_is_a_failure_not_a_stop(tmp_path: Path) -> None:
     assert ablation.evaluated("edm", 0, (None, None), o)["error"] == "no finished run"  # type: ignore[arg-type]
 
 
-def test_a_killed_sweep_stops_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = subprocess.CompletedProcess([], -9)
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: ended)
+def test_a_killed_sweep_stops_and_failed_jobs_do_not(tmp_path: Path) -> None:
+    script = tmp_path / "sweep.py"
+    script.write_text("import os, sys\nos.kill(os.getpid(), 9) if sys.argv[1] == 'killed' else sys.exit(1)\n")
     with pytest.raises(SystemExit, match="call again"):
-        ablation.run("train_ldm.py", [], may_end=(0, 1))
-    ended.returncode = 1
-    ablation.run("train_ldm.py", [], may_end=(0, 1))
+        ablation.run(str(script), ["killed"], may_end=(0, 1))
+    ablation.run(str(script), ["failed"], may_end=(0, 1))
+    with pytest.raises(SystemExit, match="exit code 1"):
+        ablation.run(str(script), ["failed"])
 
 
 def test_every_arm_composes() -> None:

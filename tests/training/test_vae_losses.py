@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 import ldm
 from ldm.common.errors import UserError
@@ -123,11 +124,14 @@ def test_lpips_is_torchmetrics_and_trains_the_decoder(monkeypatch):
     torch.manual_seed(0)
     loss = VAELoss(1, 32, perceptual=0.5, perceptual_net="alex")
     images = torch.rand(2, 1, 32, 32) * 2 - 1
-    decoded = (images + 0.1 * torch.randn_like(images)).requires_grad_()
+    decoded = (images + 0.1 * torch.randn_like(images)).clamp(-1, 1).requires_grad_()
     total, logged = loss.reconstruction(decoded, images)
-    wanted = loss._lpips[0](decoded.expand(-1, 3, -1, -1), images.expand(-1, 3, -1, -1)).mean()
-    torch.testing.assert_close(total, F.mse_loss(decoded, images) + 0.5 * wanted)
-    assert logged["lpips"] > 0
+    metric = LearnedPerceptualImagePatchSimilarity(net_type="alex")  # the public metric, with the same random weights
+    metric.net.load_state_dict(loss._lpips[0].state_dict())
+    distance = metric(decoded.detach().repeat(1, 3, 1, 1), images.repeat(1, 3, 1, 1))
+    torch.testing.assert_close(logged["lpips"], distance)
+    torch.testing.assert_close(total, F.mse_loss(decoded, images) + 0.5 * distance)
+    assert distance > 0 and loss.reconstruction(images, images)[1]["lpips"] == 0
     total.backward()
     assert decoded.grad.abs().sum() > F.mse_loss(decoded, images) and not list(loss.parameters())
     assert not loss.state_dict()  # its weights aren't in checkpoints
