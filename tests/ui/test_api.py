@@ -69,7 +69,7 @@ def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
     job = page.submit(prompt="a cat", n=1, steps=30, api_name="/generate")
     job.result()
     steps = [out[0] for out in job.outputs()]
-    assert any("step 1 of 30" in text for text in steps)
+    assert any("Step 1 of 30" in text for text in steps)
     assert any(isinstance(out[1], dict) and out[1].get("value") for out in job.outputs()), "no preview"
 
 
@@ -194,7 +194,7 @@ def test_ten_requests_of_three_clients_all_finish(served: Any) -> None:
 
 def test_drawings_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> None:
     job = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
-    while not any("step" in out[0] for out in job.outputs()):
+    while not any("Step" in out[0] for out in job.outputs()):
         assert not job.done()
     waiting = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
     while not waiting.communicator.event_id:

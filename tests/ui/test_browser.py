@@ -48,7 +48,7 @@ class Page:
             try:
                 if found := condition():
                     return found
-            except WebDriverException:  # the page is being drawn anew
+            except WebDriverException:  # the page is being rendered anew
                 pass
             time.sleep(0.1)
         raise AssertionError(f"waited {PATIENCE} s; the page says: {self.text('#status')}")
@@ -65,7 +65,7 @@ class Page:
         box.send_keys(text)
 
     def press(self, css: str) -> None:
-        """Clicks once what is there, where nothing of a page that is still being drawn lies over it any more."""
+        """Clicks once what is there, where nothing of a page that is still being rendered lies over it any more."""
 
         def clicked() -> bool:
             self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(css))
@@ -112,7 +112,7 @@ class Page:
     def draw(self) -> list[Path]:
         """Draws, and waits for it; the files that were kept."""
         before = set(self.served.app.store.recent_images())
-        self.press("#draw")
+        self.press("#generate")
         self.until(lambda: set(self.served.app.store.recent_images()) - before and "seed" in self.text("#status"))
         return sorted(set(self.served.app.store.recent_images()) - before)
 
@@ -156,7 +156,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_text_becomes_pictures(page: Page) -> None:
     page.write("#prompt textarea", "a cat")
     assert len(page.draw()) == 4
-    page.until(lambda: len(page.all("#pictures img")) >= 4)
+    page.until(lambda: len(page.all("#images img")) >= 4)
     page.shot("draw")
 
 
@@ -190,10 +190,10 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
 def test_a_drawing_is_cancelled(page: Page) -> None:
     before = page.served.app.store.recent_images()
     page.number("Steps", "1000")
-    page.press("#draw")
-    page.until(lambda: "step" in page.text("#status"))
+    page.press("#generate")
+    page.until(lambda: "Step" in page.text("#status"))
     page.press("#cancel")
-    page.until(lambda: "ended" in page.text("#status"))
+    page.until(lambda: "Stopped" in page.text("#status"))
     page.shot("cancelled")
     assert page.served.app.store.recent_images() == before
 
@@ -201,22 +201,22 @@ def test_a_drawing_is_cancelled(page: Page) -> None:
 def test_a_drawing_that_waits_for_another_is_cancelled(page: Page) -> None:
     client = pytest.importorskip("gradio_client").Client(page.served.url, verbose=False)
     long = client.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
-    page.until(lambda: any("step" in out[0] for out in long.outputs()))
-    page.press("#draw")
-    page.until(lambda: "waiting" in page.text("#status"))
+    page.until(lambda: any("Step" in out[0] for out in long.outputs()))
+    page.press("#generate")
+    page.until(lambda: "Waiting" in page.text("#status"))
     time.sleep(1)
     page.press("#cancel")
-    page.until(lambda: "ended" in page.text("#status"))
+    page.until(lambda: "Stopped" in page.text("#status"))
     assert not long.done(), "the other's goes on"
     long.cancel()
     before = page.served.app.store.recent_images()
     time.sleep(3)
-    assert page.served.app.store.recent_images() == before and "ended" in page.text("#status")
+    assert page.served.app.store.recent_images() == before and "Stopped" in page.text("#status")
     assert page.draw()
 
 
 def test_more_of_the_sampler_can_be_opened(page: Page) -> None:
-    page.fold("More of the sampler")
+    page.fold("Advanced sampling")
     for label in ("Width", "Height", "Shift", "Eta", "Rescale"):
         assert page.field(label).get_attribute("value") == ""
     page.shot("more")
@@ -230,19 +230,19 @@ def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
     assert read_settings(page.draw()[0])[0].guidance == 30
     page.one("#new-seed input").click()
     page.number("Seed", "3.7")
-    page.press("#draw")
+    page.press("#generate")
     page.until(lambda: "has to be a whole number" in page.text("body"))
     page.number("Seed", "3")
-    page.number("Pictures of each", "65")
-    page.press("#draw")
+    page.number("Number of images", "65")
+    page.press("#generate")
     page.until(lambda: "between 1 and 64 images" in page.text("body"))
 
 
 def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
     drawn = page.draw()
-    page.until(lambda: len(page.all("#pictures button img")) >= 4)
-    page.all("#pictures button img")[1].click()
-    page.until(lambda: page.all("#pictures .preview"))
+    page.until(lambda: len(page.all("#images button img")) >= 4)
+    page.all("#images button img")[1].click()
+    page.until(lambda: page.all("#images .preview"))
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     time.sleep(1)
     page.shot("shown")
@@ -260,7 +260,7 @@ def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
     settings = Settings("tiny", image=names[0], mask=names[1], strength=1.0, n=1, steps=2)
     (*_, made) = page.served.app.generator.generate(settings)
     kept = shutil.copy(made[0].path, tmp_path / "picture.png")
-    page.fold("Settings from a picture")
+    page.fold("Settings from an image")
     page.until(lambda: page.all("#restore input[type=file]"))[0].send_keys(str(kept))
     canvas = page.one("#editor canvas")
     time.sleep(5)
@@ -301,11 +301,11 @@ def test_an_unreadable_image_is_said_and_leaves_the_rest_alone(page: Page, tmp_p
             field.send_keys(str(tmp_path / "notes.png"))
             break
     time.sleep(2)
-    page.press("#draw")
+    page.press("#generate")
     page.until(lambda: "isn't an image of a known kind" in page.text("body"))
     page.shot("unreadable")
     assert "/tmp" not in page.text("body") and "ldm-page" not in page.text("body")
-    page.tab("From nothing")
+    page.tab("Text to image")
     time.sleep(1)
     assert page.draw()
 
@@ -387,12 +387,12 @@ done(answers.map((answer) => answer.value?.status ?? "refused"));
 def test_a_mistake_is_shown(page: Page) -> None:
     page.tab("Inpaint")
     time.sleep(1)
-    page.press("#draw")
+    page.press("#generate")
     page.until(lambda: "needs an initial image" in page.text("body"))
 
 
 def test_every_tab_opens(page: Page) -> None:
-    for tab in ("X/Y grid", "Pictures", "Runs", "Alerts"):
+    for tab in ("X/Y grid", "Images", "Runs", "Alerts"):
         page.tab(tab)
         time.sleep(2)
         page.shot(tab.replace("/", ""))

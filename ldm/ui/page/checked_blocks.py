@@ -1,4 +1,4 @@
-"""What is sent to the page, before it comes to the functions behind the fields."""
+"""Checks of the values that are sent to the page, before they reach the functions behind the fields."""
 
 import logging
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class CheckedBlocks(gr.Blocks):
-    """Blocks that say in a sentence what is wrong with values that no field can have. gradio's own words for them, with
-    a traceback, are for those who write pages, and a program that asks gets no word at all."""
+    """Blocks that answer invalid values with a sentence. gradio's own answers are tracebacks for developers, and
+    clients of the API get none."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -27,19 +27,17 @@ class CheckedBlocks(gr.Blocks):
         except gr.Error:
             raise
         except InvalidPathError:
-            raise error_message(
-                UserError("a file has to be uploaded; one that is named by its path isn't read.")
-            ) from None
+            raise error_message(UserError("a file has to be uploaded: a path isn't read.")) from None
         except UserError as error:
             raise error_message(error) from None
         except Exception as error:
-            log.info("a value that can't be read was sent", exc_info=error)
+            log.info("an invalid value was sent", exc_info=error)
             raise error_message(UserError(_misfit(block_fn.inputs, inputs))) from None
 
 
 def clean_input(value: Any) -> Any:
-    """What was sent, with whole letters alone (a message is sent and a PNG written in UTF-8). Raises UserError for a
-    folder in a file's place, which gradio would count among its files."""
+    """What was sent, with lone surrogates replaced, since messages and PNGs are in UTF-8. Raises UserError for a folder
+    in place of a file, which gradio would count among its files."""
     if isinstance(value, str):
         return annotations.replace_surrogates(value)
     if isinstance(value, (list, tuple)):
@@ -51,7 +49,7 @@ def clean_input(value: Any) -> Any:
         for key, one in value.items()
     }
     if isinstance(value.get("path"), str) and Path(value["path"]).is_dir():
-        raise UserError("a file has to be uploaded; a folder isn't read.")
+        raise UserError("a file has to be uploaded: a folder isn't read.")
     return value
 
 
@@ -62,13 +60,13 @@ def _check_count(block_fn: Any, inputs: Sequence[Any]) -> None:
 
 
 def _misfit(fields: Sequence[Any], inputs: Sequence[Any]) -> str:
-    """Which field can't have its value."""
+    """A sentence that names the first field with an invalid value."""
     for field, value in zip(fields, inputs, strict=False):
         if not _fits(field, value):
             return (
                 f"the field '{field.label or type(field).__name__}' can't have the value {annotations.as_typed(value)}."
             )
-    return "a value is of another kind than its field has."
+    return "a value is of a wrong type for its field."
 
 
 def _fits(field: Any, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The fields of the tab that draws."""
+"""The fields of the tab that generates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,57 +34,60 @@ class Fields:
                 "checkpoint",
                 gr.Dropdown([forms.FINISHED], value=forms.FINISHED, label="Checkpoint", allow_custom_value=True),
             )
-            self.refresh = gr.Button("↻ Look for runs", size="sm", min_width=80, scale=0, elem_id="refresh")
+            self.refresh = gr.Button("↻ Refresh", size="sm", min_width=80, scale=0, elem_id="refresh")
         self._field("mode", gr.Textbox("text", visible=False, label="Mode"))
         self._field(
-            "prompt", gr.Textbox(label="Prompt", lines=2, placeholder="what to draw", elem_id="prompt", max_length=4000)
+            "prompt",
+            gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt", max_length=4000),
         )
         self._field("negative", gr.Textbox(label="Negative prompt", lines=1, max_length=4000))
         self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
-        self._field("map", _image("Map: what is to be where", visible=False))
+        self._field("map", _image("Map of what goes where", visible=False))
         self._modes()
         with gr.Row():
-            self.go = gr.Button("Draw", variant="primary", scale=3, elem_id="draw")
+            self.go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
             self.stop = gr.Button("Cancel", variant="stop", scale=1, elem_id="cancel")
         self._sampling()
         self._adapters()
-        with gr.Accordion("Settings from a picture", open=False, elem_id="restore-box"):
-            self.png = gr.File(label="A PNG of this page or of sample.py", file_types=[".png"], elem_id="restore")
+        with gr.Accordion("Settings from an image", open=False, elem_id="restore-box"):
+            self.png = gr.File(
+                label="PNG of this page, of sample.py or of another tool", file_types=[".png"], elem_id="restore"
+            )
 
     def _modes(self) -> None:
         with gr.Tabs(elem_id="modes") as self.modes:
             with gr.Tab(forms.MODES["text"], id="text") as text:
-                gr.Markdown("Draws from noise what prompt, class or map say.", elem_classes="hint")
+                gr.Markdown("Generates from noise, by prompt, class or map.", elem_classes="hint")
             with gr.Tab(forms.MODES["image"], id="image") as image:
-                self._field("image", _image("Picture to change"))
-                self._field("strength", number_field("Strength: 0 keeps it, 1 ignores it", 0.6, step=0.05))
+                self._field("image", _image("Initial image"))
+                self._field("strength", number_field("Strength (0 keeps the image, 1 ignores it)", 0.6, step=0.05))
             with gr.Tab(forms.MODES["inpaint"], id="inpaint") as inpaint:
                 self._field("editor", _editor())
-                self._field("mask_strength", number_field("Strength inside the mask, 0 to 1", 1.0, step=0.05))
-                self._field("feather", number_field("Feather: pixels over which the edge blends", 0))
+                self._field("mask_strength", number_field("Strength inside the mask (0 to 1)", 1.0, step=0.05))
+                self._field("feather", number_field("Feather (width of the blended edge, pixels)", 0))
             with gr.Tab(forms.MODES["variations"], id="variations") as variations:
-                self._field("vary", _image("Picture to vary"))
-                self._field("vary_strength", number_field("How far the variations go, 0 to 1", 0.5, step=0.05))
+                self._field("vary", _image("Image to vary"))
+                self._field("vary_strength", number_field("Strength of variation (0 to 1)", 0.5, step=0.05))
         for mode, tab in {"text": text, "image": image, "inpaint": inpaint, "variations": variations}.items():
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
     def _sampling(self) -> None:
         with gr.Row():
-            self._field("n", number_field(f"Pictures of each, up to {MAX_N}", 4))
+            self._field("n", number_field(f"Number of images (up to {MAX_N})", 4))
             self._field("seed", number_field("Seed", 0, elem_id="seed"))
             with gr.Column(min_width=120):
                 self._field(
                     "new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed")
                 )
-                self.reuse = gr.Button("♻ Reuse the last seed", size="sm", elem_id="reuse")
+                self.reuse = gr.Button("♻ Reuse last seed", size="sm", elem_id="reuse")
         with gr.Row():
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
             )
-            self._field("steps", number_field(f"Steps, up to {MAX_STEPS}", self._own["steps"]))
-            self._field("guidance", number_field("Guidance (1 is off)", plain_guidance(self._own), step=0.5))
-        self.fast = gr.Button("⚡ Fast: the run's distilled student, in its few steps", size="sm", elem_id="fast")
-        with gr.Accordion("More of the sampler", open=False):
+            self._field("steps", number_field(f"Steps (up to {MAX_STEPS})", self._own["steps"]))
+            self._field("guidance", number_field("Guidance scale (1 is off)", plain_guidance(self._own), step=0.5))
+        self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
+        with gr.Accordion("Advanced sampling", open=False):
             with gr.Row():
                 self._field("width", number_field("Width"))
                 self._field("height", number_field("Height"))
@@ -95,7 +98,7 @@ class Fields:
                 self._field("eta", number_field("Eta", step=0.1))
                 self._field("rescale", number_field("Rescale", step=0.1))
                 self._field(
-                    "interval", gr.Textbox("", label="Guide only between sigmas", placeholder="0.2, 5", min_width=100)
+                    "interval", gr.Textbox("", label="Guidance interval (sigmas)", placeholder="0.2, 5", min_width=100)
                 )
 
     def _adapters(self) -> None:
@@ -108,10 +111,12 @@ class Fields:
                 with gr.Row():
                     self._field(f"control_{i}", _choice(f"ControlNet {i + 1}"))
                     self._field(f"control_{i}_weight", number_field("Weight", 1.0, step=0.05))
-                    self._field(f"control_{i}_start", number_field("From", 0.0, step=0.05))
-                    self._field(f"control_{i}_end", number_field("To", 1.0, step=0.05))
-                self._field(f"control_{i}_image", _image(f"Picture that ControlNet {i + 1} follows", height=160))
-            self._field("control_ready", gr.Checkbox(False, label="These are control images already, as edges or maps"))
+                    self._field(f"control_{i}_start", number_field("Start", 0.0, step=0.05))
+                    self._field(f"control_{i}_end", number_field("End", 1.0, step=0.05))
+                self._field(f"control_{i}_image", _image(f"Image for ControlNet {i + 1}", height=160))
+            self._field(
+                "control_ready", gr.Checkbox(False, label="These are control images already (edges, maps, ...)")
+            )
 
 
 def plain_guidance(sampling: Mapping[str, Any]) -> float:
@@ -120,7 +125,7 @@ def plain_guidance(sampling: Mapping[str, Any]) -> float:
 
 
 def _own_sampling(app: App) -> Mapping[str, Any]:
-    """How the run that the page begins with is sampled, so that a click is right before the page has filled itself."""
+    """The sampling options of the run that the page starts with, so that a click works before the fields are filled."""
     try:
         return app.models.traits(app.models.names()[0]).sampling
     except (UserError, IndexError):
@@ -128,19 +133,19 @@ def _own_sampling(app: App) -> Mapping[str, Any]:
 
 
 def number_field(label: str, value: float | None = None, **options: Any) -> gr.Number:
-    """A field that leaves what is typed as it is: sliders and a `precision` change it without a word."""
+    """A field that keeps what is typed: sliders and a `precision` would change it silently."""
     return gr.Number(value, label=label, placeholder=forms.AS_TRAINED, min_width=90, **options)
 
 
 def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:
-    """`image_mode` leaves a palette its ids, and an image its transparency and bits, for the model to read."""
+    """An image field. `image_mode` keeps the ids of a palette, transparency and bit depth, for the model to read."""
     options: dict[str, Any] = {"type": "pil", "format": "png", "image_mode": None, "sources": ["upload", "clipboard"]}
     return gr.Image(label=label, visible=visible, height=height, **options)
 
 
 def _editor() -> gr.ImageEditor:
     return gr.ImageEditor(
-        label="Draw over what shall be made anew",
+        label="Paint the area to regenerate",
         type="pil",
         format="png",
         sources=["upload", "clipboard"],
@@ -149,7 +154,7 @@ def _editor() -> gr.ImageEditor:
         layers=False,
         transforms=(),
         height=480,
-        canvas_size=(16, 16),  # that of the image; one that begins larger shifts the first mask that is put on it
+        canvas_size=(16, 16),  # grows with the image; a larger one shifts the first mask that is put on it
         elem_id="editor",
     )
 

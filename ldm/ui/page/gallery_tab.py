@@ -1,4 +1,4 @@
-"""The tab of all pictures that were drawn."""
+"""The tab of all generated images."""
 
 from typing import Any
 
@@ -12,17 +12,15 @@ from ldm.ui.page.widgets import quiet_event, selected_file
 
 
 class GalleryTab:
-    """Builds the tab inside the current `gr.Blocks`; it puts settings into the fields of `draw`."""
+    """Builds the tab inside the current `gr.Blocks`; it fills the fields of the tab `generate` with settings."""
 
-    def __init__(self, app: App, draw: GenerateTab, tabs: gr.Tabs):
-        self.app, self.draw = app, draw
+    def __init__(self, app: App, generate: GenerateTab, tabs: gr.Tabs):
+        self.app, self.generate = app, generate
         files = gr.State([])
         with gr.Row():
-            look = gr.Button("↻ Newest", size="sm", scale=0, min_width=100)
+            look = gr.Button("↻ Refresh", size="sm", scale=0, min_width=100)
             use = gr.Button("Use these settings", size="sm", scale=0, min_width=160, variant="primary")
-            gr.Markdown(
-                f"Kept in `{app.store.folder / 'pictures'}`, each PNG with its settings in it.", elem_classes="hint"
-            )
+            gr.Markdown(f"Saved in `{app.store.folder / 'pictures'}`, each PNG with its settings.", elem_classes="hint")
         with gr.Row():
             gallery = gr.Gallery(
                 label="Newest first",
@@ -30,7 +28,7 @@ class GalleryTab:
                 object_fit="contain",
                 format="png",
                 height=560,
-                elem_id="all",
+                elem_id="all-images",
                 interactive=False,
             )
             about = gr.JSON(label="Settings", min_width=260)
@@ -40,9 +38,11 @@ class GalleryTab:
         look.click(self.look, None, self.outputs, **quietly)
         gallery.select(show_errors(self.pick), files, about, **quietly)
         source = [gallery, files]
-        used = use.click(show_errors(self.use), source, [*draw.fields.values(), draw.modes, draw.about], **quietly)
-        opened = used.success(lambda: gr.Tabs(selected="draw"), None, tabs, **quietly)
-        opened.then(show_errors(self.refill), source, draw.fields["editor"], **quietly)
+        used = use.click(
+            show_errors(self.use), source, [*generate.fields.values(), generate.modes, generate.about], **quietly
+        )
+        opened = used.success(lambda: gr.Tabs(selected="generate"), None, tabs, **quietly)
+        opened.then(show_errors(self.refill), source, generate.fields["editor"], **quietly)
 
     def _look(self) -> tuple[Any, list[str]]:
         found = self.app.store.recent_images()
@@ -51,10 +51,13 @@ class GalleryTab:
         )
 
     def pick(self, files: list[str], event: gr.SelectData) -> Any:
+        """The settings of the image that was clicked."""
         return png_settings.read_settings(files[event.index])[0].as_dict() if event.index < len(files) else {}
 
     def use(self, gallery: gr.Gallery, files: list[str]) -> list[Any]:
-        return self.draw.restore(selected_file(gallery, files))
+        """The fields filled with the settings of the selected image."""
+        return self.generate.restore(selected_file(gallery, files))
 
     def refill(self, gallery: gr.Gallery, files: list[str]) -> Any:
-        return self.draw.refill(selected_file(gallery, files))
+        """The image editor filled likewise, once it is visible."""
+        return self.generate.refill(selected_file(gallery, files))

@@ -1,4 +1,4 @@
-"""The tab that draws: its fields, and what its buttons do."""
+"""The tab that generates: its fields, and what its buttons do."""
 
 import html
 from collections.abc import Iterator
@@ -40,29 +40,29 @@ class GenerateTab:
 
     def __init__(self, app: App):
         self.app = app
-        self.drawn = gr.State([])  # files of the last pictures
+        self.files = gr.State([])  # of the last images
         self.kept = browser_form("draw")
         with gr.Row():
             with gr.Column(scale=5, min_width=360):
                 inputs = Fields(app)
             with gr.Column(scale=6, min_width=360):
-                self._answer()
+                self._build_results()
         self.fields, self.modes, self.png = inputs.fields, inputs.modes, inputs.png
         self.go, self.stop, self.refresh, self.reuse = inputs.go, inputs.stop, inputs.refresh, inputs.reuse
         self.fast = inputs.fast
         self._events()
 
-    def _answer(self) -> None:
-        self.status = gr.HTML(bar("ready"), elem_id="status")
+    def _build_results(self) -> None:
+        self.status = gr.HTML(bar("Ready"), elem_id="status")
         self.preview = gr.Image(
-            label="As it emerges", format="png", visible=False, interactive=False, elem_id="preview", buttons=[]
+            label="Preview", format="png", visible=False, interactive=False, elem_id="preview", buttons=[]
         )
         self.gallery = gr.Gallery(
-            label="Pictures",
+            label="Images",
             columns=4,
             object_fit="contain",
             format="png",
-            elem_id="pictures",
+            elem_id="images",
             height=620,
             preview=False,
             interactive=False,
@@ -71,136 +71,139 @@ class GenerateTab:
             self.to_image = gr.Button("→ Image to image", size="sm", elem_id="to-image")
             self.to_editor = gr.Button("→ Inpaint", size="sm", elem_id="to-inpaint")
             self.to_vary = gr.Button("→ Variations", size="sm")
-        self.last_seed = gr.Number(None, label="Seed of the first picture", precision=0, visible=False)
-        with gr.Accordion("Settings of the picture", open=False):
-            self.about = gr.JSON(label="As kept in the PNG", elem_id="about")
+        self.last_seed = gr.Number(None, label="Seed of the first image", precision=0, visible=False)
+        with gr.Accordion("Settings of the image", open=False):
+            self.about = gr.JSON(label="As saved in the PNG", elem_id="about")
 
     def _events(self) -> None:
         fields, quietly = self.fields, quiet_event(self.status)
         values = list(fields.values())
-        self._generates(values)
+        self._generate_events(values)
         fields["run"].input(
             show_errors(self.choose),
             [fields["run"], fields["checkpoint"]],
-            [fields[name] for name in SUITED],
+            [fields[name] for name in RUN_FIELDS],
             **quietly,
         )
-        suited = [fields["run"], *(fields[name] for name in SUITED)]
+        suited = [fields["run"], *(fields[name] for name in RUN_FIELDS)]
         self.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
-        self.refresh.click(show_errors(self.look), None, [fields["run"], *self._choices()], **quietly)
+        self.refresh.click(show_errors(self.look), None, [fields["run"], *self.adapter_fields()], **quietly)
         self.reuse.click(show_errors(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
         restored = self.png.upload(
             show_errors(self.restore_upload), self.png, [*values, self.modes, self.about],
             **{**quietly, "api_visibility": "public"}, api_name="restore", preprocess=False,
         )  # fmt: skip
         restored.then(show_errors(self.refill), self.png, fields["editor"], **quietly)
-        self.gallery.select(show_errors(self.pick), self.drawn, self.about, **quietly)
+        self.gallery.select(show_errors(self.pick), self.files, self.about, **quietly)
         for button, target, mode in (
             (self.to_image, "image", "image"),
             (self.to_editor, "editor", "inpaint"),
             (self.to_vary, "vary", "variations"),
         ):
             send = show_errors(self.send_to_editor if target == "editor" else self.send)
-            # The drawing field takes a picture only once it is on the screen.
+            # The image editor takes an image only once it is visible.
             open_there = button.click(open_mode(mode), None, [self.modes, fields["mode"]], **quietly)
-            open_there.then(send, [self.gallery, self.drawn], fields[target], **quietly)
+            open_there.then(send, [self.gallery, self.files], fields[target], **quietly)
 
-    def _generates(self, values: list[Any]) -> None:
-        """`preprocess=False`: the fields come as they were sent, so that `form` says what is wrong with them."""
-        outputs = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.drawn]
+    def _generate_events(self, values: list[Any]) -> None:
+        """`preprocess=False`: the fields come as they were sent, and `form` says what is wrong with them."""
+        outputs = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.files]
         self.go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
         self.go.click(
             self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet_event(self.status)
         )
-        drawing = self.go.click(
+        generating = self.go.click(
             show_errors(with_field_parameters(self.generate, self.fields)), values, outputs, api_name="generate",
             preprocess=False, concurrency_limit=MAX_PENDING, concurrency_id="generate", show_progress="hidden",
         )  # fmt: skip
-        drawing.failure(ended_outputs, None, [self.status, self.preview], queue=False, **quiet_event(self.status))
-        self.stop.click(None, cancels=drawing)
+        generating.failure(ended_outputs, None, [self.status, self.preview], queue=False, **quiet_event(self.status))
+        self.stop.click(None, cancels=generating)
 
-    def _choices(self) -> list[Any]:
+    def adapter_fields(self) -> list[Any]:
+        """The fields that choose LoRAs and ControlNets."""
         return [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
     def keep(self, *values: Any) -> dict[str, Any]:
-        """What the browser is to keep of the fields, for the next visit."""
+        """What the browser keeps of the fields for the next visit."""
         return dict(zip(KEPT, values, strict=True))
 
     def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Draws, and shows how far it is."""
+        """Generates, and yields the progress and at last the images."""
         settings, skip = forms.settings_of(given, self.app.store, self.app.served_files.path), gr.skip()
-        yield bar("the model is read", 0), skip, skip, skip, skip, skip
-        with closing(self.app.generator.generate(settings)) as drawing:
-            for event in drawing:
+        yield bar("Loading model…", 0), skip, skip, skip, skip, skip
+        with closing(self.app.generator.generate(settings)) as generating:
+            for event in generating:
                 if isinstance(event, Waiting):
-                    yield bar("others' images are being generated", 0), *[skip] * 5
+                    yield bar("Waiting for other requests…", 0), skip, skip, skip, skip, skip
                 elif isinstance(event, Progress):
-                    look = (
-                        skip
-                        if event.preview is None
-                        else gr.update(value=enlarged_preview(event.preview), visible=True)
-                    )
-                    yield bar(f"step {event.step} of {event.steps}", event.step / event.steps), look, *[skip] * 4
+                    preview = skip
+                    if event.preview is not None:
+                        preview = gr.update(value=enlarged_preview(event.preview), visible=True)
+                    status = bar(f"Step {event.step} of {event.steps}", event.step / event.steps)
+                    yield status, preview, skip, skip, skip, skip
                 else:
                     yield self._finished(event)
 
-    def _finished(self, pictures: list[GeneratedImage]) -> tuple[Any, ...]:
-        files = [(self.app.served_files.copy(one.path), f"seed {one.settings.seed}") for one in pictures]
-        first, n = pictures[0].settings, len(pictures)
-        for remark in pictures[0].remarks:
+    def _finished(self, images: list[GeneratedImage]) -> tuple[Any, ...]:
+        files = [(self.app.served_files.copy(image.path), f"seed {image.settings.seed}") for image in images]
+        first, n = images[0].settings, len(images)
+        for remark in images[0].remarks:
             gr.Warning(html.escape(remark), duration=None)
-        text = bar(f"{n} picture{'s' * (n > 1)}, seed {first.seed}", 1, "done")
+        text = bar(f"{n} image{'s' if n > 1 else ''}, seed {first.seed}", 1, "done")
         columns = min(4, max(1, round(n**0.5 + 0.3)))
         gallery = gr.update(value=files, columns=columns, selected_index=None)
-        kept = [str(one.path) for one in pictures]
-        return text, gr.update(visible=False), gallery, first.seed, first.as_dict(), kept
+        paths = [str(image.path) for image in images]
+        return text, gr.update(visible=False), gallery, first.seed, first.as_dict(), paths
 
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
-        """The fields, as they suit a run."""
+        """The fields that depend on the run, as they suit it."""
         return [update for _, update in self._suiting(run).items()]
 
     def faster(self, run: str) -> list[Any]:
-        """The run's distilled student, or itself where it is one, with its own sampler, steps and guidance."""
+        """The run's distilled student, or the run itself if it is one, with its own sampling options."""
         student = run if self.app.models.traits(run).distilled else f"{run}-fast"
         if student not in self.app.models.names():
             raise UserError(
-                f"{run} has no distilled student: make one by python train_ldm.py finetune=distill base={run}, with "
-                "the options of its data."
+                f"{run} has no distilled student: make one with python train_ldm.py finetune=distill base={run} "
+                "and the options of its data."
             )
         return [gr.update(value=student), *self.choose(student)]
 
     def look(self) -> list[Any]:
-        """The runs and adapters that there are by now."""
+        """The runs and adapters that there are now."""
         names = self.app.models.names()
         if not names:
-            gr.Info("There is no trained run of stage two yet: start one under Runs.")
+            gr.Info("There is no trained run of stage two yet: start one on the tab Runs.")
         loras, controls = self.app.models.adapters()
         choices = [gr.update(choices=["", *loras])] * forms.SLOTS + [gr.update(choices=["", *controls])] * forms.SLOTS
         only: dict[str, Any] = {"value": names[0]} if len(names) == 1 else {}
         return [gr.update(choices=names, **only), *choices]
 
     def reuse_seed(self, seed: float | None) -> tuple[Any, Any]:
+        """Seed and `new_seed` so that the last seed is used again."""
         if seed is None:
-            gr.Info("Nothing was drawn yet, so there is no seed to use again.")
+            gr.Info("There is no last seed yet: generate an image first.")
             return gr.skip(), gr.skip()
         return int(seed), False
 
     def restore_upload(self, file: Any) -> list[Any]:
-        """The fields as a picture's settings have them, which was sent."""
-        return self.restore(
-            None if file is None else str(forms.upload_path(file, "picture", self.app.served_files.path))
-        )
+        """The fields filled with the settings of an uploaded image."""
+        return self.restore(None if file is None else str(forms.upload_path(file, "image", self.app.served_files.path)))
 
     def restore(self, file: str | None) -> list[Any]:
-        """The fields as a picture's settings have them."""
+        """The fields filled with the settings of an image."""
         if file is None:
             return [gr.skip()] * (len(self.fields) + 2)
         settings, remarks = png_settings.read_settings(file, _Sampling(self.app))
         names = self.app.models.names()
         if settings.run not in names:
-            remarks.append(f"Its run '{bounded(settings.run)}' isn't here." if settings.run else "It names no run.")
+            remarks.append(
+                f"Its run '{bounded(settings.run)}' isn't here: another is chosen."
+                if settings.run
+                else "It names no run: one is chosen."
+            )
             settings = replace(settings, run=names[0] if names else "", checkpoint=None)
         for remark in remarks:
             gr.Warning(html.escape(remark))
@@ -209,7 +212,7 @@ class GenerateTab:
         return [*filled, gr.Tabs(selected=mode), settings.as_dict()]
 
     def refill(self, file: str | None) -> Any:
-        """The drawing field as a picture's settings have it, in a second step, when it is on the screen."""
+        """The image editor filled with the settings of an image: a second step, once it is visible."""
         if file is None:
             return gr.skip()
         settings, _ = png_settings.read_settings(file)
@@ -219,7 +222,7 @@ class GenerateTab:
         return _shown_canvas(form["editor"])
 
     def filled(self, settings: Settings) -> list[Any]:
-        """An update of every field, so that Draw gives these settings."""
+        """An update of every field to these settings."""
         about = self.app.models.traits(settings.run, settings.checkpoint)
         form = forms.form_of(settings, about, self.app.store)
         updates = {name: gr.update(value=_value(form[name])) if name in form else gr.skip() for name in self.fields}
@@ -230,22 +233,24 @@ class GenerateTab:
         updates["editor"] = gr.skip()  # see refill
         return list(updates.values())
 
-    def pick(self, drawn: list[str], event: gr.SelectData) -> Any:
-        """The settings of the picture that was clicked."""
-        return png_settings.read_settings(drawn[event.index])[0].as_dict() if event.index < len(drawn) else gr.skip()
+    def pick(self, files: list[str], event: gr.SelectData) -> Any:
+        """The settings of the image that was clicked."""
+        return png_settings.read_settings(files[event.index])[0].as_dict() if event.index < len(files) else gr.skip()
 
-    def send(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
-        return self.app.served_files.copy(Path(selected_file(gallery, drawn)))
+    def send(self, gallery: gr.Gallery, files: list[str]) -> Any:
+        """The selected image, for an image field."""
+        return self.app.served_files.copy(Path(selected_file(gallery, files)))
 
-    def send_to_editor(self, gallery: gr.Gallery, drawn: list[str]) -> Any:
-        return _shown_canvas(forms.canvas(Path(selected_file(gallery, drawn))))
+    def send_to_editor(self, gallery: gr.Gallery, files: list[str]) -> Any:
+        """The selected image, for the image editor."""
+        return _shown_canvas(forms.canvas(Path(selected_file(gallery, files))))
 
     def start(self, kept: Any) -> list[Any]:
-        """The fields when the page is opened: as this browser `kept` them, for the run that it was started with."""
+        """The fields when the page is opened: as the browser `kept` them, for the run that the page starts with."""
         app = self.app
         names, kept = app.models.names(), kept if isinstance(kept, dict) else {}
         updates: dict[str, Any] = {name: gr.skip() for name in self.fields}
-        # gradio makes a number field that is empty 0 when it first appears, unless it was emptied by an event.
+        # gradio shows 0 in an empty number field when it first appears, unless an event has emptied it.
         updates |= {name: gr.update(value=None) for name, field in self.fields.items() if _is_empty_number(field)}
         if not names:
             return list(updates.values())
@@ -259,7 +264,7 @@ class GenerateTab:
         return list(updates.values())
 
     def _suiting(self, run: str, about: Traits | None = None) -> dict[str, Any]:
-        """Updates of the fields that depend on the run; hidden ones are emptied."""
+        """Updates of the fields that depend on the run; those that it doesn't use are hidden and emptied."""
         about = about or self.app.models.traits(run)
         own, needs = about.sampling, about.needs
         text, label = "text" in needs, "label" in needs
@@ -277,11 +282,11 @@ class GenerateTab:
         }
 
 
-SUITED = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps", "guidance")
+RUN_FIELDS = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps", "guidance")
 
 
 class _Sampling(dict):
-    """By run, the model's own way of sampling; read when inputs for."""
+    """The model's own sampling options by run, read on demand."""
 
     def __init__(self, app: App):
         self.app = app
@@ -303,5 +308,5 @@ def _shown_canvas(canvas: Any) -> Any:
 
 
 def _cleared(kept: bool, value: Any) -> dict[str, Any]:
-    """What empties a field that the model doesn't read."""
+    """What empties a field that the model doesn't use."""
     return {} if kept else {"value": value}

@@ -1,4 +1,4 @@
-"""The whole page."""
+"""The whole page: its tabs, and what happens when they are opened."""
 
 import gradio as gr
 
@@ -18,24 +18,24 @@ def build_page(app: App) -> gr.Blocks:
     with CheckedBlocks(title="ldm", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         Banner(app)
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Draw", id="draw") as draw_tab:
-                draw = GenerateTab(app)
+            with gr.Tab("Generate", id="generate") as generate_tab:
+                generate = GenerateTab(app)
             with gr.Tab("X/Y grid", id="xy") as xy_tab:
-                XYTab(app, draw)
-            with gr.Tab("Pictures", id="pictures") as pictures_tab:
-                pictures = GalleryTab(app, draw, tabs)
+                XYTab(app, generate)
+            with gr.Tab("Images", id="images") as images_tab:
+                images = GalleryTab(app, generate, tabs)
             with gr.Tab("Runs", id="runs") as runs_tab:
                 runs = RunsTab(app)
             with gr.Tab("Alerts", id="alerts") as alerts_tab:
                 alerts = AlertsTab(app)
-        quietly = quiet_event(draw.status)
-        page.load(show_errors(draw.start), draw.kept, list(draw.fields.values()), **quietly)
-        page.load(draw.look, None, [draw.fields["run"], *draw._choices()], **quietly)
+        quietly = quiet_event(generate.status)
+        page.load(show_errors(generate.start), generate.kept, list(generate.fields.values()), **quietly)
+        page.load(generate.look, None, [generate.fields["run"], *generate.adapter_fields()], **quietly)
         page.load(show_errors(runs.recall), runs.kept, runs.form, **quietly)
-        pictures_tab.select(pictures.look, None, pictures.outputs, **quietly)
+        images_tab.select(images.look, None, images.outputs, **quietly)
         alerts_tab.select(alerts.look, None, alerts.outputs, **quietly)
-        for tab in (draw_tab, xy_tab, pictures_tab, alerts_tab, runs_tab):
-            live = tab is runs_tab  # the page asks for the run's state only while it is looked at
+        for tab in (generate_tab, xy_tab, images_tab, alerts_tab, runs_tab):
+            live = tab is runs_tab  # the page asks for the run's state only while this tab is open
             tab.select(_timer(live), None, runs.timer, **quietly)
         runs_tab.select(show_errors(runs.found), None, runs.run, **quietly)
     return page

@@ -1,4 +1,4 @@
-"""Mistakes and failures as messages on the page."""
+"""Errors as messages on the page."""
 
 import functools
 import html
@@ -13,14 +13,14 @@ import torch
 
 from ldm.common.errors import UserError
 
-MOST = 600  # letters of a message: what was sent may be much longer
+MAX_LENGTH = 600  # characters of a message, which may quote much longer values
 log = logging.getLogger(__name__)
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":]+/)+")  # of a path, before its last name
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^\s/'\":]+/)+")  # of a path, without its last name
 
 
 def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, or generator function, whose errors come as messages: a user's mistake as it is, a failure in short,
-    with its traceback in the terminal alone."""
+    """`function`, or generator function, with its errors as messages: a UserError in full, another error in brief, with
+    its traceback in the terminal."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
@@ -47,14 +47,16 @@ def error_message(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError):
-        return gr.Error(_sentence(str(error)), title="That doesn't work", duration=None, print_exception=False)
+        return gr.Error(_sentence(str(error)), title="Failed", duration=None, print_exception=False)
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return gr.Error("Out of memory: draw fewer or smaller pictures at a time.", print_exception=False)
+        return gr.Error(
+            "Out of memory: generate fewer or smaller images at a time.", title="Failed", print_exception=False
+        )
     log.error("the page failed", exc_info=error)
-    said = f"{type(error).__name__}: {_FOLDERS.sub('', str(error))}. The terminal has more."
-    return gr.Error(_sentence(said), title="Failed", print_exception=False)
+    text = f"{type(error).__name__}: {_FOLDERS.sub('', str(error))}. See the terminal for details."
+    return gr.Error(_sentence(text), title="Failed", print_exception=False)
 
 
 def _sentence(text: str) -> str:
-    short = text if len(text) <= MOST else f"{text[:MOST]}..."
+    short = text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
     return html.escape(short[:1].upper() + short[1:], quote=False)

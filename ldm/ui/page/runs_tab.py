@@ -1,4 +1,4 @@
-"""The tab of runs: how one stands, live; starting, stopping, resuming."""
+"""The tab of runs: the live state of one; starting, stopping, resuming."""
 
 import html
 import math
@@ -17,7 +17,7 @@ from ldm.ui.runs.launch import NAME_BYTES
 from ldm.ui.runs.watch import read_record, steps_per_s
 
 LIVE_SECONDS = 3.0
-_AS_SENT: dict[str, Any] = {"preprocess": False}  # what is wrong with it, the functions say
+_AS_SENT: dict[str, Any] = {"preprocess": False}  # the functions check the values and say what is wrong
 
 
 class RunsTab:
@@ -35,16 +35,16 @@ class RunsTab:
             self.run = gr.Dropdown(
                 keys, value=next(iter(keys), None), label="Run", scale=3, elem_id="runs", allow_custom_value=True
             )
-            self.look = gr.Button("↻ Look for runs", size="sm", scale=0, min_width=120)
+            self.look = gr.Button("↻ Refresh", size="sm", scale=0, min_width=120)
             self.resume = gr.Button("Resume", size="sm", scale=0, min_width=90)
             self.stop = gr.Button("Stop", size="sm", variant="stop", scale=0, min_width=90, elem_id="stop-run")
-        self.status = gr.HTML(bar("choose a run"), elem_id="run-status")
+        self.status = gr.HTML(bar("Choose a run"), elem_id="run-status")
         with gr.Row():
             self.loss = _plot("Loss", "step", "loss", color="curve")
             self.speed = _plot("Speed, steps per second", "minutes", "steps per s")
             self.memory = _plot("Memory, MB", "minutes", "MB", color="of")
         self.grids = gr.Gallery(
-            label="Samples while training",
+            label="Samples during training",
             columns=6,
             fit_columns=False,
             object_fit="contain",
@@ -55,9 +55,9 @@ class RunsTab:
         with gr.Accordion("Evaluation", open=True), gr.Row():
             self.report = gr.HTML("")
             self.report_images = gr.Gallery(
-                label="Pictures of the report", columns=3, object_fit="contain", format="png", height=300
+                label="Images of the report", columns=3, object_fit="contain", format="png", height=300
             )
-        with gr.Accordion("What it printed", open=False):
+        with gr.Accordion("Log", open=False):
             self.log = gr.Textbox(show_label=False, lines=14, max_lines=14, interactive=False, elem_classes="log")
         self._form()
 
@@ -65,10 +65,10 @@ class RunsTab:
         self.kept = browser_form("start")
         with gr.Accordion("Start a run", open=False, elem_id="start-box"):
             with gr.Row():
-                stages = [("one: autoencoder", "vae"), ("two: diffusion", "ldm")]
+                stages = [("1: autoencoder", "vae"), ("2: diffusion", "ldm")]
                 self.stage = gr.Radio(stages, value="ldm", label="Stage")
-                self.name = gr.Textbox("", label="Name", placeholder="its folder")
-                self.overwrite = gr.Checkbox(False, label="Throw away a run of this name")
+                self.name = gr.Textbox("", label="Name", placeholder="name of its folder")
+                self.overwrite = gr.Checkbox(False, label="Overwrite existing run")
             self.options = gr.Textbox(
                 "", label="Options, as on the command line", lines=2,
                 placeholder="data=emoji trainer.max_time=00:00:08:00",
@@ -105,20 +105,13 @@ class RunsTab:
     # What the buttons do ---------------------------------------------------------------------------------------------
 
     def show(self, key: str | None, shown: str) -> list[Any]:
-        """All that there is of a run; what hasn't changed since it was `shown` is left as it is."""
+        """State, curves, samples, report and log of a run. Only the state is new if nothing changed since `shown`."""
         if not key or key not in self.app.watcher.listed():
-            return [bar(f"there is no run {key}" if key else "no run is chosen"), *[gr.skip()] * 7, ""]
+            return [bar(f"There is no run {key}" if key else "Choose a run"), *[gr.skip()] * 7, ""]
         run = self.app.watcher.state(key)
         record, log = self.app.watcher.record(key), self.app.launcher.log(key)
-        now = "|".join(
-            [
-                key,
-                *(
-                    _stamp(path)
-                    for path in (run.path / "metrics.csv", record, log, run.path / "samples", run.path / "evaluation")
-                ),
-            ]
-        )
+        watched = (run.path / "metrics.csv", record, log, run.path / "samples", run.path / "evaluation")
+        now = "|".join([key, *map(_stamp, watched)])
         status = _headline(run)
         if now == shown:
             return [status, *[gr.skip()] * 7, shown]
@@ -126,26 +119,25 @@ class RunsTab:
         grids = [
             (self.app.served_files.copy(path), f"step {step}") for step, path in reversed(runs.sample_grids(run.path))
         ]
-        figures, pictures = runs.evaluation(run.path)
-        evaluated = [self.app.served_files.copy(path) for path in pictures]
-        said = (
-            "\n".join(runs.tail(log, 200)) or "It wasn't started from this page, so what it printed isn't known here."
-        )
+        figures, images = runs.evaluation(run.path)
+        evaluated = [self.app.served_files.copy(path) for path in images]
+        printed = "\n".join(runs.tail(log, 200)) or "No log: the run wasn't started from this page."
         plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (_loss_curves(run.path), speed, memory)]
         gallery = gr.update(value=evaluated, visible=bool(evaluated))
-        return [status, *plots, grids, _report_html(figures, key), gallery, said, now]
+        return [status, *plots, grids, _report_html(figures, key), gallery, printed, now]
 
     def describe(self, key: str) -> dict[str, Any]:
-        """How a run stands, as plain data."""
+        """The state of a run, as plain data."""
         _check_key(key)
         run = self.app.watcher.state(key)
         return {"status": run.status, "step": run.step, "loss": run.loss, "said": run.error}
 
     def recall(self, kept: Any) -> list[Any]:
-        """The form of a new run as this browser kept it."""
+        """The form of a new run as the browser kept it."""
         return kept if isinstance(kept, list) and len(kept) == len(self.form) else [gr.skip()] * len(self.form)
 
     def found(self) -> Any:
+        """The runs that there are now."""
         return gr.update(choices=self.app.watcher.listed())
 
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
@@ -156,35 +148,41 @@ class RunsTab:
         for value, kind, what in ((name, str, "name"), (options, str, "options"), (overwrite, bool, "overwrite")):
             annotations.check_value(value, kind, what)
         key = self.app.launcher.start(stage, name.strip(), options, overwrite)
-        return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} starting")
+        return gr.update(choices=self.app.watcher.listed(), value=key), bar(f"{key} is starting")
 
     def stop_run(self, key: str) -> str:
         """Asks a run to save and end."""
         _check_key(key)
         self.app.launcher.stop(key)
-        return bar(f"{key} saves and ends", 0, "stopped")
+        return bar(f"{key} is saving and stopping", 0, "stopped")
 
     def resume_run(self, key: str) -> str:
-        """Goes on with a run."""
+        """Resumes a run."""
         _check_key(key)
         self.app.launcher.resume(key)
-        return bar(f"{key} goes on")
+        return bar(f"{key} is resuming")
 
 
 def _check_key(key: Any) -> None:
-    """Raises UserError for what is no run's key; whether there is such a run, others know."""
+    """Raises UserError for what can't be the key of a run."""
     if not isinstance(key, str) or not key or len(key) > 2 * NAME_BYTES:
-        raise UserError(f"there is no run {annotations.as_typed(key)}: give STAGE/NAME, as ldm/emoji.")
+        raise UserError(f"there is no run {annotations.as_typed(key)}: give STAGE/NAME, such as ldm/emoji.")
 
 
 def _headline(run: runs.RunState) -> str:
-    """A line that says how a run stands."""
-    share = 1.0 if run.status == "finished" else run.step / run.steps if run.step and run.steps else 0.0
+    """The state of a run as a progress bar."""
+    share = run.step / run.steps if run.step and run.steps else 0.0
+    if run.status == "finished":
+        share = 1.0
     parts = [run.key, run.status]
-    parts += [f"step {run.step}" + (f" of {run.steps}" if run.steps else "")] if run.step is not None else []
-    parts += [f"loss {run.loss:.4g}"] if run.loss is not None else []
-    parts += [f"{run.samples_per_s:.0f} samples/s"] if run.samples_per_s else []
-    parts += [run.error] if run.error else []
+    if run.step is not None:
+        parts.append(f"step {run.step} of {run.steps}" if run.steps else f"step {run.step}")
+    if run.loss is not None:
+        parts.append(f"loss {run.loss:.4g}")
+    if run.samples_per_s:
+        parts.append(f"{run.samples_per_s:.0f} samples/s")
+    if run.error:
+        parts.append(run.error)
     state = {"finished": "done", "failed": "stopped", "stopped": "stopped"}.get(run.status, "")
     return bar(" · ".join(parts), share, state)
 
@@ -199,7 +197,7 @@ def _loss_curves(path: Path) -> Any:
 
 
 def _usage_curves(rows: list[dict[str, float]]) -> tuple[Any, Any]:
-    """Speed and memory over the minutes that the run was watched."""
+    """Speed and memory over the time in which the run was watched, in minutes."""
     import pandas as pd
 
     speed = pd.DataFrame(runs.thinned(steps_per_s(rows)), columns=["minutes", "steps per s"])
@@ -213,7 +211,7 @@ def _usage_curves(rows: list[dict[str, float]]) -> tuple[Any, Any]:
 
 
 def _report_html(figures: dict[str, Any], key: str) -> str:
-    """Figures as a table; how to get them where there are none."""
+    """Figures as an HTML table, or how to get them if there are none."""
     if not figures:
         stage, _, name = key.partition("/")
         command = html.escape(f"python evaluate.py run={name} stage={stage}")
@@ -231,7 +229,7 @@ def _figure(value: Any) -> str:
 
 
 def _plot(label: str, x: str, y: str, color: str | None = None) -> gr.LinePlot:
-    """With its name inside: a label above takes the room in which the legend is drawn."""
+    """A plot with its title inside: a label above it would take the place of the legend."""
     return gr.LinePlot(
         x=x, y=y, color=color, title=label, color_title="", show_label=False, height=280, min_width=240, buttons=[]
     )

@@ -1,11 +1,11 @@
-"""How the page looks, and a script of its own."""
+"""The style of the page, and its script."""
 
 from typing import Any
 
 CSS = """
 .gradio-container { max-width: 1500px !important; }
 .hint, .hint p { opacity: .75; font-size: .9em; margin: 2px 0; }
-#pictures img, #preview img, #all img, #grids img, #sheet img { image-rendering: pixelated; }
+#images img, #preview img, #all-images img, #grids img, #sheet img { image-rendering: pixelated; }
 .ldm-bar { position: relative; height: 30px; border-radius: 6px; overflow: hidden;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); }
 .ldm-bar div { height: 100%; background: var(--color-accent); opacity: .35; transition: width .2s; }
@@ -20,8 +20,8 @@ CSS = """
 #alerts { padding: 0; min-height: 0; }
 """
 
-# gradio reads its drawing field at every event, timers' too, and uploads the image in it each time. What was sent a
-# while ago isn't sent again: the same bytes get the same answer.
+# gradio reads its image editor at every event, even of timers, and uploads its images each time. This script doesn't
+# upload the same bytes again for ten minutes, but gives the answer that they got.
 HEAD = """<script>
 (() => {
   const send = window.fetch.bind(window), sent = [], WHILE = 600000, MOST = 8;
@@ -43,7 +43,7 @@ HEAD = """<script>
 
 
 def theme(gradio: Any) -> Any:
-    """Fonts of the system alone: the page asks no other server for anything."""
+    """The theme, with system fonts alone: the page requests nothing from other servers."""
     fonts = ["system-ui", "sans-serif"]
     return gradio.themes.Default(
         font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo", radius_size="sm"

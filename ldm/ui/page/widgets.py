@@ -1,4 +1,4 @@
-"""Small parts that the tabs share."""
+"""What the tabs share: progress bars, options of events, choices of images."""
 
 import html
 import inspect
@@ -10,12 +10,12 @@ import gradio as gr
 
 from ldm.ui.generating.image_generator import enlarge_pixels
 
-SHOWN = 320  # pixels that a small picture is enlarged to in the preview
+PREVIEW_SIZE = 320  # pixels; smaller images are enlarged to about this height in the preview
 
 
 def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
-    """A generator method of a mapping as a function with a parameter for each field, as the API lists them; what a
-    field shows at first is the default."""
+    """A generator method of a mapping as a function with a parameter for each field, which the API lists; the field's
+    first value is the default."""
 
     def function(*values: Any) -> Iterator[Any]:
         yield from method(dict(zip(fields, values, strict=True)))
@@ -27,44 +27,45 @@ def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def quiet_event(on: Any) -> dict[str, Any]:
-    """Options of an event of the page's own, without gradio's look of waiting. What waits is `on`: gradio reads what
-    waits, with all that is in it, again at every later event."""
+    """Options of an internal event, which isn't in the API and has no spinner. It is `on` that would show one: gradio
+    reads that component with all in it again at every later event, so it has to be a small one."""
     return {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": on}
 
 
 def bar(text: str, share: float = 0.0, state: str = "") -> str:
-    """A line of progress."""
+    """A progress bar with text; `share` is from 0 to 1, `state` empty, done or stopped."""
     width = round(100 * min(max(share, 0.0), 1.0))
     return f'<div class="ldm-bar {state}"><div style="width:{width}%"></div><span>{html.escape(text)}</span></div>'
 
 
-WAITING = f"() => {json.dumps(bar('waiting'))}"  # by the browser: the server may be at others' requests
+WAITING = f"() => {json.dumps(bar('Waiting…'))}"  # shown by the browser, since the server may be busy
 
 
-def enlarged_preview(picture: Any) -> Any:
-    """A small picture enlarged, each pixel to a square."""
-    return enlarge_pixels(picture, max(1, SHOWN // picture.height))
+def enlarged_preview(image: Any) -> Any:
+    """A small image enlarged, each pixel to a square."""
+    return enlarge_pixels(image, max(1, PREVIEW_SIZE // image.height))
 
 
 def open_mode(mode: str) -> Any:
+    """A function that opens the tab of a mode and sets the field `mode`."""
     return lambda: (gr.Tabs(selected=mode), mode)
 
 
 def ended_outputs() -> tuple[str, Any]:
-    """The line and the preview of what was cancelled or has failed."""
-    return bar("ended: nothing was drawn", 1, "stopped"), gr.update(visible=False)
+    """Status and preview after a request was cancelled or has failed."""
+    return bar("Stopped: no images were saved", 1, "stopped"), gr.update(visible=False)
 
 
 def browser_form(name: str) -> gr.BrowserState:
-    """What the visitor's own browser keeps of a form. `secret` is none: a new one at each start would lose the form."""
+    """A form that the visitor's browser keeps. Its `secret` is public: a new one at each start would lose the form."""
     return gr.BrowserState({}, storage_key=f"ldm.{name}", secret="ldm")
 
 
 def selected_file(gallery: gr.Gallery, files: list[str]) -> str:
-    """The file that the gallery shows large; the first where it shows none so."""
+    """The file of the image that is selected in the gallery, or else of the first."""
     if not files:
-        raise gr.Error("Draw something first.", title="No picture", print_exception=False)
+        raise gr.Error("Generate an image first.", title="No image", print_exception=False)
     index = getattr(gallery, "selected_index", None)
     if index is None and len(files) > 1:
-        gr.Info("This is the first one: click another to take that.")
+        gr.Info("The first image is used: click another to use that.")
     return files[index or 0]

@@ -17,70 +17,70 @@ from ldm.ui.page.generate_tab import GenerateTab
 from ldm.ui.page.messages import show_errors
 from ldm.ui.page.widgets import WAITING, bar, ended_outputs, quiet_event, with_field_parameters
 
-HELP = """Draws one picture for each pair of values, with everything else as in the tab *Draw*.
-Values have commas between them; whole numbers also go as `1-5` or `10-50:10`. For *prompt part* the first value is a
-piece of the prompt, which the others take the place of, as in `cat, dog, fish`. *checkpoint* takes names of the run's
-checkpoints, and `finished`; *run* takes names of runs."""
+HELP = """Generates one image for each pair of values, with all other settings of the tab *Generate*.
+Separate values by commas; whole numbers may also be given as `1-5` or `10-50:10`. For *prompt part*, the first value is
+a part of the prompt that the others replace, as in `cat, dog, fish`. *checkpoint* takes the names of the run's
+checkpoints and `finished`, *run* the names of runs."""
 
 
 class XYTab:
-    """Builds the tab inside the current `gr.Blocks`; it draws with the fields of `draw`."""
+    """Builds the tab inside the current `gr.Blocks`; it generates with the fields of the tab `generate`."""
 
-    def __init__(self, app: App, draw: GenerateTab):
-        self.app, self.draw = app, draw
+    def __init__(self, app: App, generate: GenerateTab):
+        self.app = app
         gr.Markdown(HELP, elem_classes="hint")
         kinds = [xy.NOT_VARIED, *xy.KINDS]
         with gr.Row():
-            x_name = gr.Dropdown(kinds, value="seed", label="Across", min_width=120)
-            x_values = gr.Textbox("0-3", label="Values across", scale=3)
+            x_name = gr.Dropdown(kinds, value="seed", label="X axis", min_width=120)
+            x_values = gr.Textbox("0-3", label="X values", scale=3)
         with gr.Row():
-            y_name = gr.Dropdown(kinds, value="guidance", label="Down", min_width=120)
-            y_values = gr.Textbox("1, 3, 6", label="Values down", scale=3)
+            y_name = gr.Dropdown(kinds, value="guidance", label="Y axis", min_width=120)
+            y_values = gr.Textbox("1, 3, 6", label="Y values", scale=3)
         with gr.Row():
-            go = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
+            go = gr.Button("Generate grid", variant="primary", scale=3, elem_id="generate-grid")
             stop = gr.Button("Cancel", variant="stop", scale=1)
-        self.status = gr.HTML(bar("ready"))
+        self.status = gr.HTML(bar("Ready"))
         sheet = gr.Image(
             label="Grid", format="png", type="filepath", interactive=False, elem_id="sheet", buttons=["download"]
         )
-        fields = {"x_name": x_name, "x_values": x_values, "y_name": y_name, "y_values": y_values, **draw.fields}
+        fields = {"x_name": x_name, "x_values": x_values, "y_name": y_name, "y_values": y_values, **generate.fields}
         go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
-        drawing = go.click(
+        generating = go.click(
             show_errors(with_field_parameters(self.generate, fields)), list(fields.values()), [self.status, sheet],
             api_name="xy", preprocess=False, concurrency_limit=MAX_PENDING, concurrency_id="generate",
             show_progress="hidden",
         )  # fmt: skip
-        drawing.failure(lambda: ended_outputs()[0], None, self.status, queue=False, **quiet_event(self.status))
-        stop.click(None, cancels=drawing)
+        generating.failure(lambda: ended_outputs()[0], None, self.status, queue=False, **quiet_event(self.status))
+        stop.click(None, cancels=generating)
 
     def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-        """Draws cell after cell, once it is known that all of them can be, and shows how far it is."""
+        """Generates cell after cell, after a check of them all, and yields the progress and at last the sheet."""
         x, y = (xy.parse_axis(given[f"{side}_name"], given[f"{side}_values"]) for side in "xy")
         settings = forms.settings_of(given, self.app.store, self.app.served_files.path)
-        asked = xy.cells(settings, x, y)
-        yield bar("the values are checked", 0), gr.skip()
-        for one in {replace(one, seed=settings.seed): one for one in asked}.values():
-            self.app.generator.check(one)
-        pictures: list[Any] = []
+        requests = xy.cells(settings, x, y)
+        yield bar("Checking the values…", 0), gr.skip()
+        for request in {replace(request, seed=settings.seed): request for request in requests}.values():
+            self.app.generator.check(request)
+        images: list[Any] = []
         remarks: dict[str, None] = {}
-        for one in asked:
-            with closing(self.app.generator.generate(one)) as drawing:
-                for event in drawing:
+        for request in requests:
+            with closing(self.app.generator.generate(request)) as generating:
+                for event in generating:
                     if isinstance(event, Waiting):
-                        yield bar("others' images are being generated", len(pictures) / len(asked)), gr.skip()
+                        yield bar("Waiting for other requests…", len(images) / len(requests)), gr.skip()
                     elif isinstance(event, Progress):
-                        share = (len(pictures) + event.step / event.steps) / len(asked)
-                        yield bar(f"picture {len(pictures) + 1} of {len(asked)}", share), gr.skip()
+                        share = (len(images) + event.step / event.steps) / len(requests)
+                        yield bar(f"Image {len(images) + 1} of {len(requests)}", share), gr.skip()
                     else:
-                        pictures.append(_opened(event[0].path))
+                        images.append(_opened(event[0].path))
                         remarks |= dict.fromkeys(event[0].remarks)
         for remark in remarks:
             gr.Warning(html.escape(remark), duration=None)
-        yield bar(f"{len(asked)} pictures", 1, "done"), self._sheet(settings, pictures, x, y)
+        yield bar(f"{len(requests)} images", 1, "done"), self._sheet(settings, images, x, y)
 
-    def _sheet(self, settings: Settings, pictures: list[Any], x: xy.Axis, y: xy.Axis) -> Any:
-        """The grid as one picture, kept with its settings and its axes."""
-        sheet = xy.sheet(pictures, x, y)
+    def _sheet(self, settings: Settings, images: list[Any], x: xy.Axis, y: xy.Axis) -> Any:
+        """The grid as one image, saved with its settings and axes."""
+        sheet = xy.sheet(images, x, y)
         chunks = png_settings.text_chunks(
             settings, sheet.size, {}, {axis.name: list(axis.values) for axis in (x, y) if axis.name != xy.NOT_VARIED}
         )
@@ -90,5 +90,5 @@ class XYTab:
 def _opened(path: Any) -> Any:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        return picture.copy()
+    with Image.open(path) as image:
+        return image.copy()
