@@ -68,7 +68,7 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} can't be written ({error.strerror or error}): free disk space or fix the permissions, then "
+            f"{path} can't be written ({error.strerror or error}): make room or fix the permissions, then "
             "resume=true."
         ) from error
 

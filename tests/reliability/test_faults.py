@@ -274,7 +274,7 @@ def test_a_read_only_folder_is_said_at_once(here, tmp_path):
             os.seteuid(65534)
 
     said = fails(tmp_path / "out", "vae", "runs_dir=locked", "trainer.max_steps=2", before=drop)
-    assert "locked" in said and "mend" in said and "runs_dir=" in said
+    assert "locked" in said and "fix" in said and "runs_dir=" in said
 
 
 def test_a_killed_worker_is_said(started, tmp_path):
