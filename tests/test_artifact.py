@@ -214,8 +214,13 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "spoilt.ckpt").write_bytes(b"PK" * 50)
     torch.save({"ldm_model": os.system}, tmp_path / "evil.ckpt")
-    for name in ("foreign", "spoilt", "evil"):
-        with pytest.raises(UserError, match=f"{name}.ckpt can't be read as a checkpoint"):
+    messages = {
+        "foreign": "holds no model",
+        "spoilt": "can't be read as a checkpoint",
+        "evil": "can't be read as a checkpoint",
+    }
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=f"{name}.ckpt {message}"):
             ldm.load(tmp_path / f"{name}.ckpt")
 
 
