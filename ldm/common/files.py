@@ -68,8 +68,7 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} can't be written ({error.strerror or error}): make room or fix the permissions, then "
-            "resume=true."
+            f"{path} can't be written ({error.strerror or error}): make room or fix the permissions, then resume=true."
         ) from error
 
 
