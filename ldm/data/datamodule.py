@@ -1,4 +1,4 @@
-"""Batches for Lightning, fetched whole: the sampler yields positions, the table gathers their rows."""
+"""Batches for Lightning. The sampler yields the positions of a whole batch, and the table gathers its rows."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from ldm.images import Preprocess
 
 
 class Gathers(Protocol):
-    """What `Table` and `LatentTable` have in common."""
+    """What `Table` and `LatentTable` have in common; see there."""
 
     @property
     def preprocess(self) -> Preprocess: ...
@@ -26,24 +26,26 @@ class Gathers(Protocol):
     def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
 
 
-Read = Callable[[dict[str, Any], bool], dict[str, Any]]  # (batch, training) -> what conditions read of it, added
+Read = Callable[[dict[str, Any], bool], dict[str, Any]]  # (batch, training) -> the batch with what conditions need
 
 
 def as_gathered(batch: dict[str, Any], training: bool) -> dict[str, Any]:
+    """The batch as it is: a `Read` that adds nothing."""
     return batch
 
 
 def visits_of(table: Gathers) -> Visits:
-    """As the column of repeats says, if there is one."""
+    """The visits of an epoch, by the table's column of repeats if there is one."""
     columns = getattr(getattr(table, "table", table), "columns", {})
     return Visits(len(table), columns.get(REPEATS))
 
 
 class TrainBatches(Dataset):
-    """Positions (B,) of the endless training order -> their batch as it is stored, with `position` and `index` (B,)
-    int64 and `start`, the first position of the batch on all ranks together, a number of the host's.
+    """Maps positions (B,) of the endless training order to their batch as it is stored.
 
-    `read` adds what conditions make of it on the host. `offset` is where in each batch this rank's part begins.
+    The batch also has `position` and `index` (B,) int64, and `start`, the first position of the batch over all ranks, a
+    Python number. `read` adds what conditions compute on the host. `offset` is where this rank's part of each batch
+    begins.
     """
 
     def __init__(
@@ -72,22 +74,27 @@ class TrainBatches(Dataset):
         return self.read(batch, True)
 
     def _rows(self, position: np.ndarray) -> tuple[Gathers, np.ndarray, int]:
-        """The table that a batch comes from, its rows there (B,), and how many rows the tables before it have."""
+        """The table that a batch comes from, its rows there (B,), and the number of rows in the tables before it."""
         if not self.buckets:
             index = index_of(position, self.visits[0].total, self.seed)
             return self.table, self.visits[0].rows(index), 0
-        sizes, number = [visits.total for visits in self.visits], (int(position[0]) - self.offset) // self.batch_size
-        bucket, index = bucket_rows(position, number, sizes, self.batch_size, self.seed)
+        bucket, index = bucket_rows(
+            position,
+            number=(int(position[0]) - self.offset) // self.batch_size,
+            sizes=[visits.total for visits in self.visits],
+            batch_size=self.batch_size,
+            seed=self.seed,
+        )
         before = sum(len(table) for table in self.buckets[:bucket])
         return self.buckets[bucket], self.visits[bucket].rows(index), before
 
 
 class Rows(Dataset):
-    """Batches of at most `most` rows, chosen once and for all: for validation.
+    """Batches for validation: at most `most` rows of a table, always the same.
 
-    They come in a fixed random order, so that a few batches stand for the whole, even where rows are sorted by class.
-    Of each batch a rank has its part, and in `counted` its length: where there are fewer rows than ranks, some have one
-    that doesn't count.
+    They come in a fixed random order, so that a few batches are representative even if rows are sorted by class. Each
+    rank has its part of a batch, with its length in `counted`: where a batch has fewer rows than there are ranks, some
+    ranks have a row that doesn't count.
     """
 
     def __init__(
@@ -123,18 +130,19 @@ class Rows(Dataset):
 
 
 def workers_beside(device: torch.device, processes: int) -> int:
-    """How many workers each of `processes` on this machine takes: none on a CPU or Apple's GPU, whose memory is the
-    CPU's, and else at most 4, which leave it a core."""
+    """The number of data workers for each of the `processes` on this machine: none on a CPU or Apple's GPU, which have
+    the same memory; otherwise at most 4, so that a core is left for the process itself."""
     if device.type in ("cpu", "mps"):
         return 0
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container or a batch system may lend fewer
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux: a container or a batch system may allow fewer
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(0, min(4, cores // processes - 1))
 
 
 def outlive_signals(worker: int) -> None:
-    """Has a data worker go on where a signal goes to all processes of a run, as Ctrl-C and batch systems send it: the
-    first process ends the step, saves, and ends its workers. One that nobody ends is gone half a minute later."""
+    """Makes a data worker ignore signals that go to all processes of a run, such as those of Ctrl-C and batch systems:
+    the main process finishes the step, saves, and ends its workers. After SIGTERM a worker that nobody ends ends by
+    itself half a minute later."""
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -143,11 +151,11 @@ def outlive_signals(worker: int) -> None:
 
 
 class BatchModule(pl.LightningDataModule):
-    """Training batches in the order that (seed, position) fixes, from `position` on; validation on fixed rows.
+    """Training batches in the order fixed by (seed, position), from `position` on; validation on fixed rows.
 
-    `batch_size` counts the samples of one batch on all ranks together. `workers` are processes that make batches; auto
-    takes none on a CPU, where a gather out of a memory map costs less than handing its result from one process to
-    another, and `workers_beside` an accelerator, which else would wait for it.
+    `batch_size` counts the samples of a batch over all ranks. `workers` is the number of processes that make batches.
+    `auto` takes none on a CPU, where gathering from a memory map is cheaper than passing the result between processes,
+    and `workers_beside` on an accelerator, which would have to wait otherwise.
     """
 
     def __init__(
@@ -175,13 +183,13 @@ class BatchModule(pl.LightningDataModule):
         return DataLoader(self._train_batches(), sampler=sampler, **self._options)
 
     def train_batch(self, start: int) -> dict[str, Any]:
-        """This rank's part of the training batch whose `start` is this, as the loader gave it, made anew."""
+        """This rank's part of the training batch that begins at `start`, the same as the loader gives."""
         return self._train_batches()[next(iter(PositionSampler(self.batch_size, start=start, **self._share)))]
 
     def _train_batches(self) -> TrainBatches:
         share = self._share
         offset = share["rank"] * (self.batch_size // share["world"])
-        return TrainBatches(self.train, self.keys, self.seed, self.batch_size, self.read, offset)
+        return TrainBatches(self.train, self.keys, self.seed, self.batch_size, read=self.read, offset=offset)
 
     def val_dataloader(self) -> DataLoader:
         rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share, read=self.read)
@@ -200,7 +208,7 @@ class BatchModule(pl.LightningDataModule):
 
     @property
     def _beside_accelerator(self) -> bool:
-        """Whether batches are copied to a memory that isn't the CPU's: then out of pinned memory."""
+        """Whether batches are copied to the memory of a device, which is faster from pinned memory."""
         return self.trainer is not None and self.trainer.strategy.root_device.type not in ("cpu", "mps")
 
     @property
@@ -210,12 +218,12 @@ class BatchModule(pl.LightningDataModule):
         return workers_beside(self.trainer.strategy.root_device, self.trainer.num_devices) if self.trainer else 0
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Pixels travel as bytes and become floats on the device."""
+        """Turns pixels, which are transferred as bytes, into floats on the device."""
         return values(batch, self.train.preprocess)
 
     @property
     def _share(self) -> dict[str, int]:
-        """Which part of each batch is this process's."""
+        """Which part of each batch belongs to this process: its rank, and the number of processes."""
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {"rank": 0, "world": 1}
 

@@ -1,4 +1,4 @@
-"""Which sample comes when: a pure function of (seed, position), so that a run resumes in mid-epoch exactly."""
+"""The order of samples: a pure function of (seed, position), so that a run resumes in mid-epoch exactly."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -32,7 +32,8 @@ class PositionSampler:
 
 
 def index_of(position: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """The sample shown at each global position (B,) of a data set of n: epoch `position // n` has its own order."""
+    """The sample (B,) at each global position (B,) of a data set of n samples; each epoch, `position // n`, has its own
+    order."""
     position = np.asarray(position)
     epoch, offset = position // n, position % n
     index = np.empty_like(position)
@@ -43,9 +44,9 @@ def index_of(position: np.ndarray, n: int, seed: int) -> np.ndarray:
 
 
 class Visits(ByPath):
-    """The visits of an epoch: each of n samples once, or as often as `repeats` (n,) says.
+    """The visits of an epoch: each of n samples once, or `repeats` (n,) times.
 
-    Pickled, it is the repeats, or the name of their file: where each sample's visits end is counted anew.
+    `total` is their number. Pickling keeps the repeats, or the name of their file, and counts the rest again.
     """
 
     def __init__(self, n: int, repeats: np.ndarray | None = None):
@@ -71,31 +72,45 @@ class Visits(ByPath):
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     order = permutation(seed, epoch, n)
-    order.setflags(write=False)  # shared by all who ask
+    order.setflags(write=False)  # shared by all callers
     return order
 
 
 def bucket_rows(
-    position: np.ndarray, number: int, sizes: Sequence[int], batch_size: int, seed: int
+    position: np.ndarray, *, number: int, sizes: Sequence[int], batch_size: int, seed: int
 ) -> tuple[int, np.ndarray]:
-    """For the positions (B,) of the batch `number`, or a rank's part of them: the bucket, of several that hold `sizes`
-    samples, and the rows in it.
+    """The bucket of the batch `number`, and the rows (B,) in this bucket at the positions (B,) of the batch, or of a
+    rank's part of it. `sizes` are the buckets' numbers of samples.
 
-    Each bucket has an endless order of its own, of which epoch e has the batches from floor(e n / B) on: over the
-    epochs every sample comes equally often, whatever its bucket's size. Which bucket's turn it is, is a permutation
-    that (seed, epoch) fixes.
+    Each bucket has an endless order of its own, divided into batches of B = `batch_size`. Epoch e has those from
+    floor(e n / B) on, where n is the bucket's size, so that over the epochs all samples are visited equally often. The
+    order in which the buckets take turns is a permutation fixed by (seed, epoch).
     """
-    epoch = number * batch_size // sum(sizes)
-    while sum(_begun(sizes, epoch + 1, batch_size)) <= number:
-        epoch += 1
-    begun, ended = (np.array(_begun(sizes, e, batch_size)) for e in (epoch, epoch + 1))
-    ends = np.cumsum(ended - begun)
-    turn = int(_order(seed, epoch, int(ends[-1]))[number - begun.sum()])
+    bucket, nth = _bucket_of(number, sizes, batch_size, seed)
+    own_position = np.asarray(position) + (nth - number) * batch_size  # in the bucket's own order
+    return bucket, index_of(own_position, sizes[bucket], seed)
+
+
+def _bucket_of(number: int, sizes: Sequence[int], batch_size: int, seed: int) -> tuple[int, int]:
+    """The bucket of the batch `number`, and how many batches of this bucket come before."""
+    epoch = _epoch_of(number, sizes, batch_size)
+    before = _batches_before(epoch, sizes, batch_size)  # (buckets,)
+    turns = _batches_before(epoch + 1, sizes, batch_size) - before  # batches of each bucket in this epoch
+    ends = np.cumsum(turns)
+    turn = int(_order(seed, epoch, int(ends[-1]))[number - before.sum()])
     bucket = int(np.searchsorted(ends, turn, side="right"))
-    nth = int(ended[bucket] - (ends[bucket] - turn))  # batch of this bucket
-    return bucket, index_of((nth - number) * batch_size + np.asarray(position), sizes[bucket], seed)
+    turns_of_others = ends[bucket] - turns[bucket]
+    return bucket, int(before[bucket] + turn - turns_of_others)
 
 
-def _begun(sizes: Sequence[int], epoch: int, batch_size: int) -> list[int]:
-    """How many batches of each bucket the epochs before `epoch` had."""
-    return [epoch * n // batch_size for n in sizes]
+def _epoch_of(number: int, sizes: Sequence[int], batch_size: int) -> int:
+    """The epoch of the batch `number`."""
+    epoch = number * batch_size // sum(sizes)
+    while _batches_before(epoch + 1, sizes, batch_size).sum() <= number:
+        epoch += 1
+    return epoch
+
+
+def _batches_before(epoch: int, sizes: Sequence[int], batch_size: int) -> np.ndarray:
+    """How many batches of each bucket the epochs before `epoch` have, (buckets,)."""
+    return np.array([epoch * n // batch_size for n in sizes])

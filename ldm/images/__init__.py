@@ -1,17 +1,18 @@
-"""Pictures to arrays and back.
+"""Image files and arrays to tensors and back, preprocessing, masks and control images.
 
 An image is (C, H, W) uint8 or uint16 on disk and float32 in [-1, 1] in a batch.
 """
 
 from ldm.images.aspect import alike, check_alike, shape_of
-from ldm.images.axes import SURE
-from ldm.images.colour import CONVERTED, Notes
+from ldm.images.files.axes import SURE
+from ldm.images.files.colour import CONVERTED, Notes
+from ldm.images.files.metadata import check_metadata
+from ldm.images.files.probing import probe
+from ldm.images.files.reading import IMAGES, READER, open_image, open_map, turned
+from ldm.images.files.unreadable import BadImage
 from ldm.images.masks import open_mask
-from ldm.images.metadata import check_metadata
-from ldm.images.output import Pictures, grid, save_png, to_pil8
+from ldm.images.output import ImageList, grid, save_png, to_pil8
 from ldm.images.preprocess import TRANSPARENT, Preprocess
-from ldm.images.reading import IMAGES, READER, open_image, open_map, probe, turned
-from ldm.images.unknown import BadImage
 
 __all__ = [
     "CONVERTED",
@@ -20,8 +21,8 @@ __all__ = [
     "SURE",
     "TRANSPARENT",
     "BadImage",
+    "ImageList",
     "Notes",
-    "Pictures",
     "Preprocess",
     "alike",
     "check_alike",

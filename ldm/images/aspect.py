@@ -1,7 +1,7 @@
-"""Images that lie over each other, an image and its map, mask or control image, must show the same part of a scene.
+"""Images that lie over each other, such as an image and its map, mask or control image, must have the same aspect.
 
-Each is brought to the model's size by itself and cropped at the centre, so one of another aspect would be cropped
-unlike the others and nothing would lie where it belongs. Another size of the same aspect is fine.
+Each is resized to the model's size and cropped at the centre by itself, so one with another aspect would be cropped
+differently, and would no longer fit the others. Another size with the same aspect is fine.
 """
 
 import io
@@ -11,35 +11,37 @@ from typing import Any
 import numpy as np
 
 from ldm.common.errors import UserError
-from ldm.images.axes import shape_of_array
-from ldm.images.reading import probe, shape_of_picture
+from ldm.images.files.axes import shape_of_array
+from ldm.images.files.pillow import shape_of_image
+from ldm.images.files.probing import probe
 
 TOLERANCE = 0.05  # of the aspect: sizes are rounded to whole pixels, and to blocks
 Shape = tuple[int, int]  # height, width
 
 
 def shape_of(item: Any, channels: int | None = None) -> Shape:
-    """Height and width of a picture: a file or its bytes (only the head is read), a PIL image, an array, of so many
+    """Height and width of an image: a file or its bytes (only the head is read), a PIL image, an array, with so many
     channels if that is known, or a tensor (..., H, W). Raises BadImage."""
     if isinstance(item, bytes):
         return probe(io.BytesIO(item), channels)[:2]
     if isinstance(item, np.ndarray):
         return shape_of_array(item.shape, channels)
     if hasattr(item, "getexif"):
-        return shape_of_picture(item)
+        return shape_of_image(item)
     return (item.shape[-2], item.shape[-1]) if hasattr(item, "shape") else probe(item)[:2]
 
 
 def alike(a: Shape, b: Shape) -> bool:
-    """Whether two shapes (height, width) have one aspect."""
+    """Whether two shapes (height, width) have the same aspect."""
     return abs(a[0] * b[1] - b[0] * a[1]) <= TOLERANCE * max(a[0] * b[1], b[0] * a[1])
 
 
 def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
-    """Raises UserError unless what is given by name, an image or a list of them or None, has the aspect of the first.
+    """Raises UserError unless all images have the aspect of the first. `given` has images, lists of images or None, by
+    the names for messages.
 
-    Of lists the i-th are held against each other; of fewer each stands for as many as there are to one. A tensor of the
-    shape `fits`, the model's own, has been cropped already and lies over any.
+    Of two lists the i-th images are compared; in a shorter list each image stands for several of the longer one. A
+    tensor with the model's own shape, `fits`, is cropped already, and is compared with none.
     """
     named = {name: _items(value) for name, value in given.items() if value is not None}
     first = next(iter(named), "")

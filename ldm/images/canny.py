@@ -1,4 +1,4 @@
-"""Canny's edges (Canny 1986), in torch: the same on every device, and of a batch at once."""
+"""Canny's edge detector (Canny 1986) in torch: the same on every device, for a whole batch at once."""
 
 import math
 
@@ -13,11 +13,12 @@ _SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def canny(images: Tensor, low: float = 0.2, high: float = 0.5, sigma: float = 1.0) -> Tensor:
-    """Edges (B, 1, H, W), 1 on black 0, of `images` (B, C, H, W) in [-1, 1].
+    """Edges (B, 1, H, W), 1 on 0, of `images` (B, C, H, W) in [-1, 1].
 
-    A 5x5 Gaussian of `sigma` pixels, Sobel's gradient, of each pixel's steepest channel; what isn't the steepest along
-    its direction is dropped, and so is what is under `low`, or under `high` and not connected to anything over it.
-    Thresholds are for values in [0, 1] and Sobel's operator as it is, whose sum is 4 to each side.
+    The image is blurred by a 5x5 Gaussian of `sigma` pixels, and Sobel's gradient taken in the channel where it is
+    largest. Of its magnitudes only the maxima along the gradient remain, and of these only those above `high`, or above
+    `low` and connected to one above `high`. The thresholds are for values in [0, 1] and the plain Sobel operator, whose
+    weights sum to 4 on each side.
     """
     with torch.autocast(images.device.type, enabled=False):
         unit = images.float() * 0.5 + 0.5
@@ -30,7 +31,7 @@ def canny(images: Tensor, low: float = 0.2, high: float = 0.5, sigma: float = 1.
 
 
 def luminance(images: Tensor) -> Tensor:
-    """The brightness (B, 1, H, W) in [0, 1] of `images` in [-1, 1] (ITU-R BT.601); of one or two channels the first."""
+    """The luminance (B, 1, H, W) in [0, 1] of `images` in [-1, 1] (ITU-R BT.601); of one or two channels the first."""
     unit = images.float() * 0.5 + 0.5
     if unit.shape[1] < 3:
         return unit[:, :1]
@@ -38,7 +39,7 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Sobel's derivatives along columns and rows, each (B, C, H, W)."""
+    """Sobel's derivatives along x and y, each (B, C, H, W)."""
     kernel = send(torch.tensor(_SOBEL, dtype=images.dtype), images.device)
     kernels = torch.stack([kernel, kernel.T])[:, None]  # (2, 1, 3, 3)
     b, c, h, w = images.shape
@@ -60,8 +61,8 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _is_steepest(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where no neighbour along the gradient is steeper. Of two equal ones, which a clean step has, one is kept."""
-    octant = torch.round(torch.atan2(dy, dx) * (4 / math.pi)).long() % 4  # (B, 1, H, W), in which of _DIRECTIONS
+    """Where no neighbour along the gradient is larger. Of two equal ones, as at a clean step, one remains."""
+    octant = torch.round(torch.atan2(dy, dx) * (4 / math.pi)).long() % 4  # (B, 1, H, W), index in _DIRECTIONS
     height, width = magnitude.shape[2:]
     padded = F.pad(magnitude, (1, 1, 1, 1))
 
@@ -74,10 +75,10 @@ def _is_steepest(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def _connected(strong: Tensor, weak: Tensor) -> Tensor:
-    """What of `weak` is connected to `strong`, diagonally too."""
+    """The part of `weak` that is connected to `strong`, also diagonally."""
     while True:
         grown = strong
-        for _ in range(8):  # between two looks at whether it grew, each of which waits for the device
+        for _ in range(8):  # between two tests whether it has grown, each of which waits for the device
             grown = (F.max_pool2d(grown.float(), 3, 1, 1) > 0) & weak
         if torch.equal(grown, strong):
             return strong

@@ -1,7 +1,6 @@
-"""Control images, which tell a ControlNet what shall be where: made from a batch while training, read from files later.
+"""Control images, from which a ControlNet learns what is where: made from batches in training, read from files later.
 
-A control image is (C, H, W) in [0, 1], an RGB picture wherever one can be made of it, so that files and other tools can
-hold it.
+A control image is (C, H, W) in [0, 1]. It is in RGB wherever possible, so that files and other tools can hold it.
 """
 
 import colorsys
@@ -17,22 +16,22 @@ from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import build, lookup, register
 from ldm.images.canny import canny, luminance
+from ldm.images.files.reading import open_map
+from ldm.images.files.unreadable import BadImage
 from ldm.images.preprocess import Preprocess
-from ldm.images.reading import open_map
-from ldm.images.unknown import BadImage
 
 KINDS = {"canny": "Canny", "map": "MapHint", "mask": "MaskHint", "grey": "Grey", "colour": "Colour"}
 
 
 class Hint:
-    """A kind of control image. `column` is the batch key it is made from, `channels` how many it has."""
+    """A kind of control image with `channels`, made from the entry `column` of a batch."""
 
     column = "image"
     channels = 3
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments that are read off the training data; `options` are those that the user chose."""
+        """Constructor arguments that depend on the training data; `options` are those that the user gives."""
         return {}
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -40,19 +39,18 @@ class Hint:
         raise NotImplementedError
 
     def on_host(self, values: Tensor) -> Tensor:
-        """What `__call__` takes in place of the column, made where a batch is made: for kinds that would otherwise make
-        the host wait for the device."""
+        """What `__call__` takes in place of the column, computed on the host with the batch: for kinds that would
+        otherwise make the host wait for the device."""
         return values
 
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
-        """A control image (channels, H, W) out of a picture, a file or an array, at `preprocess`'s size and crop."""
-        values = Preprocess(3, preprocess.height, preprocess.width, resize=preprocess.resize, background=[0.0]).array(
-            item
-        )
+        """A control image (channels, H, W) from an image, a file or an array, at `preprocess`'s size and crop."""
+        height, width = preprocess.height, preprocess.width
+        values = Preprocess(3, height, width, resize=preprocess.resize, background=[0.0]).array(item)
         return _matching(torch.from_numpy(values).float() / 255, self.channels)
 
     def show(self, hints: Tensor) -> Tensor:
-        """Control images as pictures (B, 1 or 3, H, W) in [-1, 1]."""
+        """Control images in a form that can be shown, (B, 1 or 3, H, W) in [-1, 1]."""
         return hints[:, : 1 if hints.shape[1] < 3 else 3] * 2 - 1
 
 
@@ -72,13 +70,14 @@ class Canny(Hint):
         return edges.float().expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
     def on_host(self, values: Tensor) -> Tensor:
-        """(B, 1, H, W) bool: how long edges have to be followed, only the numbers tell."""
+        """Edges (B, 1, H, W) bool. How far edges have to be followed depends on the values, so a device would be waited
+        for."""
         return canny(values, self.low, self.high, self.sigma) > 0
 
 
 @register
 class Grey(Hint):
-    """The picture without its colours."""
+    """The image in grey."""
 
     def __call__(self, values: Tensor) -> Tensor:
         return luminance(values).clamp(0, 1).expand(-1, 3, -1, -1)  # (B, 3, H, W)
@@ -86,11 +85,11 @@ class Grey(Hint):
 
 @register
 class Colour(Hint):
-    """The picture's colours as `cells` x `cells` even fields."""
+    """The image's colours, averaged in `cells` x `cells` cells."""
 
     def __init__(self, cells: int = 8):
         if cells < 1:
-            raise UserError(f"colour: cells={cells}; take at least 1.")
+            raise UserError(f"colour: cells={cells}; give at least 1.")
         self.cells = cells
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -111,9 +110,9 @@ class MaskHint(Hint):
 
 @register
 class MapHint(Hint):
-    """The data's map of `classes` ids: a channel a class, or with `coloured` a colour a class, as other tools have it.
+    """The data's map of `classes` ids: a channel for each class, or with `coloured` a colour, as in other tools.
 
-    A control image of it is read from a map of ids (grey values or palette indices), coloured ones from RGB too.
+    It is read from maps of ids (grey values or palette indices), with `coloured` from RGB too.
     """
 
     column = "map"
@@ -134,7 +133,7 @@ class MapHint(Hint):
         return (values[:, None] == ids).float()  # (B, classes, H, W)
 
     def on_host(self, values: Tensor) -> Tensor:
-        """The ids as they are, checked."""
+        """The ids as they are. Raises UserError for an id that is too high."""
         if (highest := int(values.max())) >= self.classes:
             raise UserError(f"the map has id {highest}; this ControlNet knows 0 to {self.classes - 1}.")
         return values
@@ -152,7 +151,7 @@ class MapHint(Hint):
         return super().show(hints if self.coloured else self._palette(hints.device)[hints.argmax(1)].movedim(-1, 1))
 
     def _palette(self, device: torch.device) -> Tensor:
-        """(classes, 3): black for 0, then hues a golden section apart, which are far from each other at any number."""
+        """Colours (classes, 3): black for 0, then hues a golden section apart, which are distinct for any number."""
         hues = [
             colorsys.hsv_to_rgb(i * 0.618034 % 1, (1.0, 0.6)[i % 2], (1.0, 0.7, 0.85)[i % 3])
             for i in range(self.classes)
@@ -162,7 +161,7 @@ class MapHint(Hint):
 
 @register
 class ColumnHint(Hint):
-    """A column of the data that holds pictures of its own, by default `control`."""
+    """A column of the data that holds control images, by default `control`."""
 
     def __init__(self, column: str = "control", channels: int = 3):
         self.column, self.channels = column, channels
@@ -172,7 +171,7 @@ class ColumnHint(Hint):
         column = options["column"]
         shape = np.shape(table.columns[column])
         if len(shape) not in (3, 4):
-            raise UserError(f"control={column}: the data's '{column}' holds no pictures; its shape is {shape}.")
+            raise UserError(f"control={column}: the data's '{column}' doesn't hold images; its shape is {shape}.")
         return {"channels": shape[1] if len(shape) == 4 else 1}
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -182,14 +181,15 @@ class ColumnHint(Hint):
 
 
 def hint_for(control: str, table: Any, options: Mapping[str, Any] | None = None) -> Hint:
-    """The kind of control image called `control`, or the data's column of that name, for the data in `table`.
+    """The kind of control image named `control`, or the data's column of that name, for the data in `table`.
 
-    Raises UserError if the data hasn't what it is made from.
+    Raises UserError if the data don't have the column that it is made from.
     """
     if control not in KINDS and control not in table.columns:
         known = (*KINDS, *table.columns)
         raise UserError(
-            f"control={control} is no kind of control image and no column of the data.{did_you_mean(control, known)} "
+            f"control={control} is neither a kind of control image nor a column of the data."
+            f"{did_you_mean(control, known)} "
             f"Kinds: {', '.join(KINDS)}; columns: {', '.join(table.columns) or 'none'}."
         )
     spec = {"class": KINDS.get(control, "ColumnHint"), **(options or {})}
@@ -198,19 +198,21 @@ def hint_for(control: str, table: Any, options: Mapping[str, Any] | None = None)
     kind = lookup(spec["class"])
     if control in KINDS and kind.column != "image" and kind.column not in table.columns:
         has = ", ".join(["image", *table.columns])
-        raise UserError(f"control={control} is made from the data's '{kind.column}', which it hasn't; it has {has}.")
+        raise UserError(
+            f"control={control} is made from the column '{kind.column}', which the data don't have; they have {has}."
+        )
     return build(spec, "finetune.options", **kind.derive(table, spec))
 
 
 def _rgb(images: Tensor) -> Tensor:
-    """(B, 3, H, W) of any number of channels."""
+    """Images (B, C, H, W) as (B, 3, H, W): the first three channels, or the first one three times."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
-def _matching(picture: Tensor, channels: int) -> Tensor:
-    """An RGB picture (3, H, W) with 1 or 3 channels."""
+def _matching(image: Tensor, channels: int) -> Tensor:
+    """An RGB image (3, H, W) with 1 or 3 channels. Raises UserError for other numbers."""
     if channels == 3:
-        return picture
+        return image
     if channels == 1:
-        return picture.mean(0, keepdim=True)  # (1, H, W)
-    raise UserError(f"this control image has {channels} channels, which no picture has: give a tensor in [0, 1].")
+        return image.mean(0, keepdim=True)  # (1, H, W)
+    raise UserError(f"this control image has {channels} channels, unlike any image file: give a tensor in [0, 1].")

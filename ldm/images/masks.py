@@ -1,43 +1,44 @@
-"""Masks: images of yes and no, in the many forms in which tools write them."""
+"""Masks, images of two values, in the many forms in which tools write them."""
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ldm.images.colour import Notes
-from ldm.images.reading import Source, is_jpeg, named, naming, turned
-from ldm.images.unknown import BadImage
+from ldm.images.files.colour import Notes
+from ldm.images.files.reading import turned
+from ldm.images.files.sources import Source, is_jpeg, naming, with_name
+from ldm.images.files.unreadable import BadImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BLACK, WHITE = "mask is wholly black: nothing is masked", "mask is wholly white: everything is masked"
-PALETTE = "mask of a palette of several colours: all but black is masked"
+BLACK, WHITE = "mask is entirely black: nothing is masked", "mask is entirely white: everything is masked"
+PALETTE = "mask with a palette of several colours: everything but black is masked"
 FEW = "mask of a few grey values: those above half are masked"
-TWO = "mask of two small numbers, neither 0: the higher is masked, though a trimap's 1 is its object"
+TWO = "mask of two small numbers other than 0: the higher is masked, though in a trimap 1 is the object"
 COLOURS = "mask of several colours: what is brighter than half is masked"
-_SMALL = 32  # below it several whole numbers are kinds of pixels, not shades of grey
-_MOST = 8  # distinct values that may be kinds rather than shades
-_SPREAD = 64  # of red, green and blue, beyond what JPEG makes of grey
+_SMALL = 32  # several whole numbers below it are kinds of pixels rather than shades of grey
+_MOST = 8  # up to so many distinct values may be kinds rather than shades
+_SPREAD = 64  # a difference of red, green and blue that JPEG doesn't cause in grey
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 def open_mask(source: Source, notes: Notes | None = None) -> np.ndarray:
-    """An image of yes and no, (h, w) uint8 of 0 and 255.
+    """A mask (h, w) uint8 of 0 and 255.
 
-    Of exactly two values or colours the higher one is masked, whatever they are; shades are cut at half. Transparency
-    is the mask where nothing else varies. What may be meant otherwise goes to `notes`. Raises BadImage, also for
-    several small numbers (a trimap's 1, 2, 3), which don't say what is masked.
+    Of exactly two values or colours the higher one is masked, whatever they are; shades are divided at half. Where
+    nothing but transparency varies, it is the mask. Ambiguous masks add a sentence to `notes`. Raises BadImage, also
+    for several small numbers (a trimap's 1, 2, 3), which don't say what is masked.
     """
     notes = [] if notes is None else notes
     with naming(source):
         given = turned(source)
         _check_finite(given)
-        values = _of_array(given) if isinstance(given, np.ndarray) else _of_picture(given, notes)
+        values = _of_array(given) if isinstance(given, np.ndarray) else _of_image(given, notes)
     try:
         is_masked = _cut(values, is_jpeg(source), notes)
     except BadImage as error:
-        raise BadImage(named(source, str(error))) from None
+        raise BadImage(with_name(source, str(error))) from None
     if is_masked.all() or not is_masked.any():
         notes.append(WHITE if is_masked.all() else BLACK)
     return np.where(is_masked, np.uint8(255), np.uint8(0))
@@ -51,26 +52,27 @@ def _check_finite(given: "Image | np.ndarray") -> None:
 
 
 def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
-    """Which of the values (h, w) are masked. JPEG blurs, so that two values there are no kinds."""
+    """Which values (h, w), or colours (h, w, 3), are masked. `blurred` by JPEG, two values needn't be two kinds."""
     if values.ndim == 3:
         return _cut_colours(values, blurred, notes)
     if values.dtype == bool:
         return values
     distinct = np.unique(values)
     if len(distinct) == 2 and not blurred:
-        notes += [TWO] if values.dtype.kind in "ui" and distinct[0] > 0 and distinct[1] < _SMALL else []
+        if values.dtype.kind in "ui" and distinct[0] > 0 and distinct[1] < _SMALL:
+            notes.append(TWO)
         return values > distinct[0]
     top = 255.0 if blurred else _top(values.dtype, float(distinct[-1]))
     if len(distinct) > 2 and values.dtype.kind in "ui" and not blurred:
         if distinct[-1] < _SMALL:
             raise BadImage(_unclear(distinct))
-        few = len(distinct) <= _MOST and any(0 < value <= top / 2 for value in distinct)
-        notes += [FEW] if few else []
+        if len(distinct) <= _MOST and any(0 < value <= top / 2 for value in distinct):
+            notes.append(FEW)
     return values > top / 2
 
 
 def _top(kind: np.dtype, highest: float) -> float:
-    """The value of white; 1 where nothing goes beyond it."""
+    """The value of white; 1 if no value is higher."""
     if highest <= 1:
         return 1.0
     if kind.kind in "ui" and kind.itemsize <= 2:
@@ -79,14 +81,13 @@ def _top(kind: np.dtype, highest: float) -> float:
 
 
 def _unclear(distinct: np.ndarray) -> str:
-    some = ", ".join(map(str, distinct[:_MOST].tolist())) + (", ..." if len(distinct) > _MOST else "")
-    return (
-        f"is a mask of the values {some}, which don't say what is masked: write 255 where it is masked and 0 elsewhere"
-    )
+    first = ", ".join(map(str, distinct[:_MOST].tolist())) + (", ..." if len(distinct) > _MOST else "")
+    message = f"is a mask of the values {first}, which don't say what is masked"
+    return f"{message}: write 255 where it is masked and 0 elsewhere"
 
 
 def _cut_colours(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
-    """Which of the colours (h, w, 3) are masked: of two the one that isn't black, or the brighter."""
+    """Which of the colours (h, w, 3) are masked: of two the one that isn't black, or the brighter one."""
     brightness = values.astype(np.float64) @ _LUMA  # (h, w)
     colours = _distinct(values)
     if len(colours) == 2 and not blurred:
@@ -96,12 +97,13 @@ def _cut_colours(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
     if (brightness <= top / 2).all():  # pure red is darker than half
         return values.max(2) > top / 2
     spread = values.max(2).astype(np.float64) - values.min(2)
-    notes += [COLOURS] if spread.max() > _SPREAD * top / 255 else []
+    if spread.max() > _SPREAD * top / 255:
+        notes.append(COLOURS)
     return brightness > top / 2
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
-    """The colours (n, 3) among (h, w, 3), at most three of them where there are many."""
+    """The distinct colours (n, 3) among (h, w, 3); three of them if there are more."""
     pixels = values.reshape(-1, 3)
     found = pixels[:1]
     for _ in range(2):
@@ -111,35 +113,37 @@ def _distinct(values: np.ndarray) -> np.ndarray:
 
 
 def _of_array(array: np.ndarray) -> np.ndarray:
-    """(h, w), or (h, w, 3) in colour."""
+    """The values (h, w) of an array, or (h, w, 3) in colour."""
     if array.ndim == 3 and array.shape[2] in (2, 4):
         return _of_layers(array[..., :-1].repeat(3 if array.shape[2] == 2 else 1, 2), array[..., -1])
     if array.ndim == 3 and array.shape[2] in (1, 3):
         return _grey(array)
     if array.ndim != 2:
-        raise BadImage(f"has shape {array.shape}; a mask has one channel")
+        raise BadImage(f"has shape {array.shape}; a mask has one channel: save it in grey")
     return array
 
 
-def _of_picture(picture: "Image", notes: Notes) -> np.ndarray:
-    if picture.mode[0] in "1IF" or picture.mode == "L" and not picture.has_transparency_data:
-        return np.asarray(picture)
-    if picture.has_transparency_data:
-        pixels = np.asarray(picture.convert("RGBA"))
+def _of_image(image: "Image", notes: Notes) -> np.ndarray:
+    if image.mode[0] in "1IF" or image.mode == "L" and not image.has_transparency_data:
+        return np.asarray(image)
+    if image.has_transparency_data:
+        pixels = np.asarray(image.convert("RGBA"))
         return _of_layers(pixels[..., :3], pixels[..., 3])
-    if picture.mode == "P":
-        return _of_palette(picture, notes)
-    return _grey(np.asarray(picture.convert("RGB")))
+    if image.mode == "P":
+        return _of_palette(image, notes)
+    return _grey(np.asarray(image.convert("RGB")))
 
 
-def _of_palette(picture: "Image", notes: Notes) -> np.ndarray:
-    """Colours where they are grey; else what isn't black or, where nothing is, isn't the lowest index."""
-    index, colours = np.asarray(picture), np.asarray(picture.convert("RGB"))
+def _of_palette(image: "Image", notes: Notes) -> np.ndarray:
+    """The palette's values if they are distinct greys; otherwise what isn't black or, if nothing is black, what doesn't
+    have the lowest index."""
+    index, colours = np.asarray(image), np.asarray(image.convert("RGB"))
     used = np.unique(index)
     grey = _grey(colours)
     if grey.ndim == 2 and len(np.unique(grey)) == len(used):
         return grey
-    notes += [PALETTE] if len(used) > 2 else []
+    if len(used) > 2:
+        notes.append(PALETTE)
     is_black: np.ndarray = np.asarray(colours).max(2) == 0
     if is_black.any() and not is_black.all():
         return np.logical_not(is_black)
@@ -147,7 +151,7 @@ def _of_palette(picture: "Image", notes: Notes) -> np.ndarray:
 
 
 def _of_layers(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Colours (h, w, 3) laid on black by alpha (h, w); alpha alone where the colours that it shows are all the same."""
+    """Colours (h, w, 3) blended with black by alpha (h, w); alpha itself if all visible colours are the same."""
     opaque: Any = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else max(1, alpha.max())
     if (alpha == opaque).all():
         return _grey(colours)
@@ -158,5 +162,5 @@ def _of_layers(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _grey(colours: np.ndarray) -> np.ndarray:
-    """(h, w) where all channels of (h, w, C) are the same."""
+    """The colours (h, w, C) as (h, w) if all channels are the same."""
     return colours[..., 0] if (colours == colours[..., :1]).all() else colours

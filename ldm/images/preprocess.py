@@ -1,4 +1,4 @@
-"""The preprocessing that is declared once, done once and saved with the model."""
+"""The preprocessing of images: declared once, done once and saved with the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,34 +6,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
-from ldm.images.axes import channels_last
-from ldm.images.colour import Notes
-from ldm.images.deep import read_deep
+from ldm.images.files.axes import channels_last
+from ldm.images.files.colour import Notes
+from ldm.images.files.pillow import CUT, is_transparent, pixels_of
+from ldm.images.files.reading import MAX_PIXELS, open_image
+from ldm.images.files.sixteen_bits import read_deep
+from ldm.images.files.sources import Source, bytes_of, naming, with_name
+from ldm.images.files.unreadable import BadImage
 from ldm.images.output import to_pil8
-from ldm.images.reading import MAX_PIXELS, bytes_of, is_transparent, named, naming, open_image, pixels_of
-from ldm.images.unknown import BadImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]
-TRANSPARENT = "transparency laid on"
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow has it
+TRANSPARENT = "transparency blended with"
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow
 RESIZE = ("cover", "contain", "stretch", "none")
 
 
 @register
 class Preprocess:
-    """What is done to a picture before it is a training sample; saved with the model, so inputs get the same.
+    """What is done to an image before it is a training sample; saved with the model, which treats inputs the same.
 
-    `resize`: "cover" fills height x width and crops the centre, "contain" shows all on `background`, "stretch" ignores
-    the aspect, "none" refuses other sizes. Resizing is antialiased (Lanczos). Transparency is laid on `background`
-    (0..255, one value or one per channel; white by default) unless alpha is a channel (`channels` 2 or 4).
-    Values from `low` to `high` become the full range; without them uint8 and uint16 keep theirs, floats are refused.
+    - `channels`: 1 for grey, 3 for RGB, 2 and 4 for the same with alpha; arrays may have any number.
+    - `height`, `width`: the size in pixels.
+    - `bits`: 8 or 16.
+    - `resize`: `cover` fills the size and crops the centre, `contain` shows the whole image on `background`, `stretch`
+      ignores the aspect, `none` refuses other sizes. Resizing is antialiased (Lanczos).
+    - `background`: 0 to 255, one value or one for each channel, by default white. Transparency is blended with it
+      unless alpha is a channel.
+    - `low`, `high`: values between them become the full range. Without them uint8 and uint16 keep theirs, and floats
+      are refused.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class Preprocess:
         if resize not in RESIZE:
             raise UserError(f"resize={resize} isn't a way of resizing.{did_you_mean(resize, RESIZE)}")
         if bits not in (8, 16):
-            raise UserError(f"bits={bits}: images are kept with 8 or 16 bits.")
+            raise UserError(f"bits={bits}: images have 8 or 16 bits.")
         if min(channels, height, width) < 1:
             raise UserError(f"{channels} channels of {height}x{width} make no image; each is at least 1.")
         if (low is None) != (high is None) or (low is not None and high is not None and high <= low):
@@ -71,46 +79,43 @@ class Preprocess:
         """numpy's uint8 or uint16."""
         return np.uint8 if self.bits == 8 else np.uint16
 
-    def open(
-        self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None
-    ) -> "Image | np.ndarray":
-        """The picture as it is meant, for `array`: see `open_image`. Big JPEGs are decoded no larger than needed; of
-        16 bits in colour all are kept where 16 are."""
+    def open(self, source: Source, notes: Notes | None = None) -> "Image | np.ndarray":
+        """The image as it is meant to look (see `open_image`). Large JPEGs are decoded no larger than needed. With bits
+        16, colour of 16 bits keeps them."""
         if self.bits == 16 and isinstance(source, (str, Path, bytes)):
-            said: Notes = [] if notes is None else notes
+            notes = [] if notes is None else notes
             with naming(source):
-                if (deep := read_deep(bytes_of(source), said, MAX_PIXELS)) is not None:
-                    return self._fitted(deep, said)
-        return open_image(
-            source, 0 if self.resize == "none" else 2 * max(self.height, self.width), notes, self.channels
-        )
+                if (deep := read_deep(bytes_of(source), notes, MAX_PIXELS)) is not None:
+                    return self._fitted(deep, notes)
+        draft = 0 if self.resize == "none" else 2 * max(self.height, self.width)
+        return open_image(source, draft=draft, notes=notes, channels=self.channels)
 
-    def array(self, source: "str | Path | bytes | Image | np.ndarray", notes: Notes | None = None) -> np.ndarray:
-        """The picture as (C, H, W) uint8 or uint16. Raises BadImage for what can't be read or doesn't fit."""
-        picture = self.open(source, notes)
-        if notes is not None and self.channels in (1, 3) and is_transparent(picture):
-            notes.append(self._laid())
+    def array(self, source: Source, notes: Notes | None = None) -> np.ndarray:
+        """The image as (C, H, W) uint8 or uint16. Raises BadImage if it can't be read or doesn't fit."""
+        image = self.open(source, notes)
+        if notes is not None and self.channels in (1, 3) and is_transparent(image):
+            notes.append(self._transparency_note())
         try:
-            return self._array(picture)
+            return self._array(image)
         except (BadImage, ValueError) as error:  # Pillow raises ValueError for modes that it can't convert
-            raise BadImage(named(source, str(error))) from None
+            raise BadImage(with_name(source, str(error))) from None
 
     def resize_map(self, array: np.ndarray) -> np.ndarray:
-        """A map or mask (h, w) at the images' size and crop, by nearest neighbour: ids are never mixed. (H, W)."""
+        """A map or mask (h, w) at the images' size and crop, (H, W); by nearest neighbour, as ids can't be mixed."""
         from PIL import Image
 
         if array.shape == (self.height, self.width):
             return array
         height, width, box = self._geometry(*array.shape)
-        picture = Image.fromarray(array.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST, box)
-        return self._pad(np.asarray(picture)[:, :, None].astype(array.dtype), [0])[:, :, 0]  # (H, W)
+        image = Image.fromarray(array.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST, box)
+        return self._pad(np.asarray(image)[:, :, None].astype(array.dtype), [0])[:, :, 0]  # (H, W)
 
     def frame(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
-        """What is said of a picture of so many rows and columns: its height and width, top and left of what is kept,
-        counted in pixels once it is resized, and the size that it has then (Podell et al. 2023, SDXL, 2.2).
+        """What SDXL's conditions say of an image of this size (Podell et al. 2023, 2.2): its height and width, top and
+        left of the crop in pixels of the resized image, and the height and width after preprocessing.
 
-        Of one that is shown whole, as "contain" and "stretch" do, the corner is 0, 0. Raises BadImage for a size that
-        is refused.
+        For an image that is shown whole, as "contain" and "stretch" do, the corner is 0, 0. Raises BadImage for a size
+        that is refused.
         """
         left = top = 0.0
         if (height, width) != (self.height, self.width):
@@ -119,7 +124,7 @@ class Preprocess:
         return height, width, round(top), round(left), self.height, self.width
 
     def to_tensor(self, images: np.ndarray | Tensor) -> Tensor:
-        """uint8 or uint16 of any shape to float32 in [-1, 1]."""
+        """uint8 or uint16 of any shape as float32 in [-1, 1]."""
         if isinstance(images, Tensor):
             top = 255 if images.dtype == torch.uint8 else 65535
             return images.to(torch.float32).mul_(2 / top).sub_(1)
@@ -127,14 +132,14 @@ class Preprocess:
         return torch.from_numpy(np.asarray(images, np.float32)).mul_(2 / top).sub_(1)
 
     def to_uint(self, images: Tensor) -> Tensor:
-        """[-1, 1] of any shape to uint8 or uint16, clipped and rounded."""
+        """Values in [-1, 1] of any shape as uint8 or uint16, clipped and rounded."""
         values = images.detach().float().clamp(-1, 1).add(1).mul((2**self.bits - 1) / 2).round()
         return values.to(torch.int32).to(torch.uint8 if self.bits == 8 else torch.uint16)
 
     def to_pil(self, image: Tensor) -> "Image":
-        """(C, H, W) in [-1, 1] as a picture: grey for 1 channel (16 bits are kept), RGB for 3.
+        """An image (C, H, W) in [-1, 1] as a Pillow image: grey for 1 channel (keeping 16 bits), RGB for 3.
 
-        Of 2 channels the first is shown, of more than 3 the first three; take `to_uint` for all of them.
+        Of 2 channels it shows the first, of more than 3 the first three; `to_uint` gives all.
         """
         from PIL import Image
 
@@ -144,11 +149,12 @@ class Preprocess:
         return to_pil8(shown)
 
     def _fitted(self, pixels: np.ndarray, notes: Notes) -> np.ndarray:
-        """(h, w, C) of 16 bits with the wanted channels, as Pillow makes them of 8: alpha is laid on the background or
-        added, colour becomes grey."""
+        """(h, w, C) of 16 bits with the wanted channels, as Pillow converts those of 8: transparency is blended with
+        the background or alpha added, and colour becomes grey."""
         if self.channels in (1, 3) and pixels.shape[2] in (2, 4):
             share = pixels[..., -1:] / np.float64(2**16 - 1)
-            notes += [self._laid()] if share.min() < 1 else []
+            if share.min() < 1:
+                notes.append(self._transparency_note())
             ground = np.asarray(self.background if len(self.background) == pixels.shape[2] - 1 else self.background[:1])
             pixels = np.rint(pixels[..., :-1] * share + 257 * ground * (1 - share)).astype(np.uint16)
         if self.channels == 1 and pixels.shape[2] == 3:
@@ -157,29 +163,32 @@ class Preprocess:
             pixels = np.concatenate([pixels, np.full_like(pixels[..., :1], 2**16 - 1)], 2)
         return pixels
 
-    def _laid(self) -> str:
-        return f"{TRANSPARENT} {self._ground()}; data.background= sets another colour"
+    def _transparency_note(self) -> str:
+        return f"{TRANSPARENT} {self._background_in_words()}; data.background= sets another colour"
 
-    def _ground(self) -> str:
+    def _background_in_words(self) -> str:
         """The colour of the background in words."""
         values = {int(value) for value in self.background}
-        return "white" if values == {255} else "black" if values == {0} else f"the colour {self.background}"
+        if values == {255}:
+            return "white"
+        return "black" if values == {0} else f"the colour {self.background}"
 
-    def _array(self, picture: "Image | np.ndarray") -> np.ndarray:
-        if isinstance(picture, np.ndarray):
-            pixels = channels_last(picture, self.channels)  # (h, w, C)
-        elif self.bits == 16 and picture.info.get("ldm_cut_to_8_bits"):
+    def _array(self, image: "Image | np.ndarray") -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            pixels = channels_last(image, self.channels)  # (h, w, C)
+        elif self.bits == 16 and image.info.get(CUT):
             raise BadImage(
                 "is a colour PNG or PPM of 16 bits, of which Pillow reads 8: give the file itself (a PPM as P6), or "
                 "set bits=8"
             )
         else:
-            pixels = pixels_of(picture, self.channels, self.background)  # (h, w, C)
+            pixels = pixels_of(image, self.channels, self.background)  # (h, w, C)
         if pixels.shape[2] == 1 and self.channels == 3:
             pixels = pixels.repeat(3, 2)
         if pixels.shape[2] != self.channels:
             raise BadImage(f"has {pixels.shape[2]} channels where {self.channels} are wanted")
-        return np.ascontiguousarray(self._resize(self._quantize(pixels)).transpose(2, 0, 1))  # (C, H, W)
+        resized = self._resize(self._quantize(pixels))
+        return np.ascontiguousarray(rearrange(resized, "h w c -> c h w"))
 
     def _quantize(self, pixels: np.ndarray) -> np.ndarray:
         top = 2**self.bits - 1
@@ -192,7 +201,7 @@ class Preprocess:
             return np.where(pixels, top, 0).astype(self.dtype)
         if pixels.dtype not in (np.uint8, np.uint16):
             raise BadImage(
-                f"holds {pixels.dtype}, not 8 or 16 bits: say what is black and white by data.low= and data.high="
+                f"holds {pixels.dtype}, not 8 or 16 bits: give black's and white's values by data.low= and data.high="
             )
         if pixels.dtype == self.dtype:
             return pixels
@@ -208,7 +217,7 @@ class Preprocess:
         return self._pad(resized, [value * (2**self.bits - 1) / 255 for value in self.background])
 
     def _geometry(self, height: int, width: int) -> tuple[int, int, Box]:
-        """The size to resize to, and the box (left, top, right, bottom) of the source that goes there."""
+        """The size to resize to, and the box (left, top, right, bottom) of the source that fills it."""
         if self.resize == "none":
             raise BadImage(f"is {height}x{width} where {self.height}x{self.width} is wanted (resize=none)")
         if self.resize == "cover":
@@ -234,7 +243,7 @@ class Preprocess:
 
 
 def _lanczos(pixels: np.ndarray, height: int, width: int, box: Box) -> np.ndarray:
-    """(h, w, C) resized with antialiasing: RGB by Pillow's fast path, the rest channel by channel."""
+    """(h, w, C) resized with antialiasing: RGB of 8 bits at once, everything else channel by channel."""
     from PIL import Image
 
     def one(plane: np.ndarray) -> np.ndarray:

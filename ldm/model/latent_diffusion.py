@@ -15,7 +15,7 @@ from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.diffusion import Denoiser
-from ldm.images import Pictures, Preprocess
+from ldm.images import ImageList, Preprocess
 from ldm.model.autoguidance import load_autoguide
 from ldm.model.editing import InitialImage, Size, check_images, fills, initial_image, read, resized, scale_of, size_of
 from ldm.model.generate import OnStep, generate
@@ -245,7 +245,7 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
     if output == "np":
         return preprocess.to_uint(images).permute(0, 2, 3, 1).cpu().numpy()
     check_output(output)
-    return Pictures(preprocess.to_pil(image) for image in images)
+    return ImageList(preprocess.to_pil(image) for image in images)
 
 
 def check_output(output: str) -> None:

@@ -66,7 +66,7 @@ def test_classes_numbered_alike_are_classes(tmp_path, classes):
         fill(root / name, "scan")
     found = tables(root)
     assert found[0].classes == classes and names(found) == numbered(*classes)
-    assert "is taken for a class" in facts(root).asides[0] and "data.without='[" in facts(root).asides[0]
+    assert "is read as a class" in facts(root).asides[0] and "data.without='[" in facts(root).asides[0]
     assert not set(names(tables(root, without=[classes[0]]))) & set(numbered(classes[0]))
 
 
@@ -82,8 +82,8 @@ def test_classes_numbered_alike_within_splits(tmp_path):
         ("photo", "mask", "mask", "of few values, as masks are"),
         ("scan", "mask", "mask", "of few values, as masks are"),
         ("photo", "map", "label", "of few values, as masks are"),
-        ("photo", "depth", "control", "grey where those are in colour"),
-        ("photo", "photo", "masks", "by the names of the images beside it"),
+        ("photo", "depth", "control", "grey where the images are in colour"),
+        ("photo", "photo", "masks", "with the names of the images beside it"),
     ],
 )
 def test_the_pixels_say_what_is_about_the_images(tmp_path, image, about, name, evidence):
@@ -93,7 +93,7 @@ def test_the_pixels_say_what_is_about_the_images(tmp_path, image, about, name, e
     found = tables(root)
     assert names(found) == numbered("faces") and not found[0].columns
     (reason,) = {*facts(root).left_out.values()}
-    assert evidence in reason and f"data.classes=true takes {name}/ for a class" in reason
+    assert evidence in reason and f"data.classes=true reads {name}/ as a class" in reason
     assert tables(root, classes=True)[0].classes == tuple(sorted(("faces", name)))
 
 

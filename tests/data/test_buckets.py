@@ -36,6 +36,10 @@ def source(photos, **options) -> Folder:
     return Folder(str(photos), **({"size": 16, "buckets": True, "bucket_step": 4, "bucket_least": 3} | options))
 
 
+def rows_of(position, number, sizes, batch_size, seed):
+    return bucket_rows(position, number=number, sizes=sizes, batch_size=batch_size, seed=seed)
+
+
 def test_shapes_have_about_one_area_and_sides_that_divide():
     found = shapes(512, 64)
     assert (512, 512) in found and (704, 320) not in found and len(set(found)) == len(found)
@@ -55,7 +59,7 @@ def test_each_image_goes_to_the_nearest_shape_that_enough_images_have():
 def test_every_sample_comes_equally_often_whatever_its_bucket():
     sizes, batch = [23, 10, 3], 4
     counts = [np.zeros(n, int) for n in sizes]
-    batches = [bucket_rows(np.arange(4) + 4 * k, k, sizes, batch, seed=5) for k in range(180)]  # 20 epochs
+    batches = [rows_of(np.arange(4) + 4 * k, k, sizes, batch, seed=5) for k in range(180)]  # 20 epochs
     for bucket, rows in batches:
         counts[bucket] += np.bincount(rows, minlength=sizes[bucket])
     assert all(19 <= c <= 21 for c in np.concatenate(counts))
@@ -67,8 +71,8 @@ def test_every_sample_comes_equally_often_whatever_its_bucket():
 def test_ranks_together_see_what_one_process_does():
     sizes, batch = [9, 14], 6
     for k in range(12):
-        bucket, rows = bucket_rows(np.arange(6) + 6 * k, k, sizes, batch, seed=1)
-        halves = [bucket_rows(np.arange(3) + 6 * k + 3 * rank, k, sizes, batch, seed=1) for rank in range(2)]
+        bucket, rows = rows_of(np.arange(6) + 6 * k, k, sizes, batch, seed=1)
+        halves = [rows_of(np.arange(3) + 6 * k + 3 * rank, k, sizes, batch, seed=1) for rank in range(2)]
         assert [half[0] for half in halves] == [bucket] * 2
         assert np.concatenate([half[1] for half in halves]).tolist() == rows.tolist()
 

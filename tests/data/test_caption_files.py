@@ -7,10 +7,11 @@ import pytest
 
 from ldm.common.errors import UserError
 from ldm.data.folders.listing import samples
-from ldm.data.reading.beside import tell_unread
-from ldm.data.reading.caption_files import read_caption
-from ldm.data.reading.sample import COLUMNS, Sample, Seen
+from ldm.data.reading.captions.files import read_caption
+from ldm.data.reading.findings import Findings
+from ldm.data.reading.sample import COLUMNS, Sample
 from ldm.data.reading.store import FolderStore
+from ldm.data.reading.unread import report_unread
 from ldm.data.sources.folder import Folder
 from tests.data import folders
 
@@ -30,23 +31,23 @@ def lay_out(root: Path, **files: str | bytes) -> Path:
     return root
 
 
-def found(root: Path) -> tuple[list[Sample], Seen]:
-    seen, store = Seen(), FolderStore(root)
-    rows = samples(store, "", ALL, seen)
-    tell_unread([path for path in store.entries if path not in seen.read], seen)
-    return rows, seen
+def found(root: Path) -> tuple[list[Sample], Findings]:
+    findings, store = Findings(), FolderStore(root)
+    rows = samples(store, "", ALL, findings)
+    report_unread([path for path in store.entries if path not in findings.read], findings)
+    return rows, findings
 
 
 @pytest.mark.parametrize(
     "boxes", ["0 0.51 0.52 0.2 0.3\n1 0.1 0.1 0.2 0.2\n", "3 1 0.5 2e-1 0.5 1 1", SROIE, DOTA, KITTI]
 )
 def test_boxes_are_no_captions(tmp_path, boxes):
-    rows, seen = found(lay_out(tmp_path, txt=boxes, caption="a cat"))
+    rows, findings = found(lay_out(tmp_path, txt=boxes, caption="a cat"))
     assert [row.caption for row in rows] == [f"{i}.caption" for i in range(3)]
-    assert "3 .txt files beside images hold boxes" in seen.notes[0] and len(seen.notes) == 1
+    assert "3 .txt files beside images hold boxes" in findings.warnings[0] and len(findings.warnings) == 1
     (tmp_path / "1.txt").write_text("3 cats in 2 rows")
-    rows, seen = found(tmp_path)
-    assert rows[1].caption == "1.txt" and "some .txt files hold lines of numbers" in seen.notes[0]
+    rows, findings = found(tmp_path)
+    assert rows[1].caption == "1.txt" and "some .txt files hold lines of numbers" in findings.warnings[0]
 
 
 @pytest.mark.parametrize("text", ["7", "2 cats, 3 dogs, 4 mice, 5 birds", "1girl, 2023, solo"])
@@ -58,27 +59,32 @@ def test_numbers_that_are_captions(tmp_path, text):
 def test_caption_files_beside_captions_in_metadata_are_said(tmp_path, kind):
     lay_out(tmp_path, **{kind: "better"})
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n2.png,c\n")
-    rows, seen = found(tmp_path)
+    rows, findings = found(tmp_path)
     assert [row.text for row in rows] == ["a", "b", "c"]
-    assert [note for note in seen.notes if f"3 .{kind} files beside images that have a caption in the metadata" in note]
+    assert [
+        note
+        for note in findings.warnings
+        if f"3 .{kind} files not read, as the images have a caption in the metadata" in note
+    ]
 
 
 def test_two_files_of_captions_for_an_image_are_told(tmp_path):
-    rows, seen = found(lay_out(tmp_path, txt="a", caption="b"))
+    rows, findings = found(lay_out(tmp_path, txt="a", caption="b"))
     assert rows[0].caption == "0.txt"
-    (note,) = seen.notes
-    assert note.startswith("3 .caption files beside images that have another caption file, which is taken instead: 0.c")
+    (note,) = findings.warnings
+    assert note.startswith("3 .caption files not read, as the images have another caption file: 0.c")
 
 
 def test_files_of_json_with_a_caption(tmp_path):
     root = lay_out(tmp_path, json=json.dumps({"url": "u", "caption": "a cat", "width": 4}))
-    rows, seen = found(root)
-    assert [row.caption for row in rows] == ["0.json", "1.json", "2.json"] and not seen.notes
+    rows, findings = found(root)
+    assert [row.caption for row in rows] == ["0.json", "1.json", "2.json"] and not findings.warnings
     assert read_caption(FolderStore(root), "0.json") == "a cat"
-    assert seen.asides == ["captions come from 3 .json files"]
-    rows, seen = found(lay_out(tmp_path, json=json.dumps({"shapes": [], "imagePath": "0.png"})))
+    assert findings.remarks == ["captions come from 3 .json files"]
+    rows, findings = found(lay_out(tmp_path, json=json.dumps({"shapes": [], "imagePath": "0.png"})))
     assert (
-        rows[0].caption is None and "hold no caption by the usual names, their keys: shapes, imagePath" in seen.notes[0]
+        rows[0].caption is None
+        and "hold no caption under a usual key, their keys: shapes, imagePath" in findings.warnings[0]
     )
 
 
@@ -89,9 +95,9 @@ def test_folders_of_img2dataset(tmp_path):
             (tmp_path / shard / f"{shard}0000.{kind}").write_bytes(content)
         (tmp_path / f"{shard}_stats.json").write_text("{}")
         (tmp_path / f"{shard}.parquet").write_bytes(b"PAR1")
-    rows, seen = found(tmp_path)
-    assert {row.label for row in rows} == {None} and rows[0].caption == "00000/000000000.txt" and not seen.notes
-    assert "2 .json files beside images that have another caption file, which is taken instead" in seen.asides[1]
+    rows, findings = found(tmp_path)
+    assert {row.label for row in rows} == {None} and rows[0].caption == "00000/000000000.txt" and not findings.warnings
+    assert "2 .json files not read, as the images have another caption file" in findings.remarks[1]
     for file in tmp_path.rglob("*.txt"):
         file.unlink()
     assert [row.caption for row in found(tmp_path)[0]] == ["00000/000000000.json", "00001/000010000.json"]
@@ -103,16 +109,16 @@ def test_captions_in_metadata_and_in_files(tmp_path):
     (root / "metadata.jsonl").write_text(
         "\n".join(map(json.dumps, [row, {"file_name": "1.png"}, {"file_name": "2.png"}]))
     )
-    rows, seen = found(root)
+    rows, findings = found(root)
     assert [(row.text, row.caption) for row in rows] == [("from the row", None), (None, "1.txt"), (None, "2.txt")]
-    (note,) = seen.notes
-    assert note.endswith("1 .txt file beside images that have a caption in the metadata, which is taken instead: 0.txt")
+    (note,) = findings.warnings
+    assert note.endswith("1 .txt file not read, as the images have a caption in the metadata: 0.txt")
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0", "a cat".encode("utf-16-le"), b"\xff\xff\xff"])
 def test_files_that_hold_no_text_are_refused(tmp_path, content):
     root = lay_out(tmp_path, txt=content)
-    with pytest.raises(UserError, match=r"0.txt (holds bytes of zero|isn't UTF-8)"):
+    with pytest.raises(UserError, match=r"0.txt (holds zero bytes|isn't UTF-8)"):
         read_caption(FolderStore(root), "0.txt")
 
 
@@ -125,25 +131,25 @@ def test_a_dead_link_is_refused(tmp_path):
     root = tmp_path / "d"
     root.mkdir()
     (lay_out(root) / "0.txt").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="0.txt is a link to nothing"):
+    with pytest.raises(UserError, match="0.txt is a link to a missing file"):
         Folder(str(root)).tables(tmp_path / "cache")
 
 
 def test_names_of_files_that_look_like_captions_are_told(tmp_path):
     for name in ("a red cat on a mat", "me_two_birds_over_a_lake_0c1d", "a blue dog in the sun"):
         (tmp_path / f"{name}.png").write_bytes(PPM)
-    assert "names look like captions (a blue dog in the sun) and aren't read" in found(tmp_path)[1].notes[0]
+    assert "names look like captions (a blue dog in the sun), which aren't read" in found(tmp_path)[1].warnings[0]
     for i in range(9):
         (tmp_path / f"frame of a long film {i}.png").write_bytes(PPM)
-    assert not found(tmp_path)[1].notes, "most say the same"
+    assert not found(tmp_path)[1].warnings, "most say the same"
 
 
 def test_kinds_that_are_not_read_are_bounded(tmp_path):
     root = lay_out(tmp_path, **{f"x{i}": "x" for i in range(9)})
     (root / "more.7z").write_bytes(b"7z")
-    _, seen = found(root)
-    assert len(seen.notes) == 1 and "and 3 more kinds; captions come from" in seen.notes[0]
-    assert seen.left_out["more.7z"].startswith(".7z files are archives, which aren't looked into: unpack them")
+    _, findings = found(root)
+    assert len(findings.warnings) == 1 and "and 3 more kinds; captions come from" in findings.warnings[0]
+    assert findings.left_out["more.7z"].startswith(".7z files are archives, which aren't opened: unpack them")
 
 
 @pytest.mark.parametrize("content", ["", " \n"])
@@ -151,7 +157,7 @@ def test_files_of_nothing_make_no_captions(tmp_path, caplog, content):
     root = folders.lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "1.txt")
     (root / "1.txt").write_text(content)
     assert "text" not in folders.tables(root)[0].columns
-    assert "1 .txt file beside images, and nothing in any: no captions (1.txt)" in caplog.text
+    assert "1 .txt file beside images, all of them empty: no captions (1.txt)" in caplog.text
 
 
 def test_few_captions_are_told_with_the_way_out(tmp_path, caplog):

@@ -5,7 +5,8 @@ import pytest
 from ldm.common.errors import UserError
 from ldm.data.folders.classes import classes_of, image_of
 from ldm.data.preparing.holdout import split_off
-from ldm.data.reading.sample import Sample, Seen
+from ldm.data.reading.findings import Findings
+from ldm.data.reading.sample import Sample
 from ldm.data.reading.store import Store
 from tests.data.folders import facts, lay_out, numbered, tables
 
@@ -33,7 +34,7 @@ from tests.data.folders import facts, lay_out, numbered, tables
 def test_folders_of_cameras_phones_and_dates_are_no_classes(tmp_path, folders):
     root = lay_out(tmp_path / "d", *numbered(*folders))
     assert not tables(root)[0].columns
-    assert "are no classes" in facts(root).asides[0]
+    assert "aren't classes" in facts(root).asides[0]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_what_the_user_says_of_classes_holds(tmp_path):
     root = lay_out(tmp_path / "e", *numbered("cat", "dog"))
     assert "label" not in tables(root, classes=False)[0].columns
     lay_out(root, "cover.png")
-    with pytest.raises(UserError, match="data.classes=true, but cover.png lies in no class's folder"):
+    with pytest.raises(UserError, match="data.classes=true, but cover.png isn't in a folder of a class"):
         tables(root, classes=True)
     with pytest.raises(UserError, match="data.classes=true, but the images lie in one folder"):
         tables(lay_out(tmp_path / "f", *numbered("cat")), classes=True)
@@ -65,8 +66,8 @@ def test_folds_are_looked_through(tmp_path):
 
 def test_shards_of_img2dataset_are_no_classes():
     shards = [f"0000{s}/0000{s}000{i}.jpg" for s in range(2) for i in range(3)]
-    assert classes_of(shards, None, (), seen := Seen()) == [None] * 6 and "img2dataset" in seen.asides[0]
-    assert classes_of([path.replace("/0", "/1") for path in shards], None, (), Seen())[0] == "00000"
+    assert classes_of(shards, None, (), findings := Findings()) == [None] * 6 and "img2dataset" in findings.remarks[0]
+    assert classes_of([path.replace("/0", "/1") for path in shards], None, (), Findings())[0] == "00000"
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,13 @@ def test_classes_of_one_image_each_are_refused_with_the_way(tmp_path):
 def test_a_split_with_every_class_in_training_stays(tmp_path):
     samples = [Sample(f"{i}.png", label=i % 2) for i in range(20)]
     plain = [Sample(f"{i}.png") for i in range(20)]
-    (_, train), _ = split_off(Store(), samples, 0.5, Seen())
-    assert [s.image for s in train] == [s.image for s in split_off(Store(), plain, 0.5, Seen())[0][1]]
+    (_, train), _ = split_off(Store(), samples, 0.5, Findings())
+    assert [s.image for s in train] == [s.image for s in split_off(Store(), plain, 0.5, Findings())[0][1]]
 
 
 def test_folders_named_as_sizes_are_classes_with_a_note():
-    seen = Seen()
-    assert classes_of(["256/0.png", "512/0.png"], None, (), seen) == ["256", "512"]
-    assert "named as sizes are taken for classes: 256, 512 (data.classes=false" in seen.notes[0]
-    classes_of(["12/0.png", "256/0.png"], None, (), other := Seen())
-    assert not other.notes
+    findings = Findings()
+    assert classes_of(["256/0.png", "512/0.png"], None, (), findings) == ["256", "512"]
+    assert "named by sizes are read as classes: 256, 512 (data.classes=false" in findings.warnings[0]
+    classes_of(["12/0.png", "256/0.png"], None, (), other := Findings())
+    assert not other.warnings

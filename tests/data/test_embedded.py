@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.common.errors import UserError
-from ldm.data.reading.embedded import text_in
+from ldm.data.reading.captions.embedded import text_in
 from tests.data.folders import lay_out, tables
 
 XMP = (
@@ -111,5 +111,5 @@ def test_captions_inside_are_told_and_read(tmp_path, caplog):
         for name, text in zip(t.names, t.columns["text"], strict=True)
     }
     assert found == {"plain.png": "", **{f"{i}.png": f"fox number {i}" for i in range(3)}}
-    with pytest.raises(UserError, match="no text is in any of 2 images that were looked at"):
+    with pytest.raises(UserError, match="none of 2 images that were looked at holds text"):
         tables(lay_out(tmp_path / "e", "1.png", "2.png"), captions="embedded")

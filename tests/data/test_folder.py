@@ -221,7 +221,7 @@ def test_files_that_metadata_names_but_are_not_there_count_as_bad(tmp_path):
     describe(root, [{"file_name": f"{i}.png", "text": "t"} for i in range(6)])
     tables = load(root, max_bad_share=0.5)
     assert len(by_name(tables)) == 5
-    with pytest.raises(UserError, match="isn't there"):
+    with pytest.raises(UserError, match="doesn't exist"):
         load(root)
 
 
@@ -300,7 +300,7 @@ def test_too_few_images_are_told(tmp_path, make):
         root.mkdir()
     if make == "one":
         save(root / "1.png")
-    with pytest.raises(UserError, match="doesn't exist" if make == "missing" else "too few images, [01]"):
+    with pytest.raises(UserError, match="doesn't exist" if make == "missing" else r"too few images \([01]\)"):
         load(root)
 
 
@@ -346,7 +346,9 @@ def test_tables_that_are_not_whole_are_refused(tmp_path):
         (root / "metadata.csv").write_text(text)
 
     table("file_name,text\n0.png,a cat, sleeping\n")
-    with pytest.raises(UserError, match="line 2 has 3 fields for 2 columns: put captions that hold commas in double"):
+    with pytest.raises(
+        UserError, match="line 2 has 3 fields for 2 columns: put captions that contain commas in double"
+    ):
         load(root)
     table('file_name,text\n0.png,"a\n')
     with pytest.raises(UserError, match="can't be read"):
@@ -426,9 +428,9 @@ def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path, monkeypat
         np.save(root / f"{i}.npy", np.broadcast_to(np.arange(30, dtype=np.uint8), (24, 24, 30)))
     if cached:  # by the code before, which took the first axis for the channels
         with monkeypatch.context() as before:
-            before.setattr("ldm.images.axes.SURE", 99)
+            before.setattr("ldm.images.files.axes.SURE", 99)
             assert load(root)[0].images.shape[1:] == (24, 24, 30)
-    with pytest.raises(UserError, match="say by data.channels= how many there are"):
+    with pytest.raises(UserError, match="give their number by data.channels="):
         load(root)
     train, _ = load(root, channels=30)
     assert train.images.shape[1:] == (30, 24, 24) and (train.images[0, 3] == 3).all()

@@ -58,7 +58,7 @@ def test_rows_keep_their_captions_and_labels(parquet, tmp_path):
 
 def test_it_is_decoded_once(parquet, tmp_path, monkeypatch):
     first = source(parquet, tmp_path, columns=["text"]).tables(tmp_path / "cache")
-    monkeypatch.setattr(HuggingFace, "_make", None)
+    monkeypatch.setattr(HuggingFace, "_decode", None)
     again = source(parquet, tmp_path, columns=["text"]).tables(tmp_path / "cache")
     assert first[0].key == again[0].key and "label" not in again[0].columns
 

@@ -8,9 +8,10 @@ import pytest
 
 from ldm.common.errors import UserError
 from ldm.data.folders.listing import samples
-from ldm.data.reading.layout import Meant
-from ldm.data.reading.metadata_files import tell_outside
-from ldm.data.reading.sample import COLUMNS, Sample, Seen
+from ldm.data.reading.findings import Findings
+from ldm.data.reading.metadata_files import report_missing_images
+from ldm.data.reading.sample import COLUMNS, Sample
+from ldm.data.reading.split_folders import FolderOptions
 from ldm.data.reading.store import FolderStore
 from tests.data import folders
 
@@ -28,9 +29,9 @@ def describe(root: Path, *rows: dict) -> None:
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def found(root: Path, under: str = "", columns=ALL) -> tuple[list[Sample], Seen]:
-    seen = Seen()
-    return samples(FolderStore(root), under, columns, seen), seen
+def found(root: Path, under: str = "", columns=ALL) -> tuple[list[Sample], Findings]:
+    findings = Findings()
+    return samples(FolderStore(root), under, columns, findings), findings
 
 
 def texts(root: Path, **options) -> list:
@@ -46,9 +47,9 @@ def test_an_empty_column_hides_no_other(tmp_path, empty):
     describe(
         root, *({"file_name": f"{i}.png", "text": empty, "caption": f"no. {i}", "class": f"c{i % 2}"} for i in range(4))
     )
-    rows, seen = found(root)
+    rows, findings = found(root)
     assert [(row.text, row.label) for row in rows] == [(f"no. {i}", f"c{i % 2}") for i in range(4)]
-    assert not seen.notes
+    assert not findings.warnings
     (root / "metadata.jsonl").unlink()
     head = "file_name,label,text,class,prompt"
     (root / "metadata.csv").write_text("\n".join([head, *(f"{i}.png,nan,,{i % 2},no. {i}" for i in range(4))]))
@@ -58,18 +59,20 @@ def test_an_empty_column_hides_no_other(tmp_path, empty):
 def test_a_column_of_ours_with_gaps_that_another_fills_is_told(tmp_path):
     root = images(tmp_path)
     describe(root, *({"file_name": f"{i}.png", "text": "a" if i else None, "caption": "b"} for i in range(4)))
-    rows, seen = found(root)
+    rows, findings = found(root)
     assert [row.text for row in rows] == [None, "a", "a", "a"]
     hint = "data.columns='{text: caption}' reads that column instead"
-    assert seen.notes == [f"'text' of metadata.jsonl is empty in 1 row in which 'caption' isn't: {hint}"]
+    assert findings.warnings == [f"'text' of metadata.jsonl is empty in 1 row where 'caption' isn't: {hint}"]
 
 
 def test_a_column_of_labels_with_gaps_is_told(tmp_path):
     root = images(tmp_path)
     describe(root, *({"file_name": f"{i}.png", "class": "a" if i else None} for i in range(4)))
-    rows, seen = found(root)
+    rows, findings = found(root)
     assert all(row.label is None for row in rows)
-    assert any("'class' of metadata.jsonl isn't read as labels: 1 row of 4 without one" in note for note in seen.notes)
+    assert any(
+        "'class' of metadata.jsonl isn't read as labels: 1 row of 4 without one" in note for note in findings.warnings
+    )
 
 
 def test_words_for_nothing_in_a_table(tmp_path):
@@ -91,8 +94,8 @@ def test_the_numbering_of_rows_is_no_column(tmp_path):
     (root / "metadata.csv").write_text(
         "Unnamed: 0,,file_name,path\n" + "".join(f"{i},{i},{i}.png,x/{i}\n" for i in range(4))
     )
-    _, seen = found(root)
-    (note,) = seen.notes
+    _, findings = found(root)
+    (note,) = findings.warnings
     assert note.endswith("metadata.csv is read (path)"), "no hint: no column of words"
 
 
@@ -115,11 +118,11 @@ def test_a_label_of_a_float_that_is_a_number(tmp_path):
 def test_class_folders_beside_metadata_without_labels(tmp_path):
     root = images(tmp_path, *(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(2)))
     describe(root, *({"file_name": f"{name}/{i}.png", "text": name} for name in ("cat", "dog") for i in range(2)))
-    rows, seen = found(root)
-    assert {row.label for row in rows} == {None} and "data.classes=true reads them" in seen.asides[0]
+    rows, findings = found(root)
+    assert {row.label for row in rows} == {None} and "data.classes=true reads them" in findings.remarks[0]
     kept = ["cat", "cat", "dog", "dog"]
     assert [row.label for row in found(root, columns={"label": "label"})[0]] == kept
-    rows = samples(FolderStore(root), "", ALL, meant=Meant(classes=True))
+    rows = samples(FolderStore(root), "", ALL, options=FolderOptions(classes=True))
     assert [(row.label, row.text) for row in rows] == list(zip(kept, kept, strict=True))
 
 
@@ -146,10 +149,10 @@ def test_tables_as_spreadsheets_write_them(tmp_path, content):
 def test_a_short_line_of_a_table(tmp_path):
     root = images(tmp_path)
     (root / "metadata.csv").write_text("file_name,text,label\n0.png,a,1\n1.png,b\n")
-    rows, seen = found(root)
+    rows, findings = found(root)
     assert [row.label for row in rows] == [1, None]
-    assert seen.notes == [
-        "1 line of metadata.csv with fewer fields than columns (line 3): those that are missing count as empty"
+    assert findings.warnings == [
+        "1 line of metadata.csv with fewer fields than columns (line 3): the missing ones count as empty"
     ]
     (root / "metadata.csv").write_text("sep=;\nfile_name;text\n0.png;a;b\n")
     with pytest.raises(UserError, match="line 3 has 3 fields for 2 columns: put captions that hold semicolons in"):
@@ -183,11 +186,11 @@ def test_lines_that_are_no_rows_are_told_by_number(tmp_path, line):
 def test_a_dead_link_and_bytes_of_zero_are_told(tmp_path):
     root = images(tmp_path)
     (root / "metadata.jsonl").symlink_to(root / "nowhere")
-    with pytest.raises(UserError, match=r"metadata.jsonl is a link to nothing: fetch"):
+    with pytest.raises(UserError, match=r"metadata.jsonl is a link to a missing file: fetch"):
         found(root)
     (root / "metadata.jsonl").unlink()
     (root / "metadata.jsonl").write_bytes(b"\0\0")
-    with pytest.raises(UserError, match=r"metadata.jsonl holds bytes of zero"):
+    with pytest.raises(UserError, match=r"metadata.jsonl holds zero bytes"):
         found(root)
 
 
@@ -210,7 +213,7 @@ def test_absolute_paths_inside_of_the_data(tmp_path):
     describe(root / "a", {"file_name": str(root / "a/0.png"), "text": "a"})
     assert found(root)[0][0].image == "a/0.png"
     describe(root / "a", {"file_name": "/elsewhere/0.png"})
-    with pytest.raises(UserError, match="lies outside of the data: write paths from the metadata's own folder on"):
+    with pytest.raises(UserError, match="lies outside the data: write paths from the metadata's own folder"):
         found(root)
 
 
@@ -218,19 +221,21 @@ def test_rows_of_neither_split_are_told(tmp_path):
     root = images(tmp_path, "train/0.png", "val/0.png")
     names = ("train/0.png", "val/0.png", "tarin/9.png", "9.png")
     describe(root, *({"file_name": name, "text": "x"} for name in names))
-    store, seen = FolderStore(root), Seen()
-    tell_outside([sample for part in ("train", "val") for sample in samples(store, part, ALL, seen)], seen)
-    assert seen.notes == ["2 rows of metadata.jsonl whose image isn't there: tarin/9.png, 9.png"]
+    store, findings = FolderStore(root), Findings()
+    report_missing_images(
+        [sample for part in ("train", "val") for sample in samples(store, part, ALL, findings)], findings
+    )
+    assert findings.warnings == ["2 rows of metadata.jsonl with an image that doesn't exist: tarin/9.png, 9.png"]
 
 
 def test_metadata_at_two_levels(tmp_path):
     root = images(tmp_path, "a/0.png", "a/1.png", "2.png")
     describe(root, *({"file_name": name, "text": "top", "label": 1} for name in ("a/0.png", "a/1.png", "2.png")))
     describe(root / "a", {"file_name": "0.png", "text": "inner"}, {"file_name": "1.png", "text": ""})
-    rows, seen = found(root)
+    rows, findings = found(root)
     found_rows = {row.image: (row.text, row.label) for row in rows}
     assert found_rows == {"a/0.png": ("inner", 1), "a/1.png": ("top", 1), "2.png": ("top", 1)} and len(rows) == 3
-    assert "2 images described by several files of metadata (a/metadata.jsonl, metadata.jsonl)" in seen.notes[0]
+    assert "2 images described by several files of metadata (a/metadata.jsonl, metadata.jsonl)" in findings.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["Metadata.CSV", "METADATA.jsonl"])
@@ -243,7 +248,7 @@ def test_metadata_in_any_case_and_code(tmp_path, name, code):
     (root / name).write_bytes("\n".join(rows).encode(code))
     assert list(folders.tables(root)[0].columns["text"]) == ["é"]
     (root / "metadata.csv").write_text("file_name\n1.png")
-    with pytest.raises(UserError, match="holds both .*; take one away"):
+    with pytest.raises(UserError, match="holds both .*; remove one of them"):
         folders.tables(root)
 
 
@@ -253,7 +258,7 @@ def test_metadata_in_any_case_and_code(tmp_path, name, code):
         ("text", {}, ["1girl", "solo", "hat"], "data.captions=tags"),
         ("text", {"captions": "tags"}, "1girl, solo, hat", ""),
         ("tags", {"columns": {"text": "tags"}}, "1girl, solo, hat", "are tags: each is one caption"),
-        ("tags", {}, None, "data.columns='{text: tags}' reads captions by that name"),
+        ("tags", {}, None, "data.columns='{text: tags}' reads that one as captions"),
     ],
 )
 def test_lists_of_tags(tmp_path, caplog, column, options, text, said):
@@ -292,9 +297,9 @@ def test_an_empty_label_is_none(tmp_path):
 def test_lists_as_pandas_writes_them_are_alternatives(tmp_path, cell, text):
     quoted = cell.replace('"', '""')
     (images(tmp_path, "0.png") / "metadata.csv").write_text(f'file_name,text\n0.png,"{quoted}"\n')
-    rows, seen = found(tmp_path)
+    rows, findings = found(tmp_path)
     assert rows[0].text == text
-    assert any("holds lists in 1 row" in aside for aside in seen.asides) == isinstance(text, list)
+    assert any("holds lists in 1 row" in aside for aside in findings.remarks) == isinstance(text, list)
 
 
 def rows_of_splits(column: str, *words: str) -> list[dict]:
@@ -323,7 +328,7 @@ def test_a_column_of_splits_gives_way_to_folders_and_other_words_are_none(tmp_pa
     describe(root, *rows)
     train, _ = folders.tables(root)
     assert list(train.names) == ["train/0.png", "train/1.png"]
-    assert any("isn't read as the split, as val/ is there" in note for note in folders.facts(root).notes)
+    assert any("isn't read as the split, as there is val/" in note for note in folders.facts(root).notes)
     other = folders.lay_out(tmp_path / "e" / "d", *[f"{i}.png" for i in range(3)])
     describe(other, *rows_of_splits("split", "train", "blue", "red"))
     folders.tables(other)

@@ -31,5 +31,5 @@ def test_what_makes_no_image_is_refused(source, options, words):
 @pytest.mark.parametrize("source", ["folder", "shards", "hugging face"])
 @pytest.mark.parametrize("bits", [0, 12])
 def test_bits_that_images_cant_have_are_refused(source, bits):
-    with pytest.raises(UserError, match=f"bits={bits}: images are kept with 8 or 16 bits"):
+    with pytest.raises(UserError, match=f"bits={bits}: images have 8 or 16 bits"):
         SOURCES[source](bits=bits)

@@ -48,9 +48,9 @@ def decoded(monkeypatch) -> list[str]:
     seen: list[str] = []
     table = Decoder.table
 
-    def counted(self, split, folder, key, tally):
+    def counted(self, split, folder, **options):
         seen.append(Path(split[0].where).name)
-        return table(self, split, folder, key, tally)
+        return table(self, split, folder, **options)
 
     monkeypatch.setattr(Decoder, "table", counted)
     return seen
@@ -87,10 +87,10 @@ def test_they_are_decoded_once_and_the_pieces_removed(shards, tmp_path, decoded)
 def test_an_interrupted_start_goes_on_with_the_shards_that_are_left(shards, tmp_path, decoded, monkeypatch):
     table = Decoder.table
 
-    def killed(self, split, *rest):
+    def killed(self, split, folder, **options):
         if split[0].where.endswith("0002.tar"):
             raise KeyboardInterrupt
-        return table(self, split, *rest)
+        return table(self, split, folder, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Decoder, "table", killed)
@@ -141,7 +141,7 @@ def test_an_empty_text_of_a_shard_hides_no_caption(tmp_path):
     gone = {"cls": lambda i: None, "txt": lambda i: None}
     write(tmp_path / "0.tar", range(2), json=lambda i: json.dumps(row).encode(), **gone)
     with tar.opened(str(tmp_path / "0.tar")) as store:
-        rows = tar.listed(store, {"text": "text", "label": "label"})
+        rows = tar.samples_of(store, {"text": "text", "label": "label"})
     assert [(row.text, row.label) for row in rows] == [("a cat", 3)] * 2
 
 
@@ -195,7 +195,7 @@ def test_missing_shards_are_named(root, said, tmp_path, monkeypatch):
 
 def test_a_damaged_shard_is_named(tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(UserError, match="bad.tar is no tar"), tar.opened(str(tmp_path / "bad.tar")):
+    with pytest.raises(UserError, match="bad.tar isn't a tar"), tar.opened(str(tmp_path / "bad.tar")):
         pass
 
 
@@ -210,4 +210,4 @@ def test_copies_of_an_image_stay_on_one_side(tmp_path, capsys, caplog):
         assert len(train) + len(val) == 20 and not seen[0] & seen[1]
     assert "3 images copied byte for byte: copies stay on one side" in capsys.readouterr().out
     Shards(str(root / "0.tar"), val_root=str(root / "1.tar")).tables(tmp_path / "cache")
-    assert "3 images for validation with the bytes of one for training" in caplog.text
+    assert "3 validation images are copies of training images, byte for byte" in caplog.text

@@ -39,7 +39,7 @@ def changed(path: Path, flags: int = 0, method: int = 0) -> Path:
 @pytest.mark.parametrize(("how", "said"), [({"flags": 1}, "is encrypted"), ({"method": 9}, "by Deflate64")])
 def test_what_cannot_be_unpacked_in_place(tmp_path, beside, how, said):
     path = changed(packed(tmp_path / "d.zip", beside), **how)
-    with pytest.raises(UserError, match=f"{said}.*: unpack the .zip, and name the folder as data.root"):
+    with pytest.raises(UserError, match=f"{said}.*: unpack the .zip, and give the folder as data.root"):
         Folder(str(path)).tables(tmp_path / "cache")
 
 
@@ -54,7 +54,7 @@ def test_damaged_words_are_refused_by_name(tmp_path, name, content):
 
 def test_other_archives_are_refused_with_the_way(tmp_path):
     (tmp_path / "d.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(UserError, match=r"can't be read as a .zip .*unpack it, and name the folder"):
+    with pytest.raises(UserError, match=r"can't be read as a .zip .*unpack it, and give the folder"):
         open_store(tmp_path / "d.tar.gz")
 
 
@@ -63,7 +63,7 @@ def test_pipes_are_named_and_never_opened(tmp_path, name):
     root = lay_out(tmp_path / "d", "0.png", "1.png")
     os.mkfifo(root / name)
     assert names(tables(root)) == ["0.png", "1.png"]
-    assert facts(root).left_out == {name: "no regular files (pipes, sockets or devices)"}
+    assert facts(root).left_out == {name: "not regular files (pipes, sockets or devices)"}
 
 
 @pytest.mark.parametrize("left", [3, 0])
@@ -77,11 +77,11 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, left):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    said = "1 folder can't be looked into, so what is in there is missing: birds/"
+    said = "1 folder can't be opened, so the content is missing: birds/"
     if left:
         assert names(tables(root)) == numbered("cats") and facts(root).notes[0].startswith(said)
     else:
-        with pytest.raises(UserError, match=f"too few images, 0.*{said}"):
+        with pytest.raises(UserError, match=rf"too few images \(0\).*{said}"):
             tables(root)
 
 
@@ -89,7 +89,7 @@ def test_hidden_images_are_counted_and_junk_is_not(tmp_path):
     hidden = [".0.png", ".private/1.png", "a/.b/c/2.png"]
     junk = ["._0.png", ".git/3.png", ".cache/4.png", ".private/._1.png", "__MACOSX/._0.png"]
     root = lay_out(tmp_path / "d", *hidden, *junk)
-    with pytest.raises(UserError, match=r"too few images, 0.*Hidden, as .* begins with a dot: .*\(3 files\)"):
+    with pytest.raises(UserError, match=r"too few images \(0\).*Hidden, as .* begins with a dot: .*\(3 files\)"):
         tables(root)
     lay_out(root, "0.png", "1.png")
     assert names(tables(root)) == ["0.png", "1.png"] and set(facts(root).left_out) == {*hidden}

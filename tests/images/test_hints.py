@@ -125,9 +125,9 @@ def test_mistakes_are_named():
     data = table(label=COLUMNS["label"])
     with pytest.raises(UserError, match="Did you mean 'canny'"):
         hint_for("cany", data)
-    with pytest.raises(UserError, match="the data's 'map', which it hasn't"):
+    with pytest.raises(UserError, match="the column 'map', which the data don't have"):
         hint_for("map", data)
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="doesn't hold images"):
         hint_for("label", data)
     with pytest.raises(UserError, match="finetune.options.sigmaa"):
         hint_for("canny", data, {"sigmaa": 2})

@@ -116,7 +116,9 @@ def test_npy_holds_any_number_of_channels(channels_first):
 @pytest.mark.parametrize(("shape", "channels"), [((24, 24, 30), 30), ((30, 24, 24), 30), ((14, 14, 20), 20)])
 def test_channels_that_cannot_be_told_from_rows_are_asked_for(shape, channels):
     content = npy(np.zeros(shape, np.uint8))
-    with pytest.raises(BadImage, match=rf"can't be told from rows and columns: say by data.channels= .*{channels}"):
+    with pytest.raises(
+        BadImage, match=rf"any axis may be the channels: give their number by data.channels= .*{channels}"
+    ):
         probe(io.BytesIO(content))
     side = min(shape)
     assert probe(io.BytesIO(content), channels) == (side, side, channels, 8)
@@ -127,7 +129,7 @@ def test_pages_that_become_channels_are_said(tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 16, 14), np.uint8), photometric="minisblack")
     notes: list[str] = []
     open_image(tmp_path / "x.tif", notes=notes)
-    assert notes == ["of several grey pages, each taken for a channel (save one page alone to take only that)"]
+    assert notes == ["several grey pages, each read as a channel (save one page alone to read only that)"]
 
 
 def test_floats_need_their_range():
@@ -173,7 +175,7 @@ def test_the_first_page_of_a_scan_is_read():
     notes: list[str] = []
     content = packed(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="group4")
     assert (Preprocess(3, 8, 8).array(content, notes) == 255).all()
-    assert notes == ["the first of several pages or frames"] and probe(io.BytesIO(content)) == (8, 8, 1, 8)
+    assert notes == ["only the first of several pages or frames is read"] and probe(io.BytesIO(content)) == (8, 8, 1, 8)
 
 
 def test_cover_crops_the_centre_and_contain_shows_all():
@@ -273,8 +275,8 @@ def test_masks_of_two_kinds_need_no_white(content):
 @pytest.mark.parametrize(
     ("rows", "mode", "masked", "says"),
     [
-        ([0, 0, 0], "L", [0, 0, 0], "wholly black"),
-        ([1, 1, 1], "L", [1, 1, 1], "wholly white"),
+        ([0, 0, 0], "L", [0, 0, 0], "entirely black"),
+        ([1, 1, 1], "L", [1, 1, 1], "entirely white"),
         ([0, 15, 255], "L", [0, 0, 1], "above half"),
         ([0, 128, 255], "L", [0, 1, 1], None),
         ([1, 3, 3], "L", [0, 1, 1], "a trimap's 1 is its object"),
@@ -298,7 +300,7 @@ def test_a_trimap_of_small_numbers_is_refused_and_palettes_of_several_are_masked
     picture.putpixel((7, 0), 2)
     notes: list[str] = []
     assert open_mask(png(picture), notes).tolist() == [[0] * 4 + [255] * 4] * 4
-    assert notes == ["mask of a palette of several colours: all but black is masked"]
+    assert notes == ["mask with a palette of several colours: everything but black is masked"]
 
 
 def test_what_cannot_be_read_names_its_file(tmp_path):
@@ -320,9 +322,9 @@ def test_what_cannot_be_read_names_its_file(tmp_path):
         (b"", "is empty"),
         (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(600), "is HEIC, which isn't read: convert it"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "is JPEG XL"),
-        (b"\0\0\0\x20ftypisom" + bytes(40), "is a film"),
+        (b"\0\0\0\x20ftypisom" + bytes(40), "is a video"),
         (b'<?xml version="1.0"?>\n<svg xmlns="x">\n</svg>', "is SVG"),
-        (b"<!DOCTYPE html>\n<html><body>403</body></html>", "is a web page under an image's name"),
+        (b"<!DOCTYPE html>\n<html><body>403</body></html>", "is a web page with an image's name"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (bytes(2000), "is full of zeros"),
         (b"hello", "isn't an image of a known kind"),
@@ -347,7 +349,7 @@ def test_avif_without_its_decoder_is_named(monkeypatch):
 
 
 def test_decompression_bombs_are_refused(monkeypatch):
-    monkeypatch.setattr("ldm.images.reading.MAX_PIXELS", 1000)
+    monkeypatch.setattr("ldm.images.files.reading.MAX_PIXELS", 1000)
     with pytest.raises(BadImage, match="too many"):
         open_image(png(Image.new("L", (64, 64))))
 
@@ -532,7 +534,7 @@ def test_a_fourth_band_is_read_where_four_are_wanted_and_said_where_not():
     assert probe(io.BytesIO(content), 4)[2] == 4
     notes: list[str] = []
     assert (Preprocess(3, 4, 4).array(content, notes) == bands.transpose(2, 0, 1)[:3]).all()
-    assert notes == ["a fourth channel of a TIFF isn't read; data.channels=4 reads it"]
+    assert notes == ["the fourth channel of a TIFF isn't read; data.channels=4 reads it"]
 
 
 @pytest.mark.parametrize(("background", "name"), [(None, "white"), ([0], "black"), ([0, 0, 9], "the colour")])
@@ -542,7 +544,7 @@ def test_transparency_that_is_laid_on_a_colour_is_said(background, name):
     process.array(png(Image.new("RGBA", (4, 4), (0, 0, 0, 255))), notes)
     assert notes == []
     process.array(png(Image.new("RGBA", (4, 4), (0, 0, 0, 9))), notes)
-    assert len(notes) == 1 and notes[0].startswith(f"transparency laid on {name}")
+    assert len(notes) == 1 and notes[0].startswith(f"transparency blended with {name}")
 
 
 @pytest.mark.parametrize("top", [1023, 65535])
@@ -580,5 +582,5 @@ def test_the_readers_of_tiffs_say_nothing_of_their_own(caplog):
 def test_no_other_program_draws_what_is_read():
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(/etc/passwd) (r) file\n%%EOF\n"
     for read in (open_image, lambda content: probe(io.BytesIO(content))):
-        with pytest.raises(BadImage, match="is EPS, which only another program could draw: save it as .png"):
+        with pytest.raises(BadImage, match="is EPS, which only another program can render: save it as .png"):
             read(eps)

@@ -159,13 +159,13 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
     assert wanted.mean() == 0.5
     for same in (grey // 255 + 1, grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
         assert torch.equal(read_masks(same, model.preprocess), wanted)
-    with pytest.raises(UserError, match="is no image"):
+    with pytest.raises(UserError, match="isn't an image"):
         read_masks(np.zeros((2, *size)), model.preprocess)
 
 
 def test_a_mask_of_nothing_is_said_where_it_is_given(model: LatentDiffusion, caplog: Any) -> None:
     assert not read_masks(Image.new("L", (8, 8)), model.preprocess).any()
-    assert "a mask that is given: is wholly black: nothing is masked" in caplog.text
+    assert "a mask that is given: is entirely black: nothing is masked" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize("stage", ["vae", "ldm"])
 def test_two_processes_train_what_one_does(here, stage_one, stage, monkeypatch):
-    monkeypatch.setattr(latents, "NOTE_EVERY", 64)  # both encode
+    monkeypatch.setattr(latents, "PIECE", 64)  # both encode
     words = ["trainer.max_steps=20", "checkpoint.every_n_steps=10", "data.n=200", "trainer.limit_val_batches=8"]
     words.append("optimizer.lr=1e-4")  # rounding, of which Adam makes full steps, grows more slowly
     if stage == "ldm":

@@ -523,7 +523,7 @@ def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_o
     load("runs/ldm/squares/checkpoints/step-00000002.ckpt")
     said = forked(lambda: train("ldm", "trainer.max_steps=2", "overwrite=true"), tmp_path / "new")
     assert said == 0
-    assert "is of another first stage: encoding these data anew" in (tmp_path / "new").read_text()
+    assert "is of another first stage: encoding the data again" in (tmp_path / "new").read_text()
 
 
 def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capfd):
@@ -531,7 +531,7 @@ def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capf
     pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
     table = Table(pixels, {}, vae.preprocess, "data")
     wanted = latents.cached_latents(table, vae, here / "calm", batch_size=8)
-    monkeypatch.setattr(latents, "NOTE_EVERY", 16)
+    monkeypatch.setattr(latents, "PIECE", 16)
 
     def killed():
         strike(AutoencoderKL, "encode", 5, signalled(signal.SIGKILL))

@@ -21,7 +21,8 @@ from ldm import artifact
 from ldm.common.errors import UserError
 from ldm.common.files import write_recorded
 from ldm.config import overrides
-from ldm.data.folders.listing import ZipStore, open_store, samples
+from ldm.data.folders.listing import samples
+from ldm.data.reading.store import ZipStore, open_store
 from ldm.data.sources.folder import Folder
 from ldm.images import BadImage, Preprocess
 from ldm.networks import AutoencoderKL

@@ -82,7 +82,7 @@ def test_the_name_is_that_of_base_and_control(runs, train):
 
 
 @pytest.mark.parametrize(
-    ("control", "says"), [("map", "'map', which it hasn't"), ("edges", "no kind of control image")]
+    ("control", "says"), [("map", "'map', which the data don't have"), ("edges", "neither a kind of control image")]
 )
 def test_what_the_data_cant_give_is_refused_before_work(runs, train, control, says):
     with pytest.raises(UserError, match=says):

@@ -1,1 +1,1 @@
-"""What is computed once per data set: latents, captions and labels."""
+"""What is computed once for each data set: latents, captions and labels."""

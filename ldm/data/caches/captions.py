@@ -1,4 +1,4 @@
-"""The caption cache: every caption through a frozen text encoder once; stage two then trains without the encoder."""
+"""The caption cache: a frozen text encoder encodes every caption once, and stage two trains without the encoder."""
 
 import contextlib
 import json
@@ -26,14 +26,14 @@ from ldm.networks import Cond
 
 log = logging.getLogger("ldm")
 MANIFEST = "captions.json"
-PIECE = 8192  # captions: what an interrupted call has to do again at most
+PIECE = 8192  # captions that are encoded as one piece: at most so many are encoded again after an interruption
 
 
 class States:
-    """States of captions, memory-mapped, found by a caption's hash.
+    """The encoder's states of captions, memory-mapped and found by a caption's hash.
 
-    `folder` holds them in pieces, each as it was written: `states.npy` (T, D) with the tokens of all captions one after
-    the other, `ends.npy` (N,) where each caption's end, `hashes.npy` (N,), and `pooled.npy` (N, D) if the encoder
+    `folder` holds them in pieces, each with `states.raw` (T, D) float32, the states of all captions' tokens one after
+    the other, `ends.npy` (N,), where each caption ends there, `hashes.npy` (N,), and `pooled.npy` (N, D) if the encoder
     pools.
     """
 
@@ -46,23 +46,23 @@ class States:
         self.hashes, self.where = joined[order], where[order]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "States":
-        return self  # files that nobody writes: the averaged network reads the same
+        return self  # the files never change: the average of the network reads the same
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return States, (self.folder, self.masked)  # another process reads the files, and those written since
+        return States, (self.folder, self.masked)  # another process reads the files again, with those written since
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def missing(self, captions: Iterable[str]) -> list[str]:
-        """The distinct captions that aren't here, the short ones first."""
+        """The distinct captions that aren't in the cache, the shortest first."""
         distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
         found = self._find(distinct) >= 0
         return [caption for caption, here in zip(distinct, found, strict=True) if not here]
 
     def get(self, captions: list[str]) -> Cond | None:
-        """`tokens` (B, L, D), padded with zeros to the longest, with their `mask` and `vector`; None if one is
-        missing."""
+        """`tokens` (B, L, D), padded with zeros to the longest caption, with `mask` and `vector` if the encoder has
+        them; None if a caption is missing."""
         at = self._find(captions)
         if (at < 0).any():
             return None
@@ -91,7 +91,7 @@ class States:
         return "pooled" in self.pieces[0]
 
     def _find(self, captions: list[str]) -> np.ndarray:
-        """Where each caption is among the hashes, (B,), -1 for nowhere."""
+        """The index of each caption among the hashes, (B,), or -1."""
         wanted = _hashes(captions)
         at = np.searchsorted(self.hashes, wanted).clip(max=max(0, len(self.hashes) - 1))
         return np.where(self.hashes[at] == wanted, at, -1) if len(self.hashes) else np.full(len(wanted), -1)
@@ -100,10 +100,10 @@ class States:
 def remember_captions(
     conditioner: Conditioner, tables: Iterable[Any], root: Path, device: torch.device | str | None = None
 ) -> None:
-    """Gives every frozen text encoder of `conditioner` the states of all captions of `tables`, and lets go of it.
+    """Gives every frozen text encoder of `conditioner` the states of all captions of `tables`, and frees its weights.
 
-    First it tells how many captions are longer than what the encoders, frozen or not, read.
-    `device` is where they are computed, by default where the conditioner is.
+    Before, it reports how many captions are longer than the encoders, frozen or not, can read. `device` is where the
+    states are computed, by default where the conditioner is.
     """
     if rank() == 0:
         report(conditioner, list(dict.fromkeys(text for table in tables for text in captions_of(table))))
@@ -117,6 +117,7 @@ def remember_captions(
 
 
 def captions_of(table: Any) -> list[str]:
+    """All captions of a table, alternatives included."""
     return flatten(table.columns.get("text", ()))
 
 
@@ -127,10 +128,10 @@ def cached_states(
     batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> States:
-    """The states of `captions`, those that aren't in the cache under `root` computed now.
+    """The states of `captions`. Those that aren't in the cache under `root` are computed now.
 
-    The cache belongs to the encoder, and grows: a caption that any run has had isn't computed again. Processes that
-    start together compute it once: one does, the others wait.
+    Each encoder has one cache, which grows: captions of earlier runs aren't computed again. Of processes that start
+    together one computes, and the others wait.
     """
     folder = root / "captions" / _key(part)
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,7 @@ def cached_states(
 
 
 def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int) -> None:
-    """Writes the states of `captions` as a new piece, which has its name when it is whole."""
+    """Writes the states of `captions` as a new piece, which gets its name when it is complete."""
     work = folder / ".partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -173,7 +174,8 @@ def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int
 
 
 def _on_host(cond: Cond) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The states (B, L, D), which of them are the captions' own (B, L), and the pooled ones (B, D) where there are."""
+    """On the CPU: the states (B, L, D), which of them belong to the captions (B, L), and a list with the pooled states
+    (B, D) if there are any."""
     assert cond.tokens is not None
     tokens, *others = to_host(*(t for t in (cond.tokens, cond.mask, cond.vector) if t is not None))
     keep = torch.ones(tokens.shape[:2], dtype=torch.bool) if cond.mask is None else others.pop(0)
@@ -181,7 +183,7 @@ def _on_host(cond: Cond) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _pieces(folder: Path) -> Iterator[Path]:
-    """The whole ones."""
+    """The complete pieces."""
     for manifest in sorted(folder.glob(f"[!.]*/{MANIFEST}")):
         with contextlib.suppress(OSError, ValueError, KeyError):
             about = json.loads(manifest.read_text())
@@ -198,7 +200,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _key(part: FrozenText) -> str:
-    """Names the encoder, its tokenizer, and how states are taken from them."""
+    """A name for the encoder, its tokenizer, and how their states are used."""
     encoder = folder_of(part.path)
     words = part.tokenizer_path or tokenizer_of(part.path)
     named = part.sha256 or (fingerprint(encoder) if encoder else part.path)
@@ -210,8 +212,8 @@ def _key(part: FrozenText) -> str:
 
 
 def _hashes(captions: Iterable[str]) -> np.ndarray:
-    """The first 64 bits of each caption's SHA-256, (N,): of a million captions two share them once in 40 million
-    cases."""
+    """The first 64 bits of each caption's SHA-256, (N,). The chance that any two of a million captions share them is
+    one in 40 million."""
     return np.array(
         [int.from_bytes(sha256(c.encode("utf-8", "surrogatepass")).digest()[:8]) for c in captions], np.uint64
     )

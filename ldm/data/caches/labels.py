@@ -1,4 +1,4 @@
-"""Labels in a model's own numbering: data that are listed otherwise than they were keep the classes' numbers."""
+"""Labels in a model's own numbering: classes keep their numbers, whatever order a data set lists them in."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +13,11 @@ from ldm.data.storage.table import Table
 
 
 def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
-    """The table with its labels as numbers of `names`, the classes that a model or run knows; without a change where
-    that is so already, and for a table without labels.
+    """The table with its labels as indices of `names`, the classes that a model or run knows; unchanged if they are so
+    already, and if it has no labels.
 
-    Classes that are numbers themselves, and not of `names`, are the positions there. Raises UserError for a class that
-    isn't known.
+    Classes that are numbers, and aren't in `names`, are indices of `names` themselves. Raises UserError for an unknown
+    class. `whose` names the model or run in messages.
     """
     if "label" not in table.columns or not names or table.classes == tuple(names):
         return table
@@ -29,20 +29,20 @@ def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
 
 
 def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
-    """Raises UserError for a table without labels where a run has learnt the classes `names`."""
+    """Raises UserError if a run has learned the classes `names` and the table has no labels."""
     if names and "label" not in table.columns:
         known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise UserError(
-            f"{whose} has learnt classes ({known}), and the data have no labels now: name them as they were. Of a "
-            "folder, data.classes=true takes subfolders for classes whatever they are called."
+            f"{whose} has learned classes ({known}), and the data have no labels now: name them as before. For a "
+            "folder, data.classes=true reads subfolders as classes whatever their names are."
         )
 
 
 class Renumbered(np.ndarray):
-    """Labels (N,) of another numbering. Pickled, they are the column that they were, mostly the name of a file, and the
-    number of each of its labels."""
+    """Labels (N,) in another numbering. They are pickled as the column that they were made from, usually the name of a
+    file, and the new number of each label."""
 
-    made_of: tuple[Any, np.ndarray] | None = None  # a view of it has none, and is pickled as an array
+    made_of: tuple[Any, np.ndarray] | None = None  # views have none, and are pickled as arrays
 
     def __reduce__(self) -> Any:
         if self.made_of is None:
@@ -51,7 +51,7 @@ class Renumbered(np.ndarray):
 
 
 def renumbered(labels: Any, numbers: np.ndarray) -> Renumbered:
-    """`numbers` (classes,) by the labels (N,), which may be packed; int64."""
+    """The numbers (N,) int64 of the labels (N,), which may be packed, by the table `numbers` (classes,)."""
     labels = unpacked(labels)
     made = numbers.astype(np.int64)[np.asarray(labels)].view(Renumbered)
     made.made_of = labels, numbers
@@ -70,7 +70,7 @@ def _number(name: str, names: Sequence[str], whose: str) -> int:
     if name in names:
         return list(names).index(name)
     if name.isdecimal() and int(name) < len(names) and not any(known.isdecimal() for known in names):
-        return int(name)  # data that number their classes, for a model that names them
+        return int(name)  # the data number classes that the model names
     raise UserError(
         f"the data have a class '{name}', which {whose} doesn't know: leave it out or name it as there."
         f"{did_you_mean(name, names)}"

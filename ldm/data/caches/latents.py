@@ -1,4 +1,4 @@
-"""The latent cache: every image through the first stage once; stage two then trains without it."""
+"""The latent cache: every image is encoded by the first stage once, and stage two trains without it."""
 
 import contextlib
 import hashlib
@@ -28,16 +28,15 @@ from ldm.networks import AutoencoderKL, Gaussian, Identity
 log = logging.getLogger("ldm")
 MANIFEST = "latents.json"
 FirstStage = AutoencoderKL | Identity
-NOTE_EVERY = 2000  # images: what an interrupted call has to do again at most
+PIECE = 2000  # images that are encoded as one piece: at most so many are encoded again after an interruption
 
 
 @dataclass
 class LatentTable(ByPath):
-    """A table whose images are kept as the moments of their posterior: `mean`, `std` (N, C, h, w) float32 or float16,
-    memory-mapped.
+    """A table with the moments of the images' posteriors: `mean`, `std` (N, C, h, w) float32 or float16, memory-mapped.
 
-    The moments are cached, not one draw of them: each visit draws anew. `channel_mean`, `channel_std` (C,) describe the
-    latents as drawn: the std counts the spread of the means and that of the posteriors.
+    The moments are cached rather than one draw from them, as each visit draws anew. `channel_mean` and `channel_std`
+    (C,) are those of drawn latents: the std includes the spread of the means and that of the posteriors.
     """
 
     table: Table
@@ -46,7 +45,7 @@ class LatentTable(ByPath):
     channel_mean: Tensor
     channel_std: Tensor
     buckets: list["LatentTable"] = field(default_factory=list)
-    reused: bool = False  # from a cache that was whole before, so that nothing was encoded
+    reused: bool = False  # from a complete cache, so that nothing was encoded
 
     def __len__(self) -> int:
         return len(self.table)
@@ -56,12 +55,11 @@ class LatentTable(ByPath):
         return self.table.preprocess
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
-        """`latent_mean`, `latent_std` (B, C, h, w) float32 and the other columns; pixels only if `keys` asks for
-        `image`."""
+        """`latent_mean`, `latent_std` (B, C, h, w) float32 and the columns in `keys`; see `Table.batch`."""
         return values(self.gather(index, keys, draw), self.preprocess)
 
     def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
-        """The same as they are stored: see `Table.gather`."""
+        """The same batch as it is stored; see `Table.gather`."""
         moments = {
             "latent_mean": torch.from_numpy(self.mean[index]),
             "latent_std": torch.from_numpy(self.std[index]),
@@ -78,50 +76,50 @@ def cached_latents(
     dtype: str = "float32",
     device: torch.device | str | None = None,
 ) -> LatentTable:
-    """The latents of `table`, from the cache under `root` if this encoder and these data made one before.
+    """The latents of `table`, from the cache under `root` if it has those of this encoder and this table.
 
-    A cache of an earlier version, whose name is by the whole first stage and not by its encoder, is taken too.
-    Processes that start together share the work. One that was interrupted is gone on with. Of buckets each has a cache
-    of its own, and all are whitened alike. `dtype` (float32 or float16) is how the moments are kept, `device` where
-    they are computed: by default where the first stage is.
+    A cache of an earlier version, which is named by the whole first stage instead of its encoder, is used too.
+    Processes that start together share the work, and an interrupted cache is continued. Each bucket has a cache of its
+    own, and all are whitened by the same statistics. `dtype` (float32 or float16) is the type of the stored moments;
+    `device` is where they are computed, by default where the first stage is.
 
-    Raises UserError for moments that aren't finite numbers in `dtype`.
+    Raises UserError for moments that aren't finite in `dtype`.
     """
     if isinstance(table, Buckets):
         parts = [cached_latents(t, first_stage, root, batch_size, dtype=dtype, device=device) for t in table.buckets]
         return _of_buckets(table, parts)
     about: dict[str, Any] = {"first_stage": encoder_hash(first_stage), "data": table.key, "n": len(table)}
-    if dtype != "float32":  # caches of before there was a choice are of float32
+    if dtype != "float32":  # earlier versions, which had no choice, wrote float32
         about["dtype"] = dtype
     folder = _folder(root, about)
-    if _whole(folder):
+    if _is_complete(folder):
         return replace(_open(table, folder), reused=True)
     former = _folder(root, about | {"first_stage": model_hash(first_stage)})
-    if _whole(former):
+    if _is_complete(former):
         return replace(_open(table, former), reused=True)
-    _say_why(folder.parent, about)
+    _print_reason(folder.parent, about)
     with temporarily_on(first_stage, device):
         _make(table, first_stage, folder, batch_size, about)
     return _open(table, folder)
 
 
 def _folder(root: Path, about: Mapping[str, Any]) -> Path:
-    """Where the cache lies that a manifest would say this about."""
+    """The folder of the cache with this manifest."""
     named = " ".join(about[key] for key in ("first_stage", "data", "dtype") if key in about)
     return root / "latents" / hashlib.sha256(named.encode()).hexdigest()[:20]
 
 
 def _make(table: Table, first_stage: FirstStage, folder: Path, batch_size: int, about: dict[str, Any]) -> None:
-    """Encodes in a folder beside it, which is renamed when whole, so nothing unfinished ever has the cache's name."""
+    """Encodes into a folder beside `folder`, renamed when complete, so that nothing unfinished has the cache's name."""
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # another process was faster, and the folder has its name
+    with contextlib.suppress(FileNotFoundError):  # another process was faster and has renamed the folder
         dtype = about.get("dtype", "float32")
-        encode_table(table, first_stage, work, batch_size, lambda: _whole(folder), dtype)
+        encode_table(table, first_stage, work, batch_size, lambda: _is_complete(folder), dtype)
         with one_at_a_time(work):
-            if not _whole(folder):
+            if not _is_complete(folder):
                 _finish(work, about)
-                shutil.rmtree(folder, ignore_errors=True)  # a copy that was cut short
+                shutil.rmtree(folder, ignore_errors=True)  # an incomplete copy
                 work.rename(folder)
                 for file in [*folder.glob("*.done"), *folder.glob("*.lock")]:
                     file.unlink()
@@ -129,8 +127,8 @@ def _make(table: Table, first_stage: FirstStage, folder: Path, batch_size: int, 
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether the cache has its manifest, and the arrays the size that it tells."""
+def _is_complete(folder: Path) -> bool:
+    """Whether the cache is complete: it has its manifest, and its arrays have the sizes in there."""
     try:
         sizes = json.loads((folder / MANIFEST).read_text())["bytes"]
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -138,13 +136,13 @@ def _whole(folder: Path) -> bool:
         return False
 
 
-def _say_why(root: Path, about: Mapping[str, Any]) -> None:
-    """Says so where these data were encoded before, by a first stage that has other weights or preprocessing."""
+def _print_reason(root: Path, about: Mapping[str, Any]) -> None:
+    """Prints that this table is encoded again if another first stage has encoded it before."""
     for manifest in root.glob(f"*/{MANIFEST}"):
         with contextlib.suppress(OSError, ValueError):
             other = json.loads(manifest.read_text())
             if other.get("data") == about["data"] and other.get("first_stage") != about["first_stage"]:
-                print(f"{manifest.parent} is of another first stage: encoding these data anew", flush=True)
+                print(f"{manifest.parent} is of another first stage: encoding the data again", flush=True)
                 return
 
 
@@ -157,20 +155,20 @@ def encode_table(
     needless: Callable[[], bool] = lambda: False,
     dtype: str = "float32",
 ) -> None:
-    """Writes the moments of every image into `folder`, computed where the first stage is, as numbers of `dtype`.
+    """Writes the moments of every image into `folder` in `dtype`, computed where the first stage is.
 
-    It goes on where an interrupted call had come to, and processes that start together share the images, as long as the
-    whole isn't `needless`.
+    It continues an interrupted call. Processes that start together share the images; all stop as soon as the work is
+    `needless`, since another process has finished it.
     """
     height, width = (side // first_stage.factor for side in table.images.shape[2:])
     shape = (len(table), first_stage.latent_channels, height, width)
-    step = -(-NOTE_EVERY // batch_size) * batch_size
+    step = -(-PIECE // batch_size) * batch_size
     pieces = [f"rows-{start:09d}" for start in range(0, len(table), step)]
     with one_at_a_time(folder):
         _lay_out(folder, shape, np.dtype(dtype))
     if done := [piece for piece in pieces if is_done(folder, piece)]:
-        come_to = min(len(done) * step, len(table))
-        print(f"going on with the latents of an interrupted run at image {come_to} of {len(table)}", flush=True)
+        encoded = min(len(done) * step, len(table))
+        print(f"continuing the latents of an interrupted run at image {encoded} of {len(table)}", flush=True)
     arrays = {name: np.lib.format.open_memmap(folder / f"{name}.npy", "r+") for name in ("mean", "std")}
     device = device_of(first_stage)
     log.info("encoding %d images into latents %s", len(table), "x".join(map(str, shape[1:])))
@@ -191,7 +189,7 @@ def encode_table(
 
 
 def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, rows: Tensor, table: Table, dtype: str) -> None:
-    """`found` are the posterior's moments as they are to be kept, (B, C, h, w)."""
+    """Raises UserError if `found`, the posterior's moments (B, C, h, w) as they are to be stored, aren't finite."""
     finite = torch.stack([moment.isfinite().flatten(1).all(1) for moment in found]).all(0)  # (B,)
     if finite.all():
         return
@@ -206,7 +204,7 @@ def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, rows: Tensor, t
 
 
 def _lay_out(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """The two arrays, empty, unless they are there; what was done on others is then forgotten."""
+    """Creates the two arrays, unless they exist already, and then forgets which pieces were done."""
     with contextlib.suppress(OSError, ValueError):
         there = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")]
         if all(array.shape == shape and array.dtype == dtype for array in there):
@@ -220,14 +218,14 @@ def _lay_out(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _finish(folder: Path, about: Mapping[str, Any]) -> None:
-    """latents.json comes last and makes the cache whole."""
+    """Writes latents.json, which comes last and makes the cache complete."""
     mean, std = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std"))
     sizes = {f"{name}.npy": (folder / f"{name}.npy").stat().st_size for name in ("mean", "std")}
     atomic_write(folder / MANIFEST, to_json({**about, **_statistics(mean, std), "bytes": sizes}))
 
 
 def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[str, Any]:
-    """Mean and std of each channel over all images, in float64, by the law of total variance."""
+    """Mean and std of each channel over all drawn latents, in float64, by the law of total variance."""
     axes, total, square, variance, count = (0, 2, 3), 0.0, 0.0, 0.0, mean[:, 0].size
     for start in range(0, len(mean), chunk):
         m, s = mean[start : start + chunk].astype(np.float64), std[start : start + chunk].astype(np.float64)
@@ -238,18 +236,25 @@ def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[st
 
 
 def _of_buckets(table: Buckets, parts: Sequence[LatentTable]) -> LatentTable:
-    """The latents of the largest bucket and the statistics of all."""
+    """The latents of the largest bucket with the statistics of all buckets."""
     weights = torch.tensor([part.mean[:, 0].size for part in parts], dtype=torch.float64)[:, None]
     means, stds = (torch.stack([getattr(p, f"channel_{name}").double() for p in parts]) for name in ("mean", "std"))
     mean = (weights * means).sum(0) / weights.sum()  # (C,)
     std = ((weights * (stds.square() + (means - mean).square())).sum(0) / weights.sum()).sqrt()
     largest = parts[max(range(len(parts)), key=lambda i: len(parts[i]))]
-    reused = all(part.reused for part in parts)
-    return LatentTable(table, largest.mean, largest.std, mean.float(), std.float(), list(parts), reused)
+    return LatentTable(
+        table=table,
+        mean=largest.mean,
+        std=largest.std,
+        channel_mean=mean.float(),
+        channel_std=std.float(),
+        buckets=list(parts),
+        reused=all(part.reused for part in parts),
+    )
 
 
 def _open(table: Table, folder: Path) -> LatentTable:
     statistics = json.loads((folder / MANIFEST).read_text())
     mean, std = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std"))
     channel_mean, channel_std = (torch.tensor(statistics[f"channel_{name}"]) for name in ("mean", "std"))
-    return LatentTable(table, mean, std, channel_mean, channel_std)
+    return LatentTable(table=table, mean=mean, std=std, channel_mean=channel_mean, channel_std=channel_std)

@@ -1,14 +1,13 @@
-"""Which folders are classes: not those by which cameras, phones and tools lay away images."""
+"""Which folders are classes, and which are merely how cameras, phones and tools store images."""
 
 import posixpath
 import re
 from collections.abc import Collection, Sequence
 
 from ldm.common.errors import UserError
-from ldm.data.folders.usual import are_albums
-from ldm.data.reading.beside import ending, stem
-from ldm.data.reading.layout import common_folder, inside, top
-from ldm.data.reading.sample import Seen, some
+from ldm.data.folders.common_names import are_albums
+from ldm.data.reading.findings import Findings, examples
+from ldm.data.reading.paths import common_folder, ending, first_folder, inside, stem
 
 CAMERA = re.compile(r"[1-9]\d\d(?=.*[A-Z_])[A-Z0-9_]{5}|\d{6}_[_a-z]")  # DCF's 100APPLE, 101CANON; iOS's 202401_a
 _YEAR, _MONTH, _DAY, _SEP = r"(19|20)\d\d", r"(0?[1-9]|1[0-2])", r"(0?[1-9]|[12]\d|3[01])", r"[-_. ]"
@@ -31,77 +30,81 @@ _DCIM = "dcim"
 _SHARD = re.compile(r"\d{5}")
 
 
-def classes_of(paths: Sequence[str], meant: bool | None, known: Collection[str], seen: Seen) -> list[str | None]:
-    """The class of each image: the first folder in which they differ. None where folders are no classes, and for an
-    image that lies beside them.
+def classes_of(
+    paths: Sequence[str], wanted: bool | None, known: Collection[str], findings: Findings
+) -> list[str | None]:
+    """The class of each image: the first folder in which their paths differ. None where folders aren't classes, and for
+    an image that lies in no such folder.
 
-    `meant` says whether folders are classes, by default unless they are named as cameras and tools name them. `known`
-    are training's classes, where these images are to be validated on. Raises UserError where folders are meant, and
-    there are none.
+    `wanted` says whether folders are classes; by default they are unless they have names that cameras and tools give
+    them. `known` are the training classes if these images are for validation. Raises UserError where classes are
+    wanted and there are none.
     """
     base = common_folder(paths)
     steps = base.split("/") if base else []
     depth = next((i for i, step in enumerate(steps) if step in known), len(steps))
-    names = [top(path, "/".join(steps[:depth])) for path in paths]
+    names = [first_folder(path, "/".join(steps[:depth])) for path in paths]
     distinct = sorted({name for name in names if name is not None})
-    if meant and not known and (None in names or len(distinct) < 2):
+    if wanted and not known and (None in names or len(distinct) < 2):
         _refuse(paths, names)
-    if meant is False or len({*names}) < 2 and not known:
+    if wanted is False or len({*names}) < 2 and not known:
         return [None] * len(paths)
-    if meant is None and not known and (kind := _kind(paths, steps, distinct)):
-        seen.aside(f"folders {kind} are no classes: {some(distinct)} (data.classes=true: they are)")
+    if wanted or known:
+        return names
+    if kind := _storage_kind(paths, steps, distinct):
+        findings.remark(f"folders {kind} aren't classes: {examples(distinct)} (data.classes=true reads them as such)")
         return [None] * len(paths)
-    if meant is None and not known and distinct and None not in names and all(map(_PART.fullmatch, distinct)):
-        seen.aside(f"folders as parts of one set are no classes: {some(distinct)} (data.classes=true: they are)")
+    all_in_folders = bool(distinct) and None not in names
+    if all_in_folders and all(map(_PART.fullmatch, distinct)):
+        message = f"folders that are parts of one set aren't classes: {examples(distinct)}"
+        findings.remark(f"{message} (data.classes=true reads them as such)")
         return _within(paths, base)
-    if meant is None and not known and distinct and None not in names and all(map(_SIZE.fullmatch, distinct)):
-        said = f"folders named as sizes are taken for classes: {some(distinct)}"
-        seen.note(f"{said} (data.classes=false: they aren't; data.without='[{distinct[0]}]' leaves one out)")
+    if all_in_folders and all(map(_SIZE.fullmatch, distinct)):
+        message = f"folders named by sizes are read as classes: {examples(distinct)}"
+        findings.warn(f"{message} (data.classes=false: they aren't; data.without='[{distinct[0]}]' leaves one out)")
     return names
 
 
-def is_laid_away(name: str) -> bool:
-    """Whether a folder within a class is called as what is no kind of that class: by dates, formats, sizes, parts."""
+def is_storage_folder(name: str) -> bool:
+    """Whether a folder within a class has a name that isn't a class: a date, a format, a size, a part."""
     patterns = (CAMERA, DATE, _FORMAT, _SIZE, _PART, _SCALE, _YEARS, _SHARD)
     return any(pattern.fullmatch(name) for pattern in patterns)
 
 
-def tell_inner(paths: Sequence[str], splits: Sequence[str], seen: Seen) -> None:
-    """Notes folders inside several `splits` that are called alike, where the folders around these are the classes."""
-    inner = [{top(path, split) for path in paths if inside(path, (split,))} for split in splits]
-    alike = inner[0] if inner else set()
-    if len(splits) > 1 and len(alike) > 1 and None not in alike and all(names == alike for names in inner):
-        said = f"the classes are the folders around {some(splits)}, not those within ({some(sorted(map(str, alike)))})"
-        seen.note(f"{said}: name one of the sets as data.root, or sort them into train/CLASS, to have the latter")
+def report_inner_folders(paths: Sequence[str], splits: Sequence[str], findings: Findings) -> None:
+    """Warns of folders with the same names inside several `splits` where the splits' own folders are the classes."""
+    inner = [{first_folder(path, split) for path in paths if inside(path, (split,))} for split in splits]
+    shared = inner[0] if inner else set()
+    if len(splits) > 1 and len(shared) > 1 and None not in shared and all(names == shared for names in inner):
+        within = examples(sorted(map(str, shared)))
+        message = f"the classes are the folders around {examples(splits)}, not those inside ({within})"
+        findings.warn(f"{message}: for the latter, name one of the sets as data.root, or sort them into train/CLASS")
 
 
 def _within(paths: Sequence[str], base: str) -> list[str | None]:
-    """The folders inside the folders in `base`, where every image lies in one, and they aren't all the same."""
-    names = [top(path, posixpath.join(base, str(top(path, base)))) for path in paths]
+    """The folders one level further down, if every image lies in one and they aren't all the same."""
+    names = [first_folder(path, posixpath.join(base, str(first_folder(path, base)))) for path in paths]
     return names if None not in names and len({*names}) > 1 else [None] * len(paths)
 
 
 def image_of(path: str) -> str:
-    """What names an image, whatever its format and size: its path without the ending, and without folders for these."""
+    """A name for an image in any format and size: its path without its ending and without folders of formats and
+    sizes."""
     folder, name = posixpath.split(stem(path))
     if not folder:
         return name
     kind = _format(ending(path)[1:])
-    return "/".join(
-        [
-            *(step for step in folder.split("/") if not _SCALE.fullmatch(step) and (_format(step) != kind or not kind)),
-            name,
-        ]
-    )
+    steps = [step for step in folder.split("/") if not _SCALE.fullmatch(step) and (not kind or _format(step) != kind)]
+    return "/".join([*steps, name])
 
 
-def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> str | None:
-    """As what the folders `names`, inside the folder of these steps, are known: not as classes."""
+def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> str | None:
+    """What the folders `names` are, in words, if they aren't classes; `steps` lead to the folder that holds them."""
     above = {step.lower() for step in steps}
     if names and all(map(CAMERA.fullmatch, names)) or _DCIM in above | {name.lower() for name in names}:
         return "as cameras and phones name them"
     if are_albums(names):
-        return "as phones and computers name those of images"
+        return "as phones and computers name them"
     if names and (all(map(DATE.fullmatch, names)) or _are_years(paths, "/".join(steps), names)):
         return "named by dates"
     if names and all(map(_TAKEOUT.fullmatch, names)):
@@ -111,13 +114,13 @@ def _kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[str]) -> s
     if names and all(map(_SHARD.fullmatch, names)) and all(map(_is_in_shard, paths)):
         return "as img2dataset numbers them"
     if names and all(map(str.isdecimal, names)) and all(map(_is_in_thousand, paths)):
-        return "for a thousand numbers of images each"
+        return "of a thousand numbered images each"
     return None
 
 
 def _are_years(paths: Sequence[str], base: str, names: Sequence[str]) -> bool:
     """2023/2023-05-12 or 2023/05"""
-    inner = {top(path, posixpath.join(base, str(top(path, base)))) or "" for path in paths}
+    inner = {first_folder(path, posixpath.join(base, str(first_folder(path, base)))) or "" for path in paths}
     return all(map(_YEARS.fullmatch, names)) and all(DATE.fullmatch(name) or _MONTHS.fullmatch(name) for name in inner)
 
 
@@ -142,5 +145,5 @@ def _is_in_thousand(path: str) -> bool:
 def _refuse(paths: Sequence[str], names: Sequence[str | None]) -> None:
     stray = next((path for path, name in zip(paths, names, strict=True) if name is None), None)
     if stray and any(names):
-        raise UserError(f"data.classes=true, but {stray} lies in no class's folder: move it into one, or away.")
+        raise UserError(f"data.classes=true, but {stray} isn't in a folder of a class: move it into one, or away.")
     raise UserError("data.classes=true, but the images lie in one folder: give each class a folder of its own.")

@@ -1,20 +1,21 @@
-"""What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and controls."""
+"""What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and control images."""
 
 import posixpath
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from ldm.data.folders.classes import classes_of, is_laid_away
+from ldm.data.folders.classes import classes_of, is_storage_folder
+from ldm.data.folders.common_names import report_class_like_names, report_odd_classes
 from ldm.data.folders.repeats import repeat_described, repeats_of
-from ldm.data.folders.usual import tell_classes, tell_named
-from ldm.data.reading.beside import ending, is_image, stem
-from ldm.data.reading.caption_files import JSON, find_captions, unread_captions
-from ldm.data.reading.layout import Meant
-from ldm.data.reading.metadata_files import described
-from ldm.data.reading.sample import COLUMNS, PATHS, Sample, Seen, plural, some
-from ldm.data.reading.store import FolderStore, Store, ZipStore, open_store
+from ldm.data.reading.captions.files import JSON, find_captions, report_unread_captions
+from ldm.data.reading.findings import Findings, examples, plural
+from ldm.data.reading.metadata_files import read_metadata
+from ldm.data.reading.paths import ending, evenly_spaced, is_image, stem
+from ldm.data.reading.sample import PATHS, Sample
+from ldm.data.reading.split_folders import FolderOptions
+from ldm.data.reading.store import Store
 
-__all__ = ["COLUMNS", "PATHS", "FolderStore", "Sample", "Store", "ZipStore", "open_store", "samples"]
 _LOOKED_AT = 1000  # names of files
 _PROSE = 4  # words of a file's name that make it look like a caption
 
@@ -23,139 +24,150 @@ def samples(
     store: Store,
     under: str,
     columns: Mapping[str, str],
-    seen: Seen | None = None,
+    findings: Findings | None = None,
     *,
     known: Collection[str] = (),
-    meant: Meant = Meant(),  # noqa: B008  immutable
-    left: Mapping[str, str] | None = None,
+    options: FolderOptions = FolderOptions(),  # noqa: B008  immutable
+    excluded: Mapping[str, str] | None = None,
     keep: Callable[[str], bool] = lambda path: True,
 ) -> list[Sample]:
-    """The samples inside the folder `under` of the store that `keep` takes by their paths, in the order of their paths
-    or their metadata.
+    """The samples inside the folder `under` whose paths `keep` accepts, in the order of the metadata or of their paths.
 
-    `columns` says which of COLUMNS are wanted and what the metadata call them; `known` are training's classes, when
-    these are to be validated on; `meant` is what the user says of the folders. `left` are images that are no samples,
-    with the reason, unless metadata name them.
+    `columns` has the wanted columns, each with its name in the metadata. `known` are the training classes if these
+    images are for validation. `excluded` are images that aren't samples unless metadata name them, with the reason.
     """
-    seen = Seen() if seen is None else seen
-    paths = [path for path in store.under(under) if keep(path)]
-    found = described(store, under, columns, seen, keep)
-    if found:
-        _leave_unnamed(found, paths, seen)
-        found = repeat_described(found, meant.repeats, seen)
-        if "text" in columns:
-            find_captions([sample for sample in found if not sample.text], store, seen, columns["text"])
-            unread_captions([sample for sample in found if sample.text], store, seen)
-        if "label" in columns and all(sample.label is None for sample in found):
-            _classes_beside(found, columns, meant.classes, known, seen)
-    else:
-        found = _from_files(store, paths, columns, known, meant, left or {}, seen)
-    _drop_empty(found, seen)
-    seen.read |= {path for sample in found for path in (sample.caption, *(getattr(sample, key) for key in PATHS))}
-    for key in [key for key in PATHS if key not in columns]:
+    listing = _Listing(store, columns, known, options, Findings() if findings is None else findings)
+    return listing.samples(under, excluded or {}, keep)
+
+
+@dataclass
+class _Listing:
+    """One pass over a store: what `samples` is given, in one place."""
+
+    store: Store
+    columns: Mapping[str, str]
+    known: Collection[str]
+    options: FolderOptions
+    findings: Findings
+
+    def samples(self, under: str, excluded: Mapping[str, str], keep: Callable[[str], bool]) -> list[Sample]:
+        paths = [path for path in self.store.under(under) if keep(path)]
+        found = read_metadata(self.store, under, self.columns, self.findings, keep=keep)
+        found = self._from_metadata(found, paths) if found else self._from_files(paths, excluded)
+        self._drop_empty_captions(found)
         for sample in found:
-            setattr(sample, key, None)
-    return found
+            self.findings.read |= {sample.caption, *(getattr(sample, key) for key in PATHS)}
+            for key in PATHS:
+                if key not in self.columns:
+                    setattr(sample, key, None)
+        return found
 
+    def _from_metadata(self, found: list[Sample], paths: Sequence[str]) -> list[Sample]:
+        """The samples that metadata name, with captions and classes from elsewhere where the metadata have none."""
+        named = {path for sample in found for path in (sample.image, sample.map, sample.mask, sample.control)}
+        unnamed = [path for path in paths if is_image(path) and path not in named]
+        self.findings.leave_out(unnamed, "not in the metadata")
+        found = repeat_described(found, self.options.repeats, self.findings)
+        if "text" in self.columns:
+            without = [sample for sample in found if not sample.text]
+            find_captions(without, self.store, self.findings, self.columns["text"])
+            report_unread_captions([sample for sample in found if sample.text], self.store, self.findings)
+        if "label" in self.columns and all(sample.label is None for sample in found):
+            self._classify_described(found)
+        return found
 
-def _from_files(
-    store: Store,
-    paths: Sequence[str],
-    columns: Mapping[str, str],
-    known: Collection[str],
-    meant: Meant,
-    left: Mapping[str, str],
-    seen: Seen,
-) -> list[Sample]:
-    seen.left_out |= {path: left[path] for path in paths if path in left}
-    images = [path for path in paths if is_image(path) and path not in left]
-    counted = {} if meant.classes else repeats_of(images, meant.repeats, known, seen)
-    found = [Sample(path) for path in images if path in counted or not counted]
-    if "text" in columns:
-        find_captions(found, store, seen, columns["text"])
-    _tell_renamed(found, columns, seen)
-    for sample in found:
-        if counted:
-            sample.repeats, name = counted[sample.image]
-            _name(sample, name, columns)
-    if "label" in columns and not counted:
-        _classify(found, meant.classes, known, seen)
-    if "text" in columns and all(row.text is row.caption is row.label is None for row in found):
-        _tell_names(found, seen)
-    if "label" in columns and all(row.text is row.caption is row.label is None for row in found):
-        tell_named([row.image for row in found], seen)
-    # what img2dataset counts of each of its folders, and a table of what is in the images' own files
-    folders = {sample.image.rpartition("/")[0] for sample in found}
-    own = {folder + more for folder in folders for more in ("_stats.json", ".parquet")}
-    seen.pass_over([path for path in own if path in store.entries], "img2dataset's account of a folder")
-    return found
+    def _from_files(self, paths: Sequence[str], excluded: Mapping[str, str]) -> list[Sample]:
+        """The samples where there are no metadata, with captions from files beside them and classes from folders."""
+        findings, options = self.findings, self.options
+        findings.left_out |= {path: excluded[path] for path in paths if path in excluded}
+        images = [path for path in paths if is_image(path) and path not in excluded]
+        repeats = {} if options.classes else repeats_of(images, options.repeats, self.known, findings)
+        found = [Sample(path) for path in images if path in repeats or not repeats]
+        if "text" in self.columns:
+            find_captions(found, self.store, findings, self.columns["text"])
+        self._report_unknown_columns(found)
+        if repeats:
+            for sample in found:
+                sample.repeats, name = repeats[sample.image]
+                self._name_by_folder(sample, name)
+        elif "label" in self.columns:
+            self._classify(found)
+        if "text" in self.columns and _have_neither(found):
+            self._report_caption_like_names(found)
+        if "label" in self.columns and _have_neither(found):
+            report_class_like_names([sample.image for sample in found], findings)
+        # img2dataset writes its counts for each folder, and a table of what the images' own files hold
+        folders = {sample.image.rpartition("/")[0] for sample in found}
+        written = [folder + suffix for folder in folders for suffix in ("_stats.json", ".parquet")]
+        findings.mark_unread([path for path in written if path in self.store.entries], "img2dataset's own files")
+        return found
 
+    def _report_unknown_columns(self, found: Sequence[Sample]) -> None:
+        """Warns of columns that the user has renamed where there are no metadata and no NAME.json with such names."""
+        has_json = any(ending(sample.caption or "") == JSON for sample in found)
+        names = [name for key, name in self.columns.items() if name != key and not (key == "text" and has_json)]
+        if found and names:
+            self.findings.warn(
+                f"data.columns names {examples(names)}, but there is no metadata.jsonl, metadata.csv or NAME.json "
+                "that has it"
+            )
 
-def _tell_renamed(found: Sequence[Sample], columns: Mapping[str, str], seen: Seen) -> None:
-    """Notes columns that the user gives other names, where there are no metadata and no NAME.json to have them."""
-    has_json = any(ending(sample.caption or "") == JSON for sample in found)
-    names = [name for key, name in columns.items() if name != key and not (key == "text" and has_json)]
-    if found and names:
-        said = f"data.columns names {some(names)}, which nothing has: there is no metadata.jsonl or metadata.csv"
-        seen.note(f"{said}, and no NAME.json with it")
+    def _classify(self, found: Sequence[Sample]) -> None:
+        """Labels by folders, if every image lies in one."""
+        images = [sample.image for sample in found]
+        classes = classes_of(images, self.options.classes, self.known, self.findings)
+        strays = [image for image, name in zip(images, classes, strict=True) if name is None]
+        if not strays:
+            for sample, name in zip(found, classes, strict=True):
+                sample.label = name
+            if not self.options.classes and not self.known and found:
+                report_odd_classes(images, [str(name) for name in classes], is_storage_folder, self.findings)
+        elif len(strays) < len(found):
+            folders = examples(sorted({name for name in classes if name is not None}))
+            message = f"the folders {folders} aren't read as classes, as not every image lies in one"
+            count = f"{plural(len(strays), 'image')}, such as {strays[0]}"
+            self.findings.warn(f"{message} ({count}): move these into folders, or away")
 
+    def _classify_described(self, found: Sequence[Sample]) -> None:
+        """Labels by folders where metadata have none: if classes are wanted, or no captions. Otherwise a remark that
+        the folders may be classes."""
+        if self.options.classes or "text" not in self.columns:
+            self._classify(found)
+            return
+        names = classes_of([sample.image for sample in found], self.options.classes, self.known, Findings())
+        distinct = sorted({name for name in names if name is not None})
+        if None not in names and 1 < len(distinct) <= len(found) // 2:
+            message = f"the folders {examples(distinct)} aren't read as classes, as there are metadata without labels"
+            self.findings.remark(f"{message}: data.classes=true reads them")
 
-def _classes_beside(
-    found: Sequence[Sample], columns: Mapping[str, str], meant: bool | None, known: Collection[str], seen: Seen
-) -> None:
-    """Folders are classes beside metadata without labels if that is asked for, or labels alone are; else it is said
-    that they might."""
-    if meant or "text" not in columns:
-        _classify(found, meant, known, seen)
-        return
-    names = classes_of([sample.image for sample in found], meant, known, Seen())
-    distinct = sorted({name for name in names if name is not None})
-    if None not in names and 1 < len(distinct) <= len(found) // 2:
-        said = f"the folders {some(distinct)} aren't read as classes, as the metadata have no labels"
-        seen.aside(f"{said}: data.classes=true reads them")
-
-
-def _drop_empty(found: Sequence[Sample], seen: Seen) -> None:
-    """Captions of nothing, and no others, are none."""
-    if any(sample.text == "" for sample in found) and not any(sample.text or sample.caption for sample in found):
-        seen.note("every caption is empty: they aren't taken for captions")
-        for sample in found:
-            sample.text = None
-
-
-def _tell_names(found: Sequence[Sample], seen: Seen) -> None:
-    """Notes that the files' names may be captions, as Midjourney has them: four words or more, and mostly others."""
-    some_of = found[:: -(-len(found) // _LOOKED_AT) or 1]
-    names = [stem(posixpath.basename(sample.image)) for sample in some_of]
-    words = {tuple(of) for name in names if len(of := re.findall(r"[^\W\d_]+", name)) >= _PROSE}
-    if 2 * len(words) > len(names):
-        said = f"the files' names look like captions ({names[0]}) and aren't read"
-        seen.note(f"{said}: write them to metadata.csv, with the columns file_name and text")
-
-
-def _classify(found: Sequence[Sample], meant: bool | None, known: Collection[str], seen: Seen) -> None:
-    """Labels by the folders, where every image lies in one."""
-    classes = classes_of([sample.image for sample in found], meant, known, seen)
-    strays = [sample.image for sample, name in zip(found, classes, strict=True) if name is None]
-    if not strays:
-        for sample, name in zip(found, classes, strict=True):
+    def _name_by_folder(self, sample: Sample, name: str) -> None:
+        """The folder's name as the caption, or as the class where captions aren't wanted."""
+        if "text" in self.columns:
+            sample.text = name
+        elif "label" in self.columns:
             sample.label = name
-        if not meant and not known and found:
-            tell_classes([sample.image for sample in found], [str(name) for name in classes], is_laid_away, seen)
-    elif len(strays) < len(found):
-        folders = some(sorted({name for name in classes if name is not None}))
-        said = f"no classes are taken from the folders {folders}, as not every image lies in one"
-        seen.note(f"{said} ({plural(len(strays), 'image')}, such as {strays[0]}): move these into folders, or away")
+
+    def _drop_empty_captions(self, found: Sequence[Sample]) -> None:
+        """Empty captions count as none where there are no others."""
+        if any(sample.text == "" for sample in found) and not any(sample.text or sample.caption for sample in found):
+            self.findings.warn("every caption is empty: the images count as images without captions")
+            for sample in found:
+                sample.text = None
+
+    def _report_caption_like_names(self, found: Sequence[Sample]) -> None:
+        """Warns that the files' names may be captions, as Midjourney writes them: at least four words, and mostly
+        different ones."""
+        names = [stem(posixpath.basename(sample.image)) for sample in evenly_spaced(found, _LOOKED_AT)]
+        sentences = set()
+        for name in names:
+            words = tuple(re.findall(r"[^\W\d_]+", name))
+            if len(words) >= _PROSE:
+                sentences.add(words)
+        if 2 * len(sentences) > len(names):
+            message = f"the files' names look like captions ({names[0]}), which aren't read"
+            self.findings.warn(f"{message}: write them to metadata.csv, with the columns file_name and text")
 
 
-def _name(sample: Sample, name: str, columns: Mapping[str, str]) -> None:
-    """The folder's name is the caption of an image that has none; where captions aren't wanted, its class."""
-    if "text" in columns:
-        sample.text = name
-    elif "label" in columns:
-        sample.label = name
-
-
-def _leave_unnamed(found: Sequence[Sample], paths: Sequence[str], seen: Seen) -> None:
-    named = {path for sample in found for path in (sample.image, sample.map, sample.mask, sample.control)}
-    seen.leave([path for path in paths if is_image(path) and path not in named], "not in the metadata")
+def _have_neither(found: Sequence[Sample]) -> bool:
+    """Whether no sample has a caption or a label."""
+    return all(sample.text is sample.caption is sample.label is None for sample in found)

@@ -1,22 +1,26 @@
-"""Whether files show masks and the like of images, by the pixels of a few."""
+"""Whether files are masks, maps or the like of images, judged by the pixels of a few of them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
+from ldm.data.reading.paths import evenly_spaced
 from ldm.data.reading.store import Store
 from ldm.images import alike, turned
 
-_PAIRS = 8  # that are looked at
-_FEW, _MOST = 8, 0.9  # a mask's most frequent values, and their share of the pixels
+SAMPLED = 8  # files that are looked at
+_MASK_VALUES, _MASK_SHARE = 8, 0.9  # the most frequent values of a mask, and the share of its pixels that have them
+_SIDE = 256  # pixels: about the resolution at which an image is looked at
 NAMED = "metadata.jsonl can name them as masks and so on"
-T = TypeVar("T")
 
 
 class Pair(NamedTuple):
-    """A file in a folder that may be about images, the path inside that folder, the folder around both, and the image
-    there that goes by the same name."""
+    """A file that may be a mask or the like, and the image that it may belong to.
+
+    `inner` is its path inside the folder of masks, `base` the folder around both, and `image` the image there that has
+    the same name, None where there is none.
+    """
 
     path: str
     inner: str
@@ -24,43 +28,47 @@ class Pair(NamedTuple):
     image: str | None
 
 
-def few(items: Sequence[T]) -> Sequence[T]:
-    return items[:: -(-len(items) // _PAIRS) or 1]
+class PixelFacts(NamedTuple):
+    """Height and width of an image, whether it is grey, and whether few values make up nearly all of it."""
+
+    shape: tuple[int, int]
+    is_grey: bool
+    has_few_values: bool
 
 
-def evidence_within(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
-    """By the pixels of a few: of the image's aspect, and grey or of few values where the image isn't."""
-    looks = [(look(store, pair.path), look(store, str(pair.image))) for pair in few(pairs)]
-    read = [(about, image) for about, image in looks if about and image]
-    if not all(alike(about.shape, image.shape) for about, image in read):
+def mask_evidence(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
+    """What shows that the files belong to their images, in words that begin with `by_name`; None where nothing does.
+
+    They must have the aspect of their images, and be grey or of few values where the images aren't. Where their names
+    are `sure`, the aspect suffices.
+    """
+    facts = [
+        (pixel_facts(store, pair.path), pixel_facts(store, str(pair.image))) for pair in evenly_spaced(pairs, SAMPLED)
+    ]
+    read = [(file, image) for file, image in facts if file and image]
+    if not all(alike(file.shape, image.shape) for file, image in read):
         return None
-    if read and all(about.few and not image.few for about, image in read):
+    if read and all(file.has_few_values and not image.has_few_values for file, image in read):
         return f"{by_name} and of few values, as masks are"
-    if read and all(about.grey and not image.grey for about, image in read):
-        return f"{by_name} and grey where those are in colour"
+    if read and all(file.is_grey and not image.is_grey for file, image in read):
+        return f"{by_name} and grey where the images are in colour"
     return by_name if sure else None
 
 
-class Look(NamedTuple):
-    shape: tuple[int, int]
-    grey: bool
-    few: bool
-
-
-def look(store: Store, path: str) -> Look | None:
-    """Height and width, whether it is grey, and whether a few values make it up; None for what can't be read."""
+def pixel_facts(store: Store, path: str) -> PixelFacts | None:
+    """What the pixels of an image file show; None for a file that can't be read."""
     try:
-        picture = turned(store.read(path), 256)
-        values = np.asarray(picture)
+        image = turned(store.read(path), _SIDE)
+        values = np.asarray(image)
     except Exception:  # whatever it is, it is counted when it is decoded
         return None
-    shape = (values.shape[0], values.shape[1])
-    values = values[:: -(-shape[0] // 256), :: -(-shape[1] // 256)]
+    height, width = values.shape[:2]
+    values = values[:: -(-height // _SIDE), :: -(-width // _SIDE)]
     if values.ndim == 3 and values.shape[2] < 3:
         values = values[..., 0]  # grey and alpha
-    grey = values.ndim == 2 and getattr(picture, "mode", "L") != "P"
+    is_grey = values.ndim == 2 and getattr(image, "mode", "L") != "P"
     if values.ndim == 3:
-        grey = bool((values[..., :1] == values[..., :3]).all())
-        values = values[..., :3].astype(np.int64) @ np.array([2**32, 2**16, 1])
+        is_grey = bool((values[..., :1] == values[..., :3]).all())
+        values = values[..., :3].astype(np.int64) @ np.array([2**32, 2**16, 1])  # one number for each colour
     counts = np.sort(np.unique(values, return_counts=True)[1])
-    return Look(shape, grey, bool(counts[-_FEW:].sum() > _MOST * values.size))
+    return PixelFacts((height, width), is_grey, bool(counts[-_MASK_VALUES:].sum() > _MASK_SHARE * values.size))

@@ -1,1 +1,1 @@
-"""From listed samples to decoded tables: validation split, copies, decoding, and the summary."""
+"""From listed samples to decoded tables: validation split, duplicates, decoding, and the summary."""

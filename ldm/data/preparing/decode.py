@@ -1,4 +1,4 @@
-"""From listed samples to a table: decoding on threads, piece by piece, into memory-mapped arrays."""
+"""From listed samples to a table: decoding on threads, in chunks, into memory-mapped arrays."""
 
 import re
 from collections import Counter
@@ -11,34 +11,37 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldm.common.errors import UserError, printable
-from ldm.data.reading.caption_files import read_caption
-from ldm.data.reading.caption_json import OURS
-from ldm.data.reading.sample import Sample, joined, plural
+from ldm.data.reading.captions.files import read_caption
+from ldm.data.reading.captions.json_files import OURS
+from ldm.data.reading.findings import plural
+from ldm.data.reading.sample import Sample, join_tags
 from ldm.data.reading.store import Store
 from ldm.data.storage.table import FRAME, REPEATS, Column, Table, new_array
 from ldm.images import TRANSPARENT, BadImage, Preprocess, alike, open_image, open_map, open_mask, shape_of
 
-CONTROL_ON_BLACK = "transparency of its control image laid on black: save white lines on black, without transparency"
-_CHUNK_BYTES = 2**25
-_BIG_FILE = 2**14  # bytes
-_SHOW_PROGRESS = 2000  # images
-_OTHERS = " Fix them, or take them out, so that others are chosen."
-LEAVE = (
-    "Give each class an image for either split, or train without classes: data.classes=false, if they are folders, or "
-    "data.columns='[text]', if metadata have them."
+CONTROL_ON_BLACK = (
+    "transparency of its control image blended with black: save white lines on black, without transparency"
 )
-_AT_ONCE = 10  # bad images from which on the run is stopped before all are decoded
-_MOST_CLASSES, _SPARSE = 2**14, 10  # as many classes are taken as labels count to; beyond it if a tenth is there
+_CHUNK_BYTES = 2**25
+_BIG_FILE = 2**14  # bytes on average, from which on threads pay
+_SHOW_PROGRESS = 2000  # images from which on a bar is shown
+_OTHERS = " Fix them, or remove them so that others are chosen."
+CLASS_HINT = (
+    "Give each class images for both splits, or train without classes: by data.classes=false if they are folders, by "
+    "data.columns='[text]' if they are in the metadata."
+)
+_AT_ONCE = 10  # with more bad images than this the run may stop before all are decoded
+_MOST_CLASSES, _SPARSE = 2**14, 10  # labels are class numbers up to this, and beyond it if a tenth of them occur
 Split = tuple[Store, list[Sample]]
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Tally:
-    """Counts what can't be used, and stops the run when it is more than `max_share` of `total`.
+    """Counts images that can't be used, and stops the run if they are more than `max_share` of `total`.
 
-    `notes` counts, in words, what was done to images that are used: a colour profile converted, say. `no_caption` names
-    images without one, `several_lines` files of captions.
+    `notes` counts what was done to images that are used, in words: a converted colour profile, for example.
+    `no_caption` are the images without a caption, `several_lines` the caption files of several lines.
     """
 
     def __init__(self, total: int, max_share: float):
@@ -49,7 +52,7 @@ class Tally:
         self.several_lines: list[str] = []
 
     def add(self, path: str, reason: str) -> None:
-        """Notes one bad image."""
+        """Records an image that can't be used. Raises UserError as soon as there are clearly too many."""
         self.bad[path] = reason
         if len(self.bad) > max(_AT_ONCE, self.max_share * self.total):
             self.check()
@@ -57,23 +60,28 @@ class Tally:
     def check(self) -> None:
         """Raises UserError above the threshold."""
         if len(self.bad) > self.max_share * self.total:
-            some = "; ".join(f"{printable(path)}: {reason}" for path, reason in list(self.bad.items())[:3])
+            first = "; ".join(f"{printable(path)}: {reason}" for path, reason in list(self.bad.items())[:3])
+            more = " ..." if len(self.bad) > 3 else ""
             raise UserError(
-                f"{len(self.bad)} of {self.total} images can't be used ({some}{' ...' if len(self.bad) > 3 else ''}). "
+                f"{len(self.bad)} of {self.total} images can't be used ({first}{more}). "
                 f"Fix them, or allow more than data.max_bad_share={self.max_share}."
             )
 
 
 @dataclass
 class Decoder:
-    """What both splits share: the preprocessing, the files that belong to each image, and the classes."""
+    """What both splits share: the preprocessing, the columns of each image, and the classes.
+
+    `has` are the columns of the training split. With `captions` "lines" each line of a caption file is a caption, with
+    "tags" a list is one caption. `text` is the key of captions in NAME.json.
+    """
 
     preprocess: Preprocess
     control: Preprocess | None
-    has: tuple[str, ...]  # columns of the training split
+    has: tuple[str, ...]
     classes: tuple[str, ...]
-    captions: str = ""  # "lines": each line of a caption's file is one; "tags": a list is one
-    text: str = OURS  # what NAME.json calls a caption
+    captions: str = ""
+    text: str = OURS
 
     @classmethod
     def of(
@@ -81,13 +89,14 @@ class Decoder:
         train: Split,
         val: Split,
         preprocess: Preprocess,
+        *,
         classes: Sequence[str] = (),
         captions: str = "",
         text: str = OURS,
     ) -> "Decoder":
-        """Reads off the training split which columns there are; the validation split has to fit.
+        """A decoder with the columns of the training split, to which the validation split must conform.
 
-        `classes` are the names of the labels 0, 1, ...; without them they are read off the labels.
+        `classes` are the names of the labels 0, 1, ...; without them the labels give the names. Raises UserError.
         """
         rows = train[1]
         has = [key for key in ("label", "map", "mask", "control") if any(getattr(row, key) is not None for row in rows)]
@@ -97,10 +106,20 @@ class Decoder:
             _check_labels(rows, val[1])
             classes = tuple(classes) or _classes(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
-        return cls(preprocess, control, tuple(has), tuple(classes) if "label" in has else (), captions, text)
+        return cls(
+            preprocess=preprocess,
+            control=control,
+            has=tuple(has),
+            classes=tuple(classes) if "label" in has else (),
+            captions=captions,
+            text=text,
+        )
 
-    def table(self, split: Split, folder: Path, key: str, tally: Tally, of: str = "") -> Table:
-        """Decodes a split into `folder`; bad images are left out and counted. `of` says what the split is for."""
+    def table(self, split: Split, folder: Path, *, key: str, tally: Tally, purpose: str = "") -> Table:
+        """Decodes a split into `folder`; bad images are left out and counted.
+
+        `purpose`, such as "for training", is for messages. Raises UserError if no image can be used.
+        """
         store, rows = split
         arrays = self._arrays(folder, len(rows))
         kept: list[Sample] = []
@@ -114,8 +133,11 @@ class Decoder:
             kept.append(sample)
         if not kept:
             tally.check()
-            what = f"{plural(len(rows), 'image')}{of and ' '}{of} in {store.where}"
-            raise UserError(f"of the {what} none can be used ({rows[0].image}: {tally.bad[rows[0].image]}).{_OTHERS}")
+            images = f"{plural(len(rows), 'image')} {purpose}".rstrip()
+            first = rows[0].image
+            raise UserError(
+                f"of the {images} in {store.where} none can be used ({first}: {tally.bad[first]}).{_OTHERS}"
+            )
         apart = ("images", FRAME)
         columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name not in apart}
         if "label" in self.has:
@@ -125,22 +147,31 @@ class Decoder:
             columns["text"] = self._texts(store, kept, tally)
         if any(sample.repeats > 1 for sample in rows):
             columns[REPEATS] = np.array([sample.repeats for sample in kept], np.int64)
-        images = arrays["images"][: len(kept)]
-        names, frames = [sample.image for sample in kept], arrays[FRAME][: len(kept)]
-        return Table(images, columns, self.preprocess, key, names, self.classes, frames=frames)
+        return Table(
+            images=arrays["images"][: len(kept)],
+            columns=columns,
+            preprocess=self.preprocess,
+            key=key,
+            names=[sample.image for sample in kept],
+            classes=self.classes,
+            frames=arrays[FRAME][: len(kept)],
+        )
 
     def _texts(self, store: Store, rows: Sequence[Sample], tally: Tally) -> list[str | list[str]]:
         texts = []
         for sample in rows:
             text = read_caption(store, sample.caption, self.text) if sample.caption else sample.text
             if sample.caption and isinstance(text, str) and "\n" in text:
-                tally.several_lines += [] if self.captions == "lines" else [sample.caption]
-                text = _lines(text) if self.captions == "lines" else text
+                if self.captions == "lines":
+                    text = _lines(text)
+                else:
+                    tally.several_lines.append(sample.caption)
             if self.captions == "tags":
-                text = joined(text)
-            if not text:  # a file of nothing leaves its folder's word
+                text = join_tags(text)
+            if not text:  # in place of an empty file the folder's name, where that is a caption
                 text = (sample.text if sample.caption else None) or ""
-            tally.no_caption += [] if text else [sample.image]
+            if not text:
+                tally.no_caption.append(sample.image)
             texts.append(text)
         return texts
 
@@ -156,7 +187,7 @@ class Decoder:
     def _decode(
         self, store: Store, rows: Sequence[Sample]
     ) -> Iterator[tuple[Sample, tuple[dict[str, np.ndarray] | BadImage, list[str]]]]:
-        """Each sample, in order, with its arrays or with what is wrong, and what is to be noted of it."""
+        """Each sample, in order, with its arrays or with what is wrong, and with notes about it."""
         from tqdm import tqdm
 
         chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
@@ -187,7 +218,7 @@ class Decoder:
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, threads: bool = True) -> Iterator[R]:
-    """`function` of each item, in order, on threads or not; no more than a chunk of results waits in memory."""
+    """`function` of each item, in order, on threads or not. At most a chunk of results is kept in memory."""
     if not threads:
         yield from map(function, items)
         return
@@ -197,13 +228,13 @@ def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, 
 
 
 def big_files(store: Store, rows: Sequence[Sample]) -> bool:
-    """Whether threads pay: with files of a few kB they wait for Python's lock and are slower than none."""
+    """Whether threads pay. With files of a few kB they wait for Python's lock, and are slower than no threads."""
     sizes = [store.entries.get(sample.image, (0, 0))[0] for sample in rows]
     return sum(sizes) > _BIG_FILE * len(sizes)
 
 
 def _check_aspect(image: bytes, other: Any, key: str, channels: int) -> None:
-    """What belongs to an image may be larger or smaller, but must show the same part of the world."""
+    """Raises BadImage if a map, mask or control image has another aspect than its image; its size may differ."""
     (height, width), (h, w) = shape_of(image, channels), shape_of(other)
     if not alike((height, width), (h, w)):
         raise BadImage(f"is {height}x{width} but its {key} is {h}x{w}, of another shape")
@@ -213,7 +244,7 @@ def _read(store: Store, path: str) -> bytes:
     try:
         return store.read(path)
     except (KeyError, FileNotFoundError):
-        raise BadImage("isn't there") from None
+        raise BadImage("doesn't exist") from None
     except Exception as error:  # a zip's members fail in many ways
         raise BadImage(f"can't be read ({error})") from None
 
@@ -226,11 +257,11 @@ def _path(sample: Sample, key: str) -> str:
 
 
 def _control(split: Split, preprocess: Preprocess) -> Preprocess:
-    """Controls are 8-bit pictures of the images' size and crop, with the channels of the first."""
+    """The preprocessing of control images: 8 bits, the images' size and crop, and the channels of the first one."""
     store, rows = split
     first = next(row.control for row in rows if row.control is not None)
-    picture = open_image(_read(store, first))
-    grey = picture.ndim == 2 if isinstance(picture, np.ndarray) else picture.mode in ("1", "L", "I;16")
+    image = open_image(_read(store, first))
+    grey = image.ndim == 2 if isinstance(image, np.ndarray) else image.mode in ("1", "L", "I;16")
     _, height, width = preprocess.shape
     return Preprocess(1 if grey else 3, height, width, resize=preprocess.resize, background=[0])
 
@@ -238,18 +269,20 @@ def _control(split: Split, preprocess: Preprocess) -> Preprocess:
 def _check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
     if val and all(sample.label is None for sample in val):
         raise UserError(
-            f"none of the {len(val)} images for validation, such as {val[0].image}, has a label, unlike training's: "
-            "sort them into folders of the same names, or take them out (data.without= names folders) and let "
-            "data.val_share hold out others."
+            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, and training images have: "
+            "sort them into folders of the same names, or leave them out (data.without= names folders), so that "
+            "data.val_share holds out others."
         )
     for sample in (*train, *val):
         if sample.label is None:
-            raise UserError(f"{sample.image} has no label while others have; give it one, or take it out.")
+            raise UserError(f"{sample.image} has no label while others have; give it one, or remove it.")
 
 
 def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
-    """The words in natural order (2 before 10), or the numbers up to the highest; only those that there are where most
-    of these would be missing, as identifiers have it."""
+    """The names of classes by their labels: words in natural order (2 before 10), or all numbers up to the highest.
+
+    Where most of these numbers would be missing, as with identifiers, only those that occur.
+    """
     numbers = [label for label in labels if isinstance(label, int) and label >= 0]
     if len(numbers) == len(labels) and not are_sparse(numbers):
         return tuple(str(i) for i in range(max(numbers) + 1))
@@ -257,24 +290,24 @@ def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
 
 
 def are_sparse(numbers: Collection[int]) -> bool:
-    """Whether labels are identifiers rather than numbers of classes, counted from zero."""
+    """Whether labels are identifiers rather than class numbers that count from zero."""
     return max(numbers, default=0) >= max(_MOST_CLASSES, _SPARSE * len(set(numbers)))
 
 
 def _natural(word: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sorts numbers within words by their value: by their length, then digit by digit."""
+    """A sort key by which numbers inside words are compared by value: by length, then digit by digit."""
     parts = re.findall(r"[0-9]+|[^0-9]+", word)
     numbers = [part.lstrip("0") if part[0] in "0123456789" else None for part in parts]
     return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)], word
 
 
 def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
-    """The class names of training, which validation must not go beyond."""
+    """The classes of training. Raises UserError if validation has others."""
     classes = class_names({sample.label for sample in train})
     known = set(classes)
     for sample in val:
         if str(sample.label) not in known:
-            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have. {LEAVE}")
+            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have. {CLASS_HINT}")
     return classes
 
 

@@ -1,4 +1,4 @@
-"""Images held out for validation, where the data don't say which these are."""
+"""Images held out for validation where the data set doesn't name them."""
 
 import posixpath
 from collections import Counter, defaultdict
@@ -8,8 +8,9 @@ import numpy as np
 
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
-from ldm.data.preparing.decode import LEAVE, Split, class_names
-from ldm.data.reading.sample import Sample, Seen, plural
+from ldm.data.preparing.decode import CLASS_HINT, Split, class_names
+from ldm.data.reading.findings import Findings, plural
+from ldm.data.reading.sample import Sample
 from ldm.data.reading.store import Store
 
 
@@ -21,41 +22,46 @@ def split_off(
     store: Store,
     found: list[Sample],
     share: float,
-    seen: Seen,
+    findings: Findings,
     image_of: Callable[[str], str] = _without_ending,
     classes: Sequence[str] = (),
 ) -> tuple[Split, Split]:
     """A fixed random `share` of the images for validation, the others for training.
 
-    Several samples of one image stay together: rows that name the same file, or files that differ in their format.
-    `image_of` a path names the image. Where the data doesn't name its `classes`, training keeps an image of each.
+    Several samples of one image stay together: rows that name the same file, or files in different formats. `image_of`
+    gives the image's name for a path. Unless the data set names its `classes`, training keeps an image of each. Raises
+    UserError if there are too few images.
     """
     first: dict[str, int] = {}
     image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)
     n = len(first)
     if n < 2:
-        raise UserError(f"{store.where} holds too few images, {n}; training and validation need one each.{told(seen)}")
+        raise UserError(
+            f"{store.where} holds too few images ({n}); training and validation need one each.{reasons_in(findings)}"
+        )
     if n < len(found):
-        seen.aside(f"{len(found)} samples are of {n} images, which are wholly for training or for validation")
+        findings.remark(f"{len(found)} samples are of {n} images; all samples of an image are in the same split")
     order, count = permutation(0, 0, n), max(1, round(share * n))
-    held = np.isin(image, order[:count])  # (N,)
-    if not classes and _lacks_class([s for s, h in zip(found, held, strict=True) if not h], found):
-        held = np.isin(image, _sparing(found, image, order, count))
-    train, val = ([found[i] for i in np.flatnonzero(which)] for which in (~held, held))
+    is_held = np.isin(image, order[:count])  # (N,)
+    if not classes and _lacks_class([found[i] for i in np.flatnonzero(~is_held)], found):
+        is_held = np.isin(image, _held_without_last(found, image, order, count))
+    train = [found[i] for i in np.flatnonzero(~is_held)]
+    val = [found[i] for i in np.flatnonzero(is_held)]
     return (store, train), (store, val)
 
 
 def _lacks_class(train: Sequence[Sample], found: Sequence[Sample]) -> bool:
-    """Whether training has classes, but not all of those that were found."""
+    """Whether training has classes, but not all of those among the samples."""
     labels = {sample.label for sample in train}
     known = {*class_names(labels)}
     return labels != {None} and any(str(sample.label) not in known for sample in found)
 
 
-def _sparing(found: Sequence[Sample], image: np.ndarray, order: np.ndarray, count: int) -> list[int]:
-    """The first `count` images of the order that aren't the last of a class for training. Raises UserError.
+def _held_without_last(found: Sequence[Sample], image: np.ndarray, order: np.ndarray, count: int) -> list[int]:
+    """The first `count` images in `order` of which training has others of the same class left. Raises UserError.
 
-    `image` (N,) are the samples' images."""
+    `image` (N,) are the numbers of the samples' images.
+    """
     labels: dict[int, set[str]] = defaultdict(set)
     for sample, i in zip(found, image.tolist(), strict=True):
         labels[i].add(str(sample.label))
@@ -66,19 +72,18 @@ def _sparing(found: Sequence[Sample], image: np.ndarray, order: np.ndarray, coun
             chosen.append(i)
             left.subtract(labels[i])
     if not chosen:
-        raise UserError(f"no image can be held out for validation, as each is the only one of its class. {LEAVE}")
+        raise UserError(f"no image can be held out for validation, as each is the only one of its class. {CLASS_HINT}")
     return chosen
 
 
-def told(seen: Seen) -> str:
-    """What else was seen where there are too few images."""
-    reasons = [
-        f"{reason} ({plural(count, 'file')})" for reason, count in Counter(seen.left_out.values()).most_common(3)
-    ]
-    return "".join(f" {_begun(sentence)}." for sentence in [*reasons, *seen.notes[:2]])
+def reasons_in(findings: Findings) -> str:
+    """What else was found, as sentences for a message that says that there are too few images."""
+    counts = Counter(findings.left_out.values()).most_common(3)
+    reasons = [f"{reason} ({plural(count, 'file')})" for reason, count in counts]
+    return "".join(f" {_capitalized(sentence)}." for sentence in [*reasons, *findings.warnings[:2]])
 
 
-def _begun(sentence: str) -> str:
-    """With a capital letter, but for a file's name in front."""
+def _capitalized(sentence: str) -> str:
+    """The sentence with a capital letter, unless it begins with a file's name."""
     first = sentence.split(" ")[0]
     return sentence if "/" in first or "." in first else sentence[0].upper() + sentence[1:]

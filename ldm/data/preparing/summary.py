@@ -1,4 +1,4 @@
-"""What was read, in at most a dozen lines at every start; skipped.json holds the same facts, and every name."""
+"""The summary of a data set, at most a dozen lines at every start; skipped.json holds the same facts with all names."""
 
 import json
 import logging
@@ -12,27 +12,31 @@ from ldm.common.errors import printable
 from ldm.common.files import atomic_write
 from ldm.common.ranks import rank
 from ldm.data.preparing.decode import Tally
-from ldm.data.reading.beside import ending
-from ldm.data.reading.sample import Seen, plural, some
+from ldm.data.reading.findings import Findings, examples, plural
+from ldm.data.reading.paths import ending
 
 MOST_LINES = 12
 FILE = "skipped.json"
 _MOST_CLASSES = 20
-_REASONS = 4
-_FEW = 10  # of so many images at least one should have a caption
-_MOST_NAMES = 5000  # of files that aren't read, for one reason
+_REASONS = 4  # that a line names
+_FEW = 10  # with captions for fewer than one in so many images, training without them is suggested
+_MOST_NAMES = 5000  # of unread files with one reason; beyond it patterns stand for the names
 _log = logging.getLogger("ldm")
 
 
 @dataclass
 class Facts:
-    """What a source took and what it didn't.
+    """What a source used and what it didn't; the fields are the keys of skipped.json.
 
-    `split` says how validation was chosen. `bad` are images that can't be used and `left_out` those that aren't meant,
-    each by path with the reason; `unread` are files beside them that aren't read, by the reason, and of very many that
-    share one a pattern instead, with their number. `no_caption` are images that have none, `several_lines` files of
-    captions; `counts` says of how many images what was done, and `doubts` what pixels may be meant for, None where an
-    older version hasn't looked. `notes` and `asides`: see `Seen`.
+    - `split`: how validation images were chosen;
+    - `bad`: images that can't be used, `left_out`: images that aren't wanted, both by path with the reason;
+    - `unread`: files beside the images that aren't read, by reason; where very many share a reason, patterns of their
+      names with their number;
+    - `captions`: the number of images with a caption, `no_caption`: the images without one;
+    - `several_lines`: caption files of several lines;
+    - `counts`: what was done to images, in words, with the number of images;
+    - `doubts`: warnings about pixels, None where an older version hasn't looked at them;
+    - `notes`, `asides`: the warnings and the remarks of `Findings`.
     """
 
     source: str
@@ -52,98 +56,109 @@ class Facts:
     asides: list[str] = field(default_factory=list)
 
     @property
-    def lost(self) -> bool:
-        """Whether there is something that the user may not have meant."""
-        return self.names or bool(self.notes or self.doubts)
+    def is_warning(self) -> bool:
+        """Whether something may not be as the user intended."""
+        return self.has_names or bool(self.notes or self.doubts)
 
     @property
-    def names(self) -> bool:
+    def has_names(self) -> bool:
         """Whether there are files to look up by name."""
         return bool(self.bad or self.left_out or self.no_caption or self.several_lines or self.notes and self.unread)
 
     def save(self, folder: Path) -> None:
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        atomic_write(folder / FILE, text.encode("utf-8", "surrogatepass"))  # a file's name may be no UTF-8
+        atomic_write(folder / FILE, text.encode("utf-8", "surrogatepass"))  # a file's name may not be UTF-8
 
     @classmethod
     def load(cls, folder: Path) -> "Facts":
         return cls(**json.loads((folder / FILE).read_bytes().decode("utf-8", "surrogatepass")))
 
     def lines(self) -> list[str]:
-        """In the order of what matters, without a limit."""
+        """All lines of the summary, the most important first."""
         images = plural(self.training, "image")
         found = [f"data {self.source}: {images} for training, {self.validation} for validation ({self.split})"]
-        if self.bad:
-            reasons = _by_reason(self.bad)
-            each = "; ".join(f"{reason} ({some(of)})" for reason, of in reasons[:_REASONS])
-            rest = sum(len(of) for _, of in reasons[_REASONS:])
-            each += f"; and {rest} more for other reasons" if rest else ""
-            found.append(f"{plural(len(self.bad), 'image')} couldn't be used: {each}")
-        found += self._left_out()
-        found += self._captions()
-        if self.classes:
-            more = ", ..." if len(self.classes) > _MOST_CLASSES else ""
-            count = "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
-            found.append(f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}")
+        found += self._bad_lines() + self._left_out_lines() + self._caption_lines() + self._class_lines()
         found += [f"{plural(count, 'image')}: {what}" for what, count in self.counts.items()]
         return found + (self.doubts or []) + self.notes + self.asides
 
-    def _left_out(self) -> list[str]:
+    def _bad_lines(self) -> list[str]:
+        if not self.bad:
+            return []
+        reasons = _grouped(self.bad)
+        each = "; ".join(f"{reason} ({examples(paths)})" for reason, paths in reasons[:_REASONS])
+        if rest := sum(len(paths) for _, paths in reasons[_REASONS:]):
+            each += f"; and {rest} more for other reasons"
+        return [f"{plural(len(self.bad), 'image')} couldn't be used: {each}"]
+
+    def _left_out_lines(self) -> list[str]:
         """A line for each of the most frequent reasons, and one for the others."""
-        reasons = _by_reason(self.left_out)
+        reasons = _grouped(self.left_out)
         most = len(reasons) if len(reasons) <= _REASONS + 1 else _REASONS
-        found = [f"left out: {reason} ({plural(len(of), 'file')}: {some(of)})" for reason, of in reasons[:most]]
-        if rest := [path for _, of in reasons[most:] for path in of]:
+        found = [
+            f"left out: {reason} ({plural(len(paths), 'file')}: {examples(paths)})" for reason, paths in reasons[:most]
+        ]
+        if rest := [path for _, paths in reasons[most:] for path in paths]:
             why = plural(len(reasons) - most, "more reason")
-            found.append(f"left out for {why}: {plural(len(rest), 'file')} ({some(rest)})")
+            found.append(f"left out for {why}: {plural(len(rest), 'file')} ({examples(rest)})")
         return found
 
-    def _captions(self) -> list[str]:
+    def _caption_lines(self) -> list[str]:
         found = []
         if self.no_caption:
             total = self.captions + len(self.no_caption)
-            said = f"{len(self.no_caption)} of {total} images have no caption and get an empty one"
-            few = "; data.columns='[label]' trains without captions" if _FEW * self.captions < total else ""
-            found.append(f"{said}: {some(self.no_caption)}{few}")
+            message = f"{len(self.no_caption)} of {total} images have no caption and get an empty one"
+            message += f": {examples(self.no_caption)}"
+            if _FEW * self.captions < total:
+                message += "; data.columns='[label]' trains without captions"
+            found.append(message)
         elif self.captions:
             found.append(f"{plural(self.captions, 'image')} with captions")
         if n := len(self.several_lines):
-            said = f"{plural(n, 'caption file')} of several lines, each one caption: {some(self.several_lines)}"
-            found.append(f"{said}; if each line is a caption of its own: data.captions=lines")
+            message = f"{plural(n, 'caption file')} of several lines, each one caption: {examples(self.several_lines)}"
+            found.append(f"{message}; if each line is a caption of its own: data.captions=lines")
         return found
+
+    def _class_lines(self) -> list[str]:
+        if not self.classes:
+            return []
+        count = "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
+        more = ", ..." if len(self.classes) > _MOST_CLASSES else ""
+        return [f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}"]
 
 
 def facts_of(
-    seen: Seen,
+    findings: Findings,
+    tally: Tally,
+    *,
     source: str,
     training: int,
     validation: int,
     split: str,
-    tally: Tally,
     captions: int,
     classes: Iterable[str],
 ) -> Facts:
+    """The facts of a listing and of decoding; the keywords are fields of `Facts`."""
     return Facts(
-        source,
-        training,
-        validation,
-        split,
-        bad={path: _plain(reason) for path, reason in tally.bad.items()},
-        left_out=seen.left_out,
-        unread=by_name(seen.unread),
+        source=source,
+        training=training,
+        validation=validation,
+        split=split,
+        bad={path: _without_address(reason) for path, reason in tally.bad.items()},
+        left_out=findings.left_out,
+        unread=by_reason(findings.unread),
         captions=captions,
         no_caption=tally.no_caption,
         several_lines=tally.several_lines,
         classes=list(classes),
         counts=dict(tally.notes),
-        notes=seen.notes,
-        asides=seen.asides,
+        notes=findings.warnings,
+        asides=findings.remarks,
     )
 
 
-def by_name(unread: Mapping[str, str]) -> dict[str, list[str]]:
-    """The files by the reason why they aren't read; of very many the patterns of their names, and how many they are."""
-    return {reason: _names(paths) for reason, paths in _by_reason(unread)}
+def by_reason(unread: Mapping[str, str]) -> dict[str, list[str]]:
+    """The unread files by reason; for very many, patterns of their names with their number."""
+    return {reason: _names(paths) for reason, paths in _grouped(unread)}
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -153,30 +168,30 @@ def _names(paths: Sequence[str]) -> list[str]:
     return [f"*{kind} ({plural(count, 'file')}, such as {first[kind]})" for kind, count in counts.items()]
 
 
-def tell(facts: Facts, file: Path) -> None:
-    """Says the facts once: as a warning, if something may be lost."""
+def report(facts: Facts, file: Path) -> None:
+    """Prints the summary, as a warning if something may not be as the user intended."""
     if rank() > 0:
         return
     lines = facts.lines()
     if len(lines) >= MOST_LINES:
         lines = [*lines[: MOST_LINES - 1], f"{len(lines) - MOST_LINES + 1} more, and every name: {file}"]
-    elif facts.names:
+    elif facts.has_names:
         lines.append(f"every name: {file}")
     text = "\n  ".join(map(printable, lines)).encode("utf-8", "backslashreplace").decode()
-    if facts.lost:
+    if facts.is_warning:
         _log.warning("%s", text)
     else:
         print(text, flush=True)
 
 
-def _by_reason(paths: Mapping[str, str]) -> list[tuple[str, Sequence[str]]]:
-    """The most frequent reason first."""
+def _grouped(paths: Mapping[str, str]) -> list[tuple[str, Sequence[str]]]:
+    """The paths by reason, the most frequent reason first."""
     found: dict[str, list[str]] = defaultdict(list)
     for path, reason in paths.items():
         found[reason].append(path)
     return sorted(found.items(), key=lambda item: -len(item[1]))
 
 
-def _plain(reason: str) -> str:
-    """Without the object's address, which Pillow's messages hold."""
+def _without_address(reason: str) -> str:
+    """The reason without the object's address in Pillow's messages."""
     return re.sub(r" <_io\.BytesIO object at 0x\w+>", "", reason)

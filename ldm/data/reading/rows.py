@@ -1,4 +1,4 @@
-"""Rows of metadata as their files hold them: JSON, an object a line, or a table with commas, semicolons or tabs."""
+"""Rows of metadata as files hold them: JSON with an object on each line, or a table with commas, semicolons or tabs."""
 
 import ast
 import csv
@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.data.reading.beside import ending
-from ldm.data.reading.sample import Seen, plain, plural, some
+from ldm.data.reading.findings import Findings, examples, plural
+from ldm.data.reading.paths import ending
+from ldm.data.reading.sample import normalized
 from ldm.data.reading.store import Store
 
 FILE_NAME = "file_name"
-# What others call it, the first that is there.
+# Other names for this column; the first that exists is used.
 _ALIASES = ("filename", "file", "image", "image_path", "image_file", "img", "path", "filepath", "file_path")
 _NO_NUMBER = {"nan", "<na>"}
 _GAPS = {*_NO_NUMBER, "none", "null"}  # what Python's and pandas' gaps become in a .csv
@@ -27,17 +28,19 @@ _NO_COMMA = re.compile(r"""['"]\s+['"]""")  # numpy's arrays, which Python would
 Row = dict[str, Any]
 
 
-def rows_of(store: Store, path: str, seen: Seen) -> list[Row]:
-    """The rows of the file, each with its image under `file_name`; a table's empty fields aren't in its rows. Raises
-    UserError."""
+def rows_of(store: Store, path: str, findings: Findings) -> list[Row]:
+    """The rows of the file, each with its image under `file_name`. Empty fields of a table aren't in its rows.
+
+    Raises UserError for a file that isn't of this form.
+    """
     where, text = f"{store.where}/{path}", store.text(path)
-    rows = list(_table(where, path, text, seen) if ending(path) == ".csv" else _objects(where, text))
-    _name_images(where, path, rows, seen)
+    rows = list(_table(where, path, text, findings) if ending(path) == ".csv" else _objects(where, text))
+    _name_images(where, path, rows, findings)
     return [row for _, row in rows]
 
 
-def number(rows: list[Row], label: str) -> None:
-    """Labels of a table that are all in digits are numbers, unless zeros lead some: 007 is a name other than 7."""
+def number_labels(rows: list[Row], label: str) -> None:
+    """Turns the labels of a table into numbers if all consist of digits, without leading zeros: 007 isn't 7."""
     for row in rows:
         if label in row and not row[label].strip():
             del row[label]
@@ -48,11 +51,12 @@ def number(rows: list[Row], label: str) -> None:
 
 
 def read_lists(rows: list[Row], text: str) -> int:
-    """Texts of the form ['a cat', 'a pet'], as pandas writes lists, become lists. How many there are."""
+    """Turns texts of the form ['a cat', 'a pet'], as pandas writes lists, into lists; returns how many there are."""
     count = 0
     for row in rows:
         if (found := _list_in(row.get(text))) is not None:
-            row[text], count = found, count + 1
+            row[text] = found
+            count += 1
     return count
 
 
@@ -72,40 +76,40 @@ def _is_number(word: str) -> bool:
 
 
 def is_gap(word: Any, of_label: bool = False) -> bool:
-    """Whether a table's field is a word for nothing. Of labels `none` and `null` may be names."""
+    """Whether a table's field is a word for an empty field. In labels, `none` and `null` may be names."""
     return isinstance(word, str) and word.strip().lower() in (_NO_NUMBER if of_label else _GAPS)
 
 
 def is_index(column: str) -> bool:
-    """Whether it is the numbering of rows that pandas writes, of which nobody asked anything."""
+    """Whether a column is the numbering of rows that pandas writes."""
     return not column or column.startswith("Unnamed: ")
 
 
-def _name_images(where: str, path: str, rows: list[tuple[int, Row]], seen: Seen) -> None:
+def _name_images(where: str, path: str, rows: list[tuple[int, Row]], findings: Findings) -> None:
     """Puts each row's image under `file_name`. Raises UserError for a row without one."""
     if rows and not any(FILE_NAME in row for _, row in rows):
         first = rows[0][1]
-        if other := alias([name for name, value in first.items() if isinstance(value, str)]):
-            seen.aside(f"{path} names its images in '{other}'")
+        if other := image_column([name for name, value in first.items() if isinstance(value, str)]):
+            findings.remark(f"{path} names its images in '{other}'")
             for _, row in rows:
                 row[FILE_NAME] = row.pop(other, None)
         else:
             raise UserError(_NAMELESS.format(where, f"it has {', '.join(first)}"))
-    for number_of, row in rows:
+    for line, row in rows:
         if not isinstance(row.get(FILE_NAME), str) or not row[FILE_NAME].strip():
-            raise UserError(f"{where}, line {number_of} has no file_name; each row names its image.")
+            raise UserError(f"{where}, line {line} has no file_name; each row names its image.")
 
 
-def alias(names: Sequence[str]) -> str | None:
-    """The first of the usual names for an image's file that is among these, whatever its capitals."""
-    return next((name for alias in _ALIASES for name in names if plain(name) == plain(alias)), None)
+def image_column(names: Sequence[str]) -> str | None:
+    """The column with the first of the usual names for an image's file, regardless of case."""
+    return next((name for alias in _ALIASES for name in names if normalized(name) == normalized(alias)), None)
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------
 
 
 def _objects(where: str, text: str) -> list[tuple[int, Row]]:
-    """(number of the line, object) of each; also of what is laid out over several lines, or is one list."""
+    """(line number, object) of each; also of objects that are spread over several lines, or are one list."""
     try:
         found = list(_by_line(text))
     except UserError as error:
@@ -124,14 +128,14 @@ def _by_line(text: str) -> Iterator[tuple[int, Any]]:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"line {line} isn't JSON ({error})") from None
             if not isinstance(value, dict):
-                raise UserError(f"line {line} is no object: a row is like {_ROW}")
+                raise UserError(f"line {line} isn't an object: a row is like {_ROW}")
             yield line, value
 
 
 def _by_object(text: str) -> Iterator[tuple[int, Any]]:
-    """The objects one after the other, or those of a list; nothing if it is otherwise."""
+    """The objects one after the other, or those of a list; nothing for any other text."""
     body = text.strip()
-    if body.startswith("[") and body.endswith("]"):  # a list, also with a comma after its last
+    if body.startswith("[") and body.endswith("]"):  # a list, perhaps with a comma after its last item
         text = text.replace("[", " ", 1)
         text = text[: text.rindex("]")]
     decoder, at, found = json.JSONDecoder(), 0, []
@@ -150,22 +154,22 @@ def _by_object(text: str) -> Iterator[tuple[int, Any]]:
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def _table(where: str, path: str, text: str, seen: Seen) -> list[tuple[int, Row]]:
-    """(number of the line, fields by column) of each row. Raises UserError for what is no table."""
+def _table(where: str, path: str, text: str, findings: Findings) -> list[tuple[int, Row]]:
+    """(line number, fields by column) of each row. Raises UserError for a text that isn't a table."""
     try:
         names, rows = _split(where, text, spaced=False)
     except UserError:
         if not re.search(r'[,;\t|] +"', text):
             raise
-        names, rows = _split(where, text, spaced=True)  # blanks before quotes
+        names, rows = _split(where, text, spaced=True)  # spaces before quotes
     if short := [str(line) for line, row in rows if len(row) < len(names)]:
-        said = f"{plural(len(short), 'line')} of {path} with fewer fields than columns"
-        seen.note(f"{said} (line {some(short)}): those that are missing count as empty")
+        message = f"{plural(len(short), 'line')} of {path} with fewer fields than columns"
+        findings.warn(f"{message} (line {examples(short)}): the missing ones count as empty")
     return [(line, _fields(names, row)) for line, row in rows]
 
 
 def _split(where: str, text: str, spaced: bool) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header's names, and (number of the line, fields) of each row that holds something."""
+    """The header's names, and (line number, fields) of each row that isn't empty."""
     mark, before = _delimiter(text)
     options: dict[str, Any] = {"delimiter": mark, "skipinitialspace": spaced, "strict": True}
     table = csv.reader(io.StringIO(text[before:], newline=""), **options)
@@ -177,11 +181,12 @@ def _split(where: str, text: str, spaced: bool) -> tuple[list[str], list[tuple[i
         for row in table:
             line = table.line_num + first
             if len(row) > len(names):
-                said = f"line {line} has {plural(len(row), 'field')} for {plural(len(names), 'column')}"
+                message = f"line {line} has {plural(len(row), 'field')} for {plural(len(names), 'column')}"
                 raise UserError(
-                    f"{where}, {said}: put captions that hold {_MARKS.get(mark, repr(mark))} in double quotes."
+                    f"{where}, {message}: put captions that contain {_MARKS.get(mark, repr(mark))} in double quotes."
                 )
-            rows += [(line, row)] if any(field.strip() for field in row) else []
+            if any(field.strip() for field in row):
+                rows.append((line, row))
     except csv.Error as error:
         raise UserError(f"{where}, line {table.line_num + first} can't be read ({error}).") from None
     return names, rows
@@ -192,10 +197,12 @@ def _fields(names: list[str], row: list[str]) -> Row:
 
 
 def _delimiter(text: str) -> tuple[str, int]:
-    """A comma, or what the header has where it has none: Excel writes semicolons in half of the world, and tabs. Where
-    the header begins, after Excel's own line `sep=;`."""
-    if said := re.match(r"sep=(.)\r?\n", text):
-        return said[1], said.end()
+    """The character between fields, and where the header begins: after Excel's own line `sep=;`, if there is one.
+
+    It is a comma unless the header has none: in half of the world Excel writes semicolons, and sometimes tabs.
+    """
+    if declared := re.match(r"sep=(.)\r?\n", text):
+        return declared[1], declared.end()
     header = text.split("\n", 1)[0]
     return next((mark for mark in _MARKS if mark in header), ","), 0
 
@@ -203,7 +210,7 @@ def _delimiter(text: str) -> tuple[str, int]:
 def _check_header(where: str, names: list[str]) -> None:
     if not names:
         raise UserError(_NAMELESS.format(where, "it is empty"))
-    if FILE_NAME not in names and not alias(names):
+    if FILE_NAME not in names and not image_column(names):
         raise UserError(_NAMELESS.format(where, f"its columns are {', '.join(names)}"))
     if len(set(names)) < len(names):
         raise UserError(f"{where} names a column twice: {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""Where files lie: a folder or a .zip, as paths with forward slashes."""
+"""The files of a folder or a .zip, by paths with forward slashes."""
 
 import codecs
 import os
@@ -13,12 +13,12 @@ from typing import BinaryIO, cast
 
 from ldm.common.errors import UserError
 
-MAX_BYTES = 2**30  # beyond this a packed file is taken for a bomb
-_HINT = 2**12
+MAX_BYTES = 2**30  # a packed file that is larger counts as a decompression bomb
+_HINT = 2**12  # bytes
 _EXCEL = " (Excel: save as CSV UTF-8.)"
-_UNPACK = "unpack the .zip, and name the folder as data.root"
+_UNPACK = "unpack the .zip, and give the folder as data.root"
 _METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95: "XZ"}
-# What systems and tools keep hidden, which nobody means as data.
+# Hidden files and folders of systems and tools, which nobody means as data.
 _HIDDEN_JUNK = re.compile(
     r"\._.*|\.ds_store|\.(git|svn|hg|cache|venv|conda|tox|idea|vscode|config|local|npm|thumb.*|@.*|trash.*|nfs.*|fuse.*)"
     r"|\.(appledouble|spotlight.*|fseventsd|documentrevisions.*|temporaryitems|ipynb_checkpoints|__.*|st(folder|versions)"
@@ -28,14 +28,15 @@ _HIDDEN_JUNK = re.compile(
 
 
 class Packed(OSError):
-    """A file in an archive that can't be unpacked in place, with what to do."""
+    """A file in an archive that can't be unpacked in place; the message says what to do."""
 
 
 class Store:
-    """Files by their path with forward slashes. `entries` are sorted, with what tells a changed file from the old.
+    """Files by their paths with forward slashes.
 
-    What can't be among them: `passed` are paths with the reason, `closed` folders that may not be looked into, and
-    `hidden` files whose path has a dot in front of a name, but for what systems and tools keep so.
+    `entries` are the files, sorted by path, each with two numbers that change with its content. Not among them are
+    `passed`, paths with the reason why they can't be read; `closed`, folders without permission; and `hidden`, files
+    with a dot before a name on their path, other than those of systems and tools.
     """
 
     where: str
@@ -57,18 +58,18 @@ class Store:
         raise NotImplementedError
 
     def hint(self, path: str) -> bytes:
-        """Something of the content that is quickly had, and differs in most files of one size: the last bytes."""
+        """A part of the content that is read quickly and differs in most files of one size: the last bytes."""
         with self.open(path) as file:
             file.seek(max(0, self.entries[path][0] - _HINT))
             return file.read()
 
     def text(self, path: str) -> str:
-        """A file's words: UTF-8, or UTF-16 that says so by its first bytes. Raises UserError."""
+        """A file's text: UTF-8, or UTF-16 with a byte order mark. Raises UserError."""
         where = f"{self.where}/{path}"
         try:
             content = self.read(path)
         except FileNotFoundError:
-            raise UserError(f"{where} is a link to nothing: fetch the file that it means, or remove it.") from None
+            raise UserError(f"{where} is a link to a missing file: fetch that file, or remove the link.") from None
         except Packed as error:
             raise UserError(f"{where} can't be read: {error}.") from None
         except Exception as error:  # a .zip's members fail in many ways
@@ -77,12 +78,11 @@ class Store:
         try:
             words = content.decode("utf-16" if wide else "utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where} isn't UTF-8 ({error}); save it so.{_EXCEL * path.lower().endswith('.csv')}"
-            ) from None
-        words = words.removeprefix("\ufeff")  # a second mark of order
+            hint = _EXCEL if path.lower().endswith(".csv") else ""
+            raise UserError(f"{where} isn't UTF-8 ({error}); save it so.{hint}") from None
+        words = words.removeprefix("\ufeff")  # a second byte order mark
         if "\0" in words:
-            raise UserError(f"{where} holds bytes of zero, which no text has: write it again as UTF-8, or remove it.")
+            raise UserError(f"{where} holds zero bytes, which text never has: write it again as UTF-8, or remove it.")
         return words
 
     def under(self, folder: str) -> list[str]:
@@ -90,17 +90,17 @@ class Store:
         return [path for path in self.entries if path.startswith(folder + "/" if folder else "")]
 
     def spelled(self, path: str) -> str | None:
-        """The path as the store has it, also where only the letters' encoding differs: macOS writes é as two signs."""
+        """The path as the store has it, also where only the Unicode form differs: macOS writes é as two characters."""
         return path if path in self.entries else self._composed.get(composed(path))
 
     @cached_property
     def _composed(self) -> dict[str, str]:
-        """By its composed form each path that isn't in it, or that may be meant by one that isn't."""
+        """The paths that aren't ASCII, by their composed form."""
         return {composed(path): path for path in self.entries if not path.isascii()}
 
 
 class FolderStore(Store):
-    """A folder on disk; links are followed, hidden files left out, and only regular files opened: a pipe would wait."""
+    """A folder on disk. Links are followed, hidden files left out, and only regular files opened: pipes would block."""
 
     def __init__(self, root: Path):
         super().__init__()
@@ -109,7 +109,7 @@ class FolderStore(Store):
         seen = set()
         for base, folders, files in os.walk(root, followlinks=True, onerror=self._refused):
             real = os.path.realpath(base)
-            if real in seen:  # a link to a folder above
+            if real in seen:  # a link to a folder above this one
                 folders.clear()
                 continue
             seen.add(real)
@@ -124,13 +124,13 @@ class FolderStore(Store):
     def _add(self, path: Path) -> None:
         try:
             status = path.stat()
-        except OSError:  # a dead link, or no permission: found out when it is read
+        except OSError:  # a dead link, or no permission: reported when it is read
             self.entries[self._relative(path)] = (0, 0)
             return
         if stat.S_ISREG(status.st_mode):
             self.entries[self._relative(path)] = (status.st_size, status.st_mtime_ns)
         else:
-            self.passed[self._relative(path)] = "no regular files (pipes, sockets or devices)"
+            self.passed[self._relative(path)] = "not regular files (pipes, sockets or devices)"
 
     def _refused(self, error: OSError) -> None:
         self.closed.append(self._relative(Path(error.filename)))
@@ -143,7 +143,7 @@ class FolderStore(Store):
 
 
 class ZipStore(Store):
-    """A .zip, read in place. A single folder around everything is looked through."""
+    """A .zip, read in place. The paths leave out a single folder around everything."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -151,8 +151,8 @@ class ZipStore(Store):
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            way = "unpack it, and name the folder (data=shards reads tars of WebDataset)"
-            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {way}.") from None
+            step = "unpack it, and give the folder (data=shards reads WebDataset's tars)"
+            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {step}.") from None
         found, hidden = {}, []
         for info in self.zip.infolist():
             name = info.filename.replace("\\", "/")
@@ -174,7 +174,7 @@ class ZipStore(Store):
 
     def open(self, path: str) -> BinaryIO:
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
-            raise OSError("the file says that it unpacks to over 1 GB")
+            raise OSError("by its header it unpacks to more than 1 GB")
         try:
             return cast(BinaryIO, self.zip.open(self.prefix + path))
         except NotImplementedError:
@@ -185,7 +185,7 @@ class ZipStore(Store):
 
 
 def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:
-    """The files at or in these paths, but for junk; links are not followed."""
+    """The files at or in these paths, without junk; links aren't followed."""
     for path in hidden:
         if _HIDDEN_JUNK.fullmatch(path.name):
             continue
@@ -198,15 +198,15 @@ def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:
 
 
 def composed(path: str) -> str:
-    """With é as one sign, as all but macOS write it."""
+    """The path with é as one character, as all systems but macOS write it."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def open_store(root: str | Path) -> Store:
-    """The folder or .zip at `root`."""
+    """The folder or .zip at `root`. Raises UserError if neither is there."""
     path = Path(root).expanduser()
     if path.is_dir():
         return FolderStore(path)
     if path.is_file():
         return ZipStore(path)
-    raise UserError(f"data.root={root} doesn't exist; name a folder or a .zip of images.")
+    raise UserError(f"data.root={root} doesn't exist; give a folder or a .zip of images.")

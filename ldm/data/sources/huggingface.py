@@ -10,17 +10,18 @@ import numpy as np
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
-from ldm.data.preparing.copies import grouped, tell_copies
 from ldm.data.preparing.decode import Split
+from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
+from ldm.data.preparing.encoded_source import EncodedSource
 from ldm.data.preparing.holdout import split_off
-from ldm.data.preparing.stored import Stored
-from ldm.data.reading.sample import PATHS, Sample, Text, plural, some, text_of
+from ldm.data.reading.findings import examples, plural
+from ldm.data.reading.sample import PATHS, Sample, Text, text_of
 from ldm.data.reading.store import Store
 from ldm.data.storage.table import hash_of
 
 _VERSION = "huggingface-3"
 _VALIDATION = ("validation", "val", "valid", "test", "dev")
-_NAMES = {  # what data sets call our columns, the first that is there
+_NAMES = {  # usual names of our columns; the first that exists is read
     "image": ("image", "img", "png", "jpg", "jpeg", "webp", "picture", "pixel_values"),
     "text": ("text", "caption", "captions", "prompt", "txt"),
     "label": ("label", "labels", "cls", "fine_label", "class"),
@@ -28,15 +29,21 @@ _NAMES = {  # what data sets call our columns, the first that is there
 
 
 @register
-class HuggingFace(Stored):
+class HuggingFace(EncodedSource):
     """A data set of Hugging Face's `datasets`: its name on the hub, a folder (of parquet or image files, or one that
     `save_to_disk` wrote), or a parquet file or pattern (`data/train-*.parquet`).
 
-    `config` is the subset where there are several, `split` the part to train on, and `val_split` that to validate on
-    (by default one of the usual names, or `val_share` of `split`). `image` names the column of pictures; `columns`
-    takes only some columns ([text]) or says what they are called ({text: en, label: breed}); by default the usual names
-    are looked for. A caption may be a list of alternatives. The other options are those of `Folder`. `cache_dir` is
-    where `datasets` keeps what it makes, by default its own place.
+    A caption may be a list of alternatives. Options:
+
+    - `dataset`: the name, folder, file or pattern.
+    - `config`: the subset of a data set that has several; `revision`: its version on the hub.
+    - `split`: the part to train on; `val_split`: the part to validate on, by default one named validation, val, valid,
+      test or dev. If there is none, `val_share` of `split` is held out at random.
+    - `image`: the column of images; by default one with a usual name.
+    - `columns`: a list restricts which columns are read ([text]); a mapping gives their names in the data set
+      ({text: en, label: breed}). By default columns with usual names are read.
+    - `size`, `channels`, `bits`, `resize`, `background`, `low`, `high`, `max_bad_share`: as for `Folder`.
+    - `cache_dir`: where `datasets` keeps its files, by default its own place.
     """
 
     def __init__(
@@ -59,20 +66,28 @@ class HuggingFace(Stored):
         revision: str | None = None,
         cache_dir: str | None = None,
     ):
-        options = {"resize": resize, "background": background, "low": low, "high": high}
-        super().__init__(size, channels, bits, val_share, columns, max_bad_share, options)
+        super().__init__(
+            size=size,
+            channels=channels,
+            bits=bits,
+            val_share=val_share,
+            columns=columns,
+            max_bad_share=max_bad_share,
+            options={"resize": resize, "background": background, "low": low, "high": high},
+        )
         self.dataset, self.config, self.split, self.val_split = dataset, config, split, val_split
         self.image, self.revision, self.cache_dir = image, revision, cache_dir
         self.renamed = dict(columns) if isinstance(columns, Mapping) else {}
 
     @property
     def name(self) -> str:
+        """The data set's name without a path, pattern and ending."""
         named = Path(self.dataset).name.split("*")[0] or Path(self.dataset).parent.name
         return named.removesuffix(".parquet").rstrip("-_.")
 
     def _key(self) -> str:
         fingerprints = [store and store.fingerprint for store in self._rows]
-        return hash_of(_VERSION, fingerprints, self.image, self._about())
+        return hash_of(_VERSION, fingerprints, self.image, self._shaping_options())
 
     def _classes(self) -> Sequence[str]:
         return self._rows[0].classes
@@ -82,16 +97,28 @@ class HuggingFace(Stored):
         train, val = self._rows
         for store in (train, val):
             if store and store.samples and store.gaps:
-                said = f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives among them, are no text"
-                self.seen.note(f"{said} (null, not-a-number, true, a mapping) and count as missing: {some(store.gaps)}")
+                captions = (
+                    f"{plural(len(store.gaps), 'caption')} of {store.where}, or alternatives in them, aren't text"
+                )
+                kinds = "(null, not-a-number, true, a mapping) and count as missing"
+                self.findings.warn(f"{captions} {kinds}: {examples(store.gaps)}")
         if val is None:
-            same = grouped(train, train.samples, _row, self.seen)
-            return split_off(train, train.samples, self.val_share, self.seen, same, self._classes())
-        tell_copies([(train, s.image) for s in train.samples], [(val, s.image) for s in val.samples], self.seen)
+            image_name = with_duplicates_as_one(train, train.samples, _row, self.findings)
+            return split_off(
+                train,
+                train.samples,
+                self.val_share,
+                self.findings,
+                image_of=image_name,
+                classes=self._classes(),
+            )
+        report_duplicates(
+            [(train, s.image) for s in train.samples], [(val, s.image) for s in val.samples], self.findings
+        )
         return (train, train.samples), (val, val.samples)
 
-    def _split_said(self) -> str:
-        return self._rows[1].where if self._rows[1] else super()._split_said()
+    def _split_described(self) -> str:
+        return self._rows[1].where if self._rows[1] else super()._split_described()
 
     @cached_property
     def _rows(self) -> "tuple[DatasetStore, DatasetStore | None]":
@@ -107,7 +134,7 @@ class HuggingFace(Stored):
         return train, DatasetStore(f"{self.dataset} ({val})", parts[val], columns) if val else None
 
     def _open(self) -> Mapping[str, Any]:
-        """The data set's parts by name."""
+        """The parts of the data set by name. Raises UserError."""
         datasets = _datasets()
         path, options = Path(self.dataset).expanduser(), {"cache_dir": self.cache_dir, "revision": self.revision}
         try:
@@ -122,21 +149,23 @@ class HuggingFace(Stored):
         except Exception as error:  # its errors are of many kinds
             reason = str(error).strip().split("\n")[0][:200]
             raise UserError(
-                f"data.dataset={self.dataset} can't be opened by Hugging Face's datasets ({reason}); name a data set, "
+                f"data.dataset={self.dataset} can't be opened by Hugging Face's datasets ({reason}); give a data set, "
                 "a folder or a .parquet file."
             ) from None
 
     def _columns(self, data: Any) -> dict[str, str]:
-        """By role the data set's own column."""
+        """The data set's own name of the image column and of each wanted column. Raises UserError."""
         present = list(data.column_names)
-        pictures = [name for name, kind in data.features.items() if type(kind).__name__ == "Image"]
+        images = [name for name, kind in data.features.items() if type(kind).__name__ == "Image"]
         wanted = {key: name for key, name in self.columns.items() if key in self.renamed}
         for name in (self.image, *wanted.values()):
             if name is not None and name not in present:
                 raise UserError(f"data.columns: {self.dataset} has no column '{name}'.{did_you_mean(name, present)}")
-        image = self.image or next((n for n in (*_NAMES["image"], *pictures) if n in present), None)
+        image = self.image or next((n for n in (*_NAMES["image"], *images) if n in present), None)
         if image is None:
-            raise UserError(f"{self.dataset} has no column of images among {', '.join(present)}: name it, data.image=.")
+            raise UserError(
+                f"{self.dataset} has no column of images among {', '.join(present)}: name it by data.image=."
+            )
         found = {"image": image}
         for key in self.columns:
             names = (wanted[key],) if key in wanted else _NAMES.get(key, (key,))
@@ -146,7 +175,7 @@ class HuggingFace(Stored):
 
 
 class DatasetStore(Store):
-    """The rows of a data set as files: `00000012/image` is the picture of row 12, as it was encoded."""
+    """The rows of a data set as files: `00000012/image` is the encoded image of row 12."""
 
     def __init__(self, where: str, data: Any, columns: Mapping[str, str]):
         self.where, self.columns = where, dict(columns)
@@ -160,22 +189,22 @@ class DatasetStore(Store):
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """Every row."""
+        """A sample for each row."""
         texts, labels = self._values("text"), self._values("label")
         found = [
-            Sample(f"{i:08d}/image", self._caption(i, text), None, self._label(label), **self._paths(i))
+            Sample(f"{i:08d}/image", text=self._caption(i, text), label=self._label(label), **self._paths(i))
             for i, (text, label) in enumerate(zip(texts, labels, strict=True))
         ]
         sizes = self._sizes()
-        if not sizes:  # about, for whom it concerns
-            some = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
-            sizes = [sum(some) // len(some)] * len(found)
+        if not sizes:  # the average of a few
+            few = [len(self.read(sample.image)) for sample in found[:: max(1, len(found) // 8)]]
+            sizes = [sum(few) // len(few)] * len(found)
         self.entries = {sample.image: (size, 0) for sample, size in zip(found, sizes, strict=True)}
         return found
 
     def _sizes(self) -> list[int]:
-        """The bytes of each row's encoded picture, off the table's offsets; 0 where it is a file elsewhere, and nothing
-        where pictures are arrays."""
+        """The bytes of each row's encoded image, from the table's offsets; 0 for an image in its own file. Empty where
+        images are arrays."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -197,10 +226,11 @@ class DatasetStore(Store):
         return self.data[self.columns[key]][:] if key in self.columns else [None] * len(self.data)
 
     def _caption(self, row: int, value: Any) -> Text:
-        """Empty alternatives say nothing."""
+        """A row's caption, or alternatives without empty ones. Records rows with values that aren't text."""
         value = [text for text in value if text != ""] if isinstance(value, (list, tuple)) else value
         text, whole = text_of(value)
-        self.gaps += [] if whole else [f"row {row}"]
+        if not whole:
+            self.gaps.append(f"row {row}")
         return text
 
     def _label(self, value: Any) -> str | int | None:
@@ -210,12 +240,12 @@ class DatasetStore(Store):
 
 
 def _row(path: str) -> str:
-    """What names the image of a row."""
+    """The name of a row's image."""
     return path.split("/")[0]
 
 
 def _encoded(value: Any) -> bytes:
-    """A cell's picture as the bytes of a file."""
+    """A cell's image as the bytes of a file."""
     if isinstance(value, Mapping):
         return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
     if isinstance(value, bytes):
@@ -228,7 +258,7 @@ def _encoded(value: Any) -> bytes:
 
 
 def _smallest(array: np.ndarray) -> np.ndarray:
-    """Whole numbers as uint8 or uint16 where they fit: nested lists come out as int64."""
+    """Whole numbers as uint8 or uint16 if they fit: `datasets` gives nested lists as int64."""
     if array.dtype.kind == "i" and array.size and array.min() >= 0 and array.max() < 2**16:
         return array.astype(np.uint8 if array.max() < 256 else np.uint16)
     return array

@@ -1,4 +1,4 @@
-"""What an emoji scene is called in English, Chinese and Arabic: one exact sentence each."""
+"""The caption of an emoji scene in English, Chinese and Arabic, one exact sentence each."""
 
 from collections.abc import Callable, Sequence
 

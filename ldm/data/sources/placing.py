@@ -1,4 +1,4 @@
-"""Where the objects of an emoji scene may lie."""
+"""The places of objects in an emoji scene."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,10 @@ _FINE = 64  # from this side on an object lies at any pixel of its range
 class Placing:
     """The places of objects in scenes of `side` x `side` pixels, as top-left corners (row, column).
 
-    Two objects, each half as large as the side, share it along their relation, so they never overlap. Across it each is
-    in the middle, as one alone is both ways, but for a shift by up to a sixteenth of the side: back, none or forth
-    (`jitter` "three"), or any number of pixels between ("pixels").
+    Two objects, each half as large as the side, share it along their relation, so that they never overlap. Across the
+    relation each is in the middle, as a single object is along both axes. In these directions objects are shifted by up
+    to a sixteenth of the side: by that much either way or not at all (`jitter` "three"), or by any number of pixels up
+    to that ("pixels").
     """
 
     side: int
@@ -25,7 +26,7 @@ class Placing:
 
     @classmethod
     def of(cls, side: int, jitter: str | None) -> "Placing":
-        """`jitter` None takes three places below 64 pixels and every pixel from there on. Raises UserError."""
+        """Places with this jitter; None is "three" below a side of 64 pixels, else "pixels". Raises UserError."""
         if jitter is not None and jitter not in JITTERS:
             raise UserError(f"data.jitter={jitter} is unknown: three or pixels.{did_you_mean(str(jitter), JITTERS)}")
         return cls(side, jitter or JITTERS[side >= _FINE])
@@ -37,6 +38,7 @@ class Placing:
 
     @property
     def big(self) -> int:
+        """The side of a big object."""
         return self.side * 3 // 4
 
     @property
@@ -46,7 +48,7 @@ class Placing:
 
     @property
     def reach(self) -> int:
-        """Steps that a shift has at most, either way."""
+        """The most steps of a shift, either way."""
         return self.side // 16 // self.step
 
     @property
@@ -67,7 +69,8 @@ class Placing:
         return corners
 
     def free(self, scenes: Scenes) -> np.ndarray:
-        """Whether a corner shifts along an axis (N, 2 objects, 2): one object both ways, two across their relation."""
+        """Whether an object is shifted along an axis, (N, 2 objects, 2): a single one along both, two across their
+        relation."""
         free = np.ones((len(scenes), 2, 2), bool)
         free[scenes.relation == 0, 1] = False  # there is no second
         two = np.flatnonzero(scenes.relation)

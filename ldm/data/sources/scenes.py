@@ -1,4 +1,4 @@
-"""What is in an emoji scene, in numbers and words, and which combinations training never sees."""
+"""The content of emoji scenes, in numbers and words, and the combinations that are held out of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -43,7 +43,8 @@ _NAMES = tuple(f.name for f in fields(Scenes))
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What training never shows: `pairs` (K, K) bool, symmetric, and `grounds` (K, backgrounds) bool."""
+    """The combinations held out of training: `pairs` of objects (K, K) bool, symmetric, and `grounds`, objects on
+    backgrounds, (K, backgrounds) bool."""
 
     pairs: np.ndarray
     grounds: np.ndarray
@@ -86,7 +87,7 @@ def draw_scenes(held_out: HeldOut, n: int, seed: int, validation: bool) -> Scene
 
 
 def draw_any(held_out: HeldOut, n: int, seed: int) -> Scenes:
-    """n scenes by `seed`, held-out combinations or not."""
+    """n scenes by `seed`, with or without held-out combinations."""
     objects, backgrounds = held_out.grounds.shape
     return _draw(np.random.default_rng([seed, 5]), objects, backgrounds, n)
 
@@ -121,7 +122,7 @@ def _draw(rng: np.random.Generator, objects: int, backgrounds: int, n: int) -> S
 
 
 def _choose(rng: np.random.Generator, rows: np.ndarray, n: int) -> np.ndarray:
-    """n of `rows` in random order, each as often as any other, give or take one."""
+    """n of `rows` in random order; no row occurs more than once more often than another."""
     if n == 0:
         return np.empty((0, 5), np.int64)
     rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]

@@ -4,7 +4,7 @@ import glob
 import io
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,15 +16,16 @@ import numpy as np
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
-from ldm.data.folders.usual import tell_alike
+from ldm.data.folders.common_names import report_similar_classes
 from ldm.data.preparing.decode import Decoder, Tally, class_names
-from ldm.data.preparing.digests import images_of, save_digests, tell_shared
-from ldm.data.preparing.stored import LINES, TAGS, WHOLE, as_shape, check_captions, column_names
-from ldm.data.preparing.summary import FILE, Facts, facts_of, tell
-from ldm.data.reading.sample import Seen, plural
-from ldm.data.reading.tar import listed, opened
+from ldm.data.preparing.options import LINES, TAGS, WHOLE, as_shape, check_captions, check_val_share, metadata_names
+from ldm.data.preparing.shard_duplicates import images_of, report_shared, save_digests
+from ldm.data.preparing.summary import FILE, Facts, facts_of, report
+from ldm.data.reading.findings import Findings, plural
+from ldm.data.reading.tar import opened, samples_of
+from ldm.data.storage.joining import join_tables
 from ldm.data.storage.pieces import share
-from ldm.data.storage.table import FRAME, Column, Table, cached, hash_of, new_array
+from ldm.data.storage.table import Table, cached, hash_of
 from ldm.images import READER, Preprocess, probe
 
 _VERSION = "shards-3"
@@ -36,15 +37,19 @@ class Shards:
     """WebDataset shards: `root` is a folder of tars, one tar, a pattern (`train-{0000..0099}.tar`, `train-*.tar`) or a
     list of them. URLs (`https:`, `s3:`, `pipe:`) need the `webdataset` extra.
 
-    Shards are streamed once, each decoded into a piece of the cache; the pieces are then joined to a table, so that
-    training has what it has with any other source: an order from (seed, epoch), exact resume, and ranks that draw what
-    one process would. Processes that start together share the shards, and an interrupted start goes on with the shards
-    that are left. `val_root` are the shards to validate on; otherwise a fixed random `val_share`.
+    Shards are read once, each decoded into a piece of the cache. The pieces are then joined to one table, so that
+    training has what every source gives: an order from (seed, epoch), exact resuming, and ranks that draw what one
+    process would. Processes that start together share the shards; an interrupted start continues with the remaining
+    shards. What a shard may hold: see `samples_of` in ldm/data/reading/tar.py. Options:
 
-    What a shard may hold: see `listed` in ldm/data/reading/tar.py. A caption's file is one caption, or with
-    `captions=lines` one a line; `captions=tags` joins lists to one caption. Channels, bits and, without `size`, size
-    are the first image's; images of other sizes are then left out and counted. The other options are those of
-    `Folder`.
+    - `root`: the shards.
+    - `val_root`: the shards to validate on, which aren't trained on; without it a fixed random `val_share` of the
+      images.
+    - `size`, `channels`, `bits`: by default those of the first image. Without `size`, images of other sizes are left
+      out and counted.
+    - `captions`: `whole` (default): a caption file is one caption; `lines`: each of its lines is an alternative;
+      `tags`: a list is one caption, joined by commas.
+    - `columns`, `resize`, `background`, `low`, `high`, `max_bad_share`: as for `Folder`.
     """
 
     def __init__(
@@ -63,19 +68,19 @@ class Shards:
         high: float | None = None,
         captions: str = WHOLE,
     ):
-        if not 0 < val_share < 1:
-            raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
-        self.root, self.val_root, self.val_share, self.max_bad_share = root, val_root, val_share, max_bad_share
-        self.size, self.captions = as_shape(size), check_captions(captions, (WHOLE, LINES, TAGS))
-        self.channels, self.bits, self.columns = channels, bits, column_names(columns)
+        self.root, self.val_root, self.max_bad_share = root, val_root, max_bad_share
+        self.val_share, self.size = check_val_share(val_share), as_shape(size)
+        self.captions = check_captions(captions, (WHOLE, LINES, TAGS))
+        self.channels, self.bits, self.columns = channels, bits, metadata_names(columns)
         self._made: tuple[Table, Table] | None = None
-        height, width = self.size or (1, 1)  # a wrong option is told before any shard is read
-        Preprocess(3 if channels is None else channels, height, width, 8 if bits is None else bits, resize)
+        height, width = self.size or (1, 1)  # refuses wrong options before any shard is read
+        Preprocess(3 if channels is None else channels, height, width, bits=8 if bits is None else bits, resize=resize)
         resize = resize if size else "none"
         self.options: dict[str, Any] = {"resize": resize, "background": background, "low": low, "high": high}
 
     @property
     def name(self) -> str:
+        """The name of the first shard without numbers and endings, or of its folder."""
         first = self.root if isinstance(self.root, str) else self.root[0]
         path = Path(first)
         stem = re.split(r"[{*]", path.name.removesuffix(".gz").removesuffix(".tar"))[0]
@@ -83,41 +88,40 @@ class Shards:
 
     @property
     def default_condition(self) -> str | None:
+        """The condition that a model takes unless the user gives one: captions, else labels."""
         columns = self._made[0].columns if self._made else self._decoder.has
         return "text" if "text" in columns else "label" if "label" in columns else None
 
     def tables(self, cache: Path) -> tuple[Table, Table]:
-        """Train and validation tables, decoded once and cached under `cache`."""
-        train, val = (_stamped(urls) for urls in (self._urls, self._val_urls))
-        about = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
-        key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, about, self.captions)
+        """Train and validation tables, decoded once and cached under `cache`. Prints the summary."""
+        train, val = _by_key(self._urls), _by_key(self._val_urls)
+        options = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
+        key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, options, self.captions)
         home, pieces = Path(cache) / key, Path(cache) / f".{key}-pieces"
         if not home.is_dir():
             pieces.mkdir(parents=True, exist_ok=True)
             urls = train | val
             share(pieces, list(urls), lambda name: self._decode(urls[name], pieces / name, name), home.is_dir)
-
-        def paths(names: Iterable[str]) -> list[Path]:
-            return [pieces / name for name in names]
+        train_pieces, val_pieces = [pieces / name for name in train], [pieces / name for name in val]
 
         def join(folder: Path) -> tuple[Table, Table]:
-            return self._join(paths(train), paths(val), folder, key)
+            return self._join(train_pieces, val_pieces, folder, key)
 
         try:
             self._made = cached(Path(cache), key, join)
-        except FileNotFoundError:  # another process has joined the pieces meanwhile, and removed them
+        except FileNotFoundError:  # another process has joined the pieces in the meantime, and removed them
             self._made = cached(Path(cache), key, join)
         shutil.rmtree(pieces, ignore_errors=True)
-        tell(Facts.load(home), home / FILE)
+        report(Facts.load(home), home / FILE)
         return self._made
 
     @cached_property
     def _urls(self) -> list[str]:
-        """The shards to train on: none of those that are validated on."""
-        found, held = expand(self.root), {_place(url) for url in self._val_urls}
-        left = [url for url in found if _place(url) not in held]
+        """The shards to train on, without those that are validated on. Raises UserError if none is left."""
+        validated = {_identity(url) for url in self._val_urls}
+        left = [url for url in expand(self.root) if _identity(url) not in validated]
         if not left:
-            raise UserError("data.val_root has every shard of data.root: name other shards to validate on, or none.")
+            raise UserError("data.val_root has every shard of data.root: give other shards to validate on, or none.")
         return left
 
     @cached_property
@@ -126,119 +130,132 @@ class Shards:
 
     @cached_property
     def _decoder(self) -> Decoder:
-        """What the first shard says of all: its columns, and the first image's size, channels and bits."""
+        """The decoder for all shards: the first shard gives columns, and its first image size, channels and bits."""
         with opened(self._urls[0]) as store:
-            rows = listed(store, self.columns)
+            rows = samples_of(store, self.columns)
             if not rows:
                 raise UserError(f"{store.where} holds no images.")
             height, width, channels, bits = probe(io.BytesIO(store.read(rows[0].image)), self.channels)
-            size = self.size or (height, width)
-            preprocess = Preprocess(self.channels or channels, *size, self.bits or bits, **self.options)
+            if self.size:
+                height, width = self.size
+            preprocess = Preprocess(self.channels or channels, height, width, bits=self.bits or bits, **self.options)
             return Decoder.of((store, rows), (store, []), preprocess, captions=self.captions)
 
     def _decode(self, url: str, folder: Path, key: str) -> None:
-        """One shard as a table of its own, whose labels are as the shard has them."""
+        """Writes one shard as a table of its own, with labels as they are in the shard."""
         decoder = self._decoder
         unlabelled = replace(decoder, has=tuple(column for column in decoder.has if column != "label"))
         shutil.rmtree(folder, ignore_errors=True)
+        findings = Findings()
         with opened(url) as store:
-            rows = listed(store, self.columns, seen := Seen())
-            tally = Tally(len(rows), 1.0)  # the whole counts, when the pieces are joined
-            table = unlabelled.table((store, rows), folder, key, tally)
+            rows = samples_of(store, self.columns, findings)
+            tally = Tally(len(rows), 1.0)  # the share of bad images is checked when the pieces are joined
+            table = unlabelled.table((store, rows), folder, key=key, tally=tally)
             save_digests(store, list(table.names), folder)
-        labels = {row.image: row.label for row in rows}
         if "label" in decoder.has:
+            labels = {row.image: row.label for row in rows}
             table.columns["label"] = [labels[name] for name in table.names]
         table.names = [f"{Path(url).name}/{name}" for name in table.names]
         tally.bad = {f"{url}/{path}": reason for path, reason in tally.bad.items()}
-        seen.left_out = {f"{url}/{path}": reason for path, reason in seen.left_out.items()}
-        facts_of(seen, url, len(table), 0, "", tally, len(table) - len(tally.no_caption), ()).save(folder)
+        findings.left_out = {f"{url}/{path}": reason for path, reason in findings.left_out.items()}
+        facts = facts_of(
+            findings,
+            tally,
+            source=url,
+            training=len(table),
+            validation=0,
+            split="",
+            captions=len(table) - len(tally.no_caption),
+            classes=(),
+        )
+        facts.save(folder)
         table.save(folder)
 
     def _join(self, train: Sequence[Path], val: Sequence[Path], folder: Path, key: str) -> tuple[Table, Table]:
-        """The pieces of both splits as two tables."""
-        paths = [*train, *val]
-        tables = [Table.load(path) for path in paths]
-        tally, seen = Tally(0, self.max_bad_share), Seen()
-        for path in paths:
-            _add(Facts.load(path), tally, seen)
+        """The pieces of both splits as two tables. Raises UserError if one would be empty."""
+        pieces = [*train, *val]
+        tables = [Table.load(path) for path in pieces]
+        tally, findings = Tally(0, self.max_bad_share), Findings()
+        for path in pieces:
+            _add(Facts.load(path), tally, findings)
         tally.total = sum(map(len, tables)) + len(tally.bad)
         tally.check()
-        if held := len(expand(self.root)) - len(self._urls):
-            verb, which = ("isn't", "it") if held == 1 else ("aren't", "them")
-            seen.note(f"{plural(held, 'shard')} of data.root {verb} trained on, as data.val_root has {which}")
-        ends = np.cumsum([0, *map(len, tables)])
-        if val:
-            rows, val_rows = np.arange(ends[len(train)]), np.arange(ends[len(train)], ends[-1])
-            tell_shared(train, val, seen)
-        else:
-            image = images_of(paths, seen)  # (N,)
-            order = permutation(0, 0, len(np.unique(image)))
-            is_held = np.isin(image, order[: max(1, round(self.val_share * len(order)))])
-            rows, val_rows = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+        self._report_validated(findings)
+        rows, val_rows = self._split_rows(tables, train, val, findings)
         if not len(rows) or not len(val_rows):
             raise UserError(f"{self.root} holds {len(rows) + len(val_rows)} images; training and validation need one.")
-        chosen = [[r[(a <= r) & (r < b)] - a for a, b in pairwise(ends)] for r in (rows, val_rows)]
-        made = [joined(tables, of, folder / n, f"{key}-{n}") for of, n in zip(chosen, ("train", "val"), strict=True)]
+        made = (
+            join_tables(tables, _rows_by_table(tables, rows), folder / "train", f"{key}-train"),
+            join_tables(tables, _rows_by_table(tables, val_rows), folder / "val", f"{key}-val"),
+        )
         _name_classes(*made)
-        tell_alike(made[0].classes, seen)
-        split = f"data.val_root={self.val_root}" if val else f"a fixed random {self.val_share:g} of all"
-        captioned = sum(map(len, made)) - len(tally.no_caption) if "text" in made[0].columns else 0
-        source = self.root if isinstance(self.root, str) else ", ".join(self.root)
-        facts_of(seen, source, len(made[0]), len(made[1]), split, tally, captioned, made[0].classes).save(folder)
-        return made[0], made[1]
+        report_similar_classes(made[0].classes, findings)
+        facts = facts_of(
+            findings,
+            tally,
+            source=self.root if isinstance(self.root, str) else ", ".join(self.root),
+            training=len(made[0]),
+            validation=len(made[1]),
+            split=f"data.val_root={self.val_root}" if val else f"a fixed random {self.val_share:g} of all",
+            captions=sum(map(len, made)) - len(tally.no_caption) if "text" in made[0].columns else 0,
+            classes=made[0].classes,
+        )
+        facts.save(folder)
+        return made
+
+    def _split_rows(
+        self, tables: Sequence[Table], train: Sequence[Path], val: Sequence[Path], findings: Findings
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of training and of validation, counted over all tables."""
+        if val:
+            report_shared(train, val, findings)
+            n_train, n = sum(map(len, tables[: len(train)])), sum(map(len, tables))
+            return np.arange(n_train), np.arange(n_train, n)
+        image = images_of(train, findings)  # (N,)
+        order = permutation(0, 0, len(np.unique(image)))
+        is_held = np.isin(image, order[: max(1, round(self.val_share * len(order)))])
+        return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+    def _report_validated(self, findings: Findings) -> None:
+        """Warns of shards of data.root that aren't trained on."""
+        if n := len(expand(self.root)) - len(self._urls):
+            verb, them = ("isn't", "it") if n == 1 else ("aren't", "them")
+            findings.warn(f"{plural(n, 'shard')} of data.root {verb} trained on, as data.val_root has {them}")
 
 
-def _add(piece: Facts, tally: Tally, seen: Seen) -> None:
-    """Adds what one shard told to what all tell."""
+def _add(piece: Facts, tally: Tally, findings: Findings) -> None:
+    """Adds the facts of one shard to those of all."""
     tally.bad |= piece.bad
     tally.notes.update(piece.counts)
     tally.no_caption += piece.no_caption
     tally.several_lines += piece.several_lines
-    seen.left_out |= piece.left_out
-    for note in piece.notes:
-        seen.note(note)
+    findings.left_out |= piece.left_out
+    for warning in piece.notes:
+        findings.warn(warning)
 
 
-def joined(tables: Sequence[Table], rows: Sequence[np.ndarray], folder: Path, key: str) -> Table:
-    """The given rows of each table as one new table, its arrays in `folder`."""
-    n = sum(map(len, rows))
-
-    def column(parts: Sequence[Column], name: str) -> Column:
-        if not isinstance(parts[0], np.ndarray):
-            return [part[i] for part, some in zip(parts, rows, strict=True) for i in some.tolist()]
-        array = new_array(folder / f"{name}.npy", parts[0].dtype.type, (n, *parts[0].shape[1:]))
-        at = 0
-        for part, some in zip(parts, rows, strict=True):
-            for few in np.array_split(some, -(-len(some) // 1024) or 1):
-                array[at : at + len(few)] = np.asarray(part)[few]
-                at += len(few)
-        return array
-
-    columns = {name: column([table.columns[name] for table in tables], name) for name in tables[0].columns}
-    names = [table.names[i] for table, some in zip(tables, rows, strict=True) for i in some.tolist()]
-    images = np.asanyarray(column([table.images for table in tables], "images"))
-    frames = None
-    if all(table.frames is not None for table in tables):
-        frames = np.asanyarray(column([f for table in tables if (f := table.each_frame) is not None], FRAME))
-    return Table(images, columns, tables[0].preprocess, key, names, frames=frames)
+def _rows_by_table(tables: Sequence[Table], rows: np.ndarray) -> list[np.ndarray]:
+    """For each table its own among the `rows`, which count over all tables."""
+    ends = np.cumsum([0, *map(len, tables)])
+    return [rows[(start <= rows) & (rows < end)] - start for start, end in pairwise(ends)]
 
 
 def expand(pattern: str | Sequence[str]) -> list[str]:
-    """The shards that a folder, a pattern or a list of them names, in order."""
+    """The shards in a folder, or those that match a pattern or a list of patterns, in order. Raises UserError."""
     if not isinstance(pattern, str):
         return [shard for part in pattern for shard in expand(part)]
     if found := _RANGE.search(pattern):
         first, last = found.groups()
-        numbers = (str(i).zfill(len(first)) for i in range(int(first), int(last) + 1))
-        return [s for number in numbers for s in expand(f"{pattern[: found.start()]}{number}{pattern[found.end() :]}")]
+        start, end = pattern[: found.start()], pattern[found.end() :]
+        numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+        return [shard for number in numbers for shard in expand(start + number + end)]
     path = Path(pattern).expanduser()
     if path.is_dir():
         shards = sorted(str(p) for kind in ("*.tar", "*.tar.gz", "*.tgz") for p in path.glob(kind))
     else:
         shards = sorted(glob.glob(str(path))) if any(mark in pattern for mark in "*?[") else [pattern]
     if not shards:
-        raise UserError(f"data.root={pattern}: there are no shards (.tar); name a folder, a file or a pattern.")
+        raise UserError(f"data.root={pattern}: there are no shards (.tar); give a folder, a file or a pattern.")
     if missing := [s for s in shards if not _is_url(s) and not Path(s).expanduser().is_file()]:
         raise UserError(f"data.root: there is no shard at {missing[0]}.")
     return shards
@@ -248,13 +265,13 @@ def _is_url(shard: str) -> bool:
     return re.match(r"[a-z0-9]+:", shard) is not None
 
 
-def _place(shard: str) -> str:
-    """What is the same for two names of one shard."""
+def _identity(shard: str) -> str:
+    """What all names of one shard have in common."""
     return shard if _is_url(shard) else str(Path(shard).expanduser().resolve())
 
 
-def _stamped(urls: Sequence[str]) -> dict[str, str]:
-    """By a name that tells changed shards from the old: the shards."""
+def _by_key(urls: Sequence[str]) -> dict[str, str]:
+    """The shards by a key that changes with a file."""
     found = {}
     for url in urls:
         stat = None if _is_url(url) else Path(url).expanduser().stat()
@@ -263,14 +280,13 @@ def _stamped(urls: Sequence[str]) -> dict[str, str]:
 
 
 def _name_classes(train: Table, val: Table) -> None:
-    """Turns labels as the shards have them into numbers of classes, and names the ids of maps."""
+    """Turns the shards' labels into class numbers, and names the ids of maps. Raises UserError for a missing label."""
     tables = (train, val)
     if "label" in train.columns:
-        missing = [
-            name for t in tables for name, label in zip(t.names, t.columns["label"], strict=True) if label is None
-        ]
-        if missing:
-            raise UserError(f"{missing[0]} has no label while others have; give it one, or take it out.")
+        for table in tables:
+            for name, label in zip(table.names, table.columns["label"], strict=True):
+                if label is None:
+                    raise UserError(f"{name} has no label while others have; give it one, or remove it.")
         classes = class_names(set(train.columns["label"]) | set(val.columns["label"]))
         for table in tables:
             table.classes = classes

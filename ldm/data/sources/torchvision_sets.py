@@ -13,7 +13,7 @@ import numpy as np
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
-from ldm.data.preparing.stored import as_shape
+from ldm.data.preparing.options import as_shape, check_val_share
 from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
 from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
 
@@ -25,10 +25,15 @@ _log = logging.getLogger("ldm")
 class TorchVision:
     """A labelled data set of torchvision by its class's name: MNIST, FashionMNIST, CIFAR10, SVHN, Flowers102 ...
 
-    What is on disk under `root` needs no network; what isn't is downloaded there. The official test split is the
-    validation split, or `val_share` of the whole where there is none. `size` (one number or [height, width]) and
-    `channels` default to the pictures' own. `options` are further arguments of the class, such as EMNIST's
-    `{"split": "balanced"}`. Column: `label`, with class names.
+    The table has one column, `label`, with class names. Options:
+
+    - `dataset`: the name of the class.
+    - `root`: the folder of the data set; what isn't there is downloaded.
+    - `size`: one number or [height, width]; by default the images' own.
+    - `channels`: 1 or 3; by default those of the images.
+    - `val_share`: the share of the images held out for validation if the data set has no test split.
+    - `resize`: see Preprocess.
+    - `options`: further arguments of the class, such as EMNIST's `{"split": "balanced"}`.
     """
 
     def __init__(
@@ -41,20 +46,21 @@ class TorchVision:
         resize: str = "cover",
         options: Mapping[str, Any] | None = None,
     ):
-        if not 0 < val_share < 1:
-            raise UserError(f"data.val_share={val_share} must lie between 0 and 1.")
-        height, width = as_shape(size) or (1, 1)  # a wrong option is told before anything is downloaded
+        height, width = as_shape(size) or (1, 1)  # refuses wrong options before anything is downloaded
         Preprocess(3 if channels is None else channels, height, width, resize=resize)
         self.dataset, self.root = dataset, Path(root or "data")
-        self.size, self.channels, self.val_share, self.resize = size, channels, val_share, resize
+        self.size, self.channels, self.resize = size, channels, resize
+        self.val_share = check_val_share(val_share)
         self.options = dict(options or {})
 
     @property
     def name(self) -> str:
+        """The data set's name in lower case."""
         return self.dataset.lower()
 
     @property
     def default_condition(self) -> str:
+        """The condition that a model takes unless the user gives one."""
         return "label"
 
     def tables(self, cache: Path) -> tuple[Table, Table]:
@@ -65,7 +71,7 @@ class TorchVision:
         return cached(Path(cache), key, lambda folder: self._make(train, val, key, folder))
 
     def _datasets(self) -> tuple[Any, Any]:
-        """The two splits, or all of it and None."""
+        """Both splits, or the whole data set and None. Raises UserError."""
         import torchvision.datasets
 
         cls = getattr(torchvision.datasets, self.dataset, None)
@@ -111,10 +117,10 @@ class TorchVision:
         else:
             rows, val_rows = np.arange(len(train)), np.arange(len(val))
         preprocess = self._preprocess(train[0][0])
-        classes = tuple(str(name) for name in getattr(train, "classes", ()))  # (SVHN has none)
+        classes = tuple(str(name) for name in getattr(train, "classes", ()))  # SVHN has none
         tables = (
-            self._table(train, rows, preprocess, classes, f"{key}-train", folder / "train"),
-            self._table(val, val_rows, preprocess, classes, f"{key}-val", folder / "val"),
+            self._table(train, rows, preprocess, classes=classes, key=f"{key}-train", folder=folder / "train"),
+            self._table(val, val_rows, preprocess, classes=classes, key=f"{key}-val", folder=folder / "val"),
         )
         if not classes:
             highest = max(int(np.max(table.columns["label"])) for table in tables)
@@ -122,37 +128,54 @@ class TorchVision:
                 table.classes = tuple(str(i) for i in range(highest + 1))
         return tables
 
-    def _preprocess(self, picture: Any) -> Preprocess:
-        height, width = as_shape(self.size) or shape_of(picture)
-        channels = self.channels or (1 if picture.mode in ("L", "1") else 3)
+    def _preprocess(self, image: Any) -> Preprocess:
+        height, width = as_shape(self.size) or shape_of(image)
+        channels = self.channels or (1 if image.mode in ("L", "1") else 3)
         resize = "none" if self.size is None else self.resize
         return Preprocess(channels=channels, height=height, width=width, resize=resize)
 
     def _table(
-        self, data: Any, index: Any, preprocess: Preprocess, classes: tuple[str, ...], key: str, folder: Path
+        self, data: Any, index: Any, preprocess: Preprocess, *, classes: tuple[str, ...], key: str, folder: Path
     ) -> Table:
-        names = [f"{i:06d}" for i in index]
-        if held := _in_memory(data, preprocess):
-            return made_so(Table(held[0][index], {"label": held[1][index]}, preprocess, key, names, classes))
+        frames = None
+        if arrays := _in_memory(data, preprocess):
+            images, labels = (array[index] for array in arrays)
+        else:
+            images, labels, frames = self._decode(data, index, preprocess, folder)
+        table = Table(
+            images=images,
+            columns={"label": labels},
+            preprocess=preprocess,
+            key=key,
+            names=[f"{i:06d}" for i in index],
+            classes=classes,
+            frames=frames,
+        )
+        return made_so(table) if frames is None else table
+
+    def _decode(
+        self, data: Any, index: Any, preprocess: Preprocess, folder: Path
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The images `index`, their labels and their frames, one by one. Raises UserError."""
         images = new_array(folder / "images.npy", preprocess.dtype, (len(index), *preprocess.shape))
         labels, frames = np.empty(len(index), np.int64), np.empty((len(index), 6), np.int32)
         notes: Notes = []
         for row, i in enumerate(index.tolist()):
-            picture, label = data[i]
+            image, label = data[i]
             try:
-                images[row], labels[row] = preprocess.array(picture, notes), int(label)
-                frames[row] = preprocess.frame(*shape_of(picture))
+                images[row], labels[row] = preprocess.array(image, notes), int(label)
+                frames[row] = preprocess.frame(*shape_of(image))
             except BadImage as error:
-                raise UserError(f"{self.dataset}, picture {i}: {error}; set data.size or data.channels.") from None
+                raise UserError(f"{self.dataset}, image {i}: {error}; set data.size or data.channels.") from None
             except (TypeError, ValueError, RuntimeError):
-                raise UserError(f"{self.dataset} isn't labelled with one class a picture.") from None
+                raise UserError(f"{self.dataset} doesn't have one class for each image; choose another.") from None
         for note, count in Counter(notes).items():
             _log.warning("%d of %d images: %s", count, len(index), note)
-        return Table(images, {"label": labels}, preprocess, key, names, classes, frames=frames)
+        return images, labels, frames
 
 
 def _parameters(cls: type) -> set[str]:
-    """The constructor's arguments, those of the base classes too where it passes on what it doesn't know (EMNIST)."""
+    """The constructor's arguments, with those of the base classes where it passes unknown ones on (EMNIST)."""
     known: set[str] = set()
     for base in cls.__mro__:
         if "__init__" in vars(base):
@@ -164,21 +187,21 @@ def _parameters(cls: type) -> set[str]:
 
 
 def _fingerprint(data: Any) -> str:
-    """Names what a data set holds: by all its pixels where they are in memory, by some pictures otherwise."""
+    """A name for the content of a data set: of all pixels if they are in memory, otherwise of some images."""
     digest = hashlib.sha256(str(len(data)).encode())
     if hasattr(data, "data") and hasattr(data.data, "__array__"):
         digest.update(np.ascontiguousarray(data.data).data)
         digest.update(str(np.asarray(getattr(data, "targets", getattr(data, "labels", 0))).tolist()).encode())
     else:
-        digest.update(f"read {READER}".encode())  # not where pixels are in memory, which no file can be behind
+        digest.update(f"read {READER}".encode())  # not for pixels in memory, which aren't read from files
         for i in np.linspace(0, len(data) - 1, 64).astype(int).tolist():
-            picture, label = data[i]
-            digest.update(picture.tobytes() + str(label).encode())
+            image, label = data[i]
+            digest.update(image.tobytes() + str(label).encode())
     return digest.hexdigest()
 
 
 def _in_memory(data: Any, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray] | None:
-    """All pictures and labels at once where the data set holds them as we keep them: much faster than one by one."""
+    """All images and labels at once, if the data set has them in our form: much faster than one by one."""
     labels = np.asarray(getattr(data, "targets", getattr(data, "labels", None)))
     pixels = np.asarray(getattr(data, "data", None))
     if pixels.dtype != np.uint8 or labels.shape != (len(data),) or labels.dtype.kind not in "iu":
@@ -187,11 +210,11 @@ def _in_memory(data: Any, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarra
         pixels = pixels[:, None]
     elif pixels.ndim == 4 and pixels.shape[1:] != preprocess.shape:
         pixels = pixels.transpose(0, 3, 1, 2)
-    picture, label = data[0]  # (a class may do more than hand out its arrays)
-    same = (
-        pixels.shape[1:] == preprocess.shape and (pixels[0] == preprocess.array(picture)).all() and label == labels[0]
-    )
-    return (pixels, labels.astype(np.int64)) if same else None
+    if pixels.shape[1:] != preprocess.shape:
+        return None
+    image, label = data[0]  # a class may do more than return its arrays
+    is_same = (pixels[0] == preprocess.array(image)).all() and label == labels[0]
+    return (pixels, labels.astype(np.int64)) if is_same else None
 
 
 def _split(n: int, share: float) -> tuple[np.ndarray, np.ndarray]:

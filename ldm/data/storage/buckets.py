@@ -1,4 +1,4 @@
-"""Images of mixed shapes in buckets of one shape each, all of about the same area (NovelAI's way, 2022)."""
+"""Images of mixed shapes in buckets of one shape each, all with about the same area (as by NovelAI, 2022)."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ MOST_ASPECT = 2.0
 
 @dataclass
 class Buckets(Table):
-    """Several tables, of which training takes each batch from one. Seen as a table it is the largest of them, which
-    serves where all images must have one shape: validation and pictures."""
+    """Several tables; each training batch comes from one of them. As a table it is the largest of them, which serves
+    where all images must have one shape: in validation and in the samples made while training."""
 
     buckets: list[Table] = field(default_factory=list)
 
     @classmethod
     def of(cls, tables: Sequence[Table], key: str) -> "Buckets":
+        """The tables as buckets."""
         largest = max(tables, key=len)
         own = {f.name: getattr(largest, f.name) for f in fields(Table)}
-        names = Joined([table.names for table in tables])  # by the numbers that batches give their samples
+        names = Joined([table.names for table in tables])  # in the order of the indices in batches
         return cls(**own | {"key": key, "names": names}, buckets=list(tables))
 
 
@@ -39,10 +40,8 @@ def shapes(side: int, step: int) -> list[Shape]:
 
 
 def assign(sizes: Sequence[Shape], known: Sequence[Shape], least: int = 1) -> np.ndarray:
-    """The bucket of each image (N,): that with the nearest aspect, in logarithm, among those that get `least` images.
-
-    Where none does, all are in the one that gets most.
-    """
+    """The bucket of each image (N,): the one with the nearest aspect, in logarithm, among those that get at least
+    `least` images. If none does, the one that gets most images."""
     aspects = np.log([width / height for height, width in sizes])
     buckets = np.log([width / height for height, width in known])
     nearest = np.abs(aspects[:, None] - buckets).argmin(1)  # (N,)

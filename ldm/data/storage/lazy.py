@@ -1,4 +1,4 @@
-"""Columns whose rows are read, or made, when they are asked for."""
+"""Columns whose rows are read, or made, only when they are used."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from ldm.data.storage.mapped import ByPath
 
 
 class Lazy(ByPath, Sequence[Any]):
-    """A sequence by its length and `row`: a subclass says both."""
+    """A sequence made of its length and `row`; a subclass defines both."""
 
     def row(self, i: int) -> Any:
         """Row `i`, 0 <= i < len(self)."""
@@ -35,7 +35,7 @@ class Lazy(ByPath, Sequence[Any]):
 
 
 class Json(Lazy):
-    """The list in a JSON file, read when it is first asked for."""
+    """The list in a JSON file, read when it is first used."""
 
     def __init__(self, path: Path):
         self.path = path.absolute()

@@ -1,7 +1,7 @@
-"""Memory maps that go to another process as the names of their files, and not as copies of what is in them.
+"""Memory maps that are pickled as the names of their files instead of copies of their content.
 
-Pickling a numpy memory map reads all of it, and gives the other process an array of its own. Workers that are started
-anew (spawn, forkserver) get their data by pickling.
+Pickling a numpy memory map reads all of it, and gives the other process an array of its own. Worker processes that are
+spawned, not forked, get their data by pickling.
 """
 
 import mmap
@@ -21,11 +21,12 @@ class FileMap(NamedTuple):
     mode: str
 
     def open(self) -> np.memmap:
+        """The array, mapped."""
         return np.memmap(self.path, self.dtype, self.mode, self.offset, self.shape)  # type: ignore[call-overload]
 
 
 class ByPath:
-    """Pickles the memory maps among its attributes, and in dicts there, as places in files; all else as it is."""
+    """Pickles memory maps in its attributes, and in dicts there, as places in files, and everything else as it is."""
 
     def __getstate__(self) -> dict[str, Any]:
         return packed(vars(self))
@@ -35,7 +36,7 @@ class ByPath:
 
 
 def packed(value: Any) -> Any:
-    """Memory maps as the place where another process finds them."""
+    """The value with memory maps as places in files, where another process finds them."""
     if isinstance(value, dict):
         return {key: packed(one) for key, one in value.items()}
     place = file_map(value) if isinstance(value, np.ndarray) else None
@@ -50,11 +51,11 @@ def unpacked(value: Any) -> Any:
 
 
 def file_map(array: np.ndarray) -> FileMap | None:
-    """Where `array` lies in a file; None for what lies in memory alone, or no longer in a file of that name."""
+    """Where `array` lies in a file; None for an array in memory, and for one whose file no longer exists."""
     owner, opened = _owner(array)
     if owner is None or opened is None or owner.mode == "c" or not array.flags.c_contiguous or not array.size:
         return None
-    begin = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY  # of the pages in memory, in the file
+    begin = owner.offset - owner.offset % mmap.ALLOCATIONGRANULARITY  # where the mapped pages begin in the file
     offset = begin + _address(array) - _address(np.frombuffer(opened, np.uint8))
     path = str(owner.filename)
     if not os.path.exists(path) or os.path.getsize(path) < offset + array.nbytes:
@@ -63,7 +64,7 @@ def file_map(array: np.ndarray) -> FileMap | None:
 
 
 def _owner(array: Any) -> tuple[np.memmap | None, mmap.mmap | None]:
-    """The array that opened the file in which `array` lies, and the pages."""
+    """The memory map that `array` is a view of, and its pages."""
     owner = None
     while isinstance(array, np.ndarray):
         owner = array if isinstance(array, np.memmap) else owner

@@ -1,4 +1,4 @@
-"""Work in pieces that processes share, whoever comes first: no process need know of the others, or their number."""
+"""Work in pieces that processes share: each takes the next free piece, without knowing of the others."""
 
 import contextlib
 import os
@@ -14,17 +14,17 @@ def share(
     needless: Callable[[], bool],
     poll_seconds: float = 0.2,
 ) -> None:
-    """Does every piece once, among all processes that call this with the same folder; returns when all are done, or
-    when the whole became `needless`, since another process has put the pieces together.
+    """Does every piece once among all processes that call this with the same folder. Returns when all are done, or when
+    the work has become `needless`, since another process has joined the pieces.
 
-    A piece is done when the file NAME.done is in `folder`. One that a process has in hand is held by the kernel's lock
-    on NAME.lock, which ends with the process: a killed one's piece is taken up by another, or by the next call.
+    A piece is done when the file NAME.done exists in `folder`. A piece in progress is held by the kernel's lock on
+    NAME.lock, which ends with the process: if one is killed, another process or the next call takes up its piece.
     """
     while not needless() and (left := [piece for piece in pieces if not is_done(folder, piece)]):
         worked = False
         for piece in left:
-            with _held(folder / f"{piece}.lock") as mine:
-                if mine and not is_done(folder, piece):
+            with _lock(folder / f"{piece}.lock") as is_mine:
+                if is_mine and not is_done(folder, piece):
                     do(piece)
                     (folder / f"{piece}.done").touch()
                     worked = True
@@ -33,27 +33,28 @@ def share(
 
 
 def is_done(folder: Path, piece: str) -> bool:
+    """Whether a piece is done."""
     return (folder / f"{piece}.done").exists()
 
 
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Whether this process has the lock now; where the file system has no locks, everyone has it."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether this process has the lock now. On file systems without locks every process has it."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    except FileNotFoundError:  # the folder is gone: another process has finished the whole
+    except FileNotFoundError:  # the folder is gone: another process has finished the work
         yield False
         return
     try:
-        mine = True
+        is_mine = True
         try:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            mine = False
+            is_mine = False
         except (ImportError, OSError):
             pass
-        yield mine
+        yield is_mine
     finally:
         os.close(handle)

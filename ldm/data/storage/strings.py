@@ -1,4 +1,4 @@
-"""Captions and names as files that are memory-mapped: a million of them take no memory of the process's own."""
+"""Captions and names in memory-mapped files: a million of them take no memory of the process."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,11 +11,11 @@ from ldm.data.storage.lazy import Lazy
 
 
 class Strings(Lazy):
-    """A sequence of strings, or of lists of strings, read where it is asked.
+    """A sequence of strings, or of lists of strings, read when a row is used.
 
-    In a folder: `NAME.utf8` with all strings one after the other, `NAME.ends.npy` (K,) with the byte at which each
-    ends and, where rows are lists, `NAME.rows.npy` (N,) with the string at which each row ends. A list of one string is
-    read as that string.
+    Its files in a folder are `NAME.utf8` with all strings one after the other, `NAME.ends.npy` (K,) with the byte at
+    which each ends and, where rows are lists, `NAME.rows.npy` (N,) with the string at which each row ends. A list of
+    one string is read as that string.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -32,6 +32,7 @@ class Strings(Lazy):
 
     @staticmethod
     def save(folder: Path, name: str, column: Sequence[Any]) -> None:
+        """Writes a column into `folder`."""
         nested = any(isinstance(row, list) for row in column)
         rows = [row if isinstance(row, list) else [row] for row in column]
         parts = [text.encode("utf-8", "surrogatepass") for row in rows for text in row]
@@ -50,10 +51,10 @@ class Strings(Lazy):
         return texts[0] if len(texts) == 1 else texts
 
     def _text(self, k: int) -> str:
-        return (
-            self.bytes[int(self.ends[k - 1]) if k else 0 : int(self.ends[k])].tobytes().decode("utf-8", "surrogatepass")
-        )
+        start, end = int(self.ends[k - 1]) if k else 0, int(self.ends[k])
+        return self.bytes[start:end].tobytes().decode("utf-8", "surrogatepass")
 
 
 def _ends(parts: Sequence[Any]) -> np.ndarray:
+    """Where each part ends, (K,), counted over all parts."""
     return np.fromiter(accumulate(map(len, parts)), np.int64, len(parts))

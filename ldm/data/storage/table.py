@@ -1,4 +1,4 @@
-"""A split of a data set as arrays on disk: the one form that every source gives."""
+"""A split of a data set as arrays on disk, the form that every source gives."""
 
 import hashlib
 import json
@@ -27,22 +27,21 @@ from ldm.images import Preprocess
 
 Column = np.ndarray | list | Lazy
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
-FRAME = "frame"  # a key: see `Table.frames`
-REPEATS = "repeats"  # a column: how often an epoch visits each sample, once where there is none
+FRAME = "frame"  # an entry of batches: see `Table.frames`
+REPEATS = "repeats"  # a column: how often an epoch visits each sample; without it once
 _PAIR = ("train", "val")
 
 
 @dataclass
 class Table(ByPath):
-    """N samples: `images` (N, C, H, W) uint8 or uint16, a memory map mostly, and columns of the same length.
+    """N samples: `images` (N, C, H, W) uint8 or uint16, usually a memory map, and columns of the same length.
 
-    Columns with a meaning: `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
-    `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, `control` (N, C', H, W) uint8.
-    Others are kept as they are. `frames`, whole numbers (N, 6) or (6,) of all alike, say of each image its own height
-    and width, the top left corner of what is kept of it once it is resized, and the height and width that it is brought
-    to: `Preprocess.frame`. It is None where a table was made without them. `key` names data and preprocessing: equal
-    keys mean equal arrays. Pickled, a table that was loaded is the names of its files, and one that was made in memory
-    a copy.
+    Columns with a meaning are `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
+    `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, and `control` (N, C', H, W) uint8.
+    Others are kept as they are. `frames`, whole numbers (N, 6), or (6,) if all images have the same, are what
+    `Preprocess.frame` says of each image: its own size, the corner of its crop, and the size that it is resized to. It
+    is None for tables of earlier versions. `key` names data and preprocessing: equal keys mean equal arrays. A loaded
+    table is pickled as the names of its files, a table in memory as a copy.
     """
 
     images: np.ndarray
@@ -63,17 +62,17 @@ class Table(ByPath):
         return len(self.images)
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
-        """The samples `index` (B,) as the batch schema has them, restricted to `keys`.
+        """The samples `index` (B,) as a batch with the entries `keys`. Raises UserError for a column that isn't there.
 
         `image` (B, C, H, W) in [-1, 1], `label` (B,) int64, `text` list of B, `map` (B, H, W) int64, `mask`
         (B, 1, H, W) of 0 and 1, `control` (B, C', H, W) in [-1, 1]. `draw` (B,) in [0, 1) chooses among alternative
-        captions; without it the first is taken.
+        captions; without it the first is chosen.
         """
         return values(self.gather(index, keys, draw), self.preprocess)
 
     def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
-        """The same as they are stored: pixels, maps and masks are bytes, which travel to a device four times faster
-        than floats. `values` makes the batch of them there."""
+        """The same batch as it is stored: pixels, maps and masks as bytes, which reach a device four times faster than
+        floats. There `values` turns it into a batch."""
         out: dict[str, Any] = {}
         for key in keys:
             if key == "image":
@@ -91,7 +90,7 @@ class Table(ByPath):
         return out
 
     def gives(self, key: str) -> bool:
-        """Whether a batch can have `key`."""
+        """Whether a batch of this table can have the entry `key`."""
         return key == "image" or key in self.columns or (key == FRAME and self.frames is not None)
 
     @property
@@ -100,7 +99,7 @@ class Table(ByPath):
         return None if self.frames is None else np.broadcast_to(self.frames, (len(self), self.frames.shape[-1]))
 
     def check_frames(self, where: str) -> None:
-        """Refuses a table without frames for what reads them."""
+        """Raises UserError for a table without frames; `where` names what reads them."""
         if self.frames is None:
             folder = self.key.split("-")[0]
             raise UserError(
@@ -110,7 +109,7 @@ class Table(ByPath):
             )
 
     def save(self, folder: Path) -> None:
-        """Writes the table into `folder`; `table.json` comes last and says that the rest is whole."""
+        """Writes the table into `folder`; `table.json` comes last and marks the rest as complete."""
         folder.mkdir(parents=True, exist_ok=True)
         columns = {"images": self.images, **self.columns, "names": self.names}
         kinds = {name: _save_column(folder, name, column) for name, column in columns.items()}
@@ -146,14 +145,14 @@ class Table(ByPath):
 
 
 def made_so(table: Table) -> Table:
-    """A table whose images were made at their size: none was resized or cropped."""
+    """The table with the frames of images that were made at their size, neither resized nor cropped."""
     return replace(table, frames=np.array(table.preprocess.frame(*table.images.shape[2:]), np.int32))
 
 
 def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap:
-    """An array in a new .npy file, to be filled piece by piece; `Table.save` into its folder leaves it there.
+    """An array in a new .npy file, to be filled piece by piece. `Table.save` into its folder leaves it as it is.
 
-    Its room on the disk is taken at once: where a disk fills up under a memory map, the kernel ends the process.
+    Its space on the disk is allocated at once: if a disk fills up under a memory map, the kernel ends the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
@@ -167,27 +166,27 @@ def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
 
 
 def hash_of(*parts: Any) -> str:
-    """Sixteen hex digits that name plain data."""
+    """Sixteen hexadecimal digits that identify plain data (SHA-256 of its JSON)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -> tuple[Table, Table]:
-    """Train and validation tables out of `cache/key`, made there by `make(folder)` if they aren't yet."""
+    """Train and validation tables from `cache/key`, made there by `make(folder)` if they don't exist yet."""
     tables = cached_parts(cache, key, lambda folder: dict(zip(_PAIR, make(folder), strict=True)))
     return tables["train"], tables["val"]
 
 
 def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Table]]) -> dict[str, Table]:
-    """Tables by name out of `cache/key`, made there by `make(folder)` if they aren't yet.
+    """Tables by name from `cache/key`, made there by `make(folder)` if they don't exist yet.
 
-    They are made in a folder of their own and renamed when whole, so processes that start together don't disturb each
-    other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays into a folder
-    of each table's name inside the one that it is given.
+    They are made in a temporary folder that is renamed when complete, so that processes that start together don't
+    disturb each other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays
+    into folders named like the tables inside the folder that it is given.
     """
     home = cache / key
-    while rank() > 0 and not _whole(home):  # of several processes the first one makes it
+    while rank() > 0 and not _is_complete(home):  # the first of several processes makes it
         time.sleep(0.2)
-    if not _whole(home):
+    if not _is_complete(home):
         cache.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
         try:
@@ -195,7 +194,7 @@ def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Tabl
             for name, table in tables.items():
                 table.save(work / name)
             _replace(work / "tables.json", json.dumps(list(tables)).encode())
-            work.chmod(0o755)  # mkdtemp's own is private to the user
+            work.chmod(0o755)  # mkdtemp makes folders that others can't read
             _move(work, home)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -209,17 +208,17 @@ def _names(home: Path) -> Sequence[str]:
         return _PAIR
 
 
-def _whole(home: Path) -> bool:
+def _is_complete(home: Path) -> bool:
     return all((home / name / "table.json").exists() for name in _names(home))
 
 
 def _move(work: Path, home: Path) -> None:
-    if home.exists() and not _whole(home):
+    if home.exists() and not _is_complete(home):
         shutil.rmtree(home)
     try:
         os.rename(work, home)
     except OSError:
-        if not _whole(home):  # otherwise another process was faster, with the same content
+        if not _is_complete(home):  # otherwise another process was faster, with the same content
             raise
 
 
@@ -232,13 +231,13 @@ def _captions(column: Column, index: np.ndarray, draw: np.ndarray | None) -> lis
 
 
 def values(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
-    """A gathered batch with its pixels as floats, ids as int64 and masks of 0 and 1, on the device where it is; what is
-    so already stays as it is."""
+    """A gathered batch with pixels as floats, ids as int64 and masks of 0 and 1, on its device. Entries that have this
+    form already stay as they are."""
     return {key: _value(key, value, preprocess) for key, value in batch.items()}
 
 
 def images_on(device: torch.device | str, table: Table, index: np.ndarray) -> Tensor:
-    """The images `index` (B,) as (B, C, H, W) in [-1, 1]; they come to the device as bytes."""
+    """The images `index` (B,) as (B, C, H, W) in [-1, 1], transferred to the device as bytes."""
     gathered = table.gather(index, ["image"])
     return values({key: send(value, device) for key, value in gathered.items()}, table.preprocess)["image"]
 
@@ -258,10 +257,10 @@ def _value(key: str, value: Any, preprocess: Preprocess) -> Any:
 
 
 def _save_column(folder: Path, name: str, column: Any) -> str:
-    """Writes a column in the form that suits it, and says which one that is."""
+    """Writes a column in the form that suits it; returns the name of that form."""
     path = folder / f"{name}.npy"
     if isinstance(column, np.memmap) and Path(str(column.filename)).resolve() == path.resolve():
-        column.flush()  # made in place
+        column.flush()  # it was made in this file
         return "npy"
     if isinstance(column, np.ndarray):
         part = path.with_suffix(".part")
@@ -297,5 +296,5 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def column_names(columns: Mapping[str, Column]) -> tuple[str, ...]:
-    """Which keys of the batch schema a table with these columns can give."""
+    """The entries that a batch of a table with these columns can have."""
     return tuple(key for key in BATCH_KEYS if key == "image" or key in columns)

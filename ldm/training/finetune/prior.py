@@ -12,8 +12,8 @@ import torch
 from ldm.adapters.adapter import hash_of
 from ldm.common.devices import temporarily_on
 from ldm.common.errors import UserError
-from ldm.data.sources.shards import joined
 from ldm.data.storage import table as data
+from ldm.data.storage.joining import join_tables
 from ldm.data.storage.table import Column, Table
 from ldm.model.latent_diffusion import LatentDiffusion
 
@@ -50,7 +50,7 @@ def with_prior(
             names=prompts,
         )
         rows = [np.arange(len(train)), np.arange(len(prompts))]
-        both = joined([own, generated], rows, folder / "train", key)
+        both = join_tables([own, generated], rows, folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 
     return data.cached_parts(cache / "prior", key, make)["train"], val

@@ -1,0 +1,147 @@
+"""Names that people, phones and tools commonly give to folders and files, and that are rarely meant as classes."""
+
+import posixpath
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from ldm.data.reading.findings import Findings, examples
+from ldm.data.reading.paths import stem
+from ldm.data.reading.store import Store
+
+# Where phones, computers and their programs keep images. The brands may be classes too: logos, say.
+_ALBUM = (
+    "camera([-_ ]?roll|[-_ ]?uploads?)?|screen[-_ ]?(shots?|captures?|recordings?)|downloads?|whatsapp.+|telegram.+"
+    "|saved[-_ ]?(pictures|photos)|my[-_ ]?(pictures|photos)|recents?|recently[-_ ](added|deleted)|favou?rites"
+    "|live[-_ ]?photos|bluetooth|scans?|scanned[-_ ]documents|edited|imports?|attachments|dcim"
+)
+_BRAND = "whatsapp|telegram|instagram|snapchat|facebook|messenger|signal|viber|wechat|tiktok|twitter|reddit|pinterest"
+_IS_ALBUM = re.compile(_ALBUM, re.IGNORECASE)
+_IS_LIKE_ALBUM = re.compile(f"{_ALBUM}|{_BRAND}|pictures?|photos?|selfies?|panoramas?|videos?|movies", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"[-_. ]*(reject(s|ed)?|discard(s|ed)?|deleted?|trash|duplicates?|dupes?|unused|not[-_ ]?used|unsorted|to[-_ ]?sort"
+    r"|todo|misc(ellaneous)?|backups?|bak|te?mp|wip|exclude[ds]?|ignored?|exports?|outputs?|results?|logs?|cache"
+    r"|new[-_ ]folder.*|untitled[-_ ]folder.*|copy[-_ ]of .*|.+[-_ ]copy( \d+)?)[-_. ]*",
+    re.IGNORECASE,
+)
+_ODD = {_ASIDE: "like folders of discarded or temporary files", _IS_ALBUM: "as phones and computers name folders"}
+# Pairs of folders that hold two images of each scene, from which models learn to turn one into the other.
+_PAIRS = frozenset(
+    frozenset(pair.split())
+    for pair in (
+        "before after", "source target", "src tgt", "input output", "inputs outputs", "input target",
+        "inputs targets", "input gt", "low high", "lq hq", "lq gt", "blur sharp", "noisy clean", "rain norain",
+        "sketch photo", "sketches photos", "left right", "raw edited", "original edited", "originals edited",
+    )
+)  # fmt: skip
+_INSTANCE = re.compile(r"(instances?|subjects?)([-_ ]?(images?|imgs?|data|pictures?|dir))?", re.IGNORECASE)
+_PRIOR = re.compile(
+    r"(class(es)?|reg(ular(i[sz]ation)?)?|prior)([-_ ]?(images?|imgs?|data|pictures?|dir))?", re.IGNORECASE
+)
+_NUMBERED = re.compile(r"(?P<word>.*[^\W\d_])[-_. ]*\(?\d+\)?")  # cat.0, dog_12, "oak (3)", keeshond12
+_NOT_CLASS = re.compile(
+    r"im(g|ages?)?|dsc[a-z]?|pxl|mvi|vid|pano|burst|p|pict?(ures?)?|photos?|frames?|scan(ned)?|screen[-_ ]?shots?"
+    r"|sample|(img|signal|whatsapp|telegram|screenshot|comfyui|untitled).*|.*[-_ ](at|on)",
+    re.IGNORECASE,
+)
+_PREVIEW, _MODELS = ".preview", (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".civitai.info", ".metadata.json")
+_MOSTLY = 0.9  # the share of the files that have such names
+_MOST_WORDS = 0.5  # different words for each file: with more, the words aren't classes
+
+
+def are_albums(names: Collection[str]) -> bool:
+    """Whether folders are named as those where phones and computers keep images."""
+    return any(map(_IS_ALBUM.fullmatch, names)) and all(map(_IS_LIKE_ALBUM.fullmatch, names))
+
+
+def previews(store: Store, images: Sequence[str]) -> dict[str, str]:
+    """`NAME.preview.png` beside a model NAME, as Civitai's helpers write them, with the reason."""
+    names = {path: stem(path)[: -len(_PREVIEW)] for path in images if stem(path).endswith(_PREVIEW)}
+    found = {path for path, name in names.items() if any(name + kind in store.entries for kind in _MODELS)}
+    return dict.fromkeys(sorted(found), "previews of models beside them")
+
+
+def priors(images: Sequence[str]) -> dict[str, str]:
+    """Images in `class_images/` and the like, beside `instance_images/`, as DreamBooth has them, with the reason."""
+    if not any(map(_INSTANCE.fullmatch, {step for path in images for step in path.split("/")[:-1]})):
+        return {}
+    found = [path for path in images if any(map(_PRIOR.fullmatch, path.split("/")[:-1]))]
+    return dict.fromkeys(found, "DreamBooth's images for regularisation (prior_path= makes the model's own)")
+
+
+def report_odd_classes(
+    paths: Sequence[str], classes: Sequence[str], is_storage_folder: Callable[[str], bool], findings: Findings
+) -> None:
+    """Warns of classes whose folders may not be meant as classes, by their names and what they hold.
+
+    `classes` are those of the images at `paths`. `is_storage_folder` tells which folders within a class are no classes.
+    """
+    distinct = sorted({*classes})
+    for pattern, kind in _ODD.items():
+        odd = [name for name in distinct if pattern.fullmatch(name)]
+        if odd and len(odd) < len(distinct):
+            read, them = ("a class", "it") if len(odd) == 1 else ("classes", "them")
+            message = f"{examples([name + '/' for name in odd])}: named {kind}, and read as {read}"
+            findings.warn(f"{message}; data.without='[{', '.join(odd)}]' leaves {them} out")
+    are_pairs = distinct == ["A", "B"] or frozenset(map(str.lower, distinct)) in _PAIRS
+    if are_pairs and _share_names(paths, classes):
+        one, other = distinct
+        message = f"{one}/ and {other}/ hold files of the same names, as pairs of images do, and are read as classes"
+        findings.warn(f"{message}; metadata.jsonl can name one as the other's control, data.without= leaves one out")
+    _report_inner_folders(paths, classes, is_storage_folder, findings)
+
+
+def report_similar_classes(classes: Iterable[str], findings: Findings) -> None:
+    """Warns of classes whose names differ only by capitals, spaces and the like."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        found[re.sub(r"[-_ ]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()].append(name)
+    similar = [" and ".join(f"'{name}'" for name in names) for names in found.values() if len(names) > 1]
+    if similar:
+        findings.warn(f"classes with nearly the same name: {examples(similar)}; if they are one, give them one name")
+
+
+def report_class_like_names(paths: Sequence[str], findings: Findings) -> None:
+    """Warns that files are named by a class and a number, like Kaggle's cat.0.jpg and dog.17.jpg."""
+    matches = [match for path in paths if (match := _NUMBERED.fullmatch(stem(posixpath.basename(path))))]
+    counts = Counter(match["word"] for match in matches if not _NOT_CLASS.fullmatch(match["word"]))
+    if len(counts) < 2 or counts.total() < _MOSTLY * len(paths) or len(counts) > _MOST_WORDS * counts.total():
+        return
+    each = ", ".join(f"{count} {word}" for word, count in counts.most_common(3)) + (", ..." if len(counts) > 3 else "")
+    word = counts.most_common(1)[0][0]
+    message = f"the files' names look like classes with numbers ({each}), which aren't read"
+    step = f"move the files of each class into a folder ({word}/), or write metadata.csv with file_name and label"
+    findings.warn(f"{message}: {step}")
+
+
+def _share_names(paths: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether most files of two classes have the same names."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for path, name in zip(paths, classes, strict=True):
+        names[name].add(stem(posixpath.basename(path)))
+    one, other = names.values()
+    return 2 * len(one & other) > max(len(one), len(other))
+
+
+def _report_inner_folders(
+    paths: Sequence[str], classes: Sequence[str], is_storage_folder: Callable[[str], bool], findings: Findings
+) -> None:
+    """Warns of folders within the classes that differ from class to class: animals/cat, animals/dog, plants/oak."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    for path, name in zip(paths, classes, strict=True):
+        steps = path.split("/")[:-1]
+        within = steps[steps.index(name) + 1 :]
+        if within and not is_storage_folder(within[0]):
+            inner[name].add(within[0])
+    if not inner or max(map(len, inner.values())) < 2:
+        return
+    if len(inner) > 1 and set.intersection(*inner.values()):
+        return
+    folders = [f"{name}/{step}" for name in sorted(inner) for step in sorted(inner[name])]
+    root = folders[0].split("/")[0]
+    message = f"folders within the classes aren't read as classes ({examples(folders)})"
+    steps_to_take = (
+        f"list them in metadata.csv with file_name and label, or read those of one folder by data.root={root}"
+    )
+    findings.warn(f"{message}: {steps_to_take}")

@@ -1,0 +1,93 @@
+"""Files that show one scene and differ by a word at the end or the start of their names.
+
+Such as 0_sat.jpg and 0_mask.png, img_1.jpg and mask_1.png, wall_albedo.png, wall_normal.png and wall_roughness.png.
+"""
+
+import posixpath
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from ldm.data.folders.mask_pixels import NAMED, Pair, mask_evidence
+from ldm.data.reading.findings import Findings
+from ldm.data.reading.paths import stem
+from ldm.data.reading.store import Store
+
+# Words for masks, maps and other companions of an image.
+_WORDS = (
+    "mask masks label labels seg segm segmentation gt groundtruth annotation anno parsing trimap matte alpha instance "
+    "semantic depth disparity disp flow edge edges canny normal normals albedo basecolor roughness metallic metalness "
+    "ao height displacement specular emissive opacity"
+)
+_COMPANIONS = frozenset(_WORDS.split())
+_LAST = re.compile(r"(?P<core>.+)(?P<mark>[-_. ][a-z]+([-_ ]?\d+k?)?)")  # also normal_2k
+_FIRST = re.compile(r"(?P<mark>[a-z]+[-_. ]?)(?P<core>.*\d.*)")
+_WORD = re.compile(r"\*?[-_. ]?([a-z]+).*")
+_MOST_PATTERNS, _LOOKED_AT = 12, 1000  # patterns that a warning names, files
+Scene = dict[str, str]  # files by the pattern of their names, such as "*_mask.*"
+
+
+def companions_by_name(store: Store, images: Sequence[str], findings: Findings) -> dict[str, str]:
+    """Those of `images` that are masks and the like of another image of their scene, by name and by pixels, with the
+    reason.
+
+    Scenes of which all files are used are added to `findings`.
+    """
+    scenes = _scenes(images)
+    if not scenes or 2 * sum(map(len, scenes)) < len(images):
+        return {}
+    excluded: dict[str, str] = {}
+    for pattern in sorted({pattern for scene in scenes for pattern in scene if _is_companion(pattern)}):
+        pairs = [pair for scene in scenes if pattern in scene and (pair := _pair(scene, pattern))]
+        by_name = f"named {pattern}, beside images of the same name"
+        if evidence := mask_evidence(store, pairs, False, by_name):
+            excluded |= {scene[pattern]: f"{evidence} ({NAMED})" for scene in scenes if pattern in scene}
+    used = [{pattern: path for pattern, path in scene.items() if path not in excluded} for scene in scenes]
+    _report(used, findings)
+    return excluded
+
+
+def _scenes(images: Sequence[str]) -> list[Scene]:
+    """Sets of two or more files, of which at least one is named as a companion."""
+    looked_at = random.Random(0).sample(images, min(len(images), _LOOKED_AT))  # most data sets have no scenes
+    if not any(_is_companion(pattern) for path in looked_at for _, pattern in _patterns(path)):
+        return []
+    found: dict[tuple[str, ...], Scene] = defaultdict(dict)
+    for path in images:
+        for key, pattern in _patterns(path):
+            found[key].setdefault(pattern, path)
+    return [scene for scene in found.values() if len(scene) > 1 and any(map(_is_companion, scene))]
+
+
+def _patterns(path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The folder and the scene's name, with the pattern of names that the rest makes."""
+    folder, name = posixpath.split(stem(path).lower())
+    if match := _LAST.fullmatch(name):
+        yield (folder, match["core"], "*"), f"*{match['mark']}.*"
+    if match := _FIRST.fullmatch(name):
+        yield (folder, "*", match["core"]), f"{match['mark']}*"
+
+
+def _is_companion(pattern: str) -> bool:
+    match = _WORD.fullmatch(pattern)
+    return match is not None and match[1] in _COMPANIONS
+
+
+def _pair(scene: Mapping[str, str], pattern: str) -> Pair | None:
+    """The file of this pattern with the image of its scene."""
+    image = next((path for other, path in scene.items() if not _is_companion(other)), None)
+    return Pair(path=scene[pattern], inner=scene[pattern], base="", image=image) if image else None
+
+
+def _report(scenes: Sequence[Scene], findings: Findings) -> None:
+    """Warns that all files of the scenes are used."""
+    counts = Counter(pattern for scene in scenes if len(scene) > 1 for pattern in scene)
+    companions = [pattern for pattern in counts if _is_companion(pattern)]
+    if not companions or len(counts) > _MOST_PATTERNS:
+        return
+    each = ", ".join(f"{count} {pattern}" for pattern, count in counts.items())
+    if len(companions) == len(counts):
+        companions = companions[1:]  # something has to remain
+    message = f"several images of each scene by their names ({each}), and all are used"
+    findings.warn(f"{message}: data.without='[{','.join(companions)}]' leaves out those that you don't want")

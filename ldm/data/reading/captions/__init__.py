@@ -1,0 +1,1 @@
+"""Captions: in files beside images, and inside image files."""
