@@ -44,11 +44,27 @@ class Conditioner(nn.Module):
     def forward(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
         """The conditions of a prepared batch; `drop` says by part which samples (B,) bool get the null condition."""
         drop, ready = drop or {}, batch.get("ready", {})
+        if twice := ready.keys() & drop.keys():
+            raise ValueError(f"{', '.join(twice)}: the reader has dropped its captions already, see `unguided`")
         conds = []
         for name, part in self.parts.items():
             values = ready[name] if name in ready else batch[part.column]
             conds.append(part(values, drop.get(name)))
         return merge(conds)
+
+    def unguided(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
+        """The conditions of a prepared batch with the null condition for all that guidance acts on, and `drop` for the
+        others: what classifier-free guidance leads away from. Captions are empty on the host, so nothing waits."""
+        guided = {name: part for name, part in self.parts.items() if part.guided}
+        kept = {name: samples for name, samples in (drop or {}).items() if name not in guided}
+        batch = {**batch, "ready": {k: v for k, v in batch.get("ready", {}).items() if k not in guided}}
+        for name, part in guided.items():
+            values = batch[part.column]
+            if isinstance(values, list):
+                batch[part.column] = part.null_values(len(values))
+            else:
+                kept[name] = values.new_ones(len(values), dtype=torch.bool)
+        return self(batch, kept)
 
     def reader(self, seed: int) -> Reader:
         """What makes `drop` and `ready` of a batch where it is made: on the host, in data workers too."""

@@ -198,3 +198,18 @@ def test_a_condition_that_the_model_has_not_is_refused_with_those_it_has(conditi
 def test_unconditional_is_an_empty_condition():
     assert Conditioner()({}) == Conditioner().null(3) == Cond()
     assert Conditioner().needs == ()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("read_on_the_host", [False, True])
+def test_unguided_is_the_null_condition_of_all_that_guidance_acts_on(read_on_the_host: bool) -> None:
+    """Also where the reader has made tokens of the captions already, which a later drop can't change."""
+    conditioner = both(drop_prob=0.5)
+    batch = {"label": torch.tensor([0, 2]), "text": ["a cat", "a"], "position": torch.arange(2)}
+    read = conditioner.reader(seed=0)(batch, training=False) if read_on_the_host else batch
+    cond, unguided, null = conditioner(read), conditioner.unguided(read), conditioner.null(2)
+    assert torch.equal(unguided.vector, null.vector) and torch.equal(unguided.tokens, null.tokens)
+    assert unguided.tokens.shape != cond.tokens.shape or not torch.equal(unguided.tokens, cond.tokens)
+    if read_on_the_host:
+        with pytest.raises(ValueError, match="caption: the reader has dropped"):
+            conditioner(read, {"caption": torch.tensor([True, True])})

@@ -83,6 +83,19 @@ KINDS = {
 }
 
 
+def test_guidance_is_baked_in_where_captions_are_read_on_the_host():
+    """As in a run: the target of scale 3 differs from that of scale 1 by three times what the caption changes."""
+    model = model_of(("text",), "DiT")
+    read = model.conditioner.reader(0)(batch_of(model), training=False)
+    task = task_of(model, guidance=3.0)
+    cond, null = task.conditions(read, task.trained, 0, True)
+    x, sigma = torch.randn(4, 2, 8, 8), torch.full((4,), 2.0)
+    alone, nothing = task.teacher(x, sigma, cond), task.teacher(x, sigma, model.conditioner.null(4))
+    assert (alone - nothing).abs().max() > 1e-3
+    guided = task.guided(cond, null, torch.full((4,), 3.0))(x, sigma)
+    torch.testing.assert_close(guided, nothing + 3 * (alone - nothing), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_two_steps_train_the_network_alone_whatever_it_is_conditioned_on(name):
     model = model_of(**{"parts": ("label",), **KINDS[name]})

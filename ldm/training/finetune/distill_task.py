@@ -89,12 +89,11 @@ class DistillTask(FinetuneTask):
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
         coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])
-        everywhere = torch.ones_like(batch["position"], dtype=torch.bool)
-        without = {name: everywhere for name, part in conditioner.parts.items() if part.guided}
-        cond = conditioner(batch, coins if training else None)
+        drop = coins if training else None
+        cond = conditioner(batch, drop)
         if self.recipe.scale == (1.0, 1.0):
             return cond, cond
-        return cond, conditioner(batch, (coins if training else {}) | without)
+        return cond, conditioner.unguided(batch, drop)
 
     def stretch(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three noise levels (B,) of the grid for each quantile of `u` (B,), where 0 is the noisiest.
