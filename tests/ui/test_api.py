@@ -175,6 +175,13 @@ def test_a_mistake_is_a_message_and_the_server_lives_on(page: Any, fields: dict[
     assert draw(page)
 
 
+def test_seed_minus_one_is_a_new_one_each_time(page: Any, served: Any) -> None:
+    for _ in range(2):
+        draw(page, seed=-1, steps=1)
+    seeds = [json.loads(Image.open(path).text["ldm"])["seed"] for path in served.app.store.recent_images(2)]  # type: ignore[attr-defined]
+    assert seeds[0] != seeds[1] and min(seeds) >= 0
+
+
 def test_what_carries_no_settings_is_said(page: Any, photo: Path) -> None:
     with pytest.raises(Exception, match="holds no settings"):
         page.predict(file(photo), api_name="/restore")

@@ -24,6 +24,7 @@ MODES = {"text": "Text to image", "image": "Image to image", "inpaint": "Inpaint
 AS_TRAINED = "as trained"
 FINISHED = "finished"  # in the list of checkpoints: the model of the finished run
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
+NEW_SEED = -1
 CANVAS = 384  # pixels; smaller images are enlarged to about this size to be painted on
 
 
@@ -42,7 +43,7 @@ def settings_of(form: Mapping[str, Any], store: PageStore, uploads: Path) -> Set
         "prompt": _text(form, "prompt"),
         "negative": _text(form, "negative"),
         "labels": [str(label) for label in form["labels"]] if isinstance(form["labels"], list) else form["labels"],
-        "seed": secrets.randbelow(2**31) if _is_on(form, "new_seed") else _seed(form),
+        "seed": _seed(form),
         "n": _integer(_required_number(form, "n"), "n"),
         **{key: _integer(form[key], key) for key in ("steps", "width", "height")},
         **{key: _number(form[key], key) for key in ("shift", "eta", "rescale", "guidance")},
@@ -255,12 +256,14 @@ def _field_name(key: str) -> str:
 
 
 def _seed(form: Mapping[str, Any]) -> int:
+    if _is_on(form, "new_seed"):
+        return secrets.randbelow(2**31)
     seed = _integer(form["seed"], "seed")
     if seed is None:
         raise UserError("the seed is empty: give a whole number, or have a new one each time.")
     if seed >= MAX_SEED:
         raise UserError(f"seed={seed} has to be below 2^53: browsers round larger numbers.")
-    return seed
+    return secrets.randbelow(2**31) if seed == NEW_SEED else seed
 
 
 def _file(name: str | None, store: PageStore) -> Path | None:

@@ -73,13 +73,13 @@ class Fields:
 
     def _sampling(self) -> None:
         with gr.Row():
+            width, height = number_field("Width"), number_field("Height")
+            seed = number_field("Seed (-1 for a new one)", 0, elem_id="seed")
             self._field("n", number_field(f"Number of images (up to {MAX_N})", 4))
-            self._field("seed", number_field("Seed", 0, elem_id="seed"))
-            with gr.Column(min_width=120):
-                self._field(
-                    "new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed")
-                )
-                self.reuse = gr.Button("♻ Reuse last seed", size="sm", elem_id="reuse")
+            self._field("seed", seed)
+        with gr.Row():
+            self._field("new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed"))
+            self.reuse = gr.Button("♻ Reuse last seed", size="sm", elem_id="reuse")
         with gr.Row():
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
@@ -88,9 +88,9 @@ class Fields:
             self._field("guidance", number_field("Guidance scale (1 is off)", plain_guidance(self._own), step=0.5))
         self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
         with gr.Accordion("Advanced sampling", open=False):
+            self._field("width", width)  # here, since the fields' order is that of the API
+            self._field("height", height)
             with gr.Row():
-                self._field("width", number_field("Width"))
-                self._field("height", number_field("Height"))
                 spacings = [forms.AS_TRAINED, *SPACINGS]
                 self._field("spacing", gr.Dropdown(spacings, value=forms.AS_TRAINED, label="Spacing", min_width=100))
             with gr.Row():
