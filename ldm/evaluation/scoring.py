@@ -1,11 +1,14 @@
 """A set of generated images against a reference, in features: the figures that all reports and tables share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.evaluation.measures.distances import frechet_distance, kernel_distance, precision_recall
 from ldm.evaluation.measures.features import Features
+from ldm.evaluation.measures.image_set import ImageSet
 from ldm.evaluation.report import spread
 
 K = 3
@@ -30,6 +33,14 @@ def score(generated: Tensor, real: Tensor, features: Features) -> dict[str, floa
 def over_seeds(scores: list[dict[str, float]]) -> dict[str, dict]:
     """Mean and spread of each figure over sets that differ only in their seed."""
     return {name: spread([one[name] for one in scores]) for name in scores[0]}
+
+
+def comparability(features: Features, images: ImageSet) -> dict[str, Any]:
+    """What must be equal for figures to be comparable: the feature network and the images' preprocessing."""
+    return {
+        "features": {"name": features.name, "note": features.note, "weights": features.fingerprint},
+        "prepared": dict(images.prepared),
+    }
 
 
 class NetworkCalls:

@@ -19,6 +19,7 @@ from ldm.evaluation.measures.image_set import ImageSet, from_bytes, refuse_unlik
 from ldm.evaluation.measures.latent_statistics import LatentStatistics, latent_statistics
 from ldm.evaluation.measures.perceptual import open_lpips, ssim
 from ldm.evaluation.report import HtmlReport, new_figure
+from ldm.evaluation.scoring import comparability
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
 from ldm.model.generate import sample_prior
@@ -70,12 +71,8 @@ def measure(
     _fill(report, figures, verdict, features=features, latents=latents)
     figures |= reconstructed_figures(source, found.decoded, table=val, rows=rows, report=report)
     _show(report, vae, real, found=found, config=config)
-    return figures | {
-        "verdict": str(verdict),
-        "findings": [vars(finding) for finding in verdict.findings],
-        "features": {"name": features.name, "note": features.note, "weights": features.fingerprint},
-        "prepared": dict(real.prepared),
-    }
+    findings = [vars(finding) for finding in verdict.findings]
+    return figures | {"verdict": str(verdict), "findings": findings} | comparability(features, real)
 
 
 def latent_figures(latents: LatentStatistics) -> dict[str, Any]:

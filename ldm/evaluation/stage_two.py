@@ -19,7 +19,7 @@ from ldm.evaluation.measures.image_set import ImageSet, from_bytes, refuse_unlik
 from ldm.evaluation.measures.nearest import neighbours
 from ldm.evaluation.probe import label_codes, probe_figures
 from ldm.evaluation.report import HtmlReport, spread
-from ldm.evaluation.scoring import LEAST, K, NetworkCalls, over_seeds, score
+from ldm.evaluation.scoring import LEAST, K, NetworkCalls, comparability, over_seeds, score
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.training.ldm_task import diffusion_loss
 from ldm.training.trainer.fit import cache_of
@@ -68,25 +68,14 @@ def measure(
     floor = ImageSet.of_table(train, np.sort(permutation(1, 0, len(train))[:n]), "training images")
     figures["as many training images"] = score(features.of(floor, cache_of(config)), real, features)
     figures |= memorisation(sets[0], train, val, report=report, device=device_of(model))
-    labels = label_codes(train, val, rows)
-    figures |= probe_figures(
-        found,
-        labels,
-        tables=(train, val),
-        features=features,
-        cache=cache_of(config),
-        most=config["reference_n"],
-    )
+    labels, cache = label_codes(train, val, rows), cache_of(config)
+    figures |= probe_figures(found, labels, tables=tables, features=features, cache=cache, most=config["reference_n"])
     summary = {**model.sampling, **chosen_options(config)}
     _fill(report, figures, sets[0], features=features, sampling=summary)
     images = [one.images for one in sets]
     figures |= generated_figures(source, images, conditions=conditions, table=val, rows=rows, report=report)
     curves = Curves(model, conditions, real=real, features=features, config=config).measure(report)
-    return figures | curves | {
-        "sampling": summary,
-        "features": {"name": features.name, "note": features.note, "weights": features.fingerprint},
-        "prepared": dict(reference.prepared),
-    }  # fmt: skip
+    return figures | curves | {"sampling": summary} | comparability(features, reference)
 
 
 def validation_loss(model: LatentDiffusion, val: Table, config: Mapping[str, Any]) -> float:
@@ -177,7 +166,4 @@ def score_set(
     report.say(f"Features: {features.name}. {features.note}.", "note")
     report.images("samples", from_bytes(images.images[:SHOWN]), 16, "The first images.")
     report.images("reference", from_bytes(reference.images[:SHOWN]), 16, "The first of the reference.")
-    return figures | {
-        "features": {"name": features.name, "note": features.note, "weights": features.fingerprint},
-        "prepared": dict(reference.prepared),
-    }
+    return figures | comparability(features, reference)

@@ -107,10 +107,10 @@ def test_the_probe_reads_real_labels_and_notices_wrong_ones(
     found = own(torch.from_numpy(np.array(val.images[rows])))
     codes = label_codes(train, val, rows)
     assert list(codes) == ["label"]
-    right = probe_figures([found], codes, digits, own, tmp_path, 500)
+    right = probe_figures([found], codes, tables=digits, features=own, cache=tmp_path, most=500)
     assert right["label read as asked (linear probe)"]["mean"] > 0.9 and right["label of held-out real images"] > 0.9
     shuffled = {"label": (*codes["label"][:2], (codes["label"][2] + 1) % 10)}
-    wrong = probe_figures([found], shuffled, digits, own, tmp_path, 500)
+    wrong = probe_figures([found], shuffled, tables=digits, features=own, cache=tmp_path, most=500)
     assert wrong["label read as asked (linear probe)"]["mean"] < 0.1
 
 
