@@ -244,7 +244,7 @@ def _enlarged(
     check_fit(model, larger)
     repeated = {}
     for column, values in conditions.items():
-        if column in larger.conditioner.takes:
+        if column in larger.conditioner.inputs:
             repeated[column] = [value for value in values for _ in range(config["n"])]
     options = {"seed": config["seed"], "batch_size": config["batch_size"]}
     return enlarge(larger, images, repeated, config["noise_level"], **options)

@@ -1,4 +1,4 @@
-"""All conditions of a model: the batch in, one `Cond` out."""
+"""All conditions of a model together: from a batch to one `Cond`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,43 +9,51 @@ from torch import Tensor, nn
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import register
-from ldm.conditioning.parts import Encode, Part
-from ldm.conditioning.reader import PartReader, Reader, coins
+from ldm.conditioning.on_host import HostPart, HostReader, coins
+from ldm.conditioning.part import EncodeFn, Part
 from ldm.networks import Cond
 
 
 @register
 class Conditioner(nn.Module):
-    """Named parts, each with its own dropout. Vectors are joined over channels, tokens over places, maps over
-    channels."""
+    """The conditions of a model by name, each with its own dropout probability. Vectors and maps are joined over
+    channels, tokens one after the other."""
 
     def __init__(self, parts: Mapping[str, Part] | None = None):
         super().__init__()
         self.parts: Mapping[str, Part] = nn.ModuleDict(parts or {})  # type: ignore[assignment]
         dims = {name: part.token_dim for name, part in self.parts.items() if part.token_dim}
         if len(set(dims.values())) > 1:
-            raise UserError(f"conditioner: parts that give tokens must have one dim; these differ: {dims}")
+            raise UserError(f"conditioner: conditions that give tokens must have the same dim; these differ: {dims}")
         self.token_dim = next(iter(dims.values()), None)
         self.vector_dim = sum(part.vector_dim or 0 for part in self.parts.values()) or None
         self.concat_channels = sum(part.concat_channels for part in self.parts.values())
-        # says where the model is, parameters or not; a model that is built without memory (device "meta") must have it
-        self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
+        # Tells the device even of a conditioner without parameters. It is made on the CPU since a model that is built
+        # on the device "meta" must have it too.
+        self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so where conditions are made."""
+        return self._device_marker.device
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The batch keys that training data must give."""
+        """The keys that a batch of training data must have."""
         return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.needs))
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        """What a user can pass."""
-        return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.takes))
+    def inputs(self) -> tuple[str, ...]:
+        """The names under which a user passes values."""
+        return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.inputs))
 
     def forward(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
-        """The conditions of a prepared batch; `drop` says by part which samples (B,) bool get the null condition."""
+        """The conditions of a prepared batch; `drop` says by name which samples (B,) bool get the null condition."""
         drop, ready = drop or {}, batch.get("ready", {})
         if twice := ready.keys() & drop.keys():
-            raise ValueError(f"{', '.join(twice)}: the reader has dropped its captions already, see `unguided`")
+            raise ValueError(
+                f"{', '.join(twice)}: captions were dropped on the host already; for null conditions see `unguided`"
+            )
         conds = []
         for name, part in self.parts.items():
             values = ready[name] if name in ready else batch[part.column]
@@ -53,9 +61,10 @@ class Conditioner(nn.Module):
         return merge(conds)
 
     def unguided(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
-        """The conditions of a prepared batch with the null condition for all that guidance acts on, and `drop` for the
-        others: what classifier-free guidance leads away from. Captions are empty on the host, so nothing waits."""
-        guided = {name: part for name, part in self.parts.items() if part.guided}
+        """The unconditional side of classifier-free guidance: the null condition in the place of every condition that
+        follows guidance, and the others as they are, with `drop`. Captions become null on the host, so that the device
+        needn't wait."""
+        guided = {name: part for name, part in self.parts.items() if part.follows_guidance}
         kept = {name: samples for name, samples in (drop or {}).items() if name not in guided}
         batch = {**batch, "ready": {k: v for k, v in batch.get("ready", {}).items() if k not in guided}}
         for name, part in guided.items():
@@ -66,18 +75,18 @@ class Conditioner(nn.Module):
                 kept[name] = values.new_ones(len(values), dtype=torch.bool)
         return self(batch, kept)
 
-    def reader(self, seed: int) -> Reader:
-        """What makes `drop` and `ready` of a batch where it is made: on the host, in data workers too."""
+    def reader(self, seed: int) -> HostReader:
+        """The function that adds `drop` and `ready` to a batch where it is made: on the host, or in a data worker."""
         parts = {
-            name: PartReader(part.column, part.drop_prob, part.reader(), part.nothing)
+            name: HostPart(part.column, part.drop_prob, part.reader(), part.nothing)
             for name, part in self.parts.items()
         }
-        return Reader(parts, seed)
+        return HostReader(parts, seed)
 
-    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> dict[str, Any]:
-        """The batch with the columns that parts make themselves: masked images, low resolutions, embeddings.
+    def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> dict[str, Any]:
+        """The batch with the columns that conditions make themselves: masked images, low resolutions, embeddings.
 
-        `encode` maps images to whitened latents; what is random is so by (seed, batch["position"]).
+        `encode` maps images to whitened latents. Random numbers depend on (seed, batch["position"]) alone.
         """
         made = {
             part.column: part.prepare(batch, encode, seed)
@@ -87,42 +96,43 @@ class Conditioner(nn.Module):
         return {**batch, **made}
 
     def coins(self, seed: int, position: Tensor) -> dict[str, Tensor]:
-        """Which samples drop which condition: one independent coin a part, fixed by (seed, position)."""
+        """Which samples drop which condition: an independent coin for each condition, decided by (seed, position)."""
         return coins(seed, position, {name: part.drop_prob for name, part in self.parts.items()})
 
     def null(self, n: int, size: tuple[int, int] | None = None) -> Cond:
-        """The null condition for `n` samples of `size` (height, width) in pixels, by default as trained."""
+        """The null condition for `n` images of `size` (height, width) in pixels, by default as in the data."""
         return self(self.null_batch(n, size))
 
     def null_batch(self, n: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """The prepared batch that means "nothing said"."""
-        return {part.column: _to(part.null_sized(n, size), self._place.device) for part in self.parts.values()}
+        """A prepared batch of null values: see `null`."""
+        return {part.column: _to(part.null_sized(n, size), self.device) for part in self.parts.values()}
 
     def check(self, given: Iterable[str]) -> None:
-        """Refuses names of conditions that this model doesn't have."""
-        if unknown := [key for key in given if key not in self.takes]:
-            has = ", ".join(self.takes) or "no condition at all"
+        """Raises UserError for names of conditions that this model doesn't have."""
+        if unknown := [key for key in given if key not in self.inputs]:
+            has = ", ".join(self.inputs) or "no condition at all"
             raise UserError(f"this model can't take {', '.join(unknown)}; it was trained with {has}.")
 
     def parse(self, given: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """What a user passes, by the names in `takes`, with the null value where a condition isn't given.
+        """A batch of what a user passes under the names in `inputs`, with null values for conditions that aren't given.
 
-        Every value is a list of one entry a picture. Raises UserError for a condition that this model doesn't have.
+        Every value of `given` is a list with one entry for each image. Raises UserError for a condition that this model
+        doesn't have.
         """
         self.check(given)
         n = max((len(values) for values in given.values()), default=1)
         batch: dict[str, Any] = {}
         for part in self.parts.values():
-            named = [key for key in part.takes if key in given]
-            batch |= {key: _to(part.parse(given[key]), self._place.device) for key in named}
+            named = [key for key in part.inputs if key in given]
+            batch |= {key: _to(part.parse(given[key]), self.device) for key in named}
             if not named:
-                batch[part.column] = _to(part.null_sized(n, size), self._place.device)
+                batch[part.column] = _to(part.null_sized(n, size), self.device)
         return batch
 
     def examples(self, batch: Mapping[str, Any], seed: int = 0) -> dict[str, list]:
-        """What a user would pass, as `parse` takes it, to draw the samples of a batch out of the data.
+        """What a user would pass to `parse` to generate the samples of a batch of data.
 
-        Masks that the data don't have are drawn by (seed, row).
+        Masks that the data don't have are drawn at random, decided by (seed, row).
         """
         n = max((len(values) for values in batch.values()), default=0)
         batch = {"position": torch.arange(n), **batch}
@@ -132,21 +142,24 @@ class Conditioner(nn.Module):
         return {key: _listed(values) for key, values in passed.items()}
 
     def columns(self, name: str) -> set[str]:
-        """The columns that `name` means: a part, a column, or what a user passes. Raises UserError naming them all."""
+        """The columns that `name` stands for: the name of a condition, of a column, or of what a user passes.
+
+        Raises UserError for any other name.
+        """
         known: dict[str, set[str]] = {}
         for part_name, part in self.parts.items():
-            for word in (part_name, part.column, *part.takes):
+            for word in (part_name, part.column, *part.inputs):
                 known.setdefault(word, set()).add(part.column)
         if name not in known:
             has = ", ".join(self.parts) or "no condition at all"
             raise UserError(f"this model has no condition '{name}'; it has {has}.")
         return known[name]
 
-    _place: Tensor
+    _device_marker: Tensor
 
 
 def merge(conds: list[Cond]) -> Cond:
-    """Several conditions of the same samples in one."""
+    """Several conditions of the same samples joined into one."""
     masks = [_mask(c) for c in conds if c.tokens is not None]
     return Cond(
         vector=_join([c.vector for c in conds], 1),
@@ -171,7 +184,7 @@ def _join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
 
 
 def _listed(values: Any) -> list:
-    """One entry a sample: numbers as such, images as tensors."""
+    """A list with one entry for each sample: numbers as such, images as tensors."""
     return values.tolist() if isinstance(values, Tensor) and values.ndim == 1 else list(values)
 
 

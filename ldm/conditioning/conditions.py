@@ -13,7 +13,7 @@ from ldm.common.annotations import check_guidance, replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.conditioning.conditioner import Conditioner
-from ldm.conditioning.parts import Encode
+from ldm.conditioning.part import EncodeFn
 from ldm.conditioning.text.truncation import sentences
 from ldm.diffusion.guidance import Terms
 from ldm.networks import Cond
@@ -46,11 +46,11 @@ class Conditions:
 
     def to_fill(self, image: Tensor, mask: Tensor) -> "Conditions":
         """With an image (N, C, H, W) to be filled where `mask` (N, 1, H, W) is 1, for a model that was trained to."""
-        made = [part.column for part in self.conditioner.parts.values() if "mask" in part.takes]
+        made = [part.column for part in self.conditioner.parts.values() if "mask" in part.inputs]
         batch = {key: value for key, value in self.batch.items() if key not in made}
         return replace(self, batch=batch | {"image": image, "mask": mask}, conditional=self.conditional | set(made))
 
-    def terms(self, guidance: Scale, encode: Encode, seeds: Sequence[int]) -> Terms:
+    def terms(self, guidance: Scale, encode: EncodeFn, seeds: Sequence[int]) -> Terms:
         """What guidance of this scale evaluates, from the fewest conditions to all.
 
         With one number s it is classifier-free guidance, D_0 + s (D_all - D_0), where D_0 still knows what isn't to be
@@ -64,7 +64,7 @@ class Conditions:
         D_{1..k} has been trained, conditions together, as it is used. Costs a network evaluation for each different
         scale, and one for D_0 unless the smallest is 1.
         """
-        position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner._place.device)
+        position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner.device)
         batch = self.conditioner.prepare(self.batch | {"position": position}, encode, 0)
         scales = self._scales(guidance)
         levels = sorted({scale for scale in scales.values() if scale != 0})
@@ -78,7 +78,7 @@ class Conditions:
     def _scales(self, guidance: Scale) -> dict[str, float]:
         """The scale of each column that is conditional."""
         check_guidance(guidance)
-        guided = {part.column: part.guided for part in self.conditioner.parts.values()}
+        guided = {part.column: part.follows_guidance for part in self.conditioner.parts.values()}
         if not isinstance(guidance, Mapping):
             scales = {column: float(guidance) if is_guided else 1.0 for column, is_guided in guided.items()}
         else:
@@ -123,7 +123,7 @@ def conditions_of(
         raise UserError("nothing to generate: give n of at least 1 and at least one prompt or label.")
     batch = take(batch, torch.arange(count // n).repeat_interleave(n))
     null = conditioner.null_batch(count, size)
-    conditional = {part.column for part in conditioner.parts.values() if any(key in given for key in part.takes)}
+    conditional = {part.column for part in conditioner.parts.values() if any(key in given for key in part.inputs)}
     if negative is not None:
         null |= {"text": _negatives(conditioner, negative, count, size)}
         conditional.add("text")

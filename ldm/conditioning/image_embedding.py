@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.conditioning import image_encoders as vision
-from ldm.conditioning.parts import Encode, Part
+from ldm.conditioning.part import EncodeFn, Part
 from ldm.networks import Cond
 
 
@@ -65,10 +65,10 @@ class ImageEmbedding(Part):
         return {"width": width, "places": places, "sha256": vision.hash_of_encoder(encoder, weights)}
 
     @property
-    def takes(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         return ("embed_image",)
 
-    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> Tensor:
+    def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> Tensor:
         return self.embed(batch["embed_image"] if "embed_image" in batch else batch["image"])
 
     def move_to(self, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
-from ldm.conditioning.parts import Encode, Part
+from ldm.conditioning.part import EncodeFn, Part
 from ldm.conditioning.random_masks import random_masks
 from ldm.networks import Cond
 
@@ -29,7 +29,7 @@ class Inpaint(Part):
 
     column = "masked"
     sources: tuple[str, ...] = ("image",)
-    guided = False  # guidance by a prompt must not lead away from what is there
+    follows_guidance = False  # guidance by a prompt must not lead away from what is there
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Inpaint(Part):
         return {"factor": first_stage.factor, "latent_channels": first_stage.latent_channels}
 
     @property
-    def takes(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         return ("image", "mask")
 
-    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> Tensor:
+    def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> Tensor:
         image = batch["image"]
         if batch.get("mask") is None:
             mask = random_masks(seed, batch["position"], (image.shape[2], image.shape[3]))

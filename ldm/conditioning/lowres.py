@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError
 from ldm.common.randomness import normal, uniform
 from ldm.common.registry import register
-from ldm.conditioning.parts import Encode, Part
+from ldm.conditioning.part import EncodeFn, Part
 from ldm.networks import Cond
 from ldm.networks.layers import timestep_embedding
 
@@ -37,7 +37,7 @@ class LowRes(Part):
     """
 
     column = "low"
-    guided = False
+    follows_guidance = False
     sources = ("image",)
     vector_dim = FEATURES
 
@@ -84,10 +84,10 @@ class LowRes(Part):
         return {"factor": first_stage.factor, "latent_channels": first_stage.latent_channels}
 
     @property
-    def takes(self) -> tuple[str, ...]:
+    def inputs(self) -> tuple[str, ...]:
         return ("low_res", "noise_level")
 
-    def prepare(self, batch: Mapping[str, Any], encode: Encode, seed: int) -> Tensor:
+    def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> Tensor:
         """(B, C + 1, h, w): the planes that are joined to the latent, and the level of noise."""
         position = batch["position"]
         if "low_res" in batch:
@@ -104,7 +104,7 @@ class LowRes(Part):
         planes = self._planes(low, encode)
         return torch.cat([planes, level.expand(-1, 1, *planes.shape[2:])], 1)
 
-    def _planes(self, low: Tensor, encode: Encode) -> Tensor:
+    def _planes(self, low: Tensor, encode: EncodeFn) -> Tensor:
         if self.encoded:
             return encode(F.interpolate(low, scale_factor=self.scale, mode="bicubic").clamp(-1, 1))
         if self.enlarge > 1:

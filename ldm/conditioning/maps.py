@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
-from ldm.conditioning.parts import Part
+from ldm.conditioning.part import Part
 from ldm.networks import Cond
 
 RESIZE = ("area", "nearest", "unshuffle")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.common.registry import register
-from ldm.conditioning.parts import Part
+from ldm.conditioning.part import Part
 from ldm.networks import Cond
 from ldm.networks.layers import timestep_embedding
 
@@ -29,7 +29,7 @@ class ImageSize(Part):
     """
 
     column = "frame"
-    guided = False
+    follows_guidance = False
 
     def __init__(self, features: int = 256, size: list[int] | None = None):
         super().__init__(0.0)

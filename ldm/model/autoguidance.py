@@ -46,7 +46,7 @@ def conditions_of_guide(model: Any, given: Mapping[str, list], n: int, size: tup
         return None
     conditioner = model.guide[0].conditioner
     count = n * max(map(len, given.values()), default=1)
-    known = {key: values for key, values in given.items() if key in conditioner.takes}
+    known = {key: values for key, values in given.items() if key in conditioner.inputs}
     return conditions_of(conditioner, known, n if known else count, size=size)
 
 

@@ -64,7 +64,7 @@ class Cascade(nn.Module):
         """The conditions of the base that this model knows too, one a picture."""
         said = {}
         for key, value in {"text": prompt, "label": options.get("labels")}.items():
-            if value is not None and key in stage.conditioner.takes:
+            if value is not None and key in stage.conditioner.inputs:
                 values = [value] if isinstance(value, (str, int)) else list(value)
                 said[key] = [v for v in values for _ in range(count // len(values))]
         return said

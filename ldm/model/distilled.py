@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditions
-from ldm.conditioning.parts import Encode
+from ldm.conditioning.part import EncodeFn
 from ldm.diffusion import Terms
 
 log = logging.getLogger("ldm")
@@ -35,7 +37,7 @@ def embeds_guidance(network: Any) -> bool:
 
 
 def terms_of(
-    network: Any, conditions: Conditions, guidance: float | Mapping[str, float], encode: Encode, seeds: Sequence[int]
+    network: Any, conditions: Conditions, guidance: float | Mapping[str, float], encode: EncodeFn, seeds: Sequence[int]
 ) -> Terms:
     """What is evaluated at each step: one condition where the guidance scale is part of it, else the terms of
     classifier-free guidance (`Conditions.terms`)."""
@@ -43,5 +45,5 @@ def terms_of(
         return conditions.terms(guidance, encode, seeds)
     if isinstance(guidance, Mapping):
         raise UserError(f"guidance={dict(guidance)}: this model takes one guidance scale for all its conditions.")
-    scale = conditions.conditioner._place.new_full((conditions.count,), float(guidance))
+    scale = torch.full((conditions.count,), float(guidance), device=conditions.conditioner.device)
     return conditions.terms(1.0, encode, seeds).map(lambda cond: replace(cond, guidance=scale))

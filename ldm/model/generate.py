@@ -14,7 +14,7 @@ from ldm.diffusion.inpainting import keeping
 from ldm.diffusion.samplers import DenoiseFn
 from ldm.model.autoguidance import autoguided
 from ldm.model.distilled import terms_of
-from ldm.model.editing import fills
+from ldm.model.inputs import fills
 from ldm.model.latent_space import finite
 from ldm.model.request import Request, seeds_of
 from ldm.networks import AutoencoderKL

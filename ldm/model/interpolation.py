@@ -15,8 +15,9 @@ from ldm.common.errors import UserError
 from ldm.conditioning import Conditions, conditions_of
 from ldm.diffusion import Terms, slerp
 from ldm.images import IMAGES
-from ldm.model.editing import InitialImage, read_images, size_of
 from ldm.model.generate import generate
+from ldm.model.initial_image import InitialImage
+from ldm.model.inputs import read_images, size_of
 from ldm.model.latent_space import finite
 from ldm.model.request import Request, request_of, sampling_of
 from ldm.networks import Cond

@@ -17,8 +17,9 @@ from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.diffusion import Denoiser
 from ldm.images import ImageList, Preprocess
 from ldm.model.autoguidance import load_autoguide
-from ldm.model.editing import InitialImage, Size, check_images, fills, initial_image, read, resized, scale_of, size_of
 from ldm.model.generate import OnStep, generate
+from ldm.model.initial_image import InitialImage
+from ldm.model.inputs import Size, check_images, fills, initial_image, read, resized, scale_of, size_of
 from ldm.model.interpolation import interpolate, variations
 from ldm.model.latent_space import InLatents
 from ldm.model.request import DEFAULTS, request_of

@@ -14,7 +14,8 @@ from ldm.conditioning import Conditions, conditions_of
 from ldm.diffusion.options import sampling_kinds
 from ldm.model.autoguidance import conditions_of_guide
 from ldm.model.distilled import check_few, warn_of_negative
-from ldm.model.editing import InitialImage, Size, fills, size_of
+from ldm.model.initial_image import InitialImage
+from ldm.model.inputs import Size, fills, size_of
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
 _SHARED = (*DEFAULTS, "interval", "rescale", "autoguidance")  # by all samplers

@@ -46,20 +46,22 @@ class PixelAttention(Attention):
 class Stage(nn.Module):
     """The residual blocks of one resolution and the step to the next."""
 
-    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, sampler: nn.Module | None):
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, groups: int, resize: Downsample | Upsample | None
+    ):
         super().__init__()
         widths = [channels] + [out_channels] * blocks
         self.resnets = nn.ModuleList(
             [ResnetBlock(a, b, groups=groups, eps=1e-6) for a, b in zip(widths[:-1], widths[1:], strict=True)]
         )
-        self.downsamplers = nn.ModuleList([sampler]) if isinstance(sampler, Downsample) else None
-        self.upsamplers = nn.ModuleList([sampler]) if isinstance(sampler, Upsample) else None
+        self.downsamplers = nn.ModuleList([resize]) if isinstance(resize, Downsample) else None
+        self.upsamplers = nn.ModuleList([resize]) if isinstance(resize, Upsample) else None
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
             x = resnet(x)
-        for sampler in self.downsamplers or self.upsamplers or ():
-            x = sampler(x)
+        for resize in self.downsamplers or self.upsamplers or ():
+            x = resize(x)
         return x
 
 
@@ -71,8 +73,8 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for i, width in enumerate(widths):
-            sampler = Downsample(width, asymmetric=True) if i < len(widths) - 1 else None
-            self.down_blocks.append(Stage(widths[max(i - 1, 0)], width, blocks, groups=groups, sampler=sampler))
+            resize = Downsample(width, asymmetric=True) if i < len(widths) - 1 else None
+            self.down_blocks.append(Stage(widths[max(i - 1, 0)], width, blocks, groups=groups, resize=resize))
         self.mid_block = MidBlock(widths[-1], attention, groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], 1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -99,8 +101,8 @@ class Decoder(nn.Module):
         self.mid_block = MidBlock(rising[0], attention, groups)
         self.up_blocks = nn.ModuleList()
         for i, width in enumerate(rising):
-            sampler = Upsample(width) if i < len(rising) - 1 else None
-            self.up_blocks.append(Stage(rising[max(i - 1, 0)], width, blocks, groups=groups, sampler=sampler))
+            resize = Upsample(width) if i < len(rising) - 1 else None
+            self.up_blocks.append(Stage(rising[max(i - 1, 0)], width, blocks, groups=groups, resize=resize))
         self.conv_norm_out = nn.GroupNorm(groups, rising[-1], 1e-6)
         self.conv_out = nn.Conv2d(rising[-1], out_channels, 3, padding=1)
 

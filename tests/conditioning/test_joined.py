@@ -10,7 +10,7 @@ import torch
 from ldm.common.errors import UserError
 from ldm.common.registry import build, spec_of
 from ldm.conditioning import Conditioner, FrozenText, JoinedText
-from ldm.conditioning.reader import States
+from ldm.conditioning.on_host import States
 from ldm.data import Table
 from ldm.data.caches.captions import remember_captions
 from ldm.images import Preprocess

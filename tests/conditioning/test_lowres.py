@@ -111,6 +111,6 @@ def test_the_difference_is_diffused_where_it_lies_in_the_network_s_space() -> No
 
 def test_what_a_user_passes_is_by_another_name_than_the_data_s() -> None:
     conditioner = Conditioner({"low": LowRes(3)})
-    assert conditioner.needs == ("image",) and conditioner.takes == ("low_res", "noise_level")
+    assert conditioner.needs == ("image",) and conditioner.inputs == ("low_res", "noise_level")
     given = conditioner.examples({"image": torch.zeros(3, 3, 8, 8)})
     assert [t.shape for t in given["low_res"]] == [(3, 4, 4)] * 3

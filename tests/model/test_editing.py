@@ -13,7 +13,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner
 from ldm.diffusion import EDM, Denoiser
 from ldm.images import Preprocess
-from ldm.model.editing import read_images, read_maps, read_masks
+from ldm.model.inputs import read_images, read_maps, read_masks
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, UNet
 

@@ -69,6 +69,6 @@ def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
     with pytest.raises(UserError, match="one a line"):
         with_prior(given, base, path=str(tmp_path / "empty.txt"), cache=tmp_path, seed=0)
     (tmp_path / "full.txt").write_text("a cat")
-    base.conditioner.takes = ("label",)
+    base.conditioner.inputs = ("label",)
     with pytest.raises(UserError, match="without captions"):
         with_prior(given, base, path=str(tmp_path / "full.txt"), cache=tmp_path, seed=0)

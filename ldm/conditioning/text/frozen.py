@@ -15,8 +15,8 @@ from ldm.common.annotations import replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import register
-from ldm.conditioning.parts import Part
-from ldm.conditioning.reader import States, without
+from ldm.conditioning.on_host import States, without
+from ldm.conditioning.part import Part
 from ldm.conditioning.text.encoders import (
     TOKENIZER,
     WEIGHTS,
@@ -104,8 +104,8 @@ class FrozenText(Part):
         self.known: Known | None = None
         self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
         self._reads: list[Any] = []  # the tokenizer alone
-        # says where the model is; a model that is built without memory (device "meta") must still have it
-        self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
+        # Tells the device. It is made on the CPU since a model that is built on the device "meta" must have it too.
+        self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,18 +158,18 @@ class FrozenText(Part):
             values = Remember(self.known)(values) if self.known else values
         if not isinstance(values, States):
             return self.encode(values)
-        place: torch.device = self._place.device
-        return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, place))
+        device: torch.device = self._device_marker.device
+        return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, device))
 
     @torch.no_grad()
     def encode(self, values: list[str]) -> Cond:
         """Through the encoder: `tokens` (B, L, D), with `mask` (B, L) if masked, and `vector` (B, D) if pooled."""
-        place: torch.device = self._place.device
-        encoder = self.encoder.to(place)
+        device: torch.device = self._device_marker.device
+        encoder = self.encoder.to(device)
         batch = self._tokens(values)
         ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
         mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
-        ids, mask = send(ids, place), send(mask, place)
+        ids, mask = send(ids, device), send(mask, device)
         skips = {"output_hidden_states": True} if self.clip_skip > 1 else {}
         output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
         keep = mask.bool() if self.masked else None
@@ -266,7 +266,7 @@ class FrozenText(Part):
         object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
 
     _spec: dict[str, Any]
-    _place: Tensor
+    _device_marker: Tensor
 
 
 def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:

@@ -10,8 +10,8 @@ from ldm.common.annotations import replace_surrogates
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.registry import build, register
-from ldm.conditioning.parts import Part
-from ldm.conditioning.reader import States, without
+from ldm.conditioning.on_host import States, without
+from ldm.conditioning.part import Part
 from ldm.conditioning.text.frozen import FrozenText, Remember
 from ldm.conditioning.text.truncation import Cut
 from ldm.networks import Cond
@@ -44,7 +44,7 @@ class JoinedText(Part):
         self.nothing = NOTHING if zeros else ""
         self.token_dim = sum(part.token_dim or 0 for part in encoders)
         self.vector_dim = sum(part.vector_dim or 0 for part in encoders) or None
-        self.register_buffer("_place", torch.zeros(0, device="cpu"), persistent=False)
+        self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,10 +71,10 @@ class JoinedText(Part):
         if not isinstance(values, States):
             captions = without(values, drop, self.nothing)
             values = joined([part(spoken(captions)) for part in self.encoders], captions)
-        place: torch.device = self._place.device
-        return Cond(tokens=values.tokens, vector=values.vector).map(lambda t: send(t, place))
+        device: torch.device = self._device_marker.device
+        return Cond(tokens=values.tokens, vector=values.vector).map(lambda t: send(t, device))
 
-    _place: Tensor
+    _device_marker: Tensor
 
 
 class RememberJoined:

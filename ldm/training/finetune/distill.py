@@ -74,7 +74,7 @@ class DistillFinetune(Finetune):
         given = model.sampling["guidance"] if self.guidance is None else self.guidance
         if isinstance(given, Mapping):
             raise UserError(f"the base is guided by {dict(given)}, one scale a condition: give guidance= one number.")
-        if not any(part.guided for part in model.conditioner.parts.values()):
+        if not any(part.follows_guidance for part in model.conditioner.parts.values()):
             if self.guidance is not None and given != 1:
                 raise UserError("the base has no condition to guide by: leave guidance= out.")
             return 1.0, 1.0

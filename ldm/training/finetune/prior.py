@@ -31,7 +31,7 @@ def with_prior(
     if path is None:
         return tables
     prompts = _lines(Path(path).expanduser())
-    if "text" not in model.conditioner.takes:
+    if "text" not in model.conditioner.inputs:
         raise UserError("prior_path holds prompts, which this base doesn't take: it was trained without captions.")
     train, val = tables
     key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)

@@ -8,8 +8,9 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ldm.conditioning.class_label import ClassLabel
 from ldm.conditioning.conditioner import merge
-from ldm.conditioning.parts import ClassLabel, Text
+from ldm.conditioning.text.trained import Text
 from ldm.networks.cond import Cond
 
 

@@ -1,4 +1,4 @@
-"""What the host makes of a batch before it goes to the device: which conditions are dropped, and words as numbers."""
+"""Conditions on the host, before a batch goes to the device: which ones are dropped, and captions as tensors."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,24 +9,24 @@ from ldm.common.randomness import uniform
 
 
 class Tokens(NamedTuple):
-    """Captions as `ids` (B, L) int64, with `mask` (B, L), True on tokens."""
+    """Captions as token `ids` (B, L) int64, with `mask` (B, L), True on tokens and False on padding."""
 
     ids: Tensor
     mask: Tensor
 
 
 class States(NamedTuple):
-    """Captions as a frozen encoder's states `tokens` (B, L, D), with `mask` (B, L) and `vector` (B, D) where it has
-    them."""
+    """Captions as the states of a frozen encoder: `tokens` (B, L, D), and `mask` (B, L) and `vector` (B, D) where the
+    encoder has them."""
 
     tokens: Tensor
     mask: Tensor | None
     vector: Tensor | None
 
 
-class PartReader(NamedTuple):
-    """Of one condition: its column, how often it is dropped, what makes tensors of captions (None: nothing), and what
-    stands for a caption that is dropped."""
+class HostPart(NamedTuple):
+    """What the host needs to know of one condition: its column, the probability of dropping it, the function that turns
+    captions into tensors if there is one, and the caption that takes the place of a dropped one."""
 
     column: str
     drop_prob: float
@@ -34,14 +34,15 @@ class PartReader(NamedTuple):
     nothing: str = ""
 
 
-class Reader:
-    """Adds to a batch on the host what the `parts` of a conditioner would otherwise make the device wait for.
+class HostReader:
+    """Prepares conditions of a batch on the host, so that the device needn't wait for it.
 
-    `drop` has the coins (B,) of each part, fixed by (seed, position), and `ready` the captions of each part that reads
-    captions, those dropped already empty, as tensors. It holds no weights, so that data workers can have it.
+    It adds two entries by the names of `parts`. `drop` says which samples (B,) drop a condition, decided by (seed,
+    position). `ready` has captions as tensors, with dropped ones replaced already. It holds no weights, so data workers
+    can have a copy.
     """
 
-    def __init__(self, parts: Mapping[str, PartReader], seed: int):
+    def __init__(self, parts: Mapping[str, HostPart], seed: int):
         self.parts, self.seed = dict(parts), seed
 
     def __call__(self, batch: dict[str, Any], training: bool) -> dict[str, Any]:
@@ -59,12 +60,12 @@ class Reader:
 
 
 def coins(seed: int, position: Tensor, shares: Mapping[str, float]) -> dict[str, Tensor]:
-    """Which samples (B,) bool drop which condition: an independent coin for each that has a share above 0."""
+    """Which samples (B,) bool drop which condition: an independent coin for each condition with a share above 0."""
     return {name: uniform(seed, f"drop {name}", position) < share for name, share in shares.items() if share > 0}
 
 
 def without(captions: list[str], drop: Tensor | None, nothing: str = "") -> list[str]:
-    """The captions, `nothing` where `drop` (B,) is True."""
+    """The captions, with `nothing` in the place of those where `drop` (B,) is True."""
     if drop is None:
         return captions
     return [nothing if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
