@@ -179,7 +179,7 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     texts = {TEXT, *(TEXT + part.suffix for part in frozen_texts(model))}
     parts = components(model, {UNET, *texts} if any(map(is_of_text, state)) else {UNET})
     modules = [f"{kind}.{name}" for kind, module in parts.items() for name in layers.adaptable(module)]
-    lora = formats.from_state(state, metadata, modules, where=str(path), config=formats.config_beside(path, state))
+    lora = formats.from_contents(path, state, metadata, modules)
     skips = [part.clip_skip for part in frozen_texts(model)]
     width = getattr(parts[UNET], "context_dim", None)
     base_differences.tell_differences(

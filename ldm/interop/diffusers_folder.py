@@ -19,6 +19,7 @@ from ldm.interop import schedulers
 from ldm.interop.files import config_checks, shards
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
 from ldm.interop.files.name_tables import refuse
+from ldm.interop.files.unread_in_pipeline import warn_of_unread
 from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts import conditions, controlnet_config, sdxl, unet_config, vae_config
 from ldm.interop.settings import latent_scale
@@ -206,6 +207,7 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 def _pipeline(folder: Path) -> nn.Module:
     where = folder / "model_index.json"
     index = read_json(where)
+    warn_of_unread(folder)
     config_checks.check_index(index, _KNOWN, str(where))
     # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}

@@ -19,6 +19,7 @@ from ldm.interop.files import beside_checkpoint, user_metadata
 from ldm.interop.files.name_tables import by_prefix, inverse, rename
 from ldm.interop.parts import compvis, compvis_shapes, controlnet_config, sdxl, sdxl_file
 from ldm.interop.parts.clip_text import load_clip
+from ldm.interop.recognition import is_bare_vae
 from ldm.interop.settings import (
     head_counts,
     latent_scale,
@@ -37,33 +38,6 @@ _IGNORED = (
 )  # fmt: skip
 # of a tensor elsewhere that would change what the model draws
 _TELLING = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
-
-
-def is_single_file(path: Path) -> bool:
-    """Whether a file is a checkpoint of CompVis's kind, by the names in it."""
-    if path.suffix.lower() == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as opened:
-                return _is_compvis(opened.keys())
-        except (SafetensorError, OSError):
-            return False
-    return path.suffix.lower() in (".ckpt", ".pt", ".pth") and _is_pickled_compvis(path)
-
-
-def check_readable(path: Path) -> list[str]:
-    """The names in a .safetensors file. Raises UserError for what is called one and is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} can't be read as a .safetensors file ({type(error).__name__}): it is damaged or another file (a "
-            "pointer of Git LFS, a web page), so get it anew."
-        ) from None
 
 
 @check_arguments
@@ -119,7 +93,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents=latents, tensors=tensors, path=path)
         sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
         return controlnet_config.from_compvis(_floats(tensors), str(path), **sizes)
-    if _is_bare_vae(tensors):
+    if is_bare_vae(tensors):
         _check_alone("an autoencoder", (), given, latents=latents, tensors=tensors, path=path)
         return load_vae(_floats(tensors), str(path))
     beside_checkpoint.tell_of_vae(path)
@@ -293,21 +267,3 @@ def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
-def _is_bare_vae(state: Mapping[str, Tensor]) -> bool:
-    return "encoder.down.0.block.0.norm1.weight" in state
-
-
-def _is_compvis(names: Any) -> bool:
-    known = (compvis.UNET, compvis.VAE, controlnet_config.COMPVIS)
-    names = [n for n in names if isinstance(n, str)] if isinstance(names, Iterable) else []
-    return any(n.startswith(known) or n == "encoder.down.0.block.0.norm1.weight" for n in names)
-
-
-def _is_pickled_compvis(path: Path) -> bool:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:
-        return False
-    return isinstance(content, dict) and _is_compvis(content.get("state_dict", content))

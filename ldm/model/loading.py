@@ -66,7 +66,7 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
         raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
     if path.is_file():
         if path.suffix.lower() == ".safetensors":
-            if words := interop.words_in(interop.check_readable(path)):
+            if words := interop.embedding_in(interop.check_readable(path)):
                 raise UserError(f"{path} holds {words}.")
             raise UserError(
                 f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
@@ -138,7 +138,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
 
 def _contents(checkpoint: Any) -> str:
     names = [str(name) for name in checkpoint] if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
-    return interop.words_in(names) or f"its entries are {printable(', '.join(names[:4]))[:200]}"
+    return interop.embedding_in(names) or f"its entries are {printable(', '.join(names[:4]))[:200]}"
 
 
 LatentDiffusion._opener = staticmethod(load)

@@ -10,7 +10,7 @@ from ldm.common.errors import UserError
 from ldm.interop import trainer_settings
 from ldm.interop.files import beside_checkpoint, config_checks, shards
 from ldm.interop.files.declared import of_metadata, refuse_quantised
-from ldm.interop.files.foreign_embeddings import words_in
+from ldm.interop.files.foreign_embeddings import embedding_in
 from ldm.interop.settings import (
     head_counts,
     model_version,
@@ -211,7 +211,7 @@ def test_weights_that_stand_for_others_are_refused():
     ],
 )
 def test_words_of_other_tools_are_known(names, known):
-    assert ("textual inversion" in words_in(names)) == known
+    assert ("textual inversion" in embedding_in(names)) == known
 
 
 def test_files_that_an_index_names_have_to_be_there(tmp_path):

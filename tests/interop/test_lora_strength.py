@@ -222,3 +222,24 @@ def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
     state = {**weights(Q), f"{Q}.alpha": packed}
     with pytest.raises(UserError, match="alpha of .*float4_e2m1fn_x2"):
         formats.from_state(state, {}, MODULES, "a")
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ({"type": "lora", "linear": 4, "linear_alpha": 4}, None),
+        ({"linear": 4, "linear_alpha": 2, "conv": 8}, "config.yaml beside it says network.linear_alpha=2, the weights"),
+        ({"rank": 16, "alpha": 4}, "says network.rank=16, the weights differ: they count"),
+    ],
+)
+def test_ai_toolkits_config_beside_a_lora_is_named_where_the_weights_differ(network, says, tmp_path, caplog):
+    config = {"job": "extension", "config": {"name": "a", "process": [{"type": "sd_trainer", "network": network}]}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))  # which is YAML too
+    assert read(tmp_path, weights()) == {Q: 4.0}
+    assert says in caplog.text if says else not caplog.text
+
+
+@pytest.mark.parametrize("text", ["a: 1", "[1]", "a: &b 1\nc: *b", "config: {process: [1, {network: 3}]}"])
+def test_a_config_of_another_tool_changes_nothing(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    assert read(tmp_path, weights()) == {Q: 4.0}

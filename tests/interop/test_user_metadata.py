@@ -190,3 +190,9 @@ def test_loading_a_lora_tells_both(tmp_path, caplog):
     (tmp_path / "a.json").write_text(json.dumps(A1111))
     model.load_lora(tmp_path / "a.safetensors")
     assert "prediction_type=sample, the base predicts" in caplog.text and "load it at scale 0.6" in caplog.text
+
+
+def test_swifts_scale_beside_a_lora_is_told(tmp_path, caplog):
+    [line] = told(tmp_path, {"lora_dtype": None, "lora_scale": 0.5}, caplog, name="additional_config.json")
+    assert "preferred weight '0.5'; none of it is applied by itself: load it at scale 0.5" in line
+    assert not told(tmp_path, {"lora_dtype": None}, caplog, name="additional_config.json")

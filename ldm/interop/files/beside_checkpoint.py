@@ -17,7 +17,7 @@ _VAES = (".vae.safetensors", ".vae.pt", ".vae.ckpt")
 def settings_beside(path: Path) -> dict[str, Any]:
     """The settings in `NAME.yaml` or `NAME.yml` under that file's name; none where there is none."""
     files = [path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
-    return {file.name: _settings(file) for file in files if file.is_file()}
+    return {file.name: settings_in(file) for file in files if file.is_file()}
 
 
 def tell_of_vae(path: Path) -> None:
@@ -36,7 +36,8 @@ def parsed(text: str, where: str) -> Any:
         raise UserError(f"{where} can't be read as YAML ({type(error).__name__}).") from None
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def settings_in(file: Path) -> dict[str, Any]:
+    """The table of settings in a file of YAML. Raises UserError where it is none."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 _NAMES = ("emb_params", "string_to_param", "clip_l", "clip_g")  # of A1111, ComfyUI, kohya's tools
 
 
-def words_in(names: Iterable[str]) -> str:
+def embedding_in(names: Iterable[str]) -> str:
     """What a file with these entries holds, and what to do about it; empty where it isn't an embedding."""
     names = list(names)
     is_diffusers = 0 < len(names) < 3 and all(re.fullmatch(r"<.+>", name) for name in names)

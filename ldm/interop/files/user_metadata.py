@@ -15,6 +15,7 @@ WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"
 _NOTES = ("sd version", "vae", "notes", "description")  # A1111's other fields
 _INFO = {"trainedWords": WORDS, "baseModel": "sd version"}  # of civitai's description, as A1111 calls them
 _MANAGER = {"base_model": "sd version", "notes": "notes", "recommended_weight": WEIGHT}  # of LoRA-Manager's file
+_SWIFT = {"lora_scale": WEIGHT}  # of swift's additional_config.json, in a LoRA's folder
 _OWN = {"recommended_weight": WEIGHT, "modelspec.trigger_phrase": WORDS}  # of a LoRA's own metadata
 _TIPS = {"strength": WEIGHT}  # of its usage_tips
 _UNSAID: tuple[Any, ...] = (None, "", 0, [], "Unknown")
@@ -29,7 +30,10 @@ def beside(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     own, info = path.with_suffix(".json"), path.with_suffix(".civitai.info")
     manager = path.with_suffix(".metadata.json")
-    said: dict[str, Any] = _of_manager(manager) if manager.is_file() else {}
+    swift = path.with_name("additional_config.json")
+    said: dict[str, Any] = _named(read_json(swift), _SWIFT) if swift.is_file() else {}
+    if manager.is_file():
+        said |= _of_manager(manager)
     if info.is_file():
         read = read_json(info)
         said |= _named(read, _INFO)

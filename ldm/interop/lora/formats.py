@@ -20,7 +20,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.clip_names import canonical, spellings
 from ldm.interop.files.name_tables import bijection, report
 from ldm.interop.files.values import read_json
-from ldm.interop.lora import kohya_xl
+from ldm.interop.lora import kohya_xl, trainer_files
 from ldm.interop.lora import strength as lora_strength
 from ldm.interop.lora.tensor_names import KOHYA, is_pefts, split, unsupported
 
@@ -58,7 +58,18 @@ def read(path: str | Path, modules: Iterable[str]) -> Lora:
     what is half there, and what is said of its strength that has no counterpart here.
     """
     state, metadata = contents(path)
-    return from_state(state, metadata, modules, where=str(path), config=config_beside(path, state))
+    return from_contents(path, state, metadata, modules)
+
+
+def from_contents(
+    path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], modules: Iterable[str]
+) -> Lora:
+    """As `read`, of a file whose `contents` have been read already."""
+    lora = from_state(state, metadata, modules, where=str(path), config=config_beside(path, state))
+    ranks = {module: lora.rank(module) for module in lora.alphas}
+    has_convolutions = any(max(tensor.shape[2:], default=1) > 1 for tensor in lora.weights.values())
+    trainer_files.warn_of_differences(path, lora.alphas, ranks, has_convolutions)
+    return lora
 
 
 def file_at(path: Path) -> Path | None:

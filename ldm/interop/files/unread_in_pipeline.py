@@ -1,0 +1,42 @@
+"""Adapters and embeddings in the folder of a pipeline of diffusers, which the pipeline's own index doesn't name."""
+
+import logging
+from pathlib import Path
+
+from ldm.interop.files.foreign_embeddings import embedding_in
+
+log = logging.getLogger("ldm")
+_PATTERNS = ("adapter_config.json", "adapter_model.*", "*lora_weights.*", "learned_embeds*")
+_MOST = 6
+
+
+def warn_of_unread(folder: Path) -> None:
+    """Warns, in one line, of LoRAs and embeddings in a pipeline's folder: they aren't loaded with it."""
+    named = {file for pattern in _PATTERNS for file in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))}
+    found = sorted(file.relative_to(folder).as_posix() for file in named | _by_content(folder))
+    if not found:
+        return
+    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    log.warning(
+        "%s: %s%s aren't read with the pipeline: put a LoRA on the model with load_lora(PATH); embeddings of other "
+        "tools can't be read",
+        folder, ", ".join(found[:_MOST]), more,
+    )  # fmt: skip
+
+
+def _by_content(folder: Path) -> set[Path]:
+    """The .safetensors files beside the index, or in a folder that is no part, whose tensors are an adapter's."""
+    files = [*folder.glob("*.safetensors")]
+    files += [file for file in folder.glob("*/*.safetensors") if not (file.parent / "config.json").is_file()]
+    return {file for file in files if _is_adapter(file)}
+
+
+def _is_adapter(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError):
+        return False
+    return any("lora_" in name or ".lora." in name for name in names) or bool(embedding_in(names))
