@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ldm.common.errors import UserError
-from ldm.data.preparing.decode import class_names
 from ldm.data.preparing.holdout import split_off
+from ldm.data.preparing.labels import class_names
 from ldm.data.preparing.summary import MOST_LINES
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.sample import Sample

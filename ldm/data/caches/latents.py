@@ -99,7 +99,7 @@ def cached_latents(
         return replace(_open(table, former), reused=True)
     _print_reason(folder.parent, about)
     with temporarily_on(first_stage, device):
-        _make(table, first_stage, folder, batch_size, about)
+        _make(table, first_stage, folder, batch_size=batch_size, about=about)
     return _open(table, folder)
 
 
@@ -109,13 +109,13 @@ def _folder(root: Path, about: Mapping[str, Any]) -> Path:
     return root / "latents" / hashlib.sha256(named.encode()).hexdigest()[:20]
 
 
-def _make(table: Table, first_stage: FirstStage, folder: Path, batch_size: int, about: dict[str, Any]) -> None:
+def _make(table: Table, first_stage: FirstStage, folder: Path, *, batch_size: int, about: dict[str, Any]) -> None:
     """Encodes into a folder beside `folder`, renamed when complete, so that nothing unfinished has the cache's name."""
     work = folder.with_name(f".{folder.name}.partial")
     work.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process was faster and has renamed the folder
         dtype = about.get("dtype", "float32")
-        encode_table(table, first_stage, work, batch_size, lambda: _is_complete(folder), dtype)
+        encode_table(table, first_stage, work, batch_size, needless=lambda: _is_complete(folder), dtype=dtype)
         with one_at_a_time(work):
             if not _is_complete(folder):
                 _finish(work, about)
@@ -179,7 +179,7 @@ def encode_table(
             images = images_on(device, table, rows.numpy())
             posterior = first_stage.encode(images)
             found = to_host(*(moment.to(getattr(torch, dtype)) for moment in (posterior.mean, posterior.std)))
-            _refuse_not_finite(found, posterior, rows, table, dtype)
+            _refuse_not_finite(found, posterior, rows=rows, table=table, dtype=dtype)
             for array, moment in zip(arrays.values(), found, strict=True):
                 array[int(rows[0]) : int(rows[-1]) + 1] = moment.numpy()
         for array in arrays.values():
@@ -188,7 +188,7 @@ def encode_table(
     share(folder, pieces, encode, needless)
 
 
-def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, rows: Tensor, table: Table, dtype: str) -> None:
+def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, *, rows: Tensor, table: Table, dtype: str) -> None:
     """Raises UserError if `found`, the posterior's moments (B, C, h, w) as they are to be stored, aren't finite."""
     finite = torch.stack([moment.isfinite().flatten(1).all(1) for moment in found]).all(0)  # (B,)
     if finite.all():

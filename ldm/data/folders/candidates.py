@@ -42,9 +42,10 @@ class Candidates(NamedTuple):
         removed = {*named, *validated}
         images = [path for path in images if path not in removed]
         has_metadata = any(map(is_metadata, store.entries))
-        excluded = excluded_images(store, images, options, known, Findings() if has_metadata else findings)
+        reported = Findings() if has_metadata else findings
+        excluded = excluded_images(store, images, options, known=known, findings=reported)
         own = [path for path in images if not is_junk(path) and (has_metadata or path not in excluded)]
-        return cls(store, own, excluded, removed, options.classes)
+        return cls(store=store, images=own, excluded=excluded, removed=removed, classes=options.classes)
 
     def layout(self, has_val_root: bool, findings: Findings) -> Layout:
         """The folders of the splits; records the images that are in neither."""

@@ -75,7 +75,7 @@ def report_odd_classes(
 ) -> None:
     """Warns of classes whose folders may not be meant as classes, by their names and what they hold.
 
-    `classes` are those of the images at `paths`. `is_storage_folder` tells which folders within a class are no classes.
+    `classes` are those of the images at `paths`. `is_storage_folder` says which folders within a class aren't classes.
     """
     distinct = sorted({*classes})
     for pattern, kind in _ODD.items():

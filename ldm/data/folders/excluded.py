@@ -65,7 +65,7 @@ class FolderImages:
 
 
 def excluded_images(
-    store: Store, images: Sequence[str], options: FolderOptions, known: Collection[str], findings: Findings
+    store: Store, images: Sequence[str], options: FolderOptions, *, known: Collection[str], findings: Findings
 ) -> dict[str, str]:
     """Those of `images` that aren't samples, with the reason; none where that would be all of them.
 

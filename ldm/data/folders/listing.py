@@ -36,7 +36,8 @@ def samples(
     `columns` has the wanted columns, each with its name in the metadata. `known` are the training classes if these
     images are for validation. `excluded` are images that aren't samples unless metadata name them, with the reason.
     """
-    listing = _Listing(store, columns, known, options, Findings() if findings is None else findings)
+    findings = Findings() if findings is None else findings
+    listing = _Listing(store=store, columns=columns, known=known, options=options, findings=findings)
     return listing.samples(under, excluded or {}, keep)
 
 

@@ -1,8 +1,7 @@
 """From listed samples to a table: decoding on threads, in chunks, into memory-mapped arrays."""
 
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ldm.common.errors import UserError, printable
+from ldm.data.preparing.labels import check_labels, classes_of_labels
 from ldm.data.reading.captions.files import read_caption
 from ldm.data.reading.captions.json_files import OURS
 from ldm.data.reading.findings import plural
@@ -26,12 +26,7 @@ _CHUNK_BYTES = 2**25
 _BIG_FILE = 2**14  # bytes on average, from which on threads pay
 _SHOW_PROGRESS = 2000  # images from which on a bar is shown
 _OTHERS = " Fix them, or remove them so that others are chosen."
-CLASS_HINT = (
-    "Give each class images for both splits, or train without classes: by data.classes=false if they are folders, by "
-    "data.columns='[text]' if they are in the metadata."
-)
 _AT_ONCE = 10  # with more bad images than this the run may stop before all are decoded
-_MOST_CLASSES, _SPARSE = 2**14, 10  # labels are class numbers up to this, and beyond it if a tenth of them occur
 Split = tuple[Store, list[Sample]]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,8 +98,8 @@ class Decoder:
         if any(row.text is not None or row.caption is not None for row in rows):
             has.append("text")
         if "label" in has:
-            _check_labels(rows, val[1])
-            classes = tuple(classes) or _classes(rows, val[1])
+            check_labels(rows, val[1])
+            classes = tuple(classes) or classes_of_labels(rows, val[1])
         control = _control(train, preprocess) if "control" in has else None
         return cls(
             preprocess=preprocess,
@@ -264,51 +259,6 @@ def _control(split: Split, preprocess: Preprocess) -> Preprocess:
     grey = image.ndim == 2 if isinstance(image, np.ndarray) else image.mode in ("1", "L", "I;16")
     _, height, width = preprocess.shape
     return Preprocess(1 if grey else 3, height, width, resize=preprocess.resize, background=[0])
-
-
-def _check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
-    if val and all(sample.label is None for sample in val):
-        raise UserError(
-            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, and training images have: "
-            "sort them into folders of the same names, or leave them out (data.without= names folders), so that "
-            "data.val_share holds out others."
-        )
-    for sample in (*train, *val):
-        if sample.label is None:
-            raise UserError(f"{sample.image} has no label while others have; give it one, or remove it.")
-
-
-def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
-    """The names of classes by their labels: words in natural order (2 before 10), or all numbers up to the highest.
-
-    Where most of these numbers would be missing, as with identifiers, only those that occur.
-    """
-    numbers = [label for label in labels if isinstance(label, int) and label >= 0]
-    if len(numbers) == len(labels) and not are_sparse(numbers):
-        return tuple(str(i) for i in range(max(numbers) + 1))
-    return tuple(sorted({str(label) for label in labels}, key=_natural))
-
-
-def are_sparse(numbers: Collection[int]) -> bool:
-    """Whether labels are identifiers rather than class numbers that count from zero."""
-    return max(numbers, default=0) >= max(_MOST_CLASSES, _SPARSE * len(set(numbers)))
-
-
-def _natural(word: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A sort key by which numbers inside words are compared by value: by length, then digit by digit."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", word)
-    numbers = [part.lstrip("0") if part[0] in "0123456789" else None for part in parts]
-    return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True)], word
-
-
-def _classes(train: Sequence[Sample], val: Sequence[Sample]) -> tuple[str, ...]:
-    """The classes of training. Raises UserError if validation has others."""
-    classes = class_names({sample.label for sample in train})
-    known = set(classes)
-    for sample in val:
-        if str(sample.label) not in known:
-            raise UserError(f"{sample.image} is of class '{sample.label}', which training doesn't have. {CLASS_HINT}")
-    return classes
 
 
 def _lines(text: str) -> str | list[str]:

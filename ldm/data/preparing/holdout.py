@@ -8,7 +8,8 @@ import numpy as np
 
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
-from ldm.data.preparing.decode import CLASS_HINT, Split, class_names
+from ldm.data.preparing.decode import Split
+from ldm.data.preparing.labels import CLASS_HINT, class_names
 from ldm.data.reading.findings import Findings, plural
 from ldm.data.reading.sample import Sample
 from ldm.data.reading.store import Store

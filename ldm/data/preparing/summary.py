@@ -66,11 +66,13 @@ class Facts:
         return bool(self.bad or self.left_out or self.no_caption or self.several_lines or self.notes and self.unread)
 
     def save(self, folder: Path) -> None:
+        """Writes skipped.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         atomic_write(folder / FILE, text.encode("utf-8", "surrogatepass"))  # a file's name may not be UTF-8
 
     @classmethod
     def load(cls, folder: Path) -> "Facts":
+        """The facts in the skipped.json of `folder`."""
         return cls(**json.loads((folder / FILE).read_bytes().decode("utf-8", "surrogatepass")))
 
     def lines(self) -> list[str]:

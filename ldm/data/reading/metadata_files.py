@@ -1,6 +1,5 @@
 """Samples as metadata.jsonl and metadata.csv describe them, a row for each image."""
 
-import math
 import posixpath
 import re
 import shlex
@@ -12,7 +11,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import ending, inside, is_image
 from ldm.data.reading.rows import FILE_NAME, Row, is_gap, is_index, number_labels, read_lists, rows_of
-from ldm.data.reading.sample import COLUMNS, PATHS, USUAL, Sample, join_tags, text_of, usual_names
+from ldm.data.reading.sample import COLUMNS, PATHS, USUAL, Sample, join_tags, label_of, text_of, usual_names
 from ldm.data.reading.split_column import read_splits, split_column
 from ldm.data.reading.store import Store
 
@@ -48,20 +47,6 @@ def read_metadata(
 def is_metadata(path: str) -> bool:
     """Whether a file has the name of metadata, regardless of case."""
     return posixpath.basename(path).lower() in METADATA
-
-
-def label_of(value: Any) -> str | int | None:
-    """A cell's label, stripped of spaces; None for an empty cell and not-a-number. Raises UserError for anything else
-    that is neither a whole number nor a word."""
-    if isinstance(value, float) and math.isnan(value):
-        value = None
-    elif isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, str):
-        value = value.strip() or None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
-        raise UserError(f"the label {value!r} is neither a number nor a word")
-    return value
 
 
 class _File:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.common import annotations
+from ldm.common.errors import UserError
 
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
@@ -66,6 +67,20 @@ def text_of(value: Any) -> tuple[Text, bool]:
         return [part for part in parts if part] or None, None not in parts
     text = _words(value)
     return text, text is not None or value is None
+
+
+def label_of(value: Any) -> str | int | None:
+    """A cell's label, stripped of spaces; None for an empty cell and not-a-number. Raises UserError for anything else
+    that is neither a whole number nor a word."""
+    if isinstance(value, float) and math.isnan(value):
+        value = None
+    elif isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str):
+        value = value.strip() or None
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, str))):
+        raise UserError(f"the label {value!r} is neither a number nor a word")
+    return value
 
 
 def join_tags(text: Text) -> str | None:

@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 
 from ldm.common.errors import UserError
 from ldm.data.reading.findings import Findings
-from ldm.data.reading.metadata_files import label_of
 from ldm.data.reading.paths import ending, is_image
 from ldm.data.reading.rows import DIGITS
-from ldm.data.reading.sample import PATHS, USUAL, Sample, text_of
+from ldm.data.reading.sample import PATHS, USUAL, Sample, label_of, text_of
 from ldm.data.reading.store import MAX_BYTES, Store
 from ldm.data.reading.unread import UNREADABLE
 

@@ -10,10 +10,11 @@ from ldm.data.folders.candidates import Candidates, check_without, shared_with_v
 from ldm.data.folders.classes import image_of, report_inner_folders
 from ldm.data.folders.listing import samples
 from ldm.data.folders.repeats import check_repeats
-from ldm.data.preparing.decode import Split, are_sparse
+from ldm.data.preparing.decode import Split
 from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
 from ldm.data.preparing.encoded_source import EncodedSource
 from ldm.data.preparing.holdout import reasons_in, split_off
+from ldm.data.preparing.labels import are_sparse
 from ldm.data.preparing.options import EMBEDDED, WHOLE
 from ldm.data.reading.captions.embedded import check_embedded, report_embedded
 from ldm.data.reading.findings import Findings, examples, plural

@@ -17,7 +17,8 @@ from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
 from ldm.data.folders.common_names import report_similar_classes
-from ldm.data.preparing.decode import Decoder, Tally, class_names
+from ldm.data.preparing.decode import Decoder, Tally
+from ldm.data.preparing.labels import class_names
 from ldm.data.preparing.options import LINES, TAGS, WHOLE, as_shape, check_captions, check_val_share, metadata_names
 from ldm.data.preparing.shard_duplicates import images_of, report_shared, save_digests
 from ldm.data.preparing.summary import FILE, Facts, facts_of, report

@@ -60,7 +60,8 @@ def file_map(array: np.ndarray) -> FileMap | None:
     path = str(owner.filename)
     if not os.path.exists(path) or os.path.getsize(path) < offset + array.nbytes:
         return None
-    return FileMap(path, offset, array.dtype, array.shape, "r+" if array.flags.writeable else "r")
+    mode = "r+" if array.flags.writeable else "r"
+    return FileMap(path=path, offset=offset, dtype=array.dtype, shape=array.shape, mode=mode)
 
 
 def _owner(array: Any) -> tuple[np.memmap | None, mmap.mmap | None]:

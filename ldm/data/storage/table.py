@@ -179,9 +179,8 @@ def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -
 def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Table]]) -> dict[str, Table]:
     """Tables by name from `cache/key`, made there by `make(folder)` if they don't exist yet.
 
-    They are made in a temporary folder that is renamed when complete, so that processes that start together don't
-    disturb each other and an interrupted one leaves nothing that looks finished. `make` may put memory-mapped arrays
-    into folders named like the tables inside the folder that it is given.
+    They are made in a temporary folder, renamed when complete, so that neither processes that start together nor an
+    interrupted one do harm. `make` may put memory-mapped arrays into folders there that are named like the tables.
     """
     home = cache / key
     while rank() > 0 and not _is_complete(home):  # the first of several processes makes it

@@ -43,8 +43,8 @@ def text_in(file: BinaryIO) -> str:
 
     try:
         check_metadata(file)
-        with Image.open(file) as picture:
-            return next((text for found in _texts(picture) if (text := _words(found))), "")
+        with Image.open(file) as image:
+            return next((text for found in _texts(image) if (text := _words(found))), "")
     except Exception:  # whatever it is, it is counted when it is decoded
         return ""
 
@@ -78,20 +78,20 @@ def _peek(store: Store, path: str) -> str:
         return ""
 
 
-def _texts(picture: Any) -> Iterator[Any]:
+def _texts(image: Any) -> Iterator[Any]:
     from PIL import IptcImagePlugin
 
-    yield from (picture.info.get(name) for name in _GENERATED)
-    exif = picture.getexif()
+    yield from (image.info.get(name) for name in _GENERATED)
+    exif = image.getexif()
     yield from (str(exif.get(tag, "")).removeprefix("prompt:") for tag in (_MODEL, _MAKE) if _is_graph(exif.get(tag)))
     yield exif.get(_DESCRIPTION)
     yield _comment(exif.get_ifd(_EXIF).get(_COMMENT, b""))
     yield from (_wide(exif.get(tag)) for tag in _WINDOWS)
-    iptc = IptcImagePlugin.getiptcinfo(picture) or {}
+    iptc = IptcImagePlugin.getiptcinfo(image) or {}
     yield from (_listed(iptc.get(tag)) for tag in _IPTC)
-    xmp = picture.info.get("xmp") or picture.info.get("XML:com.adobe.xmp") or b""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     yield from _of_xmp(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
-    yield from (picture.info.get(name) for name in _PLAIN)
+    yield from (image.info.get(name) for name in _PLAIN)
 
 
 def _is_graph(value: Any) -> bool:
