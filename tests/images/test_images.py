@@ -279,7 +279,7 @@ def test_masks_of_two_kinds_need_no_white(content):
         ([1, 1, 1], "L", [1, 1, 1], "entirely white"),
         ([0, 15, 255], "L", [0, 0, 1], "above half"),
         ([0, 128, 255], "L", [0, 1, 1], None),
-        ([1, 3, 3], "L", [0, 1, 1], "a trimap's 1 is its object"),
+        ([1, 3, 3], "L", [0, 1, 1], "in a trimap 1 is the object"),
         ([100, 200, 200], "L", [0, 1, 1], None),
         ([(0, 0, 0), (9, 240, 9), (200, 9, 9)], "RGB", [0, 1, 0], "several colours"),
     ],
