@@ -33,7 +33,7 @@ from torch import Tensor
 import ldm
 from ldm.data.sources.emoji import Emoji
 from ldm.data.storage.table import Table
-from ldm.training.finetune.controlnet import beside
+from ldm.training.finetune.controlnet import alternating
 
 
 def f1(precision: Tensor, recall: Tensor) -> float:
@@ -110,7 +110,7 @@ def scored(args: argparse.Namespace, model, hint, judge, val: Table, rows: np.nd
         "share of the way from base to ceiling": (f1s["samples"] - f1s["base"])
         / (f1s["reconstructions"] - f1s["base"]),
     }
-    return figures, beside(beside(hint.show(hints), plain), beside(drawn, batch["image"]))
+    return figures, alternating(alternating(hint.show(hints), plain), alternating(drawn, batch["image"]))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 from ldm import artifact
 from ldm.training.runs import folder as run
 from ldm.training.task import Task
-from ldm.training.trainer.callbacks import Pictures
+from ldm.training.trainer.callbacks import SampleGrids
 from tests.reliability.runs import assert_same_run, forked, steps, strike, train
 
 RUN = Path("runs/vae/squares")
@@ -46,7 +46,7 @@ def noted(log: Path) -> None:
     for owner, name, what in (
         (Task, "training_step", "step"),
         (Task, "validation_step", "validation"),
-        (Pictures, "_write", "grid"),
+        (SampleGrids, "_write", "grid"),
     ):
         seen(owner, name, what, note)
     sys.addaudithook(opened)

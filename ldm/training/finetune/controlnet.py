@@ -84,7 +84,7 @@ class ControlFinetune(Finetune):
             control = ControlImages({NAME: hints}, {NAME: 1.0}, {NAME: (0.0, 1.0)})
             each, steps = 1 if conditions else len(rows), min(model.sampling["steps"], 50)
             images = model.draw(conditions, each, seed=seed, steps=steps, steering=control).cpu()
-            return _alternating(self.hint.show(hints).cpu(), images)
+            return alternating(self.hint.show(hints).cpu(), images)
 
         return sample
 
@@ -109,7 +109,7 @@ class HintReader:
         return self.read(batch, training) | {"hint": made}
 
 
-def _alternating(a: Tensor, b: Tensor) -> Tensor:
+def alternating(a: Tensor, b: Tensor) -> Tensor:
     """Images (N, C, H, W) of two kinds, each with 1 or 3 channels, in turns: (2N, C, H, W)."""
     channels = max(a.shape[1], b.shape[1])
     pair = [images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else images[:, :3] for images in (a, b)]
