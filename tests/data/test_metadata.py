@@ -155,7 +155,7 @@ def test_a_short_line_of_a_table(tmp_path):
         "1 line of metadata.csv with fewer fields than columns (line 3): the missing ones count as empty"
     ]
     (root / "metadata.csv").write_text("sep=;\nfile_name;text\n0.png;a;b\n")
-    with pytest.raises(UserError, match="line 3 has 3 fields for 2 columns: put captions that hold semicolons in"):
+    with pytest.raises(UserError, match="line 3 has 3 fields for 2 columns: put captions that contain semicolons in"):
         found(root)
     (root / "metadata.csv").write_text("text,file_name\na,0.png\na stray line\n")
     with pytest.raises(UserError, match="metadata.csv, line 3 has no file_name"):
