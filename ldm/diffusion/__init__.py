@@ -1,4 +1,4 @@
-"""The diffusion core in sigma-space: x = x0 + sigma noise."""
+"""The mathematics of diffusion, as functions of the noise level sigma in x = x0 + sigma noise."""
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Terms, autoguidance, away, classifier_free, guided

@@ -1,16 +1,16 @@
-"""Consistency distillation: a student that jumps along the ODE's trajectory where its base takes many steps.
+"""Consistency distillation: a student learns to jump along the trajectory on which its base takes many steps.
 
-The probability-flow ODE carries x at sigma to one point at a lower level `end`, which is the consistency function
-f(x, sigma) (Song et al. 2023). Two points of one trajectory have one f, so a student learns it from neighbours:
+The probability-flow ODE leads from x at sigma to a point at a lower level `end`; that point is the consistency function
+f(x, sigma) (Song et al. 2023). All points of a trajectory have the same f, so a student can learn it from neighbours:
 
     f_student(x, sigma)  ->  f_average(x', s),    x' = one step of the frozen base's ODE from sigma down to s
 
-with f(x, end) = x, which keeps it from being constant. With the base's guidance in that step the student has it baked
-in, and needs one evaluation where the base needs two (Luo et al. 2023, "Latent consistency models").
+with f(x, end) = x, which keeps f from becoming constant. If the base is guided in that step, guidance is baked into the
+student, which then needs one evaluation where the base needs two (Luo et al. 2023, "Latent consistency models").
 
-Where every level has the same end, sigma_min, any number of steps works, by the sampler `lcm`. Several segments, each
-with its own end, are easier to learn, since a jump is short, and are left by as many steps of `euler` (Heek et al.
-2024, "Multistep consistency models").
+If all levels have the same end, sigma_min, the sampler `lcm` works with any number of steps. Several segments, each
+with its own end, are easier to learn, since jumps are shorter; they take one step of `euler` each (Heek et al. 2024,
+"Multistep consistency models").
 """
 
 from typing import Any
@@ -29,22 +29,25 @@ SOLVERS = ("euler", "heun")
 def jump(denoise: DenoiseFn, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
     """f(x, sigma) = c_skip x + c_out D(x, sigma), c_skip = end / sigma and c_out = 1 - c_skip: (B, C, H, W).
 
-    That is Euler's step from `sigma` to `end` (B,) along the student's D, so f(x, end) = x whatever D is, and samplers
-    and all else take the student for a denoiser like others.
+    This is Euler's step from `sigma` (B,) to `end` (B,) along the student's D. So f(x, end) = x whatever D is, and to
+    samplers the student is a denoiser like any other.
     """
     return torch.lerp(denoise(x, sigma), x, broadcast(end / sigma, x))
 
 
 def wanted(f: Tensor, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
-    """The D by which a jump from x at `sigma` to `end` (B,) comes to `f`; `end` has to lie below."""
+    """The D (B, C, H, W) with which a jump from `x` at `sigma` to `end` (B,), a lower level, arrives at `f`: the
+    inverse of `jump`."""
     skip = broadcast(end / sigma, x)
     return (f - skip * x) / (1 - skip)
 
 
 def ode_step(denoise: DenoiseFn, x: Tensor, sigma: Tensor, s: Tensor, solver: str = "euler") -> Tensor:
-    """x at the lower noise level `s` (B,), above 0, by one step of the ODE from `sigma` (B,), of each sample its own.
+    """`x` (B, C, H, W) moved from `sigma` (B,) to the lower level `s` (B,), above 0, by one step of the
+    probability-flow ODE. Each sample has its own levels.
 
-    `euler` is DDIM, for flow Euler in t; `heun` the same corrected as in `ldm.diffusion.heun`, at twice the cost.
+    `euler` is DDIM, and for flow Euler's method in t; `heun` adds the correction of `ldm.diffusion.heun`, at twice the
+    cost.
     """
     denoised = denoise(x, sigma)
     moved = torch.lerp(denoised, x, broadcast(s / sigma, x))
@@ -66,11 +69,12 @@ def consistency_loss(
     solver: str = "euler",
     huber_c: float = 1e-3,
 ) -> Tensor:
-    """The loss of each sample (B,) at `x` (B, C, H, W) of noise `sigma`, with `s` the next level and `end` that of its
-    segment, (B,) each, end <= s < sigma. `base` is guided already. No gradient flows but through `student`.
+    """The loss of each sample (B,) for `x` (B, C, H, W) at the noise level `sigma` (B,), where `s` (B,) is the next
+    level and `end` (B,) the end of the segment, end <= s < sigma. `base` is guided already. Gradients flow through
+    `student` alone.
 
-    It is taken between denoised images: a jump's own error is (1 - end / sigma) times that, which would hardly teach
-    the levels next to `end`, on which all above them build.
+    The loss compares denoised images. The error of the jump itself is (1 - end / sigma) times theirs, and would hardly
+    train the levels next to `end`, on which all levels above them depend.
     """
     with torch.no_grad():
         f = jump(average, ode_step(base, x, sigma, s=s, solver=solver), s, end)
@@ -79,7 +83,8 @@ def consistency_loss(
 
 
 def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    """sqrt(d^2 + c^2) - c, the mean over C, H, W of each sample: (B,). |d| but near 0 (Song and Dhariwal 2024)."""
+    """sqrt(d^2 + c^2) - c for d = `difference` (B, C, H, W), averaged over C, H, W: (B,). It is about |d| for large d
+    and smooth at 0 (Song and Dhariwal 2024)."""
     square = difference.square()
     return (square / ((square + c**2).sqrt() + c)).flatten(1).mean(1)
 
@@ -93,8 +98,11 @@ def baked(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """Classifier-free guidance as `ldm.diffusion.guided` has it, D_null + scale (D - D_null), where each sample has its
-    own `scale` (B,) and noise level. Costs one call with the joined batch."""
+    """Classifier-free guidance, D_null + scale (D - D_null), where each sample has its own `scale` (B,) and noise
+    level.
+
+    `interval` and `rescale` are those of `ldm.diffusion.guided`. It costs one call with the joined batch.
+    """
     joined = cond.cat(null)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -111,11 +119,11 @@ def baked(
 def segment_levels(
     parameterization: Parameterization, levels: int, segments: int = 1, shift: float = 1.0, spacing: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Noise levels (levels + 1,), float32, falling from sigma_max to sigma_min, and the place of each one's end,
-    (levels,) int64.
+    """Noise levels (levels + 1,), float32, falling from sigma_max to sigma_min, and for each of them but the last the
+    index of its segment's end, (levels,) int64.
 
-    Segments end where a sampler of so many steps stops on its way, the last at sigma_min; within each, levels are
-    evenly apart in sigma / (1 + sigma), the time of rectified flow.
+    Segments end at the levels that a sampler with `segments` steps visits, the last one at sigma_min. Within a segment
+    levels are evenly spaced in sigma / (1 + sigma), the time of rectified flow.
     """
     edges = torch.cat(
         [parameterization.grid(segments, spacing, shift)[:-1], torch.tensor([parameterization.sigma_min])]
@@ -130,6 +138,7 @@ def segment_levels(
 
 
 def check_solver(solver: str) -> str:
+    """`solver` itself. Raises UserError unless it is one of SOLVERS."""
     if solver not in SOLVERS:
         raise UserError(f"solver={solver} is unknown.{did_you_mean(solver, SOLVERS)}")
     return solver

@@ -1,4 +1,4 @@
-"""A network made into a denoiser, and the loss that trains it."""
+"""From a network to a denoiser, and the loss that trains it."""
 
 from collections.abc import Callable
 from copy import copy
@@ -19,23 +19,23 @@ from ldm.diffusion.weighting import Uniform, Weighting
 class Denoiser(nn.Module):
     """D(x, sigma) = c_skip x + c_out network(c_in x, c_noise, cond) (Karras et al. 2022, eq. 7).
 
-    `network(x (B, C, H, W), c_noise (B,), cond)` returns (B, C, H, W). What it is asked for is `parameterization`'s
-    affair, which noise it is trained on is `noise`'s (a map from uniform numbers to sigma), and how much each level
-    counts is `weighting`'s. x, sigma and the four numbers stay float32 (or float64 if they come so) under autocast,
-    whatever the network computes in: products and sums aren't among the operations that autocast casts.
+    `network(x (B, C, H, W), c_noise (B,), cond)` returns (B, C, H, W). `parameterization` decides what it predicts,
+    `noise` which noise levels it is trained on (a map from uniform numbers to sigma), and `weighting` how much each
+    level counts. x, sigma and the four numbers stay float32, or float64 if they are given so, whatever the network
+    computes in, under autocast too: it doesn't cast products and sums.
 
     `loss` is "mse", "l1" or "huber", which is the pseudo-Huber 2 c (sqrt(d^2 + c^2) - c) with c = `huber_c`: d^2 for
     small errors, 2 c |d| for large ones.
 
     `offset_noise` s adds s times a standard normal number a channel, the same at all places, to the noise of training
-    (Guttenberg 2023): a model whose schedule doesn't end in pure noise learns to change the mean colour. 0 is off, 0.1
-    usual; zero-terminal SNR is the sounder cure.
+    (Guttenberg 2023), so that a model whose schedule doesn't end in pure noise learns to change the mean colour. 0 is
+    off, 0.1 is usual; zero-terminal SNR solves the same problem more cleanly.
 
-    Where `cond` has a `base` b (B, C, H, W), an image that is right but for details, what is diffused is the difference
-    from it: D(x, sigma) = b + D'(x - b, sigma), and x = x0 + sigma noise stays as it is.
+    Where `cond` has a `base` b (B, C, H, W), an image that lacks only details, the difference from it is diffused:
+    D(x, sigma) = b + D'(x - b, sigma), with x = x0 + sigma noise as before.
     """
 
-    reads: torch.dtype | None = None  # what the network's input is cast to; None: it is left as it is
+    reads: torch.dtype | None = None  # the type to which the network's input is cast; None: it isn't cast
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Denoiser(nn.Module):
         if not huber_c > 0:
             raise UserError(f"huber_c={huber_c}: has to be above 0.")
         if not offset_noise >= 0:
-            raise UserError(f"offset_noise={offset_noise}: has to be 0 (off) or above, usually 0.1.")
+            raise UserError(f"offset_noise={offset_noise}: has to be at least 0 (off); 0.1 is usual.")
         self.network = network
         self.parameterization = parameterization
         self.noise = noise or default_noise(parameterization)
@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
         self.penalty, self.huber_c, self.offset_noise = _PENALTIES[loss], huber_c, offset_noise
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        """The denoised x0 (B, C, H, W) of `x` (B, C, H, W) at `sigma` (B,). One call of the network."""
+        """The denoised x0 (B, C, H, W) of `x` (B, C, H, W) at `sigma` (B,). It costs one call of the network."""
         x, sigma = at_least_float32(x), at_least_float32(sigma)
         base = getattr(cond, "base", None)
         x = x if base is None else x - base
@@ -72,9 +72,8 @@ class Denoiser(nn.Module):
         return denoised if base is None else denoised + base
 
     def around(self, network: nn.Module, dtype: torch.dtype) -> "Denoiser":
-        """The same denoiser around another network, which reads its input in `dtype`; itself where nothing is other.
-
-        Sharded modules can't be copied: their class is one that FSDP made.
+        """The same denoiser with another network, whose input is cast to `dtype`; itself if nothing differs, because
+        modules that FSDP has sharded can't be copied.
         """
         if network is self.network and dtype == (self.reads or torch.float32):
             return self
@@ -83,7 +82,8 @@ class Denoiser(nn.Module):
         return twin
 
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        """The weighted loss of each sample, (B,): the mean over C, H, W between the raw output and its target."""
+        """The weighted loss of each sample (B,): the penalty of the difference between the network's output and its
+        target, averaged over C, H, W. `x0` and `noise` are (B, C, H, W), `sigma` (B,)."""
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
         base = getattr(cond, "base", None)
         x0 = x0 if base is None else x0 - base
@@ -93,8 +93,8 @@ class Denoiser(nn.Module):
         return self.weighting.weighted(self.penalty(error, self.huber_c).flatten(1).mean(1), sigma, c)
 
     def _coefficients(self, x: Tensor, sigma: Tensor) -> Coefficients:
-        """The four numbers on x's device. Samplers have sigma on the CPU: they are then made there, and go in one
-        copy."""
+        """The four numbers on the device of x. Samplers have sigma on the CPU, so they are computed there and moved
+        together."""
         c = self.parameterization.coefficients(sigma)
         return c if sigma.device == x.device else Coefficients(*send(torch.stack(c), x.device))
 

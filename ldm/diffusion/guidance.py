@@ -1,4 +1,4 @@
-"""Guidance: a denoiser and its conditions become another `denoise(x, sigma)`, which any sampler takes."""
+"""Guidance: from a denoiser and its conditions to another `denoise(x, sigma)`, which any sampler can use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,22 +16,23 @@ ConditionalDenoiseFn = Callable[[Tensor, Tensor, Any], Tensor]  # (x (B, C, H, W
 
 @dataclass(frozen=True)
 class Terms:
-    """What guidance evaluates: D = D_full + sum of w_j (D_j - D_full), with `others` pairs of a condition j and its
-    weight w_j. `full` holds all conditions; it alone is evaluated where there is no guidance.
+    """The terms of a guided denoiser, D = D_full + sum over j of w_j (D_j - D_full).
 
-    Classifier-free guidance of scale s is one other term, the unconditional one with weight 1 - s (Ho, Salimans 2022).
+    `full` is a `Cond` with all conditions; without guidance it is the only one that is evaluated. `others` are pairs of
+    a further `Cond` of the same batch and its weight w_j. Classifier-free guidance of scale s has one of them, the
+    unconditional one, with weight 1 - s (Ho and Salimans 2022).
     """
 
     full: Any
     others: tuple[tuple[Any, float], ...] = ()
 
     def map(self, function: Callable[[Any], Any]) -> "Terms":
-        """Every condition passed through `function`."""
+        """The same terms with `function` applied to every condition."""
         return Terms(function(self.full), tuple((function(cond), weight) for cond, weight in self.others))
 
 
 def classifier_free(cond: Any, null: Any, scale: float) -> Terms:
-    """D_null + scale (D - D_null)."""
+    """The terms of D_null + scale (D - D_null), classifier-free guidance (Ho and Salimans 2022)."""
     return Terms(cond, ((null, 1 - scale),))
 
 
@@ -42,14 +43,16 @@ def guided(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """The guided denoiser of `terms`. It costs one call with the joined batch of all terms that have weight.
+    """The guided denoiser of `terms`. It costs one call of `denoiser` with a joined batch of all terms of nonzero
+    weight.
 
-    `interval` (lo, hi]: guidance only for sigma within it (Kynkaanniemi et al. 2024); outside, the full condition is
-    evaluated alone. For that the host reads sigma once a call, the batch's first for all.
+    With an `interval` (lo, hi] there is guidance only for sigma within it (Kynkaanniemi et al. 2024); outside, the full
+    condition is evaluated alone. The first sigma of the batch decides for all of it, and the host reads it in every
+    call.
 
-    `rescale` phi (Lin et al. 2023, eq. 15 and 16) moves the guided result's standard deviation to the conditional's,
-    per sample. It depends on the space it is done in: here v, whatever the model predicts. Since D = c_skip x + c_out v
-    with v's c_skip = 1 / (1 + sigma^2), scaling v is scaling D - c_skip x.
+    `rescale` phi moves the standard deviation of the guided result towards the conditional one's, for each sample (Lin
+    et al. 2023, eq. 15 and 16). The result depends on the space in which this is done; here it is v, whatever the model
+    predicts. Since D = c_skip x + c_out v with c_skip = 1 / (1 + sigma^2), to scale v is to scale D - c_skip x.
     """
     if not 0 <= rescale <= 1:
         raise UserError(f"rescale={rescale}: has to lie between 0 (off) and 1.")
@@ -72,13 +75,14 @@ def guided(
 def autoguidance(denoiser: ConditionalDenoiseFn, bad: ConditionalDenoiseFn, cond: Any, scale: float = 1.0) -> DenoiseFn:
     """D_bad + scale (D - D_bad): away from a smaller or less trained model of the same data (Karras et al. 2024).
 
-    Works without conditions too. Costs a call of each model; at scale 1 `bad` isn't called.
+    It works with and without conditions, and costs one call of each model; at scale 1 `bad` isn't called.
     """
     return away(lambda x, sigma: denoiser(x, sigma, cond), lambda x, sigma: bad(x, sigma, cond), scale)
 
 
 def away(denoise: DenoiseFn, bad: DenoiseFn, scale: float, interval: tuple[float, float] | None = None) -> DenoiseFn:
-    """`autoguidance` of what is guided already; outside of `interval` (lo, hi] `denoise` alone."""
+    """D_bad + scale (D - D_bad) for a `denoise` that may be guided already; outside of `interval` (lo, hi] it is
+    `denoise` alone. See `autoguidance`."""
     if scale == 1:
         return denoise
 
@@ -91,7 +95,8 @@ def away(denoise: DenoiseFn, bad: DenoiseFn, scale: float, interval: tuple[float
 
 
 def rescaled(result: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, phi: float) -> Tensor:
-    """`result` with its standard deviation in v-space moved by phi towards the conditional's."""
+    """`result` (B, C, H, W) with its standard deviation in v-space moved by the share `phi` towards that of
+    `conditional`: see `guided`."""
     skip = x / (1 + broadcast(sigma, x) ** 2)
     dims = tuple(range(1, x.ndim))
     ratio = (conditional - skip).std(dims, keepdim=True) / (result - skip).std(dims, keepdim=True)  # (B, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Inpainting with any model, without training: another `denoise` that knows a part of the image."""
+"""Inpainting with any model, without training: from a `denoise` to another one that knows a part of the image."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from ldm.diffusion.samplers import DenoiseFn
 
 
 def keeping(denoise: DenoiseFn, known: Tensor, keep: Tensor, noise: Tensor) -> DenoiseFn:
-    """`denoise` for images of which `known` (B, C, H, W) is given where `keep` (B, 1, H, W) is 1.
+    """A `denoise` for images that are known to be `known` (B, C, H, W) where `keep` (B, 1, H, W) is 1.
 
     Before each call the kept part of x is replaced by known + sigma noise, always with the same `noise` (B, C, H, W),
-    and afterwards the kept part of x0 by `known`: what is drawn fits what is there (Lugmayr et al. 2022, eq. 8, without
-    resampling). Costs no further calls.
+    and after it the kept part of x0 by `known`, so that what is generated fits what is kept (Lugmayr et al. 2022, eq.
+    8, without resampling). It costs no further calls.
     """
 
     def denoise_around(x: Tensor, sigma: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""How noise levels are drawn in training: a uniform number u becomes sigma by the inverse of a distribution function.
+"""How noise levels are drawn in training: the inverse of a distribution function maps a uniform number u to sigma.
 
 `u` (B,) lies in (0, 1); the result (B,) is clamped to the parameterization's [sigma_min, sigma_max].
 
-Every distribution takes a `shift` k, which multiplies sigma and so keeps what it hides: at m pixels instead of n the
-same noise hides less by k = sqrt(m / n), since neighbours say the same (Esser et al. 2024, section 5.3.2, eq. 23).
-Sampling grids take the same number.
+Every distribution has a `shift` k, which multiplies sigma. With m pixels instead of n, noise hides as much of an image
+only at a level k = sqrt(m / n) times as high, since neighbouring pixels carry the same information (Esser et al. 2024,
+section 5.3.2, eq. 23). Grids for sampling have the same number.
 """
 
 import math
@@ -36,7 +36,7 @@ class TrainingNoise:
 
 @register
 class UniformTimesteps(TrainingNoise):
-    """Every timestep of the table equally likely (Ho et al. 2020, algorithm 1); for flow t uniform in (0, 1)."""
+    """Every timestep of the table is equally likely (Ho et al. 2020, algorithm 1); for flow t is uniform in (0, 1)."""
 
     def __init__(self, shift: float = 1.0):
         super().__init__(shift)
@@ -79,10 +79,11 @@ class LogitNormal(TrainingNoise):
 
 
 def default_noise(parameterization: Parameterization) -> TrainingNoise:
-    """What the parameterization's own paper trains with: LogNormal for EDM, uniform times for all others."""
+    """The distribution in the paper of the parameterization: LogNormal for EDM, uniform timesteps for all others."""
     return LogNormal() if isinstance(parameterization, EDM) else UniformTimesteps()
 
 
 def resolution_shift(pixels: float, base_pixels: float) -> float:
-    """sqrt(m / n): the shift that makes m pixels as noisy as n were (Esser et al. 2024, eq. 23)."""
+    """sqrt(m / n): the shift at which noise hides as much of m = `pixels` as it did of n = `base_pixels` (Esser et al.
+    2024, eq. 23)."""
     return math.sqrt(pixels / base_pixels)

@@ -1,4 +1,4 @@
-"""What the options of sampling may be, by the samplers' own annotations."""
+"""Which values the options of sampling can have, by the annotations of the samplers."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from ldm.diffusion.samplers import SAMPLERS
 
 
 def sampling_kinds() -> dict[str, Any]:
-    """The kinds of all samplers' options, and of those of every sampling."""
+    """The annotation of every option by name: those of each sampler, of guidance, and those that all samplers share."""
     but = ("noise", "on_step", "scale", "batched")
     options = {key: kind for one in (*SAMPLERS.values(), guided) for key, kind in optional_parameters(one, but).items()}
     own = {"sampler": str, "steps": int, "guidance": float | Mapping[str, float], "spacing": str | None}

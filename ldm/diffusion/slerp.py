@@ -1,4 +1,4 @@
-"""The way from one point to another that keeps to the sphere."""
+"""Spherical interpolation between tensors."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ _TINY, _PARALLEL = 1e-8, 1e-4
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor | float, dims: tuple[int, ...] = (-1,)) -> Tensor:
-    """Spherical interpolation from `a` (t = 0) to `b` (t = 1), of the vectors that lie along `dims` (Shoemake 1985).
+    """Spherical interpolation from `a` (t = 0) to `b` (t = 1) of the vectors along `dims` (Shoemake 1985).
 
-    Normal noise and what resembles it lives near a sphere; the straight line between two of its points cuts through
-    the inside, where nothing was trained. Directions go along the great circle, lengths go linearly. Where the two are
-    nearly parallel, or one is zero, it is the straight line.
+    `a`, `b` and `t` are broadcast against each other. Normal noise, and what resembles it, lies near a sphere; a
+    straight line between two of its points leads through the inside, where no model was trained. Directions follow the
+    great circle, lengths change linearly. Vectors that are nearly parallel, or zero, are interpolated linearly.
     """
     length_a, length_b = (torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in (a, b))
     unit_a, unit_b = a / length_a.clamp(min=_TINY), b / length_b.clamp(min=_TINY)

@@ -1,12 +1,12 @@
 """Samplers: free functions from noise to an image, over any `denoise(x, sigma)`.
 
-All share one signature. `x` (B, C, H, W) is noise, N(0, sigmas[0]^2), float32 or float64; `sigmas` (N + 1,) falls
-strictly, to 0 for a clean image. `noise(x)` draws the step noise, `on_step(i, n, denoised)` is called after each of the
-n steps, i from 0. What is returned is x at the last sigma, for 0 the denoised image.
+All share one signature. `x` (B, C, H, W) is noise from N(0, sigmas[0]^2), float32 or float64. `sigmas` (N + 1,) falls
+strictly; its last value is 0 for a clean image. `noise(x)` draws the noise of a step, and `on_step(i, n, denoised)` is
+called after each of the n steps, with i from 0. The result is x at the last sigma; at 0 that is the denoised image.
 
-Everything stays on x's device and nothing waits for it: what depends on sigma alone is computed in Python's float64
-from `sigmas`, which stays on the CPU. A step towards the denoised image is written as one `lerp`, which rounds less
-than x + (s - sigma) d.
+Tensors stay on the device of x, and the host never waits for it: what depends on sigma alone is computed in Python's
+float64 from `sigmas`, which stays on the CPU. A step towards the denoised image is written as one `lerp`, which rounds
+less than x + (s - sigma) d.
 """
 
 import functools
@@ -48,7 +48,8 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def get_sampler(name: str, **options: Any) -> Callable[..., Tensor]:
-    """The sampler of that name, with its own options (eta, variance, clip) set, both checked."""
+    """The sampler of that name with its own options, such as eta, variance or clip, already set. Raises UserError for
+    an unknown name or option."""
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler '{name}'.{did_you_mean(name, SAMPLERS)}")
     known = [key for key in inspect.signature(SAMPLERS[name]).parameters if key not in _COMMON]

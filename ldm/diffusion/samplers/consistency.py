@@ -1,4 +1,4 @@
-"""The sampler of models that jump: denoise, then renoise to the next level."""
+"""The sampler of consistency models: denoise, then add noise of the next level."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,12 @@ from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
 def lcm(
     denoise: DenoiseFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn | None = None, on_step: OnStep | None = None
 ) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x <- D(x, sigma) + s noise, at 0 D itself.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x <- D(x, sigma) + s noise, and D itself at s =
+    0.
 
-    For models made by `finetune=distill`, whose D is where the ODE's trajectory ends: exact in any number of steps, one
-    too. Another model's D is the mean of what x may have been, and comes out blurred. Costs N calls of `denoise`.
+    It is for models made by `finetune=distill`, whose D is the end of the ODE's trajectory; for them it is exact with
+    any number of steps, even one. The D of other models is the mean of all possible images, so the result is blurred.
+    It costs N calls of `denoise`.
     """
     noise = noise or torch.randn_like
     x, steps = start(x, sigmas)

@@ -13,7 +13,7 @@ def dpmpp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order in ln sigma from the last two denoised images.
 
-    First order on the first step and on the one to 0. Costs N calls of `denoise`. It draws no noise.
+    The first step and the one to 0 are of first order. It costs N calls of `denoise` and draws no noise.
     """
     return dpmpp_2m_sde(denoise, x, sigmas, noise=noise, on_step=on_step, eta=0.0)
 
@@ -30,10 +30,11 @@ def dpmpp_2m_sde(
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, section 5; k-diffusion's midpoint form), `dpmpp_2m` at eta = 0.
 
     With h = ln(sigma / s) and D* = D + (D - D_prev) r / 2, r = h / h_prev,
-    x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) D* + s sqrt(1 - e^(-2 eta h)) noise. Costs N calls of `denoise`.
+    x <- e^(-(1 + eta) h) x + (1 - e^(-(1 + eta) h)) D* + s sqrt(1 - e^(-2 eta h)) noise.
+    It costs N calls of `denoise`.
 
-    r counts as at most 2 (`LONGEST`): few steps of a grid such as `kl_optimal` or `linspace` are up to 7 times as long
-    as the one before, and D, which is bounded, isn't where a line through two old values leads that far on.
+    r is limited to 2 (`LONGEST`). In short grids such as `kl_optimal` or `linspace` a step can be 7 times as long as
+    the one before, and D is bounded, so a line through its two last values doesn't reach that far.
     """
     noise = noise or torch.randn_like
     x, steps = start(x, sigmas)

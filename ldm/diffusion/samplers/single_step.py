@@ -1,6 +1,6 @@
-"""Samplers that remember nothing between their steps: DDPM, DDIM, Euler, Euler-ancestral, Heun.
+"""Samplers without memory between their steps: DDPM, DDIM, Euler, Euler-ancestral, Heun.
 
-All but Heun are one step: move down to sigma_down <= s, then add noise up to s. Each costs N calls of `denoise`.
+In all but Heun's, a step moves down to sigma_down <= s and then adds noise up to s; they cost N calls of `denoise`.
 """
 
 import math
@@ -23,22 +23,23 @@ def ddpm(
     variance: str = "posterior",
     clip: float | None = None,
 ) -> Tensor:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2), on the whole table or a part of it.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), with all timesteps of the table or some of them.
 
-    The step noise has the `posterior` variance s^2 (sigma^2 - s^2) / sigma^2 or the forward process's, `beta`, which is
-    (sigma^2 - s^2)(1 + s^2) / (1 + sigma^2). With `clip` the denoised image is clamped to [-clip, clip]: for pixels.
+    The `variance` of a step's noise is that of the `posterior`, s^2 (sigma^2 - s^2) / sigma^2, or that of the forward
+    process, `beta`, (sigma^2 - s^2)(1 + s^2) / (1 + sigma^2). With `clip` the denoised image is clamped to
+    [-clip, clip], for models of pixels.
     """
     if variance not in ("posterior", "beta"):
         raise UserError(f"ddpm has no variance '{variance}'.{did_you_mean(variance, ('posterior', 'beta'))}")
 
-    def split(sigma: float, s: float) -> tuple[float, float]:
+    def variance_split(sigma: float, s: float) -> tuple[float, float]:
         down, up = _split(sigma, s, 1.0)
         if variance == "beta" and s > 0:
             up = math.sqrt((sigma**2 - s**2) * (1 + s**2) / (1 + sigma**2))
         return down, up
 
     clipped: DenoiseFn = denoise if clip is None else lambda x, sigma: denoise(x, sigma).clamp(-clip, clip)
-    return _ancestral(clipped, x, sigmas, split=split, noise=noise, on_step=on_step)
+    return _ancestral(clipped, x, sigmas, split=variance_split, noise=noise, on_step=on_step)
 
 
 def ddim(
@@ -59,7 +60,7 @@ def euler(
 ) -> Tensor:
     """Euler's method on the probability-flow ODE dx/dsigma = (x - D) / sigma: DDIM for VP, Euler in t for flow.
 
-    First order. It draws no noise.
+    It is of first order and draws no noise.
     """
     return _ancestral(denoise, x, sigmas, split=lambda sigma, s: (s, 0.0), noise=noise, on_step=on_step)
 
@@ -88,18 +89,19 @@ def heun(
 ) -> Tensor:
     """Heun's method on the probability-flow ODE: Euler's step, then the mean of the slopes at both its ends.
 
-    With e the Euler step and D, D' the denoised images at x and e, that is e + w (D' - D), written so to spare the
-    slopes' cancellation. Which slopes are averaged decides w:
+    With e the result of Euler's step and D, D' the denoised images at x and e, the result is e + w (D' - D), a form
+    that avoids the cancellation in the slopes. `variant` says which slopes are averaged, and so decides w:
 
-    - `karras`: dx/dsigma, w = (sigma - s) / (2 s) (Karras et al. 2022, algorithm 1). Their grid has steps small beside
-      sigma; from sigma 999 to 3 w is 166, and what D rounds or the network errs becomes the image.
-    - `flow`, the default: dz/dt of rectified flow, z = x / (1 + sigma) and t = sigma / (1 + sigma), whatever the model
-      was trained as. It is the same w times (1 + s) / (1 + sigma), and for a flow model Heun's method on its own ODE
-      (diffusers' FlowMatchHeunDiscreteScheduler). Where sigma is small beside the data, of standard deviation 1, both
-      are one; from pure noise w stays near (1 - t) / (2 t).
+    - `karras`: dx/dsigma, with w = (sigma - s) / (2 s) (Karras et al. 2022, algorithm 1). The steps of their grid are
+      small compared with sigma. In a step from sigma = 999 to 3, w is 166, and errors of the network dominate the
+      image.
+    - `flow`, the default: dz/dt of rectified flow, z = x / (1 + sigma) and t = sigma / (1 + sigma), for models of any
+      kind. It multiplies w by (1 + s) / (1 + sigma). For a flow model it is Heun's method on the model's own ODE
+      (diffusers' FlowMatchHeunDiscreteScheduler). Where sigma is small compared with 1, the data's standard deviation,
+      both variants agree; from pure noise w stays near (1 - t) / (2 t).
 
-    Second order. Costs 2N - 1 calls of `denoise` on a grid that ends at 0, where the last step is Euler's. It draws no
-    noise.
+    It is of second order, draws no noise, and costs 2N - 1 calls of `denoise` on a grid that ends at 0, where the last
+    step is Euler's.
     """
     if variant not in ("flow", "karras"):
         raise UserError(f"heun has no variant '{variant}'.{did_you_mean(variant, ('flow', 'karras'))}")
@@ -123,7 +125,8 @@ def _ancestral(
     noise: NoiseFn | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    """`split(sigma, s)` says how far a step goes down, and the standard deviation of the noise that it adds then."""
+    """Steps of which `split(sigma, s)` gives the level that they go down to, and the standard deviation of the noise
+    that they then add."""
     noise = noise or torch.randn_like
     x, steps = start(x, sigmas)
     for i, (sigma, s) in enumerate(steps):

@@ -1,4 +1,4 @@
-"""What all samplers share: their types, the grid as pairs of floats, a noise level for the whole batch."""
+"""What all samplers share: types, the grid as pairs of floats, and the noise level as a tensor for the batch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,21 +13,23 @@ DenoiseFn = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), sigma (B,)) -
 NoiseFn = Callable[[Tensor], Tensor]  # x (B, C, H, W) -> standard normal noise like it
 OnStep = Callable[[int, int, Tensor], Any]  # (i, n, denoised)
 
-LONGEST = 2.0  # how long a step may be, in ln sigma, beside the one before for which a multistep formula is taken
+LONGEST = 2.0  # a multistep formula isn't used beyond this ratio of a step to the one before, in ln sigma
 
 
 def start(x: Tensor, sigmas: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
-    """x in float32 or wider, and the pairs (sigma, next sigma) as Python's floats."""
+    """`x` in float32 or float64, and the pairs (sigma, next sigma) as Python's floats. Raises UserError unless `sigmas`
+    (N + 1,) fall strictly."""
     values = sigmas.tolist()
     if len(values) < 2 or values[-1] < 0 or any(s >= sigma for sigma, s in pairs(values)):
-        raise UserError(f"sigmas have to fall strictly, to 0 or above: {values}. A parameterization's grid does.")
+        raise UserError(f"sigmas have to fall strictly, to 0 or above: {values}; use a parameterization's grid.")
     return at_least_float32(x), list(pairs(values))
 
 
 def pairs(values: list[float]) -> Iterator[tuple[float, float]]:
+    """Each value with the next one."""
     return zip(values[:-1], values[1:], strict=True)
 
 
 def full(x: Tensor, sigma: float) -> Tensor:
-    """The noise level of each sample, (B,), on the CPU: so whoever reads it there needn't wait for x's device."""
+    """The noise level of each sample, (B,), on the CPU, where it can be read without waiting for the device of `x`."""
     return torch.full((len(x),), sigma, dtype=x.dtype, device="cpu")

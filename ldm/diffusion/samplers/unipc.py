@@ -13,7 +13,7 @@ VARIANTS = ("bh1", "bh2")
 
 
 class _Step(NamedTuple):
-    """A step of `order` from x at sigma to s: what its predictor has used and its corrector needs again."""
+    """A step of `order` from x at sigma to s, with what both its predictor and its corrector use."""
 
     x: Tensor
     sigma: float
@@ -34,14 +34,14 @@ def unipc(
 ) -> Tensor:
     """UniPC-p for the denoised image, in the form with B(h) (Zhao et al. 2023, algorithms 5 to 8, eq. 3 and 9).
 
-    The predictor steps with the last `order` denoised images (1 to 3). What the denoiser says at the predicted point
-    then serves twice: to correct that point, to order + 1, and to start the next step: N calls of `denoise`. `variant`
-    is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); for few guided steps bh2 is the paper's choice. The
-    order rises over the first steps, and where the grid ends at 0 falls to 1 on the last. It draws no noise.
+    The predictor uses the last `order` denoised images (1 to 3). The denoised image at the predicted point is used
+    twice: to correct that point, to order + 1, and to start the next step. So it costs N calls of `denoise`. `variant`
+    is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); the paper recommends bh2 for few guided steps. The
+    order rises over the first steps, and falls to 1 in the last one if the grid ends at 0. It draws no noise.
 
-    Beyond the paper, so that few and uneven steps stay bounded: a step more than twice as long as the one before is of
-    order 1, one with h > 1 of order 2 at most, and bh1's |B| is at most bh2's at h = 1. The order's proof asks of B no
-    more than to be O(h).
+    Three bounds beyond the paper keep few and uneven steps stable: a step more than twice as long as the one before has
+    order 1, a step with h > 1 has order 2 at most, and |B| of bh1 is at most that of bh2 at h = 1. The proof of the
+    order only needs B = O(h).
     """
     if order not in (1, 2, 3):
         raise UserError(f"unipc has no order={order}: it is 1, 2 or 3.")
@@ -64,7 +64,7 @@ def unipc(
 
 
 def _sound_order(history: list[tuple[float, Tensor]], s: float) -> int:
-    """How many of the last denoised images, those of `history`, the step to s may be predicted from."""
+    """The highest sound order for the step to s: how many denoised images of `history` it may be predicted from."""
     if s == 0 or len(history) == 1:
         return 1
     sigmas = [sigma for sigma, _ in history]
@@ -75,7 +75,7 @@ def _sound_order(history: list[tuple[float, Tensor]], s: float) -> int:
 
 
 def _stepped(step: _Step, variant: str, ahead: Tensor | None = None) -> Tensor:
-    """x at `step.s`: predicted, or with the denoised image `ahead` that was found there, corrected.
+    """x at `step.s`: predicted, or corrected with the denoised image `ahead` at the predicted point.
 
     x <- (s / sigma) x + (1 - e^-h) D_0 - B(h) sum_k rho_k (D_k - D_0) / r_k, r_k the place of D_k's sigma between the
     step's own (0) and s (1), in ln sigma.
