@@ -75,7 +75,7 @@ class Page:
         self.until(clicked)
 
     def field(self, label: str) -> Any:
-        return self.one(f"input[aria-label^='{label}']")
+        return self.one(f"input[aria-label^='{label}'], input[aria-label^='number input for {label}']")
 
     def number(self, label: str, value: str) -> None:
         box = self.field(label)
@@ -189,7 +189,7 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
 
 def test_a_drawing_is_cancelled(page: Page) -> None:
     before = page.served.app.store.recent_images()
-    page.number("Steps", "1000")
+    page.number("Steps", "150"), page.number("Number of images", "64")
     page.press("#generate")
     page.until(lambda: "Step" in page.text("#status"))
     page.press("#cancel")

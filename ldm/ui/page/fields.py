@@ -10,7 +10,9 @@ from ldm.diffusion import SAMPLERS
 from ldm.model.latent_diffusion import DEFAULTS
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
-from ldm.ui.generating.settings import MAX_N, MAX_STEPS, SPACINGS
+from ldm.ui.generating.settings import MAX_N, SPACINGS
+
+SLIDER_STEPS = 150
 
 
 class Fields:
@@ -84,7 +86,8 @@ class Fields:
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
             )
-            self._field("steps", number_field(f"Steps (up to {MAX_STEPS})", self._own["steps"]))
+            steps, top = self._own["steps"], steps_maximum(self._own["steps"])
+            self._field("steps", gr.Slider(1, top, value=steps, step=1, label="Steps", min_width=120, elem_id="steps"))
             self._field("guidance", number_field("Guidance scale (1 is off)", plain_guidance(self._own), step=0.5))
         self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
         with gr.Accordion("Advanced sampling", open=False):
@@ -130,6 +133,16 @@ def _own_sampling(app: App) -> Mapping[str, Any]:
         return app.models.traits(app.models.names()[0]).sampling
     except (UserError, IndexError):
         return DEFAULTS
+
+
+def steps_maximum(steps: Any) -> int:
+    """The largest value of the slider of steps: SLIDER_STEPS, or more if settings have more."""
+    return max(SLIDER_STEPS, int(steps)) if isinstance(steps, (int, float)) else SLIDER_STEPS
+
+
+def steps_update(steps: Any) -> dict[str, Any]:
+    """An update of the field of steps; the browser would cut values beyond the slider's end."""
+    return gr.update(value=steps, maximum=steps_maximum(steps))
 
 
 def number_field(label: str, value: float | None = None, **options: Any) -> gr.Number:

@@ -17,7 +17,7 @@ from ldm.ui.generating import png_settings
 from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage, Progress, Waiting
 from ldm.ui.generating.models import Traits
 from ldm.ui.generating.settings import Settings
-from ldm.ui.page.fields import Fields, plain_guidance
+from ldm.ui.page.fields import Fields, plain_guidance, steps_update
 from ldm.ui.page.messages import show_errors
 from ldm.ui.page.widgets import (
     WAITING,
@@ -230,6 +230,7 @@ class GenerateTab:
         for name, update in self._suiting(settings.run, about).items():
             value = {"value": _value(form[name])} if name in form else {}
             updates[name] = gr.update(**{**update, **value})
+        updates["steps"] = steps_update(form["steps"])
         updates["editor"] = gr.skip()  # see refill
         return list(updates.values())
 
@@ -260,6 +261,8 @@ class GenerateTab:
             if name in kept and (kept.get("run") == run or name in ("n", "seed", "new_seed")):
                 old = updates[name] if isinstance(updates[name], dict) else {}
                 updates[name] = gr.update(**{k: v for k, v in old.items() if k != "__type__"} | {"value": kept[name]})
+        if kept.get("run") == run and "steps" in kept:
+            updates["steps"] = steps_update(kept["steps"])
         updates["run"] = gr.update(choices=names, value=run)
         return list(updates.values())
 
@@ -277,7 +280,7 @@ class GenerateTab:
             "labels": gr.update(choices=list(about.classes), visible=label, **_cleared(label, [])),
             "map": gr.update(visible="map" in needs, **_cleared("map" in needs, None)),
             "sampler": gr.update(value=own["sampler"]),
-            "steps": gr.update(value=own["steps"]),
+            "steps": steps_update(own["steps"]),
             "guidance": gr.update(value=plain_guidance(own)),
         }
 
