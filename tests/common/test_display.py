@@ -9,7 +9,7 @@ from PIL import Image
 import ldm
 from ldm.common.describe import as_html
 from ldm.common.errors import UserError
-from ldm.images import Pictures
+from ldm.images import ImageList
 
 
 def test_an_autoencoder_says_what_it_takes_and_gives() -> None:
@@ -25,7 +25,7 @@ def test_html_cannot_be_broken_out_of() -> None:
 
 
 def test_pictures_are_a_list_that_shows_a_grid() -> None:
-    pictures = Pictures(Image.new("RGB", (10, 6), colour) for colour in ("red", "lime", "blue"))
+    pictures = ImageList(Image.new("RGB", (10, 6), colour) for colour in ("red", "lime", "blue"))
     assert isinstance(pictures, list) and len(pictures) == 3
     sheet = pictures.grid()
     assert sheet.size == (2 * 12 + 2, 2 * 8 + 2)
@@ -37,11 +37,11 @@ def test_pictures_are_a_list_that_shows_a_grid() -> None:
     ]
     png = pictures._repr_png_()
     assert png is not None and Image.open(io.BytesIO(png)).size == sheet.size
-    assert Pictures()._repr_png_() is None
+    assert ImageList()._repr_png_() is None
     with pytest.raises(UserError, match="no pictures"):
-        Pictures().grid()
+        ImageList().grid()
 
 
 def test_16_bits_are_shown_and_not_clipped() -> None:
     grey = Image.fromarray(np.full((4, 4), 0x8000, np.uint16))
-    assert Pictures([grey]).grid().getpixel((3, 3)) == (128, 128, 128)
+    assert ImageList([grey]).grid().getpixel((3, 3)) == (128, 128, 128)
