@@ -99,4 +99,5 @@ def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, seeds_of(seed, n)
     batches = [seeds[i : i + batch_size] for i in range(0, n, batch_size)]
-    return torch.cat([vae.decode(ImageNoise(some, shape, device)()).clamp(-1, 1) for some in batches])
+    images = [finite(vae.decode(ImageNoise(some, shape, device)())) for some in batches]
+    return torch.cat(images).clamp(-1, 1)

@@ -38,7 +38,7 @@ def test_pictures_are_a_list_that_shows_a_grid() -> None:
     png = pictures._repr_png_()
     assert png is not None and Image.open(io.BytesIO(png)).size == sheet.size
     assert ImageList()._repr_png_() is None
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         ImageList().grid()
 
 

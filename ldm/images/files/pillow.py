@@ -62,7 +62,7 @@ def upright(image: Any) -> "Image":
     from PIL import Image, ImageOps
 
     if not isinstance(image, Image.Image):
-        raise BadImage(f"a {type(image).__name__} isn't an image: give a file, a PIL image or an array")
+        raise BadImage(f"{type(image).__name__} isn't an image: give a file, a PIL image or an array")
     is_cut = _is_cut(image)  # before its pixels are read: later Pillow doesn't know any more
     turned = ImageOps.exif_transpose(image)
     turned.info[CUT] = is_cut or image.info.get(CUT, False)
