@@ -182,7 +182,7 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     lora = formats.from_contents(path, state, metadata, modules)
     skips = [part.clip_skip for part in frozen_texts(model)]
     width = getattr(parts[UNET], "context_dim", None)
-    base_differences.tell_differences(
+    base_differences.warn_of_differences(
         metadata, model.denoiser.parameterization, str(path), clip_skip=next(iter(skips), 1), context_dim=width
     )
     return LoraAdapter.holding(lora.weights, lora.alphas)

@@ -51,7 +51,7 @@ class WithLora:
             raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
         self.put_on(adapter, name or _name_of(path), scale, where=str(path), force=force)
         if file is not None:
-            user_metadata.tell(file, scale, formats.metadata_of(file))
+            user_metadata.warn(file, scale, formats.metadata_of(file))
 
     def load_word(self, path: str | Path, force: bool = False) -> str:
         """Teaches the model the word of a textual inversion's run or model folder, and returns it."""

@@ -127,7 +127,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, and what else it says: metadata, a trainer's settings, numbers among the tensors (`said`)."""
+    """A file's tensors, and what else it says: metadata, a trainer's settings, numbers among the tensors (`declared`)."""
     try:
         if file.suffix.lower() == ".safetensors":
             return _read_safetensors(file)
@@ -141,8 +141,8 @@ def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{file} can't be read without running its code, or is damaged ({type(error).__name__})."
         ) from None
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
-    said = {name: value for name, value in content.items() if name not in NOT_SETTINGS}
-    return tensors, {str(name): value for name, value in {**said, **named}.items() if name not in tensors}
+    declared = {name: value for name, value in content.items() if name not in NOT_SETTINGS}
+    return tensors, {str(name): value for name, value in {**declared, **named}.items() if name not in tensors}
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -233,11 +233,11 @@ def _pipeline(folder: Path) -> nn.Module:
         conditioner: Any = load_part(folder / "conditioner")
     else:
         conditioner = conditions.of_pipeline(folder, present, index, network=network, size=(height, width))
-    said = dict(index.get("sampling") or {})
+    declared = dict(index.get("sampling") or {})
     stable = "text_encoder" in present and "conditioner" not in present
     own, is_distilled = _defaults(sampling["sampler"], network, stable)
-    sampling |= own | said
-    replaced = None if "sampler" in said else schedulers.substituted_solver(config, sampling, str(scheduler))
+    sampling |= own | declared
+    replaced = None if "sampler" in declared else schedulers.substituted_solver(config, sampling, str(scheduler))
     about = {"distilled": {"steps": most_steps(config, str(scheduler))}} if is_distilled else {}
     size = (height, width)
     return assemble(
@@ -257,7 +257,7 @@ def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[di
     """The sampling defaults of the pipeline's class, and whether the model is distilled."""
     if sampler == "lcm":  # its guidance is a condition, as in LatentConsistencyModelPipeline, or baked in
         return {"guidance": 8.5} if getattr(network, "guidance_dim", None) else {}, True
-    guidance = sdxl.GUIDANCE if sdxl.is_xls(network) else 7.5
+    guidance = sdxl.GUIDANCE if sdxl.is_xl_unet(network) else 7.5
     return {"guidance": guidance} if is_stable_diffusion else {}, False
 
 

@@ -88,7 +88,7 @@ def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Repo
             out=out,
             report=report,
             sample_size=32,
-            said=vae_config.scaling_config(model.scaling),
+            declared=vae_config.scaling_config(model.scaling),
         )
     elif isinstance(model, (UNet, DiT)):
         _write_unet(model, out, report, None)
@@ -166,7 +166,7 @@ def _write_unet(
         raise UserError(f"a {type(network).__name__} can't be exported to diffusers yet; a UNet or a DiT can.")
     sample_size: Any = size and (size[0] if size[0] == size[1] else list(size))
     reasons = ["a DiT of ours"] if isinstance(network, DiT) else unet_config.obstacles(network)
-    if conditioner is not None and sdxl.is_xls(network) and not sdxl.encoders_of(conditioner):
+    if conditioner is not None and sdxl.is_xl_unet(network) and not sdxl.encoders_of(conditioner):
         reasons.append("vector_layers=2 without Stable Diffusion XL's conditions")
     if reasons or isinstance(network, DiT):
         report.parts["unet"] = "; ".join(reasons)
@@ -192,9 +192,9 @@ def _write_vae(
     out: Path,
     report: Report,
     sample_size: int,
-    said: Mapping[str, Any] | None = None,
+    declared: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """`said` is what the config of an autoencoder alone says of its latents."""
+    """`declared` is what the config of an autoencoder alone says of its latents."""
     if reasons := vae_config.obstacles(model):
         report.parts["vae"] = "; ".join(reasons)
         whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
@@ -204,7 +204,7 @@ def _write_vae(
     if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
         factor, state = SD_FACTOR, vae_config.fold(state, mean, std * SD_FACTOR)
     folded = "quant_conv.weight" in state
-    _write_part(out, vae_config.to_diffusers(model, sample_size, factor, folded) | dict(said or {}), state)
+    _write_part(out, vae_config.to_diffusers(model, sample_size, factor, folded) | dict(declared or {}), state)
     return ["diffusers", "AutoencoderKL"]
 
 

@@ -37,7 +37,7 @@ _IGNORED = (
     "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
 )  # fmt: skip
 # of a tensor elsewhere that would change what the model draws
-_TELLING = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
+_SIGNIFICANT = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
 
 
 @check_arguments
@@ -83,20 +83,20 @@ def load_single_file(
 
 
 def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
-    tensors, said = read_all(path)
-    user_metadata.tell(path)
-    said = {**said, **beside_checkpoint.settings_beside(path)}
-    latents = latent_scale.collect(tensors, said, str(path))
+    tensors, declared = read_all(path)
+    user_metadata.warn(path)
+    declared = {**declared, **beside_checkpoint.settings_beside(path)}
+    latents = latent_scale.collect(tensors, declared, str(path))
     names = list(tensors)
     sdxl_file.refuse_refiner(names, str(path))
     if any(name.startswith(controlnet_config.COMPVIS) for name in names):
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents=latents, tensors=tensors, path=path)
-        sizes = head_counts.of_file(said, given, head_counts.CONTROLNET, str(path))
+        sizes = head_counts.of_file(declared, given, head_counts.CONTROLNET, str(path))
         return controlnet_config.from_compvis(_floats(tensors), str(path), **sizes)
     if is_bare_vae(tensors):
         _check_alone("an autoencoder", (), given, latents=latents, tensors=tensors, path=path)
         return load_vae(_floats(tensors), str(path))
-    beside_checkpoint.tell_of_vae(path)
+    beside_checkpoint.warn_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
         _check_alone(
@@ -106,18 +106,22 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
             latents=latents,
             tensors=tensors,
             path=path,
-            noise=_of_noise(said, str(path)),
+            noise=_of_noise(declared, str(path)),
         )
     state = _floats(tensors)
     has_averages = any(name.startswith("model_ema.") for name in names)
-    trainer_settings.tell_of_averages(said, has_averages, given.get("ema", False), str(path))
+    trainer_settings.warn_of_averages(declared, has_averages, given.get("ema", False), str(path))
     if given.get("ema"):
         state |= _averaged(state)
-    sizes = head_counts.of_file(said, given, head_counts.UNET, str(path))
+    sizes = head_counts.of_file(declared, given, head_counts.UNET, str(path))
     network = load_unet(_under(state, compvis.UNET), str(path), **sizes)
-    model_version.tell(said, network.context_dim, str(path))
-    trainer_settings.check_conditions(said, network, str(path))
-    return _whole(path, network, state, tensors=tensors, said=said, latents=latents, given=given) if whole else network
+    model_version.warn(declared, network.context_dim, str(path))
+    trainer_settings.check_conditions(declared, network, str(path))
+    return (
+        _whole(path, network, state, tensors=tensors, declared=declared, latents=latents, given=given)
+        if whole
+        else network
+    )
 
 
 def _whole(
@@ -125,24 +129,24 @@ def _whole(
     network: UNet,
     state: Mapping[str, Tensor],
     tensors: dict[str, Tensor],
-    said: Mapping[str, Any],
+    declared: Mapping[str, Any],
     latents: Mapping[str, Any],
     given: Mapping[str, Any],
 ) -> nn.Module:
     """The LatentDiffusion around a U-Net; `tensors` are the file's in their own precision."""
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
     is_xl = sdxl_file.is_xl(state)
-    if sdxl.is_xls(network) and not is_xl:
+    if sdxl.is_xl_unet(network) and not is_xl:
         raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as unCLIP's.")
     z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, where=str(path), usual=factor)
     two = network.context_dim == 1024
-    kind = prediction.of_file(tensors, said, given.get("prediction"), path) or ("v" if two else "eps")
-    parameterization, sampling = parameterizations.of_file(kind, tensors, said, str(path))
+    kind = prediction.of_file(tensors, declared, given.get("prediction"), path) or ("v" if two else "eps")
+    parameterization, sampling = parameterizations.of_file(kind, tensors, declared, str(path))
     sdxl_file.check_sigmas(tensors, parameterization, str(path))
     _check_rest(tensors, path)
     usual = sdxl_file.SIZE if is_xl else 768 if two and kind == "v" else 512
-    said_size = None if "size" in given else trainer_settings.size(said, first_stage.factor, str(path))
+    said_size = None if "size" in given else trainer_settings.size(declared, first_stage.factor, str(path))
     height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
     check_size(height, width, first_stage.factor)
     folder = given.get("text_encoder")
@@ -150,9 +154,9 @@ def _whole(
         two_encoders = _under(state, sdxl_file.TEXT)
         conditioner = sdxl_file.conditioner(two_encoders, Path(folder), path, network=network, size=(height, width))
     else:
-        conditioner = _conditioner(_under(state, sdxl_file.TEXT if is_xl else compvis.TEXT), folder, path, said)
+        conditioner = _conditioner(_under(state, sdxl_file.TEXT if is_xl else compvis.TEXT), folder, path, declared)
     guidance = sdxl.GUIDANCE if is_xl else 7.5
-    sampling |= {"guidance": guidance} | sampler_settings.of_file(said, str(path))
+    sampling |= {"guidance": guidance} | sampler_settings.of_file(declared, str(path))
     sampling |= {} if conditioner.parts else {"guidance": 1.0}
     return assemble(
         first_stage,
@@ -182,14 +186,16 @@ def _check_alone(
     if idle := [key for key in given if key not in takes]:
         raise UserError(f"{path} holds {what} alone, which takes no {', '.join(idle)}: leave it out.")
     markers = [name for name in ("v_pred", "ztsnr") if tensors.pop(name, None) is not None]
-    if said := [*latents, *markers, *noise]:
-        log.warning("%s holds %s alone: what it says of latents and noise is left out: %s", path, what, ", ".join(said))
+    if declared := [*latents, *markers, *noise]:
+        log.warning(
+            "%s holds %s alone: what it says of latents and noise is left out: %s", path, what, ", ".join(declared)
+        )
 
 
-def _of_noise(said: Mapping[str, Any], where: str) -> list[str]:
+def _of_noise(declared: Mapping[str, Any], where: str) -> list[str]:
     """What settings say of prediction, noise levels and image size, which a network alone doesn't hold."""
-    claims = [f"{key}={text[-40:]}" for key, text, _ in prediction.of_settings(said, where)]
-    return [*claims, *noise_table.unread(said), *trainer_settings.sizes_of(said, where)]
+    claims = [f"{key}={text[-40:]}" for key, text, _ in prediction.of_settings(declared, where)]
+    return [*claims, *noise_table.unread(declared), *trainer_settings.sizes_of(declared, where)]
 
 
 def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None) -> UNet:
@@ -239,20 +245,20 @@ def _restore(spec: Mapping[str, Any], ours: Mapping[str, Tensor], wanted: Mappin
 
 
 def _conditioner(
-    state: Mapping[str, Tensor], text_encoder: str | Path | None, path: Path, said: Mapping[str, Any]
+    state: Mapping[str, Tensor], text_encoder: str | Path | None, path: Path, declared: Mapping[str, Any]
 ) -> Conditioner:
     if text_encoder is None:
         if state:
             log.warning("%s: without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt", path)
         return Conditioner()
-    return Conditioner({"text": load_clip(state, Path(text_encoder), path, said)})
+    return Conditioner({"text": load_clip(state, Path(text_encoder), path, declared)})
 
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
     """Refuses tensors elsewhere in the file that speak of latents or noise, and names what else is left out."""
     read = (compvis.UNET, compvis.VAE, compvis.TEXT, sdxl_file.TEXT, *_IGNORED)
     rest = [name for name in state if not name.startswith(read)]
-    if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _TELLING)]:
+    if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _SIGNIFICANT)]:
         raise UserError(f"{path} can't be represented here: it says {', '.join(telling[:4])}, which isn't read.")
     if rest:
         log.warning("%s: %d tensors have no counterpart here and are left out: %s, ...", path, len(rest), rest[0])

@@ -34,10 +34,10 @@ def to_single_file(model: nn.Module, out: Path, dtype: str | None, about: Mappin
         )
     if out.exists():
         raise UserError(f"{out} is there already: name another file to export to.")
-    state, said, report = _contents(model, out.stem, about)
+    state, declared, report = _contents(model, out.stem, about)
     state = precision.cast(state, dtype, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, lambda file: write_safetensors(file, state, said))
+    atomic_write(out, lambda file: write_safetensors(file, state, declared))
     return report
 
 
@@ -67,14 +67,14 @@ def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
     state |= _under(compvis.VAE, _first_stage(model, factor)) | _text(model, version)
     state |= _markers(model.denoiser.parameterization)
     different = stable_diffusion.differences(model, version)
-    said = modelspec.metadata(model, version, not different, title=title, about=about)
+    declared = modelspec.metadata(model, version, not different, title=title, about=about)
     encoders = [f"text_encoder{part.suffix}" for part in sdxl.encoders_of(model.conditioner)] or ["text_encoder"]
     report = Report(dict.fromkeys(("unet", "vae", *encoders), "stock"))
     report.notes = _size_notes(different, version)
     if not different and version != "XL":  # of which tools read all that is marked
         report.notes = _noise_notes(model.denoiser.parameterization, version, state)
     report.notes += _factor_notes(model, factor)
-    return state, said, report
+    return state, declared, report
 
 
 def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
@@ -99,16 +99,16 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _markers(parameterization: Any) -> dict[str, Tensor]:
     """Empty tensors whose names say that the network predicts v, and that the schedule ends at zero SNR."""
-    said = {"v_pred": isinstance(parameterization, V), "ztsnr": parameterization.schedule.zero_terminal_snr}
-    return {name: torch.zeros(0) for name, on in said.items() if on}
+    declared = {"v_pred": isinstance(parameterization, V), "ztsnr": parameterization.schedule.zero_terminal_snr}
+    return {name: torch.zeros(0) for name, on in declared.items() if on}
 
 
 def _size_notes(different: list[str], version: str) -> list[str]:
     if not different:
         return []
-    told = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
+    shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
     return [
-        f"its sizes aren't Stable Diffusion {version}'s ({told}), and ComfyUI and A1111 know those alone: ldm opens "
+        f"its sizes aren't Stable Diffusion {version}'s ({shown}), and ComfyUI and A1111 know those alone: ldm opens "
         "it, and diffusers with from_single_file(FILE, config=FOLDER), the folder that to=diffusers writes"
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import flag, is_off, number, whole
 from ldm.interop.settings.modelspec import resolution
 from ldm.networks import UNet
@@ -16,17 +16,17 @@ _CONCATENATED = ("concat", "hybrid")
 _UNUSED = 64  # latents' side in every stock config, also in that of 768-pixel models
 
 
-def tell_of_averages(said: Mapping[str, Any], has_averages: bool, taken: bool, where: str) -> None:
+def warn_of_averages(declared: Mapping[str, Any], has_averages: bool, taken: bool, where: str) -> None:
     """Says which weights were taken where settings say that averages were kept."""
-    uses = any(name == "use_ema" and flag(value, f"{where}: {key}") for key, name, value in leaves(said))
+    uses = any(name == "use_ema" and flag(value, f"{where}: {key}") for key, name, value in each_setting(declared))
     if uses and not taken:
         rest = "they are in it too: ema=True takes them" if has_averages else "the averaged ones aren't in the file"
         log.warning("%s says use_ema: the weights without averaging are taken; %s", where, rest)
 
 
-def check_conditions(said: Mapping[str, Any], network: UNet, where: str) -> None:
+def check_conditions(declared: Mapping[str, Any], network: UNet, where: str) -> None:
     """Raises UserError where settings say that conditions are concatenated to latents, and the U-Net reads none."""
-    for key, name, value in leaves(said):
+    for key, name, value in each_setting(declared):
         kinds = str(value).strip().lower().split("-")
         if name == "conditioning_key" and set(kinds) & set(_CONCATENATED) and not network.concat_channels:
             raise UserError(
@@ -35,10 +35,10 @@ def check_conditions(said: Mapping[str, Any], network: UNet, where: str) -> None
             )
 
 
-def size(said: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | None:
+def size(declared: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | None:
     """Height and width of the images: by `modelspec.resolution`, kohya's `ss_resolution`, or a trainer's `image_size`,
     which is that of the latents. The first counts, and another one is told; None where nothing is said."""
-    found = [(key, pair) for key, pair in _sizes(said, factor, where) if pair]
+    found = [(key, pair) for key, pair in _sizes(declared, factor, where) if pair]
     for key, pair in found[1:]:
         if pair != found[0][1]:
             shown = [f"{width}x{height}" for height, width in (pair, found[0][1])]
@@ -46,17 +46,17 @@ def size(said: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | 
     return found[0][1] if found else None
 
 
-def sizes_of(said: Mapping[str, Any], where: str) -> list[str]:
+def sizes_of(declared: Mapping[str, Any], where: str) -> list[str]:
     """Where a size is said, with it, for a part that has no use for one."""
-    return [f"{key}={height}x{width}" for key, pair in _sizes(said, 1, where) if pair for height, width in [pair]]
+    return [f"{key}={height}x{width}" for key, pair in _sizes(declared, 1, where) if pair for height, width in [pair]]
 
 
-def _sizes(said: Mapping[str, Any], factor: int, where: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
-    yield "modelspec.resolution", resolution(said, where)
-    for key, name, value in leaves(said):
+def _sizes(declared: Mapping[str, Any], factor: int, where: str) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    yield "modelspec.resolution", resolution(declared, where)
+    for key, name, value in each_setting(declared):
         if name == "ss_resolution" and not is_off(value):
             yield key, _kohya(value, f"{where}: {key}")
-    for key, name, value in leaves(said):
+    for key, name, value in each_setting(declared):
         if name == "image_size" and "first_stage" not in key:
             yield key, _of_latents(value, factor, f"{where}: {key}")
 

@@ -155,7 +155,7 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
     ],
 )
 def test_a_version_is_held_against_the_width_of_the_text(said, width, why, caplog):
-    model_version.tell(said, width, "m")
+    model_version.warn(said, width, "m")
     assert why in caplog.text if why else not caplog.text
 
 
@@ -292,12 +292,12 @@ def test_sizes_that_differ_are_told_and_none_is_refused(caplog):
 @pytest.mark.parametrize(("averages", "says"), [(False, "aren't in the file"), (True, "ema=True takes them")])
 def test_use_ema_is_told(averages, says, caplog):
     said = {"m.yaml": {"model": {"params": {"use_ema": True}}}}
-    trainer_settings.tell_of_averages(said, averages, averages, "m")
+    trainer_settings.warn_of_averages(said, averages, averages, "m")
     assert bool(caplog.text) == (not averages)
-    trainer_settings.tell_of_averages(said, averages, False, "m")
+    trainer_settings.warn_of_averages(said, averages, False, "m")
     assert says in caplog.text
     caplog.clear()
-    trainer_settings.tell_of_averages({"use_ema": False}, averages, False, "m")
+    trainer_settings.warn_of_averages({"use_ema": False}, averages, False, "m")
     assert not caplog.text
 
 

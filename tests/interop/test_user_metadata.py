@@ -30,7 +30,7 @@ A1111 = {
 def told(folder, said, caplog, scale=1.0, name="a.json"):
     (folder / name).write_text(said if isinstance(said, str) else json.dumps(said))
     caplog.clear()
-    user_metadata.tell(folder / "a.safetensors", scale)
+    user_metadata.warn(folder / "a.safetensors", scale)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -58,7 +58,7 @@ def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path
 def test_other_fields_and_files_that_are_none_are_told_too(said, says, tmp_path, caplog):
     if said == "\udcff":
         (tmp_path / "a.json").write_bytes(b"\xff")
-        user_metadata.tell(tmp_path / "a.safetensors", 1.0)
+        user_metadata.warn(tmp_path / "a.safetensors", 1.0)
         assert says in caplog.text
         return
     [line] = told(tmp_path, said, caplog)
@@ -66,7 +66,7 @@ def test_other_fields_and_files_that_are_none_are_told_too(said, says, tmp_path,
 
 
 def test_empty_fields_and_no_file_say_nothing(tmp_path, caplog):
-    user_metadata.tell(tmp_path / "a.safetensors")
+    user_metadata.warn(tmp_path / "a.safetensors")
     assert not told(tmp_path, {"activation text": "", "preferred weight": 0.0, "sd version": "Unknown"}, caplog)
     assert not caplog.text
 
@@ -89,10 +89,10 @@ def test_lora_managers_file_and_a_loras_own_metadata_are_told(tmp_path, caplog):
     [line] = told(tmp_path, {"usage_tips": "[1]"}, caplog, name="a.metadata.json")
     assert "nothing beside it is taken" in line
     caplog.clear()
-    user_metadata.tell(tmp_path / "b.safetensors", 1.0, {"recommended_weight": "0.7"})
+    user_metadata.warn(tmp_path / "b.safetensors", 1.0, {"recommended_weight": "0.7"})
     assert "load it at scale 0.7" in caplog.text
     caplog.clear()
-    user_metadata.tell(tmp_path / "b.safetensors", 0.7, {"recommended_weight": "0.7"})
+    user_metadata.warn(tmp_path / "b.safetensors", 0.7, {"recommended_weight": "0.7"})
     assert not caplog.text
 
 
@@ -129,21 +129,21 @@ ZERO = V(Schedule(zero_terminal_snr=True))
     ],
 )
 def test_a_lora_for_another_base_is_told(metadata, on, says, caplog):
-    base_differences.tell_differences(metadata, on, "a.safetensors")
+    base_differences.warn_of_differences(metadata, on, "a.safetensors")
     assert len(caplog.records) == (says is not None)
     assert says is None or says in caplog.text
 
 
 def test_a_clip_skip_that_the_base_has_too_isnt_told(caplog):
-    base_differences.tell_differences({"ss_clip_skip": "2"}, Eps(), "a", clip_skip=2)
+    base_differences.warn_of_differences({"ss_clip_skip": "2"}, Eps(), "a", clip_skip=2)
     assert not caplog.text
-    base_differences.tell_differences({"ss_clip_skip": "1"}, Eps(), "a", clip_skip=2)
+    base_differences.warn_of_differences({"ss_clip_skip": "1"}, Eps(), "a", clip_skip=2)
     assert "the base reads its text encoder's layer 2 from the end" in caplog.text
 
 
 def test_a_switch_that_is_none_is_refused():
     with pytest.raises(UserError, match="ss_zero_terminal_snr is 'perhaps', where true or false belongs"):
-        base_differences.tell_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
+        base_differences.warn_of_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
 
 
 CUT = struct.pack("<Q", 2**40) + b"{"

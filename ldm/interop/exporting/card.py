@@ -29,13 +29,13 @@ def _use(model: Any, own: bool) -> list[str]:
     trust = ", trust_remote_code=True" if own else ""
     if not hasattr(model, "denoiser"):
         return ["Loads with `from_pretrained` of its class in diffusers, and with `ldm.load(FOLDER)`."]
-    said = "labels=[0]" if "label" in model.conditioner.parts else '"a prompt"' if model.conditioner.parts else ""
+    argument = "labels=[0]" if "label" in model.conditioner.parts else '"a prompt"' if model.conditioner.parts else ""
     return [
         "```python",
         "from diffusers import DiffusionPipeline",
         "",
         f"pipe = DiffusionPipeline.from_pretrained(FOLDER{trust})",
-        f"pipe({said}).images[0]",
+        f"pipe({argument}).images[0]",
         "```",
     ]
 

@@ -69,5 +69,5 @@ def _cast(tensor: Tensor, dtype: str | None, what: str) -> Tensor:
 def _say_in_config(file: Path, dtype: str) -> None:
     """A config that says in what precision the weights are says the new one."""
     config = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-    if said := [key for key in _KEYS if isinstance(config.get(key), str)]:
-        atomic_write(file, json.dumps(config | dict.fromkeys(said, dtype), indent=2, ensure_ascii=False) + "\n")
+    if declared := [key for key in _KEYS if isinstance(config.get(key), str)]:
+        atomic_write(file, json.dumps(config | dict.fromkeys(declared, dtype), indent=2, ensure_ascii=False) + "\n")

@@ -20,7 +20,7 @@ def settings_beside(path: Path) -> dict[str, Any]:
     return {file.name: settings_in(file) for file in files if file.is_file()}
 
 
-def tell_of_vae(path: Path) -> None:
+def warn_of_vae(path: Path) -> None:
     """Names an autoencoder beside the checkpoint, which isn't used."""
     for name in [path.stem + suffix for suffix in _VAES if path.with_name(path.stem + suffix).is_file()]:
         log.warning("%s: the autoencoder beside it, %s, isn't used: the checkpoint's own is", path, name)

@@ -72,13 +72,15 @@ def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
 
 def check_class(index: Mapping[str, Any], part: str, config: Mapping[str, Any], where: str) -> None:
     """Refuses a part whose config says another class than the pipeline's index: which one is meant is unknown."""
-    said, own = index[part][1], config.get("_class_name")
+    declared, own = index[part][1], config.get("_class_name")
     if index[part][0] == "transformers":  # which says it in a list, or not at all
-        classes = config.get("architectures") or [said]
-        akin = any(len(os.path.commonprefix([said, str(one)])) > 1 for one in classes)  # CLIPModel, its text side
-        own = said if akin else ", ".join(map(str, classes))
-    if said != own:
-        raise UserError(f"{where}: the class is {own!r}, and {said!r} by model_index.json: keep the one that is right.")
+        classes = config.get("architectures") or [declared]
+        akin = any(len(os.path.commonprefix([declared, str(one)])) > 1 for one in classes)  # CLIPModel, its text side
+        own = declared if akin else ", ".join(map(str, classes))
+    if declared != own:
+        raise UserError(
+            f"{where}: the class is {own!r}, and {declared!r} by model_index.json: keep the one that is right."
+        )
 
 
 def sizes(value: Any, default: int, what: str) -> tuple[int, int]:

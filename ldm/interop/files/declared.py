@@ -17,7 +17,7 @@ NO_SETTINGS = (  # sections that say nothing of the model itself
 _OTHERS = ("unet", "cond_stage", "text_encoder", "ddconfig", *NO_SETTINGS)  # nor of the latents or of the noise
 _WORKFLOWS = ("prompt", "workflow", "sd_merge_recipe", "sd_merge_models")  # how an image or a file was made
 _DEEPEST = 100
-_TELLING = re.compile(r"scal\w*_|shift_|latents?_|parameteri|prediction")
+_SIGNIFICANT = re.compile(r"scal\w*_|shift_|latents?_|parameteri|prediction")
 _YAML = re.compile(
     r"^[ ]*(scal\w*_(factor|config)|scale_by_std|shift_factor|latents?_\w+|parameteri\w+|linear_\w+|\w+_stage_config"
     r"|unet_config|num_head\w+|image_size|conditioning_key|given_betas|use_ema):\s",
@@ -32,17 +32,17 @@ def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
 
 def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
     """Raises UserError where a file's metadata say that its numbers stand for others, by scales or tables."""
-    said = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
-    if said:
-        raise UserError(f"{where}: its metadata say {said[0][:60]}, which isn't read: get the weights unquantised.")
+    declared = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
+    if declared:
+        raise UserError(f"{where}: its metadata say {declared[0][:60]}, which isn't read: get the weights unquantised.")
 
 
-def leaves(
-    said: Mapping[str, Any], passed_over: tuple[str, ...] = _OTHERS, path: str = "", depth: int = 0
+def each_setting(
+    declared: Mapping[str, Any], passed_over: tuple[str, ...] = _OTHERS, path: str = "", depth: int = 0
 ) -> Iterator[tuple[str, str, Any]]:
     """Every setting with a value: its path, its own name in plain words, the value. Sections with one of the words
     `passed_over` in their names, by default those that say nothing of latents and noise, aren't looked into."""
-    for key, value in said.items():
+    for key, value in declared.items():
         here = f"{path}{key}"
         if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
             value = {str(i): one for i, one in enumerate(value) if isinstance(one, Mapping)}
@@ -50,7 +50,7 @@ def leaves(
             if value is not None:
                 yield here, word(str(key)), value
         elif depth < _DEEPEST and not _is_passed_over(str(key), passed_over):
-            yield from leaves(value, passed_over, f"{here}.", depth + 1)
+            yield from each_setting(value, passed_over, f"{here}.", depth + 1)
 
 
 def _is_passed_over(key: str, passed_over: tuple[str, ...]) -> bool:
@@ -83,7 +83,7 @@ def _content(key: str, text: str, where: str) -> Any:
     except (ValueError, RecursionError, UserError) as error:  # also of text that begins with a brace
         if "twice" in str(error):
             raise
-        if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _TELLING.search(text):
+        if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _SIGNIFICANT.search(text):
             raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.") from None
         return text
     content = beside_checkpoint.parsed(text, f"{where}, {key}") if _YAML.search(text) else text

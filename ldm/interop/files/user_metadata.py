@@ -31,15 +31,15 @@ def beside(path: str | Path) -> dict[str, Any]:
     own, info = path.with_suffix(".json"), path.with_suffix(".civitai.info")
     manager = path.with_suffix(".metadata.json")
     swift = path.with_name("additional_config.json")
-    said: dict[str, Any] = _named(read_json(swift), _SWIFT) if swift.is_file() else {}
+    declared: dict[str, Any] = _named(read_json(swift), _SWIFT) if swift.is_file() else {}
     if manager.is_file():
-        said |= _of_manager(manager)
+        declared |= _of_manager(manager)
     if info.is_file():
         read = read_json(info)
-        said |= _named(read, _INFO)
+        declared |= _named(read, _INFO)
     if own.is_file():
-        said |= {key: value for key, value in read_json(own).items() if value not in _UNSAID}
-    return {key: value for key, value in said.items() if value not in _UNSAID}
+        declared |= {key: value for key, value in read_json(own).items() if value not in _UNSAID}
+    return {key: value for key, value in declared.items() if value not in _UNSAID}
 
 
 def in_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def _of_manager(file: Path) -> dict[str, Any]:
     tips = read.get("usage_tips") or {}
     tips = table(tips, f"{file}: usage_tips") if isinstance(tips, str) else tips
     civitai = read.get("civitai")
-    said = _named(civitai, _INFO) if isinstance(civitai, dict) else {}
-    said |= {key: value for key, value in _named(read, _MANAGER).items() if value not in _UNSAID}
-    return said | (
+    declared = _named(civitai, _INFO) if isinstance(civitai, dict) else {}
+    declared |= {key: value for key, value in _named(read, _MANAGER).items() if value not in _UNSAID}
+    return declared | (
         {_TIPS.get(str(key), str(key)): value for key, value in tips.items()} if isinstance(tips, dict) else {}
     )
 
@@ -63,22 +63,22 @@ def _named(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {ours: read[theirs] for theirs, ours in names.items() if theirs in read}
 
 
-def tell(path: str | Path, scale: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
+def warn(path: str | Path, scale: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
     """Says in one line what is beside the file, or recommended in a LoRA's `metadata`, and isn't applied.
 
     `scale` is the one that a LoRA is loaded at, None for a checkpoint, which has none.
     """
     try:
-        said = in_metadata(metadata or {}) | beside(path)
+        declared = in_metadata(metadata or {}) | beside(path)
     except UserError as error:
         log.warning("%s: nothing beside it is taken: %s", path, error)
         return
-    if scale is not None and _is_number(said.get(WEIGHT), scale):
-        del said[WEIGHT]
-    if said:
+    if scale is not None and _is_number(declared.get(WEIGHT), scale):
+        del declared[WEIGHT]
+    if declared:
         log.warning(
             "%s: beside it is said %s; none of it is applied by itself%s",
-            path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(said)), _advice(said, scale),
+            path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(declared)), _advice(declared, scale),
         )  # fmt: skip
 
 
@@ -89,19 +89,19 @@ def _is_number(value: Any, wanted: float) -> bool:
         return False
 
 
-def _sorted(said: dict[str, Any]) -> list[tuple[str, Any]]:
+def _sorted(declared: dict[str, Any]) -> list[tuple[str, Any]]:
     """A1111's fields first."""
     first = (WEIGHT, WORDS, NEGATIVE, *_NOTES)
-    return sorted(said.items(), key=lambda item: first.index(item[0]) if item[0] in first else len(first))
+    return sorted(declared.items(), key=lambda item: first.index(item[0]) if item[0] in first else len(first))
 
 
-def _advice(said: dict[str, Any], scale: float | None) -> str:
+def _advice(declared: dict[str, Any], scale: float | None) -> str:
     ways = []
-    if WEIGHT in said and scale is not None:
-        ways.append(f"load it at scale {_short(said[WEIGHT])}")
-    if WORDS in said:
+    if WEIGHT in declared and scale is not None:
+        ways.append(f"load it at scale {_short(declared[WEIGHT])}")
+    if WORDS in declared:
         ways.append("write the activation text into the prompt")
-    if NEGATIVE in said:
+    if NEGATIVE in declared:
         ways.append("write the negative text into the negative prompt")
     return f": {', '.join(ways)}" if ways else ""
 

@@ -20,7 +20,7 @@ _BASE = "ss_base_model_version"
 _SKIP = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
 
 
-def tell_differences(
+def warn_of_differences(
     metadata: Mapping[str, str],
     parameterization: Parameterization,
     where: str,

@@ -22,7 +22,7 @@ from ldm.interop.files.name_tables import bijection, report
 from ldm.interop.files.values import read_json
 from ldm.interop.lora import kohya_xl, trainer_files
 from ldm.interop.lora import strength as lora_strength
-from ldm.interop.lora.tensor_names import KOHYA, is_pefts, split, unsupported
+from ldm.interop.lora.tensor_names import KOHYA, has_peft_names, split, unsupported
 
 log = logging.getLogger("ldm")
 FORMATS = ("diffusers", "kohya")
@@ -111,7 +111,7 @@ def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str
     if not config.is_file():
         return None
     owner = path.with_name(FILES[0])
-    if path.name != owner.name and not is_pefts(names) and (owner.exists() or owner.with_suffix(".bin").exists()):
+    if path.name != owner.name and not has_peft_names(names) and (owner.exists() or owner.with_suffix(".bin").exists()):
         log.warning("%s is taken for that of the adapter_model beside it, not for %s's", config, path.name)
         return None
     return str(config), read_json(config)
@@ -164,7 +164,8 @@ def from_state(
     _check_matrices(weights, where)
     ordered = {module: weights[f"{module}.lora_A.weight"] for module in sorted(found)}
     lora = Lora(
-        weights, lora_strength.alphas(ordered, alphas, metadata, config=config, where=where, pefts=is_pefts(state))
+        weights,
+        lora_strength.alphas(ordered, alphas, metadata, config=config, where=where, pefts=has_peft_names(state)),
     )
     check_strength(lora, 1.0, where)
     return lora

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import leaves, of_metadata
+from ldm.interop.files.declared import each_setting, of_metadata
 from ldm.interop.files.values import flag, is_off, number, table, word
 
 log = logging.getLogger("ldm")
@@ -25,7 +25,7 @@ _PLAIN = {  # words for the settings of peft's config
     "use_rslora": ("use_rslora", "use_rs_lora", "rslora", "rs_lora"),
 }
 _READ = {alias for aliases in _PLAIN.values() for alias in aliases}
-_TELLING = re.compile(
+_SIGNIFICANT = re.compile(
     r"(^|_)(alphas?|ranks?|dims|rs_?lora|dora|strength|multiplier|scalar)(_|$)|(^|_)scal(e|ing)(_factor)?$"
     r"|^(lora|adapter|network|default)_(weight|config|dim)$|^(weight|scale_weight|weight_decompose)$"
 )
@@ -47,42 +47,42 @@ def configs(metadata: Mapping[str, str], where: str) -> Iterator[tuple[str, dict
 
 
 def plain(
-    metadata: Mapping[str, str], told: Mapping[str, float], ranks: Mapping[str, int], where: str
+    metadata: Mapping[str, str], known: Mapping[str, float], ranks: Mapping[str, int], where: str
 ) -> dict[str, float]:
-    """Alpha of the modules of `ranks` that aren't `told` elsewhere, by plain numbers (`rank`, `alpha`, `use_rslora`).
+    """Alpha of the modules of `ranks` that aren't `known` elsewhere, by plain numbers (`rank`, `alpha`, `use_rslora`).
 
     Raises UserError where they contradict the weights, or what is told of every module.
     """
-    said = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
-    _check_rank(said["r"], {m: r for m, r in ranks.items() if m not in told} or ranks, where)
-    kind, switch = said["use_rslora"] or ("", None)
+    declared = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
+    _check_rank(declared["r"], {m: r for m, r in ranks.items() if m not in known} or ranks, where)
+    kind, switch = declared["use_rslora"] or ("", None)
     stable = flag(switch, f"{where}: {kind}")
-    if said["lora_alpha"] is None:
+    if declared["lora_alpha"] is None:
         if stable:
             raise UserError(f"{where}: its metadata say {kind} without alpha, so nobody knows "
                             "the LoRA's strength: get the file with its adapter_config.json.")  # fmt: skip
         return {}
-    key, text = said["lora_alpha"]
+    key, text = declared["lora_alpha"]
     alpha = number(text, f"{where}: {key}")
     meant = {module: alpha * math.sqrt(rank) if stable else alpha for module, rank in ranks.items()}
-    if told and not any(math.isclose(meant[m], told[m], rel_tol=5e-3) for m in told):
-        module = next(iter(told))
+    if known and not any(math.isclose(meant[m], known[m], rel_tol=5e-3) for m in known):
+        module = next(iter(known))
         raise UserError(
-            f"{where}: alpha of {module} is {told[module]:g} in the file and {meant[module]:g} by {key} of its "
+            f"{where}: alpha of {module} is {known[module]:g} in the file and {meant[module]:g} by {key} of its "
             "metadata: keep the right one."
         )
-    return {module: value for module, value in meant.items() if module not in told}
+    return {module: value for module, value in meant.items() if module not in known}
 
 
-def of_log(metadata: Mapping[str, str], silent: Mapping[str, Tensor], where: str) -> dict[str, float]:
-    """What kohya's log says of `silent` modules, by their first matrices: one alpha for linear layers and 1x1
+def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], where: str) -> dict[str, float]:
+    """What kohya's log says of `without_alpha` modules, by their first matrices: one alpha for linear layers and 1x1
     convolutions, for the others `conv_alpha`, which is 1 unless given where there is a `conv_dim`. 0 means the rank."""
     given = _get(metadata, _ARGS)
     args = {} if is_off(given) else table(given, f"{where}, {_ARGS}")
-    if silent:
+    if without_alpha:
         _refuse_unread(metadata, args, where)
     found = {}
-    for module, down in silent.items():
+    for module, down in without_alpha.items():
         rank: tuple[str, Any]
         alpha: tuple[str, Any]
         rank, alpha = (_RANK, _get(metadata, _RANK)), (_ALPHA, _get(metadata, _ALPHA) or None)
@@ -96,15 +96,17 @@ def of_log(metadata: Mapping[str, str], silent: Mapping[str, Tensor], where: str
 
 
 def check(
-    metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], silent: bool, where: str
+    metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], without_alpha: bool, where: str
 ) -> None:
     """Refuses what else is said of strength, and tells of a log that is of another LoRA than the tensors.
 
-    `silent`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
+    `without_alpha`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
     """
-    unread = [key for key, value in metadata.items() if _tells(key, value) and not _agrees(key, value, alphas, ranks)]
+    unread = [
+        key for key, value in metadata.items() if _is_unread(key, value) and not _agrees(key, value, alphas, ranks)
+    ]
     inside = [(path, value) for path, name, value in _settings(metadata) if not _is_real(name, value, alphas, ranks)]
-    unread += [path for path, _ in inside] if silent else []
+    unread += [path for path, _ in inside] if without_alpha else []
     if unread:
         raise UserError(f"{where}: its metadata say {', '.join(unread[:4])} of its strength, which isn't read here.")
     log_of = {key: _get(metadata, key) for key in (_ALPHA, _RANK)}
@@ -123,21 +125,21 @@ def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -
     return found[0] if found else None
 
 
-def _check_rank(said: tuple[str, Any] | None, ranks: Mapping[str, int], where: str) -> None:
-    if said is None:
+def _check_rank(declared: tuple[str, Any] | None, ranks: Mapping[str, int], where: str) -> None:
+    if declared is None:
         return
-    rank = number(said[1], f"{where}: {said[0]}")
+    rank = number(declared[1], f"{where}: {declared[0]}")
     if ranks and rank not in ranks.values():
         module, real = next(iter(ranks.items()))
         raise UserError(
-            f"{where}: its metadata say {said[0]}={rank:g}, {module} has rank {real}: they are another LoRA's, "
+            f"{where}: its metadata say {declared[0]}={rank:g}, {module} has rank {real}: they are another LoRA's, "
             "so nobody knows its strength."
         )
 
 
 def _refuse_unread(metadata: Mapping[str, str], args: Mapping[str, Any], where: str) -> None:
     """Of a log that has to say the strength: what it says and isn't read."""
-    unread = [f"{_ARGS}.{k}" for k, v in args.items() if _telling(word(k)) and not is_off(v) and str(v) != "0"]
+    unread = [f"{_ARGS}.{k}" for k, v in args.items() if _is_of_strength(word(k)) and not is_off(v) and str(v) != "0"]
     if (algorithm := args.get("algo", "lora")) not in _PLAIN_ALGORITHMS:
         unread.append(f"{_ARGS}.algo={algorithm}")
     if unread:
@@ -146,18 +148,18 @@ def _refuse_unread(metadata: Mapping[str, str], args: Mapping[str, Any], where: 
         )
 
 
-def _telling(name: str) -> bool:
-    return name in _READ - {"r"} or (bool(_TELLING.search(name)) and name not in _HARMLESS)
+def _is_of_strength(name: str) -> bool:
+    return name in _READ - {"r"} or (bool(_SIGNIFICANT.search(name)) and name not in _HARMLESS)
 
 
-def _tells(key: str, value: str) -> bool:
+def _is_unread(key: str, value: str) -> bool:
     """Whether a key speaks of strength and is read nowhere. Of a trainer's log that is what it says of its network."""
     name = word(key)
     if name in (_ALPHA, _RANK, _ARGS) or name in _READ or name in CONFIGS or is_off(value):
         return False
     if name.startswith("ss_") and not re.match(r"ss_(network|lora|adapter)_", name):
         return False
-    return bool(_TELLING.search(name.removeprefix("ss_"))) and name not in _HARMLESS
+    return bool(_SIGNIFICANT.search(name.removeprefix("ss_"))) and name not in _HARMLESS
 
 
 def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
@@ -178,7 +180,7 @@ def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
     own = {
         k: v for k, v in metadata.items() if not re.match(r"(ss|sshs|modelspec)_", word(k)) and word(k) not in CONFIGS
     }
-    for path, name, value in leaves(of_metadata(own, "its metadata")):
+    for path, name, value in each_setting(of_metadata(own, "its metadata")):
         if "." in path and _OF_LAYERS.search(name) and not is_off(value) and name not in _HARMLESS:
             yield path, name, value
     text = _get(metadata, _ARGS)
@@ -191,10 +193,10 @@ def _is_real(name: str, value: Any, alphas: Mapping[str, float], ranks: Mapping[
     """Whether some layer has the alpha or rank that a setting says."""
     real = map(float, ranks.values()) if re.search("rank|dim", name) else alphas.values()
     try:
-        said = float(value)
+        declared = float(value)
     except (TypeError, ValueError):
         return False
-    return any(math.isclose(said, one, rel_tol=5e-3) for one in real)
+    return any(math.isclose(declared, one, rel_tol=5e-3) for one in real)
 
 
 def _get(metadata: Mapping[str, str], key: str) -> str:

@@ -44,10 +44,10 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
     stable = _flag(config.get("use_rslora"), "use_rslora", where)
     found = {}
     for module, rank in ranks.items():
-        said = _first(rank_of, module, given_rank)
-        if said is not None and said != rank:
+        declared = _first(rank_of, module, given_rank)
+        if declared is not None and declared != rank:
             raise UserError(
-                f"{where} says rank {said:g} of {module}, whose weights have {rank}: it is another LoRA's; "
+                f"{where} says rank {declared:g} of {module}, whose weights have {rank}: it is another LoRA's; "
                 "take it away, or get the one that belongs to this file."
             )
         alpha = _first(alpha_of, module, given_alpha)
@@ -76,7 +76,7 @@ def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.
     return [(_compiled(p, key, where), _number(value, f"{key} of {p}", where)) for p, value in given.items()]
 
 
-def tell_idle(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
+def warn_of_unused(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
     """Names a config's patterns that mean none of `modules`, the layers that have weights."""
     names = [name for module in modules for name in spellings(module)]
     for key in ("rank_pattern", "alpha_pattern"):

@@ -37,29 +37,31 @@ def alphas(
     peft's names, of which nobody knows the strength without a config.
     """
     ranks = {module: down.shape[0] for module, down in downs.items()}
-    said: dict[str, Mapping[str, float]] = {}
+    declared: dict[str, Mapping[str, float]] = {}
     if config is not None:
-        said[config[0]] = _of_config(config[1], ranks, config[0])
+        declared[config[0]] = _of_config(config[1], ranks, config[0])
     for key, content in lora_metadata.configs(metadata, where):
-        said["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, ranks, f"{where}, {key}")
-    said["its tensor"] = {module: _scalar(tensor, f"{where}: alpha of {module}") for module, tensor in tensors.items()}
-    found = _agreed(said, where)
+        declared["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, ranks, f"{where}, {key}")
+    declared["its tensor"] = {
+        module: _scalar(tensor, f"{where}: alpha of {module}") for module, tensor in tensors.items()
+    }
+    found = _agreed(declared, where)
     found |= lora_metadata.plain(metadata, found, ranks, where)
-    silent = {module: down for module, down in downs.items() if module not in found}
-    found |= lora_metadata.of_log(metadata, silent, where)
+    without_alpha = {module: down for module, down in downs.items() if module not in found}
+    found |= lora_metadata.of_log(metadata, without_alpha, where)
     whole = {module: found.get(module, float(rank)) for module, rank in ranks.items()}
-    lora_metadata.check(metadata, whole, ranks, silent=bool(silent), where=where)
+    lora_metadata.check(metadata, whole, ranks, without_alpha=bool(without_alpha), where=where)
     if pefts and not found:
         log.warning(
             "%s: adapter_config.json isn't beside it, which says its strength: alpha is taken for the rank", where
         )
-    return _told_of_zeros(whole, where)
+    return _with_warning_of_zeros(whole, where)
 
 
-def _agreed(said: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
+def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
     """What is said of each module. Raises UserError where two places differ."""
     found: dict[str, tuple[str, float]] = {}
-    for place, values in said.items():
+    for place, values in declared.items():
         for module, alpha in values.items():
             other, before = found.setdefault(module, (place, alpha))
             if not math.isclose(alpha, before, rel_tol=_ROUNDING):
@@ -74,13 +76,13 @@ def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) 
     found: dict[str, float] = {}
     own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
     shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
-    peft_config.tell_idle(shared, [module.partition(".")[2] for module in ranks], where)
+    peft_config.warn_of_unused(shared, [module.partition(".")[2] for module in ranks], where)
     for component, settings in own.items():
         start = f"{component}."
         short = _under(ranks, start)
         both = _joined(shared, settings, component, where)
         if short and both:
-            peft_config.tell_idle(settings, short, where)
+            peft_config.warn_of_unused(settings, short, where)
             found |= {start + m: alpha for m, alpha in peft_config.alphas(both, short, where).items()}
         elif short:
             log.warning("%s says nothing of the %s: its alpha is taken for the rank", where, component)
@@ -104,7 +106,7 @@ def _under(values: Mapping[str, T], prefix: str) -> dict[str, T]:
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
-def _told_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
+def _with_warning_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
     if zeros := [module for module, alpha in alphas.items() if alpha == 0]:
         log.warning(
             "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 for the rank",

@@ -38,7 +38,7 @@ _OTHERS = {  # by what is in a tensor's name
 }
 
 
-def is_pefts(names: Iterable[str]) -> bool:
+def has_peft_names(names: Iterable[str]) -> bool:
     """Whether a file's tensors have the names that peft itself writes."""
     return any(name.startswith(_PEFT) for name in names)
 

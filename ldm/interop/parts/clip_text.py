@@ -24,8 +24,8 @@ _JOINED = "attn.in_proj_"
 PROJECTION = "text_projection.weight"
 
 
-def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapping[str, Any]) -> FrozenText:
-    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as `said`.
+def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, declared: Mapping[str, Any]) -> FrozenText:
+    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as `declared`.
 
     Without weights the encoder is the folder's. `folder` is a pipeline's, with `tokenizer` and perhaps `text_encoder`
     within, or the tokenizer's own.
@@ -35,16 +35,16 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, said: Mapp
     if not state:
         file = encoder / "config.json"
         length = whole(read_json(file).get("max_position_embeddings", 77), f"{file}: max_position_embeddings")
-        options = {"length": length, **text_settings.of_file(said, None, length, str(where))}
+        options = {"length": length, **text_settings.of_file(declared, None, length, str(where))}
         return FrozenText(str(encoder), str(tokenizer), masked=False, **options)
     weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
     length, layers = len(weights["embeddings.position_embedding.weight"]), len(indices(weights, "encoder.layers."))
     is_open = not any(n.startswith(_FIRST) for n in state)
-    read = text_settings.of_file(said, (layers, is_open), length, str(where))
-    return held_encoder(weights, encoder, tokenizer, where=where, options=read)
+    read = text_settings.of_file(declared, (layers, is_open), length, str(where))
+    return encoder_from_weights(weights, encoder, tokenizer, where=where, options=read)
 
 
-def held_encoder(
+def encoder_from_weights(
     weights: Mapping[str, Tensor], encoder: Path, tokenizer: Path, where: Path, options: Mapping[str, Any]
 ) -> FrozenText:
     """A text encoder with `weights`, under transformers' names without `text_model.`, in memory. What these don't say

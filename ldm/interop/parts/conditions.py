@@ -15,7 +15,7 @@ def of_pipeline(
 ) -> Conditioner:
     """The conditioner of a pipeline whose model_index.json is `index`, for its U-Net and images of `size`."""
     name = str(index.get("_class_name"))
-    if "text_encoder_2" in present or sdxl.is_xls(network) or name.startswith("StableDiffusionXL"):
+    if "text_encoder_2" in present or sdxl.is_xl_unet(network) or name.startswith("StableDiffusionXL"):
         return _xl(folder, present, index, network=network, size=size)
     if "text_encoder" in present:
         text = index.get("text") or {}
@@ -44,7 +44,7 @@ def _xl(folder: Path, present: set[str], index: Mapping[str, Any], network: Any,
             f"{where}: {', '.join(missing)} is missing, of which its U-Net (addition_embed_type) or its class, "
             f"{index.get('_class_name')}, speaks."
         )
-    if not sdxl.is_xls(network):
+    if not sdxl.is_xl_unet(network):
         raise UserError(f"{where} has a second text encoder, which the U-Net doesn't read (addition_embed_type).")
     if index.get("text"):
         raise UserError(f"{where}: text says how one text encoder is read, and there are two: take it out.")

@@ -25,8 +25,8 @@ def check_fit(network: Any, found: Conditioner, where: str) -> None:
     wanted = {"tokens": network.context_dim, "a vector": network.vector_dim}
     given = {"tokens": found.token_dim, "a vector": found.vector_dim}
     if odd := [what for what in wanted if wanted[what] != given[what]]:
-        told = ", ".join(f"{what} of {given[what]} numbers, the U-Net reads {wanted[what]}" for what in odd)
-        raise UserError(f"{where}: the parts don't fit: text encoders and sizes give {told}.")
+        shown = ", ".join(f"{what} of {given[what]} numbers, the U-Net reads {wanted[what]}" for what in odd)
+        raise UserError(f"{where}: the parts don't fit: text encoders and sizes give {shown}.")
 
 
 def encoders_of(found: Conditioner) -> list[FrozenText]:
@@ -62,7 +62,7 @@ def zeros_of(found: Conditioner) -> bool:
     return any(part.nothing != "" for part in found.parts.values())
 
 
-def is_xls(network: Any) -> bool:
+def is_xl_unet(network: Any) -> bool:
     """Whether a U-Net reads its vector through two layers."""
     return isinstance(network, UNet) and network.add_embedding is not None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, FrozenText
 from ldm.interop.parts import sdxl
-from ldm.interop.parts.clip_text import first_names, held_encoder, second_names
+from ldm.interop.parts.clip_text import encoder_from_weights, first_names, second_names
 from ldm.interop.parts.to_clip import to_first_names, to_second_names
 
 TEXT = "conditioner.embedders."
@@ -58,7 +58,7 @@ def conditioner(
         if not weights:
             raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
         ours = first_names(weights) if i == 0 else second_names(weights, whole=True)
-        parts.append(held_encoder(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
+        parts.append(encoder_from_weights(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
     if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
         raise UserError(f"{path} can't be represented here: it says {TEXT}{unread[0]}, which isn't read.")
     text = sum(part.vector_dim or 0 for part in parts)
@@ -79,7 +79,7 @@ def to_text(encoders: list[FrozenText]) -> dict[str, Tensor]:
 def obstacles(network: Any, found: Conditioner) -> list[str]:
     """Why conditions, of two encoders, are none of Stable Diffusion XL's file."""
     reasons = sdxl.obstacles(found)
-    if not sdxl.is_xls(network):
+    if not sdxl.is_xl_unet(network):
         reasons.append("the U-Net reads its vector through one layer (network.vector_layers=2)")
     for part, wanted, which in zip(sdxl.encoders_of(found), ACTIVATIONS, ("first", "second"), strict=True):
         config = part.encoder.config

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import NO_SETTINGS, leaves
+from ldm.interop.files.declared import NO_SETTINGS, each_setting
 from ldm.interop.files.values import is_off, number
 
 log = logging.getLogger("ldm")
@@ -13,13 +13,15 @@ _KEYS = {"num_head_channels": "head_dim", "num_heads": "heads"}  # the first cou
 UNET, CONTROLNET = ("unet", "network_config"), ("control_stage",)
 
 
-def of_file(said: Mapping[str, Any], given: Mapping[str, Any], sections: tuple[str, ...], where: str) -> dict[str, int]:
+def of_file(
+    declared: Mapping[str, Any], given: Mapping[str, Any], sections: tuple[str, ...], where: str
+) -> dict[str, int]:
     """`heads` or `head_dim` as `given`, else as the file's settings say in `sections`, whose value -1 says nothing.
 
     Raises UserError where two places differ.
     """
     own: dict[str, int] = {}
-    for key, ours, count in _counts(said, sections, where):
+    for key, ours, count in _counts(declared, sections, where):
         if own.setdefault(ours, count) != count:
             raise UserError(f"{where} says {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
     own = dict(list(own.items())[:1]) if "head_dim" not in own else {"head_dim": own["head_dim"]}
@@ -29,8 +31,8 @@ def of_file(said: Mapping[str, Any], given: Mapping[str, Any], sections: tuple[s
     return asked or own
 
 
-def _counts(said: Mapping[str, Any], sections: tuple[str, ...], where: str) -> Iterator[tuple[str, str, int]]:
-    for key, name, value in leaves(said, NO_SETTINGS):
+def _counts(declared: Mapping[str, Any], sections: tuple[str, ...], where: str) -> Iterator[tuple[str, str, int]]:
+    for key, name, value in each_setting(declared, NO_SETTINGS):
         section, _, _ = key.rpartition(".")
         if name not in _KEYS or (section and not any(one in section for one in sections)):
             continue

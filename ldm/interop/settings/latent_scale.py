@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import flag, number
 
 log = logging.getLogger("ldm")
@@ -23,7 +23,7 @@ SD_FACTOR = 0.18215
 _FACTORS, _SHIFTS = ("scale_factor", "scaling_factor"), ("shift_factor",)
 _MEANS, _STDS = ("latents_mean", "latent_mean"), ("latents_std", "latent_std")
 _MEASURED = "scale_by_std"
-_TELLING = re.compile(r"(latents?|vae|first_stage)_(.*_)?(scal|shift|mean|std)|scal(e|ing)_latents?")
+_SIGNIFICANT = re.compile(r"(latents?|vae|first_stage)_(.*_)?(scal|shift|mean|std)|scal(e|ing)_latents?")
 NAMES = (*_FACTORS, *_SHIFTS, *_MEANS, *_STDS)  # by which a checkpoint may say it
 
 
@@ -34,13 +34,13 @@ def of_config(config: Mapping[str, Any], where: str) -> Whitening:
     return _whitening(factor, shift, mean, std=std, channels=config.get("latent_channels", 4), where=where)
 
 
-def collect(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a checkpoint says under `NAMES`, in tensors, which are taken out of `state`, and elsewhere, in `said`.
+def collect(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a checkpoint says under `NAMES`, in tensors, which are taken out of `state`, and elsewhere, in `declared`.
 
     With `scale_by_std`, which CompVis's trainer measures in its first batch, the tensor counts, and is missed if it
     isn't there: then `scale_by_std` is in the result.
     """
-    places = [(path, canonical(name, value), value) for path, name, value in leaves(said)]
+    places = [(path, canonical(name, value), value) for path, name, value in each_setting(declared)]
     if unread := [path for path, name, value in places if name is None]:
         raise UserError(f"{where} can't be represented here: it says {', '.join(unread[:4])}, which isn't read.")
     measured = any(name == _MEASURED and flag(value, f"{where}: {path}") for path, name, value in places)
@@ -65,19 +65,19 @@ def canonical(name: str, value: Any) -> str | None:
         return ""
     if plain in NAMES or plain == _MEASURED:
         return plain
-    return None if _TELLING.search(name) else ""
+    return None if _SIGNIFICANT.search(name) else ""
 
 
 def of_checkpoint(
-    said: Mapping[str, Any], given: float | None, channels: int, where: str, usual: float = SD_FACTOR
+    declared: Mapping[str, Any], given: float | None, channels: int, where: str, usual: float = SD_FACTOR
 ) -> Whitening:
     """From what a checkpoint says under `NAMES`; `given` is the user's own factor, which counts before the file's, and
     `usual` that of files that say none."""
-    if given is None and said.get(_MEASURED):
+    if given is None and declared.get(_MEASURED):
         raise UserError(
             f"{where} says scale_by_std: its scale_factor was measured, and isn't in the file: give scaling_factor."
         )
-    factor, shift, mean, std = (_one(said, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
+    factor, shift, mean, std = (_one(declared, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
     if given is not None and factor is not None and not _same(factor, given):
         log.warning("%s: scaling_factor=%g is taken as asked for, not the file's own %s", where, given, _shown(factor))
     if given is None and factor is None:
@@ -112,13 +112,13 @@ def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, wher
     return means, [s / scale for s in stds]
 
 
-def _one(said: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
+def _one(declared: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
     """What is said under one of several names. Raises UserError where two differ."""
-    found = [name for name in names if name in said]
-    if len(found) > 1 and not _same(said[found[0]], said[found[1]]):
-        both = " and ".join(f"{name}={_shown(said[name])}" for name in found)
+    found = [name for name in names if name in declared]
+    if len(found) > 1 and not _same(declared[found[0]], declared[found[1]]):
+        both = " and ".join(f"{name}={_shown(declared[name])}" for name in found)
         raise UserError(f"{where} says {both}: take out the one that isn't right.")
-    return said[found[0]] if found else None
+    return declared[found[0]] if found else None
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import printable
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import flag, is_off, word
 
 log = logging.getLogger("ldm")
@@ -19,25 +19,25 @@ _SWITCH = "ss_v2"
 _OUR_OWN = "ldm_"  # before the architecture of an export that isn't of Stable Diffusion's sizes
 
 
-def tell(said: Mapping[str, Any], context_dim: int | None, where: str) -> None:
+def warn(declared: Mapping[str, Any], context_dim: int | None, where: str) -> None:
     """Warns of what a checkpoint says of its version, and its U-Net, which reads text of width `context_dim`, isn't."""
-    for key, why in differences(said, context_dim, where):
+    for key, why in differences(declared, context_dim, where):
         log.warning("%s says %s, but its U-Net %s: its weights count", where, key, why)
 
 
-def differences(said: Mapping[str, Any], context_dim: int | None, where: str) -> Iterator[tuple[str, str]]:
+def differences(declared: Mapping[str, Any], context_dim: int | None, where: str) -> Iterator[tuple[str, str]]:
     """What is said that a U-Net isn't, and what that does. Raises UserError for a switch that is none."""
     own = _OF_WIDTH.get(context_dim or 0)
     does = f"reads text of width {context_dim}" if context_dim else "reads no text"
     of = f", as Stable Diffusion {own}'s does" if own else ", as no Stable Diffusion's does"
-    for key, value, versions in _claims(said, where):
+    for key, value, versions in _claims(declared, where):
         if own not in versions:
             yield f"{printable(key)}={printable(str(value))[:40]}", does + of
 
 
-def _claims(said: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any, set[str | None]]]:
+def _claims(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any, set[str | None]]]:
     """Where a version is said, in what words, and which ones that admits."""
-    for key, name, value in leaves(said):
+    for key, name, value in each_setting(declared):
         if name == _SWITCH and not flag(value, f"{where}: {key}"):
             yield key, value, {"1", "XL", None}
         elif name == _SWITCH:

@@ -23,7 +23,7 @@ def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[s
     `stock` is whether its sizes are Stable Diffusion's too; a model of other sizes has an architecture of its own name.
     """
     predicts_v = isinstance(model.denoiser.parameterization, V)
-    said = {
+    declared = {
         "sai_model_spec": "1.0.0",
         "architecture": _architecture(model, version, predicts_v) if stock else f"ldm-{_SERIES[version]}",
         "implementation": _IMPLEMENTATIONS[version],
@@ -34,12 +34,12 @@ def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[s
         "usage_hint": _hint(model.sampling),
         "license": about.get("licence"),
     }
-    return {"format": "pt", **{f"modelspec.{key}": str(value) for key, value in said.items() if value}}
+    return {"format": "pt", **{f"modelspec.{key}": str(value) for key, value in declared.items() if value}}
 
 
-def resolution(said: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+def resolution(declared: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     """Height and width of the images that a file says it generates, None if it doesn't."""
-    text = said.get("modelspec.resolution")
+    text = declared.get("modelspec.resolution")
     if text is None:
         return None
     found = re.fullmatch(r"\s*(\d{1,5})\s*x\s*(\d{1,5})\s*", str(text))

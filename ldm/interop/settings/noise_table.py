@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.diffusion import Schedule
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 
 log = logging.getLogger("ldm")
 _TABLES = ("betas", "alphas_cumprod")
@@ -30,7 +30,7 @@ _SETTINGS = {
 }  # fmt: skip
 
 
-def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> Schedule:
+def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -> Schedule:
     """The schedule whose tables a checkpoint carries, Stable Diffusion's if none. Its marker `ztsnr`, which is taken
     out of `state`, says that the end was stretched to zero SNR.
 
@@ -39,11 +39,11 @@ def schedule(state: dict[str, Tensor], said: Mapping[str, Any], where: str) -> S
     zero = state.pop("ztsnr", None) is not None
     tables = {name: _checked(state[name], name, where) for name in _TABLES if name in state}
     if not tables:
-        _refuse_settings(said, where)
+        _refuse_settings(declared, where)
         return Schedule(zero_terminal_snr=zero)
     if found := next((s for s in _candidates(tables) if all(_is_of(s, *item) for item in tables.items())), None):
         if not found[1]:
-            _tell_of_other_ends(said, _betas(tables), where)
+            _warn_of_other_ends(declared, _betas(tables), where)
         kind, start, end = found[0]
         return Schedule(
             kind, start, end, timesteps=len(next(iter(tables.values()))), zero_terminal_snr=zero or found[1]
@@ -91,30 +91,32 @@ def _is_of(found: Found, name: str, table: Tensor) -> bool:
     return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])
 
 
-def unread(said: Mapping[str, Any]) -> list[str]:
+def unread(declared: Mapping[str, Any]) -> list[str]:
     """What settings say of noise levels that isn't Stable Diffusion's, which is taken where there is no table."""
-    settings = [(key, value, _SETTINGS[name]) for key, name, value in leaves(said) if name in _SETTINGS]
+    settings = [(key, value, _SETTINGS[name]) for key, name, value in each_setting(declared) if name in _SETTINGS]
     other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
-    targets = [(key, str(value)) for key, _, value in leaves(said) if key.endswith("discretization_config.target")]
+    targets = [
+        (key, str(value)) for key, _, value in each_setting(declared) if key.endswith("discretization_config.target")
+    ]
     return other + [f"{key}={value[-40:]}" for key, value in targets if not value.endswith(".LegacyDDPMDiscretization")]
 
 
-def tell_idle(state: dict[str, Tensor], kind: str, where: str) -> None:
+def warn_of_unused(state: dict[str, Tensor], kind: str, where: str) -> None:
     """Names tables, and the marker `ztsnr`, which is taken out of `state`, of a model that has no timesteps."""
     marker = [name for name in ("ztsnr",) if state.pop(name, None) is not None]
     if idle := [*marker, *(name for name in _TABLES if name in state)]:
         log.warning("%s: its %s has no use: it predicts %s, over all noise levels", where, " and ".join(idle), kind)
 
 
-def _refuse_settings(said: Mapping[str, Any], where: str) -> None:
-    if other := unread(said):
+def _refuse_settings(declared: Mapping[str, Any], where: str) -> None:
+    if other := unread(declared):
         raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
 
 
-def _tell_of_other_ends(said: Mapping[str, Any], betas: list[float], where: str) -> None:
+def _warn_of_other_ends(declared: Mapping[str, Any], betas: list[float], where: str) -> None:
     """Names settings that differ from the tables, which are what the file was trained with."""
     ends = {"linear_start": betas[0], "beta_start": betas[0], "linear_end": betas[-1], "beta_end": betas[-1]}
-    for key, name, value in leaves(said):
+    for key, name, value in each_setting(declared):
         if name in ends and not _is(value, ends[name]):
             log.warning("%s says %s=%s, its table of noise levels %.5g, which counts", where, key, value, ends[name])
 

@@ -10,7 +10,7 @@ from ldm.common.errors import UserError
 from ldm.common.registry import build
 from ldm.diffusion import EDM, Flow
 from ldm.diffusion.parameterization import Parameterization
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import is_off, number
 from ldm.interop.settings import noise_table
 
@@ -23,53 +23,53 @@ _EDM = {"sigma_data": ("scaling_config.", 0.5), "sigma_min": ("discretization_co
 
 
 def of_file(
-    kind: str, state: dict[str, Tensor], said: Mapping[str, Any], where: str
+    kind: str, state: dict[str, Tensor], declared: Mapping[str, Any], where: str
 ) -> tuple[Parameterization, dict[str, Any]]:
     """The one of a `kind` of prediction (see `prediction`), by tables in `state` and settings; and what these say of
     sampling. Raises UserError for noise levels that aren't here."""
     if kind in _CLASSES:
-        return build({"class": _CLASSES[kind], "schedule": noise_table.schedule(state, said, where)}), {}
-    noise_table.tell_idle(state, kind, where)
+        return build({"class": _CLASSES[kind], "schedule": noise_table.schedule(state, declared, where)}), {}
+    noise_table.warn_of_unused(state, kind, where)
     if kind == "flow":
-        return Flow(), _shift(said, where)
-    return _edm(said, where), {}
+        return Flow(), _shift(declared, where)
+    return _edm(declared, where), {}
 
 
-def _shift(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _shift(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """t' = k t / (1 + (k - 1) t), in kohya's tools and here."""
-    found = {number(value, f"{where}: {key}") for key, name, value in leaves(said) if name in _SHIFTS}
+    found = {number(value, f"{where}: {key}") for key, name, value in each_setting(declared) if name in _SHIFTS}
     if len(found) > 1 or any(shift <= 0 for shift in found):
         raise UserError(f"{where} says the shifts {sorted(found)}, where one number above 0 belongs.")
     return {"shift": found.pop()} if found else {}
 
 
-def _edm(said: Mapping[str, Any], where: str) -> EDM:
-    _refuse_others(said, where)
-    found = {name: _one(said, name, section, usual=usual, where=where) for name, (section, usual) in _EDM.items()}
+def _edm(declared: Mapping[str, Any], where: str) -> EDM:
+    _refuse_others(declared, where)
+    found = {name: _one(declared, name, section, usual=usual, where=where) for name, (section, usual) in _EDM.items()}
     if found.pop("rho") != 7:
         raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, and it says another.")
     return EDM(**found)
 
 
-def _refuse_others(said: Mapping[str, Any], where: str) -> None:
+def _refuse_others(declared: Mapping[str, Any], where: str) -> None:
     """A denoiser that rounds sigma to a table, in which ln(sigma) / 4 has no place, and other noise levels."""
-    for key, _, value in leaves(said):
+    for key, _, value in each_setting(declared):
         name = str(value).rsplit(".", 1)[-1]
         rounds = key.endswith("denoiser_config.target") and name.startswith("Discrete")
         if rounds or (key.endswith("discretization_config.target") and name != "EDMDiscretization"):
             raise UserError(f"{where} says {key}={name[:60]} beside EDMScaling, which can't be represented here.")
 
 
-def _one(said: Mapping[str, Any], name: str, section: str, usual: float, where: str) -> float:
+def _one(declared: Mapping[str, Any], name: str, section: str, usual: float, where: str) -> float:
     """A number that is said in one kind of section, the same wherever it is said."""
-    found = dict(_numbers(said, name, section, where))
+    found = dict(_numbers(declared, name, section, where))
     if len(set(found.values())) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in found.items())
         raise UserError(f"{where} says {both}: take out the one that isn't right.")
     return next(iter(found.values()), usual)
 
 
-def _numbers(said: Mapping[str, Any], name: str, section: str, where: str) -> Iterator[tuple[str, float]]:
-    for key, own, value in leaves(said):
+def _numbers(declared: Mapping[str, Any], name: str, section: str, where: str) -> Iterator[tuple[str, float]]:
+    for key, own, value in each_setting(declared):
         if own == name and section in key and not is_off(value):
             yield key, number(value, f"{where}: {key}")

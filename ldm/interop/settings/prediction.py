@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import flag, word
 
 log = logging.getLogger("ldm")
@@ -28,7 +28,7 @@ _SCALINGS = {"EpsScaling": "eps", "VScaling": "v", "EDMScaling": "edm"}  # of St
 ARCHITECTURES = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}  # of ModelSpec: one for each kind
 
 
-def of_file(state: dict[str, Tensor], said: Mapping[str, Any], given: str | None, path: Path) -> str | None:
+def of_file(state: dict[str, Tensor], declared: Mapping[str, Any], given: str | None, path: Path) -> str | None:
     """ "eps", "v", "flow" or "edm": as `given`, else by the file's marker `v_pred`, metadata or trainer's settings.
 
     The marker is taken out of `state`. Raises UserError where these contradict each other, or say something else, and
@@ -39,7 +39,7 @@ def of_file(state: dict[str, Tensor], said: Mapping[str, Any], given: str | None
     claims: dict[str, tuple[str, str | None]] = {}
     if state.pop("v_pred", None) is not None:
         claims["v_pred"] = ("v", "v")
-    claims |= {key: (text, kind) for key, text, kind in of_settings(said, str(path))}
+    claims |= {key: (text, kind) for key, text, kind in of_settings(declared, str(path))}
     _refuse_scaling(claims, path)
     kinds = {kind for _, kind in claims.values()}
     text = " and ".join(f"{key}={value[-40:]}" for key, (value, _) in claims.items())
@@ -63,9 +63,9 @@ def of_base(version: Any) -> str | None:
     return ("v" if found[1] else "eps") if found else None
 
 
-def of_settings(said: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
+def of_settings(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
     """Where it is said, in what words, and which prediction that is; None for one that isn't read."""
-    for key, name, value in leaves(said):
+    for key, name, value in each_setting(declared):
         if name in _NAMES or (name == _KIND and word(str(value)) in SPELLINGS):
             yield key, str(value), SPELLINGS.get(word(str(value)))
         elif name in _V_MARKS:

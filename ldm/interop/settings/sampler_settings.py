@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm.common.annotations import check_guidance
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import leaves
+from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import is_off, number, whole
 
 log = logging.getLogger("ldm")
@@ -24,11 +24,11 @@ _USUAL = {"s_churn": (0,), "s_tmin": (0,), "s_tmax": (), "s_noise": (1,), "eta":
 _PLAIN = ("VanillaCFG", "NoDynamicThresholding", "IdentityGuider")
 
 
-def of_file(said: Mapping[str, Any], where: str) -> dict[str, Any]:
+def of_file(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Sampling options by what is said; another sampler, and what else of it isn't here, is named in a warning."""
     found: dict[str, Any] = {}
     left_out = []
-    for key, name, value in _settings(said):
+    for key, name, value in _settings(declared):
         if key.endswith("sampler_config.target") and _last(value) in _SAMPLERS:
             found |= _SAMPLERS[_last(value)]
         elif name == "num_steps":
@@ -42,8 +42,8 @@ def of_file(said: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _settings(said: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    for key, name, value in leaves(said):
+def _settings(declared: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for key, name, value in each_setting(declared):
         if f".{_SECTION}" in f".{key}" and _NOISE not in key and not is_off(value):
             yield key, name, value
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.interop.files.declared import NO_SETTINGS, leaves
+from ldm.interop.files.declared import NO_SETTINGS, each_setting
 from ldm.interop.files.values import is_off, number, whole
 
 log = logging.getLogger("ldm")
@@ -14,13 +14,13 @@ _SKIPS = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
 Encoder = tuple[int, bool]  # its layers, and whether it is OpenCLIP's, whose last block is left out already
 
 
-def of_file(said: Mapping[str, Any], encoder: Encoder | None, positions: int, where: str) -> dict[str, Any]:
+def of_file(declared: Mapping[str, Any], encoder: Encoder | None, positions: int, where: str) -> dict[str, Any]:
     """Options of `FrozenText` for an encoder of `positions` tokens: `clip_skip`, `final_norm` and `length`.
 
     kohya's and ModelSpec's clip skip counts from the last layer, 1, and keeps the last norm; CompVis's
     `layer: hidden` has none. Raises UserError where two places differ or a layer can't be read.
     """
-    layers = [*_layers(said, encoder, where), *_skips(said, encoder, where)]
+    layers = [*_layers(declared, encoder, where), *_skips(declared, encoder, where)]
     for key, skip, _ in layers[1:]:
         if skip != layers[0][1]:
             raise UserError(
@@ -31,19 +31,19 @@ def of_file(said: Mapping[str, Any], encoder: Encoder | None, positions: int, wh
         options = {"clip_skip": layers[0][1], "final_norm": layers[0][2]}
         if encoder and options["clip_skip"] > encoder[0]:
             raise UserError(f"{where} says {layers[0][0]}, but its text encoder has {encoder[0]} layers.")
-    return options | _length(said, positions, where)
+    return options | _length(declared, positions, where)
 
 
-def _section(said: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _section(declared: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """The settings of a text encoder."""
-    for key, name, value in leaves(said, NO_SETTINGS):
+    for key, name, value in each_setting(declared, NO_SETTINGS):
         if any(one in key for one in _SECTIONS):
             yield key, name, value
 
 
-def _layers(said: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
+def _layers(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
     """Where CompVis's settings say a layer, which it is from the end, and whether the last norm follows."""
-    settings = {key: value for key, _, value in _section(said)}
+    settings = {key: value for key, _, value in _section(declared)}
     is_open = encoder[1] if encoder else None
     for key, kind in settings.items():
         if not key.endswith(".layer"):
@@ -67,8 +67,8 @@ def _hidden(key: str, value: Any, encoder: Encoder | None, where: str) -> tuple[
     return f"{key}={int(index)}", int(skip), False
 
 
-def _skips(said: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
-    for key, name, value in leaves(said):
+def _skips(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
+    for key, name, value in each_setting(declared):
         if name not in _SKIPS or is_off(value):
             continue
         skip = max(1, whole(number(value, f"{where}: {key}"), f"{where}: {key}", 0, 99))
@@ -79,10 +79,10 @@ def _skips(said: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iter
             yield f"{key}={skip}", skip, True
 
 
-def _length(said: Mapping[str, Any], positions: int, where: str) -> dict[str, int]:
+def _length(declared: Mapping[str, Any], positions: int, where: str) -> dict[str, int]:
     """`max_length` of the settings, where the encoder has as many positions; more are told."""
-    found = [(key, value) for key, name, value in _section(said) if name == "max_length"]
-    longer = [(key, value) for key, name, value in leaves(said) if name == "ss_max_token_length"]
+    found = [(key, value) for key, name, value in _section(declared) if name == "max_length"]
+    longer = [(key, value) for key, name, value in each_setting(declared) if name == "ss_max_token_length"]
     lengths = []
     for key, value in [*found, *longer]:
         count = positions if is_off(value) else whole(number(value, f"{where}: {key}"), f"{where}: {key}")

@@ -64,8 +64,8 @@ class LdmPipeline(DiffusionPipeline):
         """`output_type` is "pil", "pt" (B, C, H, W) in [0, 1], "np" or "latent"."""
         defaults = self.config.sampling
         scale = defaults.get("guidance", 1.0) if guidance_scale is None else guidance_scale
-        said = {"text": _list(prompt), "label": _list(labels)}
-        given = {k: [x for x in v for _ in range(num_images_per_prompt)] for k, v in said.items() if v is not None}
+        inputs = {"text": _list(prompt), "label": _list(labels)}
+        given = {k: [x for x in v for _ in range(num_images_per_prompt)] for k, v in inputs.items() if v is not None}
         n = max((len(v) for v in given.values()), default=num_images_per_prompt)
         cond = self._encode(given, n)
         null, embedded = None, self._embedded(scale, n)
