@@ -41,7 +41,7 @@ class Adaptable(WithLora):
     ) -> None:
         """Puts on the ControlNet at `path`: a run, a model folder, a folder of diffusers, a CompVis checkpoint.
 
-        It counts `scale` in the steps from the share `start` to the share `end` of all, for pictures that get a control
+        It counts `scale` in the steps from the share `start` to the share `end` of all, for images that get a control
         image (`control=`). Several add up. Its `name` is that of its run or folder unless given.
         """
         check_span(start, end)

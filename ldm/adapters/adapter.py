@@ -25,6 +25,7 @@ class Adapter(nn.Module):
         self.base = dict(base or {})
 
     def attach(self, model: Any, name: str, scale: float) -> None:
+        """Puts the weights on `model` under `name`, at `scale`."""
         raise NotImplementedError
 
     def check_base(self, model: Any, where: str, force: bool = False) -> None:

@@ -62,6 +62,7 @@ class LoraAdapter(Adapter):
 
     @property
     def lora(self) -> formats.Lora:
+        """Its weights and alphas, as files hold them."""
         return formats.Lora(dict(self.state_dict()), dict(self.alphas))
 
     def attach(self, model: Any, name: str, scale: float) -> None:

@@ -68,6 +68,7 @@ def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def scale(module: nn.Module, name: str, factor: float) -> None:
+    """Sets the factor of the LoRA `name` in every layer."""
     for _, layer in holding(module, name):
         layer.set_scale(name, factor)
 

@@ -127,7 +127,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, and what else it says: metadata, a trainer's settings, numbers among the tensors (`declared`)."""
+    """A file's tensors, and what it declares: metadata, a trainer's settings, numbers among the tensors."""
     try:
         if file.suffix.lower() == ".safetensors":
             return _read_safetensors(file)
@@ -165,6 +165,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def as_float32(tensor: Tensor) -> Tensor:
+    """A floating-point tensor in float32; others unchanged."""
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
@@ -179,8 +180,8 @@ def assemble(
     replaced: str | None = None,
     **about: Any,
 ) -> nn.Module:
-    """The parts as one LatentDiffusion; `size` is the pictures' height and width, `replaced` the scheduler for which
-    the nearest sampler stands, `about` further arguments of the model."""
+    """The parts as one LatentDiffusion; `size` is the images' height and width, `replaced` the scheduler that the
+    nearest sampler replaces, `about` further arguments of the model."""
     latent, wanted = first_stage.latent_channels, network.in_channels
     if latent != wanted:
         raise UserError(f"the parts don't fit: the autoencoder has {latent} latent channels, the U-Net {wanted}.")
@@ -194,7 +195,7 @@ def assemble(
 
 
 def _with_features(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A U-Net or ControlNet that knows of how many features of sizes its config speaks, which leave no trace in it."""
+    """A U-Net or ControlNet with the number of features of sizes in its config, which its weights don't show."""
     two = network.add_embedding is not None
     network.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
     return network
@@ -267,7 +268,7 @@ def most_steps(config: Mapping[str, Any], where: str) -> int:
 
 
 def _sides(folder: Path) -> tuple[int, int]:
-    """Height and width of the latents that a pipeline draws."""
+    """Height and width of the latents that a pipeline generates."""
     file = folder / "unet" / "config.json"
     return config_checks.sizes(read_json(file).get("sample_size"), 64, f"{file}: sample_size")
 

@@ -36,7 +36,7 @@ log = logging.getLogger("ldm")
 _IGNORED = (
     "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
 )  # fmt: skip
-# of a tensor elsewhere that would change what the model draws
+# in the name of a tensor elsewhere: it would change what the model generates
 _SIGNIFICANT = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
 
 
@@ -216,10 +216,11 @@ def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
     spec = compvis_shapes.vae_spec(state)
     with torch.device("meta"):
         wanted = build(spec).state_dict()
-    return _restore(spec, rename(state, inverse(vae_table(wanted, spec)), where), wanted, where)
+    return _restore(spec, rename(state, inverse(_vae_table(wanted, spec)), where), wanted, where)
 
 
-def vae_table(names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str]:
+def _vae_table(names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str]:
+    """{ours: CompVis's} for every weight of an autoencoder."""
     return by_prefix(names, compvis.vae_modules(len(spec["channels"]), spec["blocks"]), compvis.VAE_PARTS)
 
 
@@ -234,7 +235,7 @@ def to_compvis(model: UNet | AutoencoderKL) -> dict[str, Tensor]:
         return rename(state, compvis.unet_table(state, modules), "the U-Net")
     stages = model.encoder.down_blocks
     spec = {"channels": list(stages), "blocks": len(stages[0].resnets)}  # type: ignore[arg-type]
-    named = rename(state, vae_table(state, spec), "the autoencoder")
+    named = rename(state, _vae_table(state, spec), "the autoencoder")
     linear = {n for n, t in named.items() if ".attn_1." in n and t.ndim == 2}
     return {n: t[..., None, None] if n in linear else t for n, t in named.items()}
 

@@ -1,4 +1,4 @@
-"""What a trainer's settings say of a single file as a whole: averaged weights, how conditions come in, image size."""
+"""What a trainer's settings declare of a whole single file: averaged weights, how conditions come in, image size."""
 
 import logging
 import re
@@ -37,7 +37,7 @@ def check_conditions(declared: Mapping[str, Any], network: UNet, where: str) -> 
 
 def size(declared: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | None:
     """Height and width of the images: by `modelspec.resolution`, kohya's `ss_resolution`, or a trainer's `image_size`,
-    which is that of the latents. The first counts, and another one is told; None where nothing is said."""
+    which is that of the latents. The first counts, and a warning names one that differs; None without any."""
     found = [(key, pair) for key, pair in _sizes(declared, factor, where) if pair]
     for key, pair in found[1:]:
         if pair != found[0][1]:
@@ -47,7 +47,7 @@ def size(declared: Mapping[str, Any], factor: int, where: str) -> tuple[int, int
 
 
 def sizes_of(declared: Mapping[str, Any], where: str) -> list[str]:
-    """Where a size is said, with it, for a part that has no use for one."""
+    """The declared sizes with their keys, for a part that has no use for one."""
     return [f"{key}={height}x{width}" for key, pair in _sizes(declared, 1, where) if pair for height, width in [pair]]
 
 

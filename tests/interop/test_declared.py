@@ -252,7 +252,7 @@ def unet_config(section="unet_config", **params):
 )
 def test_head_counts_are_the_files_own_unless_given(said, given, found, caplog):
     assert head_counts.of_file(said, given, head_counts.UNET, "m") == found
-    assert ("heads=2 is taken as asked for, not the file's own heads=4" in caplog.text) == bool(given)
+    assert ("heads=2 was given and counts, not the file's own heads=4" in caplog.text) == bool(given)
 
 
 @pytest.mark.parametrize("value", [0, 2.5, "many", True])

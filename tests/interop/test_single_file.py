@@ -241,7 +241,7 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
     with pytest.raises(UserError, match="v_pred=v and modelspec.prediction_type=epsilon: give prediction=eps or"):
         ldm.load(path)
     ldm.load(path, prediction="v")
-    assert "prediction=v is taken as asked for, not the file's own v_pred=v and modelspec" in caplog.text
+    assert "prediction=v was given and counts, not the file's own v_pred=v and modelspec" in caplog.text
 
 
 @pytest.mark.parametrize(

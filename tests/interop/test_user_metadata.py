@@ -73,7 +73,9 @@ def test_empty_fields_and_no_file_say_nothing(tmp_path, caplog):
 
 def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
     [line] = told(tmp_path, {"id": 1, "trainedWords": ["zk", "cat"]}, caplog, name="a.civitai.info")
-    assert "activation text 'zk, cat'" in line and "id" not in line.split("beside it is said")[1].split(";")[0].split()
+    assert (
+        "activation text 'zk, cat'" in line and "id" not in line.split("files beside it say")[1].split(";")[0].split()
+    )
     [line] = told(tmp_path, {"activation text": "other"}, caplog)
     assert "activation text 'other'" in line and "zk" not in line
 

@@ -9,6 +9,7 @@ from ldm.interop.exporting.export_report import Report
 
 
 def bundle(model: Any, out: Path) -> Report:
+    """Writes the model folder `out`, with the files of the model's frozen text encoders in it."""
     for part in frozen_in(model):
         part.bundle(out)
     artifact.save(model, out)
@@ -18,4 +19,5 @@ def bundle(model: Any, out: Path) -> Report:
 
 
 def frozen_in(model: Any) -> list[FrozenText]:
+    """The frozen text encoders of a model."""
     return [part for part in model.modules() if isinstance(part, FrozenText)]

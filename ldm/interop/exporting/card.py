@@ -45,7 +45,7 @@ def _settings(model: Any) -> list[str]:
         return [f"- {key}: {value}" for key, value in spec_of(model).items()]
     settings = {
         "parameterization": type(model.denoiser.parameterization).__name__,
-        "pictures": f"{model.preprocess.channels} channels of {model.preprocess.height}x{model.preprocess.width}",
+        "images": f"{model.preprocess.channels} channels of {model.preprocess.height}x{model.preprocess.width}",
         **model.sampling,
     }
     return [f"- {key}: {value}" for key, value in settings.items()]

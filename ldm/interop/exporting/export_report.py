@@ -1,4 +1,4 @@
-"""What an export tells its user."""
+"""What an export reports to its user."""
 
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ class Report:
 
     @property
     def stock(self) -> bool:
+        """Whether all parts have a class of diffusers."""
         return all(reason == "stock" for reason in self.parts.values())
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
     parts = list(model.conditioner.parts.values())
     stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
     if isinstance(model.first_stage, Identity):
-        return "it draws pixels, without an autoencoder"
+        return "it generates pixels, without an autoencoder"
     if own := [name for name, value in stock_parts if index.get(name) != value]:
         return f"parts of its own: {', '.join(own)}"
     if sdxl.encoders_of(model.conditioner):
@@ -25,7 +25,7 @@ def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
         return "; ".join(reasons)
     if not isinstance(model.denoiser.parameterization, VariancePreserving):
         return f"its parameterization is {type(model.denoiser.parameterization).__name__}"
-    return None if model.first_stage.in_channels == 3 else f"pictures of {model.first_stage.in_channels} channels"
+    return None if model.first_stage.in_channels == 3 else f"images of {model.first_stage.in_channels} channels"
 
 
 def settings(model: Any, network: Any, scheduler: str, controlled: bool) -> dict[str, Any]:

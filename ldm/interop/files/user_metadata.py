@@ -1,6 +1,6 @@
-"""What web UIs keep of a user beside a file, and what is in none: A1111's `NAME.json`, the civitai helper's
-`NAME.civitai.info`, LoRA-Manager's `NAME.metadata.json`. Nothing of it is applied by itself; what it says is told in
-one line."""
+"""What web UIs write beside a file for its user, and no file holds: A1111's `NAME.json`, the civitai helper's
+`NAME.civitai.info`, LoRA-Manager's `NAME.metadata.json`. None of it is applied by itself: one warning
+says what is there."""
 
 import logging
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _LONGEST = 80
 
 
 def beside(path: str | Path) -> dict[str, Any]:
-    """What is said of the file at `path` in the files of its name beside it, under A1111's names of fields.
+    """What the files beside the one at `path` declare of it, under A1111's names of fields.
 
     Raises UserError where one of them isn't a table in JSON.
     """
@@ -64,7 +64,7 @@ def _named(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def warn(path: str | Path, scale: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
-    """Says in one line what is beside the file, or recommended in a LoRA's `metadata`, and isn't applied.
+    """Warns, in one line, of what files beside this one or a LoRA's `metadata` recommend, which isn't applied.
 
     `scale` is the one that a LoRA is loaded at, None for a checkpoint, which has none.
     """
@@ -77,8 +77,9 @@ def warn(path: str | Path, scale: float | None = None, metadata: Mapping[str, st
         del declared[WEIGHT]
     if declared:
         log.warning(
-            "%s: beside it is said %s; none of it is applied by itself%s",
-            path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(declared)), _advice(declared, scale),
+            "%s: files beside it say %s; none of it is applied by itself%s",
+            path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(declared)),
+            _advice(declared, scale),
         )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class Lora:
     alphas: dict[str, float]
 
     def rank(self, module: str) -> int:
+        """The rank of a module, by its first matrix (rank, in)."""
         return self.weights[f"{module}.lora_A.weight"].shape[0]
 
     def of(self, component: str = "unet") -> dict[str, Tensor]:

@@ -49,9 +49,9 @@ def configs(metadata: Mapping[str, str], where: str) -> Iterator[tuple[str, dict
 def plain(
     metadata: Mapping[str, str], known: Mapping[str, float], ranks: Mapping[str, int], where: str
 ) -> dict[str, float]:
-    """Alpha of the modules of `ranks` that aren't `known` elsewhere, by plain numbers (`rank`, `alpha`, `use_rslora`).
+    """Alpha of the modules of `ranks` that aren't `known` yet, by plain numbers (`rank`, `alpha`, `use_rslora`).
 
-    Raises UserError where they contradict the weights, or what is told of every module.
+    Raises UserError where they contradict the weights, or what is known of every module.
     """
     declared = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
     _check_rank(declared["r"], {m: r for m, r in ranks.items() if m not in known} or ranks, where)
@@ -59,8 +59,8 @@ def plain(
     stable = flag(switch, f"{where}: {kind}")
     if declared["lora_alpha"] is None:
         if stable:
-            raise UserError(f"{where}: its metadata say {kind} without alpha, so nobody knows "
-                            "the LoRA's strength: get the file with its adapter_config.json.")  # fmt: skip
+            raise UserError(f"{where}: its metadata say {kind} without alpha, so the LoRA's "
+                            "strength is unknown: get the file with its adapter_config.json.")  # fmt: skip
         return {}
     key, text = declared["lora_alpha"]
     alpha = number(text, f"{where}: {key}")
@@ -98,7 +98,7 @@ def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], whe
 def check(
     metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], without_alpha: bool, where: str
 ) -> None:
-    """Refuses what else is said of strength, and tells of a log that is of another LoRA than the tensors.
+    """Refuses other settings of strength, and warns of a log of another LoRA than the tensors'.
 
     `without_alpha`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
     """
@@ -133,7 +133,7 @@ def _check_rank(declared: tuple[str, Any] | None, ranks: Mapping[str, int], wher
         module, real = next(iter(ranks.items()))
         raise UserError(
             f"{where}: its metadata say {declared[0]}={rank:g}, {module} has rank {real}: they are another LoRA's, "
-            "so nobody knows its strength."
+            "so its strength is unknown: get the file anew."
         )
 
 

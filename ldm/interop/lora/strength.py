@@ -2,7 +2,7 @@
 
 peft's config, beside the file or in its metadata; tensors of the file (kohya, diffusers); plain numbers in its
 metadata; and of kohya's files without such tensors the log of their training (`lora_metadata`). Places that contradict
-each other are refused. Where nothing is said alpha is the rank, which is the convention of diffusers and kohya.
+each other are refused. Where none says it, alpha is the rank, which is the convention of diffusers and kohya.
 """
 
 import logging
@@ -34,7 +34,7 @@ def alphas(
     """Alpha by module of `downs`, the first matrices (rank, in).
 
     `tensors` are alphas out of the file; `config` is peft's from beside it and where it lies. `pefts`: the file has
-    peft's names, of which nobody knows the strength without a config.
+    peft's names: without a config its strength is unknown.
     """
     ranks = {module: down.shape[0] for module, down in downs.items()}
     declared: dict[str, Mapping[str, float]] = {}
@@ -59,7 +59,7 @@ def alphas(
 
 
 def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
-    """What is said of each module. Raises UserError where two places differ."""
+    """Alpha of each module by all places. Raises UserError where two places differ."""
     found: dict[str, tuple[str, float]] = {}
     for place, values in declared.items():
         for module, alpha in values.items():
@@ -92,7 +92,7 @@ def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) 
 
 
 def _joined(shared: Mapping[str, Any], own: Mapping[str, Any], component: str, where: str) -> dict[str, Any]:
-    """What is said of all components and of one. Raises UserError where they differ."""
+    """The settings for all components joined with those for one. Raises UserError where they differ."""
     for key in shared.keys() & own.keys():
         if shared[key] != own[key]:
             raise UserError(

@@ -22,10 +22,12 @@ ACTIVATIONS = ("quick_gelu", "gelu")  # of the two encoders, which no file says
 
 
 def is_xl(names: Iterable[str]) -> bool:
+    """Whether a file with these names holds Stable Diffusion XL's text encoders."""
     return any(name.startswith(TEXT) for name in names)
 
 
 def refuse_refiner(names: Iterable[str], where: str) -> None:
+    """Raises UserError for the refiner of Stable Diffusion XL."""
     if any(name.startswith(_REFINER) for name in names):
         raise UserError(f"{where} holds Stable Diffusion XL's refiner ({_REFINER}), which can't be represented here.")
 

@@ -41,10 +41,11 @@ def obstacles(model: Any) -> list[str]:
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
     else:
         found += of_text(model)
-    return [*found, *of_noise(model.denoiser.parameterization)]
+    return [*found, *_of_noise(model.denoiser.parameterization)]
 
 
 def of_unet(network: nn.Module) -> list[str]:
+    """Why a network is no U-Net of Stable Diffusion's kind, with what would be; empty if it is."""
     if not isinstance(network, UNet):
         return [f"the network is a {type(network).__name__} (train with network=unet)"]
     reasons = [f"the U-Net: {reason}" for reason in unet_config.obstacles(network)]
@@ -63,6 +64,7 @@ def of_unet(network: nn.Module) -> list[str]:
 
 
 def of_vae(first_stage: nn.Module) -> list[str]:
+    """Why a first stage is no autoencoder of Stable Diffusion's kind; empty if it is."""
     if not isinstance(first_stage, AutoencoderKL):
         return ["it generates pixels, without an autoencoder (train on one: vae=kl_f8)"]
     reasons = [f"the autoencoder: {reason} (train with vae=kl_f8)" for reason in vae_config.obstacles(first_stage)]
@@ -72,6 +74,7 @@ def of_vae(first_stage: nn.Module) -> list[str]:
 
 
 def of_text(model: Any) -> list[str]:
+    """Why a model's conditions are not those of Stable Diffusion's kind; empty if they are."""
     parts = dict(model.conditioner.parts)
     text = next(iter(parts.values()), None)
     if len(parts) != 1 or not isinstance(text, FrozenText):
@@ -92,7 +95,7 @@ def of_text(model: Any) -> list[str]:
     return reasons
 
 
-def of_noise(parameterization: Any) -> list[str]:
+def _of_noise(parameterization: Any) -> list[str]:
     if type(parameterization) not in (Eps, V):
         return [f"it predicts as {type(parameterization).__name__} (diffusion=eps, v or v_zero_snr)"]
     found = parameterization.schedule

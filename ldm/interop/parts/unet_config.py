@@ -162,11 +162,13 @@ def full_spec(thing: Any) -> dict[str, Any]:
 
 
 def signature_defaults(cls: type) -> dict[str, Any]:
+    """The defaults of a class's constructor by argument."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
 def per_level(value: Any, levels: int) -> list[int]:
+    """One number for each level, given one for all or a list."""
     return [value] * levels if isinstance(value, int) else list(value)
 
 

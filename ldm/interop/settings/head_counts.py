@@ -25,10 +25,10 @@ def of_file(
         if own.setdefault(ours, count) != count:
             raise UserError(f"{where} says {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
     own = dict(list(own.items())[:1]) if "head_dim" not in own else {"head_dim": own["head_dim"]}
-    asked = {key: given[key] for key in ("heads", "head_dim") if key in given}
-    if asked and own and asked != own:
-        log.warning("%s: %s is taken as asked for, not the file's own %s", where, _shown(asked), _shown(own))
-    return asked or own
+    requested = {key: given[key] for key in ("heads", "head_dim") if key in given}
+    if requested and own and requested != own:
+        log.warning("%s: %s was given and counts, not the file's own %s", where, _shown(requested), _shown(own))
+    return requested or own
 
 
 def _counts(declared: Mapping[str, Any], sections: tuple[str, ...], where: str) -> Iterator[tuple[str, str, int]]:

@@ -79,7 +79,7 @@ def of_checkpoint(
         )
     factor, shift, mean, std = (_one(declared, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
     if given is not None and factor is not None and not _same(factor, given):
-        log.warning("%s: scaling_factor=%g is taken as asked for, not the file's own %s", where, given, _shown(factor))
+        log.warning("%s: scaling_factor=%g was given and counts, not the file's own %s", where, given, _shown(factor))
     if given is None and factor is None:
         given = 1.0 if mean is not None or std is not None else usual
     return _whitening(factor if given is None else given, shift, mean, std=std, channels=channels, where=where)
@@ -95,6 +95,7 @@ def per_channel(values: Any, channels: int, what: str) -> list[float]:
 
 
 def positive(values: list[float], what: str) -> list[float]:
+    """The values, all above 0. Raises UserError naming `what` they are."""
     if bad := [value for value in values if not value > 0]:
         raise UserError(f"{what} is {bad[0]:g}, where a number above 0 belongs.")
     return values

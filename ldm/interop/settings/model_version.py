@@ -1,4 +1,4 @@
-"""Of which Stable Diffusion metadata say that a file is, held against the U-Net that there is."""
+"""The version of Stable Diffusion that a file's metadata declare, compared with its U-Net."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -20,13 +20,14 @@ _OUR_OWN = "ldm_"  # before the architecture of an export that isn't of Stable D
 
 
 def warn(declared: Mapping[str, Any], context_dim: int | None, where: str) -> None:
-    """Warns of what a checkpoint says of its version, and its U-Net, which reads text of width `context_dim`, isn't."""
+    """Warns of declared versions that differ from that of the U-Net, which reads text of width `context_dim`."""
     for key, why in differences(declared, context_dim, where):
         log.warning("%s says %s, but its U-Net %s: its weights count", where, key, why)
 
 
 def differences(declared: Mapping[str, Any], context_dim: int | None, where: str) -> Iterator[tuple[str, str]]:
-    """What is said that a U-Net isn't, and what that does. Raises UserError for a switch that is none."""
+    """Declared versions that a U-Net isn't of, each with what the U-Net reads. Raises UserError for a switch that is
+    neither true nor false."""
     own = _OF_WIDTH.get(context_dim or 0)
     does = f"reads text of width {context_dim}" if context_dim else "reads no text"
     of = f", as Stable Diffusion {own}'s does" if own else ", as no Stable Diffusion's does"
@@ -36,7 +37,7 @@ def differences(declared: Mapping[str, Any], context_dim: int | None, where: str
 
 
 def _claims(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any, set[str | None]]]:
-    """Where a version is said, in what words, and which ones that admits."""
+    """The key of each declared version, its value, and the versions that it admits."""
     for key, name, value in each_setting(declared):
         if name == _SWITCH and not flag(value, f"{where}: {key}"):
             yield key, value, {"1", "XL", None}

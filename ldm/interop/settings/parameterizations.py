@@ -61,7 +61,7 @@ def _refuse_others(declared: Mapping[str, Any], where: str) -> None:
 
 
 def _one(declared: Mapping[str, Any], name: str, section: str, usual: float, where: str) -> float:
-    """A number that is said in one kind of section, the same wherever it is said."""
+    """A number that one kind of section declares. Raises UserError where two places differ."""
     found = dict(_numbers(declared, name, section, where))
     if len(set(found.values())) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in found.items())

@@ -45,7 +45,7 @@ def of_file(state: dict[str, Tensor], declared: Mapping[str, Any], given: str | 
     text = " and ".join(f"{key}={value[-40:]}" for key, (value, _) in claims.items())
     if given is not None:
         if kinds - {given}:
-            log.warning("%s: prediction=%s is taken as asked for, not the file's own %s", path, given, text)
+            log.warning("%s: prediction=%s was given and counts, not the file's own %s", path, given, text)
         return given
     if len(kinds) > 1 or None in kinds:
         raise UserError(f"{path} says that it predicts {text}: give prediction=eps or prediction=v.")
@@ -64,7 +64,7 @@ def of_base(version: Any) -> str | None:
 
 
 def of_settings(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
-    """Where it is said, in what words, and which prediction that is; None for one that isn't read."""
+    """The key of each setting of the prediction, its value, and what it means; None for one that isn't read."""
     for key, name, value in each_setting(declared):
         if name in _NAMES or (name == _KIND and word(str(value)) in SPELLINGS):
             yield key, str(value), SPELLINGS.get(word(str(value)))

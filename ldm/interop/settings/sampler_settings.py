@@ -25,7 +25,7 @@ _PLAIN = ("VanillaCFG", "NoDynamicThresholding", "IdentityGuider")
 
 
 def of_file(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Sampling options by what is said; another sampler, and what else of it isn't here, is named in a warning."""
+    """The declared sampling options; a sampler and settings without a counterpart here are named in a warning."""
     found: dict[str, Any] = {}
     left_out = []
     for key, name, value in _settings(declared):

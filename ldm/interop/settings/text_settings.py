@@ -80,7 +80,7 @@ def _skips(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> 
 
 
 def _length(declared: Mapping[str, Any], positions: int, where: str) -> dict[str, int]:
-    """`max_length` of the settings, where the encoder has as many positions; more are told."""
+    """The declared `max_length`, if the encoder has as many positions; a warning names a longer one."""
     found = [(key, value) for key, name, value in _section(declared) if name == "max_length"]
     longer = [(key, value) for key, name, value in each_setting(declared) if name == "ss_max_token_length"]
     lengths = []

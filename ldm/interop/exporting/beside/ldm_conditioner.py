@@ -1,5 +1,5 @@
 # mypy: disable-error-code="attr-defined,operator,index"
-"""What an ldm model is told: its own text encoder and its class labels, as a model of diffusers."""
+"""The conditions of an ldm model, text by its own encoder and class labels, as a model of diffusers."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class _Parts(nn.Module):
 
 
 class LdmConditioner(ModelMixin, ConfigMixin):
-    """Prompts and labels to `Cond`; None is "nothing said"."""
+    """Prompts and labels to `Cond`; what isn't given is the null condition."""
 
     @register_to_config
     def __init__(self, spec: dict[str, Any]):
@@ -44,4 +44,5 @@ class LdmConditioner(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def null(self, n: int) -> Cond:
+        """The null condition for `n` samples."""
         return self({}, n)

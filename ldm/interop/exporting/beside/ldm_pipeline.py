@@ -1,5 +1,5 @@
 # mypy: disable-error-code="attr-defined"
-"""A pipeline of diffusers for models of ldm: prompts, class labels or nothing in, pictures out."""
+"""A pipeline of diffusers for models of ldm: prompts, class labels or nothing in, images out."""
 
 import inspect
 from typing import Any

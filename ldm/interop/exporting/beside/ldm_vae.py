@@ -25,6 +25,7 @@ class LdmVAE(ModelMixin, ConfigMixin):
 
     @property
     def factor(self) -> int:
+        """How many times smaller latents are than images, each side."""
         return self.network.factor
 
     def encode(self, images: Tensor, return_dict: bool = True) -> Any:
