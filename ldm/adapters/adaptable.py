@@ -5,7 +5,7 @@ from typing import Any
 
 from ldm.adapters.adapter import Adapter
 from ldm.adapters.controlnet import Control, check_span, open_control
-from ldm.adapters.few_steps import follow
+from ldm.adapters.few_steps import set_sampling_defaults
 from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.adapters.with_lora import WithLora
 from ldm.common.annotations import check_arguments
@@ -26,7 +26,7 @@ class Adaptable(WithLora):
         adapter.check_base(self, where or name, force)
         adapter.attach(self, name, scale)
         self.adapters[name] = (adapter, scale)
-        follow(self)
+        set_sampling_defaults(self)
 
     @check_arguments
     def load_controlnet(
@@ -47,7 +47,7 @@ class Adaptable(WithLora):
         check_span(start, end)
         path = Path(path)
         control = open_control(path)
-        control.begin, control.end = start, end
+        control.start, control.end = start, end
         folder = path.parent if path.name == "model" else path
         self.put_on(
             control, name or (path.stem if path.is_file() else folder.name), scale, where=str(path), force=force

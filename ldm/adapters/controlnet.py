@@ -25,9 +25,9 @@ Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name
 @register
 class Control(Adapter):
     """A ControlNet and the kind of control image that it was trained on. It counts `scale`, in the steps from the share
-    `begin` to the share `end` of all, unless given otherwise for an image."""
+    `start` to the share `end` of all, unless given otherwise for an image."""
 
-    scale, begin, end = 1.0, 0.0, 1.0
+    scale, start, end = 1.0, 0.0, 1.0
 
     def __init__(self, network: AnyControlNet, hint: Hint, base: Mapping[str, str] | None = None):
         super().__init__(base)
@@ -150,13 +150,14 @@ def control_images(
     hints = {name: send(take(controls[name], image, preprocess), device) for name, image in given.items()}
     spans = {}
     for name in given:
-        first, last = _setting(begin, name, controls[name].begin), _setting(end, name, controls[name].end)
+        first, last = _setting(begin, name, controls[name].start), _setting(end, name, controls[name].end)
         check_span(first, last)
         spans[name] = (first, last)
     return ControlImages(hints, {name: _setting(scale, name, controls[name].scale) for name in given}, spans, guess)
 
 
 def check_span(start: float, end: float) -> None:
+    """Raises UserError for shares of the steps that aren't rising from 0 to 1."""
     if not 0 <= start < end <= 1:
         raise UserError(f"a ControlNet acts from start={start} to end={end}: shares of the steps, 0 to 1, rising.")
 
@@ -166,7 +167,9 @@ def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
         raise UserError("the model has no ControlNet: put one on with load_controlnet (sample.py: control=RUN).")
     if not isinstance(given, Mapping):
         if len(controls) > 1:
-            raise UserError(f"there are several ControlNets: say by name which image is whose: {', '.join(controls)}.")
+            raise UserError(
+                f"there are several ControlNets: give control={{NAME: image}}, by the names {', '.join(controls)}."
+            )
         return {name: given for name in controls}
     if unknown := [name for name in given if name not in controls]:
         raise UserError(f"the model has no ControlNet '{unknown[0]}'.{did_you_mean(unknown[0], controls)}")

@@ -5,9 +5,8 @@ from typing import Any
 from ldm.adapters.lora import LoraAdapter
 
 
-def follow(model: Any) -> None:
-    """Gives `model` the defaults of sampling of the last such LoRA on it, or its own again when the last is taken
-    off."""
+def set_sampling_defaults(model: Any) -> None:
+    """Sets the sampling defaults of `model`: those of the last such LoRA on it, or its own if there is none."""
     few = [a.few for a, _ in model.adapters.values() if isinstance(a, LoraAdapter) and a.few]
     if few:
         own = vars(model).setdefault("_own", (model.sampling, model.distilled, model._spec))

@@ -14,7 +14,7 @@ from ldm.conditioning import Text
 from ldm.conditioning.text import tokenizer
 
 
-class OneMore(nn.Module):
+class ExtendedEmbedding(nn.Module):
     """An embedding table with one more row, `added` (1, D), which alone trains."""
 
     def __init__(self, table: nn.Embedding, row: Tensor):
@@ -91,9 +91,9 @@ def start(model: Any, word: str, init: str | None) -> None:
         ids, mask = tokenizer.encode(part.tokenizer, [init], part.length)  # (1, L)
         words = ids[0, : int(mask.sum()) - 1]  # without the end
         if not len(words):
-            raise UserError(f"init='{init}' says nothing.")
+            raise UserError(f"init='{init}' has no words: give some, or leave it out.")
         row = table.weight[words.to(table.weight.device)].mean(0)
-    part.encoder.token_embedding = OneMore(table, row)
+    part.encoder.token_embedding = ExtendedEmbedding(table, row)
     add_word(part, word)
 
 

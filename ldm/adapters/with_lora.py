@@ -1,4 +1,4 @@
-"""What a model does with LoRAs and new words: load, scale, merge, unmerge, unload, export."""
+"""LoRAs and new words on a model: load, scale, merge, unmerge, unload, export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm.adapters import lora
 from ldm.adapters import lora_layers as layers
 from ldm.adapters.adapter import Adapter, hash_of, read
-from ldm.adapters.few_steps import follow
+from ldm.adapters.few_steps import set_sampling_defaults
 from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import check_arguments
@@ -20,7 +20,7 @@ from ldm.interop.lora import formats
 
 @dataclass(frozen=True)
 class Merged:
-    """What unmerging brings back: LoRAs with their scales, and by component and layer the weights of before."""
+    """What unmerging restores: LoRAs with their scales, and the earlier weights by component and layer."""
 
     adapters: dict[str, tuple[Adapter, float]]
     weights: dict[str, dict[str, Tensor]]
@@ -77,12 +77,12 @@ class WithLora:
             for _, module in lora.components(self, None).items():
                 layers.remove(module, lora.inner_name(one))
             del self.adapters[one]
-        follow(self)
+        set_sampling_defaults(self)
 
     def merge_lora(self) -> None:
         """Adds all LoRAs to the weights: a plain model, as fast as the base, which can be saved and exported.
 
-        The weights of before are kept for `unmerge_lora`, which costs their memory.
+        The earlier weights are kept for `unmerge_lora`, which costs their memory.
         """
         names = self.loras
         if not names:
@@ -98,7 +98,7 @@ class WithLora:
         self.merged = Merged({name: self.adapters.pop(name) for name in names}, weights)
 
     def unmerge_lora(self) -> None:
-        """Brings the weights of before `merge_lora` back, bit for bit, with the LoRAs beside them as they were."""
+        """Restores the weights from before `merge_lora`, bit for bit, and the LoRAs on them."""
         if not self.merged:
             raise UserError("no LoRA is merged.")
         merged, self.merged = self.merged, None
@@ -114,7 +114,9 @@ class WithLora:
         """Writes the LoRA `name`, or the only one, as a .safetensors file for diffusers or for kohya's tools."""
         names = self.loras
         if name is None and len(names) != 1:
-            raise UserError(f"say which LoRA to export by name=: {', '.join(names) or 'there is none on this model'}.")
+            raise UserError(
+                f"give the name= of the LoRA to export: {', '.join(names) or 'there is none on this model'}."
+            )
         out = Path(out)
         if out.suffix != ".safetensors":
             out = out / "pytorch_lora_weights.safetensors"  # where diffusers looks

@@ -1,4 +1,4 @@
-"""Values of a wrong kind in the configs of a diffusers folder: one sentence with file and key, before they are used."""
+"""Checks of the values in the configs of a diffusers folder: errors name file and key before anything is built."""
 
 import os
 from collections.abc import Iterator, Mapping

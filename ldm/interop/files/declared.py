@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its weights: metadata, a trainer's settings, tables of settings within them."""
+"""What a checkpoint declares in addition to its weights: metadata, a trainer's settings, and tables within them."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from ldm.common.errors import UserError
 from ldm.interop.files import beside_checkpoint
 from ldm.interop.files.values import is_off, table, word
 
-# of a pickled checkpoint: weights and the state of a training
+# entries of a pickled checkpoint that hold weights and the state of a training
 NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
 NO_SETTINGS = (  # sections that say nothing of the model itself
     "loss", "low_scale", "scheduler_config", "optimizer", "data", "trainer", "logger", "callbacks", "lightning",
@@ -31,7 +31,7 @@ def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
 
 
 def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
-    """Raises UserError where a file's metadata say that its numbers stand for others, by scales or tables."""
+    """Raises UserError where a file's metadata say that its weights are quantised, by scales or tables."""
     declared = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
     if declared:
         raise UserError(f"{where}: its metadata say {declared[0][:60]}, which isn't read: get the weights unquantised.")

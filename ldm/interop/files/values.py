@@ -1,4 +1,4 @@
-"""Plain data out of other tools' files: tables in JSON, numbers, switches. What is none gets one sentence."""
+"""Values in other tools' files: tables in JSON, numbers, switches. Errors say in one sentence what is wrong."""
 
 import json
 import math
@@ -12,7 +12,7 @@ _OFF = ("", "none", "null", "false", "{}", "[]")
 
 
 def table(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError where it is none, or says a name twice: readers differ in which they take."""
+    """A JSON object. Raises UserError for anything else, and for a name that occurs twice: readers take either."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
@@ -30,7 +30,7 @@ def table(text: str, where: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in the JSON file at `path`. Raises UserError where it is missing or none."""
+    """The table in the JSON file at `path`. Raises UserError where it is missing or no table."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
     try:
@@ -72,7 +72,7 @@ def flag(value: Any, what: str) -> bool:
 
 
 def is_off(value: Any) -> bool:
-    """Whether nothing is said: by None, False or emptiness, or the text of one of them."""
+    """Whether a value says nothing: None, False, emptiness, or the text of one of them."""
     return value is None or value is False or str(value).strip().lower() in _OFF
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA's metadata say of the base that it was trained on, compared with the one that it is put on."""
+"""The base that a LoRA's metadata declare, compared with the model that the LoRA is put on."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -27,11 +27,11 @@ def warn_of_differences(
     clip_skip: int = 1,
     context_dim: int | None = None,
 ) -> None:
-    """Warns, in one sentence, of what a LoRA was trained for and its base isn't, which reads the layer `clip_skip` of
-    its text encoder, counted from the last, and whose U-Net reads text of width `context_dim`.
+    """Warns, in one sentence, of differences between the base that a LoRA was trained on and this one, which reads the
+    layer `clip_skip` of its text encoder, counted from the last, and whose U-Net reads text of width `context_dim`.
 
-    `ss_noise_offset` and `ss_min_snr_gamma` change no meaning of its weights. Raises UserError for a switch that is
-    none.
+    `ss_noise_offset` and `ss_min_snr_gamma` don't change the meaning of its weights. Raises UserError for a switch
+    that is neither true nor false.
     """
     differing = list(_differences(metadata, parameterization, where, clip_skip))
     if context_dim:
@@ -54,7 +54,7 @@ def _differences(metadata: Mapping[str, str], base: Parameterization, where: str
 
 
 def _why(name: str, text: str, base: Parameterization, what: str) -> str | None:
-    """In what the base is other than a setting says; None where it isn't, or the setting says nothing of it."""
+    """How the base differs from a setting; None where it doesn't, or where the setting says nothing of a base."""
     own = next((kind for cls, kind in _KINDS.items() if isinstance(base, cls)), "")
     if name in _PREDICTION and _SPELLINGS.get(word(text)) != own:
         return f"the base predicts {own}"

@@ -77,7 +77,7 @@ def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.
 
 
 def warn_of_unused(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
-    """Names a config's patterns that mean none of `modules`, the layers that have weights."""
+    """Warns of a config's patterns that match none of `modules`, the layers that have weights."""
     names = [name for module in modules for name in spellings(module)]
     for key in ("rank_pattern", "alpha_pattern"):
         own = _patterns(config, key, where)

@@ -1,4 +1,4 @@
-"""How a file says that latents are shifted and scaled before a denoiser sees them: z' = (z - mean) / std per channel.
+"""How a file declares that latents are shifted and scaled for a denoiser: z' = (z - mean) / std per channel.
 
 diffusers writes settings into the autoencoder's config, CompVis's trainer a tensor (`scale_factor`, which it may have
 measured), and other tools numbers beside the weights or in a file's metadata. All are read; what contradicts itself or
@@ -114,7 +114,7 @@ def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, wher
 
 
 def _one(declared: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
-    """What is said under one of several names. Raises UserError where two differ."""
+    """The value under one of several names. Raises UserError where two differ."""
     found = [name for name in names if name in declared]
     if len(found) > 1 and not _same(declared[found[0]], declared[found[1]]):
         both = " and ".join(f"{name}={_shown(declared[name])}" for name in found)

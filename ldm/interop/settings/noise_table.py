@@ -21,7 +21,7 @@ _USUAL = (  # Stable Diffusion, DDPM, latent diffusion
     ("scaled_linear", 0.0015, 0.0195),
     ("scaled_linear", 0.0015, 0.0205),
 )
-_DIGITS = (2, 3, 7)  # 0.00085 is meant by 0.000850001
+_DIGITS = (2, 3, 7)  # 0.000850001 stands for 0.00085
 # what a file may say of its schedule, with the values of Stable Diffusion, which is taken where there is no table
 _SETTINGS = {
     "linear_start": (0.00085,), "linear_end": (0.012,), "beta_start": (0.00085,), "beta_end": (0.012,),
@@ -54,7 +54,7 @@ def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) 
 
 
 def _checked(table: Tensor, name: str, where: str) -> Tensor:
-    stored = table.is_floating_point() and table.itemsize > 1  # in float8 schedules can't be told apart
+    stored = table.is_floating_point() and table.itemsize > 1  # in float8 schedules can't be distinguished
     if table.ndim != 1 or len(table) < 2 or not stored or not table.isfinite().all():
         kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
         raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")

@@ -1,4 +1,4 @@
-"""What a checkpoint in one file says that its network predicts."""
+"""What a checkpoint in one file declares that its network predicts."""
 
 import logging
 import re
