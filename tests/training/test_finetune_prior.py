@@ -1,5 +1,6 @@
 """Images by the base among those that it is tuned on."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ class StubBase(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
-        self.conditioner = SimpleNamespace(takes=("text",))
+        self.conditioner = SimpleNamespace(inputs=("text",))
         self.asked: list[list[str]] = []
 
     def forward(self, prompts, seed, output):
@@ -50,6 +51,16 @@ def test_the_bases_images_and_prompts_stand_behind_the_own(tmp_path):
     assert base.asked == [PROMPTS] and again.key == train.key != given[0].key  # kept
     with_prior(given, base, path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=3)
     assert len(base.asked) == 2
+
+
+def test_frames_of_the_bases_images_are_their_own(tmp_path):
+    """Beside images that were cropped, what the base generates counts as made at its size."""
+    (tmp_path / "prompts.txt").write_text("a cat")
+    frames = np.tile(np.array([[40, 50, 3, 2, 4, 5]], np.int32), (3, 1))
+    framed = replace(tables()[0], frames=frames)
+    train, _ = with_prior((framed, framed), StubBase(), path=str(tmp_path / "prompts.txt"), cache=tmp_path, seed=0)
+    assert train.frames.shape == (4, 6) and (train.frames[:3] == frames).all()
+    assert train.frames[3].tolist() == list(framed.preprocess.frame(4, 5))
 
 
 def test_the_base_is_on_the_named_device_while_it_draws(tmp_path, monkeypatch):

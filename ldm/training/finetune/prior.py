@@ -48,7 +48,10 @@ def with_prior(
             images=images.astype(train.images.dtype),
             columns={name: new[name] for name in names},
             names=prompts,
+            frames=None,
         )
+        if own.frames is not None:  # what the base generates was made at its own size
+            generated = data.made_so(generated)
         rows = [np.arange(len(train)), np.arange(len(prompts))]
         both = join_tables([own, generated], rows, folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
