@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.common.devices import send
@@ -119,7 +120,7 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
 def _with_places(pooled: Tensor | None, places: Tensor | None) -> Tensor:
     """The pooled state and, where they are as wide, those of the places: (B, 1 + L, D)."""
     if places is not None and places.ndim == 4:
-        places = places.flatten(2).transpose(1, 2)  # (B, L, D)
+        places = rearrange(places, "b d h w -> b (h w) d")
     if pooled is None:
         assert places is not None
         pooled = places.mean(1)

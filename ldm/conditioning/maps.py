@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.common.errors import UserError, did_you_mean
@@ -17,7 +18,7 @@ Size = tuple[int, int]
 
 
 class MapPart(Part):
-    """What both forms share: class ids (B, H, W), of which `classes` itself means "nothing said"."""
+    """The base of both forms: class ids (B, H, W), where the id `classes` is the null class."""
 
     column = "map"
 
@@ -53,10 +54,11 @@ class MapPart(Part):
         return maps
 
     def dropped(self, values: Tensor, drop: Tensor | None) -> Tensor:
+        """`values` (B, H, W) with the null class everywhere in the samples where `drop` (B,) is True."""
         return values if drop is None else values.masked_fill(drop[:, None, None], self.classes)
 
     def one_hot(self, values: Tensor) -> Tensor:
-        """(B, H, W) ids -> (B, classes, H, W) of 0 and 1; all 0 where nothing is said."""
+        """(B, H, W) ids -> (B, classes, H, W) of 0 and 1; all 0 for the null class."""
         ids = torch.arange(self.classes, device=values.device)[:, None, None]
         return (values[:, None] == ids).float()
 
@@ -68,10 +70,10 @@ class MapPart(Part):
 class SemanticMap(MapPart):
     """A map of classes at the latent's resolution, joined to it over channels (Rombach et al. 2022, section 4.3.2).
 
-    A latent stands for `factor` x `factor` pixels. `resize` says what it is told of theirs: "area" the share of each
-    class, "nearest" the class of the middle one, "unshuffle" the class of every one, in its own channels. `embed` makes
-    a learned vector of that length out of a class (for "unshuffle" that is `embed` factor^2 channels); without it a
-    class is a channel. Null is zero everywhere. `classes`, `names`, `size` and `factor` are read off data and first
+    A latent stands for `factor` x `factor` pixels. `resize` says what it gets of their classes: "area" the share of
+    each class, "nearest" the class of the middle one, "unshuffle" the class of every one, in its own channels. `embed`
+    makes a learned vector of that length out of a class (for "unshuffle" that is `embed` factor^2 channels); without it
+    a class is a channel. Null is zero everywhere. `classes`, `names`, `size` and `factor` are read off data and first
     stage.
     """
 
@@ -114,7 +116,7 @@ class SemanticMap(MapPart):
 @register
 class MapTokens(MapPart):
     """A map of classes as `grid` x `grid` tokens for cross-attention: each is a linear map of the classes' shares in
-    its part of the picture, plus a learned place. Fits pictures of any size; says less of where an edge runs."""
+    its part of the image, plus a learned position. It fits images of any size, and is less exact about edges."""
 
     def __init__(
         self,
@@ -132,5 +134,5 @@ class MapTokens(MapPart):
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
         shares = F.adaptive_avg_pool2d(self.one_hot(self.dropped(values, drop)), self.grid)  # (B, K, grid, grid)
-        tokens = self.embedding(shares.flatten(2).transpose(1, 2)) + self.place  # (B, grid^2, D)
+        tokens = self.embedding(rearrange(shares, "b k h w -> b (h w) k")) + self.place  # (B, grid^2, D)
         return Cond(tokens=tokens, mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool))

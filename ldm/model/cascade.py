@@ -1,4 +1,4 @@
-"""A small model, and models that enlarge its pictures, in one call (Ho et al. 2021; Imagen, Saharia et al. 2022)."""
+"""A small model and models that enlarge its images, in one call (Ho et al. 2021; Imagen, Saharia et al. 2022)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +12,15 @@ from ldm.model.latent_diffusion import LatentDiffusion, as_output, check_output
 
 
 class Cascade(nn.Module):
-    """`Cascade(base, larger, ...)("a cat", n=4)`: the base draws, each further model enlarges what came before.
+    """`Cascade(base, larger, ...)("a cat", n=4)`: the base generates images, and each further model enlarges them.
 
-    A model that knows prompts, labels or the like is told them too. Pictures are their own: picture i has seed + i in
-    every model.
+    Prompts and labels go to every model that was trained with them. Image i has seed + i in every model.
     """
 
     def __init__(self, base: LatentDiffusion, *enlargers: LatentDiffusion):
         super().__init__()
         if not enlargers:
-            raise UserError("a cascade needs a base and at least one model of super-resolution after it.")
+            raise UserError("a cascade needs a base and at least one model for super-resolution after it.")
         before = base
         for model in enlargers:
             check_fit(before, model)
@@ -44,10 +43,10 @@ class Cascade(nn.Module):
         on_step: Any = None,
         **options: Any,
     ) -> Any:
-        """Pictures of the last model's size. Takes what the base takes.
+        """Images of the last model's size, from what `generate` of the base takes.
 
-        `guidance`, `steps` and the other options of sampling are the base's; the enlarging models are sampled as they
-        were trained to be, with `noise_level` on what they are given.
+        `guidance`, `steps` and the other options of sampling are for the base. The enlarging models are sampled by
+        their own defaults, with noise of `noise_level` added to the images they enlarge.
         """
         check_output(output)
         base: Any = self.stages[0]
@@ -55,41 +54,46 @@ class Cascade(nn.Module):
         kept = {key: options[key] for key in ("seed", "batch_size") if key in options}
         enlargers: Any = self.stages[1:]
         for stage in enlargers:
-            said = self._said(stage, prompt, options, len(images))
-            images = enlarge(stage, images, said, noise_level, **kept)
+            conditions = self._conditions(stage, prompt, options, len(images))
+            images = enlarge(stage, images, conditions, noise_level, **kept)
         last: Any = self.stages[-1]
         return as_output(images, output, last.preprocess)
 
-    def _said(self, stage: Any, prompt: Any, options: dict[str, Any], count: int) -> dict[str, list]:
-        """The conditions of the base that this model knows too, one a picture."""
-        said = {}
+    def _conditions(self, stage: Any, prompt: Any, options: dict[str, Any], count: int) -> dict[str, list]:
+        """The conditions of the base that this model was trained with too, one for each image."""
+        conditions = {}
         for key, value in {"text": prompt, "label": options.get("labels")}.items():
             if value is not None and key in stage.conditioner.inputs:
                 values = [value] if isinstance(value, (str, int)) else list(value)
-                said[key] = [v for v in values for _ in range(count // len(values))]
-        return said
+                conditions[key] = [v for v in values for _ in range(count // len(values))]
+        return conditions
 
 
 def enlarge(
-    model: LatentDiffusion, images: Tensor, said: dict[str, list], noise_level: float | None = None, **options: Any
+    model: LatentDiffusion,
+    images: Tensor,
+    conditions: dict[str, list],
+    noise_level: float | None = None,
+    **options: Any,
 ) -> Tensor:
-    """Images (B, C, h, w) in [-1, 1] through a model of super-resolution: (B, C, scale h, scale w)."""
-    given = {**said, "low_res": list(images.to(model.latent_mean.device))}
+    """Images (B, C, h, w) in [-1, 1], enlarged by a model for super-resolution: (B, C, scale h, scale w)."""
+    given = {**conditions, "low_res": list(images.to(model.latent_mean.device))}
     if noise_level is not None:
         given["noise_level"] = [noise_level]
     return model.draw(given, **options)
 
 
 def check_fit(before: LatentDiffusion, after: LatentDiffusion) -> None:
-    """Refuses a model that doesn't enlarge, or that was trained to enlarge pictures of another kind or size."""
+    """Raises UserError for a model that doesn't enlarge, or was trained to enlarge images of other channels or
+    sizes."""
     if after.scale == 1:
         raise UserError("a cascade's models after the first must have been trained to enlarge (conditioner=low_res).")
     made, wanted = before.preprocess.shape, after.preprocess.shape
     if (made[0], made[1] * after.scale, made[2] * after.scale) != wanted:
         small = tuple(side // after.scale for side in wanted[1:])
         raise UserError(
-            f"the model before draws {made[0]} x {made[1]} x {made[2]} (channels, height, width); this one enlarges "
-            f"{wanted[0]} x {small[0]} x {small[1]}."
+            f"the model before generates {made[0]} x {made[1]} x {made[2]} (channels, height, width); this one "
+            f"enlarges {wanted[0]} x {small[0]} x {small[1]}."
         )
 
 

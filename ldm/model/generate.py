@@ -1,4 +1,4 @@
-"""Generating: from a request to images, in batches."""
+"""Generation: from a request to images, in batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,11 +21,12 @@ from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.networks.layers import constant_contexts
 
-OnStep = Callable[[int, int, Tensor], None]  # (step, of how many, what is denoised so far)
+OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, denoised latents)
 
 
 class ImageNoise:
-    """Standard normal noise (B, *shape) where row i comes from a CPU generator of its own, on any device the same."""
+    """Standard normal noise (B, *shape). Each row has its own generator on the CPU, so it is the same on every
+    device."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device):
         self.generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
@@ -38,7 +39,7 @@ class ImageNoise:
 
 @torch.no_grad()
 def generate(model: Any, request: Request, batch_size: int = 32, on_step: OnStep | None = None) -> Tensor:
-    """Images (N, C, H, W) in [-1, 1]. Raises UserError for values that aren't finite."""
+    """The images (N, C, H, W) in [-1, 1] of a request. Raises UserError for values that aren't finite."""
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: has to be at least 1.")
     batches = torch.arange(len(request.seeds)).split(batch_size)
@@ -46,7 +47,7 @@ def generate(model: Any, request: Request, batch_size: int = 32, on_step: OnStep
 
 
 def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) -> Tensor:
-    """Images (B, C, H, W) of one batch: noise, or the initial image with noise, is sampled and decoded."""
+    """The images (B, C, H, W) of one batch: noise, or the initial image with noise added, is sampled and decoded."""
     height, width = (side // model.first_stage.factor for side in request.size)
     noise = ImageNoise(request.seeds, (model.first_stage.latent_channels, height, width), model.latent_mean.device)
     sigmas = sigmas_of(model, request)
@@ -59,7 +60,7 @@ def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) 
         if initial.mask is not None and not fills(model):
             denoise = keeping(denoise, known, initial.kept_latents(known.shape[2:]), noise())
     if len(sigmas) > 1:
-        run = get_sampler(request.sampling.sampler, **(request.sampling.own or {}))
+        run = get_sampler(request.sampling.sampler, **request.sampling.options)
         with constant_contexts():
             x = run(denoise, x, sigmas, noise=lambda _: noise(), on_step=on_step)
     images = model.decode(x)
@@ -67,9 +68,9 @@ def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) 
 
 
 def sigmas_of(model: Any, request: Request) -> Tensor:
-    """The steps' noise levels (N + 1,), from the initial image's on."""
+    """The noise levels (N + 1,) of the steps, starting at the level that the initial image's strength stands for."""
     sampling, shift = request.sampling, request.sampling.shift
-    if shift == "auto":  # from the size that it was trained at
+    if shift == "auto":  # relative to the size of the training data
         trained = model.preprocess.height * model.preprocess.width
         shift = resolution_shift(request.size[0] * request.size[1], trained)
     strength = 1.0 if request.initial is None else request.initial.strength
@@ -94,7 +95,7 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
 @check_arguments
 @torch.no_grad()
 def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
-    """`n` images (n, C, H, W) decoded from z ~ N(0, I), which is what the VAE alone generates."""
+    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I): what an autoencoder generates by itself."""
     check_size(*size, vae.factor)
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, seeds_of(seed, n)

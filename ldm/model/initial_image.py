@@ -14,7 +14,11 @@ from ldm.common.errors import UserError
 
 @dataclass(frozen=True)
 class InitialImage:
-    """`image` (B, C, H, W) in [-1, 1], changed by `strength`; with `mask` (B, 1, H, W) only where that is 1."""
+    """An image (B, C, H, W) in [-1, 1] that generation starts from.
+
+    `strength` from 0 to 1 says how much of it is changed. With a `mask` (B, 1, H, W) only the part where it is 1 is
+    generated, and blended with the rest over `feather` pixels inside the mask.
+    """
 
     image: Tensor
     mask: Tensor | None = None
@@ -23,13 +27,13 @@ class InitialImage:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise UserError(f"strength={self.strength} has to lie between 0 (the image) and 1 (ignores it).")
+            raise UserError(f"strength={self.strength} has to lie between 0 (keeps the image) and 1 (ignores it).")
         if self.mask is not None and self.mask.shape[2:] != self.image.shape[2:]:
             mask, image = tuple(self.mask.shape[2:]), tuple(self.image.shape[2:])
-            raise UserError(f"the mask is {mask}, the image {image}: give them one size.")
+            raise UserError(f"the mask is {mask} and the image {image}: give both the same size.")
 
     def repeated(self, n: int) -> "InitialImage":
-        """One initial image for each of `n` images."""
+        """With as many rows as the `n` images to generate. Raises UserError unless `n` is a multiple of those given."""
         return self._map(lambda t: _repeated(t, n))
 
     def padded(self, pad: int | Sequence[int] | None) -> "InitialImage":
@@ -42,15 +46,17 @@ class InitialImage:
         return InitialImage(image, F.pad(mask, (left, right, top, bottom), value=1.0), self.strength, self.feather)
 
     def take(self, rows: Tensor) -> "InitialImage":
+        """The initial images of some of the images, by their indices `rows`."""
         return self._map(lambda t: t[send(rows, t.device)])
 
     def kept_latents(self, size: Sequence[int]) -> Tensor:
-        """(B, 1, h, w): 1 where no pixel that the latent stands for is to be generated."""
+        """A mask (B, 1, h, w) of latents of `size` (h, w): 1 where none of the latent's pixels is to be generated."""
         assert self.mask is not None
         return 1 - F.adaptive_max_pool2d(self.mask, list(size))
 
     def paste(self, images: Tensor) -> Tensor:
-        """`images` with the kept pixels put back exactly; the edge blended over `feather` pixels inside the mask."""
+        """`images` (B, C, H, W) with the pixels outside the mask replaced by exactly those of the initial image, and
+        the edge blended over `feather` pixels inside the mask."""
         if self.mask is None:
             return images
         new = self.mask
@@ -65,7 +71,7 @@ class InitialImage:
 
 
 def margins(pad: int | Sequence[int]) -> tuple[int, int, int, int]:
-    """Pixels on the left, at the top, on the right and at the bottom."""
+    """The margin in pixels as (left, top, right, bottom), from one number or four."""
     sides = [pad] * 4 if isinstance(pad, int) else [int(p) for p in pad]
     if len(sides) != 4 or min(sides) < 0:
         raise UserError(f"pad={pad}: give one number of pixels, or four: left, top, right, bottom.")
@@ -76,5 +82,5 @@ def _repeated(tensor: Tensor, n: int) -> Tensor:
     if len(tensor) == n:
         return tensor
     if n % len(tensor):
-        raise UserError(f"{len(tensor)} images for {n} to generate: give one, or one each.")
+        raise UserError(f"{len(tensor)} images for {n} to generate: give one, or one for each.")
     return tensor.repeat_interleave(n // len(tensor), 0)

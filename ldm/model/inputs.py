@@ -1,4 +1,4 @@
-"""Images that a model is given: the initial image and mask of image to image and inpainting, and conditions."""
+"""The images that a user gives a model, read and checked: initial image, mask, and images that are conditions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ from ldm.networks.computing.finite import is_finite
 
 _log = logging.getLogger("ldm")
 FRAME = ImageSize.column
-Size = int | tuple[int, int] | None  # of an image: a side, or height and width; None: as the model was trained
+Size = int | tuple[int, int] | None  # of an image: its side, or (height, width); None: the size of the training data
 
 
 def fills(model: Any) -> bool:
-    """Whether the model was trained to fill a masked image."""
+    """Whether the model was trained to fill in a masked image."""
     return "mask" in model.conditioner.inputs
 
 
 def scale_of(model: Any) -> int:
-    """How many times larger the model makes an image; 1: no model of super-resolution."""
+    """The factor by which the model enlarges the sides of an image; 1 if it isn't a model for super-resolution."""
     return next((part.scale for part in model.conditioner.parts.values() if isinstance(part, LowRes)), 1)
 
 
@@ -43,7 +43,7 @@ def check_images(
     control: Any = None,
     control_from: Any = None,
 ) -> None:
-    """Raises UserError unless what `generate` is given to lie over each other has one aspect."""
+    """Raises UserError unless all images that have to match each other have the same aspect ratio."""
     fits = model.preprocess.height, model.preprocess.width
     check_alike({"image": image, "mask": mask}, fits)
     over = {"map": map, **_by_name("control image", control), **_by_name("image of the ControlNet", control_from)}
@@ -72,15 +72,15 @@ def read(
     crop: Size = None,
     target_size: Size = None,
 ) -> tuple[InitialImage | None, dict[str, list]]:
-    """Images that `generate` is given: the initial image, and conditions by column for `draw`.
+    """The images given to `generate`, read: the initial image, and conditions as lists by column.
 
-    `image` is the initial image, except for a model that was trained to enlarge it. It is brought to `size` where that
-    is given, else to the size that the model was trained at.
+    `image` is the initial image, or the low resolution for a model that was trained to enlarge it. It is resized to
+    `size`, by default to the size of the training data.
     """
     given: dict[str, list] = {}
     if image is not None and scale_of(model) > 1:
         if strength is not None or mask is not None or pad is not None:
-            raise UserError("this model enlarges image=; it can't take strength, mask or pad.")
+            raise UserError("this model enlarges image=; leave out strength, mask and pad.")
         given["low_res"] = list(read_images(image, _low_resolution(model, size)))
         image = None
     initial = initial_image(model, image, strength=strength, mask=mask, feather=feather, pad=pad, size=size)
@@ -91,10 +91,10 @@ def read(
     if map is not None:
         given["map"] = read_maps(map, resized(model.preprocess, *size_of(model, given, initial, size)))
     frame = {"original_size": original_size, "crop": crop, "target_size": target_size}
-    if told := {name: value for name, value in frame.items() if value is not None}:
+    if sizes := {name: value for name, value in frame.items() if value is not None}:
         if FRAME not in model.conditioner.inputs:
-            raise UserError(f"{', '.join(told)}: this model was trained without the images' own sizes; leave it out.")
-        given[FRAME] = [framed(size_of(model, given, initial, size), **told)]
+            raise UserError(f"{', '.join(sizes)}: this model was trained without images' own sizes; leave it out.")
+        given[FRAME] = [framed(size_of(model, given, initial, size), **sizes)]
     return initial, given
 
 
@@ -107,7 +107,7 @@ def initial_image(
     pad: int | Sequence[int] | None = None,
     size: Size = None,
 ) -> InitialImage | None:
-    """The initial image, read at `size` and checked; None without an image."""
+    """The initial image, read at `size` and checked; None if `image` is None."""
     if image is None:
         if strength is not None or mask is not None or pad is not None:
             raise UserError("strength, mask and pad need an image to start from.")
@@ -123,7 +123,7 @@ def initial_image(
 
 
 def preprocess_to(model: Any, size: Size) -> Preprocess:
-    """The model's preprocessing to `size`; to the size that it was trained at where none is given."""
+    """The model's preprocessing for images of `size`, by default the size of the training data."""
     if size is None:
         return model.preprocess
     height, width = (size, size) if isinstance(size, int) else size
@@ -132,7 +132,7 @@ def preprocess_to(model: Any, size: Size) -> Preprocess:
 
 
 def size_of(model: Any, given: Mapping[str, list], initial: InitialImage | None, size: Size) -> tuple[int, int]:
-    """Height and width in pixels: those of the images that are given, else `size`, else as trained."""
+    """Height and width in pixels: those of a given image, else `size`, else the size of the training data."""
     if initial is not None:
         height, width = initial.image.shape[2], initial.image.shape[3]
     elif given.get("low_res"):
@@ -146,20 +146,22 @@ def size_of(model: Any, given: Mapping[str, list], initial: InitialImage | None,
 
 
 def _low_resolution(model: Any, size: Size) -> Preprocess:
-    """The preprocessing of a low resolution that becomes `size`."""
+    """The preprocessing of a low resolution that is enlarged to `size`."""
     wanted, scale = preprocess_to(model, size), scale_of(model)
     return resized(model.preprocess, wanted.height // scale, wanted.width // scale)
 
 
 def read_images(given: Any, preprocess: Preprocess) -> Tensor:
-    """PIL images, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1], as the latter with a batch
-    dimension."""
+    """Images (B, C, H, W) in [-1, 1], from PIL images, files, arrays, or a tensor (B, C, H, W) or (C, H, W) in [-1, 1].
+
+    Raises UserError for a tensor of another shape or range.
+    """
     if isinstance(given, Tensor):
         images = given[None] if given.ndim == 3 else given
         if images.ndim != 4 or images.shape[1] != preprocess.channels:
             raise UserError(f"a tensor {tuple(given.shape)} is no image (C, H, W) of {preprocess.channels} channels.")
         if not (images.abs() <= 1.5).all():  # a decoder's own overshoot is fine
-            raise UserError("a tensor of images has to lie in [-1, 1], without values that are not numbers.")
+            raise UserError("a tensor of images has to have values in [-1, 1], and no NaN.")
         return images
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     notes: Notes = []
@@ -171,11 +173,12 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
-    """Masks as files, PIL images, arrays or a tensor, white or 1 where to generate: (B, 1, H, W) of 0 and 1."""
+    """Masks (B, 1, H, W) of 0 and 1, from files, PIL images, arrays or a tensor that are white, or 1, where to
+    generate."""
     if isinstance(given, Tensor):
         mask = given.float()
         if not is_finite(mask):
-            raise UserError("a mask has values that are infinite or no numbers: give 1 where to draw and 0 elsewhere.")
+            raise UserError("a mask has infinite values or NaN: give 1 where to generate and 0 elsewhere.")
         return (mask.view(-1, 1, *mask.shape[-2:]) > 0.5).float()
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     notes: Notes = []
@@ -186,8 +189,8 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_maps(given: Any, preprocess: Preprocess) -> list[Tensor]:
-    """Maps as files, PIL images (grey or with a palette), arrays or tensors of class ids, one or several: (H, W) int64
-    each, at the size of `preprocess`."""
+    """Maps (H, W) int64 of class ids at the size of `preprocess`, from files, PIL images (grey or with a palette),
+    arrays or tensors."""
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     arrays: list[np.ndarray] = []
     for item in items:
@@ -197,7 +200,7 @@ def read_maps(given: Any, preprocess: Preprocess) -> list[Tensor]:
 
 
 def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
-    """The same preprocessing to another size."""
+    """The same preprocessing for images of another size."""
     return build({**spec_of(preprocess), "height": height, "width": width})
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.adapters import Adaptable, ControlImages, control_images
@@ -34,37 +35,37 @@ OUTPUTS = ("pil", "pt", "np")
 class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     """First stage, denoiser and conditioner in one: prompts in, images out.
 
-    `model("a cat above a rocket", n=4, seed=0)` gives PIL images, computed in `model.precision`. The options of
-    `generate`, which a call is:
+    `model("a cat above a rocket", n=4, seed=0)` gives PIL images, computed in `model.precision`. A call takes the
+    options of `generate`:
 
-    Image i gets its noise, that of every step too, from a generator of its own, seeded with seed + i (or seed[i]): it
-    is the same image whatever the batch. `guidance` 1 is off; each guided step costs two network evaluations. It may
-    be a scale for each condition, `{"text": 3, "map": 1.5}`: see `Conditions.terms`. `negative` takes the place of the
-    unconditional caption.
+    Each image has its own generator of noise, seeded with seed + i (or seed[i]), so it is the same image in any batch.
+    `guidance` is the guidance scale, 1 is off; each guided step costs two evaluations of the network. It may also be a
+    scale for each condition, `{"text": 3, "map": 1.5}`: see `Conditions.terms`. `negative` takes the place of the null
+    caption.
 
-    `map` is an image or array of class ids, `embed_image` an image whose meaning is to be generated: for models that
-    were trained with them, as are `labels`: names of classes, or their numbers in `model.labels` where no class is
-    called so.
+    `labels` are names of classes, or their numbers in `model.labels` if no class has that name. `map` is an image or
+    array of class ids, and `embed_image` an image whose embedding is the condition. These are for models that were
+    trained with them.
 
-    `image` (a PIL image, a file, an array or tensor, or a list of them: one, or one each) is changed by `strength`,
-    from 0, the autoencoder's reconstruction, to 1, which ignores it: the share of the way from noise to image that is
-    gone, in as large a share of the steps, from exactly the noise level that is there (for flow at t = strength,
-    whatever the steps). With a `mask`, white where something new shall be generated, all else is kept exactly, over
-    `feather` pixels blended; strength is then 1 unless given. `pad` adds a margin to be generated: pixels, or (left,
-    top, right, bottom). For a model of super-resolution `image` is the low resolution, which gets noise of
-    `noise_level`.
+    `image` is the initial image: a PIL image, a file, an array or tensor, or a list of them, one for all or one for
+    each. `strength` says how much of it is changed, from 0, the autoencoder's reconstruction, to 1, which ignores it.
+    It is the share of the way from noise to image that is sampled, in that share of the steps, starting from exactly
+    the noise level there (for flow at t = strength). With a `mask`, white where something new is generated, all else is
+    kept exactly, and the edge is blended over `feather` pixels; strength is then 1 unless given. `pad` adds a margin to
+    be generated: a number of pixels, or (left, top, right, bottom). For a model for super-resolution `image` is the low
+    resolution, to which noise of `noise_level` is added.
 
-    Of models that were trained with images' own sizes `original_size` and `target_size` are (height, width), and `crop`
-    is (top, left): what the image shall be like, by default large as it is and uncropped.
+    For models that were trained with images' own sizes, `original_size` and `target_size` are (height, width), and
+    `crop` is (top, left). By default the image is as large as it is generated, and uncropped.
 
-    `control` is what a ControlNet (`load_controlnet`) reads, or `control_from` an image that it's made from: one for
-    all, one each, or of several ControlNets by name; see `ldm.adapters.control_images`.
+    `control` is the control image of a ControlNet (`load_controlnet`), or `control_from` an image from which it is
+    made: one for all, one for each, or by name for several ControlNets; see `ldm.adapters.control_images`.
 
-    What is to lie over each other, image, mask, map and control images, must have one aspect: each is cropped to the
-    model's. Images are turned as their EXIF says and converted to sRGB by their colour profile.
+    Initial image, mask, map and control images must have the same aspect ratio; they are cropped to the model's. Images
+    are turned as their EXIF says, and converted to sRGB by their colour profile.
     """
 
-    guide: tuple[Any, ...] = ()  # the worse model of autoguidance; in a tuple, it is no part of this one's weights
+    guide: tuple[Any, ...] = ()  # autoguidance's worse model; in a tuple, so that its weights aren't part of this
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         return next((dict(p.table) for p in self.conditioner.parts.values() if isinstance(p, ClassLabel)), {})
 
     def facts(self) -> dict[str, Any]:
+        """What the model is and how it generates, for `describe`."""
         own = {key: value for key, value in self.sampling.items() if value not in (None, 1.0)}
         size, given = self.preprocess, ", ".join(self.conditioner.parts) or "nothing"
         return {
@@ -147,28 +149,21 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     ) -> Any:
         """`n` images of each prompt, label or map, as "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
 
-        The class describes every option. `sampling` are steps, guidance, sampler and the sampler's own.
+        The class describes every option. `sampling` are steps, guidance, sampler and the sampler's own options.
         """
         check_output(output)
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
-        edited = {"image": image, "mask": mask, "pad": pad, "map": map}
-        self.check_pictures(**edited, control=control, control_from=control_from)
-        edited |= {"strength": strength, "feather": feather, "embed_image": embed_image, "noise_level": noise_level}
-        edited |= {"original_size": original_size, "crop": crop, "target_size": target_size}
-        initial, read = self.read(**edited, size=size)
-        given |= read
+        images = {"image": image, "mask": mask, "pad": pad, "map": map}
+        self.check_pictures(**images, control=control, control_from=control_from)
+        images |= {"strength": strength, "feather": feather, "embed_image": embed_image, "noise_level": noise_level}
+        images |= {"original_size": original_size, "crop": crop, "target_size": target_size}
+        initial, conditions = self.read(**images, size=size)
+        given |= conditions
         shares = {"scale": control_scale, "begin": control_start, "end": control_end, "guess": guess_mode}
-        images = self.steering(given, initial, size, control=control, made_from=control_from, **shares)
-        rest: dict[str, Any] = {
-            "n": n,
-            "negative": negative,
-            "seed": seed,
-            "size": size,
-            "initial": initial,
-            "control": images,
-        }
-        generated = generate(self, request_of(self, given, sampling, **rest), batch_size, on_step)
-        return as_output(generated, output, self.preprocess)
+        steering = self.steering(given, initial, size, control=control, made_from=control_from, **shares)
+        counts: dict[str, Any] = {"n": n, "negative": negative, "seed": seed, "size": size}
+        request = request_of(self, given, sampling, **counts, initial=initial, control=steering)
+        return as_output(generate(self, request, batch_size, on_step), output, self.preprocess)
 
     def draw(
         self,
@@ -198,12 +193,12 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
 
     @property
     def fills(self) -> bool:
-        """Whether it was trained to fill a masked image."""
+        """Whether it was trained to fill in a masked image."""
         return fills(self)
 
     @property
     def scale(self) -> int:
-        """How many times larger it makes an image; 1: no model of super-resolution."""
+        """The factor by which it enlarges the sides of an image; 1 if it isn't a model for super-resolution."""
         return scale_of(self)
 
     def steering(
@@ -244,11 +239,12 @@ def as_output(images: Tensor, output: str, preprocess: Preprocess) -> Any:
     if output == "pt":
         return images
     if output == "np":
-        return preprocess.to_uint(images).permute(0, 2, 3, 1).cpu().numpy()
+        return rearrange(preprocess.to_uint(images), "b c h w -> b h w c").cpu().numpy()
     check_output(output)
     return ImageList(preprocess.to_pil(image) for image in images)
 
 
 def check_output(output: str) -> None:
+    """Raises UserError unless `output` is one of OUTPUTS."""
     if output not in OUTPUTS:
         raise UserError(f"output={output!r} isn't one of {', '.join(OUTPUTS)}.")

@@ -1,4 +1,5 @@
-"""Networks: tensors in, tensors out. They know torch and nothing else."""
+"""Networks: tensors in, tensors out. They need torch alone, because an export writes their source beside the weights,
+for diffusers to run where einops isn't installed."""
 
 from ldm.networks.autoencoder import AutoencoderKL
 from ldm.networks.cond import Cond

@@ -39,7 +39,7 @@ def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
     values[0, 0] = bad
     tensor = torch.from_numpy(values)
     for read, given, says in (
-        (read_images, tensor.expand(3, 4, 4), "without values that are not numbers"),
+        (read_images, tensor.expand(3, 4, 4), "and no NaN"),
         (read_masks, tensor, "a mask has values that are infinite or no numbers"),
         (read_masks, values, "holds values that are not numbers"),
         (read_masks, Image.fromarray(values), "holds values that are not numbers"),
@@ -173,7 +173,7 @@ def test_a_mask_of_nothing_is_said_where_it_is_given(model: LatentDiffusion, cap
     [
         ({"strength": 0.5}, "need an image"),
         ({"image": torch.zeros(3, 8, 8), "strength": 2}, "has to lie between"),
-        ({"image": torch.zeros(3, 8, 8), "mask": torch.zeros(4, 4)}, "give them one size"),
+        ({"image": torch.zeros(3, 8, 8), "mask": torch.zeros(4, 4)}, "give both the same size"),
         ({"image": torch.zeros(2, 3, 8, 8), "n": 3}, "2 images for 3 to generate"),
     ],
 )

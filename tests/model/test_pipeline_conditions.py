@@ -198,7 +198,7 @@ def test_a_cascade_is_its_models_one_after_the_other(enlarging: LatentDiffusion,
         ldm.Cascade(base, base)
     with pytest.raises(UserError, match=r"draws 3 x 8 x 8 .* enlarges 3 x 4 x 4"):
         ldm.Cascade(enlarging, enlarging)
-    with pytest.raises(UserError, match="at least one model of super-resolution"):
+    with pytest.raises(UserError, match="at least one model for super-resolution"):
         ldm.Cascade(base)
 
 

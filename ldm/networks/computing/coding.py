@@ -50,6 +50,7 @@ class Coding:
             raise UserError(f"tile_statistics={self.tile_statistics} is unknown.{hint}")
 
     def dtype(self, device: torch.device) -> torch.dtype:
+        """What networks on `device` compute in: see `dtype_of`."""
         return dtype_of(self.precision, device)
 
     def facts(self, device: torch.device) -> dict[str, str]:
