@@ -93,7 +93,7 @@ def read(
     frame = {"original_size": original_size, "crop": crop, "target_size": target_size}
     if sizes := {name: value for name, value in frame.items() if value is not None}:
         if FRAME not in model.conditioner.inputs:
-            raise UserError(f"{', '.join(sizes)}: this model was trained without images' own sizes; leave it out.")
+            raise UserError(f"{', '.join(sizes)}: this model was trained without the images' own sizes; leave it out.")
         given[FRAME] = [framed(size_of(model, given, initial, size), **sizes)]
     return initial, given
 

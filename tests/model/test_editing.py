@@ -40,7 +40,7 @@ def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
     tensor = torch.from_numpy(values)
     for read, given, says in (
         (read_images, tensor.expand(3, 4, 4), "and no NaN"),
-        (read_masks, tensor, "a mask has values that are infinite or no numbers"),
+        (read_masks, tensor, "a mask has infinite values or NaN"),
         (read_masks, values, "holds values that are not numbers"),
         (read_masks, Image.fromarray(values), "holds values that are not numbers"),
         (read_maps, tensor, "no class ids|a map has infinite values"),
