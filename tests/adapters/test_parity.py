@@ -7,6 +7,7 @@ import torch
 
 from ldm.adapters import LoraAdapter
 from ldm.common.registry import build
+from ldm.conditioning import Conditioner
 from ldm.interop.parts import unet_config
 from ldm.networks import Cond
 from tests.interop.configs import UNETS
@@ -36,7 +37,7 @@ def test_ours_computes_what_diffusers_unet_does(config, targets):
     weights = {f"unet.{name}": 0.1 * torch.randn_like(tensor) for name, tensor in state.items()}
     peft.set_peft_model_state_dict(theirs, {name: weights[f"unet.{name}"] for name in state})
     adapter = LoraAdapter.holding(weights, dict.fromkeys({n.rpartition(".lora_")[0] for n in weights}, 6.0))
-    model = SimpleNamespace(denoiser=SimpleNamespace(network=ours), conditioner=SimpleNamespace(parts={}))
+    model = SimpleNamespace(denoiser=SimpleNamespace(network=ours), conditioner=Conditioner())
     adapter.attach(model, "theirs", 1.0)
     with torch.no_grad():
         wanted, got = theirs(x, t, tokens).sample, ours(x, t, Cond(tokens=tokens))

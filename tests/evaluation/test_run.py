@@ -118,7 +118,7 @@ def test_a_few_validation_images_are_no_reference(
     monkeypatch.setattr(evaluation, "data_of", few)
     found = evaluation.main(config(out=str(tmp_path / "ldm")))
     assert found["reference"].endswith("training images") and found["reference images"] == 60
-    assert "fewer than 8 images: compared against training images" in capsys.readouterr().out
+    assert "fewer than 8 images: compared with training images" in capsys.readouterr().out
     assert evaluation.main(config(stage="vae", out=str(tmp_path / "vae")))["PSNR in dB"] < 20
     with pytest.raises(UserError, match="validation images are 3 images.*reference=train"):
         evaluation.main(config(reference="val", out=str(tmp_path)))

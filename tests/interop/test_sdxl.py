@@ -314,7 +314,7 @@ def test_of_a_file_all_is_read_or_refused_by_name(tensors, says, file, folder, t
 def test_without_tokenizers_the_file_opens_and_says_that_it_takes_no_prompt(file, folder, caplog):
     model = ldm.load(file)
     assert "without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt" in caplog.text
-    with pytest.raises(UserError, match="is loaded with text_encoder=FOLDER"):
+    with pytest.raises(UserError, match="load a file of Stable Diffusion XL with text_encoder=FOLDER"):
         model(steps=1)
     with pytest.raises(UserError, match="tokenizer is missing, of Stable Diffusion XL.s two tokenizers"):
         ldm.load(file, text_encoder=str(folder / "tokenizer").replace("tokenizer", "unet"))

@@ -201,9 +201,9 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, m
         ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "prediction_type=x0: give prediction=eps"),
         ("a.ckpt", {"settings": {"scale_factor": [0.2]}}, "scaling_factor is '.0.2.'"),
         ("a.safetensors", {"_scaling_factor": T(0.5)}, "it says _scaling_factor"),
-        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.int8)}, "linear_1.weight is int8, where weights"),
-        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.bool)}, "linear_1.weight is bool, where weights"),
-        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.complex64)}, "is complex64, where weights"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.int8)}, "linear_1.weight is int8, not real numbers"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.bool)}, "linear_1.weight is bool, not real numbers"),
+        ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.complex64)}, "is complex64, not real numbers"),
         ("a.safetensors", {WEIGHT: torch.full((128, 32), 1e300, dtype=torch.float64)}, "isn't finite"),
     ],
 )

@@ -90,8 +90,8 @@ def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, tra
     assert torch.equal(load(checkpoint)(labels=[3], output="pt"), load(run)(labels=[3], output="pt"))
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(".lora_" in name or name.startswith("latent_") for name in state)
-    grid = Image.open(run / "samples" / "step-00000000.png")
-    assert grid.tobytes() != Image.open(run / "samples" / "step-00000004.png").tobytes()
+    grids = [Image.open(run / "samples" / f"step-0000000{i}.png").tobytes() for i in (0, 2, 4)]
+    assert len(set(grids)) > 1  # four steps change a few pixels by 1 of 255
 
 
 def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
