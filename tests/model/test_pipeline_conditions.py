@@ -196,7 +196,7 @@ def test_a_cascade_is_its_models_one_after_the_other(enlarging: LatentDiffusion,
     torch.testing.assert_close(draw(loaded, labels=[1, 2], n=2, seed=5, noise_level=0.2), out)
     with pytest.raises(UserError, match="trained to enlarge"):
         ldm.Cascade(base, base)
-    with pytest.raises(UserError, match=r"draws 3 x 8 x 8 .* enlarges 3 x 4 x 4"):
+    with pytest.raises(UserError, match=r"generates 3 x 8 x 8 .* enlarges 3 x 4 x 4"):
         ldm.Cascade(enlarging, enlarging)
     with pytest.raises(UserError, match="at least one model for super-resolution"):
         ldm.Cascade(base)
@@ -233,7 +233,7 @@ def test_variations_of_an_image_by_its_meaning(tmp_path: Path) -> None:
         ("mapped", {"image": IMAGES[:1], "pad": (1, 2)}, "one number of pixels, or four"),
         ("mapped", {"image": IMAGES[:1], "pad": (1, 0, 0, 0)}, "isn't divisible"),
         ("filling", {"map": MAP}, "can't take map; it was trained with text, image, mask"),
-        ("enlarging", {"image": IMAGES, "strength": 0.5}, "enlarges image=; it can't take strength"),
+        ("enlarging", {"image": IMAGES, "strength": 0.5}, "enlarges image=; leave out strength, mask and pad"),
         ("enlarging", {"noise_level": 0.5}, "give image= too"),
         ("enlarging", {"image": IMAGES[:1], "noise_level": 2}, "between 0"),
     ],
