@@ -24,7 +24,7 @@ class ImageSize(Part):
     prepared.
 
     So small images can be trained on beside large ones without that large blurred ones are learnt from them, and crops
-    without that cut objects are: what is generated is told to be large and uncropped, unless asked otherwise. Nothing
+    without that cut objects are: by default images are generated as large and uncropped ones. Nothing
     of it is learned but by the network, and guidance leaves it alone. `size` is read off the data.
     """
 

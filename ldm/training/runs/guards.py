@@ -1,4 +1,4 @@
-"""Guards against spoilt models: gradients that aren't finite, and failures of the machine."""
+"""Guards against ruined models: gradients that aren't finite, and failures of the machine."""
 
 import errno
 import re
