@@ -167,6 +167,7 @@ def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[st
     side = max(preprocess.height, preprocess.width)
 
     def own() -> Features | None:
+        """Features of a network trained on this data set; None where there are no training data."""
         return own_features(train, cache_of(config), device=here) if train is not None else None
 
     return open_features(config["features"], side, here, own)

@@ -193,6 +193,7 @@ def _logger() -> Options:
 
 def _lightning_logger(name: str) -> Callable[[], Options]:
     def options() -> Options:
+        """Every argument of the logger's constructor but those that a run sets itself."""
         from lightning.pytorch import loggers
 
         return _from_signature(getattr(loggers, name).__init__, except_for=("save_dir", "version"))

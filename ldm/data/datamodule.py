@@ -20,10 +20,16 @@ class Gathers(Protocol):
     """What `Table` and `LatentTable` have in common; see there."""
 
     @property
-    def preprocess(self) -> Preprocess: ...
+    def preprocess(self) -> Preprocess:
+        """How the stored images were made from files."""
+
     def __len__(self) -> int: ...
-    def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
-    def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]: ...
+    def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """The rows at `index` (B,) as floating point: the columns `keys`, each sample's random numbers chosen by
+        `draw`."""
+
+    def gather(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
+        """As `batch`, but as stored: integers that `values` converts, on any device."""
 
 
 Read = Callable[[dict[str, Any], bool], dict[str, Any]]  # (batch, training) -> the batch with what conditions need
@@ -179,6 +185,7 @@ class BatchModule(pl.LightningDataModule):
         self.pin_memory = pin_memory
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of the endless training order, from `position` on (Lightning)."""
         sampler = PositionSampler(self.batch_size, start=self.position, **self._share)
         return DataLoader(self._train_batches(), sampler=sampler, **self._options)
 
@@ -192,6 +199,7 @@ class BatchModule(pl.LightningDataModule):
         return TrainBatches(self.train, self.keys, self.seed, self.batch_size, read=self.read, offset=offset)
 
     def val_dataloader(self) -> DataLoader:
+        """At most `val_samples` rows of the validation table, always the same (Lightning)."""
         rows = Rows(self.val, self.keys, self.batch_size, self.val_samples, **self._share, read=self.read)
         return DataLoader(rows, **self._options)
 
@@ -228,7 +236,9 @@ class BatchModule(pl.LightningDataModule):
         return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {"rank": 0, "world": 1}
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data: the global sample position."""
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes at the position of a checkpoint."""
         self.position = state_dict["position"]

@@ -172,6 +172,7 @@ def _show(
     report: HtmlReport, vae: AutoencoderKL, real: ImageSet, *, found: _Reconstructions, config: Mapping[str, Any]
 ) -> None:
     def pairs(rows: Tensor) -> Tensor:
+        """Each original of `rows` (N,) followed by its reconstruction: (2N, C, H, W) in [-1, 1]."""
         return from_bytes(torch.stack([real.images[rows], found.decoded[rows]], 1).flatten(0, 1))  # (2N, C, H, W)
 
     report.heading("Images")

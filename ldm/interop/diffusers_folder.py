@@ -154,6 +154,7 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import safe_open
 
     def read(name: str) -> Tensor:
+        """One tensor in memory of its own; convolution weights are channels-last."""
         with safe_open(file, "pt") as mapped:
             tensor = mapped.get_tensor(name)
             return tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)

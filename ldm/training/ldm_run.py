@@ -265,6 +265,7 @@ def sample_function(
     options = {"spacing": None} if steps < usual_steps else {}
 
     def sample(task: DiffusionTask) -> Tensor:
+        """Images of the average model, (N, C, H, W) in [-1, 1] on the CPU."""
         each = 1 if conditions else n
         return task.model().draw(conditions, each, seed=config["seed"], steps=steps, **options).cpu()
 

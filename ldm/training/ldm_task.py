@@ -51,6 +51,8 @@ class DiffusionTask(Task):
                 part.move_to(self.device)
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor | Split]]:
+        """The weighted denoising error at one noise level per sample, and its mean in each quarter of the noise
+        levels."""
         training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
         cond = self.condition(batch, network, seed, training)
@@ -82,6 +84,7 @@ class DiffusionTask(Task):
             return self.first_stage.encode(images.float())
 
     def whiten(self, latents: Tensor) -> Tensor:
+        """(latents - mean) / std per channel, of latents (B, z, h, w)."""
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
@@ -94,6 +97,7 @@ class DiffusionTask(Task):
         return self.whiten(posterior.sample(noise))
 
     def assemble(self, trained: Any) -> LatentDiffusion:
+        """The LatentDiffusion around the denoiser and the conditioner in `trained`."""
         model = LatentDiffusion(
             self.first_stage,
             trained["denoiser"],
@@ -106,6 +110,7 @@ class DiffusionTask(Task):
         return model.eval()
 
     def weight_names(self) -> dict[str, str]:
+        """Those of the whole model."""
         return {name: self.name_of(name) for name in self.model().state_dict()}
 
     def name_of(self, name: str) -> str:

@@ -88,11 +88,13 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seeds torch for dropout by the batch's position, so that a resumed run draws the same numbers."""
         # Lightning's own count of steps, by which it logs, is one off after some resumes
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         torch.manual_seed(hash((self.seed, batch["start"], self.global_rank)) % 2**63)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a batch; its figures are collected until the next log."""
         loss, figures = self.losses(batch, self.trained)
         self._training.add_splits(figures)
         if self.logs_now:
@@ -105,6 +107,7 @@ class Task(pl.LightningModule):
         return (self.global_step + 1) % self.every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the learning rate of this step, and logs every `every` steps."""
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate(self.global_step)
         if self.logs_now:
@@ -139,6 +142,7 @@ class Task(pl.LightningModule):
             clip(norms, gradient_clip_val)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Counts the batch's samples, and updates the averages once per optimizer step."""
         self.trainer.datamodule.position += self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         if self.global_step > self._steps_averaged:  # once an optimizer step, not once a batch
             self._steps_averaged = self.global_step
@@ -146,12 +150,14 @@ class Task(pl.LightningModule):
             power_ema.update(self.power, self.power_lengths, self.trained, self.global_step)  # type: ignore[arg-type]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Collects the figures of the average model."""
         _, figures = self.losses(batch, self.average)
         if batch["counted"]:
             self._validation.add_splits(figures)
             self._validation.add(figures, batch["counted"])
 
     def on_validation_epoch_end(self) -> None:
+        """Logs the means over the validation samples."""
         means, self.validated = self._validation.taken()
         self.log_dict({f"val/{name}": value for name, value in means.items()})
 
@@ -160,6 +166,7 @@ class Task(pl.LightningModule):
         return optimizers.groups_of(self.optimizer_name, self.trained)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer over `groups`, at the learning rate of step 0."""
         return optimizers.build_optimizer(
             self.optimizer_name,
             self.groups(),
@@ -183,6 +190,7 @@ class Task(pl.LightningModule):
             progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the schedule's end, the averages' step and the figures collected since the last log."""
         rate = self.learning_rate
         if rate.total_steps is None and rate.since is None:  # a time limit: the run's first part measured the steps
             rate.total_steps, rate.since = checkpoint["ldm_total_steps"], checkpoint["ldm_schedule_since"]

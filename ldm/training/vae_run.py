@@ -131,6 +131,7 @@ def reconstruction_function(table: Table, n: int) -> Callable[[VAETask], Tensor]
 
     @torch.no_grad()
     def reconstruct(task: VAETask) -> Tensor:
+        """Each image followed by its reconstruction, (2n, C, H, W) in [-1, 1] on the CPU."""
         x = images.to(task.device)
         decoded = task.average.decode(task.average.encode(x).mode()).clamp(-1, 1)
         return torch.stack([x, decoded], 1).flatten(0, 1).cpu()  # (2n, C, H, W), pairs

@@ -47,9 +47,11 @@ class VAETask(Task):
         self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
 
     def on_fit_start(self) -> None:
+        """Moves the networks of the loss to the device; they are no part of the task's state."""
         self.criterion.move_to(self.device)
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction + beta KL, with the other terms of the criterion where they are on; and what to log."""
         images, training, terms = batch["image"], network is self.trained, self.criterion
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             posterior = network.encode(images)
@@ -93,10 +95,12 @@ class VAETask(Task):
         return [list(module.parameters()) for module in modules]
 
     def assemble(self, trained: Any) -> nn.Module:
+        """The autoencoder itself, with the preprocessing of its data."""
         trained.preprocess = self.preprocess
         return trained
 
     def weight_names(self) -> dict[str, str]:
+        """Those of the average autoencoder."""
         return {name: f"average.{name}" for name in self.average.state_dict()}
 
 

@@ -52,6 +52,7 @@ class LatentTable(ByPath):
 
     @property
     def preprocess(self) -> Preprocess:
+        """The preprocessing of the images that were encoded."""
         return self.table.preprocess
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
@@ -174,6 +175,8 @@ def encode_table(
     log.info("encoding %d images into latents %s", len(table), "x".join(map(str, shape[1:])))
 
     def encode(piece: str) -> None:
+        """Writes the moments of `piece`, "rows-FIRST": `step` rows from FIRST on. Raises UserError where they aren't
+        finite."""
         first = int(piece.removeprefix("rows-"))
         for rows in torch.arange(first, min(first + step, len(table))).split(batch_size):
             images = images_on(device, table, rows.numpy())

@@ -77,6 +77,7 @@ def excluded_images(
     excluded = {path: JUNK for path in images if is_junk(path)}
 
     def rest() -> list[str]:
+        """The images that no rule has excluded so far."""
         return [path for path in images if path not in excluded]
 
     excluded |= previews(store, images)

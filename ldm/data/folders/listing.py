@@ -52,6 +52,8 @@ class _Listing:
     findings: Findings
 
     def samples(self, under: str, excluded: Mapping[str, str], keep: Callable[[str], bool]) -> list[Sample]:
+        """The samples in the folder `under` whose paths `keep` accepts, by metadata files or, without any, by file
+        names."""
         paths = [path for path in self.store.under(under) if keep(path)]
         found = read_metadata(self.store, under, self.columns, self.findings, keep=keep)
         found = self._from_metadata(found, paths) if found else self._from_files(paths, excluded)

@@ -36,6 +36,7 @@ def with_duplicates_as_one(
     name_of: dict[str, str] = {}
 
     def root(name: str) -> str:
+        """The first of the names that stand for the same image."""
         while name in name_of:
             name = name_of[name]
         return name

@@ -71,6 +71,8 @@ class _File:
             number_labels(self.rows, self.columns.get("label", ""))
 
     def samples(self, keep: Callable[[str], bool]) -> list[Sample]:
+        """One sample for each row whose path `keep` accepts. Raises UserError where no row names an image that is
+        there."""
         named = [(self._place(row[FILE_NAME]), row) for row in self.rows]
         entries = self.store.entries
         if named and not any(path in entries for path, _ in named):
@@ -157,6 +159,7 @@ class _File:
         """The column that looks most like captions: the one with the longest texts."""
 
         def length(name: str) -> float:
+            """The mean number of letters in a column's prose; 0 for a column of lists or numbers."""
             texts = [str(join_tags(text)) for row in self.rows if (text := text_of(row.get(name))[0])]
             return mean(len(text) if _is_prose(text) else 0 for text in texts) if texts else 0
 

@@ -139,6 +139,7 @@ class FolderStore(Store):
         return path.relative_to(self.root).as_posix()
 
     def open(self, path: str) -> BinaryIO:
+        """The file itself, as the operating system opens it."""
         return open(self.root / path, "rb")
 
 
@@ -170,9 +171,11 @@ class ZipStore(Store):
         self.hidden = [name.removeprefix(self.prefix) for name in sorted(hidden)]
 
     def hint(self, path: str) -> bytes:
+        """The CRC-32 in the archive's index, so nothing is unpacked."""
         return self.entries[path][1].to_bytes(4)  # the CRC
 
     def open(self, path: str) -> BinaryIO:
+        """A member, unpacked as it is read. Raises OSError above 1 GB, and Packed for a method that Python lacks."""
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
             raise OSError("by its header it unpacks to more than 1 GB")
         try:

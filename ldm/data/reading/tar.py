@@ -36,11 +36,13 @@ class TarStore(Store):
         self.entries = {name: (member.size, int(member.mtime)) for name, member in self._members.items()}
 
     def open(self, path: str) -> BinaryIO:
+        """The archive at a member's first byte; nothing marks its end (see `read`)."""
         file = open(self.path, "rb")  # noqa: SIM115  opened anew for each call, so that threads don't share a position
         file.seek(self._members[path].offset_data)
         return file
 
     def read(self, path: str) -> bytes:
+        """A member's bytes. Raises OSError above 1 GB."""
         size = self._members[path].size
         if size > MAX_BYTES:
             raise OSError("by its header it is larger than 1 GB")

@@ -219,6 +219,7 @@ class DatasetStore(Store):
         return {key: f"{row:08d}/{key}" for key in PATHS if key in self.columns}
 
     def open(self, path: str) -> BinaryIO:
+        """The encoded image at ROW/KEY."""
         row, key = path.split("/")
         return io.BytesIO(_encoded(self.data[int(row)][self.columns[key]]))
 

@@ -45,6 +45,7 @@ class Json(Lazy):
         return len(self._read())
 
     def row(self, i: int) -> Any:
+        """The element `i` of the list."""
         return self._read()[i]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,5 +68,6 @@ class Joined(Lazy):
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def row(self, i: int) -> Any:
+        """Row `i` of all parts one after the other; `ends` are the rows at which the parts end."""
         part = int(np.searchsorted(self.ends, i, "right"))
         return self.parts[part][i - (int(self.ends[part - 1]) if part else 0)]

@@ -45,6 +45,7 @@ class Strings(Lazy):
         return len(self.ends if self.rows is None else self.rows)
 
     def row(self, i: int) -> Any:
+        """The string of row `i`, or its list of strings."""
         if self.rows is None:
             return self._text(i)
         texts = [self._text(k) for k in range(int(self.rows[i - 1]) if i else 0, int(self.rows[i]))]

@@ -25,6 +25,7 @@ class Classifier(nn.Module):
         super().__init__()
 
         def block(a: int, b: int, stride: int) -> nn.Module:
+            """A 3x3 convolution from `a` to `b` channels, batch norm and ReLU."""
             return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
 
         w = width
@@ -47,6 +48,7 @@ class Classifier(nn.Module):
         return torch.cat([self.neck(h.flatten(1)), *means], 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, 32, 32) in [-1, 1] to the logits (B, classes) of each head."""
         features = self.neck(self.body(F.pixel_unshuffle(x, 2)).flatten(1))
         return {name: head(features) for name, head in zip(self.names, self.heads, strict=True)}
 

@@ -20,6 +20,7 @@ class SameConv(nn.Conv2d):
     """A convolution padded as TensorFlow's SAME does it: at stride 2 the odd pixel goes to the right and below."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride)); odd padding goes to the right and bottom."""
         stride, kernel = self.stride[0], self.kernel_size[0]
         sides = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in (input.shape[3], input.shape[2])]
         padded = F.pad(input, [part for side in sides for part in (side // 2, side - side // 2)])
@@ -47,6 +48,7 @@ class Block(nn.Module):
         self.expands, self.adds = expansion > 1, stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """Expands channels, convolves each by itself, and projects back: an inverted residual (MobileNetV2)."""
         h = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         h = F.relu6(self._bn1(self._depthwise_conv(h)))
         h = self._bn2(self._project_conv(h))
@@ -73,6 +75,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURES, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to features (B, 1280)."""
         h = F.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             h = block(h)

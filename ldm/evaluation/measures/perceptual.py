@@ -56,6 +56,8 @@ def open_lpips(choice: str, device: str = "cpu") -> tuple[Distance | None, str]:
 
     @torch.inference_mode()
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        """LPIPS (B,) between images `a` and `b` (B, C, H, W) in [-1, 1], enlarged to the size that the network
+        needs."""
         return metric.net(_enlarged(a), _enlarged(b)).flatten()
 
     return distance, f"{net}; images below {LEAST_SIDE} pixels are enlarged to it"

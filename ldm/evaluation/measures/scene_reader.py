@@ -21,6 +21,7 @@ class SceneReader(nn.Module):
         self.sizes = {"first": objects, "second": objects + 1, "relation": 3, "background": backgrounds}
 
         def block(a: int, b: int, stride: int) -> nn.Module:
+            """A 3x3 convolution from `a` to `b` channels, batch norm and ReLU."""
             return nn.Sequential(nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
 
         w = width
@@ -35,10 +36,12 @@ class SceneReader(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in self.sizes.items()})
 
     def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to features (B, 256)."""
         x = F.pixel_unshuffle(F.interpolate(images, (32, 32), mode="bilinear", antialias=True), 2)  # (B, 12, 16, 16)
         return self.neck(self.body(x.contiguous(memory_format=torch.channels_last)).flatten(1))  # (B, 256)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] to the logits (B, values) of each property of the scene."""
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 

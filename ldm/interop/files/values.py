@@ -15,6 +15,7 @@ def table(text: str, where: str) -> dict[str, Any]:
     """A JSON object. Raises UserError for anything else, and for a name that occurs twice: readers take either."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """A JSON object's pairs as a dict. Raises UserError for a repeated name."""
         names = [name for name, _ in pairs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{where} says {twice[0][:60]!r} twice: keep the one that is right.")

@@ -34,11 +34,13 @@ class Snapshots(pl.Callback):
         self.folder, self.most = folder, most
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Stores the averages between optimizer steps, every `interval` steps."""
         step = trainer.global_step
         if step and batch_idx % trainer.accumulate_grad_batches == 0 and step % interval(step, self.most) == 0:
             self._store(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stores the averages of the last step."""
         self._store(trainer, pl_module)
 
     def _store(self, trainer: pl.Trainer, task: Any) -> None:

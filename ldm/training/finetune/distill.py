@@ -59,6 +59,8 @@ class DistillFinetune(Finetune):
         self.lora, self.rank, self.alpha, self.targets = lora, rank, alpha, targets
 
     def check(self, model: LatentDiffusion, tables: Tables) -> None:
+        """Raises UserError for a base that is itself distilled, and for a guidance scale that the student can't
+        have."""
         if model.distilled:
             raise UserError("the base is itself distilled: name the model that it was made from by base=.")
         if self.lora and not isinstance(self.guidance, (int, float, type(None))):
@@ -119,12 +121,14 @@ class DistillFinetune(Finetune):
         return denoiser
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        """The whole student, or with `lora` the LoRA alone, with its sampling defaults."""
         if not self.lora:
             return model
         few = {"sampling": dict(model.sampling), "distilled": dict(model.distilled)}
         return lora.trained(model, NEW, trigger=None, base=base, few=few)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        """The whole student's, or with `lora` the LoRA's."""
         return lora.names_in_model(model, NEW) if self.lora else super().weight_names(model)
 
 

@@ -60,6 +60,8 @@ class DistillTask(FinetuneTask):
         self.register_buffer("ends", ends, persistent=False)
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor | Split]]:
+        """The consistency loss: the student at sigma against the target network at the lower noise level to which a
+        step of the teacher leads. The target network is the student's average, or the student itself."""
         training, position = network is self.trained, batch["position"]
         seed = self.seed if training else self.seed + 1
         cond, null = self.conditions(batch, network, seed, training)
@@ -116,6 +118,7 @@ class DistillTask(FinetuneTask):
         return baked(self.teacher, cond, null, scale, interval=self.recipe.interval, rescale=self.recipe.rescale)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Updates the target as well: another average of the student, at most once per optimizer step."""
         before = self._steps_averaged
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.target is not None and self._steps_averaged > before:
@@ -123,6 +126,7 @@ class DistillTask(FinetuneTask):
             ema.update(self.target, self.trained["denoiser"], decay)
 
     def frozen_names(self) -> set[str]:
+        """Those of any fine-tuning, the teacher's, and those that the target shares with the student."""
         names = super().frozen_names() | {f"teacher.{name}" for name in frozen_parameters(self.teacher)}
         if self.target is not None:
             names |= {f"target.{name}" for name in frozen_parameters(self.trained["denoiser"])}

@@ -88,6 +88,7 @@ class Finetune:
         """A function of a model that generates `n` images of the first validation conditions, from the same noise."""
 
         def sample(model: LatentDiffusion) -> Tensor:
+            """Images of the first validation conditions, (N, C, H, W) in [-1, 1] on the CPU."""
             batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
             conditions = model.conditioner.examples(batch, seed)
             steps = min(model.sampling["steps"], 50)
@@ -123,6 +124,7 @@ class Worded(Lazy):
         return self.n
 
     def row(self, i: int) -> Any:
+        """The captions of row `i`, each with the word."""
         captions = "" if self.captions is None else self.captions[i]
         return self._worded(captions) if isinstance(captions, str) else [self._worded(one) for one in captions]
 

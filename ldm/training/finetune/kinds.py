@@ -27,14 +27,17 @@ class FullFinetune(Finetune):
         self.trigger, self.caption_dropout = trigger, caption_dropout
 
     def tables(self, tables: Tables) -> Tables:
+        """Captions with the trigger word, if there is one."""
         return with_word(tables, self.trigger)
 
     def prepare(self, model: LatentDiffusion) -> None:
+        """Trains all weights of the denoiser and the conditioner."""
         drop_captions(model, self.caption_dropout)
         for module in (model.denoiser, model.conditioner):
             module.train().requires_grad_(True)
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        """The whole model."""
         return model
 
 
@@ -65,9 +68,11 @@ class LoRAFinetune(Finetune):
         self.trigger, self.caption_dropout = trigger, caption_dropout
 
     def tables(self, tables: Tables) -> Tables:
+        """Captions with the trigger word, if there is one."""
         return with_word(tables, self.trigger)
 
     def prepare(self, model: LatentDiffusion) -> None:
+        """Adds a LoRA to the layers that `targets` names. It alone trains."""
         drop_captions(model, self.caption_dropout)
         lora.start(
             model,
@@ -80,9 +85,11 @@ class LoRAFinetune(Finetune):
         )
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        """The LoRA alone, with its trigger word."""
         return lora.trained(model, NEW, self.trigger, base)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        """Those of the LoRA's matrices."""
         return lora.names_in_model(model, NEW)
 
 
@@ -96,14 +103,18 @@ class TextualInversion(Finetune):
         self.word, self.init, self.caption_dropout = word, init, caption_dropout
 
     def tables(self, tables: Tables) -> Tables:
+        """Captions with the new word."""
         return with_word(tables, self.word)
 
     def prepare(self, model: LatentDiffusion) -> None:
+        """Adds the word to the vocabulary, with the embedding of `init`. It alone trains."""
         drop_captions(model, self.caption_dropout)
         words.start(model, self.word, self.init)
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
+        """The word and its embedding alone."""
         return words.trained(model, self.word, base)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
+        """That of the embedding."""
         return words.names_in_model(model)

@@ -37,6 +37,7 @@ def with_prior(
     key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
 
     def make(folder: Path) -> dict[str, Table]:
+        """The training table joined with images that the base generates from `prompts`."""
         print(f"the base generates {len(prompts)} images of {path}", flush=True)
         with temporarily_on(model, device):
             images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)

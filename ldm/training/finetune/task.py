@@ -29,21 +29,26 @@ class FinetuneTask(DiffusionTask):
         )
 
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
+        """The base's conditions with what the kind adds."""
         cond = super().condition(batch, network, seed, training)
         return self.kind.condition(cond, batch, seed, training)
 
     def saved(self) -> nn.Module:
+        """What the kind saves: an adapter or the model."""
         return self.kind.saved(self.model(), self.base)
 
     def weight_names(self) -> dict[str, str]:
+        """Those of what the kind saves."""
         return {name: self.name_of(own) for name, own in self.kind.weight_names(self.model()).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves frozen weights out of the checkpoint: the base has them."""
         super().on_save_checkpoint(checkpoint)
         drop = self.frozen_names() - set(checkpoint["ldm_weights"].values())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in drop}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the base's frozen weights into the checkpoint, which Lightning loads as a whole."""
         super().on_load_checkpoint(checkpoint)
         frozen = self.frozen_names()
         own = {name: tensor for name, tensor in self.state_dict().items() if name in frozen}

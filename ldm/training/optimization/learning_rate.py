@@ -99,13 +99,16 @@ class TimeBudget(pl.Callback):
         self._is_measured = True  # whether a number of steps that is known at the start was measured, and isn't `most`
 
     def state_dict(self) -> dict[str, Any]:
+        """The seconds used so far, so that a resumed run has the rest."""
         used = self.used + time.monotonic() - self.started
         return {"limit": self.limit, "used": used, "most": self.most, "is_measured": self._is_measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores whether the number of steps is settled; the seconds used are read before training starts."""
         self._is_measured = state_dict.get("is_measured", True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Says when training will end; without a time limit it only sets the number of steps."""
         if self.limit is None:
             if self.most:
                 trainer.fit_loop.epoch_loop.max_steps = self.most
@@ -122,6 +125,7 @@ class TimeBudget(pl.Callback):
             trainer.fit_loop.epoch_loop.max_steps = rate.total_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Measures the speed of steps, and ends the schedule at as many as the time allows."""
         step = trainer.global_step
         if step == self._step or self._next_look is None:  # the former while gradients are being accumulated
             return

@@ -126,6 +126,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step: matrices by orthogonalised momentum, the other parameters by AdamW."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -23,9 +23,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes under a temporary name and renames, so that no file is ever half a checkpoint."""
         write_checkpoint(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads tensors and plain data only; no code in the file is run."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
 
 
@@ -63,18 +65,22 @@ class Checkpoints(pl.Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Marks the step that a resumed run starts from as saved."""
         self._saved = trainer.global_step  # the checkpoint that a resumed run starts from exists
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Saves every `every` steps, between two optimizer steps."""
         if self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the last step, and the model if a killed run hadn't got that far."""
         self.save(trainer, pl_module)
         if self._model_saved != trainer.global_step:  # killed before it got to this
             self._save_model(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Saves where a signal has stopped the run."""
         if isinstance(exception, Stopped) and not exception.at_once:
             self.save(trainer, pl_module)
 

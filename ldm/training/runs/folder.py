@@ -32,26 +32,32 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The composed config of the run."""
         return self.path / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """Losses and measures, a row each time they are logged."""
         return self.path / "metrics.csv"
 
     @property
     def speed(self) -> Path:
+        """Images per second and memory, a row each time they are logged."""
         return self.path / "speed.csv"
 
     @property
     def samples(self) -> Path:
+        """The grids of samples made during training."""
         return self.path / "samples"
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def model(self) -> Path:
+        """The model folder."""
         return self.path / "model"
 
     @property

@@ -45,14 +45,18 @@ class FiniteGuard(pl.Callback):
         self._judge: Callable[[], None] | None = None  # judges the previous update when its flag has reached the host
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Notes where in the data each batch of an optimizer step starts."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._starts, self._losses = [], []
         self._starts.append(batch["start"])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
+        """Notes the loss of each batch of an optimizer step."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Skips the optimizer step if the gradient isn't finite. The host waits to learn that only where the optimizer
+        can't skip a step by itself."""
         self._settle()
         scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
         spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
@@ -67,13 +71,16 @@ class FiniteGuard(pl.Callback):
             optimizer.zero_grad()  # the optimizer skips parameters without a gradient
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Judges the last step."""
         self._settle()
 
     def state_dict(self) -> dict[str, Any]:
+        """The number of skipped steps, the last one judged."""
         self._settle()
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the number of skipped steps."""
         self.skipped = state_dict["skipped"]
 
     def _settle(self) -> None:

@@ -45,6 +45,7 @@ class StopOnSignal(pl.Callback):
         self._agreed: AsyncScalar | None = None  # the highest signal that any process had when the step before began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts to catch the signals that stop a run."""
         # Lightning's own agreement on a SIGTERM, which this one replaces, makes the host wait at every step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         for number in STOPPING:
@@ -54,6 +55,7 @@ class StopOnSignal(pl.Callback):
                 return
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Raises Stopped between optimizer steps, in all processes at the same step."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
         received = self.received or 0
@@ -66,6 +68,7 @@ class StopOnSignal(pl.Callback):
             raise Stopped(received)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Raises Stopped for a signal that came in the last step, in any process."""
         if received := max(gathered(self.received or 0)):
             raise Stopped(received)
 

@@ -35,10 +35,12 @@ class Lines(pl.Callback):
         self.seconds = seconds
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts to measure the speed."""
         self._rate, self._last = Throughput(), time.monotonic()
         self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Prints a line every `seconds` seconds."""
         if time.monotonic() - self._last < self.seconds or not trainer.is_global_zero:
             return
         self._last = time.monotonic()
@@ -53,10 +55,12 @@ class Bar(TQDMProgressBar):
     """Lightning's bar with the figures that were logged last, and throughput."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts to measure the speed."""
         super().on_train_start(trainer, pl_module)
         self._rate, self._shown = Throughput(), 0.0
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
+        """What stands behind the bar: loss, speed, figures and step."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if "loss" in pl_module.shown:
@@ -88,16 +92,19 @@ class SampleGrids(pl.Callback):
         self.every, self.at_start = every_n_steps, at_start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A grid before the first step, if `at_start`."""
         if self.at_start and trainer.global_step == 0:
             self._write(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A grid every `every` steps, between two optimizer steps."""
         if not self.every or trainer.global_step == 0 or batch_idx % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self.every == 0:
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A grid after the last step."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -73,10 +73,12 @@ class Costs(pl.Callback):
         self._flops: float | None = None  # per image
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Starts to measure the speed, and looks up the device's peak."""
         self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
         self._peak = None if is_sharded(pl_module) else peak_of(trainer.strategy.root_device, str(trainer.precision))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Starts to count the operations of the first batch, without compiling: the counter sees eager code."""
         if self._peak and self._flops is None:
             torch.compiler.set_stance("force_eager")
             self._counter = FlopCounterMode(display=False)
@@ -84,11 +86,13 @@ class Costs(pl.Callback):
             self._images = len(batch["position"])
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Ends the count of operations, which holds for every image."""
         if self._counter is not None:
             self._flops = self._counter.get_total_flops() / self._images
             self._stop_counting()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Ends the count, which is global."""
         self._stop_counting()
 
     def _stop_counting(self) -> None:
@@ -98,6 +102,7 @@ class Costs(pl.Callback):
             torch.compiler.set_stance("default")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Logs images per second, memory in GB and the share of the device's peak, every `every` steps."""
         if trainer.global_step % pl_module.every or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

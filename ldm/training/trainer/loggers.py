@@ -31,10 +31,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
+        """Empty: the file lies in the run's folder itself."""
         return ""
 
     @property
     def version(self) -> str:
+        """Empty: a run has one file."""
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -42,6 +44,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds a row at `step`; a new name rewrites the file with another column."""
         own = {k: v for k, v in metrics.items() if k != "epoch" and k.startswith("speed/") == self.speed}
         row = {"step": str(step)} | {k: f"{v:.7g}" for k, v in own.items()}
         if self.speed and not own:
@@ -65,6 +68,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        """Writes the last rows through to the disk."""
         self.save()
 
 

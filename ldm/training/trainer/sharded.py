@@ -27,6 +27,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
+        """Gives the number of processes before Lightning makes the mesh of devices."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 

@@ -74,6 +74,7 @@ def checkpoint_blocks(network: nn.Module) -> None:
 
 def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
+        """`forward` without keeping activations, where gradients are computed."""
         if not torch.is_grad_enabled():
             return forward(*args, **options)
         return checkpoint(forward, *args, use_reentrant=False, **options)

@@ -88,6 +88,7 @@ class ImageGenerator:
         """Raises UserError for settings that can't be generated. Takes the first step of one image and no more."""
 
         def stop(step: int, steps: int, denoised: Tensor) -> None:
+            """Ends sampling at the first step."""
             raise _Cancelled
 
         with self._turn(settings) as inputs, contextlib.suppress(_Cancelled):
@@ -120,6 +121,7 @@ class ImageGenerator:
 
     def _work(self, settings: Settings, is_cancelled: Callable[[], bool], emit: Callable[[Any], None]) -> None:
         def on_wait() -> None:
+            """Ends a cancelled request in the queue; reports the others as waiting."""
             if is_cancelled():
                 raise _Cancelled
             emit(Waiting())

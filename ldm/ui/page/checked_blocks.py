@@ -20,6 +20,7 @@ class CheckedBlocks(gr.Blocks):
     clients of the API get none."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As gradio's, with one sentence on a value that doesn't fit its field."""
         try:
             inputs = clean_input(inputs)
             _check_count(block_fn, inputs)

@@ -295,6 +295,7 @@ class _Sampling(dict):
         self.app = app
 
     def get(self, run: Any, default: Any = None) -> Any:
+        """The options of `run`, `default` where there is no such run."""
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
 
 

@@ -25,6 +25,7 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @functools.wraps(function)
         def stream(*args: Any, **kwargs: Any) -> Any:
+            """`function`'s values, with an error shown as a message on the page."""
             try:
                 yield from function(*args, **kwargs)
             except Exception as error:
@@ -34,6 +35,7 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        """`function`'s result, with an error shown as a message on the page."""
         try:
             return function(*args, **kwargs)
         except Exception as error:

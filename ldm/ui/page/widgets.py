@@ -18,6 +18,7 @@ def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
     first value is the default."""
 
     def function(*values: Any) -> Iterator[Any]:
+        """`method` called with the values by field."""
         yield from method(dict(zip(fields, values, strict=True)))
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -48,25 +48,30 @@ class _Bounds(asyncio.Protocol):
     ended = False
 
     def connection_made(self, transport: Any) -> None:
+        """Starts the deadline for a first request, and closes connections beyond the bounds."""
         super().connection_made(transport)
         self._expect_progress()
         make_room(self, self.limits)
 
     def data_received(self, data: bytes) -> None:
+        """What the client sends is progress while a request or an upload is being read."""
         super().data_received(data)
         if not _awaits_client(self):
             self._note_progress()
 
     def on_response_complete(self) -> None:
+        """Starts the deadline for the next request."""
         super().on_response_complete()  # type: ignore[misc]
         if _is_idle(self):
             self._expect_progress()
 
     def pause_writing(self) -> None:
+        """Starts the deadline for the client to read more of the answer."""
         super().pause_writing()
         self._expect_progress()
 
     def resume_writing(self) -> None:
+        """The client has read: restarts or ends the deadline."""
         super().resume_writing()
         if _is_idle(self):
             self._expect_progress()
@@ -74,6 +79,7 @@ class _Bounds(asyncio.Protocol):
             self._note_progress()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the deadline."""
         self.ended = True
         self._cancel_deadline()
         super().connection_lost(exc)

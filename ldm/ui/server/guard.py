@@ -81,6 +81,7 @@ class Guard:
         started = False
 
         async def answer(message: Message) -> None:
+            """Sends, and notes that the answer has started."""
             nonlocal started
             started = True
             await send(message)
@@ -99,6 +100,7 @@ class Guard:
         started = False
 
         async def answer(message: Message) -> None:
+            """Sends the answer unless the body has been refused; after an upload, trims the folder of uploads first."""
             nonlocal started
             if body.refusal and not started:
                 return
@@ -201,6 +203,7 @@ def _hardened(send: Send) -> Send:
     """`send` with HEADERS added to the answer."""
 
     async def sent(message: Message) -> None:
+        """Sends with the security headers."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *HEADERS]
         await send(message)

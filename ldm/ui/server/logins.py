@@ -41,6 +41,7 @@ class Logins:
         """`send` for the answer to an attempt; an answer of success clears the client's wrong passwords."""
 
         async def sent(message: Message) -> None:
+            """Sends, and forgets the client's failed logins once one has succeeded."""
             if message["type"] == "http.response.start" and message["status"] < 400:
                 self._wrong.pop(client, None)
             await send(message)
