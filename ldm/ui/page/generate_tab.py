@@ -15,9 +15,8 @@ from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings
 from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage, Progress, Waiting
-from ldm.ui.generating.models import Traits
-from ldm.ui.generating.settings import Settings
-from ldm.ui.page.fields import Fields, plain_guidance, steps_update
+from ldm.ui.page import field_updates
+from ldm.ui.page.fields import Fields
 from ldm.ui.page.messages import show_errors
 from ldm.ui.page.widgets import (
     WAITING,
@@ -30,9 +29,6 @@ from ldm.ui.page.widgets import (
     selected_file,
     with_field_parameters,
 )
-
-# Kept by the browser between visits.
-KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
 
 
 class GenerateTab:
@@ -82,10 +78,10 @@ class GenerateTab:
         fields["run"].input(
             show_errors(self.choose),
             [fields["run"], fields["checkpoint"]],
-            [fields[name] for name in RUN_FIELDS],
+            [fields[name] for name in field_updates.RUN_FIELDS],
             **quietly,
         )
-        suited = [fields["run"], *(fields[name] for name in RUN_FIELDS)]
+        suited = [fields["run"], *(fields[name] for name in field_updates.RUN_FIELDS)]
         self.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
         self.refresh.click(show_errors(self.look), None, [fields["run"], *self.adapter_fields()], **quietly)
         self.reuse.click(show_errors(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
@@ -110,7 +106,11 @@ class GenerateTab:
         outputs = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.files]
         self.go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
         self.go.click(
-            self.keep, [self.fields[name] for name in KEPT], self.kept, queue=False, **quiet_event(self.status)
+            self.keep,
+            [self.fields[name] for name in field_updates.KEPT],
+            self.kept,
+            queue=False,
+            **quiet_event(self.status),
         )
         generating = self.go.click(
             show_errors(with_field_parameters(self.generate, self.fields)), values, outputs, api_name="generate",
@@ -127,7 +127,7 @@ class GenerateTab:
 
     def keep(self, *values: Any) -> dict[str, Any]:
         """What the browser keeps of the fields for the next visit."""
-        return dict(zip(KEPT, values, strict=True))
+        return dict(zip(field_updates.KEPT, values, strict=True))
 
     def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
         """Generates, and yields the progress and at last the images."""
@@ -159,7 +159,7 @@ class GenerateTab:
 
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
         """The fields that depend on the run, as they suit it."""
-        return [update for _, update in self._suiting(run).items()]
+        return [update for _, update in field_updates.suiting(self.app, run).items()]
 
     def faster(self, run: str) -> list[Any]:
         """The run's distilled student, or the run itself if it is one, with its own sampling options."""
@@ -207,7 +207,7 @@ class GenerateTab:
             settings = replace(settings, run=names[0] if names else "", checkpoint=None)
         for remark in remarks:
             gr.Warning(html.escape(remark))
-        filled = self.filled(settings)
+        filled = field_updates.filled(self.app, self.fields, settings)
         mode = filled[list(self.fields).index("mode")]
         return [*filled, gr.Tabs(selected=mode), settings.as_dict()]
 
@@ -220,19 +220,6 @@ class GenerateTab:
             return gr.skip()
         form = forms.form_of(settings, self.app.models.traits(settings.run, settings.checkpoint), self.app.store)
         return _shown_canvas(form["editor"])
-
-    def filled(self, settings: Settings) -> list[Any]:
-        """An update of every field to these settings."""
-        about = self.app.models.traits(settings.run, settings.checkpoint)
-        form = forms.form_of(settings, about, self.app.store)
-        updates = {name: gr.update(value=_value(form[name])) if name in form else gr.skip() for name in self.fields}
-        updates["mode"] = form["mode"]
-        for name, update in self._suiting(settings.run, about).items():
-            value = {"value": _value(form[name])} if name in form else {}
-            updates[name] = gr.update(**{**update, **value})
-        updates["steps"] = steps_update(form["steps"])
-        updates["editor"] = gr.skip()  # see refill
-        return list(updates.values())
 
     def pick(self, files: list[str], event: gr.SelectData) -> Any:
         """The settings of the image that was clicked."""
@@ -248,44 +235,7 @@ class GenerateTab:
 
     def start(self, kept: Any) -> list[Any]:
         """The fields when the page is opened: as the browser `kept` them, for the run that the page starts with."""
-        app = self.app
-        names, kept = app.models.names(), kept if isinstance(kept, dict) else {}
-        updates: dict[str, Any] = {name: gr.skip() for name in self.fields}
-        # gradio shows 0 in an empty number field when it first appears, unless an event has emptied it.
-        updates |= {name: gr.update(value=None) for name, field in self.fields.items() if _is_empty_number(field)}
-        if not names:
-            return list(updates.values())
-        run = app.models.given or (kept["run"] if kept.get("run") in names else names[0])
-        updates |= self._suiting(run)
-        for name in KEPT:
-            if name in kept and (kept.get("run") == run or name in ("n", "seed", "new_seed")):
-                old = updates[name] if isinstance(updates[name], dict) else {}
-                updates[name] = gr.update(**{k: v for k, v in old.items() if k != "__type__"} | {"value": kept[name]})
-        if kept.get("run") == run and "steps" in kept:
-            updates["steps"] = steps_update(kept["steps"])
-        updates["run"] = gr.update(choices=names, value=run)
-        return list(updates.values())
-
-    def _suiting(self, run: str, about: Traits | None = None) -> dict[str, Any]:
-        """Updates of the fields that depend on the run; those that it doesn't use are hidden and emptied."""
-        about = about or self.app.models.traits(run)
-        own, needs = about.sampling, about.needs
-        text, label = "text" in needs, "label" in needs
-        return {
-            "checkpoint": gr.update(
-                choices=[forms.FINISHED, *reversed(self.app.models.checkpoints(run))], value=forms.FINISHED
-            ),
-            "prompt": gr.update(visible=text, **_cleared(text, "")),
-            "negative": gr.update(visible=text, **_cleared(text, "")),
-            "labels": gr.update(choices=list(about.classes), visible=label, **_cleared(label, [])),
-            "map": gr.update(visible="map" in needs, **_cleared("map" in needs, None)),
-            "sampler": gr.update(value=own["sampler"]),
-            "steps": steps_update(own["steps"]),
-            "guidance": gr.update(value=plain_guidance(own)),
-        }
-
-
-RUN_FIELDS = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps", "guidance")
+        return field_updates.restored(self.app, self.fields, kept)
 
 
 class _Sampling(dict):
@@ -299,18 +249,5 @@ class _Sampling(dict):
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
 
 
-def _is_empty_number(field: Any) -> bool:
-    return isinstance(field, gr.Number) and field.value is None
-
-
-def _value(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
 def _shown_canvas(canvas: Any) -> Any:
     return canvas if canvas is None else {**canvas, "composite": canvas["background"]}
-
-
-def _cleared(kept: bool, value: Any) -> dict[str, Any]:
-    """What empties a field that the model doesn't use."""
-    return {} if kept else {"value": value}
