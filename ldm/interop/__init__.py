@@ -1,7 +1,7 @@
-"""Models in from, and out to, the tools that people already use: diffusers, CompVis checkpoints, LoRA files.
+"""Models from and for the tools that people already use: diffusers, CompVis checkpoints, LoRA files.
 
-A mapping of names is data (`name_tables`, `compvis`), checked to be a bijection; what can't be represented is refused
-by name.
+Mappings of names are data (`name_tables`, `compvis`), checked to be bijections. What can't be represented is refused by
+name.
 """
 
 from ldm.interop.diffusers_folder import controlnet_in, is_diffusers, load_folder

@@ -1,4 +1,4 @@
-"""A folder of diffusers as a model of ours: a whole pipeline, or one of its parts."""
+"""A diffusers folder as a model of ours: a whole pipeline, or one of its parts."""
 
 import logging
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ _PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
 
 
 def is_diffusers(folder: Path) -> bool:
-    """Whether a folder is a pipeline of diffusers or a model of its."""
+    """Whether a folder is a diffusers pipeline or one of its models."""
     if (folder / "model_index.json").is_file():
         return True
     config = folder / "config.json"
@@ -44,14 +44,15 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def controlnet_in(folder: Path) -> Path | None:
-    """The folder of the ControlNet that a pipeline's folder holds beside its base."""
+    """The folder of the ControlNet in a pipeline's folder."""
     return folder / "controlnet" if (folder / "controlnet" / "config.json").is_file() else None
 
 
 def load_folder(folder: str | Path) -> nn.Module:
     """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL, a UNet or a ControlNet.
 
-    A pipeline's ControlNet isn't read with it: see `controlnet_in`. Raises UserError naming what can't be represented.
+    A pipeline's ControlNet isn't loaded with it: see `controlnet_in`. Raises UserError naming what can't be
+    represented.
     """
     folder = Path(folder)
     if (folder / "model_index.json").is_file():
@@ -90,7 +91,7 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
-    """The weights in a part's folder in float32: one file or several, safetensors or, weights only, pickled."""
+    """The weights in a part's folder, in float32, from one file or several: safetensors, or pickled tensors."""
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         files = _files(folder, index)
@@ -104,20 +105,20 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
     if any(shards.NON_EMA in file.name for file in files):
-        log.warning("%s holds %s alone: the weights without averaging are taken", folder, files[0].name)
+        log.warning("%s holds only %s: the weights without averaging are used", folder, files[0].name)
     weights: dict[str, Tensor] = {}
     for file in files:
         tensors = read_tensors(file)
         if twice := weights.keys() & tensors.keys():
             raise UserError(
-                f"{folder}: {min(twice)} is in two files, of which {file.name} is one: get the folder anew."
+                f"{folder}: {min(twice)} is in two files, of which {file.name} is one: download the folder again."
             )
         weights |= {name: as_float32(tensor) for name, tensor in tensors.items()}
     return weights
 
 
 def _files(folder: Path, index: Path) -> list[Path]:
-    """The files beside an index that it names."""
+    """The files that an index names, all beside it."""
     return sorted(folder / name for name in shards.names(read_json(index).get("weight_map"), index))
 
 
@@ -127,7 +128,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A file's tensors, and what it declares: metadata, a trainer's settings, numbers among the tensors."""
+    """A file's tensors, and what it declares: metadata, a trainer's settings, numbers."""
     try:
         if file.suffix.lower() == ".safetensors":
             return _read_safetensors(file)
@@ -148,8 +149,8 @@ def read_all(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata.
 
-    Tensor by tensor, each copied out of a mapping of its own, in the layout that models have here: the mapping
-    of a whole file would take memory beside the copies until the last tensor of it is gone.
+    Each tensor is copied from a mapping of its own, in the memory layout that models have here. A mapping of the whole
+    file would take memory in addition to the copies until its last tensor is released.
     """
     from safetensors import safe_open
 
@@ -181,8 +182,11 @@ def assemble(
     replaced: str | None = None,
     **about: Any,
 ) -> nn.Module:
-    """The parts as one LatentDiffusion; `size` is the images' height and width, `replaced` the scheduler that the
-    nearest sampler replaces, `about` further arguments of the model."""
+    """The parts as one LatentDiffusion.
+
+    `size` is the images' height and width, `replaced` the scheduler in whose place the nearest sampler is used, `about`
+    further arguments of the model.
+    """
     latent, wanted = first_stage.latent_channels, network.in_channels
     if latent != wanted:
         raise UserError(f"the parts don't fit: the autoencoder has {latent} latent channels, the U-Net {wanted}.")
@@ -196,7 +200,8 @@ def assemble(
 
 
 def _with_features(network: nn.Module, config: Mapping[str, Any]) -> nn.Module:
-    """A U-Net or ControlNet with the number of features of sizes in its config, which its weights don't show."""
+    """A U-Net or ControlNet that knows the number of features per size from its config, as its weights don't show
+    it."""
     two = network.add_embedding is not None
     network.size_features = config.get("addition_time_embed_dim") if two else None  # type: ignore[assignment]
     return network
@@ -257,25 +262,25 @@ def _pipeline(folder: Path) -> nn.Module:
 
 def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[dict[str, Any], bool]:
     """The sampling defaults of the pipeline's class, and whether the model is distilled."""
-    if sampler == "lcm":  # its guidance is a condition, as in LatentConsistencyModelPipeline, or baked in
+    if sampler == "lcm":  # guidance is a condition, as in LatentConsistencyModelPipeline, or distilled into the weights
         return {"guidance": 8.5} if getattr(network, "guidance_dim", None) else {}, True
     guidance = sdxl.GUIDANCE if sdxl.is_xl_unet(network) else 7.5
     return {"guidance": guidance} if is_stable_diffusion else {}, False
 
 
 def most_steps(config: Mapping[str, Any], where: str) -> int:
-    """How many steps a latent consistency model takes at most, as its scheduler says."""
+    """The most steps that a latent consistency model takes, by its scheduler's config."""
     return whole(config.get("original_inference_steps", 50), f"{where}: original_inference_steps")
 
 
 def _sides(folder: Path) -> tuple[int, int]:
-    """Height and width of the latents that a pipeline generates."""
+    """The height and width of the latents that a pipeline generates."""
     file = folder / "unet" / "config.json"
     return config_checks.sizes(read_json(file).get("sample_size"), 64, f"{file}: sample_size")
 
 
 def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Module, tuple[list[float], list[float]]]:
-    """The autoencoder and its whitening; pixels where there is none."""
+    """The autoencoder and its whitening; the identity where there is no autoencoder."""
     if "vae" not in present:
         z = network.in_channels
         return build({"class": "Identity", "in_channels": z}), ([0.0] * z, [1.0] * z)

@@ -44,18 +44,20 @@ def export(
     about: Mapping[str, Any] | None = None,
     dtype: str | None = None,
 ) -> Report:
-    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet, DiT or ControlNet) to the folder `out`, empty or new.
+    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet, DiT or ControlNet) to the folder `out`, which must be new
+    or empty.
 
-    `to="ldm"` writes a model folder with a frozen text encoder's files in it, `to="single_file"` the .safetensors file
-    `out` under Stable Diffusion's names. `about` goes into the model card or the file's metadata. `dtype` ("float16",
-    "bfloat16" or "float32") is what the weights are stored in; a model folder's are float32.
+    `to="ldm"` writes a model folder that includes the files of frozen text encoders, `to="single_file"` the
+    .safetensors file `out` under Stable Diffusion's names. `about` goes into the model card or the file's metadata.
+    `dtype` ("float16", "bfloat16" or "float32") is the type in which weights are stored; a model folder is always in
+    float32.
     """
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
     if dtype is not None and precision.named(dtype) != torch.float32 and to == "ldm":
         raise UserError("a model folder is in float32, in which ldm computes: leave dtype out, or to=diffusers.")
     if callable(bare := getattr(model, "bare", None)):
-        bare("export", controlnets=to == "diffusers")  # what else is put on a model isn't exported with it
+        bare("export", controlnets=to == "diffusers")  # other adapters on the model aren't exported with it
     if to == "single_file":
         return to_single_file(model, Path(out), dtype, about or {})
     return _folder(model, Path(out), to, about=about or {}, dtype=dtype)
@@ -73,7 +75,7 @@ def _folder(model: nn.Module, out: Path, to: str, about: Mapping[str, Any], dtyp
             precision.cast_folder(out, dtype)
         return report
     except UserError:
-        shutil.rmtree(out)  # half a model, in a folder that was new or empty
+        shutil.rmtree(out)  # an incomplete model, in a folder that was new or empty
         raise
 
 
@@ -194,14 +196,14 @@ def _write_vae(
     sample_size: int,
     declared: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """`declared` is what the config of an autoencoder alone says of its latents."""
+    """`declared` are the settings for latents in the config of an autoencoder that is exported by itself."""
     if reasons := vae_config.obstacles(model):
         report.parts["vae"] = "; ".join(reasons)
         whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
         return _write_own("ldm_vae", "LdmVAE", model, out=out, config=whitening)
     report.parts["vae"] = "stock"
     factor, state = vae_config.stock_factor(mean, std), dict(model.state_dict())
-    if factor is None:  # with the factor that all tools take for Stable Diffusion's where a file says none
+    if factor is None:  # with the factor that all tools assume for Stable Diffusion where a file has none
         factor, state = SD_FACTOR, vae_config.fold(state, mean, std * SD_FACTOR)
     folded = "quant_conv.weight" in state
     _write_part(out, vae_config.to_diffusers(model, sample_size, factor, folded) | dict(declared or {}), state)
@@ -246,13 +248,13 @@ def _write_encoders(parts: list[FrozenText], out: Path, report: Report) -> dict[
 
 
 def _set_length(config: Path, length: int | None) -> None:
-    """Pipelines pad to what the tokenizer's config says."""
+    """Sets the length to which pipelines pad in the tokenizer's config."""
     if length and config.is_file():
         _write_json(config, json.loads(config.read_text()) | {"model_max_length": length})
 
 
 def _write_own(module: str, name: str, network: nn.Module, out: Path, config: Mapping[str, Any]) -> list[str]:
-    """A part whose class, in a file of its own, holds `network` and is built from its spec."""
+    """A part with a class of ours, in a file beside the weights; it holds `network` and is built from its spec."""
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     _write_part(out, {"_class_name": name, "spec": spec_of(network), **config}, state)
     _copy_source(module, out)

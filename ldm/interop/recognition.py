@@ -1,4 +1,4 @@
-"""Whether a file is a checkpoint of CompVis's kind, by the names of the tensors in it."""
+"""Recognises CompVis checkpoints by the names of their tensors."""
 
 from collections.abc import Container, Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ _BARE_VAE = "encoder.down.0.block.0.norm1.weight"
 
 
 def is_single_file(path: Path) -> bool:
-    """Whether a file is a checkpoint of CompVis's kind, by the names in it."""
+    """Whether a file is a CompVis checkpoint, by the names in it."""
     if path.suffix.lower() == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
@@ -26,7 +26,7 @@ def is_single_file(path: Path) -> bool:
 
 
 def check_readable(path: Path) -> list[str]:
-    """The names in a .safetensors file. Raises UserError for what is called one and is none."""
+    """The names in a .safetensors file. Raises UserError for a file of that ending with other content."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -35,7 +35,7 @@ def check_readable(path: Path) -> list[str]:
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path} can't be read as a .safetensors file ({type(error).__name__}): it is damaged or another file (a "
-            "pointer of Git LFS, a web page), so get it anew."
+            "pointer of Git LFS, a web page), so download it again."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint of CompVis's kind in one file (LDM, Stable Diffusion 1, 2 and XL) as a model of ours."""
+"""A single-file CompVis checkpoint (LDM, Stable Diffusion 1, 2 and XL) as a model of ours."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ log = logging.getLogger("ldm")
 _IGNORED = (
     "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
 )  # fmt: skip
-# in the name of a tensor elsewhere: it would change what the model generates
+# in the name of another tensor: it would change what the model generates
 _SIGNIFICANT = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
 
 
@@ -52,15 +52,16 @@ def load_single_file(
     ema: bool = False,
     size: int | None = None,
 ) -> nn.Module:
-    """The LatentDiffusion, or the AutoencoderKL, UNet or ControlNet alone, in a single-file checkpoint.
+    """The LatentDiffusion in a single-file checkpoint, or its AutoencoderKL, UNet or ControlNet if it holds only that.
 
-    What the file doesn't say can be given: `heads` or `head_dim` (unless its trainer's settings say them: 8, or 64
-    channels a head with linear projections), `prediction` ("eps", "v" or "flow"; unless the file says it, v for a
-    context of 1024, which is Stable Diffusion 2), the latents' `scaling_factor` (unless the file says it, 0.18215), the
-    images' `size` (unless the file says it: 512, or 768 for v of Stable Diffusion 2; of XL 0.13025 and 1024). A part
-    alone takes what is its own of these.
-    `ema` takes the averaged weights. `text_encoder` names a folder that has the tokenizer, which no such file carries;
-    the encoder's weights are the file's where it has them, else the folder's. Without it the model takes no prompt.
+    Arguments give what the file doesn't declare: `heads` or `head_dim` (by default from the trainer's settings, else 8
+    heads, or 64 channels per head with linear projections); `prediction` ("eps", "v" or "flow"; by default as declared,
+    else v for a context of 1024, which is Stable Diffusion 2); the latents' `scaling_factor` (by default as declared,
+    else 0.18215, for XL 0.13025); the images' `size` (by default as declared, else 512, 768 for v of Stable Diffusion
+    2, 1024 for XL). A part alone takes only those that concern it.
+
+    `ema` loads the averaged weights. `text_encoder` is a folder with the tokenizer, which no such file contains; the
+    encoder's weights are the file's if it has them, else the folder's. Without it the model takes no prompt.
     """
     path = Path(path)
     given: dict[str, Any] = {
@@ -133,7 +134,7 @@ def _whole(
     latents: Mapping[str, Any],
     given: Mapping[str, Any],
 ) -> nn.Module:
-    """The LatentDiffusion around a U-Net; `tensors` are the file's in their own precision."""
+    """The LatentDiffusion around a U-Net; `tensors` are the file's, in their own precision."""
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
     is_xl = sdxl_file.is_xl(state)
     if sdxl.is_xl_unet(network) and not is_xl:
@@ -182,18 +183,18 @@ def _check_alone(
     path: Path,
     noise: Iterable[str] = (),
 ) -> None:
-    """Refuses options that a part alone has no use for, and names what its file says of latents and of `noise`."""
+    """Refuses options that don't concern a part alone, and warns of the file's settings for latents and `noise`."""
     if idle := [key for key in given if key not in takes]:
         raise UserError(f"{path} holds {what} alone, which takes no {', '.join(idle)}: leave it out.")
     markers = [name for name in ("v_pred", "ztsnr") if tensors.pop(name, None) is not None]
     if declared := [*latents, *markers, *noise]:
         log.warning(
-            "%s holds %s alone: what it says of latents and noise is left out: %s", path, what, ", ".join(declared)
+            "%s holds %s alone: its settings for latents and noise aren't used: %s", path, what, ", ".join(declared)
         )
 
 
 def _of_noise(declared: Mapping[str, Any], where: str) -> list[str]:
-    """What settings say of prediction, noise levels and image size, which a network alone doesn't hold."""
+    """Settings of prediction, noise levels and image size, for which a network alone has no place."""
     claims = [f"{key}={text[-40:]}" for key, text, _ in prediction.of_settings(declared, where)]
     return [*claims, *noise_table.unread(declared), *trainer_settings.sizes_of(declared, where)]
 
@@ -225,7 +226,7 @@ def _vae_table(names: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, s
 
 
 def to_compvis(model: UNet | AutoencoderKL) -> dict[str, Tensor]:
-    """A U-Net's or autoencoder's weights under CompVis's names (without prefix): the inverse of the import."""
+    """A U-Net's or autoencoder's weights under CompVis's names, without a prefix: the inverse of the import."""
     state = dict(model.state_dict())
     if isinstance(model, UNet):
         if "class_embedding.weight" in state:
@@ -256,11 +257,11 @@ def _conditioner(
 
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses tensors elsewhere in the file that speak of latents or noise, and names what else is left out."""
+    """Refuses other tensors in the file that concern latents or noise, and warns of the remaining ones."""
     read = (compvis.UNET, compvis.VAE, compvis.TEXT, sdxl_file.TEXT, *_IGNORED)
     rest = [name for name in state if not name.startswith(read)]
     if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _SIGNIFICANT)]:
-        raise UserError(f"{path} can't be represented here: it says {', '.join(telling[:4])}, which isn't read.")
+        raise UserError(f"{path} can't be represented here: it holds {', '.join(telling[:4])}, which isn't supported.")
     if rest:
         log.warning("%s: %d tensors have no counterpart here and are left out: %s, ...", path, len(rest), rest[0])
 

@@ -1,5 +1,5 @@
 """A model of ours as one .safetensors file under CompVis's names, which ComfyUI, A1111, kohya's tools and diffusers
-open: Stable Diffusion 1 and 2, and an autoencoder or a U-Net alone."""
+open: Stable Diffusion 1, 2 and XL, and an autoencoder or a U-Net alone."""
 
 import math
 from collections.abc import Mapping
@@ -22,18 +22,19 @@ from ldm.interop.single_file import to_compvis
 from ldm.networks import AutoencoderKL, UNet
 
 Contents = tuple[dict[str, Tensor], dict[str, str], Report]
-_COMFY_V = "output_blocks.11.1.transformer_blocks.0.norm1.bias"  # by whose spread ComfyUI takes a 2.x model for v
+# By the spread of this weight ComfyUI recognises v in a 2.x model.
+_COMFY_V = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _COMFY_SPREAD = 0.09
 
 
 def to_single_file(model: nn.Module, out: Path, dtype: str | None, about: Mapping[str, Any]) -> Report:
-    """Writes a LatentDiffusion, an AutoencoderKL or a UNet to the file `out`, which isn't there yet."""
+    """Writes a LatentDiffusion, an AutoencoderKL or a UNet to the new file `out`."""
     if out.suffix != ".safetensors":
         raise UserError(
             f"out={out}: a single file's name ends in .safetensors, as in out={out.with_suffix('.safetensors')}."
         )
     if out.exists():
-        raise UserError(f"{out} is there already: name another file to export to.")
+        raise UserError(f"{out} exists already: name another file to export to.")
     state, declared, report = _contents(model, out.stem, about)
     state = precision.cast(state, dtype, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def to_single_file(model: nn.Module, out: Path, dtype: str | None, about: Mappin
 
 
 def _contents(model: nn.Module, title: str, about: Mapping[str, Any]) -> Contents:
-    """Tensors, metadata, and the report of them."""
+    """Tensors, metadata, and the report on them."""
     if isinstance(model, AutoencoderKL):
         _refuse("the autoencoder", stable_diffusion.of_vae(model))
         return to_compvis(model), {"format": "pt"}, Report({"vae": "stock"})
@@ -71,14 +72,15 @@ def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
     encoders = [f"text_encoder{part.suffix}" for part in sdxl.encoders_of(model.conditioner)] or ["text_encoder"]
     report = Report(dict.fromkeys(("unet", "vae", *encoders), "stock"))
     report.notes = _size_notes(different, version)
-    if not different and version != "XL":  # of which tools read all that is marked
+    if not different and version != "XL":  # tools read all markers of XL
         report.notes = _noise_notes(model.denoiser.parameterization, version, state)
     report.notes += _factor_notes(model, factor)
     return state, declared, report
 
 
 def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
-    """The autoencoder, whitened so that `factor` is what is left to multiply latents by: no other number is read."""
+    """The autoencoder, whitened such that latents only need to be multiplied by `factor`: readers know no other
+    number."""
     state = to_compvis(model.first_stage)
     std = model.latent_std * factor
     plain = bool((model.latent_mean == 0).all()) and torch.allclose(std, torch.ones_like(std), rtol=1e-6, atol=0)
@@ -98,7 +100,7 @@ def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _markers(parameterization: Any) -> dict[str, Tensor]:
-    """Empty tensors whose names say that the network predicts v, and that the schedule ends at zero SNR."""
+    """Empty tensors whose names tell that the network predicts v, and that the schedule ends at zero SNR."""
     declared = {"v_pred": isinstance(parameterization, V), "ztsnr": parameterization.schedule.zero_terminal_snr}
     return {name: torch.zeros(0) for name, on in declared.items() if on}
 
@@ -114,7 +116,7 @@ def _size_notes(different: list[str], version: str) -> list[str]:
 
 
 def _factor_notes(model: Any, usual: float) -> list[str]:
-    """Of a model whose folder for diffusers has another factor: the file's is folded into the autoencoder."""
+    """A note where a diffusers folder has another factor: in the file the difference is folded into the autoencoder."""
     factor = vae_config.stock_factor(model.latent_mean, model.latent_std)
     if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
@@ -124,7 +126,7 @@ def _factor_notes(model: Any, usual: float) -> list[str]:
 
 
 def _noise_notes(parameterization: Any, version: str, state: Mapping[str, Tensor]) -> list[str]:
-    """What web UIs don't read off a file of Stable Diffusion's sizes and have to be given."""
+    """What web UIs can't recognise in a file of Stable Diffusion's sizes and have to be told."""
     predicts_v, zero = isinstance(parameterization, V), parameterization.schedule.zero_terminal_snr
     kind = "v_prediction" if predicts_v else "eps"
     node = f"ModelSamplingDiscrete with {kind}{', zsnr' if zero else ''}"
@@ -138,6 +140,6 @@ def _noise_notes(parameterization: Any, version: str, state: Mapping[str, Tensor
 
 
 def _comfy_takes_v(version: str, state: Mapping[str, Tensor]) -> bool:
-    """By ComfyUI's rule, which for 1.x is never; its own source calls it a guess."""
+    """Whether ComfyUI's rule takes the model for v, which it never does for 1.x; its own source calls it a guess."""
     bias = state.get(compvis.UNET + _COMFY_V)
     return version == "2" and bias is not None and bias.float().std(unbiased=False).item() > _COMFY_SPREAD

@@ -1,4 +1,4 @@
-"""What a trainer's settings declare of a whole single file: averaged weights, how conditions come in, image size."""
+"""What a trainer's settings declare about a whole single file: averaged weights, how conditions enter, image size."""
 
 import logging
 import re
@@ -13,41 +13,48 @@ from ldm.networks import UNet
 
 log = logging.getLogger("ldm")
 _CONCATENATED = ("concat", "hybrid")
-_UNUSED = 64  # latents' side in every stock config, also in that of 768-pixel models
+_UNUSED = 64  # the latents' side in every stock config, even in those of 768-pixel models
 
 
 def warn_of_averages(declared: Mapping[str, Any], has_averages: bool, taken: bool, where: str) -> None:
-    """Says which weights were taken where settings say that averages were kept."""
+    """Warns which weights were loaded if the settings declare that averages were kept."""
     uses = any(name == "use_ema" and flag(value, f"{where}: {key}") for key, name, value in each_setting(declared))
     if uses and not taken:
-        rest = "they are in it too: ema=True takes them" if has_averages else "the averaged ones aren't in the file"
-        log.warning("%s says use_ema: the weights without averaging are taken; %s", where, rest)
+        rest = (
+            "the averaged ones are in the file too: ema=True uses them"
+            if has_averages
+            else "the averaged ones aren't in the file"
+        )
+        log.warning("%s declares use_ema: the weights without averaging are used; %s", where, rest)
 
 
 def check_conditions(declared: Mapping[str, Any], network: UNet, where: str) -> None:
-    """Raises UserError where settings say that conditions are concatenated to latents, and the U-Net reads none."""
+    """Raises UserError if settings declare conditions that are concatenated to latents, and the U-Net reads none."""
     for key, name, value in each_setting(declared):
         kinds = str(value).strip().lower().split("-")
         if name == "conditioning_key" and set(kinds) & set(_CONCATENATED) and not network.concat_channels:
             raise UserError(
-                f"{where} says {key}={str(value)[:40]}, but its U-Net reads the {network.in_channels} channels of the "
-                "latents alone: settings and weights are of two models, so take the right ones."
+                f"{where} sets {key}={str(value)[:40]}, but its U-Net reads only the {network.in_channels} channels of "
+                "latents: settings and weights belong to two models, so use the right ones."
             )
 
 
 def size(declared: Mapping[str, Any], factor: int, where: str) -> tuple[int, int] | None:
-    """Height and width of the images: by `modelspec.resolution`, kohya's `ss_resolution`, or a trainer's `image_size`,
-    which is that of the latents. The first counts, and a warning names one that differs; None without any."""
+    """The height and width of the images: by `modelspec.resolution`, kohya's `ss_resolution`, or a trainer's
+    `image_size`, which is the size of the latents.
+
+    The first is used, and a warning names one that differs; None without any.
+    """
     found = [(key, pair) for key, pair in _sizes(declared, factor, where) if pair]
     for key, pair in found[1:]:
         if pair != found[0][1]:
             shown = [f"{width}x{height}" for height, width in (pair, found[0][1])]
-            log.warning("%s: %s says %s, %s %s, which is taken", where, key, shown[0], found[0][0], shown[1])
+            log.warning("%s: %s declares %s, but %s %s, which is used", where, key, shown[0], found[0][0], shown[1])
     return found[0][1] if found else None
 
 
 def sizes_of(declared: Mapping[str, Any], where: str) -> list[str]:
-    """The declared sizes with their keys, for a part that has no use for one."""
+    """The declared sizes with their keys, for a part that doesn't use one."""
     return [f"{key}={height}x{width}" for key, pair in _sizes(declared, 1, where) if pair for height, width in [pair]]
 
 
@@ -62,7 +69,7 @@ def _sizes(declared: Mapping[str, Any], factor: int, where: str) -> Iterator[tup
 
 
 def _kohya(value: Any, what: str) -> tuple[int, int]:
-    """Of "(width, height)", or one number for both."""
+    """The size in "(width, height)", or in one number for both."""
     found = re.fullmatch(r"[(\[]?\s*(\d{1,5})\s*(?:[,x]\s*(\d{1,5})?\s*)?[)\]]?", str(value).strip())
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not min(width, height):
@@ -71,7 +78,7 @@ def _kohya(value: Any, what: str) -> tuple[int, int]:
 
 
 def _of_latents(value: Any, factor: int, what: str) -> tuple[int, int] | None:
-    """Of the latents' side, or (height, width); the stock one says nothing."""
+    """The size by a side of the latents, or by (height, width); None for the side in all stock configs."""
     sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2:
         raise UserError(f"{what} is {str(value)[:40]!r}, where one side of the latents or two belong: give size.")

@@ -46,7 +46,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
 
 def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_path: Path | None) -> PreparedRun:
-    """Everything from the data to the task. Settles what is `auto` in `config`, and saves it."""
+    """Prepares a run from the data to the task: replaces `auto` in `config`, and saves it."""
     start = resume.start_of(folder)
     whose = f"{folder.path}, which goes on,"
     tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
@@ -99,9 +99,11 @@ def columns_for(train: Gathers, needs: Iterable[str]) -> tuple[str, ...]:
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
-    """Where the first stage is; None for pixels. Raises UserError if it isn't there, before any work."""
+    """The path of the first stage; None for pixels. Raises UserError if it doesn't exist, before any work."""
     if config.get("base"):
-        raise UserError("base= is what a fine-tuning goes on from: say which by finetune=lora, full, ...")
+        raise UserError(
+            "base= is the model that a fine-tuning starts from: choose its kind by finetune=lora, full, ..."
+        )
     whitening = config.get("whitening", "channels")
     if whitening not in (*WHITENING, "file"):
         raise UserError(f"whitening={whitening} is unknown.{did_you_mean(str(whitening), [*WHITENING, 'file'])}")
@@ -119,9 +121,9 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
 
 
 def open_first_stage(path: Path | None, table: Table, named: bool = True) -> FirstStage:
-    """The frozen first stage, checked against the data that it shall encode.
+    """The frozen first stage, checked against the data that it is to encode.
 
-    One of other preprocessing is taken only if it was `named`, not because the data has its name.
+    One trained with other preprocessing is used only if it was `named`, not if it just has the name of the data.
     """
     channels = table.preprocess.channels
     if path is None:
@@ -139,8 +141,8 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     if own and own != given and not named:
         differing = ", ".join(f"{k} {own[k]} there, {given[k]} here" for k in own if own[k] != given.get(k))
         raise UserError(
-            f"{path} was trained on images prepared otherwise ({differing}): name it by first_stage={path.name} if you "
-            "mean it, or train another one."
+            f"{path} was trained on images prepared differently ({differing}): name it by first_stage={path.name} if "
+            "you mean it, or train another one."
         )
     return vae
 
@@ -148,8 +150,8 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
 def build_conditioner(
     config: Mapping[str, Any], default: str | None, table: Table, first_stage: FirstStage
 ) -> Conditioner:
-    """The conditions that the config names, or with `auto` what the data has; what they need is read off the data and
-    the first stage."""
+    """The conditions that the config names, or with `auto` those that the data has; their arguments come from the data
+    and the first stage."""
     chosen = {name: spec for name, spec in config.items() if name != "auto"}
     if config.get("auto") and default and not chosen:
         chosen = {default: {"class": {"text": "Text", "label": "ClassLabel"}[default]}}
@@ -203,7 +205,7 @@ def network_inputs(first_stage: FirstStage, conditioner: Conditioner) -> dict[st
 
 
 def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, conditioner: Conditioner) -> Denoiser:
-    """The network, sized by what it is to denoise and by its conditions, with its parameterization and loss."""
+    """The network, with sizes from the latents and the conditions, and its parameterization and loss."""
     network = build(config["network"], "network", **network_inputs(first_stage, conditioner))
     options = {key: value for key, value in config["diffusion"].items() if key != "sampling"}
     built = {k: build(v, f"diffusion.{k}") if isinstance(v, Mapping) else v for k, v in options.items()}
@@ -226,7 +228,7 @@ WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 def file_whitening(first_stage: Any) -> tuple[Tensor, Tensor]:
     """Mean and std of each channel as the autoencoder's diffusers file gives them: z' = (z - shift) * scale."""
     if first_stage.scaling is None:
-        raise UserError("whitening=file: the first stage isn't a folder of diffusers, which says it: use channels.")
+        raise UserError("whitening=file: the first stage isn't a diffusers folder, which declares it: use channels.")
     mean, std = first_stage.scaling
     return torch.tensor(mean), torch.tensor(std)
 
@@ -234,10 +236,10 @@ def file_whitening(first_stage: Any) -> tuple[Tensor, Tensor]:
 def latents(
     tables: Tables, first_stage: FirstStage, config: Mapping[str, Any]
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
-    """Training and validation data as stage two reads them, and the latents' mean and std by channel.
+    """Training and validation data as stage two reads them, and the latents' mean and std per channel.
 
-    On pixels these are the images, and None. With latents=online they are the images too, and the cache only serves
-    the statistics.
+    On pixels these are the images, and None. With latents=online they are the images too, and the cache only gives the
+    statistics.
     """
     if isinstance(first_stage, Identity):
         return *tables, None
@@ -261,7 +263,7 @@ def sample_function(
     rows = np.arange(min(n, len(val)))
     conditions = conditioner.examples(val.batch(rows, conditioner.needs), config["seed"])
     usual_steps = config["diffusion"]["sampling"]["steps"]
-    steps = min(usual_steps, 50)  # these samples are only looked at, nothing is measured on them
+    steps = min(usual_steps, 50)  # these samples are only looked at, not measured
     options = {"spacing": None} if steps < usual_steps else {}
 
     def sample(task: DiffusionTask) -> Tensor:

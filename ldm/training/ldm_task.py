@@ -54,7 +54,7 @@ class DiffusionTask(Task):
         """The weighted denoising error at one noise level per sample, and its mean in each quarter of the noise
         levels."""
         training, position = network is self.trained, batch["position"]
-        seed = self.seed if training else self.seed + 1  # validation's noise is its own, and the same every time
+        seed = self.seed if training else self.seed + 1  # validation has noise of its own, the same every time
         cond = self.condition(batch, network, seed, training)
         x0 = self.latents(batch, seed)
         each = diffusion_loss(network["denoiser"], cond, x0, seed=seed, position=position)

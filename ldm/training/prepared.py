@@ -1,4 +1,4 @@
-"""A run that is ready to train, and what every run does with it: train, finish the folder, say so."""
+"""A run that is ready to train, and what every run does with it: train, finish the folder, report."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +21,9 @@ class PreparedRun:
     """What `complete` needs to train a run.
 
     `columns` are the columns of both tables that a batch holds, and `read` adds to them on the host. `samples` writes
-    the grids, and training goes on from `start`. `trains` says in words what trains, and `notes` are printed before
-    training. `after` is called once the run is trained and saved; `says_loss` has the validation loss in the last line.
+    the grids, and training continues from `start`. `trains` describes what is trained, and `notes` are printed before
+    training. `after` is called once the run is trained and saved; with `says_loss` the last line has the validation
+    loss.
     """
 
     task: Task
@@ -49,7 +50,7 @@ class Clock:
 
 
 def complete(run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock: Clock) -> None:
-    """Trains a prepared run to its end, marks its folder as finished, and prints what was reached."""
+    """Trains a prepared run to its end, marks its folder as finished, and prints the result."""
     sizes = f"{len(run.train)} images, {len(run.val)} for validation"
     for line in (f"{folder.path}: {sizes}; {run.trains}", *run.notes):
         print(line, flush=True)
@@ -71,7 +72,7 @@ def complete(run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock:
 
 
 def _validation_loss(trainer: pl.Trainer, task: Task) -> str:
-    """', validation loss 0.1234 (the mean of 512 images)', or nothing where no image was validated."""
+    """', validation loss 0.1234 (the mean of 512 images)', or empty if no image was validated."""
     loss = trainer.callback_metrics.get("val/loss")
     return "" if loss is None else f", validation loss {float(loss):.4f} (the mean of {task.validated} images)"
 

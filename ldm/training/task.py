@@ -29,7 +29,7 @@ class Task(pl.LightningModule):
     stands on and a checkpoint doesn't hold, such as the data.
     """
 
-    trained: Any  # networks: torch's own types say that any attribute of a module may be a tensor
+    trained: Any  # networks: by torch's own types any attribute of a module may be a tensor
     average: Any
 
     def __init__(
@@ -123,7 +123,7 @@ class Task(pl.LightningModule):
         return self._norms
 
     def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
-        """The sets of parameters of which each is clipped by the norm of its own gradients."""
+        """Sets of parameters, each clipped by the norm of its own gradients."""
         return [gradients.parameters_of(optimizer)]
 
     def configure_gradient_clipping(
@@ -184,7 +184,7 @@ class Task(pl.LightningModule):
         checkpoint["ldm_steps_averaged"] = self._steps_averaged
         checkpoint["ldm_depends_on"] = self.depends_on
         checkpoint["ldm_figures"] = self._training.pending()
-        # This is saved at the start of a batch, which a resumed run then takes again: it doesn't count as begun.
+        # This is saved at the start of a batch that a resumed run repeats, so the batch isn't counted as begun.
         for count in ("total", "current"):
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"][count]
             progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
@@ -192,8 +192,10 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the schedule's end, the averages' step and the figures collected since the last log."""
         rate = self.learning_rate
-        if rate.total_steps is None and rate.since is None:  # a time limit: the run's first part measured the steps
+        if (
+            rate.total_steps is None and rate.since is None
+        ):  # with a time limit: the first part of the run has measured the steps
             rate.total_steps, rate.since = checkpoint["ldm_total_steps"], checkpoint["ldm_schedule_since"]
         self._steps_averaged = checkpoint["ldm_steps_averaged"]
-        if self.global_rank == 0:  # the figures are those of all processes
+        if self.global_rank == 0:  # the figures cover all processes
             self._training.restore(checkpoint.get("ldm_figures", {}))

@@ -1,4 +1,4 @@
-"""`train_vae.py base=... train=all|decoder`: stage one, going on from a trained autoencoder."""
+"""`train_vae.py base=... train=all|decoder`: stage one, starting from a trained autoencoder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,16 +22,16 @@ from ldm.training.trainer.fit import device_for
 from ldm.training.vae_task import psnr
 
 NO_KL = (
-    "train=decoder: the encoder stays as it is, so the loss is that of the reconstruction alone; beta, the weight of "
+    "train=decoder: the encoder doesn't change, so the loss is only that of the reconstruction; beta, the weight of "
     "the KL term, isn't used"
 )
 
 
 def precheck(config: Mapping[str, Any]) -> Path | None:
-    """Where the base is; None without one. Raises UserError if it isn't there, before any work."""
+    """The path of the base; None without one. Raises UserError if it doesn't exist, before any work."""
     base, decoder = config.get("base"), config.get("train") == "decoder"
     if decoder and not base:
-        raise UserError("train=decoder needs an autoencoder whose encoder stays: name it by base=, as in base=emoji.")
+        raise UserError("train=decoder needs an autoencoder whose encoder is kept: name it by base=, as in base=emoji.")
     return find_run("vae", base, config["runs_dir"]) if base and not config["resume"] else None
 
 
@@ -44,8 +44,8 @@ def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -
     if recorded and recorded.get("base") != base:
         was = f"began with base={recorded['base']}" if recorded.get("base") else "began without base="
         raise UserError(
-            f"the run {was}, and is resumed by the same words: give these, or start anew by overwrite=true or another "
-            "name=."
+            f"the run {was}, and is resumed by the same words: give these, or start again with overwrite=true "
+            "or another name=."
         )
     if not base:
         return None
@@ -76,16 +76,16 @@ def open_base_autoencoder(path: Path, channels: int) -> AutoencoderKL:
     if vae.in_channels != channels:
         raise UserError(
             f"base={path} takes images of {vae.in_channels} channels, and the data's have {channels}: have them "
-            f"prepared with data.channels={vae.in_channels}, or take another base=."
+            f"prepared with data.channels={vae.in_channels}, or use another base=."
         )
     return vae
 
 
 @torch.no_grad()
 def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> list[str]:
-    """A line about the base's PSNR on the data before it is trained, of the first process alone.
+    """A line about the base's PSNR on the data before it is trained, in the first process only.
 
-    It is measured on validation's own images, as many as make 2^21 pixels, but at least 8.
+    It is measured on the validation images that make 2^21 pixels, but at least on 8.
     """
     _, height, width = val.images.shape[1:]
     n = min(config["loader"]["val_samples"], len(val), max(8, most_pixels // (height * width)))
@@ -102,7 +102,7 @@ def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], mos
 
 
 def decoder_advice(path: Path) -> str:
-    """A line about how a decoder that was trained alone is used."""
+    """A line about how to use a decoder that was trained alone."""
     return (
         "the encoder is the base's, bit for bit: its cached latents and its models of stage two stay valid. "
         f"model.load_decoder('{path}'), or sample.py decoder={path.name}, gives such a model this decoder"

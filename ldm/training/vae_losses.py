@@ -119,7 +119,7 @@ def lpips(net: str, channels: int, side: int) -> nn.Module:
     if channels not in (1, 3) or side < NETS[net]:
         raise UserError(
             f"LPIPS with {net} takes grey or RGB images of {NETS[net]} pixels or more, these have {channels} channels "
-            f"and {side} pixels: take loss.perceptual=0."
+            f"and {side} pixels: use loss.perceptual=0."
         )
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
@@ -128,7 +128,7 @@ def lpips(net: str, channels: int, side: int) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"LPIPS needs torchvision's ImageNet weights of {net}, which can't be loaded ({error}). Put the file into "
-            f"{torch.hub.get_dir()}/checkpoints, or take loss.perceptual=0."
+            f"{torch.hub.get_dir()}/checkpoints, or use loss.perceptual=0."
         ) from None
     return metric.net.eval().requires_grad_(False)
 

@@ -44,7 +44,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
 
 def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedRun:
-    """Everything from the data to the task. Settles what is `auto` in `config`, and saves it."""
+    """Prepares a run from the data to the task: replaces `auto` in `config`, and saves it."""
     train, val = source.tables(cache_of(config) / "data")
     start = resume.start_of(folder)
     channels, (height, width) = train.preprocess.channels, train.images.shape[2:]
@@ -88,7 +88,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
 
 
 def _report_model(trainer: pl.Trainer, task: VAETask, folder: RunFolder, config: Mapping[str, Any]) -> None:
-    """Prints what the saved autoencoder is worth, and writes samples of the prior."""
+    """Prints the quality of the saved autoencoder, and writes samples of the prior."""
     vae = load(folder.model, task.device, precision="float32")
     save_prior(vae, config, folder.samples / "prior.png")
     print_quality(vae, trainer.callback_metrics, task.validated)
@@ -97,7 +97,7 @@ def _report_model(trainer: pl.Trainer, task: VAETask, folder: RunFolder, config:
 
 
 def initial_autoencoder(config: Mapping[str, Any], base: AutoencoderKL | None, table: Table) -> AutoencoderKL:
-    """The autoencoder as it is before the first step: the base's weights, or fresh ones fitted to the images."""
+    """The autoencoder before the first step: the base's weights, or new ones fitted to the images."""
     torch.manual_seed(config["seed"])
     vae = build(config["vae"], "vae", in_channels=table.preprocess.channels)
     check_images(vae, table)
@@ -126,7 +126,7 @@ def some_images(table: Table, seed: int, most_values: int = 2**24) -> Tensor:
 
 
 def reconstruction_function(table: Table, n: int) -> Callable[[VAETask], Tensor]:
-    """A function of the task that gives the first `n` images of `table`, each with its reconstruction beside it."""
+    """A function of the task that gives the first `n` images of `table`, each followed by its reconstruction."""
     images = table.batch(np.arange(min(n, len(table))), ["image"])["image"]
 
     @torch.no_grad()
@@ -140,8 +140,11 @@ def reconstruction_function(table: Table, n: int) -> Callable[[VAETask], Tensor]
 
 
 def save_prior(vae: AutoencoderKL, config: Mapping[str, Any], path: Path) -> None:
-    """Writes a grid of decoded samples of N(0, 1), as many as the run's other grids have: a large decoder takes
-    seconds for each. Where they can't be made, says so: the run is done without them."""
+    """Writes a grid of decoded samples of N(0, 1), as many as the run's other grids have: a large decoder takes seconds
+    for each.
+
+    Where they can't be made, it prints so: the run is complete without them.
+    """
     images: Any = vae.preprocess
     n, seed, size = config["samples"]["n"], config["seed"], (images.height, images.width)
     try:
@@ -153,7 +156,7 @@ def save_prior(vae: AutoencoderKL, config: Mapping[str, Any], path: Path) -> Non
 
 
 def print_quality(vae: AutoencoderKL, metrics: Mapping[str, Tensor], images: int) -> None:
-    """Prints what stage two will stand on, by the validation metrics of that many images."""
+    """Prints the quality that stage two will build on, from the validation metrics of that many images."""
     if "val/psnr" not in metrics:
         return  # trainer.limit_val_batches=0
     kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(vae.latent_channels)]

@@ -222,7 +222,7 @@ def test_the_encoder_alone_names_it(tmp_path, encodings):
 @pytest.mark.parametrize(
     ("value", "dtype", "said"),
     [
-        (1e5, "float16", r"image 0 \(a.png\) are too large for float16: take latents_dtype=float32"),
+        (1e5, "float16", r"image 0 \(a.png\) are too large for float16: use latents_dtype=float32"),
         (float("nan"), "float16", r"no finite latents for image 0 \(a.png\)"),
         (float("inf"), "float32", r"no finite latents for image 0 \(a.png\).*evaluate.py"),
     ],

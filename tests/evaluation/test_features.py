@@ -162,7 +162,7 @@ def test_inception_says_what_to_do_where_its_weights_cannot_be_had(
 
     monkeypatch.setattr(fidelity, "load_state_dict_from_url", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match="can't be had.*Download https.*features=FILE"):
+    with pytest.raises(UserError, match="can't be obtained.*Download https.*features=FILE"):
         open_features("inception", 16)
 
 

@@ -122,8 +122,8 @@ def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
     [
         (edm(denoiser="DiscreteDenoiser"), "denoiser_config.target=DiscreteDenoiser beside EDMScaling, which can't"),
         (edm(discrete="LegacyDDPMDiscretization"), "LegacyDDPMDiscretization beside EDMScaling"),
-        (edm(rho="3.0"), "rho=7 here, and it says another"),
-        (edm() | {"a": {"scaling_config": {"params": {"sigma_data": 0.5}}}}, "=0.75 and .*=0.5: take out the one"),
+        (edm(rho="3.0"), "rho=7 here, and the file declares another"),
+        (edm() | {"a": {"scaling_config": {"params": {"sigma_data": 0.5}}}}, "=0.75 and .*=0.5: remove the wrong one"),
     ],
 )
 def test_noise_levels_of_edm_that_arent_here_are_refused(said, says):
@@ -135,8 +135,8 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
     tables = {"betas": torch.ones(2), "ztsnr": torch.ones(1)}
     flow, sampling = parameterizations.of_file("flow", tables, {"ss_discrete_flow_shift": "3.0"}, "m")
     assert (type(flow).__name__, sampling, list(tables)) == ("Flow", {"shift": 3.0}, ["betas"])
-    assert "its ztsnr and betas has no use: it predicts flow" in caplog.text
-    with pytest.raises(UserError, match=r"says the shifts \[0.0\], where one number above 0"):
+    assert "its ztsnr and betas isn't used: the model predicts flow" in caplog.text
+    with pytest.raises(UserError, match=r"declares the shifts \[0.0\], where one number above 0"):
         parameterizations.of_file("flow", {}, {"flow_shift": 0}, "m")
 
 
@@ -195,7 +195,7 @@ def test_sampling_that_makes_no_sense_is_refused(said, says):
 def test_weights_that_stand_for_others_are_refused():
     refuse_quantised({"quantization_config": "None", "format": "pt"}, "m")
     for key in ("quantization_config", "_quantization_metadata", "quantizationMethod"):
-        with pytest.raises(UserError, match=f"m: its metadata say {key}, which isn't read: get the weights unq"):
+        with pytest.raises(UserError, match=f"m: its metadata set {key}, which isn't supported: get unquant"):
             refuse_quantised({key: '{"quant_method": "torchao"}'}, "m")
 
 
@@ -220,7 +220,7 @@ def test_files_that_an_index_names_have_to_be_there(tmp_path):
         shards.names({"w": "a.safetensors"}, index)
     (tmp_path / "a.safetensors").touch()
     assert shards.names({"w": "a.safetensors"}, index) == {"a.safetensors"}
-    with pytest.raises(UserError, match="'../a', where a file beside it belongs"):
+    with pytest.raises(UserError, match="'../a', which isn't a file beside it"):
         shards.names({"w": "../a"}, index)
 
 
@@ -252,7 +252,7 @@ def unet_config(section="unet_config", **params):
 )
 def test_head_counts_are_the_files_own_unless_given(said, given, found, caplog):
     assert head_counts.of_file(said, given, head_counts.UNET, "m") == found
-    assert ("heads=2 was given and counts, not the file's own heads=4" in caplog.text) == bool(given)
+    assert ("heads=2 was given and is used instead of the file's own heads=4" in caplog.text) == bool(given)
 
 
 @pytest.mark.parametrize("value", [0, 2.5, "many", True])
@@ -283,13 +283,13 @@ def test_the_size_is_the_files_own(said, size):
 def test_sizes_that_differ_are_told_and_none_is_refused(caplog):
     both = {"modelspec.resolution": "512x512", "ss_resolution": "(768, 512)"}
     assert trainer_settings.size(both, 8, "m") == (512, 512)
-    assert "ss_resolution says 768x512, modelspec.resolution 512x512, which is taken" in caplog.text
+    assert "ss_resolution declares 768x512, but modelspec.resolution 512x512, which is used" in caplog.text
     for bad in ({"ss_resolution": "large"}, {"image_size": [1, 2, 3]}, {"image_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(bad))} is"):
             trainer_settings.size(bad, 8, "m")
 
 
-@pytest.mark.parametrize(("averages", "says"), [(False, "aren't in the file"), (True, "ema=True takes them")])
+@pytest.mark.parametrize(("averages", "says"), [(False, "aren't in the file"), (True, "ema=True uses them")])
 def test_use_ema_is_told(averages, says, caplog):
     said = {"m.yaml": {"model": {"params": {"use_ema": True}}}}
     trainer_settings.warn_of_averages(said, averages, averages, "m")
@@ -306,7 +306,7 @@ def test_conditions_that_the_unet_doesnt_read_are_refused():
     options = {"in_channels": 4, "channels": [8], "blocks": 1, "attention": [False], "heads": 1, "groups": 4}
     with torch.device("meta"):
         plain, inpainting = UNet(**options), UNet(**options, concat_channels=5)
-    with pytest.raises(UserError, match="conditioning_key=hybrid, but its U-Net reads the 4 channels"):
+    with pytest.raises(UserError, match="conditioning_key=hybrid, but its U-Net reads only the 4 channels"):
         trainer_settings.check_conditions(said, plain, "m")
     trainer_settings.check_conditions(said, inpainting, "m")
     trainer_settings.check_conditions({"conditioning_key": "crossattn"}, plain, "m")

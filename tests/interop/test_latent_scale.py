@@ -58,10 +58,10 @@ def test_numbers_are_read_wherever_they_are(name, said, options, mean, std, tmp_
         (
             "a.ckpt",
             {"settings": {"scale_by_std": True, "scale_factor": 1.0}},
-            "says scale_by_std.* scaling_factor",
+            "sets scale_by_std.* scaling_factor",
         ),
         ("a.ckpt", {"settings": {"model": {"params": {"scale_factor": 0.5}}, "scale_factor": 0.2}}, "another place"),
-        ("a.safetensors", {"metadata": {"modelspec.latent_scale": "0.5"}}, "it says modelspec.latent_scale"),
+        ("a.safetensors", {"metadata": {"modelspec.latent_scale": "0.5"}}, "it sets modelspec.latent_scale"),
         ("a.safetensors", {"metadata": {"config": '{"scale_factor": 1, "scale_factor": 2}'}}, "'scale_factor' twice"),
         ("a.safetensors", {"metadata": {"x": "[" * 100_000 + '{"scale_factor": 1}' + "]" * 100_000}}, "too deeply"),
     ],

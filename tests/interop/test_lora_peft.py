@@ -102,7 +102,7 @@ def test_of_several_patterns_the_first_counts_as_in_peft_and_it_is_said(unet, mo
     written(unet, tmp_path, r=4, alpha_pattern=patterns)
     model.load_lora(tmp_path)
     same_output(model, peft.PeftModel.from_pretrained(copy.deepcopy(unet), tmp_path).eval(), unet)
-    assert "several patterns of the LoRA's config mean mid_block.resnets.0.conv1" in caplog.text
+    assert "several patterns of the LoRA's config match mid_block.resnets.0.conv1" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["patterns", "rank-stabilised"])
@@ -143,7 +143,7 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
         ({"alpha_pattern": {"(" * 2000: 1}}, "which is none"),
         ({"alpha_pattern": {"a{99999999999999999}": 1}}, "which is none"),
         ({"alpha_pattern": {"to_q": "a"}}, "alpha_pattern of to_q is 'a'"),
-        ({"r": 8}, "rank 8 of .*, whose weights have 4: it is another LoRA's"),
+        ({"r": 8}, "rank 8 of .*, whose weights have 4: it belongs to another LoRA"),
     ],
 )
 def test_what_a_config_says_and_isnt_here_is_refused_by_name(settings, says, unet, model, tmp_path):
@@ -167,7 +167,7 @@ def test_without_its_config_a_file_of_pefts_is_loaded_with_a_word(unet, model, t
     (tmp_path / "adapter_config.json").rename(tmp_path / "away.json")
     with caplog.at_level(logging.WARNING, "ldm"):
         model.load_lora(tmp_path)
-    assert "adapter_config.json isn't beside it" in caplog.text
+    assert "no adapter_config.json beside it" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "nothing", '{"unet.lora_alpha": "x"}', "[" * 100_000])

@@ -57,9 +57,7 @@ def test_the_config_beside_counts_whatever_the_file_and_its_tensors_are_called(n
 def test_a_config_beside_pefts_own_file_isnt_taken_for_anothers(tmp_path, caplog):
     save_file(weights(), tmp_path / "adapter_model.safetensors")
     assert read(tmp_path, kohyas(alpha=2.0), config=SAYS_16) == {Q: 2.0}
-    assert (
-        "adapter_config.json is taken for that of the adapter_model beside it, not for a.safetensors's" in caplog.text
-    )
+    assert "adapter_config.json is taken to belong to the adapter_model beside it, not to a.safetensors" in caplog.text
 
 
 def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
@@ -78,13 +76,13 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
 )
 def test_settings_of_one_part_and_of_all_are_both_read(said, expected, tmp_path, caplog):
     assert read(tmp_path, weights(Q, TEXT), {META: json.dumps(said)}) == expected
-    assert ("says nothing of the text_encoder" in caplog.text) == (TEXT in expected and len(said) == 1)
+    assert ("doesn't mention the text_encoder" in caplog.text) == (TEXT in expected and len(said) == 1)
 
 
 def test_settings_of_a_part_without_weights_are_named(tmp_path, caplog):
     both = PREFIXED | {"text_encoder.lora_alpha": 2}
     assert read(tmp_path, weights(), {META: json.dumps(both)}) == {Q: 16.0}
-    assert "speaks of the text_encoder, of which the file has no weights" in caplog.text
+    assert "configures the text_encoder, but the file has no weights" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
     [
         (weights(), None, TWICE, "adapter_config.json says 'lora_alpha' twice"),
         (weights(), {META: TWICE}, None, "lora_adapter_metadata says 'lora_alpha' twice"),
-        (weights(), {META: '{"lora_alpha": 4, "unet.lora_alpha": 16}'}, None, "lora_alpha=4 of all parts and unet"),
+        (weights(), {META: '{"lora_alpha": 4, "unet.lora_alpha": 16}'}, None, "lora_alpha=4 for all parts and unet"),
         (weights(), {META: '{"unet.r": 4, "text_encoder_3.r": 4}'}, None, "represented here: text_encoder_3.r=4"),
         (weights(), {META: json.dumps(PREFIXED)}, {"lora_alpha": 8}, "is 8 by .*json and 16 by its metadata"),
         (kohyas(alpha=2.0), None, SAYS_16, "is 16 by .*adapter_config.json and 2 by its tensor"),
@@ -130,25 +128,30 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (weights(), None, SAYS_16 | {"_lora_alpha": 4}, "represented here: _lora_alpha=4"),
         (kohyas(alpha=2.0), {"lora_alpha": "16"}, None, "is 2 in the file and 16 by lora_alpha of its metadata"),
         (weights(), {"lora_alpha": "16", "network_alpha": "8"}, None, "alpha=(16|8) and .*alpha=(8|16): keep"),
-        (weights(), {"rank": "8"}, None, "say rank=8, .* has rank 4: they are another LoRA's"),
-        (weights(), {"use_rslora": "true"}, None, "say use_rslora without alpha"),
+        (weights(), {"rank": "8"}, None, "set rank=8, .* has rank 4: they belong to another LoRA"),
+        (weights(), {"use_rslora": "true"}, None, "set use_rslora without alpha"),
         (weights(), {"use_rslora": "perhaps"}, None, "use_rslora is 'perhaps', where true or false"),
-        (weights(), {"scaling": "4.0"}, None, "say scaling of its strength"),
-        (kohyas(alpha=2.0), {"lora_scale": "0.5"}, None, "say lora_scale of its strength"),
-        (weights(), {"strength": "0.25"}, None, "say strength of its strength"),
-        (weights(), {"ot_config": '{"lora_alpha": 16.0}'}, None, "say ot_config.lora_alpha of its strength"),
+        (weights(), {"scaling": "4.0"}, None, "set scaling, which changes its strength"),
+        (kohyas(alpha=2.0), {"lora_scale": "0.5"}, None, "set lora_scale, which changes its strength"),
+        (weights(), {"strength": "0.25"}, None, "set strength, which changes its strength"),
+        (
+            weights(),
+            {"ot_config": '{"lora_alpha": 16.0}'},
+            None,
+            "set ot_config.lora_alpha, which changes its strength",
+        ),
         (
             weights(),
             {"config": '{"network": {"linear": 4, "linear_alpha": 16}}'},
             None,
-            "say config.network.linear_alpha",
+            "set config.network.linear_alpha",
         ),
-        (weights(), {"loraAlpha": "16", "lora_rank": "8"}, None, "say lora_rank=8"),
-        (kohyas(), {"ss_network_dim": "8"}, None, "say ss_network_dim=8, .* has rank 4"),
+        (weights(), {"loraAlpha": "16", "lora_rank": "8"}, None, "set lora_rank=8"),
+        (kohyas(), {"ss_network_dim": "8"}, None, "set ss_network_dim=8, .* has rank 4"),
         (kohyas(), {"ss_network_args": '{"rs_lora": "True"}'}, None, "ss_network_args.rs_lora"),
         (kohyas(), {"ss_network_args": '{"scale_weight": "2"}'}, None, "ss_network_args.scale_weight"),
         (kohyas(), {"ss_network_args": '{"algo": "lokr"}'}, None, "ss_network_args.algo=lokr"),
-        (kohyas(CONV), {"ss_network_args": '{"conv_dim": "8"}'}, None, "say conv_dim=8, .* has rank 4"),
+        (kohyas(CONV), {"ss_network_args": '{"conv_dim": "8"}'}, None, "set conv_dim=8, .* has rank 4"),
     ],
 )
 def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata, config, says, tmp_path):
@@ -159,15 +162,18 @@ def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata
 @pytest.mark.parametrize("key", ["ss_network_alpha", "ss_network_dim"])
 def test_a_log_of_another_lora_is_told_and_the_tensors_count(key, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), {key: "8"}) == {Q: 2.0}
-    assert f"its metadata say {key}=8, its weights otherwise: they count" in caplog.text
+    assert f"its metadata set {key}=8, but its weights differ: the weights are used" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ({"ot_config": '{"lora_alpha": 16.0, "lora_rank": 4}'}, "say ot_config.lora_alpha=16.0, its weights otherwise"),
-        ({"ss_network_args": '{"dora_wd": "True"}'}, "say ss_network_args.dora_wd=True"),
-        ({"ss_network_args": '{"algo": "lokr"}'}, "say ss_network_args.algo=lokr"),
+        (
+            {"ot_config": '{"lora_alpha": 16.0, "lora_rank": 4}'},
+            "set ot_config.lora_alpha=16.0, but its weights differ",
+        ),
+        ({"ss_network_args": '{"dora_wd": "True"}'}, "set ss_network_args.dora_wd=True"),
+        ({"ss_network_args": '{"algo": "lokr"}'}, "set ss_network_args.algo=lokr"),
         ({"ot_config": '{"lora_alpha": 2.0, "lora_rank": 4, "lora_weight_decompose": false}'}, None),
     ],
 )
@@ -183,13 +189,13 @@ def test_lycoris_rank_stabilised_tensors_are_taken_as_they_are(tmp_path):
 
 def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, caplog):
     assert read(tmp_path, weights(), config=SAYS_16 | {"alpha_pattern": {"to_v": 2}}) == {Q: 16.0}
-    assert "alpha_pattern means no layer of the LoRA by to_v" in caplog.text
+    assert "alpha_pattern has patterns that match no layer of the LoRA: to_v" in caplog.text
     caplog.clear()
     both = SAYS_16 | {"alpha_pattern": {"q_proj": 2}}  # of the other part
     assert read(tmp_path, weights(Q, TEXT), config=both) == {Q: 16.0, TEXT: 2.0} and not caplog.text
     (tmp_path / "adapter_config.json").unlink()
     assert read(tmp_path, kohyas(alpha=0.0)) == {Q: 0.0}
-    assert "kohya's tools take 0 for the rank" in caplog.text
+    assert "kohya's tools take 0 to mean the rank" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -228,8 +234,11 @@ def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
     ("network", "says"),
     [
         ({"type": "lora", "linear": 4, "linear_alpha": 4}, None),
-        ({"linear": 4, "linear_alpha": 2, "conv": 8}, "config.yaml beside it says network.linear_alpha=2, the weights"),
-        ({"rank": 16, "alpha": 4}, "says network.rank=16, the weights differ: they count"),
+        (
+            {"linear": 4, "linear_alpha": 2, "conv": 8},
+            "config.yaml beside it declares network.linear_alpha=2, but the weights",
+        ),
+        ({"rank": 16, "alpha": 4}, "declares network.rank=16, but the weights differ: they are used"),
     ],
 )
 def test_ai_toolkits_config_beside_a_lora_is_named_where_the_weights_differ(network, says, tmp_path, caplog):

@@ -133,8 +133,8 @@ def test_what_is_left_out_is_said(caplog):
         ({"_class_name": "DDIMScheduler", "snr_shift_scale": 3.0}, "snr_shift_scale=3.0"),
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one=False"),
         ({"_class_name": "DDIMScheduler", "use_karras_sigmas": True}, "use_karras_sigmas=True"),
-        ({"_class_name": "DDIMScheduler"}, "doesn't say clip_sample: DDIMScheduler's default True has no counterpart"),
-        ({"_class_name": "DDPMScheduler"}, "doesn't say clip_sample: DDPMScheduler's default True is taken"),
+        ({"_class_name": "DDIMScheduler"}, "doesn't set clip_sample: DDIMScheduler's default True has no counterpart"),
+        ({"_class_name": "DDPMScheduler"}, "doesn't set clip_sample: DDPMScheduler's default True is taken"),
     ],
 )
 def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config, says, caplog):

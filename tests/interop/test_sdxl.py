@@ -151,7 +151,7 @@ NONE = [None, None]
         (
             {"text_encoder_2": NONE, "tokenizer_2": NONE, "_class_name": "StableDiffusionPipeline"},
             {},
-            "text_encoder_2, tokenizer_2 is missing, of which its U-Net",
+            "text_encoder_2, tokenizer_2 is missing, which its U-Net",
         ),
         ({}, {"text_encoder_2": {"projection_dim": 21}}, "a vector of 69 numbers, the U-Net reads 68"),
         (
@@ -179,7 +179,7 @@ def test_a_model_that_isnt_such_a_pipeline_says_why(folder, tmp_path):
     model = ldm.load(folder)
     model.conditioner.parts["text"].encoders[0].clip_skip = 1
     with pytest.raises(
-        UserError, match=r"no StableDiffusionXLPipeline.*first text encoder is read otherwise \(clip_skip=2"
+        UserError, match=r"no StableDiffusionXLPipeline.*first text encoder isn't read as there \(clip_skip=2"
     ):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -290,11 +290,11 @@ SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
     [
         ({"denoiser.sigmas": SIGMAS}, None),
         ({"denoiser.sigmas": SIGMAS.flip(0).half()}, None),
-        ({"denoiser.sigmas": SIGMAS * 2}, "it says denoiser.sigmas, which aren't"),
+        ({"denoiser.sigmas": SIGMAS * 2}, "it holds denoiser.sigmas, which aren't"),
         ({"conditioner.embedders.0.model.ln_final.bias": torch.zeros(2)}, "holds Stable Diffusion XL's refiner"),
         (
             {"conditioner.embedders.2.weight": torch.zeros(2)},
-            "it says conditioner.embedders.2.weight, which isn't read",
+            "it holds conditioner.embedders.2.weight, which isn't supported",
         ),
         ({"conditioner.embedders.1.model.unknown": torch.zeros(2)}, "unexpected text_model.model.unknown"),
         ({"model.diffusion_model.unknown": torch.zeros(2)}, "unexpected unknown"),

@@ -195,12 +195,16 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, m
         ("a.safetensors", {"latents_mean": T([1.0])}, "latents_mean has 1 numbers, where there are 4"),
         ("a.safetensors", {"latents_std": T([1.0, 1.0, 0.0, 1.0])}, "latents_std is 0"),
         ("a.safetensors", {"latents_mean": T(MEANS), "shift_factor": T(0.1)}, "a shift_factor and a latents_mean"),
-        ("a.safetensors", {"edm_mean": T(MEANS), "edm_std": T(STDS)}, "it says edm_mean, edm_std, which isn't read"),
-        ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "it says denoiser.sigmas"),
+        (
+            "a.safetensors",
+            {"edm_mean": T(MEANS), "edm_std": T(STDS)},
+            "it holds edm_mean, edm_std, which isn't supported",
+        ),
+        ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "it holds denoiser.sigmas"),
         ("a.safetensors", {"first_stage_model.scale_factor": T(0.2)}, "unexpected scale_factor"),
         ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "prediction_type=x0: give prediction=eps"),
         ("a.ckpt", {"settings": {"scale_factor": [0.2]}}, "scaling_factor is '.0.2.'"),
-        ("a.safetensors", {"_scaling_factor": T(0.5)}, "it says _scaling_factor"),
+        ("a.safetensors", {"_scaling_factor": T(0.5)}, "it holds _scaling_factor"),
         ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.int8)}, "linear_1.weight is int8, not real numbers"),
         ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.bool)}, "linear_1.weight is bool, not real numbers"),
         ("a.safetensors", {WEIGHT: torch.ones(128, 32, dtype=torch.complex64)}, "is complex64, not real numbers"),
@@ -241,7 +245,7 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
     with pytest.raises(UserError, match="v_pred=v and modelspec.prediction_type=epsilon: give prediction=eps or"):
         ldm.load(path)
     ldm.load(path, prediction="v")
-    assert "prediction=v was given and counts, not the file's own v_pred=v and modelspec" in caplog.text
+    assert "prediction=v was given and is used instead of the file's own v_pred=v and modelspec" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
         ({"head_dim": -1}, "head_dim=-1: give"),
         ({"head_dim": 48}, "head_dim=48 doesn't divide the U-Net's width 32"),
         ({"heads": 5}, "heads=5 doesn't divide"),
-        ({"heads": 8, "head_dim": 4}, "two ways to say one thing"),
+        ({"heads": 8, "head_dim": 4}, "set the same thing"),
         ({"size": 0}, "size=0: give"),
         ({"size": 17}, "17"),
         ({"size": "16"}, "size='16': give a whole number"),
@@ -276,10 +280,10 @@ def test_parts_alone_take_their_own_options_and_name_what_is_left_out(checkpoint
     save_file(vae_alone, tmp_path / "vae.safetensors", {"scaling_factor": "0.5"})
     (tmp_path / "unet.yaml").write_text("{parameterization: v, linear_end: 0.02, timesteps: 1000, image_size: 96}")
     assert isinstance(ldm.load(tmp_path / "unet.safetensors", heads=8), ldm.UNet)
-    assert "holds a U-Net alone: what it says of latents and noise is left out: scale_factor, v_pred, " in caplog.text
+    assert "holds a U-Net alone: its settings for latents and noise aren't used: scale_factor, v_pred, " in caplog.text
     assert "unet.yaml.parameterization=v, unet.yaml.linear_end=0.02, unet.yaml.image_size=96x96\n" in caplog.text
     assert isinstance(ldm.load(tmp_path / "vae.safetensors"), ldm.AutoencoderKL)
-    assert "an autoencoder alone: what it says of latents and noise is left out: scaling_factor" in caplog.text
+    assert "an autoencoder alone: its settings for latents and noise aren't used: scaling_factor" in caplog.text
     for name, given in (("unet", {"prediction": "v", "scaling_factor": 0.5}), ("vae", {"ema": True, "size": 64})):
         with pytest.raises(UserError, match=f"alone, which takes no {', '.join(given)}: leave it out"):
             ldm.load(tmp_path / f"{name}.safetensors", **given)

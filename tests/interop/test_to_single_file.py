@@ -187,7 +187,7 @@ def test_the_file_says_what_modelspec_and_web_uis_look_for(exported):
         ({"parameterization": Eps(Schedule("linear"))}, "its noise schedule isn't Stable Diffusion's"),
         ({"vae": {"stem": 2}}, "the autoencoder: stem=2 (train with vae=kl_f8)"),
         ({"vae": {"channels": 16}}, "the autoencoder's norms have 16 groups"),
-        ({"heads": 4}, "4 heads at level 0, where readers take 8 heads"),
+        ({"heads": 4}, "4 heads at level 0, and readers assume 8 heads"),
         ({"patch": 2}, "the U-Net: patch=2"),
         ({"channels": [16, 32]}, "the U-Net's norms have 16 groups"),
         ({"text": {"masked": True}}, "conditioner.text.masked=false"),
@@ -266,7 +266,7 @@ def test_wrong_words_for_the_file_are_refused(texts, tmp_path):
         with pytest.raises(UserError, match=says):
             export(model, tmp_path / out, "single_file", **options)
     (tmp_path / "there.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         export(model, tmp_path / "there.safetensors", "single_file")
     with pytest.raises(UserError, match="a model folder is in float32"):
         export(model, tmp_path / "folder", "ldm", dtype="float16")

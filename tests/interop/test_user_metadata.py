@@ -38,7 +38,7 @@ def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path
     [line] = told(tmp_path, A1111, caplog)
     assert "preferred weight '0.6', activation text 'zk cat', sd version 'SD1', notes 'n\\\\x1b[2J'" in line
     assert line.endswith(
-        "none of it is applied by itself: load it at scale 0.6, write the activation text into the prompt"
+        "none of it is applied automatically: load it at scale 0.6, write the activation text into the prompt"
     )
     [line] = told(tmp_path, A1111, caplog, scale=0.6)
     assert "weight" not in line and "scale" not in line and "zk cat" in line
@@ -47,12 +47,12 @@ def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        ({"vae": "a.vae.pt", "preferred weight": 0}, "vae 'a.vae.pt'; none of it is applied by itself"),
+        ({"vae": "a.vae.pt", "preferred weight": 0}, "vae 'a.vae.pt'; none of it is applied automatically"),
         ({"negative text": "blurred"}, "write the negative text into the negative prompt"),
         ({"colour": 3}, "colour '3'"),
-        ("[", "nothing beside it is taken"),
-        ("[1]", "nothing beside it is taken"),
-        ("\udcff", "nothing beside it is taken"),
+        ("[", "the files beside it aren't used"),
+        ("[1]", "the files beside it aren't used"),
+        ("\udcff", "the files beside it aren't used"),
     ],
 )
 def test_other_fields_and_files_that_are_none_are_told_too(said, says, tmp_path, caplog):
@@ -74,7 +74,8 @@ def test_empty_fields_and_no_file_say_nothing(tmp_path, caplog):
 def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
     [line] = told(tmp_path, {"id": 1, "trainedWords": ["zk", "cat"]}, caplog, name="a.civitai.info")
     assert (
-        "activation text 'zk, cat'" in line and "id" not in line.split("files beside it say")[1].split(";")[0].split()
+        "activation text 'zk, cat'" in line
+        and "id" not in line.split("files beside it recommend")[1].split(";")[0].split()
     )
     [line] = told(tmp_path, {"activation text": "other"}, caplog)
     assert "activation text 'other'" in line and "zk" not in line
@@ -89,7 +90,7 @@ def test_lora_managers_file_and_a_loras_own_metadata_are_told(tmp_path, caplog):
     [line] = told(tmp_path, {"recommended_weight": 0.7}, caplog, name="a.metadata.json")
     assert "preferred weight '0.7'" in line
     [line] = told(tmp_path, {"usage_tips": "[1]"}, caplog, name="a.metadata.json")
-    assert "nothing beside it is taken" in line
+    assert "the files beside it aren't used" in line
     caplog.clear()
     user_metadata.warn(tmp_path / "b.safetensors", 1.0, {"recommended_weight": "0.7"})
     assert "load it at scale 0.7" in caplog.text
@@ -154,7 +155,7 @@ CUT = struct.pack("<Q", 2**40) + b"{"
 @pytest.mark.parametrize("content", [CUT, b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", b""])
 def test_a_safetensors_file_that_is_none_is_called_so(content, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"can't be read as a .safetensors file .* get it anew"):
+    with pytest.raises(UserError, match=r"can't be read as a .safetensors file .* download it again"):
         ldm.load(tmp_path / "a.safetensors")
 
 
@@ -196,5 +197,5 @@ def test_loading_a_lora_tells_both(tmp_path, caplog):
 
 def test_swifts_scale_beside_a_lora_is_told(tmp_path, caplog):
     [line] = told(tmp_path, {"lora_dtype": None, "lora_scale": 0.5}, caplog, name="additional_config.json")
-    assert "preferred weight '0.5'; none of it is applied by itself: load it at scale 0.5" in line
+    assert "preferred weight '0.5'; none of it is applied automatically: load it at scale 0.5" in line
     assert not told(tmp_path, {"lora_dtype": None}, caplog, name="additional_config.json")

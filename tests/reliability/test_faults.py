@@ -84,7 +84,7 @@ def test_ctrl_c_stops_after_the_step_with_130_and_a_second_one_at_once(here, cap
     interrupt = signalled(signal.SIGINT)
     assert forked(struck_run("vae", Task, "training_step", 3, interrupt, "trainer.max_steps=8")) == 130
     said = capfd.readouterr().err
-    assert "stopping after this step" in said and "step-00000003.ckpt. To go on: python train_vae.py" in said
+    assert "stopping after this step" in said and "step-00000003.ckpt. To continue: python train_vae.py" in said
     assert steps(RUN) == [2, 3]
     load(RUN / "checkpoints" / "step-00000003.ckpt")
 

@@ -218,7 +218,7 @@ def test_it_trains_under_bf16_mixed_and_as_a_lora(runs, train):
     ("words", "sentence"),
     [
         ({"levels": 6, "segments": 4}, "multiple of the segments"),
-        ({"levels": 4, "skip": 4, "segments": 1}, "steps over 1 of them or more"),
+        ({"levels": 4, "skip": 4, "segments": 1}, "steps over 1 or more"),
         ({"guidance": [3, 1]}, "one scale, or"),
         ({"target_decay": 1.0}, "a share below 1"),
     ],
@@ -235,7 +235,7 @@ def test_more_steps_than_it_was_trained_for_are_refused():
 
 
 def test_guidance_that_the_base_cant_take_is_refused():
-    with pytest.raises(UserError, match="no condition to guide by"):
+    with pytest.raises(UserError, match="no condition for guidance"):
         DistillFinetune(guidance=2.0)._scale(model_of(()))
-    with pytest.raises(UserError, match="one scale a condition"):
+    with pytest.raises(UserError, match="one scale per condition"):
         DistillFinetune()._scale(model_of(("label",), sampling={"guidance": {"label": 2.0}}))

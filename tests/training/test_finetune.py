@@ -130,7 +130,7 @@ def test_what_cant_be_fine_tuned_is_refused_before_work_starts(runs, train):
         (("finetune=full",), "base="),
         (("finetune=full", "base=nowhere"), "no run 'nowhere'"),
         (("base=digits",), "finetune="),
-        ((*LORA, "data.size=16", "name=a"), r"prepared otherwise \(height 8 there, 16 here"),
+        ((*LORA, "data.size=16", "name=a"), r"prepared differently \(height 8 there, 16 here"),
         ((*LORA, "targets=atention", "name=b"), "Did you mean 'attention'"),
         ((*LORA, "text_encoder=true", "name=c"), "built-in text encoder"),
         (("finetune=textual_inversion", "base=digits", "word=x", "name=d"), "built-in text encoder"),

@@ -77,7 +77,7 @@ def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         with_prior(given, base, path=str(tmp_path / "none.txt"), cache=tmp_path, seed=0)
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="one a line"):
+    with pytest.raises(UserError, match="one per line"):
         with_prior(given, base, path=str(tmp_path / "empty.txt"), cache=tmp_path, seed=0)
     (tmp_path / "full.txt").write_text("a cat")
     base.conditioner.inputs = ("label",)

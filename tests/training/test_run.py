@@ -135,7 +135,7 @@ def test_a_name_that_leaves_the_folder_is_refused(runs, name):
 
 
 def test_a_run_in_use_is_refused_with_its_holder(runs):
-    with open_run("ldm", "emoji", runs_dir=runs), pytest.raises(UserError, match="already in this process"):
+    with open_run("ldm", "emoji", runs_dir=runs), pytest.raises(UserError, match="already open in this process"):
         open_run("ldm", "emoji", resume=True, runs_dir=runs)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -321,7 +321,7 @@ def test_processes_that_chose_different_checkpoints_do_not_train_on(runs, monkey
     old, newest = two_checkpoints(make_run(runs, "emoji"))
     for others in ([old.name, newest.name], ["step 0", newest.name]):
         monkeypatch.setattr(checkpoints, "gathered", lambda own, others=others: [others[0], own])
-        with pytest.raises(UserError, match=f"goes on from {others[0]}, and others had begun with {newest.name}"):
+        with pytest.raises(UserError, match=f"continues from {others[0]}, and others had started with {newest.name}"):
             Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")
     monkeypatch.setattr(checkpoints, "gathered", lambda own: [own, own])
     Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")

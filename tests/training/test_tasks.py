@@ -241,7 +241,7 @@ def test_a_run_that_trains_on_has_the_schedule_of_its_new_length(train, tmp_path
     assert [float(rate) for rate in rates] == pytest.approx([0.1, 0.05, 0.05, 0.1 * (1 - math.sqrt(0.5)) / 2])
     for file in run.glob("checkpoints/*"):
         file.unlink()
-    with pytest.raises(UserError, match="no checkpoint left to go on from"):
+    with pytest.raises(UserError, match="no checkpoint left to continue from"):
         train("vae", tmp_path, "trainer.max_steps=5", "resume=true", *words)
     assert (run / "DONE").exists()
 

@@ -76,9 +76,11 @@ def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
     if any(name.startswith("pooler.") for name in lacking):
         encoder.pooler = None  # which many files of BERT's kind don't have; the mean of the states takes its place
     if lacking := [name for name in lacking if not name.startswith("pooler.")]:
-        raise UserError(f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; get it anew.")
+        raise UserError(
+            f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; download it again."
+        )
     if bad := not_finite(encoder.state_dict()):
-        raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; get it anew.")
+        raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; download it again.")
 
 
 def save_encoder(encoder: Any, folder: Path) -> None:

@@ -152,8 +152,8 @@ def inception(device: str = "cpu", path: Path | None = None) -> Features:
         network = FeatureExtractorInceptionV3("inception", ["2048"], str(kept) if kept.is_file() else None)
     except Exception as error:  # urllib's, ssl's, the file's own
         raise UserError(
-            f"the Inception weights can't be had ({type(error).__name__}: {error}). Download {URL_INCEPTION_V3} and "
-            "give the file as features=FILE, or take features=efficientnet."
+            f"the Inception weights can't be obtained ({type(error).__name__}: {error}). Download {URL_INCEPTION_V3} "
+            "and give the file as features=FILE, or use features=efficientnet."
         ) from None
     note = "the 2048 pool features that FID is defined on; resized by an antialiased bicubic filter to 299"
     made = _features("Inception", network, 299, scale=lambda x: x.round().to(torch.uint8), note=note, device=device)

@@ -50,8 +50,8 @@ def open_lpips(choice: str, device: str = "cpu") -> tuple[Distance | None, str]:
         metric = LearnedPerceptualImagePatchSimilarity(net_type=net).to(device)  # type: ignore[arg-type]
     except Exception as error:  # urllib's, the file's own
         raise UserError(
-            f"the LPIPS weights can't be had ({type(error).__name__}: {error}). Put torchvision's {kept.name} into "
-            f"{kept.parent}, or take lpips=off."
+            f"the LPIPS weights can't be obtained ({type(error).__name__}: {error}). Put torchvision's {kept.name} "
+            f"into {kept.parent}, or use lpips=off."
         ) from None
 
     @torch.inference_mode()

@@ -1,1 +1,2 @@
-"""What an export writes beside weights: model card, report, dtype, and sources that open without this package."""
+"""What an export writes in addition to weights: model card, report, dtype, and source files that don't need this
+package."""

@@ -1,4 +1,4 @@
-"""A model folder with the files of its frozen text encoders in it, to be moved to another machine."""
+"""A model folder that includes the files of its frozen text encoders, to be copied to another machine."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from ldm.interop.exporting.export_report import Report
 
 
 def bundle(model: Any, out: Path) -> Report:
-    """Writes the model folder `out`, with the files of the model's frozen text encoders in it."""
+    """Writes the model folder `out`, including the files of the model's frozen text encoders."""
     for part in frozen_in(model):
         part.bundle(out)
     artifact.save(model, out)

@@ -11,7 +11,7 @@ _SHOWN = 12
 
 
 def card(model: Any, report: Any, about: Mapping[str, Any]) -> str:
-    """README.md of an export: what the model is, how it is used, what it was trained on, its measures, its licence."""
+    """README.md of an export: what the model is, how to use it, its training data, its measures, its licence."""
     licence = about.get("licence") or "unknown"
     run = about.get("run")
     own = not report.stock

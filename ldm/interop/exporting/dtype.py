@@ -13,30 +13,30 @@ from ldm.common.tensors import write_safetensors
 from ldm.networks.computing.finite import is_finite
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_KEYS = ("dtype", "torch_dtype")  # under which transformers' configs say in what precision their weights are
+_KEYS = ("dtype", "torch_dtype")  # entries for the precision of the weights in transformers' configs
 
 
 def named(dtype: str) -> torch.dtype:
-    """The dtype of a name. Raises UserError at any other name."""
+    """The dtype with this name. Raises UserError for any other name."""
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} isn't one of float32, float16, bfloat16.{did_you_mean(dtype, DTYPES)}")
     return DTYPES[dtype]
 
 
 def cast(state: Mapping[str, Tensor], dtype: str | None, where: str) -> dict[str, Tensor]:
-    """`state` with its floating-point tensors in `dtype`; None leaves them as they are.
+    """`state` with its floating-point tensors in `dtype`; None changes nothing.
 
-    Raises UserError at a value that isn't finite there: float16 ends at 65,504.
+    Raises UserError for a value that isn't finite in `dtype`: float16 ends at 65,504.
     """
     return {name: _cast(tensor, dtype, f"{where}: {name}") for name, tensor in state.items()}
 
 
 def cast_folder(folder: Path, dtype: str) -> None:
-    """Every part's weights in the `folder` of a pipeline of diffusers, or of one part, in `dtype`."""
+    """Casts the weights of every part in the `folder` of a diffusers pipeline, or of a single part, to `dtype`."""
     for file in sorted(folder.rglob("*.bin")):
         if not any(file.parent.glob("*.safetensors")):
             name = file.relative_to(folder)
-            raise UserError(f"{name} is pickled, and isn't cast: save it as .safetensors, or leave dtype out.")
+            raise UserError(f"{name} is pickled, and can't be cast: save it as .safetensors, or leave dtype out.")
         file.unlink()  # a second copy of the weights in the .safetensors file beside it
     for file in sorted(folder.rglob("*.safetensors")):
         cast_file(file, dtype)
@@ -44,7 +44,7 @@ def cast_folder(folder: Path, dtype: str) -> None:
 
 
 def cast_file(file: Path, dtype: str) -> None:
-    """A .safetensors file's weights in `dtype`; its metadata stay."""
+    """Casts the weights in a .safetensors file to `dtype` and keeps its metadata."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as opened:
@@ -59,7 +59,7 @@ def _cast(tensor: Tensor, dtype: str | None, what: str) -> Tensor:
     other = tensor.to(named(dtype))
     if not is_finite(other):
         if not is_finite(tensor):
-            raise UserError(f"{what} isn't finite: the model is damaged, so train or get it anew.")
+            raise UserError(f"{what} isn't finite: the model is damaged, so train it again, or download it again.")
         most, limit = tensor.abs().max().item(), torch.finfo(other.dtype).max
         other_dtype = "bfloat16 or float32" if dtype == "float16" else "float32"
         raise UserError(f"{what} holds {most:.3g}, and {dtype} ends at {limit:.5g}: export with dtype={other_dtype}.")
@@ -67,7 +67,7 @@ def _cast(tensor: Tensor, dtype: str | None, what: str) -> Tensor:
 
 
 def _say_in_config(file: Path, dtype: str) -> None:
-    """A config that says in what precision the weights are says the new one."""
+    """Writes the new precision into a config that has an entry for it."""
     config = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
     if declared := [key for key in _KEYS if isinstance(config.get(key), str)]:
         atomic_write(file, json.dumps(config | dict.fromkeys(declared, dtype), indent=2, ensure_ascii=False) + "\n")

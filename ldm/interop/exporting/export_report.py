@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """What was written: by part, "stock" or why it needed a class of its own; and what other tools have to be given."""
+    """What was written: for each part "stock", or why it needed a class of its own; and what other tools need to
+    know."""
 
     parts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Our classes as one file of source that needs no ldm: what `trust_remote_code` loads from beside the weights."""
+"""Our classes as one source file that doesn't import ldm: `trust_remote_code` loads it from beside the weights."""
 
 import ast
 import importlib
@@ -6,11 +6,11 @@ import inspect
 from types import ModuleType
 
 _ALIAS = "from types import SimpleNamespace"
-_SHIM = "def register(cls):\n    return cls"  # in one file no class is made by name
+_SHIM = "def register(cls):\n    return cls"  # a single file builds no classes by name
 
 
 def flat(module_name: str) -> str:
-    """The source of `module_name` with that of every module of ours that it needs, in order of need."""
+    """The source of `module_name` and of all our modules that it needs, each after those that it needs itself."""
     order: list[str] = []
     _visit(module_name, order)
     imports: dict[str, None] = {_ALIAS: None}
@@ -55,7 +55,7 @@ def _visit(name: str, order: list[str]) -> None:
 
 
 def _home(module: str, name: str) -> str:
-    """The module that defines what `from module import name` gives."""
+    """The module that defines what `from module import name` imports."""
     found = getattr(importlib.import_module(module), name)
     if isinstance(found, ModuleType):
         return found.__name__

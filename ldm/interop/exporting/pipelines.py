@@ -1,4 +1,4 @@
-"""Which class of diffusers drives a model that is exported, and what its index says beside the parts."""
+"""Which diffusers class runs an exported model, and what its index holds in addition to the parts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from ldm.networks import Identity
 
 
 def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
-    """Why no pipeline of diffusers' own can drive the model whose parts are in `index`; None if one can."""
+    """Why none of diffusers' own pipelines can run the model whose parts are in `index`; None if one can."""
     parts = list(model.conditioner.parts.values())
     stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
     if isinstance(model.first_stage, Identity):
@@ -29,7 +29,7 @@ def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
 
 
 def settings(model: Any, network: Any, scheduler: str, controlled: bool) -> dict[str, Any]:
-    """The class of diffusers that drives a stock model, its optional parts and its options."""
+    """The diffusers class that runs a stock model, its optional parts, and its options."""
     if sdxl.encoders_of(model.conditioner):
         name = "StableDiffusionXLControlNetPipeline" if controlled else "StableDiffusionXLPipeline"
         index: dict[str, Any] = dict.fromkeys(("feature_extractor", "image_encoder"), [None, None])

@@ -1,1 +1,1 @@
-"""What every reader of other tools' files uses: JSON, names, values of the right kind, and what lies beside a file."""
+"""What all readers of other tools' files share: JSON, names, kinds of values, and the files beside a file."""

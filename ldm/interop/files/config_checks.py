@@ -1,4 +1,4 @@
-"""Checks of the values in the configs of a diffusers folder: errors name file and key before anything is built."""
+"""Checks of the values in a diffusers folder's configs: errors name file and key before anything is built."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -28,13 +28,14 @@ _PIPELINES = (
     "StableDiffusionXLInpaintPipeline", "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline", "StableDiffusionXLControlNetInpaintPipeline", "LdmPipeline",
 )  # fmt: skip
-_OWN = ["ldm_pipeline", "LdmPipeline"]  # a class of its own, in a file beside the index
+_OWN = ["ldm_pipeline", "LdmPipeline"]  # a class in a file beside the index
 _WIDEST = 65_536
 _TEXT = ("length", "masked")
 
 
 def check_part(config: Mapping[str, Any], where: str) -> None:
-    """Raises UserError at the first setting of a U-Net, an autoencoder or a ControlNet that is of another kind."""
+    """Raises UserError at the first setting of a U-Net, an autoencoder or a ControlNet whose value has the wrong
+    type."""
     for key in _WHOLE:
         for value in _values(config.get(key)):
             whole(value, f"{where}: {key}")
@@ -48,7 +49,7 @@ def check_part(config: Mapping[str, Any], where: str) -> None:
 
 
 def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
-    """Refuses a pipeline's class that isn't known to be ours, and parts and options of another kind."""
+    """Refuses an unknown pipeline class, and parts and options whose values have the wrong type."""
     name = index.get("_class_name")
     if name is not None and name != _OWN and name not in _PIPELINES:
         raise UserError(f"{where}: the pipeline {name!r} has no counterpart here; known: {', '.join(_PIPELINES)}.")
@@ -61,7 +62,7 @@ def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
             raise UserError(f"{where}: {key} is {str(index[key])[:40]!r}, where a table of settings belongs.")
     text, sampling = index.get("text") or {}, index.get("sampling") or {}
     if odd := [key for key in text if key not in _TEXT]:
-        raise UserError(f"{where}: text says {', '.join(odd[:4])}, which isn't read; known: {', '.join(_TEXT)}.")
+        raise UserError(f"{where}: text has {', '.join(odd[:4])}, which isn't supported; known: {', '.join(_TEXT)}.")
     for value in _values(text.get("length")):
         whole(value, f"{where}: text.length", most=_WIDEST)
     _switch(text.get("masked"), f"{where}: text.masked")
@@ -71,20 +72,18 @@ def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
 
 
 def check_class(index: Mapping[str, Any], part: str, config: Mapping[str, Any], where: str) -> None:
-    """Refuses a part whose config says another class than the pipeline's index: which one is meant is unknown."""
+    """Refuses a part whose config names another class than the pipeline's index, as it is unknown which is right."""
     declared, own = index[part][1], config.get("_class_name")
-    if index[part][0] == "transformers":  # which says it in a list, or not at all
+    if index[part][0] == "transformers":  # whose configs have a list of classes, or none
         classes = config.get("architectures") or [declared]
         akin = any(len(os.path.commonprefix([declared, str(one)])) > 1 for one in classes)  # CLIPModel, its text side
         own = declared if akin else ", ".join(map(str, classes))
     if declared != own:
-        raise UserError(
-            f"{where}: the class is {own!r}, and {declared!r} by model_index.json: keep the one that is right."
-        )
+        raise UserError(f"{where}: the class is {own!r}, and {declared!r} by model_index.json: keep the right one.")
 
 
 def sizes(value: Any, default: int, what: str) -> tuple[int, int]:
-    """A sample size of diffusers, one number or two, as (height, width)."""
+    """A diffusers sample size, one number or two, as (height, width)."""
     if value is None:
         return default, default
     values = value if isinstance(value, (list, tuple)) else [value, value]
@@ -95,7 +94,7 @@ def sizes(value: Any, default: int, what: str) -> tuple[int, int]:
 
 
 def _values(value: Any) -> Iterator[Any]:
-    """Each of a list's, at any depth; of None none."""
+    """The values in a list of any depth; none for None."""
     if isinstance(value, (list, tuple)):
         for one in value:
             yield from _values(one)

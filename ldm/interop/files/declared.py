@@ -1,4 +1,4 @@
-"""What a checkpoint declares in addition to its weights: metadata, a trainer's settings, and tables within them."""
+"""What a checkpoint declares in addition to its weights: metadata, a trainer's settings, and tables inside them."""
 
 import json
 import re
@@ -9,9 +9,9 @@ from ldm.common.errors import UserError
 from ldm.interop.files import beside_checkpoint
 from ldm.interop.files.values import is_off, table, word
 
-# entries of a pickled checkpoint that hold weights and the state of a training
+# entries of a pickled checkpoint for weights and the state of its training
 NOT_SETTINGS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")
-NO_SETTINGS = (  # sections that say nothing of the model itself
+NO_SETTINGS = (  # sections that aren't about the model itself
     "loss", "low_scale", "scheduler_config", "optimizer", "data", "trainer", "logger", "callbacks", "lightning",
 )  # fmt: skip
 _OTHERS = ("unet", "cond_stage", "text_encoder", "ddconfig", *NO_SETTINGS)  # nor of the latents or of the noise
@@ -26,22 +26,27 @@ _YAML = re.compile(
 
 
 def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Metadata, with the tables and lists in JSON among them as such."""
+    """Metadata in which tables and lists written as JSON have been parsed."""
     return {key: _unfolded(key, text, where) for key, text in metadata.items() if key not in _WORKFLOWS}
 
 
 def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
-    """Raises UserError where a file's metadata say that its weights are quantised, by scales or tables."""
+    """Raises UserError if a file's metadata declare quantised weights, by scales or tables."""
     declared = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
     if declared:
-        raise UserError(f"{where}: its metadata say {declared[0][:60]}, which isn't read: get the weights unquantised.")
+        raise UserError(
+            f"{where}: its metadata set {declared[0][:60]}, which isn't supported: get unquantised weights."
+        )
 
 
 def each_setting(
     declared: Mapping[str, Any], passed_over: tuple[str, ...] = _OTHERS, path: str = "", depth: int = 0
 ) -> Iterator[tuple[str, str, Any]]:
-    """Every setting with a value: its path, its own name in plain words, the value. Sections with one of the words
-    `passed_over` in their names, by default those that say nothing of latents and noise, aren't looked into."""
+    """Every setting with a value, as its path, its own name in plain words, and the value.
+
+    Sections with one of the words `passed_over` in their names are skipped. By default these are sections that aren't
+    about latents and noise.
+    """
     for key, value in declared.items():
         here = f"{path}{key}"
         if isinstance(value, (list, tuple)) and any(isinstance(one, Mapping) for one in value):
@@ -54,14 +59,14 @@ def each_setting(
 
 
 def _is_passed_over(key: str, passed_over: tuple[str, ...]) -> bool:
-    """Whether a section is one of these; a file of settings isn't, whatever its name."""
+    """Whether a section is skipped; a file of settings never is, whatever its name."""
     return not key.endswith((".yaml", ".yml")) and any(other in word(key) for other in passed_over)
 
 
 def _unfolded(key: str, value: Any, where: str, depth: int = 0) -> Any:
-    """A value, with the tables in texts at any depth as such. Raises UserError where they are nested too deeply."""
+    """A value with tables written as text parsed, at any depth. Raises UserError where they are nested too deeply."""
     if depth > _DEEPEST:
-        raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.")
+        raise UserError(f"{where}, {key} is nested too deeply to be read: download the file again.")
     if isinstance(value, dict):
         return {name: _unfolded(f"{key}.{name}", one, where, depth + 1) for name, one in value.items()}
     if isinstance(value, list):
@@ -73,7 +78,8 @@ def _unfolded(key: str, value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _content(key: str, text: str, where: str) -> Any:
-    """The table or list that a text is, in JSON or, if it speaks of latents or noise, in YAML; else the text itself."""
+    """The table or list that a text holds, in JSON or, if it is about latents or noise, in YAML; else the text
+    itself."""
     start = text.lstrip()[:1]
     try:
         if start == "{":
@@ -84,7 +90,7 @@ def _content(key: str, text: str, where: str) -> Any:
         if "twice" in str(error):
             raise
         if (isinstance(error, RecursionError) or "RecursionError" in str(error)) and _SIGNIFICANT.search(text):
-            raise UserError(f"{where}, {key} is nested too deeply to be read: get the file anew.") from None
+            raise UserError(f"{where}, {key} is nested too deeply to be read: download the file again.") from None
         return text
     content = beside_checkpoint.parsed(text, f"{where}, {key}") if _YAML.search(text) else text
     return content if isinstance(content, dict) else text

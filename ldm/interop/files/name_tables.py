@@ -1,4 +1,4 @@
-"""Tables of names: one format's state dict under another format's names, one to one."""
+"""Tables of names: the state dict of one format under the names of another, one to one."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ _OFF: tuple[Any, ...] = (None, False, [], {}, "")
 
 
 def bijection(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The table {ours: theirs}. Raises ValueError if either side has a name twice."""
+    """The table {ours: theirs}. Raises ValueError if a name occurs twice on either side."""
     pairs = list(pairs)
     for side in (0, 1):
         seen = [pair[side] for pair in pairs]
@@ -25,16 +25,16 @@ def inverse(table: Mapping[str, str]) -> dict[str, str]:
 
 
 def by_prefix(names: Iterable[str], modules: Mapping[str, str], parts: Mapping[str, str]) -> dict[str, str]:
-    """The table {ours: theirs} of full `names`, out of tables of modules and of the parts within a module.
+    """The table {ours: theirs} for full `names`, from tables of modules and of the parts inside a module.
 
-    `modules` says where a module goes (`down_blocks.0.resnets.0` -> `input_blocks.1.0`; the longest prefix counts), and
-    `parts` what its parts are called there (`conv1` -> `in_layers.2`; those that aren't listed keep their names).
+    `modules` maps modules (`down_blocks.0.resnets.0` -> `input_blocks.1.0`; the longest prefix is used), and `parts`
+    maps what is inside (`conv1` -> `in_layers.2`; other parts keep their names).
     """
     return bijection((name, _translated(name, modules, parts)) for name in names)
 
 
 def rename(state: Mapping[str, T], table: Mapping[str, str], where: str) -> dict[str, T]:
-    """`state`, under the table's keys, as a dict under its values. Every name must be in both."""
+    """`state` with its names replaced by the table. Names and keys of the table must be the same set."""
     missing = [name for name in table if name not in state]
     unexpected = [name for name in state if name not in table]
     if missing or unexpected:
@@ -43,16 +43,16 @@ def rename(state: Mapping[str, T], table: Mapping[str, str], where: str) -> dict
 
 
 def report(missing: Iterable[str], unexpected: Iterable[str], most: int = 8) -> str:
-    """Names that are missing and unexpected, in words."""
+    """A list of missing and unexpected names for a message."""
     problems = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in unexpected]
     return "; ".join(problems[:most]) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
 
 
 def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, Any], what: str) -> None:
-    """Refuses by name every setting of a foreign config that our classes have no counterpart of.
+    """Refuses by name every setting of another tool's config for which our classes have no counterpart.
 
     `known` settings are read elsewhere; `fixed` ones must have the given value (or one of a tuple of values). Others
-    must be off (None, False or empty), or a tool's notes to itself (`_class_name`, `_name_or_path`).
+    must be off (None, False or empty), or private notes of a tool (`_class_name`, `_name_or_path`).
     """
     wrong = []
     for key, value in config.items():
@@ -66,7 +66,8 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
 
 
 def _is_inner(key: str, value: Any, settings: tuple[str, ...]) -> bool:
-    """Whether a setting is a note that changes nothing: no setting behind an underscore, and no numbers."""
+    """Whether a setting is a private note that changes nothing: it begins with an underscore, is the private form of no
+    setting, and holds no numbers."""
     values = value if isinstance(value, (list, tuple)) else [value]
     numbers = any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     return key.startswith("_") and key.lstrip("_") not in settings and not numbers

@@ -1,4 +1,4 @@
-"""Adapters and embeddings in the folder of a pipeline of diffusers, which the pipeline's own index doesn't name."""
+"""Adapters and embeddings in a pipeline's folder that the pipeline's own index doesn't name."""
 
 import logging
 from pathlib import Path
@@ -11,21 +11,21 @@ _MOST = 6
 
 
 def warn_of_unread(folder: Path) -> None:
-    """Warns, in one line, of LoRAs and embeddings in a pipeline's folder: they aren't loaded with it."""
+    """Warns, in one line, of LoRAs and embeddings in a pipeline's folder, which aren't loaded with it."""
     named = {file for pattern in _PATTERNS for file in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))}
     found = sorted(file.relative_to(folder).as_posix() for file in named | _by_content(folder))
     if not found:
         return
     more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
     log.warning(
-        "%s: %s%s aren't read with the pipeline: put a LoRA on the model with load_lora(PATH); embeddings of other "
+        "%s: %s%s aren't loaded with the pipeline: add a LoRA to the model by load_lora(PATH); embeddings of other "
         "tools can't be read",
         folder, ", ".join(found[:_MOST]), more,
     )  # fmt: skip
 
 
 def _by_content(folder: Path) -> set[Path]:
-    """The .safetensors files beside the index, or in a folder that is no part, whose tensors are an adapter's."""
+    """The .safetensors files, beside the index or in a folder that isn't a part, that hold an adapter's tensors."""
     files = [*folder.glob("*.safetensors")]
     files += [file for file in folder.glob("*/*.safetensors") if not (file.parent / "config.json").is_file()]
     return {file for file in files if _is_adapter(file)}

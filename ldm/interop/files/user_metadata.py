@@ -1,6 +1,5 @@
-"""What web UIs write beside a file for its user, and no file holds: A1111's `NAME.json`, the civitai helper's
-`NAME.civitai.info`, LoRA-Manager's `NAME.metadata.json`. None of it is applied by itself: one warning
-says what is there."""
+"""Notes for users that web UIs write beside a file: A1111's `NAME.json`, the civitai helper's `NAME.civitai.info`,
+LoRA-Manager's `NAME.metadata.json`. None of them is applied automatically: one warning says what they recommend."""
 
 import logging
 from collections.abc import Mapping
@@ -13,19 +12,19 @@ from ldm.interop.files.values import read_json, table
 log = logging.getLogger("ldm")
 WEIGHT, WORDS, NEGATIVE = "preferred weight", "activation text", "negative text"
 _NOTES = ("sd version", "vae", "notes", "description")  # A1111's other fields
-_INFO = {"trainedWords": WORDS, "baseModel": "sd version"}  # of civitai's description, as A1111 calls them
-_MANAGER = {"base_model": "sd version", "notes": "notes", "recommended_weight": WEIGHT}  # of LoRA-Manager's file
-_SWIFT = {"lora_scale": WEIGHT}  # of swift's additional_config.json, in a LoRA's folder
-_OWN = {"recommended_weight": WEIGHT, "modelspec.trigger_phrase": WORDS}  # of a LoRA's own metadata
-_TIPS = {"strength": WEIGHT}  # of its usage_tips
+_INFO = {"trainedWords": WORDS, "baseModel": "sd version"}  # in civitai's description: A1111's names
+_MANAGER = {"base_model": "sd version", "notes": "notes", "recommended_weight": WEIGHT}  # in LoRA-Manager's file
+_SWIFT = {"lora_scale": WEIGHT}  # in swift's additional_config.json, in a LoRA's folder
+_OWN = {"recommended_weight": WEIGHT, "modelspec.trigger_phrase": WORDS}  # in a LoRA's own metadata
+_TIPS = {"strength": WEIGHT}  # in its usage_tips
 _UNSAID: tuple[Any, ...] = (None, "", 0, [], "Unknown")
 _LONGEST = 80
 
 
 def beside(path: str | Path) -> dict[str, Any]:
-    """What the files beside the one at `path` declare of it, under A1111's names of fields.
+    """What the files beside `path` declare, under A1111's names of fields.
 
-    Raises UserError where one of them isn't a table in JSON.
+    Raises UserError where one of them isn't a JSON object.
     """
     path = Path(path)
     own, info = path.with_suffix(".json"), path.with_suffix(".civitai.info")
@@ -64,20 +63,20 @@ def _named(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def warn(path: str | Path, scale: float | None = None, metadata: Mapping[str, str] | None = None) -> None:
-    """Warns, in one line, of what files beside this one or a LoRA's `metadata` recommend, which isn't applied.
+    """Warns, in one line, of what `metadata` or files beside this one recommend, as none of it is applied.
 
-    `scale` is the one that a LoRA is loaded at, None for a checkpoint, which has none.
+    `scale` is the scale at which a LoRA is loaded; None for a checkpoint, which has none.
     """
     try:
         declared = in_metadata(metadata or {}) | beside(path)
     except UserError as error:
-        log.warning("%s: nothing beside it is taken: %s", path, error)
+        log.warning("%s: the files beside it aren't used: %s", path, error)
         return
     if scale is not None and _is_number(declared.get(WEIGHT), scale):
         del declared[WEIGHT]
     if declared:
         log.warning(
-            "%s: files beside it say %s; none of it is applied by itself%s",
+            "%s: files beside it recommend %s; none of it is applied automatically%s",
             path, ", ".join(f"{_short(key)} {_short(value)!r}" for key, value in _sorted(declared)),
             _advice(declared, scale),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Values in other tools' files: tables in JSON, numbers, switches. Errors say in one sentence what is wrong."""
+"""Values in other tools' files: JSON objects, numbers, switches. Each error says in one sentence what is wrong."""
 
 import json
 import math
@@ -12,28 +12,29 @@ _OFF = ("", "none", "null", "false", "{}", "[]")
 
 
 def table(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError for anything else, and for a name that occurs twice: readers take either."""
+    """A JSON object. Raises UserError for anything else, and for a repeated name, as readers differ in which they
+    use."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         """A JSON object's pairs as a dict. Raises UserError for a repeated name."""
         names = [name for name, _ in pairs]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{where} says {twice[0][:60]!r} twice: keep the one that is right.")
+            raise UserError(f"{where} has {twice[0][:60]!r} twice: keep the right one.")
         return dict(pairs)
 
     try:
         content = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} can't be read as JSON ({type(error).__name__}): get the file anew.") from None
+        raise UserError(f"{where} can't be read as JSON ({type(error).__name__}): download the file again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds a {type(content).__name__}, where a table of settings belongs.")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in the JSON file at `path`. Raises UserError where it is missing or no table."""
+    """The JSON object in the file at `path`. Raises UserError if it is missing or not an object."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: the folder isn't a whole model of diffusers.")
+        raise UserError(f"{path} is missing: the folder isn't a complete diffusers model.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -42,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number. Raises UserError naming `what` it is."""
+    """A finite number. Raises UserError, in which `what` names the value."""
     try:
         if isinstance(value, (bool, bytes)):
             raise TypeError
@@ -55,7 +56,7 @@ def number(value: Any, what: str) -> float:
 
 
 def whole(value: Any, what: str, least: int = 1, most: float = math.inf) -> int:
-    """A whole number, not as text. Raises UserError naming `what` it is."""
+    """A whole number, not as text. Raises UserError, in which `what` names the value."""
     plain = number(value, what) if not isinstance(value, str) else math.nan
     if not (least <= plain <= most and plain == math.floor(plain)):
         bounds = f"from {least} on" if math.isinf(most) else f"from {least} to {most:g}"
@@ -64,7 +65,7 @@ def whole(value: Any, what: str, least: int = 1, most: float = math.inf) -> int:
 
 
 def flag(value: Any, what: str) -> bool:
-    """A switch, which metadata write as text. Raises UserError naming `what` it is."""
+    """A switch, which is text in metadata. Raises UserError, in which `what` names the value."""
     if is_off(value) or str(value) == "0":
         return False
     if str(value).strip().lower() not in ("true", "1"):
@@ -73,12 +74,12 @@ def flag(value: Any, what: str) -> bool:
 
 
 def is_off(value: Any) -> bool:
-    """Whether a value says nothing: None, False, emptiness, or the text of one of them."""
+    """Whether a value means "nothing": None, False, empty, or one of these as text."""
     return value is None or value is False or str(value).strip().lower() in _OFF
 
 
 def word(name: str) -> str:
-    """A name in lower case, with underscores between its words, however a tool spells it."""
+    """A name in lower case with underscores between its words, whatever its spelling."""
     if re.fullmatch(r"[a-z0-9]+([A-Z][a-z0-9]+)+", name):  # loraAlpha
         name = re.sub(r"([A-Z])", r"_\1", name)
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

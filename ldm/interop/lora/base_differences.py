@@ -1,4 +1,4 @@
-"""The base that a LoRA's metadata declare, compared with the model that the LoRA is put on."""
+"""The base that a LoRA's metadata declare, compared with the model that the LoRA is loaded onto."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -27,18 +27,18 @@ def warn_of_differences(
     clip_skip: int = 1,
     context_dim: int | None = None,
 ) -> None:
-    """Warns, in one sentence, of differences between the base that a LoRA was trained on and this one, which reads the
-    layer `clip_skip` of its text encoder, counted from the last, and whose U-Net reads text of width `context_dim`.
+    """Warns, in one sentence, if this base differs from the one that a LoRA was trained on.
 
-    `ss_noise_offset` and `ss_min_snr_gamma` don't change the meaning of its weights. Raises UserError for a switch
-    that is neither true nor false.
+    This base reads the layer `clip_skip` of its text encoder, counted from the last, and its U-Net reads text of width
+    `context_dim`. `ss_noise_offset` and `ss_min_snr_gamma` are ignored, as they don't change the meaning of the
+    weights. Raises UserError for a switch that is neither true nor false.
     """
     differing = list(_differences(metadata, parameterization, where, clip_skip))
     if context_dim:
         differing += [f"{key}, the base {why}" for key, why in model_version.differences(metadata, context_dim, where)]
     if differing:
         log.warning(
-            "%s was trained for another base than this one: %s; images may come out wrong, so take a base of its kind",
+            "%s was trained for another base than this one: %s; images may be wrong, so choose a base of that kind",
             where, ", ".join(differing),
         )  # fmt: skip
 
@@ -54,7 +54,7 @@ def _differences(metadata: Mapping[str, str], base: Parameterization, where: str
 
 
 def _why(name: str, text: str, base: Parameterization, what: str) -> str | None:
-    """How the base differs from a setting; None where it doesn't, or where the setting says nothing of a base."""
+    """How the base differs from a setting; None where it doesn't, or where the setting isn't about the base."""
     own = next((kind for cls, kind in _KINDS.items() if isinstance(base, cls)), "")
     if name in _PREDICTION and _SPELLINGS.get(word(text)) != own:
         return f"the base predicts {own}"

@@ -1,8 +1,8 @@
-"""LoRA files in the formats of diffusers/peft and of kohya, as pure conversions of state dicts. Alpha is kept.
+"""LoRA files in the formats of diffusers/peft and of kohya's tools, as pure conversions of state dicts that keep alpha.
 
 Here a LoRA's weights have the names `unet.<module>.lora_A.weight` (down, (rank, in)) and `.lora_B.weight` (up), and
-`alphas` says by `unet.<module>` what alpha is: the change of a weight is alpha / rank * B A. Modules of CLIP's text
-encoder are called as files call them, with `text_model.`, whatever transformers is installed.
+`alphas` maps `unet.<module>` to alpha: the change of a weight is alpha / rank * B A. Modules of CLIP's text encoder
+keep `text_model.` in their names, as in files, whatever version of transformers is installed.
 """
 
 import json
@@ -41,7 +41,7 @@ class Lora:
         return self.weights[f"{module}.lora_A.weight"].shape[0]
 
     def of(self, component: str = "unet") -> dict[str, Tensor]:
-        """One component's weights, without its prefix: as peft names them."""
+        """The weights of one component without its prefix, as peft names them."""
         prefix = f"{component}."
         return {n.removeprefix(prefix): t for n, t in self.weights.items() if n.startswith(prefix)}
 
@@ -55,8 +55,8 @@ def adaptable(model: nn.Module, component: str = "unet") -> list[str]:
 def read(path: str | Path, modules: Iterable[str]) -> Lora:
     """The LoRA in a .safetensors file of either format; `modules` are the names that it may change (`adaptable`).
 
-    An `adapter_config.json` beside it is read too. Raises UserError naming what fits no module,
-    what is half there, and what is said of its strength that has no counterpart here.
+    An `adapter_config.json` beside it is read too. Raises UserError naming tensors that fit no module, incomplete pairs
+    of matrices, and settings of the strength without a counterpart here.
     """
     state, metadata = contents(path)
     return from_contents(path, state, metadata, modules)
@@ -65,7 +65,7 @@ def read(path: str | Path, modules: Iterable[str]) -> Lora:
 def from_contents(
     path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], modules: Iterable[str]
 ) -> Lora:
-    """As `read`, of a file whose `contents` have been read already."""
+    """As `read`, for a file whose `contents` have already been read."""
     lora = from_state(state, metadata, modules, where=str(path), config=config_beside(path, state))
     ranks = {module: lora.rank(module) for module in lora.alphas}
     has_convolutions = any(max(tensor.shape[2:], default=1) > 1 for tensor in lora.weights.values())
@@ -74,7 +74,7 @@ def from_contents(
 
 
 def file_at(path: Path) -> Path | None:
-    """The file of another tool's LoRA that a path means: itself, or the one in peft's or diffusers' folder.
+    """The file of another tool's LoRA at a path: the path itself, or the file in a folder of peft or diffusers.
 
     Raises UserError where a folder holds both.
     """
@@ -82,7 +82,7 @@ def file_at(path: Path) -> Path | None:
         return path if path.suffix.lower() == ".safetensors" else None
     found = [path / name for name in FILES if (path / name).is_file()]
     if len(found) > 1:
-        raise UserError(f"{path} holds two LoRAs, {' and '.join(FILES)}: name the file that you mean.")
+        raise UserError(f"{path} holds two LoRAs, {' and '.join(FILES)}: give the path of one of the files.")
     return found[0] if found else None
 
 
@@ -106,22 +106,23 @@ def metadata_of(path: str | Path) -> dict[str, str]:
 
 
 def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str, Any]] | None:
-    """peft's config, and where it lies, beside a file: it is of peft's own file if that is there, else of any."""
+    """The peft config beside a file, with its path. Where peft's own file is there, the config belongs to that one."""
     path = Path(path)
     config = path.with_name("adapter_config.json")
     if not config.is_file():
         return None
     owner = path.with_name(FILES[0])
     if path.name != owner.name and not has_peft_names(names) and (owner.exists() or owner.with_suffix(".bin").exists()):
-        log.warning("%s is taken for that of the adapter_model beside it, not for %s's", config, path.name)
+        log.warning("%s is taken to belong to the adapter_model beside it, not to %s", config, path.name)
         return None
     return str(config), read_json(config)
 
 
 def write(path: str | Path, lora: Lora, to: str = "diffusers", xl: Iterable[str] = ()) -> None:
-    """Writes a LoRA as diffusers reads it (`pytorch_lora_weights.safetensors` by custom) or as kohya's tools do.
+    """Writes a LoRA as diffusers reads it (the file is usually called `pytorch_lora_weights.safetensors`) or as kohya's
+    tools do.
 
-    `xl` are all modules of a base that is Stable Diffusion XL's (`adaptable`), of which kohya's tools have other names.
+    `xl` are all modules of a Stable Diffusion XL base (`adaptable`), for which kohya's tools use other names.
     """
     from safetensors.torch import save_file
 
@@ -132,7 +133,7 @@ def write(path: str | Path, lora: Lora, to: str = "diffusers", xl: Iterable[str]
 
 
 def kohya_table(modules: Iterable[str]) -> dict[str, str]:
-    """{ours: kohya's} for modules: dots become underscores, so only the list of modules can undo it."""
+    """{ours: kohya's} for modules. Dots become underscores, so the way back needs the list of modules."""
     return bijection((module, _kohya(_canonical(module))) for module in modules)
 
 
@@ -143,7 +144,7 @@ def from_state(
     where: str = "the LoRA",
     config: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Lora:
-    """A LoRA out of a file's tensors and metadata, whichever format it is in; `config` is peft's, and where it lies."""
+    """A LoRA from a file's tensors and metadata, in whichever format; `config` is peft's, with its path."""
     known = _known(modules)
     weights: dict[str, Tensor] = {}
     alphas: dict[str, Tensor] = {}
@@ -156,7 +157,7 @@ def from_state(
             continue
         kept, key = (alphas, module) if leaf == "alpha" else (weights, f"{module}.lora_{leaf}.weight")
         if key in kept:
-            raise UserError(f"{where}: {name} is there twice, under two spellings: keep the one that is right.")
+            raise UserError(f"{where}: {name} is there twice, under two spellings: keep the right one.")
         kept[key] = tensor
     found = {*alphas, *(name.rsplit(".lora_", 1)[0] for name in weights)}
     missing = [f"{m}.lora_{x}" for m in sorted(found) for x in "AB" if f"{m}.lora_{x}.weight" not in weights]
@@ -173,9 +174,9 @@ def from_state(
 
 
 def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under today's names of diffusers, and the metadata that carries ranks and alphas.
+    """Tensors under the names that diffusers uses today, and metadata with ranks and alphas.
 
-    There CLIP's modules are called without `text_model.`: peft matches the end of a name, so it fits both spellings.
+    CLIP's modules are named without `text_model.`: peft matches the end of a name, so this fits both spellings.
     """
     config: dict[str, object] = {}
     for component in sorted({module.partition(".")[0] for module in lora.alphas}):
@@ -196,7 +197,7 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def to_kohya(lora: Lora, xl: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Tensors under kohya's names, alphas among them; `xl` as for `write`."""
+    """Tensors under kohya's names, with the alphas; `xl` as for `write`."""
     state: dict[str, Tensor] = {}
     table = kohya_table(lora.alphas)
     if named := kohya_xl.kohya_names(xl):
@@ -210,7 +211,8 @@ def to_kohya(lora: Lora, xl: Iterable[str] = ()) -> dict[str, Tensor]:
 
 
 def _known(modules: Iterable[str]) -> dict[str, str]:
-    """{as a file may call it: ours}: either spelling of CLIP, kohya's underscores, peft's own without a component."""
+    """{name in a file: ours}, for either spelling of CLIP, kohya's underscores, and peft's names without a
+    component."""
     ours = list(dict.fromkeys(map(_canonical, modules)))
     known = {module: module for module in ours} | {theirs: module for module, theirs in kohya_table(ours).items()}
     for module, theirs in kohya_xl.kohya_names(ours).items():
@@ -236,23 +238,23 @@ def _kohya(module: str) -> str:
 
 
 def _check_matrices(weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuses what no LoRA's matrices are, or isn't finite in float32, in which they are used."""
+    """Refuses tensors that can't be matrices of a LoRA, or aren't finite in float32, in which they are used."""
     for name, tensor in weights.items():
         if tensor.ndim not in (2, 4) or not tensor.numel() or not tensor.is_floating_point():
             kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
-            raise UserError(f"{where}: {name} is {kind}, and no matrix of a LoRA's: get the file anew.")
+            raise UserError(f"{where}: {name} is {kind}, which a LoRA's matrix can't be: download the file again.")
     refuse_not_finite({name: tensor.float() for name, tensor in weights.items()}, where)
 
 
 def check_strength(lora: Lora, scale: float, where: str) -> None:
-    """Refuses a LoRA whose change of some weight, scale * alpha / rank * B A, is of no use: its bound is beyond the
-    root of the largest number in float32, so that products with it needn't be finite."""
+    """Refuses a LoRA that changes some weight by scale * alpha / rank * B A of a useless size: the bound on it is above
+    the square root of float32's largest number, so products with it may not be finite."""
     for module, alpha in lora.alphas.items():
         down, up = (lora.weights[f"{module}.lora_{x}.weight"].float().abs().amax().item() for x in "AB")
         if not abs(scale * alpha) * down * up < torch.finfo(torch.float32).max ** 0.5:
             raise UserError(
                 f"{where}: alpha {alpha:g} at scale {scale:g} makes changes of {module} that are too large to be "
-                "computed: take a smaller scale, or get the file anew."
+                "computed: take a smaller scale, or download the file again."
             )
 
 
@@ -263,7 +265,7 @@ def _misfit(missing: list[str], unexpected: list[str]) -> str:
 
 
 def commonest(values: Iterable[float]) -> float:
-    """The value that is there most often, the least of several."""
+    """The most frequent value, and the smallest of several."""
     values = list(values)
     return max(sorted(set(values)), key=values.count)
 

@@ -1,4 +1,4 @@
-"""kohya's names of a U-Net's layers in Stable Diffusion XL: Stability AI's, with underscores."""
+"""kohya's names of the layers of Stable Diffusion XL's U-Net: Stability AI's, with underscores."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,8 @@ _UNET = "unet."
 
 
 def kohya_names(modules: Iterable[str]) -> dict[str, str]:
-    """{ours: kohya's} for the layers of a whole U-Net among `modules` (`unet.down_blocks.0...`); of others none."""
+    """{ours: kohya's} for the layers of a whole U-Net among `modules` (`unet.down_blocks.0...`); empty for another
+    model."""
     names = [module.removeprefix(_UNET) for module in modules if module.startswith(_UNET)]
     levels = compvis.indices(names, "down_blocks.")
     if not levels or "conv_in" not in names:

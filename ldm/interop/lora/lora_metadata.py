@@ -1,7 +1,8 @@
-"""What the metadata of a LoRA's file say of its strength: peft's config, plain numbers, kohya's log of the training.
+"""What the metadata of a LoRA file declare about its strength: peft's config, plain numbers, kohya's training log.
 
-Of kohya's files every tool takes alpha from the tensors; their log (`ss_...`) counts for layers that have none, and
-may be that of a LoRA from before it was merged or resized. What else speaks of strength and isn't read is refused.
+Every tool takes the alpha of kohya's files from their tensors. The log (`ss_...`) is read only for layers without such
+a tensor, and may be that of another LoRA, from before it was merged or resized. Any other metadata about strength are
+refused.
 """
 
 import logging
@@ -40,7 +41,7 @@ _PLAIN_ALGORITHMS = ("lora", "locon", "dylora")
 
 
 def configs(metadata: Mapping[str, str], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """peft's configs in the metadata, each with its key."""
+    """The peft configs in the metadata, each with its key."""
     for key, text in metadata.items():
         if word(key) in CONFIGS:
             yield key, table(text, f"{where}, {key}")
@@ -49,9 +50,10 @@ def configs(metadata: Mapping[str, str], where: str) -> Iterator[tuple[str, dict
 def plain(
     metadata: Mapping[str, str], known: Mapping[str, float], ranks: Mapping[str, int], where: str
 ) -> dict[str, float]:
-    """Alpha of the modules of `ranks` that aren't `known` yet, by plain numbers (`rank`, `alpha`, `use_rslora`).
+    """The alpha of those modules of `ranks` that aren't `known` yet, from plain numbers (`rank`, `alpha`,
+    `use_rslora`).
 
-    Raises UserError where they contradict the weights, or what is known of every module.
+    Raises UserError where the numbers contradict the weights, or what is known of every module.
     """
     declared = {setting: _one_of(metadata, aliases, where) for setting, aliases in _PLAIN.items()}
     _check_rank(declared["r"], {m: r for m, r in ranks.items() if m not in known} or ranks, where)
@@ -59,7 +61,7 @@ def plain(
     stable = flag(switch, f"{where}: {kind}")
     if declared["lora_alpha"] is None:
         if stable:
-            raise UserError(f"{where}: its metadata say {kind} without alpha, so the LoRA's "
+            raise UserError(f"{where}: its metadata set {kind} without alpha, so the LoRA's "
                             "strength is unknown: get the file with its adapter_config.json.")  # fmt: skip
         return {}
     key, text = declared["lora_alpha"]
@@ -75,8 +77,11 @@ def plain(
 
 
 def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], where: str) -> dict[str, float]:
-    """What kohya's log says of `without_alpha` modules, by their first matrices: one alpha for linear layers and 1x1
-    convolutions, for the others `conv_alpha`, which is 1 unless given where there is a `conv_dim`. 0 means the rank."""
+    """Alpha by kohya's log, for the modules `without_alpha`, given with their first matrices.
+
+    There is one alpha for linear layers and 1x1 convolutions, and `conv_alpha` for the others, which is 1 by default
+    where there is a `conv_dim`. 0 means the rank.
+    """
     given = _get(metadata, _ARGS)
     args = {} if is_off(given) else table(given, f"{where}, {_ARGS}")
     if without_alpha:
@@ -98,9 +103,9 @@ def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], whe
 def check(
     metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], without_alpha: bool, where: str
 ) -> None:
-    """Refuses other settings of strength, and warns of a log of another LoRA than the tensors'.
+    """Refuses other settings that change the strength, and warns of the log of another LoRA.
 
-    `without_alpha`: some layers' alpha is nowhere, so that what a tool says in settings of its own would be missed.
+    `without_alpha`: some layers have no alpha anywhere, so a tool's own settings, which aren't read, might hold it.
     """
     unread = [
         key for key, value in metadata.items() if _is_unread(key, value) and not _agrees(key, value, alphas, ranks)
@@ -108,11 +113,15 @@ def check(
     inside = [(path, value) for path, name, value in _settings(metadata) if not _is_real(name, value, alphas, ranks)]
     unread += [path for path, _ in inside] if without_alpha else []
     if unread:
-        raise UserError(f"{where}: its metadata say {', '.join(unread[:4])} of its strength, which isn't read here.")
+        raise UserError(
+            f"{where}: its metadata set {', '.join(unread[:4])}, which changes its strength and isn't supported."
+        )
     log_of = {key: _get(metadata, key) for key in (_ALPHA, _RANK)}
     logged = [(key, text) for key, text in log_of.items() if re.fullmatch(r"\d+(\.\d+)?", text) and float(text)]
     for key, text in [*inside, *((k, v) for k, v in logged if not _is_real(k, v, alphas, ranks))]:
-        log.warning("%s: its metadata say %s=%s, its weights otherwise: they count", where, key, str(text)[:40])
+        log.warning(
+            "%s: its metadata set %s=%s, but its weights differ: the weights are used", where, key, str(text)[:40]
+        )
 
 
 def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -> tuple[str, str] | None:
@@ -120,7 +129,7 @@ def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -
     found = [(key, text) for key, text in metadata.items() if word(key) in aliases and not is_off(text)]
     for key, text in found[1:]:
         if text != found[0][1]:
-            raise UserError(f"{where}: its metadata say {found[0][0]}={found[0][1][:20]} and {key}={text[:20]}: "
+            raise UserError(f"{where}: its metadata set {found[0][0]}={found[0][1][:20]} and {key}={text[:20]}: "
                             "keep the right one.")  # fmt: skip
     return found[0] if found else None
 
@@ -132,19 +141,19 @@ def _check_rank(declared: tuple[str, Any] | None, ranks: Mapping[str, int], wher
     if ranks and rank not in ranks.values():
         module, real = next(iter(ranks.items()))
         raise UserError(
-            f"{where}: its metadata say {declared[0]}={rank:g}, {module} has rank {real}: they are another LoRA's, "
-            "so its strength is unknown: get the file anew."
+            f"{where}: its metadata set {declared[0]}={rank:g}, but {module} has rank {real}: they belong to another "
+            "LoRA, so its strength is unknown: download the file again."
         )
 
 
 def _refuse_unread(metadata: Mapping[str, str], args: Mapping[str, Any], where: str) -> None:
-    """Of a log that has to say the strength: what it says and isn't read."""
+    """Raises UserError if the log, on which the strength depends, has settings that aren't supported."""
     unread = [f"{_ARGS}.{k}" for k, v in args.items() if _is_of_strength(word(k)) and not is_off(v) and str(v) != "0"]
     if (algorithm := args.get("algo", "lora")) not in _PLAIN_ALGORITHMS:
         unread.append(f"{_ARGS}.algo={algorithm}")
     if unread:
         raise UserError(
-            f"{where}: its metadata say {', '.join(unread)} of layers without alpha, which isn't read here."
+            f"{where}: its metadata set {', '.join(unread)} for layers without alpha, which isn't supported."
         )
 
 
@@ -153,7 +162,8 @@ def _is_of_strength(name: str) -> bool:
 
 
 def _is_unread(key: str, value: str) -> bool:
-    """Whether a key speaks of strength and is read nowhere. Of a trainer's log that is what it says of its network."""
+    """Whether a key is about strength and isn't read anywhere. In a trainer's log that means its settings of the
+    network."""
     name = word(key)
     if name in (_ALPHA, _RANK, _ARGS) or name in _READ or name in CONFIGS or is_off(value):
         return False
@@ -163,7 +173,7 @@ def _is_unread(key: str, value: str) -> bool:
 
 
 def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
-    """Whether a factor says nothing new: 1, or under `scaling` the alpha / rank that all layers have."""
+    """Whether a factor adds nothing: it is 1, or it is under `scaling` and equals the alpha / rank of all layers."""
     try:
         factor = float(value)
     except ValueError:
@@ -173,9 +183,10 @@ def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[st
 
 
 def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
-    """What tables of settings under a tool's own keys say of alpha, rank or kind: path, name, value.
+    """The alphas, ranks and kinds in tables of a tool's own settings: path, name, value.
 
-    Of kohya's log the kind of network is one; the rest of it, and how an image was made, is none of a LoRA's strength.
+    Of kohya's log only the kind of network is among them. The rest of the log, and how a sample image was made, don't
+    concern a LoRA's strength.
     """
     own = {
         k: v for k, v in metadata.items() if not re.match(r"(ss|sshs|modelspec)_", word(k)) and word(k) not in CONFIGS
@@ -190,7 +201,7 @@ def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _is_real(name: str, value: Any, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
-    """Whether some layer has the alpha or rank that a setting says."""
+    """Whether at least one layer has the alpha or rank that a setting declares."""
     real = map(float, ranks.values()) if re.search("rank|dim", name) else alphas.values()
     try:
         declared = float(value)

@@ -1,4 +1,4 @@
-"""What peft's config says of a LoRA's strength: `adapter_config.json`, or the metadata that diffusers writes."""
+"""What peft's config declares about a LoRA's strength: `adapter_config.json`, or the metadata that diffusers writes."""
 
 import logging
 import math
@@ -12,12 +12,12 @@ from ldm.interop.files.name_tables import refuse
 from ldm.interop.files.values import number
 
 log = logging.getLogger("ldm")
-# read here, or about training, or about which layers have weights: the file's tensors say that
+# read here, or about training, or about which layers have weights, which the tensors show
 _KNOWN = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "lora_dropout", "task_type", "auto_mapping", "peft_version",
     "base_model_name_or_path", "revision", "inference_mode", "eva_config", "runtime_config",
-    "fan_in_fan_out",  # peft itself takes it for false of linear layers and convolutions
+    "fan_in_fan_out",  # peft itself sets it to false for linear layers and convolutions
     "megatron_config", "megatron_core", "qalora_group_size", "loftq_config",  # matter with settings that are refused
 )  # fmt: skip
 _FIXED = {
@@ -32,10 +32,10 @@ _MOST_REPEATS = 4  # in a pattern: matching takes a time that grows with this po
 
 
 def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
-    """Alpha by module, such that the change of a weight is alpha / rank * B A, for the modules of `ranks`.
+    """Alpha of each module of `ranks`, such that the change of a weight is alpha / rank * B A.
 
-    With `use_rslora` peft scales by lora_alpha / sqrt(rank) (Kalajdzievski 2023): alpha is lora_alpha sqrt(rank).
-    Raises UserError naming each setting that has no counterpart here, and where the config is another LoRA's.
+    With `use_rslora` peft scales by lora_alpha / sqrt(rank) (Kalajdzievski 2023), so alpha is lora_alpha sqrt(rank).
+    Raises UserError for each setting without a counterpart here, and if the config belongs to another LoRA.
     """
     refuse(config, _KNOWN, _FIXED, f"{where}: the LoRA")
     given_rank = None if config.get("r") is None else _number(config["r"], "r", where)
@@ -47,7 +47,7 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
         declared = _first(rank_of, module, given_rank)
         if declared is not None and declared != rank:
             raise UserError(
-                f"{where} says rank {declared:g} of {module}, whose weights have {rank}: it is another LoRA's; "
+                f"{where} declares rank {declared:g} for {module}, whose weights have {rank}: it is another LoRA's; "
                 "take it away, or get the one that belongs to this file."
             )
         alpha = _first(alpha_of, module, given_alpha)
@@ -69,7 +69,7 @@ def _flag(value: Any, key: str, where: str) -> bool:
 
 
 def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.Pattern[str], float]]:
-    """Each pattern, as peft matches it against the end of a module's name, with its number."""
+    """Each pattern with its number. peft matches a pattern against the end of a module's name."""
     given = config.get(key) or {}
     if not isinstance(given, Mapping):
         raise UserError(f"{where}: {key} is a {type(given).__name__}, where a number by module belongs.")
@@ -77,13 +77,13 @@ def _patterns(config: Mapping[str, Any], key: str, where: str) -> list[tuple[re.
 
 
 def warn_of_unused(config: Mapping[str, Any], modules: Iterable[str], where: str) -> None:
-    """Warns of a config's patterns that match none of `modules`, the layers that have weights."""
+    """Warns of patterns in a config that match none of `modules`, the layers that have weights."""
     names = [name for module in modules for name in spellings(module)]
     for key in ("rank_pattern", "alpha_pattern"):
         own = _patterns(config, key, where)
         if idle := [p.pattern for p, _ in own if not any(map(p.match, names))]:
             shown = ", ".join(text.removeprefix(_BEFORE + "(").removesuffix(")$") for text in idle[:4])
-            log.warning("%s: %s means no layer of the LoRA by %s", where, key, shown)
+            log.warning("%s: %s has patterns that match no layer of the LoRA: %s", where, key, shown)
 
 
 def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
@@ -97,13 +97,13 @@ def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
 
 
 def _first(patterns: list[tuple[re.Pattern[str], float]], module: str, default: float | None) -> float | None:
-    """The number of the first pattern that means the module, under either spelling.
+    """The number of the first pattern that matches the module, under either spelling.
 
-    peft writes patterns sorted by name, whatever their order when it trained: where several differ it is said.
+    peft writes patterns sorted by name, whatever their order was in training, so a warning names several that differ.
     """
     fitting = [value for pattern, value in patterns if any(pattern.match(name) for name in spellings(module))]
     if len(set(fitting)) > 1:
         log.warning(
-            "several patterns of the LoRA's config mean %s: the first counts, %g, as in peft", module, fitting[0]
+            "several patterns of the LoRA's config match %s: the first is used, %g, as in peft", module, fitting[0]
         )
     return fitting[0] if fitting else default

@@ -1,8 +1,8 @@
-"""How strong a LoRA is: alpha of each module, from all the places where tools write it.
+"""The strength of a LoRA: alpha of each module, from all the places where tools write it.
 
-peft's config, beside the file or in its metadata; tensors of the file (kohya, diffusers); plain numbers in its
-metadata; and of kohya's files without such tensors the log of their training (`lora_metadata`). Places that contradict
-each other are refused. Where none says it, alpha is the rank, which is the convention of diffusers and kohya.
+These are peft's config, beside the file or in its metadata; tensors of the file (kohya, diffusers); plain numbers in
+its metadata; and, for kohya's files without such tensors, the log of their training (`lora_metadata`). Places that
+contradict each other are refused. Without any, alpha is the rank, as in diffusers and kohya's tools.
 """
 
 import logging
@@ -31,10 +31,10 @@ def alphas(
     where: str,
     pefts: bool = False,
 ) -> dict[str, float]:
-    """Alpha by module of `downs`, the first matrices (rank, in).
+    """Alpha of each module of `downs`, the first matrices (rank, in).
 
-    `tensors` are alphas out of the file; `config` is peft's from beside it and where it lies. `pefts`: the file has
-    peft's names: without a config its strength is unknown.
+    `tensors` are the alphas in the file; `config` is the peft config beside it, with its path. `pefts`: the file has
+    peft's names, so that its strength is unknown without a config.
     """
     ranks = {module: down.shape[0] for module, down in downs.items()}
     declared: dict[str, Mapping[str, float]] = {}
@@ -53,13 +53,14 @@ def alphas(
     lora_metadata.check(metadata, whole, ranks, without_alpha=bool(without_alpha), where=where)
     if pefts and not found:
         log.warning(
-            "%s: adapter_config.json isn't beside it, which says its strength: alpha is taken for the rank", where
+            "%s: no adapter_config.json beside it gives its strength: alpha is taken to be the rank",
+            where,
         )
     return _with_warning_of_zeros(whole, where)
 
 
 def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str, float]:
-    """Alpha of each module by all places. Raises UserError where two places differ."""
+    """Alpha of each module from all places. Raises UserError where two places differ."""
     found: dict[str, tuple[str, float]] = {}
     for place, values in declared.items():
         for module, alpha in values.items():
@@ -72,7 +73,8 @@ def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str
 
 
 def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
-    """By component: diffusers puts `unet.` and `text_encoder.` before the settings, peft says them of all layers."""
+    """Alpha by component: diffusers puts `unet.` and `text_encoder.` before the settings, peft's settings are for all
+    layers."""
     found: dict[str, float] = {}
     own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
     shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
@@ -85,18 +87,18 @@ def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) 
             peft_config.warn_of_unused(settings, short, where)
             found |= {start + m: alpha for m, alpha in peft_config.alphas(both, short, where).items()}
         elif short:
-            log.warning("%s says nothing of the %s: its alpha is taken for the rank", where, component)
+            log.warning("%s doesn't mention the %s: its alpha is taken to be the rank", where, component)
         elif settings:
-            log.warning("%s speaks of the %s, of which the file has no weights", where, component)
+            log.warning("%s configures the %s, but the file has no weights of it", where, component)
     return found
 
 
 def _joined(shared: Mapping[str, Any], own: Mapping[str, Any], component: str, where: str) -> dict[str, Any]:
-    """The settings for all components joined with those for one. Raises UserError where they differ."""
+    """The settings for all components joined with those for one component. Raises UserError where they differ."""
     for key in shared.keys() & own.keys():
         if shared[key] != own[key]:
             raise UserError(
-                f"{where} says {key}={shared[key]!r} of all parts and {component}.{key}={own[key]!r}: "
+                f"{where} has {key}={shared[key]!r} for all parts and {component}.{key}={own[key]!r}: "
                 "keep the right one."
             )
     return {**shared, **own}
@@ -109,7 +111,7 @@ def _under(values: Mapping[str, T], prefix: str) -> dict[str, T]:
 def _with_warning_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
     if zeros := [module for module, alpha in alphas.items() if alpha == 0]:
         log.warning(
-            "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 for the rank",
+            "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 to mean the rank",
             where, zeros[0], len(zeros),
         )  # fmt: skip
     return alphas

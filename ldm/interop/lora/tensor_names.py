@@ -1,4 +1,4 @@
-"""How tools call the parts of a LoRA."""
+"""The names that tools give to the parts of a LoRA."""
 
 import re
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ def is_of_text(name: str) -> bool:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """A tensor's module and what it is of it: A, B or alpha; None if it is nothing of a LoRA's."""
+    """A tensor's module, and which part of it the tensor is: A, B or alpha; None if it is no part of a LoRA."""
     name = name.removeprefix(_PEFT)
     name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)  # as peft calls them in memory
     # diffusers before 0.20: attn1.processor.to_q_lora.down.weight, self_attn.to_q_lora.down.weight
@@ -62,7 +62,7 @@ def split(name: str) -> tuple[str, str | None]:
 
 
 def unsupported(names: Iterable[str]) -> str:
-    """The kinds of adapter that tensors' names speak of and that aren't read here."""
+    """The kinds of adapter that these names of tensors indicate and that aren't supported here."""
     names = list(names)
     found = {kind: name for sign, kind in _OTHERS.items() for name in names if sign in name}
     return ", ".join(f"{kind} ({name})" for kind, name in found.items())

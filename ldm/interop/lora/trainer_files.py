@@ -1,4 +1,4 @@
-"""Settings that ai-toolkit leaves in a `config.yaml` beside a LoRA, compared with the LoRA's weights."""
+"""Settings in the `config.yaml` that ai-toolkit writes beside a LoRA, compared with the LoRA's weights."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ from ldm.common.errors import UserError, printable
 from ldm.interop.files.beside_checkpoint import settings_in
 
 log = logging.getLogger("ldm")
-_RANKS = {"rank": False, "linear": False, "conv": True}  # whether a setting is of convolutions
+_RANKS = {"rank": False, "linear": False, "conv": True}  # whether a setting is for convolutions
 _ALPHAS = {"alpha": False, "linear_alpha": False, "conv_alpha": True}
 
 
 def warn_of_differences(
     path: str | Path, alphas: Mapping[str, float], ranks: Mapping[str, int], has_convolutions: bool
 ) -> None:
-    """Warns, in one line, of ranks and alphas in ai-toolkit's config that no layer has: the weights count.
+    """Warns, in one line, of ranks and alphas in ai-toolkit's config that no layer has. The weights are used.
 
-    ai-toolkit writes alpha as tensors where it scales by it; of files without them it takes alpha for the rank
-    whatever its config says, and so does `strength.alphas`.
+    ai-toolkit writes alpha as tensors where it scales by it. For files without them it takes alpha to be the rank,
+    whatever its config declares, and so does `strength.alphas`.
     """
     file = Path(path).with_name("config.yaml")
     if not file.is_file():
@@ -27,7 +27,7 @@ def warn_of_differences(
     try:
         networks = list(_networks(settings_in(file)))
     except UserError as error:
-        log.warning("%s: the settings beside it aren't read: %s", path, error)
+        log.warning("%s: the settings beside it can't be read: %s", path, error)
         return
     known: dict[str, set[float]] = dict.fromkeys(_RANKS, {float(rank) for rank in ranks.values()})
     known |= dict.fromkeys(_ALPHAS, set(alphas.values()))
@@ -38,11 +38,13 @@ def warn_of_differences(
         if network.get(key) is not None and network[key] not in known[key] and (has_convolutions or not is_convolutions)
     ]
     if different:
-        log.warning("%s: %s beside it says %s, the weights differ: they count", path, file.name, ", ".join(different))
+        log.warning(
+            "%s: %s beside it declares %s, but the weights differ: they are used", path, file.name, ", ".join(different)
+        )
 
 
 def _networks(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The `network` section of each process in ai-toolkit's config; of other tools' configs none."""
+    """The `network` section of each process in ai-toolkit's config; empty for the configs of other tools."""
     config = settings.get("config")
     processes = config.get("process") if isinstance(config, Mapping) else None
     for process in processes if isinstance(processes, list) else []:

@@ -1,1 +1,1 @@
-"""One network, encoder or scheduler at a time, from another tool's names and settings to ours and back."""
+"""One network, encoder or scheduler per file: names and settings of another tool converted to ours and back."""

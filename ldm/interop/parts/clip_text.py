@@ -1,6 +1,6 @@
 """The text encoder inside a Stable Diffusion checkpoint: CLIP under transformers' names (1.x) or OpenCLIP's (2.x).
 
-From there to the model; `to_clip` is the way back.
+This is the way in; `to_clip` is the way out.
 """
 
 from collections.abc import Mapping
@@ -25,10 +25,11 @@ PROJECTION = "text_projection.weight"
 
 
 def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, declared: Mapping[str, Any]) -> FrozenText:
-    """The text encoder of a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as `declared`.
+    """The text encoder from a checkpoint's weights (prefix removed), with the tokenizer in `folder`, read as
+    `declared`.
 
-    Without weights the encoder is the folder's. `folder` is a pipeline's, with `tokenizer` and perhaps `text_encoder`
-    within, or the tokenizer's own.
+    Without weights, the encoder in the folder is used. `folder` is either that of a pipeline, with `tokenizer` and
+    perhaps `text_encoder` in it, or that of the tokenizer itself.
     """
     tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder
     encoder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
@@ -47,8 +48,11 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, declared: 
 def encoder_from_weights(
     weights: Mapping[str, Tensor], encoder: Path, tokenizer: Path, where: Path, options: Mapping[str, Any]
 ) -> FrozenText:
-    """A text encoder with `weights`, under transformers' names without `text_model.`, in memory. What these don't say
-    of it is in the config in the folder `encoder`; `options` are how it is read."""
+    """A text encoder in memory with `weights`, under transformers' names without `text_model.`.
+
+    What the weights don't determine comes from the config in the folder `encoder`; `options` are how the encoder is
+    read.
+    """
     model = _build(weights, encoder, str(where), bool(options.get("projected")))
     length, dim = weights["embeddings.position_embedding.weight"].shape
     sizes = {"length": int(length), "masked": False, "dim": int(dim)}
@@ -59,17 +63,17 @@ def encoder_from_weights(
 
 
 def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stable Diffusion 1: transformers' own names under a prefix, with `text_model.` or, written by new ones, without.
+    """Stable Diffusion 1's weights as transformers names them: files have these names under a prefix, which is removed.
 
-    Returned without.
+    `text_model.`, which files written by newer versions lack, is removed too.
     """
     named = {n.removeprefix(_FIRST).removeprefix(TEXT_MODEL): t for n, t in state.items() if n.startswith(_FIRST)}
     return {n: t for n, t in named.items() if not n.endswith("position_ids")}
 
 
 def second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
-    """Stable Diffusion 2 and XL: OpenCLIP's names, and query, key and value in one. The last block isn't used, so it
-    goes, unless the `whole` is wanted, with the projection."""
+    """Stable Diffusion 2's and XL's weights as transformers names them: files have OpenCLIP's names, and query, key and
+    value in one matrix. The last block isn't used, so it is left out, unless `whole`, with the projection."""
     layers = len(indices(state, "model.transformer.resblocks.")) - (not whole)
     last = f"model.transformer.resblocks.{layers}."
     kept = {n: t for n, t in state.items() if not n.startswith((last, *_IDLE))}
@@ -94,7 +98,7 @@ def _table(theirs: list[str], layers: int) -> dict[str, str]:
 
 
 def _build(weights: Mapping[str, Tensor], folder: Path, where: str, projected: bool = False) -> Any:
-    """A CLIPTextModel with `weights`. Sizes are read off them; what leaves no trace comes from the folder's config."""
+    """A CLIPTextModel with `weights`, which determine its sizes; other settings come from the config in the folder."""
     import transformers
     from transformers import CLIPTextConfig
 
@@ -109,7 +113,7 @@ def _build(weights: Mapping[str, Tensor], folder: Path, where: str, projected: b
     named = {n if n == PROJECTION else prefix + n: t for n, t in weights.items()}
     report_mismatch(wanted, named, f"{where}: the text encoder")
     refuse_not_finite(named, f"{where}: the text encoder")
-    model = cls(CLIPTextConfig(**config))  # buffers that no file has need memory
+    model = cls(CLIPTextConfig(**config))  # off the meta device, as no file holds its buffers
     model.load_state_dict(named, assign=True)
     return model
 

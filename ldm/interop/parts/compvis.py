@@ -1,4 +1,4 @@
-"""The names of CompVis's checkpoints (LDM, Stable Diffusion 1 and 2) for parts of any depth, as tables."""
+"""The names in CompVis's checkpoints (LDM, Stable Diffusion 1 and 2), as tables for networks of any depth."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,7 +35,7 @@ CLIP_BLOCK = {
 
 
 def encoder_modules(levels: int, blocks: int) -> dict[str, str]:
-    """Where the U-Net's first half goes: {ours: CompVis's}. A ControlNet's is the same."""
+    """{ours: CompVis's} for the modules in the first half of the U-Net, which a ControlNet has too."""
     modules = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -57,7 +57,7 @@ def encoder_modules(levels: int, blocks: int) -> dict[str, str]:
 
 
 def unet_modules(attends: list[bool], blocks: int) -> dict[str, str]:
-    """Where every module of a U-Net goes; `attends` says which levels hold transformers, the finest first."""
+    """{ours: CompVis's} for all modules of a U-Net; `attends` tells which levels have transformers, finest first."""
     levels = len(attends)
     modules = encoder_modules(levels, blocks) | {"conv_norm_out": "out.0", "conv_out": "out.2"}
     for i in range(levels):
@@ -71,19 +71,22 @@ def unet_modules(attends: list[bool], blocks: int) -> dict[str, str]:
 
 
 def controlnet_modules(levels: int, blocks: int, hints: int = 6) -> dict[str, str]:
-    """Where every module of a ControlNet goes; its hint encoder has `hints` convolutions between first and last."""
+    """{ours: CompVis's} for all modules of a ControlNet, with `hints` convolutions between the first and the last of
+    its hint encoder."""
     modules = encoder_modules(levels, blocks) | {
         "controlnet_mid_block": "middle_block_out.0",
         "controlnet_cond_embedding.conv_in": "input_hint_block.0",
         "controlnet_cond_embedding.conv_out": f"input_hint_block.{2 * hints + 2}",
     }
-    outputs = levels * (blocks + 1)  # conv_in's, then each level's blocks and, but for the last, its downsampler
+    outputs = levels * (
+        blocks + 1
+    )  # after conv_in, and after the blocks and the downsampler of each level; the last has no downsampler
     modules |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(outputs)}
     return modules | {f"controlnet_cond_embedding.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(hints)}
 
 
 def vae_modules(levels: int, blocks: int) -> dict[str, str]:
-    """Where every module of an autoencoder goes."""
+    """{ours: CompVis's} for all modules of an autoencoder."""
     modules: dict[str, str] = {}
     for side in ("encoder", "decoder"):
         modules |= {f"{side}.mid_block.resnets.{j}": f"{side}.mid.block_{j + 1}" for j in (0, 1)}
@@ -99,12 +102,12 @@ def vae_modules(levels: int, blocks: int) -> dict[str, str]:
 
 
 def ema_name(name: str) -> str:
-    """Under which name a checkpoint keeps the EMA of `name` (which begins with `model.`)."""
+    """The name under which a checkpoint stores the average of the weight `name`, which begins with `model.`."""
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
 def like(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in the shapes of `wanted`, where a 1x1 convolution stands for a linear layer or the other way round."""
+    """Weights in the shapes of `wanted`: 1x1 convolutions and linear layers are converted into each other."""
     return {name: _like(tensor, wanted.get(name)) for name, tensor in state.items()}
 
 
@@ -117,22 +120,22 @@ def _like(tensor: Tensor, wanted: Tensor | None) -> Tensor:
 
 
 def open_clip_modules(layers: int) -> dict[str, str]:
-    """Where the modules of transformers' CLIP text model go in OpenCLIP (Stable Diffusion 2).
+    """{transformers': OpenCLIP's} for the modules of CLIP's text model (Stable Diffusion 2).
 
-    Queries, keys and values aren't here: OpenCLIP has them in one matrix, `attn.in_proj`.
+    Queries, keys and values are missing: OpenCLIP has them in one matrix, `attn.in_proj`.
     """
     modules = {f"encoder.layers.{i}": f"model.transformer.resblocks.{i}" for i in range(layers)}
     return modules | {"final_layer_norm": "model.ln_final", "embeddings.token_embedding": "model.token_embedding"}
 
 
 def indices(names: Iterable[str], prefix: str) -> list[int]:
-    """The numbers that follow `prefix` in `names`, rising."""
+    """The distinct numbers that follow `prefix` in `names`, in increasing order."""
     tails = (name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix))
     return sorted({int(tail) for tail in tails if tail.isdigit()})
 
 
 def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
-    """{ours: CompVis's} for every weight of a U-Net or ControlNet; parts are renamed in residual blocks alone."""
+    """{ours: CompVis's} for every weight of a U-Net or ControlNet. Only residual blocks have parts of other names."""
     blocks = {name for name in names if ".resnets." in name}
     table = by_prefix(blocks, modules, UNET_RESNET)
     return table | by_prefix(set(names) - blocks, modules, {})

@@ -1,4 +1,4 @@
-"""What a CompVis checkpoint is, read off the names and shapes of its weights: it carries no config."""
+"""What a CompVis checkpoint is, by the names and shapes of its weights: it has no config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from ldm.interop.parts.compvis import indices
 def unet_spec(
     state: Mapping[str, Tensor], heads: int | None, head_dim: int | None
 ) -> tuple[dict[str, Any], list[bool]]:
-    """The spec of our UNet for CompVis's weights (prefix removed), and which levels attend.
+    """The spec of our UNet for CompVis's weights (prefix removed), and which levels have attention.
 
-    Head counts leave no trace in the weights: 8 everywhere as in Stable Diffusion 1, or 64 channels a head where the
-    projections are linear as in Stable Diffusion 2, unless `heads` or `head_dim` say otherwise.
+    The weights don't show head counts: unless `heads` or `head_dim` are given, they are 8 everywhere, as in Stable
+    Diffusion 1, or one per 64 channels where the projections are linear, as in Stable Diffusion 2.
     """
     refuse_unknown(state)
     blocks = _blocks(state)
@@ -53,9 +53,9 @@ def unet_spec(
 
 
 def _check_heads(widths: list[int], attends: list[bool], heads: int | None, head_dim: int | None) -> None:
-    """Refuses two answers to one question, and heads that a width can't be split into."""
+    """Refuses `heads` together with `head_dim`, and heads that don't divide a width."""
     if heads and head_dim:
-        raise UserError(f"heads={heads} and head_dim={head_dim} are two ways to say one thing: give one of them.")
+        raise UserError(f"heads={heads} and head_dim={head_dim} set the same thing: give one of them.")
     for i, (width, attend) in enumerate(zip(widths, attends, strict=True)):
         if (attend or i == len(widths) - 1) and (width % (head_dim or 1) or width % (heads or 1)):
             given = f"head_dim={head_dim}" if head_dim else f"heads={heads}"
@@ -63,7 +63,7 @@ def _check_heads(widths: list[int], attends: list[bool], heads: int | None, head
 
 
 def refuse_unknown(state: Mapping[str, Tensor]) -> None:
-    """Refuses U-Nets of CompVis that ours isn't, by what is different."""
+    """Refuses U-Nets of CompVis that our UNet can't represent, and says what differs."""
     if any(".qkv." in name for name in state):
         raise UserError("the U-Net can't be represented here: its attention blocks aren't transformers (qkv).")
     if "middle_block.1.proj_in.weight" not in state:
@@ -76,11 +76,17 @@ def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if not levels:
         raise UserError("the autoencoder can't be represented here: it isn't an AutoencoderKL of CompVis's kind.")
     if odd := [i for i in levels if any(n.startswith(f"encoder.down.{i}.attn.") for n in state)]:
-        raise UserError(f"the autoencoder can't be represented here: it attends at level {odd[0]}, ours in the middle.")
+        raise UserError(
+            f"the autoencoder can't be represented here: it has attention at level {odd[0]}, ours only in the middle."
+        )
     moments, z = state["encoder.conv_out.weight"].shape[0], state["decoder.conv_in.weight"].shape[1]
-    convs = "quant_conv.weight" in state or "post_quant_conv.weight" in state  # Stable Diffusion 3's and Flux' has none
+    convs = (
+        "quant_conv.weight" in state or "post_quant_conv.weight" in state
+    )  # Stable Diffusion 3's and Flux's have none
     if moments != (state["quant_conv.weight"].shape[0] if convs else 2 * z):
-        raise UserError("the autoencoder can't be represented here: embed_dim isn't z_channels, or it is quantised.")
+        raise UserError(
+            "the autoencoder can't be represented here: embed_dim isn't z_channels, or its latents are quantised."
+        )
     return {
         "class": "AutoencoderKL",
         "in_channels": state["encoder.conv_in.weight"].shape[1],
@@ -94,6 +100,6 @@ def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _blocks(state: Mapping[str, Tensor]) -> int:
-    """Residual blocks a level: what comes before the first downsampling, or all there is of a single level."""
+    """Residual blocks per level: those before the first downsampling, or all if there is a single level."""
     ops = [k for k in indices(state, "input_blocks.") if f"input_blocks.{k}.0.op.weight" in state]
     return (ops[0] if ops else len(indices(state, "input_blocks."))) - 1

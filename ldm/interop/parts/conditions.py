@@ -1,4 +1,4 @@
-"""The conditions that a pipeline of diffusers has: a text encoder, Stable Diffusion XL's two and sizes, or none."""
+"""The conditions of a diffusers pipeline: a text encoder, Stable Diffusion XL's two with image sizes, or none."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def of_pipeline(
 
 
 def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
-    """A pipeline's text encoder as Stable Diffusion uses it, unless `options` say otherwise: padded, without a mask."""
+    """A pipeline's text encoder as Stable Diffusion uses it, padded and without a mask, unless `options` differ."""
     file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
     length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
     limit = read_json(file).get("model_max_length") if file.is_file() else None
@@ -41,18 +41,18 @@ def _xl(folder: Path, present: set[str], index: Mapping[str, Any], network: Any,
         )
     if missing := [part for part in ("text_encoder_2", "tokenizer", "tokenizer_2") if part not in present]:
         raise UserError(
-            f"{where}: {', '.join(missing)} is missing, of which its U-Net (addition_embed_type) or its class, "
-            f"{index.get('_class_name')}, speaks."
+            f"{where}: {', '.join(missing)} is missing, which its U-Net (addition_embed_type) or its class, "
+            f"{index.get('_class_name')}, needs."
         )
     if not sdxl.is_xl_unet(network):
         raise UserError(f"{where} has a second text encoder, which the U-Net doesn't read (addition_embed_type).")
     if index.get("text"):
-        raise UserError(f"{where}: text says how one text encoder is read, and there are two: take it out.")
+        raise UserError(f"{where}: text describes how one text encoder is read, but there are two: remove it.")
     encoders = [
         text_part(folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}", reading)
         for suffix, reading in zip(("", "_2"), sdxl.READINGS, strict=True)
     ]
-    # diffusers' class takes true where the index doesn't say it
+    # the default of diffusers' class
     zeros = bool(index.get("force_zeros_for_empty_prompt", True))
     found = sdxl.conditioner(encoders, zeros, network.size_features, size)
     sdxl.check_fit(network, found, str(where))

@@ -1,5 +1,7 @@
-"""The settings of diffusers' ControlNetModel and of our ControlNet, each from the other. The weights' names are equal,
-and CompVis's differ by a table."""
+"""The settings of diffusers' ControlNetModel and of our ControlNet, converted in both directions.
+
+The names of weights are the same, and a table maps them to CompVis's.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +19,16 @@ from ldm.networks import ControlNet
 from ldm.networks.controlnet import HINT_WIDTHS
 
 COMPVIS = "control_model."
-_TABLE = {"num_class_embeds": True}  # CompVis's classes are a table too
+_TABLE = {"num_class_embeds": True}  # CompVis has a table of classes too
 _HINT = ("conditioning_channels", "conditioning_embedding_out_channels")
 _FIXED = {"controlnet_conditioning_channel_order": "rgb", "global_pool_conditions": False}
 _OF_THE_WAY_UP = ("out_channels", "up_block_types", "sample_size", "dropout")
 
 
 def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of our ControlNet that computes what a ControlNetModel of `config` does.
+    """The spec of our ControlNet that computes the same as a ControlNetModel with `config`.
 
-    One that was made for an inpainting base has all of that base's channels as its own.
+    One that was made for an inpainting base has all channels of that base as its own.
     """
     for key, value in _FIXED.items():
         if config.get(key, value) not in (value, None):
@@ -49,8 +51,10 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str, Any]:
-    """The config of a ControlNetModel that computes what `net` does. Raises UserError where none does. `size_features`
-    is as for `unet.to_diffusers`."""
+    """The config of a ControlNetModel that computes the same as `net`. Raises UserError if there is none.
+
+    `size_features` is as for `unet_config.to_diffusers`.
+    """
     if reasons := obstacles(net):
         raise UserError(f"the ControlNet is no ControlNetModel: {'; '.join(reasons)}.")
     features = size_features or getattr(net, "size_features", None)
@@ -65,12 +69,12 @@ def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str,
 
 
 def weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights as diffusers', or diffusers' as ours, for a model of diffusers' `config`: the map is its inverse."""
+    """Our weights as diffusers', or diffusers' as ours, for `config`: the same function does both."""
     return unet_config.weights(state, config)
 
 
 def obstacles(net: ControlNet) -> list[str]:
-    """Why `net` is no ControlNetModel; empty if it is."""
+    """Why `net` can't be a ControlNetModel; empty if it can."""
     network = _network(net)
     reasons = unet_config.obstacles(network)
     if net.class_embedding is not None and net.class_embedding.bias is not None:
@@ -96,7 +100,7 @@ def to_compvis(net: ControlNet) -> dict[str, Tensor]:
 def from_compvis(
     state: Mapping[str, Tensor], where: str, heads: int | None = None, head_dim: int | None = None
 ) -> ControlNet:
-    """The ControlNet in a checkpoint of CompVis's kind; what head counts are, see `infer.unet_spec`."""
+    """The ControlNet in a CompVis checkpoint; for `heads` and `head_dim` see `compvis_shapes.unet_spec`."""
     state = {name.removeprefix(COMPVIS): tensor for name, tensor in state.items() if name.startswith(COMPVIS)}
     channels = state["input_blocks.0.0.weight"].shape[1]
     network, _ = compvis_shapes.unet_spec({**state, "out.2.weight": torch.empty(channels)}, heads, head_dim)
@@ -117,6 +121,6 @@ def from_compvis(
 
 
 def _network(net: ControlNet) -> Any:
-    """The U-Net whose encoder `net` is a copy of, without memory: what its config is read off."""
+    """The U-Net whose encoder `net` copies, without memory, to read its config from."""
     with torch.device("meta"):
         return build(net._spec["network"])

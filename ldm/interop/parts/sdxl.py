@@ -1,5 +1,5 @@
-"""Stable Diffusion XL's conditions: two text encoders whose last but one layers are joined, the second's projected
-pooled state, and the image's sizes."""
+"""Stable Diffusion XL's conditions: the joined penultimate layers of two text encoders, the projected pooled state of
+the second one, and the image's sizes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,17 @@ from ldm.conditioning import Conditioner, FrozenText, ImageSize, JoinedText
 from ldm.networks import UNet
 
 LAYER = {"clip_skip": 2, "final_norm": False}  # how both encoders are read
-POOL = {"pooled": True, "projected": True}  # and the second one beside
+POOL = {"pooled": True, "projected": True}  # of the second one in addition
 READINGS: tuple[dict[str, Any], ...] = (LAYER, LAYER | POOL)
 FACTOR = 0.13025  # that latents are multiplied by
 GUIDANCE = 5.0
 
 
 def conditioner(encoders: list[FrozenText], zeros: bool, features: int, size: tuple[int, int]) -> Conditioner:
-    """Of two encoders, read as `READINGS` says. `size` is the images', `zeros` whether no prompt is zeros."""
+    """The conditioner of two encoders, read as in `READINGS`.
+
+    `size` is the size of the images; `zeros`: no prompt is represented by zeros.
+    """
     return Conditioner({"text": JoinedText(encoders, zeros), "size": ImageSize(features, list(size))})
 
 
@@ -30,7 +33,7 @@ def check_fit(network: Any, found: Conditioner, where: str) -> None:
 
 
 def encoders_of(found: Conditioner) -> list[FrozenText]:
-    """The two text encoders of conditions that are Stable Diffusion XL's; of others none."""
+    """The two text encoders of Stable Diffusion XL's conditions; empty for other conditions."""
     text, size = (list(found.parts.values()) + [None, None])[:2]
     is_xl = len(found.parts) == 2 and isinstance(text, JoinedText) and isinstance(size, ImageSize)
     return list(text.encoders) if is_xl and isinstance(text, JoinedText) else []
@@ -46,24 +49,24 @@ def obstacles(found: Conditioner) -> list[str]:
     for part, wanted, cls, which in zip(encoders, READINGS, classes, ("first", "second"), strict=True):
         own = {key: getattr(part, key) for key in (*LAYER, *POOL)}
         if own != {"pooled": False, "projected": False} | wanted:
-            reasons.append(f"its {which} text encoder is read otherwise ({_settings(wanted)})")
+            reasons.append(f"its {which} text encoder isn't read as there ({_settings(wanted)})")
         if type(part.encoder).__name__ != cls:
             reasons.append(f"its {which} text encoder is a {type(part.encoder).__name__}, not a {cls}")
     return reasons
 
 
 def features_of(found: Conditioner) -> int | None:
-    """How many numbers stand for each of the sizes."""
+    """The number of features of each size."""
     return next((part.features for part in found.parts.values() if isinstance(part, ImageSize)), None)
 
 
 def zeros_of(found: Conditioner) -> bool:
-    """Whether no prompt is zeros."""
+    """Whether no prompt is represented by zeros."""
     return any(part.nothing != "" for part in found.parts.values())
 
 
 def is_xl_unet(network: Any) -> bool:
-    """Whether a U-Net reads its vector through two layers."""
+    """Whether a U-Net has two layers for its vector."""
     return isinstance(network, UNet) and network.add_embedding is not None
 
 

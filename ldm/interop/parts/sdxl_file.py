@@ -18,7 +18,7 @@ SIZE = 1024
 FEATURES = 256
 _REFINER = f"{TEXT}0.model."
 _SIGMAS = "denoiser.sigmas"
-ACTIVATIONS = ("quick_gelu", "gelu")  # of the two encoders, which no file says
+ACTIVATIONS = ("quick_gelu", "gelu")  # of the two encoders; no file declares them
 
 
 def is_xl(names: Iterable[str]) -> bool:
@@ -33,7 +33,8 @@ def refuse_refiner(names: Iterable[str], where: str) -> None:
 
 
 def check_sigmas(state: dict[str, Tensor], parameterization: Any, where: str) -> None:
-    """Takes the table of noise levels out of `state`. Raises UserError for another than the model's own."""
+    """Removes the table of noise levels from `state`. Raises UserError if it isn't the table of the
+    parameterization."""
     table = state.pop(_SIGMAS, None)
     schedule = getattr(parameterization, "schedule", None)
     if table is None:
@@ -42,7 +43,7 @@ def check_sigmas(state: dict[str, Tensor], parameterization: Any, where: str) ->
     own = torch.empty(0) if schedule is None else schedule.alphas_cumprod.double()
     if len(own) != len(abar) or not torch.allclose(abar.sort().values, own.sort().values, rtol=2e-2, atol=1e-4):
         raise UserError(
-            f"{where} can't be represented here: it says {_SIGMAS}, which aren't its schedule's noise levels."
+            f"{where} can't be represented here: it holds {_SIGMAS}, which aren't its schedule's noise levels."
         )
 
 
@@ -50,7 +51,7 @@ def conditioner(
     state: Mapping[str, Tensor], folder: Path, path: Path, network: Any, size: tuple[int, int]
 ) -> Conditioner:
     """The two text encoders of a file's weights (prefix removed), with the tokenizers in `folder`, a pipeline's, and
-    the sizes of the images."""
+    the image sizes."""
     parts = []
     for i, (names, suffix) in enumerate((("transformer.", ""), ("model.", "_2"))):
         weights = {n.removeprefix(f"{i}."): t for n, t in state.items() if n.startswith(f"{i}.{names}")}
@@ -62,7 +63,7 @@ def conditioner(
         ours = first_names(weights) if i == 0 else second_names(weights, whole=True)
         parts.append(encoder_from_weights(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
     if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
-        raise UserError(f"{path} can't be represented here: it says {TEXT}{unread[0]}, which isn't read.")
+        raise UserError(f"{path} can't be represented here: it holds {TEXT}{unread[0]}, which isn't supported.")
     text = sum(part.vector_dim or 0 for part in parts)
     features = (network.vector_dim - text) // 6 if network.vector_dim else FEATURES
     found = sdxl.conditioner(parts, True, max(features, 2), size)
@@ -71,7 +72,7 @@ def conditioner(
 
 
 def to_text(encoders: list[FrozenText]) -> dict[str, Tensor]:
-    """Both encoders' weights under the names of the file."""
+    """The weights of both encoders under the file's names."""
     first, second = (part.encoder.state_dict() for part in encoders)
     named = {f"0.{name}": tensor for name, tensor in to_first_names(first).items()}
     named |= {f"1.{name}": tensor for name, tensor in to_second_names(second, whole=True).items()}
@@ -79,7 +80,7 @@ def to_text(encoders: list[FrozenText]) -> dict[str, Tensor]:
 
 
 def obstacles(network: Any, found: Conditioner) -> list[str]:
-    """Why conditions, of two encoders, are none of Stable Diffusion XL's file."""
+    """Why conditions with two encoders can't be stored in a Stable Diffusion XL file."""
     reasons = sdxl.obstacles(found)
     if not sdxl.is_xl_unet(network):
         reasons.append("the U-Net reads its vector through one layer (network.vector_layers=2)")
@@ -88,7 +89,7 @@ def obstacles(network: Any, found: Conditioner) -> list[str]:
         if part.limit(part.tokenizer) != config.max_position_embeddings:
             reasons.append(f"its captions aren't padded to {config.max_position_embeddings} tokens (length)")
         if config.hidden_act != wanted:
-            reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, where readers take {wanted}")
+            reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, and readers assume {wanted}")
     if found.parts and not sdxl.zeros_of(found):
-        reasons.append("no prompt is the empty one's states, where readers take zeros (JoinedText's zeros=true)")
+        reasons.append("no prompt is the empty one's states, and readers assume zeros (JoinedText's zeros=true)")
     return reasons

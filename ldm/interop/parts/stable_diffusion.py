@@ -1,5 +1,5 @@
-"""What a single file of Stable Diffusion 1 or 2 can hold: no settings, so what leaves no trace in names and shapes of
-the weights has to be as every reader takes it."""
+"""What a single Stable Diffusion 1 or 2 file can hold. It has no settings, so whatever the names and shapes of the
+weights don't show must be as all readers assume."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,7 @@ _CLIPS["XL, first"] = _CLIPS["1"]
 
 
 def obstacles(model: Any) -> list[str]:
-    """By part why a whole model is no single file of Stable Diffusion's kind, with what would be; empty if it is."""
+    """By part, why a whole model can't be a single Stable Diffusion file, with what could; empty if it can."""
     found = [*of_unet(model.denoiser.network), *of_vae(model.first_stage)]
     if sdxl.encoders_of(model.conditioner):
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
@@ -45,7 +45,7 @@ def obstacles(model: Any) -> list[str]:
 
 
 def of_unet(network: nn.Module) -> list[str]:
-    """Why a network is no U-Net of Stable Diffusion's kind, with what would be; empty if it is."""
+    """Why a network isn't a Stable Diffusion U-Net, with what would be; empty if it is."""
     if not isinstance(network, UNet):
         return [f"the network is a {type(network).__name__} (train with network=unet)"]
     reasons = [f"the U-Net: {reason}" for reason in unet_config.obstacles(network)]
@@ -59,12 +59,12 @@ def of_unet(network: nn.Module) -> list[str]:
     odd = [i for i in levels if (attends[i] or i == levels[-1]) and heads[i] != wanted[i]]
     for i in odd[:1]:
         rule = "64 channels a head" if spec["linear_projection"] else "8 heads"
-        reasons.append(f"the U-Net has {heads[i]} heads at level {i}, where readers take {rule} (network.heads=)")
+        reasons.append(f"the U-Net has {heads[i]} heads at level {i}, and readers assume {rule} (network.heads=)")
     return reasons
 
 
 def of_vae(first_stage: nn.Module) -> list[str]:
-    """Why a first stage is no autoencoder of Stable Diffusion's kind; empty if it is."""
+    """Why a first stage isn't a Stable Diffusion autoencoder; empty if it is."""
     if not isinstance(first_stage, AutoencoderKL):
         return ["it generates pixels, without an autoencoder (train on one: vae=kl_f8)"]
     reasons = [f"the autoencoder: {reason} (train with vae=kl_f8)" for reason in vae_config.obstacles(first_stage)]
@@ -74,7 +74,7 @@ def of_vae(first_stage: nn.Module) -> list[str]:
 
 
 def of_text(model: Any) -> list[str]:
-    """Why a model's conditions are not those of Stable Diffusion's kind; empty if they are."""
+    """Why a model's conditions aren't Stable Diffusion's; empty if they are."""
     parts = dict(model.conditioner.parts)
     text = next(iter(parts.values()), None)
     if len(parts) != 1 or not isinstance(text, FrozenText):
@@ -106,7 +106,7 @@ def _of_noise(parameterization: Any) -> list[str]:
 
 
 def version_of(model: Any) -> str:
-    """By whose names the text encoder goes: "1" for CLIP's own, "2" for OpenCLIP's; "XL" for both."""
+    """ "1" where the text encoder has CLIP's own names, "2" for OpenCLIP's, "XL" for both."""
     if sdxl.encoders_of(model.conditioner):
         return "XL"
     (text,) = model.conditioner.parts.values()
@@ -114,7 +114,7 @@ def version_of(model: Any) -> str:
 
 
 def differences(model: Any, version: str) -> list[str]:
-    """What differs from Stable Diffusion `version` in size: ldm and diffusers read it, web UIs know its sizes alone."""
+    """How sizes differ from Stable Diffusion `version`. ldm and diffusers read any sizes, web UIs only those."""
     network, first_stage = _sizes(model.denoiser.network), _sizes(model.first_stage)
     encoders = sdxl.encoders_of(model.conditioner) or list(model.conditioner.parts.values())
     wanted = ("XL, first", "XL, second") if version == "XL" else (version,)
@@ -130,7 +130,7 @@ def differences(model: Any, version: str) -> list[str]:
 
 
 def _sizes(module: Any) -> dict[str, Any]:
-    """The spec of a U-Net or an autoencoder, each size a level."""
+    """The spec of a U-Net or an autoencoder, with sizes by level."""
     spec = unet_config.full_spec(module)
     if isinstance(module, AutoencoderKL):
         widths = [stage.resnets[0].conv1.out_channels for stage in module.encoder.down_blocks]  # type: ignore[index,union-attr]

@@ -1,4 +1,4 @@
-"""transformers' CLIP text model under its names inside a Stable Diffusion checkpoint: `clip_text` undone."""
+"""transformers' CLIP text model under its names inside a Stable Diffusion checkpoint: the inverse of `clip_text`."""
 
 from collections.abc import Mapping
 
@@ -14,15 +14,15 @@ _ATTENTION = tuple(f".self_attn.{part}_proj." for part in "qkv")
 
 
 def to_first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stable Diffusion 1: transformers' own names, with `text_model.`, under a prefix."""
+    """The names of Stable Diffusion 1: transformers' own, with `text_model.`, under a prefix."""
     return {f"transformer.{canonical(name)}": tensor for name, tensor in _weights(state).items()}
 
 
 def to_second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
-    """Stable Diffusion 2 and XL: OpenCLIP's names, and query, key and value in one.
+    """The names of Stable Diffusion 2 and XL: OpenCLIP's, with query, key and value in one matrix.
 
-    Files of 2 end with a block that no reader uses, and that readers expect: here it is a copy of the one before. Those
-    of XL have the `whole`, with the projection.
+    Files of 2 end with a block that readers expect and don't use; here it is a copy of the one before. Those of XL have
+    the `whole` encoder, with the projection.
     """
     ours = {name.removeprefix(TEXT_MODEL): tensor for name, tensor in _weights(state).items()}
     projection = ours.pop("text_projection.weight", None)

@@ -1,7 +1,7 @@
-"""The settings of diffusers' UNet2DConditionModel and of our UNet, each from the other. The weights' names are equal.
+"""The settings of diffusers' UNet2DConditionModel and of our UNet, converted in both directions.
 
-One weight differs: a table of classes (`num_class_embeds`, an embedding (N, E)) is here a linear map without bias of
-one-hot vectors, whose weight is (E, N).
+The names of weights are the same. One weight differs: a table of classes (`num_class_embeds`, an embedding (N, E)) is a
+linear map of one-hot vectors here, without bias, whose weight is (E, N).
 """
 
 import inspect
@@ -23,7 +23,7 @@ _KNOWN = (
     "time_cond_proj_dim",
     "upcast_attention",  # matters in half precision only
     "addition_embed_type", "addition_time_embed_dim",
-    "addition_embed_type_num_heads",  # of another addition_embed_type
+    "addition_embed_type_num_heads",  # for another addition_embed_type
 )  # fmt: skip
 _FIXED = {
     "flip_sin_to_cos": True,
@@ -47,12 +47,12 @@ _EXPORTED = {
 }  # fmt: skip
 _OF_SIZES = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
 CLASS_TABLE = "class_embedding.weight"
-SIZES = 6  # numbers that say an image's size, crop and target size
-SIZE_FEATURES = 256  # of each of them in SDXL
+SIZES = 6  # an image's height and width, crop and target size
+SIZE_FEATURES = 256  # features of each of them in SDXL
 
 
 def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of our UNet that computes what a UNet2DConditionModel of `config` does."""
+    """The spec of our UNet that computes the same as a UNet2DConditionModel with `config`."""
     refuse(config, _KNOWN, _FIXED, "the U-Net")
     widths = list(config.get("block_out_channels", (320, 640, 1280, 1280)))
     levels = len(widths)
@@ -60,8 +60,11 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     attends = _attends(config.get("down_block_types", default_down), "Down")
     rising = _attends(config.get("up_block_types", ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3), "Up")
     if rising != attends[::-1]:
-        raise UserError("the U-Net can't be represented here: its way up attends at other levels than its way down.")
-    counts = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers means a count by both
+        raise UserError(
+            "the U-Net can't be represented here: it has attention at other levels on the way up than on the way down."
+        )
+    # diffusers uses both names for the count
+    counts = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
     heads = [counts] * levels if isinstance(counts, int) else list(counts)
     in_channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 4)
     if in_channels < out_channels:
@@ -74,7 +77,7 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
         "blocks": _one(config.get("layers_per_block", 2), "layers_per_block"),
         "attention": attends,
         "depth": _depths(config.get("transformer_layers_per_block", 1), levels),
-        # a level without attention may have a width that its head count doesn't divide; the middle is the last level's
+        # Without attention, a level's width needn't be a multiple of its head count. The middle has the last level's.
         "heads": [h if a or i == levels - 1 else 1 for i, (h, a) in enumerate(zip(heads, attends, strict=True))],
         "context_dim": _one(config.get("cross_attention_dim", 1280), "cross_attention_dim"),
         "scale_shift": config.get("resnet_time_scale_shift", "default") == "scale_shift",
@@ -87,10 +90,10 @@ def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_diffusers(unet: UNet, sample_size: int | None = None, size_features: int | None = None) -> dict[str, Any]:
-    """The config of a UNet2DConditionModel that computes what `unet` does. Raises UserError where none does.
+    """The config of a UNet2DConditionModel that computes the same as `unet`. Raises UserError if there is none.
 
-    `size_features` is how many of the vector's numbers, at its end, stand for each of the six of sizes (SDXL); by
-    default as many as the file said that the U-Net came from, else SDXL's.
+    `size_features` is the number of features of each of the six sizes at the end of the vector (SDXL). By default it is
+    that of the file that the U-Net came from, else SDXL's.
     """
     if reasons := obstacles(unet):
         raise UserError(f"the U-Net is no UNet2DConditionModel: {'; '.join(reasons)}.")
@@ -132,20 +135,20 @@ def _text_time(unet: UNet, features: int | None) -> dict[str, Any]:
     features = features or getattr(unet, "size_features", None) or SIZE_FEATURES
     if (unet.vector_dim or 0) <= SIZES * features:
         raise UserError(
-            f"the U-Net is no UNet2DConditionModel: of its vector of {unet.vector_dim} numbers {SIZES * features} were "
-            "of sizes, and none of a text."
+            f"the U-Net is no UNet2DConditionModel: of its vector's {unet.vector_dim} numbers {SIZES * features} "
+            "are for sizes, which leaves none for a text."
         )
     return {"addition_embed_type": "text_time", "addition_time_embed_dim": features}
 
 
 def weights(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Our weights as diffusers', or diffusers' as ours, for a model of diffusers' `config`: the map is its inverse."""
+    """Our weights as diffusers', or diffusers' as ours, for `config`: the same function does both."""
     table = config.get("num_class_embeds") and not config.get("class_embed_type")
     return {k: v.T.contiguous() if table and k == CLASS_TABLE else v for k, v in state.items()}
 
 
 def obstacles(unet: UNet) -> list[str]:
-    """Why `unet` is no UNet2DConditionModel; empty if it is."""
+    """Why `unet` can't be a UNet2DConditionModel; empty if it can."""
     reasons = []
     if unet.context_dim is None:
         reasons.append("its attention reads no context, where UNet2DConditionModel always has cross-attention")
@@ -157,18 +160,18 @@ def obstacles(unet: UNet) -> list[str]:
 
 
 def full_spec(thing: Any) -> dict[str, Any]:
-    """The spec of an object with the defaults of what wasn't given."""
+    """The spec of an object, including the defaults of arguments that weren't given."""
     return signature_defaults(type(thing)) | spec_of(thing)
 
 
 def signature_defaults(cls: type) -> dict[str, Any]:
-    """The defaults of a class's constructor by argument."""
+    """The default of each argument of a class's constructor."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     return {k: p.default for k, p in parameters.items() if p.default is not p.empty}
 
 
 def per_level(value: Any, levels: int) -> list[int]:
-    """One number for each level, given one for all or a list."""
+    """A list of one number per level, from such a list or from one number for all."""
     return [value] * levels if isinstance(value, int) else list(value)
 
 

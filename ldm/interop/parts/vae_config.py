@@ -1,7 +1,8 @@
-"""The settings of diffusers' AutoencoderKL and of ours, each from the other. The weights' names are equal.
+"""The settings of diffusers' AutoencoderKL and of ours, converted in both directions. The names of weights are the
+same.
 
-Whitening: ours is per channel, outside of the autoencoder. Stock pipelines know one factor, so anything else is folded
-into `quant_conv` and `post_quant_conv`, which are linear: z' = (z - mean) / std.
+We whiten latents per channel, outside of the autoencoder. Stock pipelines have only one factor, so any other whitening
+is folded into `quant_conv` and `post_quant_conv`, which are linear: z' = (z - mean) / std.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of our AutoencoderKL that computes what diffusers' of `config` does."""
+    """The spec of our AutoencoderKL that computes the same as diffusers' with `config`."""
     refuse(config, _KNOWN, _FIXED, "the autoencoder")
     channels = config.get("in_channels", 3)
     if config.get("out_channels", 3) != channels:
@@ -58,9 +59,9 @@ def _has_convs(config: Mapping[str, Any]) -> tuple[bool, bool]:
 def to_diffusers(
     vae: AutoencoderKL, sample_size: int = 32, scaling_factor: float = 1.0, folded: bool = False
 ) -> dict[str, Any]:
-    """The config of a diffusers AutoencoderKL that computes what `vae` does. Raises UserError where none does.
+    """The config of a diffusers AutoencoderKL that computes the same as `vae`. Raises UserError if there is none.
 
-    `folded` weights (`fold`) have quantisation convolutions whether `vae` has or not.
+    `folded` weights (see `fold`) have quantisation convolutions even if `vae` has none.
     """
     if reasons := obstacles(vae):
         raise UserError(f"the autoencoder is no stock AutoencoderKL: {'; '.join(reasons)}.")
@@ -86,14 +87,15 @@ def to_diffusers(
 
 
 def obstacles(vae: AutoencoderKL) -> list[str]:
-    """Why `vae` is no stock AutoencoderKL; empty if it is."""
+    """Why `vae` can't be a stock AutoencoderKL; empty if it can."""
     defaults = signature_defaults(AutoencoderKL)
     others = {k: v for k, v in full_spec(vae).items() if k not in _EXPORTED}
     return [f"{k}={v!r}" for k, v in others.items() if v != defaults.get(k)]
 
 
 def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """diffusers' weights as ours: old attention names made new, one absent quantisation convolution as the identity."""
+    """diffusers' weights as ours: attention has today's names, and a single missing quantisation convolution becomes
+    the identity."""
     ours = {}
     for name, tensor in state.items():
         words = name.split(".")
@@ -108,13 +110,13 @@ def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any
 
 
 def _identity(name: str, z: int) -> dict[str, Tensor]:
-    """A quantisation convolution that changes nothing, of `z` latent channels."""
+    """A quantisation convolution of `z` latent channels that changes nothing."""
     width = 2 * z if name == "quant_conv" else z
     return {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
 
 
 def scaling_config(scaling: tuple[list[float], list[float]] | None) -> dict[str, Any]:
-    """The settings of a config by which latents are (z - mean) / std: one factor and shift where they say it."""
+    """The settings of a config that whitens latents to (z - mean) / std: one factor and shift where these suffice."""
     if scaling is None:
         return {}
     mean, std = scaling
@@ -124,13 +126,13 @@ def scaling_config(scaling: tuple[list[float], list[float]] | None) -> dict[str,
 
 
 def stock_factor(mean: Tensor, std: Tensor) -> float | None:
-    """The scaling_factor that says the same as this whitening, or None where one number doesn't."""
+    """The scaling_factor that equals this whitening, or None if a single number can't."""
     plain = bool((mean == 0).all()) and bool((std == std[0]).all())
     return 1 / std[0].item() if plain else None
 
 
 def fold(state: Mapping[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """Weights of an autoencoder with whitened latents: z' = (z - mean) / std, ln var' = ln var - 2 ln std."""
+    """The weights of an autoencoder whose latents are whitened: z' = (z - mean) / std, ln var' = ln var - 2 ln std."""
     mean, std = mean.double(), std.double()
     scale = torch.cat([1 / std, torch.ones_like(std)])  # (2 z,)
     offset = torch.cat([-mean / std, -2 * std.log()])

@@ -1,4 +1,4 @@
-"""diffusers' scheduler configs and our parameterizations with their sampling defaults, each from the other."""
+"""diffusers' scheduler configs and our parameterizations with their sampling defaults, converted in both directions."""
 
 from ldm.interop.schedulers.reading import from_diffusers, substituted_solver
 from ldm.interop.schedulers.writing import to_diffusers

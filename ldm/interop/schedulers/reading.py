@@ -1,4 +1,4 @@
-"""A scheduler config of diffusers as a parameterization and sampling defaults."""
+"""A diffusers scheduler config as a parameterization and sampling defaults."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ from ldm.interop.schedulers.equivalents import (
 log = logging.getLogger("ldm")
 _PREDICTIONS = {"epsilon": "Eps", "v_prediction": "V", "sample": "X0"}
 _SPACINGS = ("trailing", "leading", "linspace")  # the first two are ours, from the noisiest step on
-# our sampler for a class of diffusers, the same one or the nearest; a class that isn't listed is refused
+# our sampler for each diffusers class, the same or the nearest; other classes are refused
 _SAMPLERS = {
     "DDPMScheduler": "ddpm",
     "DDIMScheduler": "ddim",
@@ -48,10 +48,10 @@ _TABLE = (
 
 
 def from_diffusers(config: Mapping[str, Any], where: str = "the scheduler") -> tuple[Parameterization, dict[str, Any]]:
-    """What the network predicts, and the sampling defaults, of a scheduler's config.
+    """What the network predicts, and the sampling defaults, from a scheduler's config.
 
-    Raises UserError naming a setting of a wrong kind and one that changes what the network sees; every other one that
-    has no counterpart here is named in a warning.
+    Raises UserError for a setting of a wrong type and for one that changes what the network sees. A warning names all
+    other settings without a counterpart here.
     """
     name = config.get("_class_name", "")
     if not isinstance(name, str) or name not in _SAMPLERS:
@@ -72,11 +72,11 @@ def from_diffusers(config: Mapping[str, Any], where: str = "the scheduler") -> t
 
 
 def substituted_solver(config: Mapping[str, Any], sampling: Mapping[str, Any], where: str) -> str | None:
-    """The class of a config if its own solver isn't here, with a warning that the nearest sampler replaces it."""
+    """The class in a config if its own solver isn't available, with a warning that the nearest sampler replaces it."""
     name = config["_class_name"]
     if name not in _WITHOUT_OWN_SOLVER:
         return None
-    log.warning("%s: %s isn't here, %s samples in its place: images differ a little; sampler= takes another one",
+    log.warning("%s: %s isn't available, so %s is used instead: images differ a little; choose another by sampler=NAME",
                 where, name, sampling["sampler"])  # fmt: skip
     return str(name)
 
@@ -108,11 +108,11 @@ def _refuse(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], w
 def _warn_of_rest(
     name: str, config: Mapping[str, Any], settings: Mapping[str, Any], honoured: set[str], where: str
 ) -> None:
-    """Warns of settings that are left out, and of diffusers' default of clip_sample, which isn't ours."""
+    """Warns of settings that are ignored, and of diffusers' default for clip_sample, which differs from ours."""
     left_out = scheduler_settings.left_out(name, config, settings, honoured)
     if settings.get("clip_sample") and "clip_sample" not in config:
         done = "is taken" if "clip_sample" in honoured else "has no counterpart here and is left out"
-        log.warning("%s doesn't say clip_sample: %s's default True %s", where, name, done)
+        log.warning("%s doesn't set clip_sample: %s's default True %s", where, name, done)
     elif settings.get("clip_sample") and "clip_sample" not in honoured:
         left_out = [f"clip_sample={config['clip_sample']!r}", *(s for s in left_out if "clip_sample=" not in s)]
     if left_out:
@@ -120,7 +120,7 @@ def _warn_of_rest(
 
 
 def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Our sampler and its options, and the settings that it honours."""
+    """Our sampler with its options, and the settings that these cover."""
     sampling: dict[str, Any] = {"sampler": _SAMPLERS[name]}
     honoured: list[str] = []
     if not settings.get("clip_sample"):
@@ -133,7 +133,7 @@ def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], li
         options, read = {"variant": "karras"}, []
     elif sampling["sampler"] == "dpmpp_2m" and settings.get("algorithm_type") in _ALGORITHMS:
         options, read = {"sampler": _ALGORITHMS[settings["algorithm_type"]]}, ["algorithm_type"]
-    elif settings.get("stochastic_sampling"):  # of a flow: denoise, renoise
+    elif settings.get("stochastic_sampling"):  # for a flow: denoise, add noise
         options, read = {"sampler": "lcm"}, ["stochastic_sampling"]
     else:
         options, read = {}, []
@@ -145,7 +145,7 @@ def _sampler(name: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], li
 
 def _unipc(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     order = settings["solver_order"]
-    variant = "bh1" if settings["solver_type"] == "bh1" else "bh2"  # as diffusers takes other solvers' types
+    variant = "bh1" if settings["solver_type"] == "bh1" else "bh2"  # as diffusers reads other solvers' types
     honoured = ["solver_type"]
     if 1 <= order <= 3:
         honoured.append("solver_order")
@@ -165,9 +165,9 @@ def _ddpm(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _spacing(name: str, settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    """Our spacing, and the settings that it and the table of noise levels honour.
+    """Our spacing, and the settings that it and the table of noise levels cover.
 
-    Multistep solvers leave out the last point of "linspace": our uniform spacing is the same to one timestep.
+    Multistep solvers drop the last point of "linspace": our uniform spacing is the same to within one timestep.
     """
     if name == "LCMScheduler":
         return _lcm_spacing(settings)
@@ -188,8 +188,8 @@ def _spacing(name: str, settings: Mapping[str, Any], where: str) -> tuple[dict[s
 
 
 def _lcm_spacing(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The timesteps that LCMScheduler chooses its own from: 50 of them, or all, which is our uniform spacing."""
-    honoured = [*_TABLE, "timestep_spacing", "steps_offset"]  # it reads neither spacing nor offset
+    """The timesteps among which LCMScheduler chooses: 50 of them, or all, which is our uniform spacing."""
+    honoured = [*_TABLE, "timestep_spacing", "steps_offset"]  # LCMScheduler reads neither spacing nor offset
     if settings["original_inference_steps"] == settings["num_train_timesteps"]:
         return {}, [*honoured, "original_inference_steps"]
     return {"spacing": "lcm"}, honoured
@@ -198,7 +198,7 @@ def _lcm_spacing(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 def _flow(
     config: Mapping[str, Any], settings: Mapping[str, Any], where: str
 ) -> tuple[Parameterization, dict[str, Any], tuple[str, ...]]:
-    """A flow, its shift, and the settings that were read; `t_max` is ours, which diffusers ignores."""
+    """A flow, its shift, and the settings that were read; `t_max` is ours and ignored by diffusers."""
     key = "shift" if "shift" in settings else "flow_shift"
     if not settings[key] > 0:
         raise UserError(f"{where}: {key} is {settings[key]:g}, where a number above 0 belongs.")
@@ -208,7 +208,7 @@ def _flow(
 
 
 def _zero_snr(config: Mapping[str, Any], where: str) -> dict[str, bool]:
-    """The switch for zero SNR, which may be set for classes that don't have it: the network was trained so."""
+    """The switch for zero SNR. Any class may set it, even one without the option: the network was trained that way."""
     given = config.get("rescale_betas_zero_snr", False)
     if given not in (True, False, None):
         raise UserError(f"{where}: rescale_betas_zero_snr is {str(given)[:40]!r}, where true or false belongs.")

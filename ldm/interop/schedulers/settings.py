@@ -1,6 +1,6 @@
-"""A scheduler's config of diffusers, read: its class's defaults where it says nothing, each value of its kind.
+"""The settings in a diffusers scheduler config, each checked for its type, with the defaults of its class.
 
-The defaults are diffusers' own (0.36 to 0.42), so that nothing has to be installed to read a folder.
+The defaults are diffusers' own (0.36 to 0.42), so diffusers needn't be installed to read a folder.
 """
 
 from collections.abc import Collection, Mapping
@@ -59,7 +59,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "EDMEulerScheduler": _EDM,
     "EDMDPMSolverMultistepScheduler": {**_EDM, **_THRESHOLDS, **_DPM, "euler_at_final": False},
 }  # fmt: skip
-# read only beside a setting that is refused or named, and `skip_prk_steps`, which only PNDM's own solver has
+# read only together with a setting that is refused or named; `skip_prk_steps` exists only in PNDM's own solver
 _IDLE = (
     "dynamic_thresholding_ratio", "sample_max_value", "base_shift", "max_shift", "base_image_seq_len",
     "max_image_seq_len", "time_shift_type", "skip_prk_steps",
@@ -68,7 +68,7 @@ _MOST_TIMESTEPS = 100_000
 
 
 def read(name: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Every setting that the class `name` has. Raises UserError naming a value that is of another kind."""
+    """Every setting of the class `name`. Raises UserError for a value of the wrong type."""
     settings = dict(DEFAULTS[name])
     for key in settings.keys() & config.keys() - set(_IDLE):
         settings[key] = _of_kind(config[key], settings[key], f"{where}: {key}")
@@ -79,9 +79,10 @@ def read(name: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def left_out(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], honoured: Collection[str]) -> list[str]:
-    """What a config says, other than its class's default, and isn't `honoured`.
+    """Settings in a config that differ from the class's default and aren't `honoured`.
 
-    What a class hasn't its pipelines ignore: it is listed too, unless it is off or some other class's default.
+    Settings that the class doesn't have, which its pipelines ignore, are listed too, unless they are off or some other
+    class's default.
     """
     found = []
     for key, value in config.items():
@@ -98,7 +99,7 @@ def left_out(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], 
 
 
 def _of_kind(value: Any, default: Any, what: str) -> Any:
-    """A value of the kind of its default. One whose default is None or a list is left as it is."""
+    """A value, converted to the type of its default. One whose default is None or a list is returned as it is."""
     if isinstance(default, bool):
         return _switch(value, what)
     if isinstance(default, str):
@@ -107,7 +108,7 @@ def _of_kind(value: Any, default: Any, what: str) -> Any:
         return value
     if not isinstance(default, (int, float)) or value == default:
         return value
-    if isinstance(value, str):  # which diffusers can't compute with either
+    if isinstance(value, str):  # diffusers can't compute with it either
         raise UserError(f"{what} is the text {value[:40]!r}, where a number belongs.")
     plain = number(value, what)
     if isinstance(default, float):

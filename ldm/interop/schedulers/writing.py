@@ -1,4 +1,4 @@
-"""A parameterization and its sampling defaults as a scheduler config of diffusers."""
+"""A parameterization and its sampling defaults as a diffusers scheduler config."""
 
 import logging
 from collections.abc import Mapping
@@ -37,9 +37,9 @@ _NO_KARRAS = (*STEPS_OF_THE_TABLE, "EulerAncestralDiscreteScheduler")
 
 
 def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A scheduler config that samples as `sampling` says, with our last step, to sigma = 0.
+    """A scheduler config that samples like `sampling`, including our last step to sigma = 0.
 
-    Raises UserError for a parameterization that diffusers has no scheduler for.
+    Raises UserError for a parameterization without a scheduler in diffusers.
     """
     sampling = sampling or {}
     if isinstance(parameterization, Flow):
@@ -52,7 +52,7 @@ def to_diffusers(parameterization: Parameterization, sampling: Mapping[str, Any]
 
 
 def _flow(parameterization: Flow, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    shift = sampling.get("shift") or 1.0  # theirs and ours are the same: t' = k t / (1 + (k - 1) t)
+    shift = sampling.get("shift") or 1.0  # diffusers' shift is ours: t' = k t / (1 + (k - 1) t)
     scheduler = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
@@ -95,7 +95,7 @@ def _variance_preserving(parameterization: VariancePreserving, sampling: Mapping
 
 
 def _spacing(spacing: str | None, sampler: str, class_name: str) -> dict[str, Any]:
-    """The settings for a spacing of ours; one that diffusers doesn't have is named in a warning."""
+    """The settings for one of our spacings; a warning names one that diffusers doesn't have."""
     if spacing in SIGMA_SPACINGS.values() and class_name not in _NO_KARRAS:
         switches = {key: True for key, ours in SIGMA_SPACINGS.items() if ours == spacing}
         return {"timestep_spacing": "linspace", **switches}
@@ -133,7 +133,7 @@ def _betas(parameterization: VariancePreserving) -> dict[str, Any]:
         "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "prediction_type": {Eps: "epsilon", V: "v_prediction", X0: "sample"}[type(parameterization)],
         "timestep_spacing": "trailing",
-        "steps_offset": 1,  # unused by trailing, and expected by stock pipelines
+        "steps_offset": 1,  # "trailing" doesn't use it, but stock pipelines expect it
     }
 
 

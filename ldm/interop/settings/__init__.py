@@ -1,1 +1,1 @@
-"""What the files of other tools declare beside their weights, read and checked one kind of setting at a time."""
+"""What other tools' files declare in addition to weights, read and checked, one kind of setting per file."""

@@ -1,4 +1,4 @@
-"""How many attention heads a single file's settings say, which leave no trace in its weights."""
+"""The number of attention heads, which a single file's weights don't show, from its settings."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -9,25 +9,28 @@ from ldm.interop.files.declared import NO_SETTINGS, each_setting
 from ldm.interop.files.values import is_off, number
 
 log = logging.getLogger("ldm")
-_KEYS = {"num_head_channels": "head_dim", "num_heads": "heads"}  # the first counts where both are said, as in CompVis's
+_KEYS = {
+    "num_head_channels": "head_dim",
+    "num_heads": "heads",
+}  # the first is used where both are set, as in CompVis's code
 UNET, CONTROLNET = ("unet", "network_config"), ("control_stage",)
 
 
 def of_file(
     declared: Mapping[str, Any], given: Mapping[str, Any], sections: tuple[str, ...], where: str
 ) -> dict[str, int]:
-    """`heads` or `head_dim` as `given`, else as the file's settings say in `sections`, whose value -1 says nothing.
+    """`heads` or `head_dim` as `given`, else from the file's settings in `sections`, where -1 means unset.
 
     Raises UserError where two places differ.
     """
     own: dict[str, int] = {}
     for key, ours, count in _counts(declared, sections, where):
         if own.setdefault(ours, count) != count:
-            raise UserError(f"{where} says {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
+            raise UserError(f"{where} sets {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
     own = dict(list(own.items())[:1]) if "head_dim" not in own else {"head_dim": own["head_dim"]}
     requested = {key: given[key] for key in ("heads", "head_dim") if key in given}
     if requested and own and requested != own:
-        log.warning("%s: %s was given and counts, not the file's own %s", where, _shown(requested), _shown(own))
+        log.warning("%s: %s was given and is used instead of the file's own %s", where, _shown(requested), _shown(own))
     return requested or own
 
 

@@ -1,8 +1,8 @@
-"""How a file declares that latents are shifted and scaled for a denoiser: z' = (z - mean) / std per channel.
+"""How files declare the shift and scale of latents for a denoiser: z' = (z - mean) / std per channel.
 
-diffusers writes settings into the autoencoder's config, CompVis's trainer a tensor (`scale_factor`, which it may have
-measured), and other tools numbers beside the weights or in a file's metadata. All are read; what contradicts itself or
-makes no sense is refused.
+diffusers writes settings into the autoencoder's config, CompVis's trainer a tensor (`scale_factor`, possibly measured),
+and other tools numbers among the weights or in a file's metadata. All are read; contradictory and impossible values are
+refused.
 """
 
 import logging
@@ -24,25 +24,25 @@ _FACTORS, _SHIFTS = ("scale_factor", "scaling_factor"), ("shift_factor",)
 _MEANS, _STDS = ("latents_mean", "latent_mean"), ("latents_std", "latent_std")
 _MEASURED = "scale_by_std"
 _SIGNIFICANT = re.compile(r"(latents?|vae|first_stage)_(.*_)?(scal|shift|mean|std)|scal(e|ing)_latents?")
-NAMES = (*_FACTORS, *_SHIFTS, *_MEANS, *_STDS)  # by which a checkpoint may say it
+NAMES = (*_FACTORS, *_SHIFTS, *_MEANS, *_STDS)  # names that a checkpoint may use for them
 
 
 def of_config(config: Mapping[str, Any], where: str) -> Whitening:
-    """From an autoencoder's config of diffusers, where the factor is 0.18215 unless given."""
+    """From the config of a diffusers autoencoder, where the factor is 0.18215 by default."""
     factor = config.get("scaling_factor", SD_FACTOR)
     shift, mean, std = (config.get(name) for name in ("shift_factor", "latents_mean", "latents_std"))
     return _whitening(factor, shift, mean, std=std, channels=config.get("latent_channels", 4), where=where)
 
 
 def collect(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a checkpoint says under `NAMES`, in tensors, which are taken out of `state`, and elsewhere, in `declared`.
+    """The settings `NAMES` of a checkpoint, from tensors, which are removed from `state`, and from `declared`.
 
-    With `scale_by_std`, which CompVis's trainer measures in its first batch, the tensor counts, and is missed if it
-    isn't there: then `scale_by_std` is in the result.
+    With `scale_by_std`, CompVis's trainer measures the factor in its first batch. Then the tensor is used, and if it is
+    missing, `scale_by_std` is in the result.
     """
     places = [(path, canonical(name, value), value) for path, name, value in each_setting(declared)]
     if unread := [path for path, name, value in places if name is None]:
-        raise UserError(f"{where} can't be represented here: it says {', '.join(unread[:4])}, which isn't read.")
+        raise UserError(f"{where} can't be represented here: it sets {', '.join(unread[:4])}, which isn't supported.")
     measured = any(name == _MEASURED and flag(value, f"{where}: {path}") for path, name, value in places)
     found: dict[str, Any] = {}
     for key in [key for key in NAMES if key in state]:
@@ -52,16 +52,18 @@ def collect(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -
             continue
         if name in found and not _same(found[name], value):
             raise UserError(
-                f"{where} says {name}={_shown(found[name])} and, in another place, {_shown(value)}: it is damaged."
+                f"{where} sets {name}={_shown(found[name])} and, in another place, {_shown(value)}: it is damaged."
             )
         found.setdefault(name, value)
     return found | ({_MEASURED: True} if measured and not found.keys() & set(_FACTORS) else {})
 
 
 def canonical(name: str, value: Any) -> str | None:
-    """The one of `NAMES` that a setting means, "" if none; None for what speaks of latents and isn't read."""
+    """Which of `NAMES` a setting is, "" for none; None for a setting about latents that isn't supported."""
     plain = re.sub(r"^(modelspec_|vae_|autoencoder_|first_stage_)+", "", name)
-    if name == "vae_scale_factor" and re.fullmatch(r"\d+(\.0)?", str(value)):  # how many times smaller latents are
+    if name == "vae_scale_factor" and re.fullmatch(
+        r"\d+(\.0)?", str(value)
+    ):  # the ratio of an image's sides to the latents'
         return ""
     if plain in NAMES or plain == _MEASURED:
         return plain
@@ -71,22 +73,26 @@ def canonical(name: str, value: Any) -> str | None:
 def of_checkpoint(
     declared: Mapping[str, Any], given: float | None, channels: int, where: str, usual: float = SD_FACTOR
 ) -> Whitening:
-    """From what a checkpoint says under `NAMES`; `given` is the user's own factor, which counts before the file's, and
-    `usual` that of files that say none."""
+    """The whitening by a checkpoint's settings `NAMES`.
+
+    `given` is the user's own factor, which overrides the file's, and `usual` is the factor for files without one.
+    """
     if given is None and declared.get(_MEASURED):
         raise UserError(
-            f"{where} says scale_by_std: its scale_factor was measured, and isn't in the file: give scaling_factor."
+            f"{where} sets scale_by_std, but the scale_factor measured by that isn't in the file: give scaling_factor."
         )
     factor, shift, mean, std = (_one(declared, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
     if given is not None and factor is not None and not _same(factor, given):
-        log.warning("%s: scaling_factor=%g was given and counts, not the file's own %s", where, given, _shown(factor))
+        log.warning(
+            "%s: scaling_factor=%g was given and is used instead of the file's own %s", where, given, _shown(factor)
+        )
     if given is None and factor is None:
         given = 1.0 if mean is not None or std is not None else usual
     return _whitening(factor if given is None else given, shift, mean, std=std, channels=channels, where=where)
 
 
 def per_channel(values: Any, channels: int, what: str) -> list[float]:
-    """One finite number a channel."""
+    """One finite number per channel."""
     values = values.flatten().tolist() if isinstance(values, Tensor) else values
     if not isinstance(values, (list, tuple)) or len(values) != channels:
         count = len(values) if isinstance(values, (list, tuple)) else "no list of"
@@ -95,7 +101,7 @@ def per_channel(values: Any, channels: int, what: str) -> list[float]:
 
 
 def positive(values: list[float], what: str) -> list[float]:
-    """The values, all above 0. Raises UserError naming `what` they are."""
+    """The values, all above 0. Raises UserError, in which `what` names the values."""
     if bad := [value for value in values if not value > 0]:
         raise UserError(f"{what} is {bad[0]:g}, where a number above 0 belongs.")
     return values
@@ -106,7 +112,7 @@ def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, wher
     scale = positive([_scalar(factor, f"{where}: scaling_factor")], f"{where}: scaling_factor")[0]
     offset = 0.0 if shift is None else _scalar(shift, f"{where}: shift_factor")
     if offset and mean is not None:
-        raise UserError(f"{where} says a shift_factor and a latents_mean: take out the one that isn't right.")
+        raise UserError(f"{where} sets a shift_factor and a latents_mean: remove the wrong one.")
     means = [offset] * channels if mean is None else per_channel(mean, channels, f"{where}: latents_mean")
     what = f"{where}: latents_std"
     stds = [1.0] * channels if std is None else positive(per_channel(std, channels, what), what)
@@ -114,16 +120,16 @@ def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, wher
 
 
 def _one(declared: Mapping[str, Any], names: tuple[str, ...], where: str) -> Any:
-    """The value under one of several names. Raises UserError where two differ."""
+    """The value under any of several names. Raises UserError where two differ."""
     found = [name for name in names if name in declared]
     if len(found) > 1 and not _same(declared[found[0]], declared[found[1]]):
         both = " and ".join(f"{name}={_shown(declared[name])}" for name in found)
-        raise UserError(f"{where} says {both}: take out the one that isn't right.")
+        raise UserError(f"{where} sets {both}: remove the wrong one.")
     return declared[found[0]] if found else None
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two numbers or rows of them are one, to the precision in which they are stored."""
+    """Whether two numbers, or rows of numbers, are equal to the precision in which they are stored."""
     try:
         one, other = (torch.as_tensor(_plain(value), dtype=torch.float64).flatten() for value in (a, b))
     except (TypeError, ValueError, RuntimeError):

@@ -18,9 +18,9 @@ _IMPLEMENTATIONS = {
 
 
 def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[str, Any]) -> dict[str, str]:
-    """What the file says of a whole model: kind, name, size, prediction, how it is sampled, licence and date.
+    """What the file declares about a whole model: kind, name, size, prediction, sampling, licence and date.
 
-    `stock` is whether its sizes are Stable Diffusion's too; a model of other sizes has an architecture of its own name.
+    `stock`: its sizes are Stable Diffusion's too. A model of other sizes gets an architecture name of its own.
     """
     predicts_v = isinstance(model.denoiser.parameterization, V)
     declared = {
@@ -38,7 +38,7 @@ def metadata(model: Any, version: str, stock: bool, title: str, about: Mapping[s
 
 
 def resolution(declared: Mapping[str, Any], where: str) -> tuple[int, int] | None:
-    """Height and width of the images that a file says it generates, None if it doesn't."""
+    """The height and width of generated images by a file's metadata; None if these have no entry."""
     text = declared.get("modelspec.resolution")
     if text is None:
         return None
@@ -50,7 +50,7 @@ def resolution(declared: Mapping[str, Any], where: str) -> tuple[int, int] | Non
 
 
 def _architecture(model: Any, version: str, predicts_v: bool) -> str:
-    """Its identifier: Stable Diffusion 2 has two, by what is predicted."""
+    """The identifier of the architecture. Stable Diffusion 2 has two, which differ in what is predicted."""
     kinds = {"1": "", "2": "-768-v" if predicts_v else "-512", "XL": "-v1-base"}
     name = _SERIES[version] + kinds[version]
     return f"{name}-inpainting" if model.denoiser.network.concat_channels == 5 else name

@@ -1,4 +1,4 @@
-"""The noise schedule of a checkpoint of CompVis's kind, from its table of betas, of alpha-bars, or both."""
+"""The noise schedule of a CompVis checkpoint, from its table of betas, of alpha-bars, or both."""
 
 import itertools
 import logging
@@ -22,7 +22,7 @@ _USUAL = (  # Stable Diffusion, DDPM, latent diffusion
     ("scaled_linear", 0.0015, 0.0205),
 )
 _DIGITS = (2, 3, 7)  # 0.000850001 stands for 0.00085
-# what a file may say of its schedule, with the values of Stable Diffusion, which is taken where there is no table
+# settings of the schedule, with Stable Diffusion's values, which are used where there is no table
 _SETTINGS = {
     "linear_start": (0.00085,), "linear_end": (0.012,), "beta_start": (0.00085,), "beta_end": (0.012,),
     "timesteps": (1000,), "num_train_timesteps": (1000,), "beta_schedule": ("linear", "scaled_linear"),
@@ -31,10 +31,10 @@ _SETTINGS = {
 
 
 def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -> Schedule:
-    """The schedule whose tables a checkpoint carries, Stable Diffusion's if none. Its marker `ztsnr`, which is taken
-    out of `state`, says that the end was stretched to zero SNR.
+    """The schedule by the tables in a checkpoint; without any, Stable Diffusion's.
 
-    Raises UserError where the tables contradict each other, or are of no schedule here.
+    The marker `ztsnr`, which is removed from `state`, means that the end was stretched to zero SNR. Raises UserError
+    for tables that contradict each other, or that fit no schedule here.
     """
     zero = state.pop("ztsnr", None) is not None
     tables = {name: _checked(state[name], name, where) for name in _TABLES if name in state}
@@ -49,12 +49,12 @@ def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) 
             kind, start, end, timesteps=len(next(iter(tables.values()))), zero_terminal_snr=zero or found[1]
         )
     if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
-        raise UserError(f"{where} says two noise schedules, by betas and by alphas_cumprod: take out the wrong one.")
+        raise UserError(f"{where} holds two noise schedules, by betas and by alphas_cumprod: remove the wrong one.")
     raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
 
 
 def _checked(table: Tensor, name: str, where: str) -> Tensor:
-    stored = table.is_floating_point() and table.itemsize > 1  # in float8 schedules can't be distinguished
+    stored = table.is_floating_point() and table.itemsize > 1  # float8 is too coarse to tell schedules apart
     if table.ndim != 1 or len(table) < 2 or not stored or not table.isfinite().all():
         kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
         raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")
@@ -65,7 +65,7 @@ Found = tuple[tuple[str, float | None, float | None], bool]  # kind and ends, an
 
 
 def _candidates(tables: Mapping[str, Tensor]) -> Iterator[Found]:
-    """Usual schedules, those whose ends are the table's in round numbers, and Stable Diffusion's with zero SNR."""
+    """Common schedules, those with the table's ends in round numbers, and Stable Diffusion's with zero SNR."""
     yield from ((usual, False) for usual in _USUAL)
     betas = _betas(tables)
     for digits, kind in itertools.product(itertools.product(_DIGITS, _DIGITS), ("scaled_linear", "linear")):
@@ -92,7 +92,7 @@ def _is_of(found: Found, name: str, table: Tensor) -> bool:
 
 
 def unread(declared: Mapping[str, Any]) -> list[str]:
-    """What settings say of noise levels that isn't Stable Diffusion's, which is taken where there is no table."""
+    """Settings of noise levels that differ from Stable Diffusion's schedule, which is used where there is no table."""
     settings = [(key, value, _SETTINGS[name]) for key, name, value in each_setting(declared) if name in _SETTINGS]
     other = [f"{key}={str(value)[:40]}" for key, value, usual in settings if not any(_is(value, one) for one in usual)]
     targets = [
@@ -102,23 +102,31 @@ def unread(declared: Mapping[str, Any]) -> list[str]:
 
 
 def warn_of_unused(state: dict[str, Tensor], kind: str, where: str) -> None:
-    """Names tables, and the marker `ztsnr`, which is taken out of `state`, of a model that has no timesteps."""
+    """Warns of tables and of the marker `ztsnr`, which is removed from `state`, in a model without timesteps."""
     marker = [name for name in ("ztsnr",) if state.pop(name, None) is not None]
     if idle := [*marker, *(name for name in _TABLES if name in state)]:
-        log.warning("%s: its %s has no use: it predicts %s, over all noise levels", where, " and ".join(idle), kind)
+        log.warning(
+            "%s: its %s isn't used: the model predicts %s, over all noise levels", where, " and ".join(idle), kind
+        )
 
 
 def _refuse_settings(declared: Mapping[str, Any], where: str) -> None:
     if other := unread(declared):
-        raise UserError(f"{where} says {', '.join(other[:4])} without a table of betas, which isn't read here.")
+        raise UserError(f"{where} sets {', '.join(other[:4])} without a table of betas, which isn't supported.")
 
 
 def _warn_of_other_ends(declared: Mapping[str, Any], betas: list[float], where: str) -> None:
-    """Names settings that differ from the tables, which are what the file was trained with."""
+    """Warns of settings that differ from the tables, with which the model was trained."""
     ends = {"linear_start": betas[0], "beta_start": betas[0], "linear_end": betas[-1], "beta_end": betas[-1]}
     for key, name, value in each_setting(declared):
         if name in ends and not _is(value, ends[name]):
-            log.warning("%s says %s=%s, its table of noise levels %.5g, which counts", where, key, value, ends[name])
+            log.warning(
+                "%s sets %s=%s, but its table of noise levels has %.5g: the table is used",
+                where,
+                key,
+                value,
+                ends[name],
+            )
 
 
 def _is(value: Any, usual: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The parameterization of a checkpoint in one file: over a table of timesteps, EDM's, or a rectified flow."""
+"""The parameterization of a single-file checkpoint: over a table of timesteps, EDM's, or a rectified flow."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -25,8 +25,11 @@ _EDM = {"sigma_data": ("scaling_config.", 0.5), "sigma_min": ("discretization_co
 def of_file(
     kind: str, state: dict[str, Tensor], declared: Mapping[str, Any], where: str
 ) -> tuple[Parameterization, dict[str, Any]]:
-    """The one of a `kind` of prediction (see `prediction`), by tables in `state` and settings; and what these say of
-    sampling. Raises UserError for noise levels that aren't here."""
+    """The parameterization for a `kind` of prediction (see `prediction`), by tables in `state` and by settings; and the
+    sampling options in these.
+
+    Raises UserError for noise levels that aren't supported.
+    """
     if kind in _CLASSES:
         return build({"class": _CLASSES[kind], "schedule": noise_table.schedule(state, declared, where)}), {}
     noise_table.warn_of_unused(state, kind, where)
@@ -39,7 +42,7 @@ def _shift(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """t' = k t / (1 + (k - 1) t), in kohya's tools and here."""
     found = {number(value, f"{where}: {key}") for key, name, value in each_setting(declared) if name in _SHIFTS}
     if len(found) > 1 or any(shift <= 0 for shift in found):
-        raise UserError(f"{where} says the shifts {sorted(found)}, where one number above 0 belongs.")
+        raise UserError(f"{where} declares the shifts {sorted(found)}, where one number above 0 belongs.")
     return {"shift": found.pop()} if found else {}
 
 
@@ -47,17 +50,17 @@ def _edm(declared: Mapping[str, Any], where: str) -> EDM:
     _refuse_others(declared, where)
     found = {name: _one(declared, name, section, usual=usual, where=where) for name, (section, usual) in _EDM.items()}
     if found.pop("rho") != 7:
-        raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, and it says another.")
+        raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, and the file declares another.")
     return EDM(**found)
 
 
 def _refuse_others(declared: Mapping[str, Any], where: str) -> None:
-    """A denoiser that rounds sigma to a table, in which ln(sigma) / 4 has no place, and other noise levels."""
+    """Refuses other noise levels, and a denoiser that rounds sigma to a table, which can't hold ln(sigma) / 4."""
     for key, _, value in each_setting(declared):
         name = str(value).rsplit(".", 1)[-1]
         rounds = key.endswith("denoiser_config.target") and name.startswith("Discrete")
         if rounds or (key.endswith("discretization_config.target") and name != "EDMDiscretization"):
-            raise UserError(f"{where} says {key}={name[:60]} beside EDMScaling, which can't be represented here.")
+            raise UserError(f"{where} sets {key}={name[:60]} beside EDMScaling, which can't be represented here.")
 
 
 def _one(declared: Mapping[str, Any], name: str, section: str, usual: float, where: str) -> float:
@@ -65,7 +68,7 @@ def _one(declared: Mapping[str, Any], name: str, section: str, usual: float, whe
     found = dict(_numbers(declared, name, section, where))
     if len(set(found.values())) > 1:
         both = " and ".join(f"{key}={value:g}" for key, value in found.items())
-        raise UserError(f"{where} says {both}: take out the one that isn't right.")
+        raise UserError(f"{where} sets {both}: remove the wrong one.")
     return next(iter(found.values()), usual)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint in one file declares that its network predicts."""
+"""What the network of a single-file checkpoint predicts, as the file declares it."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ from ldm.interop.files.declared import each_setting
 from ldm.interop.files.values import flag, word
 
 log = logging.getLogger("ldm")
-GIVEN = ("eps", "v", "flow")  # what a user may say; EDM needs numbers, which the file's settings have
+GIVEN = ("eps", "v", "flow")  # what a user may give; EDM needs numbers from the file's settings
 SPELLINGS = {
     "epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "flow": "flow", "flow_prediction": "flow",
     "flow_matching": "flow", "rectified_flow": "flow",
@@ -21,18 +21,19 @@ SPELLINGS = {
 _V_MARKS = ("v_parameterization", "ss_v_parameterization")
 _FLOW_MARKS = ("rectified_flow", "ss_rectified_flow", "flow_matching", "ss_flow_matching")
 _NAMES = ("modelspec_prediction_type", "prediction_type", "parameterization")
-_KIND = "model_type"  # which tools also write of other things than the prediction
+_KIND = "model_type"  # tools also use these names for other things
 _BASE = "ss_base_model_version"
 _SCALING = "scaling_config.target"
 _SCALINGS = {"EpsScaling": "eps", "VScaling": "v", "EDMScaling": "edm"}  # of Stability AI's generative-models (sgm)
-ARCHITECTURES = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}  # of ModelSpec: one for each kind
+ARCHITECTURES = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}  # ModelSpec's, one for each kind
 
 
 def of_file(state: dict[str, Tensor], declared: Mapping[str, Any], given: str | None, path: Path) -> str | None:
-    """ "eps", "v", "flow" or "edm": as `given`, else by the file's marker `v_pred`, metadata or trainer's settings.
+    """ "eps", "v", "flow" or "edm": as `given`, else by the file's marker `v_pred`, its metadata or its trainer's
+    settings.
 
-    The marker is taken out of `state`. Raises UserError where these contradict each other, or say something else, and
-    nothing is given.
+    The marker is removed from `state`. If nothing is given, raises UserError where these contradict each other or name
+    another prediction.
     """
     if given not in (None, *GIVEN):
         raise UserError(f"prediction={given}: a checkpoint predicts eps or v, or flow.")
@@ -45,26 +46,27 @@ def of_file(state: dict[str, Tensor], declared: Mapping[str, Any], given: str | 
     text = " and ".join(f"{key}={value[-40:]}" for key, (value, _) in claims.items())
     if given is not None:
         if kinds - {given}:
-            log.warning("%s: prediction=%s was given and counts, not the file's own %s", path, given, text)
+            log.warning("%s: prediction=%s was given and is used instead of the file's own %s", path, given, text)
         return given
     if len(kinds) > 1 or None in kinds:
-        raise UserError(f"{path} says that it predicts {text}: give prediction=eps or prediction=v.")
+        raise UserError(f"{path} declares that it predicts {text}: give prediction=eps or prediction=v.")
     return next(iter(kinds), None)
 
 
 def of_architecture(name: Any) -> str | None:
-    """The prediction that ModelSpec's identifier of an architecture says, whatever follows it; None for others."""
+    """The prediction by ModelSpec's identifier of an architecture, whatever follows it; None for other identifiers."""
     return next((kind for known, kind in ARCHITECTURES.items() if str(name).strip().lower().startswith(known)), None)
 
 
 def of_base(version: Any) -> str | None:
-    """The prediction that kohya's version of a base says (`sd_v1`, `sd_v2_v`, ...); None for others, of SDXL both."""
+    """The prediction by kohya's version of a base (`sd_v1`, `sd_v2_v`, ...); None for other versions and for SDXL,
+    which has both."""
     found = re.fullmatch(r"sd_v[12](_v)?", str(version).strip().lower())
     return ("v" if found[1] else "eps") if found else None
 
 
 def of_settings(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
-    """The key of each setting of the prediction, its value, and what it means; None for one that isn't read."""
+    """The key of each setting of the prediction, its value, and its meaning; None for an unsupported one."""
     for key, name, value in each_setting(declared):
         if name in _NAMES or (name == _KIND and word(str(value)) in SPELLINGS):
             yield key, str(value), SPELLINGS.get(word(str(value)))
@@ -84,9 +86,9 @@ def _of_version(name: str, value: Any) -> str | None:
 
 
 def _refuse_scaling(claims: Mapping[str, tuple[str, str | None]], path: Path) -> None:
-    """Raises UserError at an unknown one, such as v over sigma, whose network is fed with ln(sigma) / 4 for a
+    """Raises UserError for an unknown scaling, such as v over sigma, whose network takes ln(sigma) / 4 as its
     timestep."""
     for key, (target, kind) in claims.items():
         if key.endswith(_SCALING) and kind is None:
             name, known = target.rsplit(".", 1)[-1], ", ".join(_SCALINGS)
-            raise UserError(f"{path} says {key}={name[:60]}, which can't be represented here: {known} can.")
+            raise UserError(f"{path} sets {key}={name[:60]}, which can't be represented here: {known} can.")

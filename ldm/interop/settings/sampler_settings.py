@@ -1,4 +1,4 @@
-"""How a single file's settings say that it is sampled: `sampler_config` of Stability AI's generative-models (sgm)."""
+"""How to sample, by a single file's settings: `sampler_config` of Stability AI's generative-models (sgm)."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from ldm.interop.files.values import is_off, number, whole
 
 log = logging.getLogger("ldm")
 _SECTION, _GUIDER = "sampler_config.", "guider_config."
-_NOISE = "discretization_config"  # a matter of the parameterization
+_NOISE = "discretization_config"  # belongs to the parameterization
 _SAMPLERS: dict[str, dict[str, str]] = {
     "EulerEDMSampler": {"sampler": "euler"},
     "HeunEDMSampler": {"sampler": "heun", "variant": "karras"},
@@ -19,13 +19,13 @@ _SAMPLERS: dict[str, dict[str, str]] = {
     "DPMPP2MSampler": {"sampler": "dpmpp_2m"},
 }
 _MOST_STEPS = 1000
-# what changes nothing: defaults of sgm's, and where and how loudly it runs
+# settings that change nothing: sgm's defaults, device and verbosity
 _USUAL = {"s_churn": (0,), "s_tmin": (0,), "s_tmax": (), "s_noise": (1,), "eta": (1,), "verbose": (), "device": ()}
 _PLAIN = ("VanillaCFG", "NoDynamicThresholding", "IdentityGuider")
 
 
 def of_file(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The declared sampling options; a sampler and settings without a counterpart here are named in a warning."""
+    """The declared sampling options; a warning names a sampler and settings without a counterpart here."""
     found: dict[str, Any] = {}
     left_out = []
     for key, name, value in _settings(declared):

@@ -1,4 +1,4 @@
-"""How a single file's settings say that its text encoder is read: which layer, and how many tokens."""
+"""How to read a single file's text encoder, by its settings: which layer, and how many tokens."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -11,26 +11,26 @@ from ldm.interop.files.values import is_off, number, whole
 log = logging.getLogger("ldm")
 _SECTIONS = ("cond_stage", "conditioner_config")
 _SKIPS = ("ss_clip_skip", "clip_skip", "modelspec_encoder_layer")
-Encoder = tuple[int, bool]  # its layers, and whether it is OpenCLIP's, whose last block is left out already
+Encoder = tuple[int, bool]  # its layers, and whether it is OpenCLIP's, whose last block has been removed already
 
 
 def of_file(declared: Mapping[str, Any], encoder: Encoder | None, positions: int, where: str) -> dict[str, Any]:
     """Options of `FrozenText` for an encoder of `positions` tokens: `clip_skip`, `final_norm` and `length`.
 
-    kohya's and ModelSpec's clip skip counts from the last layer, 1, and keeps the last norm; CompVis's
-    `layer: hidden` has none. Raises UserError where two places differ or a layer can't be read.
+    The clip skip of kohya's tools and ModelSpec counts layers from the end, the last being 1, and keeps the final norm;
+    CompVis's `layer: hidden` has no final norm. Raises UserError where two places differ or a layer can't be read.
     """
     layers = [*_layers(declared, encoder, where), *_skips(declared, encoder, where)]
     for key, skip, _ in layers[1:]:
         if skip != layers[0][1]:
             raise UserError(
-                f"{where} says {layers[0][0]} and {key}, which are two layers of the text encoder: take one out."
+                f"{where} sets {layers[0][0]} and {key}, which are two layers of the text encoder: remove one."
             )
     options: dict[str, Any] = {}
     if layers and layers[0][1] > 1:
         options = {"clip_skip": layers[0][1], "final_norm": layers[0][2]}
         if encoder and options["clip_skip"] > encoder[0]:
-            raise UserError(f"{where} says {layers[0][0]}, but its text encoder has {encoder[0]} layers.")
+            raise UserError(f"{where} sets {layers[0][0]}, but its text encoder has {encoder[0]} layers.")
     return options | _length(declared, positions, where)
 
 
@@ -42,7 +42,8 @@ def _section(declared: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _layers(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> Iterator[tuple[str, int, bool]]:
-    """Where CompVis's settings say a layer, which it is from the end, and whether the last norm follows."""
+    """Each setting of a layer in CompVis's config: its key, the layer counted from the end, and whether the final norm
+    follows."""
     settings = {key: value for key, _, value in _section(declared)}
     is_open = encoder[1] if encoder else None
     for key, kind in settings.items():
@@ -53,17 +54,15 @@ def _layers(declared: Mapping[str, Any], encoder: Encoder | None, where: str) ->
         elif kind == ("penultimate" if is_open else "last") or (encoder is None and kind == "penultimate"):
             yield f"{key}={kind}", 1, True
         else:
-            raise UserError(f"{where} says {key}={str(kind)[:40]}, which of its text encoder can't be read here.")
+            raise UserError(f"{where} sets {key}={str(kind)[:40]}, a layer that can't be read here.")
 
 
 def _hidden(key: str, value: Any, encoder: Encoder | None, where: str) -> tuple[str, int, bool]:
-    """`layer_idx` counts from the embeddings, 0, or, below 0, from the last layer, -1."""
+    """`layer_idx` counts hidden states from the embeddings, 0, or, if negative, from the last layer, -1."""
     index = number(value, f"{where}: {key}")
     skip = -index if index < 0 else (encoder[0] + 1 - index if encoder else 0)
     if skip != int(skip) or skip < 2:
-        raise UserError(
-            f"{where}: {key} is {str(value)[:40]}, a hidden state of the text encoder that isn't read here."
-        )
+        raise UserError(f"{where}: {key} is {str(value)[:40]}, a hidden state that can't be read here.")
     return f"{key}={int(index)}", int(skip), False
 
 
@@ -72,9 +71,9 @@ def _skips(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> 
         if name not in _SKIPS or is_off(value):
             continue
         skip = max(1, whole(number(value, f"{where}: {key}"), f"{where}: {key}", 0, 99))
-        if encoder and encoder[1]:  # read to its last but one layer, which is 2 in ModelSpec, in kohya's tools 1
+        if encoder and encoder[1]:  # its penultimate layer is read: 2 in ModelSpec, 1 in kohya's tools
             if skip > 2:
-                log.warning("%s: %s=%s isn't applied: OpenCLIP's last but one layer is read", where, key, value)
+                log.warning("%s: %s=%s isn't applied: OpenCLIP's penultimate layer is read", where, key, value)
         else:
             yield f"{key}={skip}", skip, True
 
@@ -91,5 +90,5 @@ def _length(declared: Mapping[str, Any], positions: int, where: str) -> dict[str
         elif (key, value) in found:
             lengths.append(count)
     if len(set(lengths)) > 1:
-        raise UserError(f"{where} says {len(set(lengths))} values of max_length: take out those that aren't right.")
+        raise UserError(f"{where} sets {len(set(lengths))} values of max_length: remove the wrong ones.")
     return {"length": lengths[0]} if lengths else {}

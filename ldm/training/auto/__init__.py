@@ -1,4 +1,4 @@
-"""What `vae=auto`, `network=auto`, `batch_size=auto` and `optimizer.lr=auto` stand for.
+"""The choices behind `vae=auto`, `network=auto`, `batch_size=auto` and `optimizer.lr=auto`.
 
 Everything is arithmetic on two numbers: the operations of a training step (`count`), and the operations per second that
 a kind of machine reaches in training (`choose`). All processes of a run therefore choose the same sizes, and the same

@@ -18,7 +18,7 @@ from ldm.training.trainer.speed import precision_of
 # small networks wait for memory.
 CPU_CORE = 35e9
 SHARE_OF_PEAK = 0.3
-OTHER_GPU = 5e12  # cards that aren't known, and MPS
+OTHER_GPU = 5e12  # for unknown cards, and MPS
 
 PREPARATION = 0.9  # the share of the time limit that goes to steps: the rest loads, validates, samples and saves
 ENOUGH = 1800  # steps of stage two below which a smaller network does better in the same time
@@ -30,21 +30,21 @@ FEWEST_VAE = 150
 DIT_SIZES = ((128, 6, 4), (192, 6, 4), (256, 8, 4), (384, 12, 6), (512, 16, 8), (768, 24, 12))
 # (number of images, the largest width for fewer images than that): larger networks learn small sets by heart.
 LARGEST_BY_IMAGES = ((2_000, 256), (20_000, 384), (math.inf, 768))
-MOST_TOKENS = {"cpu": 64, "gpu": 256}  # of a Transformer, where a larger patch can keep to it
-MOST_POSITIONS = {"cpu": 256, "gpu": 1024}  # of a latent, height times width
+MOST_TOKENS = {"cpu": 64, "gpu": 256}  # of a Transformer, if a larger patch can keep within it
+MOST_POSITIONS = {"cpu": 256, "gpu": 1024}  # positions of a latent, height times width
 LATENT_CHANNELS = {4: 8, 8: 16, 16: 32, 32: 64}  # for colour images, by the factor
 BATCHES = (64, 32, 16)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may cost: the operations per second that its machine does in training, and the user's limits."""
+    """What a run may cost: the operations per second that its machine reaches in training, and the user's limits."""
 
     speed: float
     kind: str  # cpu or gpu
     seconds: float | None = None
     steps: int | None = None
-    images: int = 0  # in the training data
+    images: int = 0  # number of training images
 
     @classmethod
     def of(cls, config: Mapping[str, Any], images: int) -> "Budget":
@@ -118,10 +118,10 @@ def factor_of(size: tuple[int, int], most: int) -> int:
 
 
 def choose_network(latent_size: tuple[int, int], inputs: Mapping[str, Any], budget: Budget) -> dict[str, Any]:
-    """The spec of the widest Transformer that makes enough steps within the time limit, on as small patches as the
-    limit allows; if none does, of the narrowest on the largest patches.
+    """The spec of the widest Transformer that makes enough steps within the time limit, on patches as small as the
+    limit allows; if none does, that of the narrowest on the largest patches.
 
-    `inputs` are the arguments that the network is built with beside its spec.
+    `inputs` are the arguments with which the network is built in addition to its spec.
     """
     patches = _patches_of(latent_size, MOST_TOKENS[budget.kind])
     for channels, depth, heads in _dit_sizes(budget):

@@ -29,8 +29,8 @@ def vae_flops(spec: Mapping[str, Any], channels: int, size: tuple[int, int], dec
 def network_flops(spec: Mapping[str, Any], latent_size: tuple[int, int], inputs: Mapping[str, Any]) -> float:
     """Operations of a training step per latent of `latent_size` (height, width): three times those of a forward pass.
 
-    `inputs` are the arguments that the network is built with beside its spec: its channels and the sizes of its
-    conditions. All blocks of a Transformer cost the same, so networks of one and two blocks are enough to count any
+    `inputs` are the arguments with which the network is built in addition to its spec: its channels and the sizes of
+    its conditions. All blocks of a Transformer cost the same, so networks of one and two blocks are enough to count any
     depth.
     """
     depth = spec.get("depth", 8)

@@ -1,4 +1,4 @@
-"""Puts sizes, batch size and learning rate in the place of `auto` in a run's config."""
+"""Replaces `auto` by sizes, a batch size and a learning rate in a run's config."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from ldm.training.auto.choose import (
 )
 from ldm.training.auto.count import network_flops, vae_flops
 
-# What vae=small is, and the rest of an autoencoder of which some sizes are given.
+# The sizes of vae=small, which also complete an autoencoder of which some sizes are given.
 SMALL: dict[str, Any] = {
     "latent_channels": 8,
     "channels": 64,
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 @register
 class AutoVAE:
-    """`vae=auto`: an `AutoencoderKL` of sizes that suit images, machine and time. What is given is taken as it is."""
+    """`vae=auto`: an `AutoencoderKL` of sizes that suit images, machine and time. Given sizes are kept."""
 
     def __init__(
         self,
@@ -49,8 +49,10 @@ class AutoVAE:
 
 @register
 class AutoNetwork:
-    """`network=auto`: a `DiT` of a size that suits latents, machine and time. What is given is taken as it is; an
-    option that is the U-Net's alone, or a value for each level, means the `UNet` with it."""
+    """`network=auto`: a `DiT` of a size that suits latents, machine and time.
+
+    Given sizes are kept. An option that only the U-Net has, or a value for each level, selects the `UNet` with it.
+    """
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class AutoNetwork:
 def settle_vae(
     config: dict[str, Any], recorded: Mapping[str, Any], *, channels: int, size: tuple[int, int], images: int
 ) -> None:
-    """Puts sizes in the place of `auto` in the config of stage one, and prints them with a forecast of the steps.
+    """Replaces `auto` by sizes in the config of stage one, and prints them with a forecast of the steps.
 
     `recorded` is the config of a run that is resumed, whose choices are kept; `channels` and `size` (height, width) are
     those of the images, and `images` is the number of training images.
@@ -100,7 +102,7 @@ def settle_vae(
         flops = vae_flops(config["vae"], channels, size, decoder_only=config.get("train") == "decoder")
     _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH_VAE, lr=2e-3 if auto else 1e-3)
     if flops and not recorded:
-        fewest = 0 if config.get("base") else FEWEST_VAE  # a base reconstructs from the first step on
+        fewest = 0 if config.get("base") else FEWEST_VAE  # a base reconstructs from the first step
         _forecast(budget, flops, config["batch_size"], fewest)
 
 
@@ -112,7 +114,7 @@ def settle_network(
     inputs: Mapping[str, Any],
     images: int,
 ) -> None:
-    """The same for stage two. `inputs` are the arguments that its network is built with beside its options."""
+    """The same for stage two. `inputs` are the arguments with which its network is built in addition to its options."""
     budget, spec = Budget.of(config, images), config["network"]
     given = {key: value for key, value in spec.items() if key != "class"}
     if spec.get("class") == AutoNetwork.__name__:
@@ -137,7 +139,7 @@ def settle_network(
 
 
 def is_unet(options: Mapping[str, Any]) -> bool:
-    """Whether options mean the U-Net: by one that is the U-Net's alone, or by a value for each level."""
+    """Whether options select the U-Net: by one that only the U-Net has, or by a value for each level."""
     of_unet = parameters("UNet").keys() - parameters("DiT").keys()
     return any(key in of_unet or isinstance(value, (list, tuple)) for key, value in options.items())
 
@@ -151,7 +153,7 @@ def _settle_batch_and_rate(
     enough: int,
     lr: float,
 ) -> None:
-    """Numbers in the place of batch_size=auto and optimizer.lr=auto.
+    """Numbers in place of batch_size=auto and optimizer.lr=auto.
 
     `flops` are the operations per image, None for a class of the user's own; `enough` is the number of steps that the
     batch size should leave.

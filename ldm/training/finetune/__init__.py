@@ -1,1 +1,1 @@
-"""One kind of fine-tuning a file, and the run and task that they share."""
+"""One kind of fine-tuning per file, and the run and task that they share."""

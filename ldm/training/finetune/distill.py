@@ -16,23 +16,23 @@ from ldm.training.averages import ema
 from ldm.training.finetune.distill_task import DistillTask, Recipe
 from ldm.training.finetune.kind import Finetune, Tables
 
-NEW = "new"  # the LoRA that trains, in the layers
-GUIDANCE_DIM = 256  # features of a guidance scale that is a condition: diffusers' own
+NEW = "new"  # name of the LoRA that is trained
+GUIDANCE_DIM = 256  # features of a guidance scale as a condition, as in diffusers
 
 
 @register
 class DistillFinetune(Finetune):
     """Consistency distillation (`ldm.diffusion.consistency`) of the base, including its guidance.
 
-    `guidance` is the guidance scale of the base's steps. A number, by default the base's own, is fixed in the student;
-    [least, most] makes the scale a condition of the student, which users then still choose. With one segment the
-    student is sampled by `lcm`, in 4 steps by default and at most `levels`, the number of noise levels that it is
-    trained on; with several segments by `euler`, one step for each. One `solver` step of the base (heun, or euler at
-    half the cost) covers `skip` levels. An average of the student's weights with `target_decay` makes the targets; 0 is
-    the student itself. `huber_c` is the error at which the loss turns from d^2 to |d|.
+    `guidance` is the guidance scale of the base's steps. A number, by default the base's own, becomes fixed in the
+    student; [least, most] makes the scale a condition of the student, so that users still choose it. With one segment
+    the student is sampled by `lcm`, in 4 steps by default and at most `levels`, the number of noise levels that it is
+    trained on; with several segments by `euler`, one step for each.
 
-    With `lora` only a LoRA of `rank`, `alpha` and `targets` is trained, which also makes other fine-tunings of the base
-    fast.
+    One `solver` step of the base (heun, or euler at half the cost) covers `skip` levels. An average of the student's
+    weights with `target_decay` gives the targets; with 0 the student itself does. `huber_c` is the error at which the
+    loss turns from d^2 to |d|. With `lora` only a LoRA of `rank`, `alpha` and `targets` is trained, which also makes
+    other fine-tunings of the base fast.
     """
 
     suffix = "fast"
@@ -72,13 +72,13 @@ class DistillFinetune(Finetune):
         super().check(model, tables)
 
     def _scale(self, model: LatentDiffusion) -> tuple[float, float]:
-        """The least and the greatest scale of the base's steps."""
+        """The smallest and largest guidance scale of the base's steps."""
         given = model.sampling["guidance"] if self.guidance is None else self.guidance
         if isinstance(given, Mapping):
-            raise UserError(f"the base is guided by {dict(given)}, one scale a condition: give guidance= one number.")
+            raise UserError(f"the base is guided by {dict(given)}, one scale per condition: give guidance= one number.")
         if not any(part.follows_guidance for part in model.conditioner.parts.values()):
             if self.guidance is not None and given != 1:
-                raise UserError("the base has no condition to guide by: leave guidance= out.")
+                raise UserError("the base has no condition for guidance: leave guidance= out.")
             return 1.0, 1.0
         least, most = given if isinstance(given, Sequence) else (given, given)
         return float(least), float(most)
@@ -140,20 +140,22 @@ def with_guidance(network: Any) -> Any:
 
 
 def around(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    """A denoiser like `denoiser` with another network, which its spec then names."""
+    """A denoiser like `denoiser` around another network, which its spec then names."""
     options = {key: value for key, value in denoiser._spec.items() if key not in ("class", "network")}  # type: ignore
     return Denoiser(network, **options)
 
 
 def _check_levels(segments: int, levels: int, skip: int) -> None:
     if levels < 2 or not 1 <= skip < levels:
-        raise UserError(f"levels={levels}, skip={skip}: at least 2 noise levels, and steps over 1 of them or more.")
+        raise UserError(f"levels={levels}, skip={skip}: at least 2 noise levels are needed, and steps over 1 or more.")
     if segments < 1 or levels % segments:
         raise UserError(f"segments={segments}, levels={levels}: the levels have to be a multiple of the segments.")
 
 
 def _check_numbers(guidance: float | Sequence[float] | None, target_decay: float, huber_c: float) -> None:
     if not 0 <= target_decay < 1 or not huber_c > 0:
-        raise UserError(f"target_decay={target_decay}, huber_c={huber_c}: a share below 1, and above 0.")
+        raise UserError(
+            f"target_decay={target_decay}, huber_c={huber_c}: the first has to be a share below 1, the second above 0."
+        )
     if isinstance(guidance, Sequence) and not (len(guidance) == 2 and 0 <= guidance[0] < guidance[1]):
         raise UserError(f"guidance={list(guidance)}: one scale, or [least,most] to make it a slider.")

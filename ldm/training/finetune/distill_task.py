@@ -1,4 +1,4 @@
-"""Consistency distillation as a task: another way to a loss, in sigma-space like the others."""
+"""Consistency distillation as a task, with another loss in sigma-space."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,8 +36,8 @@ class Recipe:
 class DistillTask(FinetuneTask):
     """Trains the student of `kind.recipe` to follow a frozen teacher.
 
-    Checkpoints hold `target`, the average that makes the targets, besides the average that is sampled; they don't hold
-    the teacher, which comes from the base.
+    Checkpoints hold `target`, the average that gives the targets, in addition to the average that is sampled. They
+    don't hold the teacher, which comes from the base.
     """
 
     grid: Tensor
@@ -87,7 +87,8 @@ class DistillTask(FinetuneTask):
         return loss, {"loss": loss, "loss_q": by_quarter(each, 1 - u)}
 
     def conditions(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> tuple[Cond, Cond]:
-        """The batch's conditions, some of them dropped in training; and those without what guidance acts on."""
+        """The batch's conditions, some of them dropped in training; and the same without those that guidance acts
+        on."""
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
         coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])

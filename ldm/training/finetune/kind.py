@@ -106,7 +106,8 @@ class Finetune:
 
 
 def with_word(tables: Tables, word: str | None) -> Tables:
-    """The tables with `word` in every caption: put in front of captions without it, and alone if there are none."""
+    """The tables with `word` in every caption: put in front of captions without it, and alone if there are no
+    captions."""
     return (_with_word(tables[0], word), _with_word(tables[1], word)) if word else tables
 
 
@@ -134,7 +135,7 @@ class Worded(Lazy):
 
 
 def drop_captions(model: LatentDiffusion, share: float | None) -> None:
-    """Sets the probability with which training drops a caption; None leaves it as the base was trained."""
+    """Sets the probability with which training drops a caption; None keeps the base's."""
     if share is None:
         return
     if not 0 <= share <= 1:

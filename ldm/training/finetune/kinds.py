@@ -14,12 +14,12 @@ from ldm.training.finetune.distill import DistillFinetune
 from ldm.training.finetune.kind import Finetune, Tables, drop_captions, with_word
 
 __all__ = ["ControlFinetune", "DistillFinetune", "FullFinetune", "LoRAFinetune", "TextualInversion"]
-NEW = "new"  # the LoRA that trains, in the layers
+NEW = "new"  # name of the LoRA that is trained
 
 
 @register
 class FullFinetune(Finetune):
-    """Every weight of denoiser and conditions is trained further; the result is a whole model."""
+    """Trains every weight of the denoiser and the conditions; the result is a whole model."""
 
     suffix = "full"
 

@@ -1,6 +1,6 @@
 """Prior preservation (Ruiz et al. 2023, DreamBooth): the training data include images that the base itself generates.
 
-Without them a model that is trained on one object for a while comes to generate it for every prompt.
+Without them, a model that is trained on one object for long starts to generate it for every prompt.
 """
 
 from dataclasses import replace
@@ -24,9 +24,9 @@ Device = torch.device | str | None
 def with_prior(
     tables: Tables, model: LatentDiffusion, *, path: str | None, cache: Path, seed: int, device: Device = None
 ) -> Tables:
-    """Training data with one more image for each line of the text file `path`; validation data stay as they are.
+    """Training data with one more image for each line of the text file `path`; validation data stay the same.
 
-    The base generates the images on `device`, unless they lie in the cache.
+    The base generates the images on `device`, unless they are in the cache.
     """
     if path is None:
         return tables
@@ -51,7 +51,7 @@ def with_prior(
             names=prompts,
             frames=None,
         )
-        if own.frames is not None:  # what the base generates was made at its own size
+        if own.frames is not None:  # the base generates at its own size
             generated = data.made_so(generated)
         rows = [np.arange(len(train)), np.arange(len(prompts))]
         both = join_tables([own, generated], rows, folder / "train", key)
@@ -66,5 +66,5 @@ def _lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prior_path={path} can't be read as text ({error}).") from None
     if not any(lines):
-        raise UserError(f"prior_path={path} holds no prompt; write one a line.")
+        raise UserError(f"prior_path={path} holds no prompt; write one per line.")
     return [line for line in lines if line]

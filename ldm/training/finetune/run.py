@@ -1,4 +1,4 @@
-"""`train_ldm.py finetune=NAME base=RUN`: a run that goes on from a trained model."""
+"""`train_ldm.py finetune=NAME base=RUN`: a run that starts from a trained model."""
 
 import inspect
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ __all__ = ["finetune_kinds", "main", "precheck"]  # importing finetune_kinds mak
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
-    """Fine-tunes a base, and leaves a run whose model folder holds what `kind.saved` gives: an adapter, or a model."""
+    """Fine-tunes a base, and leaves a run whose model folder holds what `kind.saved` gives: an adapter or a model."""
     clock = Clock()
     path = precheck(config)
     kind: Finetune = build(config["finetune"], "finetune")
@@ -42,7 +42,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
 
 def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Path) -> PreparedRun:
-    """Everything from the base at `path` and the data to the task. Saves the config."""
+    """Prepares a run from the base at `path` and the data, and saves its config."""
     model = open_base_model(path)
     source = build(data_like_base(config["data"], model.preprocess), "data")
     tables = kind.tables(source.tables(cache_of(config) / "data"))
@@ -57,7 +57,9 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     check_base_hash(start, base)
     folder.save_config(config)
     remember_captions(model.conditioner, tables, cache, device)
-    train, val, _ = latents(tables, model.first_stage, config)  # whitened as the base's were, not by their own
+    train, val, _ = latents(
+        tables, model.first_stage, config
+    )  # whitened by the statistics of the base's latents, not their own
     torch.manual_seed(seed)
     kind.prepare(model)
     task = (kind.task or FinetuneTask)(model, kind, base, depends_on=depends_on, **task_options(config))
@@ -78,30 +80,30 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
 
 
 def precheck(config: Mapping[str, Any]) -> Path:
-    """Where the base is. Raises UserError if it isn't there, before any work."""
+    """The path of the base. Raises UserError if it doesn't exist, before any work."""
     if not config.get("base"):
-        raise UserError("finetune needs a trained model to go on from: name its run by base=, as in base=emoji.")
+        raise UserError("finetune needs a trained model to start from: name its run by base=, as in base=emoji.")
     check_environment(config)
     return find_run("ldm", config["base"], config["runs_dir"])
 
 
 def open_base_model(path: Path) -> LatentDiffusion:
-    """The model to go on from, frozen."""
+    """The frozen model to start from."""
     model = load(path, precision="float32")
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"base={path} holds a {type(model).__name__}; name a run of train_ldm.py.")
     if model.adapters:
         raise UserError(
-            f"base={path} is an adapter on another base: go on from that one, or make a model of the two by "
+            f"base={path} is an adapter on another base: start from that one, or make a model of the two by "
             "model.merge_lora() and ldm.save(model, FOLDER), and give base=FOLDER."
         )
     first_stage: Any = model.first_stage
-    first_stage.preprocess = model.preprocess  # its hash is then that of stage one's run, which earlier caches used
+    first_stage.preprocess = model.preprocess  # its hash is then that of the stage-one run, which earlier caches used
     return model.requires_grad_(False)
 
 
 def run_name(path: Path) -> str:
-    """The name of the run that a base lies in; of another file or folder, its own name."""
+    """The name of the run that a base belongs to; for another file or folder, its own name."""
     path = path.resolve()
     if path.name == "model":
         return path.parent.name
@@ -109,7 +111,7 @@ def run_name(path: Path) -> str:
 
 
 def data_like_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
-    """The data's config, with the base's size, channels and other preprocessing where it doesn't give them."""
+    """The data's config, with the base's size, channels and other preprocessing for options that it leaves open."""
     known = inspect.signature(lookup(data["class"]).__init__).parameters
     own = {key: value for key, value in _preprocessing_options(preprocess).items() if key in known}
     if "size" in known:
@@ -125,19 +127,19 @@ def _preprocessing_options(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def check_preprocess(table: Table, model: LatentDiffusion) -> None:
-    """Raises UserError for images that are prepared differently from the base's."""
+    """Raises UserError for images whose preprocessing differs from that of the base."""
     own, given = vars(model.preprocess), vars(table.preprocess)
     keys = [key for key in given if not key.startswith("_") and own.get(key) != given[key]]
     if keys:
         differing = ", ".join(f"{key} {own.get(key)} there, {given[key]} here" for key in keys)
-        raise UserError(f"the base was trained on images prepared otherwise ({differing}): leave these to the base.")
+        raise UserError(f"the base was trained on images prepared differently ({differing}): leave these options out.")
 
 
 def check_base_hash(start: resume.Start, base: Mapping[str, str]) -> None:
-    """Raises UserError if the base has changed since the run that is resumed began."""
+    """Raises UserError if the base has changed since the run that is resumed was started."""
     was = start.depends_on.get("base")
     if start.checkpoint and was != base["hash"]:
         raise UserError(
             f"the base isn't what it was when this run began (hash {(was or 'none')[:12]}, now {base['hash'][:12]}): "
-            "bring it back, or start anew by overwrite=true or another name=."
+            "restore it, or start again with overwrite=true or another name=."
         )

@@ -1,4 +1,4 @@
-"""Stage two, going on from a base."""
+"""Stage two, starting from a base."""
 
 from typing import Any
 
@@ -11,9 +11,10 @@ from ldm.training.ldm_task import DiffusionTask
 
 
 class FinetuneTask(DiffusionTask):
-    """Trains what `kind` makes trainable in `model`. Checkpoints hold that, its average and the saved model's weights.
+    """Trains what `kind` makes trainable in `model`.
 
-    `base` is what an adapter records of the base. When a run is resumed, frozen weights come from the base again.
+    Checkpoints hold that, its average and the saved model's weights. `base` is what an adapter records about its base.
+    A resumed run reads frozen weights from the base again.
     """
 
     def __init__(self, model: LatentDiffusion, kind: Finetune, base: dict[str, str], **options: Any):
@@ -55,9 +56,9 @@ class FinetuneTask(DiffusionTask):
         checkpoint["state_dict"] = own | checkpoint["state_dict"]
 
     def frozen_names(self) -> set[str]:
-        """Names in this task's state of the base's own weights, which never change and aren't put into checkpoints.
+        """The names in this task's state of the base's own weights, which never change and aren't put into checkpoints.
 
-        The averages share what is frozen, so it has a name in each of them.
+        Averages share frozen weights, which therefore have a name in each of them.
         """
         frozen = frozen_parameters(self.trained)
         copies = ["trained", "average", *(f"power.{i}" for i in range(len(self.power)))]
@@ -66,6 +67,6 @@ class FinetuneTask(DiffusionTask):
 
 
 def frozen_parameters(module: nn.Module) -> list[str]:
-    """The names of the parameters that don't train, each under all the names that it has."""
+    """The names of frozen parameters, each under all the names that it has."""
     named = module.named_parameters(remove_duplicate=False)
     return [name for name, parameter in named if not parameter.requires_grad]

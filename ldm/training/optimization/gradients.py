@@ -1,4 +1,4 @@
-"""What happens to gradients before an optimizer's step: unscaled, measured, clipped. The host waits for none of it."""
+"""What happens to gradients before an optimizer step: unscaling, norms, clipping, none of which the host waits for."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ Parameters = list[nn.Parameter]
 
 
 class Norms(NamedTuple):
-    """Sets of gradients, each as the parts that this process holds with the set's L2 norm (); and the norm of all."""
+    """Sets of gradients, each as the parts that this process holds and the set's L2 norm (); and the norm of all."""
 
     parts: list[tuple[list[Tensor], Tensor]]
     total: Tensor

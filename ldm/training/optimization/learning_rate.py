@@ -62,7 +62,7 @@ class LearningRate:
 
 
 def parse_time(value: Any) -> timedelta:
-    """Lightning's forms of `max_time`: "DD:HH:MM:SS" or a mapping of timedelta's arguments."""
+    """Lightning's forms of `max_time`: "DD:HH:MM:SS" or a mapping of the arguments of timedelta."""
     if isinstance(value, timedelta):
         return value
     try:
@@ -96,7 +96,7 @@ class TimeBudget(pl.Callback):
         self._ended: list[float] = []  # when each optimizer step since the last estimate ended
         self._step = self._printed = 0
         self._next_look: int | None = None  # the step of the next estimate; None: never
-        self._is_measured = True  # whether a number of steps that is known at the start was measured, and isn't `most`
+        self._is_measured = True  # whether a number of steps known at the start was measured, not given as `most`
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds used so far, so that a resumed run has the rest."""
@@ -147,11 +147,11 @@ class TimeBudget(pl.Callback):
     def _blind(self, step: int, left: float) -> int:
         """How many steps may pass before the next look while steps are still being measured.
 
-        That is at most as many as there were, and no more than take half of the `left` seconds. Looks are rare because
-        all processes wait for each other at one.
+        That is at most as many as there have been, and no more than take half of the `left` seconds. Looks are rare
+        because all processes wait for each other at one.
         """
         slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
-        due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until they are measured
+        due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until steps have been measured
         return max(1, min(len(self._ended), due, int(left / (2 * slowest)) if slowest else due))
 
     def _look(self, step: int) -> tuple[int | None, int]:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError, did_you_mean
 
 NAMES = ("adamw", "adamw8bit", "muon")
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, steep at 0 (Jordan et al. 2024)
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic, steep at 0 (Jordan et al. 2024)
 # First and last layers: their rows are colours or latent channels, whose scales differ and mean something.
 ENDS = ("conv_in", "conv_out", "linear_out", "class_embedding", "shortcut_in", "shortcut_out")
 
 
 def check_name(name: str) -> str:
-    """`name`. Raises UserError for an optimizer that isn't known or needs a package that isn't installed."""
+    """`name`. Raises UserError for an unknown optimizer, and for one whose package isn't installed."""
     if name not in NAMES:
         raise UserError(f"optimizer.name={name} isn't known.{did_you_mean(name, NAMES)}")
     if name == "adamw8bit":
@@ -81,7 +81,7 @@ def _eight_bit() -> Any:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         raise UserError(
-            "optimizer.name=adamw8bit needs bitsandbytes: pip install 'ldm[adamw8bit]', or take optimizer.name=adamw."
+            "optimizer.name=adamw8bit needs bitsandbytes: pip install 'ldm[adamw8bit]', or use optimizer.name=adamw."
         ) from None
     return AdamW8bit
 

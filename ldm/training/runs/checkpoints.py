@@ -53,15 +53,15 @@ class Checkpoints(pl.Callback):
         self._saved = self._model_saved = -1
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Before weights are read: raises UserError if the processes would go on from different checkpoints."""
+        """Before weights are read: raises UserError if the processes would continue from different checkpoints."""
         if stage != "fit":
             return
         chosen = gathered(self.begins.name if self.begins else "step 0")
         if any(name != chosen[0] for name in chosen):
             raise UserError(
-                f"{self.folder.path}: the newest checkpoint is damaged, so the first process goes on from {chosen[0]}, "
-                f"and others had begun with {', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged one is removed "
-                "now: give the same command again."
+                f"{self.folder.path}: the newest checkpoint is damaged, so the first process continues from "
+                f"{chosen[0]}, and others had started with {', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged "
+                "one is removed now: give the same command again."
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -62,15 +62,17 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is done. One that starts anew or is trained further isn't, though the first process may not
-        have cleared its folder yet."""
+        """Whether the run is done.
+
+        One that starts again or is trained further isn't, though the first process may not have cleared its folder yet.
+        """
         return not (self._fresh or self._goes_on) and (self.path / DONE).exists()
 
     def save_config(self, config: dict[str, Any]) -> None:
         """Writes config.yaml, in the first process."""
         if rank() == 0:
             atomic_write(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-            (self.path / DONE).unlink(missing_ok=True)  # of a run that is trained further
+            (self.path / DONE).unlink(missing_ok=True)  # the mark of a run that is now trained further
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose bytes are those that were written, or None.
@@ -99,7 +101,7 @@ class RunFolder:
         atomic_write(self.path / DONE, time.strftime("%Y-%m-%d %H:%M:%S\n"))
 
     def hold(self, goes_on: bool = False) -> None:
-        """Takes the folder for this process, or raises UserError where another has it."""
+        """Locks the folder for this process. Raises UserError if another process holds it."""
         self._lock, self._goes_on = lock.Lock(self.path), goes_on
 
     def close(self) -> None:
@@ -188,7 +190,7 @@ def newest_checkpoint(folder: Path, whole: Callable[[Path], bool] = is_whole) ->
     for path in sorted(folder.glob("*.ckpt"), reverse=True):
         if whole(path):
             return path
-        log.warning("%s is damaged or was not written to its end; taking the one before.", path)
+        log.warning("%s is damaged or incomplete; using the one before.", path)
     return None
 
 
@@ -211,7 +213,7 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     elif any(map(_is_worth_keeping, old)) and not resume:
         state = "is finished" if folder.finished else "exists"
         raise UserError(
-            f"the run {folder.path} {state}: take resume=true to go on with it, overwrite=true to start it again, "
+            f"the run {folder.path} {state}: use resume=true to continue it, overwrite=true to start it again, "
             "or another name=."
         )
     elif resume:
@@ -224,17 +226,17 @@ def _take_over(folder: RunFolder, resume: bool, overwrite: bool) -> None:
     for part in (folder.samples, folder.checkpoints):
         part.mkdir(exist_ok=True)
     for part in (folder.path, folder.checkpoints, folder.model, folder.samples, folder.path / "ema"):
-        for staged in part.glob(".*.tmp"):  # of a process that was killed while it wrote
+        for staged in part.glob(".*.tmp"):  # left by a process that was killed while it wrote
             staged.unlink()
 
 
 def _own_entries(path: Path) -> Iterator[Path]:
-    """What belongs to the run itself: not its lock, and not the runs of a sweep of the same name."""
+    """The run's own files: not its lock, and not the runs of a sweep of the same name."""
     return (entry for entry in path.iterdir() if entry.name != lock.NAME and not is_run(entry))
 
 
 def _is_worth_keeping(entry: Path) -> bool:
-    """Whether an entry is more than a run leaves behind that ended before its first step."""
+    """Whether an entry is more than what a run leaves that ended before its first step."""
     return entry.name != "config.yaml" and not (entry.is_dir() and not any(entry.iterdir()))
 
 

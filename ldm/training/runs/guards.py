@@ -100,7 +100,7 @@ class FiniteGuard(pl.Callback):
         trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
 
     def _describe(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
-        """Names the samples whose loss isn't finite on their own; else all samples of the step, on all processes."""
+        """The samples whose loss alone isn't finite; if there are none, all samples of the step, on all processes."""
         batches = [trainer.datamodule.train_batch(start) for start in starts]  # type: ignore[attr-defined]
         untried = is_sharded(pl_module)
         own_samples = [i for batch in batches for i in batch["index"].tolist()]
@@ -109,7 +109,7 @@ class FiniteGuard(pl.Callback):
             with trainer.precision_plugin.train_step_context():
                 for batch in [] if untried else batches:
                     own_spoilt += _spoiling(trainer, pl_module, batch)
-        except torch.OutOfMemoryError:  # tells nothing about a sample
+        except torch.OutOfMemoryError:  # tells nothing about any one sample
             own_spoilt, untried = [], True
         parts = gathered((own_spoilt, own_samples))
         spoilt = [i for part, _ in parts for i in part]
@@ -124,7 +124,7 @@ class FiniteGuard(pl.Callback):
         checkpoint = self.folder.newest_checkpoint()
         good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
         return (
-            f"{good}; nothing was saved since. Lower optimizer.lr or fix these samples and take resume=true, or leave "
+            f"{good}; nothing was saved since. Lower optimizer.lr or fix these samples and use resume=true, or leave "
             "such updates out by skip_bad_batches=10."
         )
 
@@ -181,7 +181,7 @@ def sample_names(indices: list[int], data: Any) -> str:
 
 
 def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | None:
-    """The error to show for a failure of the machine, with the values at hand; None for other errors."""
+    """The error to show for a failure of the machine, with the relevant values; None for other errors."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return UserError(_out_of_memory(config))
@@ -189,14 +189,14 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
         killed = re.search(r"signal: (\w+)", text)
         how = f" by the signal {killed[1]}" if killed else ""
         return UserError(
-            f"one of the data workers was ended{how}, mostly for want of memory. Take loader.workers=0, or fewer, "
-            "and resume=true to go on from the last checkpoint."
+            f"one of the data workers was ended{how}, usually because memory ran out. Use loader.workers=0, or fewer, "
+            "and resume=true to continue from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in CANT_WRITE:
         again = "resume=true" if "resume" in config else "try again"
         done = "opened" if error.errno == errno.EACCES else "written"
         return UserError(
-            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): make room or fix the rights, then "
+            f"{error.filename or 'a file'} can't be {done} ({error.strerror}): free space or fix the permissions, then "
             f"{again}."
         )
     return None
@@ -212,7 +212,7 @@ def _worker_was_ended(error: BaseException) -> bool:
 def _out_of_memory(config: Mapping[str, Any]) -> str:
     batch: Any = config.get("batch_size")
     if "trainer" not in config:
-        less = f"Take batch_size={max(1, batch // 2)}, or fewer or smaller" if batch else "Take fewer or smaller"
+        less = f"Use batch_size={max(1, batch // 2)}, or fewer or smaller" if batch else "Take fewer or smaller"
         return f"out of memory{f' at batch_size={batch}' if batch else ''}. {less} images."
     parts = config["trainer"].get("accumulate_grad_batches") or 1
     half = f"batch_size={max(1, batch // 2)} trainer.accumulate_grad_batches={2 * parts}"

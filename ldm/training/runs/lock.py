@@ -27,11 +27,11 @@ class Lock:
         with one_at_a_time(folder):
             holder = read(folder)
             if holder and all(holder.get(key) == self.mine[key] for key in ("host", "pid", "started")):
-                raise UserError(f"{folder} is open already in this process; close it first.")
+                raise UserError(f"{folder} is already open in this process; close it first.")
             if holder and is_live(holder):
                 raise UserError(
                     f"{folder} is in use by process {holder['pid']} on {holder['host']} since {holder['since']}; "
-                    f"wait for it or take another name=. If that process is gone, delete {self.path}."
+                    f"wait for it or use another name=. If that process is gone, delete {self.path}."
                 )
             atomic_write(self.path, json.dumps(self.mine))
 
@@ -42,13 +42,13 @@ class Lock:
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Who holds `folder`, or None."""
+    """The process that holds `folder`, as its lock describes it; None without a lock."""
     unknown = {"host": "an unknown host", "pid": 0, "since": "an unknown time"}
     try:
         return unknown | dict(json.loads((folder / NAME).read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # a damaged file doesn't show who wrote it
+    except (ValueError, TypeError):  # a damaged lock doesn't tell who wrote it
         return unknown
 
 

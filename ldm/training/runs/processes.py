@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other."""
+"""Values that the processes of one run exchange."""
 
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def gathered(own: T) -> list[T]:
-    """What each process gives, by rank, for all of them; called by all."""
+    """Each process's value, by rank, in all of them. All processes call it."""
     if not distributed.is_initialized():
         return [own]
     parts: list[T | None] = [None] * distributed.get_world_size()

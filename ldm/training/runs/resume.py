@@ -12,7 +12,7 @@ from ldm.common.errors import UserError
 from ldm.training.optimization.learning_rate import LearningRate, parse_time
 from ldm.training.runs.folder import RunFolder
 
-# Options that only say where files are and what to do with the folder.
+# Options that only concern the places of files and what to do with the folder.
 PLACES = ("resume", "overwrite", "name", "runs_dir", "cache_dir")
 # Options that the weights, or their meaning, depend on: a run can't be resumed with others.
 ARCHITECTURE = (
@@ -38,9 +38,9 @@ IMPLIED = {"latents_dtype": "float32", "train": "all"}
 class Start(NamedTuple):
     """Where a run starts: at step 0, or at the step of its newest good checkpoint.
 
-    `total` is the number of steps that the run was to have, and `rate` its last learning rate. `used` is the time that
-    it has trained for, in seconds, or None where its checkpoint doesn't note it. For a run with a time limit, `limit`
-    is that limit in seconds and `most` the number of steps that was its limit too.
+    `total` is the number of steps that the run was to have, and `rate` its last learning rate. `used` is the training
+    time so far in seconds, or None where its checkpoint doesn't record it. For a run with a time limit, `limit` is that
+    limit in seconds and `most` its limit of steps.
     """
 
     checkpoint: Path | None
@@ -111,7 +111,7 @@ def steps_of(config: Mapping[str, Any]) -> int | None:
 def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
     """Whether the config gives a finished run more steps, or more time, than it had.
 
-    Raises UserError where it does and no checkpoint is left to go on from.
+    Raises UserError if it does and no checkpoint is left to continue from.
     """
     start, seconds, steps = start_of(folder), limit_of(config), steps_of(config)
     if start.checkpoint:
@@ -123,8 +123,8 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
     longer = seconds is not None and seconds > (limit_of(old) or 0)
     if longer or (before and steps and steps > before) or (seconds is None and steps is None):
         raise UserError(
-            f"{folder.path} is finished and has no checkpoint left to go on from: fine-tune its model by finetune=full "
-            "base=NAME, or start anew by overwrite=true or another name=."
+            f"{folder.path} is finished and has no checkpoint left to continue from: fine-tune its model by "
+            "finetune=full base=NAME, or start again with overwrite=true or another name=."
         )
     return False
 
@@ -132,8 +132,8 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
 def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> str | None:
     """Changes the learning rate's schedule if the run gets a new limit, and describes the change; None if it doesn't.
 
-    The schedule becomes that of a run which had the new limit from its beginning. The rate has fallen too fast for that
-    until now, so it jumps.
+    The schedule becomes that of a run that had the new limit from the beginning. The rate has fallen too fast for that
+    so far, so it jumps.
     """
     limit, most = limit_of(config), steps_of(config)
     as_before = (start.most, start.ignored or start.most) if limit else (start.total,)
@@ -192,7 +192,7 @@ def check(
     implied = {key: value for key, value in IMPLIED.items() if key in config}
     changed = differences(implied | dict(_read(folder.config)), config)
     described = "; ".join(f"{key} was {_show(old)}, is {_show(new)}" for key, (old, new) in changed.items())
-    ways = "Give the old values, or start anew by overwrite=true or another name="
+    ways = "Give the old values, or start again with overwrite=true or another name="
     if any(_within(key, ARCHITECTURE) for key in changed):
         raise UserError(f"{folder.path} can't be resumed as another model: {described}. {ways}.")
     was = start.depends_on
@@ -200,7 +200,7 @@ def check(
     if before != depends_on.get("first_stage") and before != whole():
         raise UserError(
             f"{folder.path} was trained on the latents of another first stage (hash {_hash(was)}, now "
-            f"{_hash(depends_on)}), which this one can't decode. Bring the old one back, or start anew by "
+            f"{_hash(depends_on)}), which this one can't decode. Restore the old one, or start again with "
             "overwrite=true or another name=."
         )
     if described:
@@ -231,7 +231,7 @@ def _read(path: Path) -> Any:
     except (OSError, ValueError, yaml.YAMLError):
         read = None
     if not isinstance(read, Mapping):
-        raise UserError(f"{path} is damaged, so what changed can't be told: restore it, or take overwrite=true.")
+        raise UserError(f"{path} is damaged, so it is unknown what has changed: restore it, or use overwrite=true.")
     return read
 
 

@@ -1,4 +1,5 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: the running step ends, the run is saved, and the command that continues it is shown."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: the current step is finished, the run is saved, and the command to continue it is
+shown."""
 
 import shlex
 import signal
@@ -32,21 +33,21 @@ class Stopped(Exception):
 
 
 class StopOnSignal(pl.Callback):
-    """Ends the run by `Stopped` when the step has ended in which a signal came; a second Ctrl-C doesn't wait for that.
+    """Ends the run by `Stopped` after the step during which a signal came; a second Ctrl-C doesn't wait for that.
 
-    One process of several that gets the signal stops them all, at the same step: at each step they tell each other, and
-    what they told is read at the next one, so that no host waits for its device. One that comes in the last step is
-    obeyed when the run is saved: what would follow, grids and the last validation, is for the resumed run. Lightning
-    restores the handlers that were there before `fit`.
+    If one of several processes gets the signal, all stop at the same step: at each step they exchange what they have
+    received, and read it at the next one, so that no host waits for its device. A signal in the last step takes effect
+    once the run is saved: the last grids and validation are left to the resumed run. Lightning restores the previous
+    handlers after `fit`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._agreed: AsyncScalar | None = None  # the highest signal that any process had when the step before began
+        self._agreed: AsyncScalar | None = None  # the highest signal of any process at the start of the previous step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Starts to catch the signals that stop a run."""
-        # Lightning's own agreement on a SIGTERM, which this one replaces, makes the host wait at every step.
+        # This replaces Lightning's own agreement on a SIGTERM, which makes the host wait at every step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         for number in STOPPING:
             try:
@@ -81,7 +82,7 @@ class StopOnSignal(pl.Callback):
 
 
 def continuing_command(words: Sequence[str] | None = None) -> str:
-    """This process's command line with resume=true in place of what would start the run anew."""
+    """This process's command line with resume=true instead of options that would start the run again."""
     program, *options = sys.argv if words is None else words
     name = Path(program).name
     options = [word for word in options if word.partition("=")[0].lstrip("+") not in ("resume", "overwrite")]

@@ -1,1 +1,1 @@
-"""What is set around Lightning's Trainer: options, callbacks, loggers, costs and speed."""
+"""Everything around Lightning's Trainer: options, callbacks, loggers, costs and speed."""

@@ -1,4 +1,4 @@
-"""What steps cost: images per second, memory, and on a GPU the share of its peak that they reach."""
+"""What steps cost: images per second, memory, and on a GPU the share of its peak performance."""
 
 import sys
 import time

@@ -92,7 +92,7 @@ def _build_trainer(
     if limit or start.step >= (resume.steps_of(config) or math.inf):
         options[
             "max_steps"
-        ] = -1  # until the budget says: Lightning leaves out the end of a run that it sees no step of
+        ] = -1  # until the budget is known: with no steps at all, Lightning would skip the end of the run
     plugins: list[Any] = [AtomicCheckpointIO()]
     if options["precision"] == "16-mixed" and available(options.get("accelerator") or "auto").type == "cpu":
         del options["precision"]
@@ -138,7 +138,7 @@ def report_stop(stopped: Stopped, trainer: pl.Trainer, folder: RunFolder) -> Non
         return
     saved = folder.newest_checkpoint()
     where = f"saved {saved}" if saved else "before the first step was done"
-    print(f"stopped by {stopped}: {where}. To go on: {continuing_command()}", file=sys.stderr, flush=True)
+    print(f"stopped by {stopped}: {where}. To continue: {continuing_command()}", file=sys.stderr, flush=True)
 
 
 def quieten() -> None:

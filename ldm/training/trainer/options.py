@@ -10,7 +10,7 @@ FIXED: dict[str, Any] = {
     "enable_checkpointing": False,
     "enable_model_summary": False,
     "use_distributed_sampler": False,
-    "inference_mode": False,  # weights that FSDP puts together in it can't be put together outside of it
+    "inference_mode": False,  # weights that FSDP has gathered in this mode can't be gathered outside of it
     "num_sanity_val_steps": 0,
 }
 _ENDS = "a run ends by trainer.max_steps or trainer.max_time; give those."

@@ -1,7 +1,7 @@
 """Fully sharded data parallelism: every process holds a part of the weights, their averages and the optimizer's state.
 
-Weights are put together block by block when a block runs, and taken apart behind it (Zhao et al. 2023, "PyTorch FSDP";
-here torch's `fully_shard`, FSDP2). Checkpoints and model folders are whole, whatever the number of processes.
+Weights are gathered block by block when a block runs, and released afterwards (Zhao et al. 2023, "PyTorch FSDP"; here
+torch's `fully_shard`, FSDP2). Checkpoints and model folders are whole, whatever the number of processes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +45,7 @@ def check(config: Mapping[str, Any], precision: Any) -> None:
     unfit = [option for option, given in refused.items() if given]
     if unfit:
         raise UserError(
-            f"trainer.strategy={NAME} can't be used with {', '.join(unfit)}: leave it out, or take trainer=ddp."
+            f"trainer.strategy={NAME} can't be used with {', '.join(unfit)}: leave it out, or use trainer=ddp."
         )
 
 
@@ -75,7 +75,7 @@ def _roots(network: nn.Module) -> Iterator[nn.Module]:
 
 @cache
 def _let_conditions_be_seen_through() -> None:
-    """Lets FSDP find the tensors inside a `Cond`, whose hooks put weights together for the backward pass."""
+    """Lets FSDP find the tensors inside a `Cond`: its hooks on them gather weights for the backward pass."""
     torch.export.register_dataclass(Cond)
 
 
@@ -85,17 +85,17 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor put together from all processes' parts, if it is spread. All processes call it."""
+    """The tensor gathered from all processes, if it is sharded. All processes call it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds; all of it, if it isn't spread."""
+    """The part of a tensor that this process holds; all of it, if it isn't sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def whole_weights(module: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """A module's weights put together one by one, on the CPU, for the process that is to `keep` them.
+    """A module's weights gathered one by one, on the CPU, for the process that is to `keep` them.
 
     All processes call it; the others get {}.
     """

@@ -1,4 +1,4 @@
-"""Choices that change what a step costs and not what it computes: precision, checkpointing, compilation."""
+"""Options that change what a step costs but not what it computes: precision, checkpointing, compilation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,7 +32,7 @@ def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
         )
     if str(name) == "64-true":
         raise UserError(
-            f"trainer.precision={wanted} isn't supported: images, latents and noise are float32. Take 32-true."
+            f"trainer.precision={wanted} isn't supported: images, latents and noise are float32. Use 32-true."
         )
     if name != "auto":
         return name

@@ -21,7 +21,7 @@ class _Parts(nn.Module):
 
 
 class LdmConditioner(ModelMixin, ConfigMixin):
-    """Prompts and labels to `Cond`; what isn't given is the null condition."""
+    """Converts prompts and labels to `Cond`; the null condition stands for those that aren't given."""
 
     @register_to_config
     def __init__(self, spec: dict[str, Any]):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="attr-defined"
-"""A pipeline of diffusers for models of ldm: prompts, class labels or nothing in, images out."""
+"""A diffusers pipeline for models of ldm: from prompts, class labels or nothing to images."""
 
 import inspect
 from typing import Any
@@ -14,8 +14,8 @@ from ldm.networks.layers import guidance_embedding
 class LdmPipeline(DiffusionPipeline):
     """`pipe("a cat", generator=torch.Generator().manual_seed(0)).images`.
 
-    `sampling` holds the defaults that the model was exported with. `latents` is standard normal noise (B, C, h, w),
-    whatever the scheduler: it is scaled to the noisiest step here. Any scheduler of the same prediction type fits.
+    `sampling` holds the model's sampling defaults at the time of export. `latents` is standard normal noise (B, C, h,
+    w) for any scheduler: it is scaled to the highest noise level here. Any scheduler of the same prediction type fits.
     """
 
     model_cpu_offload_seq = "text_encoder->conditioner->unet->vae"
@@ -94,14 +94,14 @@ class LdmPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _embedded(self, scale: float, n: int) -> dict[str, Tensor]:
-        """The guidance scale as a distilled U-Net reads it that has it as a condition; empty for others."""
+        """The guidance scale in the form that a distilled U-Net takes as a condition; empty for other U-Nets."""
         config, scales = self.unet.config, torch.full((n,), float(scale), device=self.device)
         if dim := config.get("time_cond_proj_dim"):
             return {"timestep_cond": guidance_embedding(scales, dim)}
         return {"guidance": scales} if (config.get("spec") or {}).get("guidance_dim") else {}
 
     def _encode(self, given: dict[str, list], n: int) -> dict[str, Tensor]:
-        """What the U-Net is called with beside the latents."""
+        """What the U-Net takes in addition to latents."""
         if self.conditioner is not None:
             cond = self.conditioner(given, n)
             found = {

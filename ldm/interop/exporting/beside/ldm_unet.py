@@ -33,7 +33,8 @@ class LdmUNet(ModelMixin, ConfigMixin):
         guidance: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """`sample` (B, C, h, w), `timestep` () or (B,), `guidance` (B,) its scale if distilled -> (B, C, h, w)."""
+        """`sample` (B, C, h, w), `timestep` () or (B,), and, if distilled, the guidance scale `guidance` (B,) -> (B, C,
+        h, w)."""
         z = self.network.in_channels
         concat = sample[:, z:] if sample.shape[1] > z else None
         cond = Cond(class_labels, encoder_hidden_states, encoder_attention_mask, concat, guidance=guidance)

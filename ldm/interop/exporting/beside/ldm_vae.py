@@ -25,7 +25,7 @@ class LdmVAE(ModelMixin, ConfigMixin):
 
     @property
     def factor(self) -> int:
-        """How many times smaller latents are than images, each side."""
+        """The ratio of an image's sides to those of its latents."""
         return self.network.factor
 
     def encode(self, images: Tensor, return_dict: bool = True) -> Any:
