@@ -1,1 +1,1 @@
-"""One command a file, and the command line that calls them."""
+"""One command per file, and the command line that calls them."""

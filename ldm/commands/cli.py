@@ -1,7 +1,7 @@
-"""The entry scripts: a command line becomes a checked plain dict, which training, sampling and evaluation work on.
+"""The entry scripts: a command line becomes a checked plain dict, with which training, sampling and evaluation work.
 
-A user's mistake is reported in one line on stderr with exit code 2, before any work starts. Under -m every job is
-checked before the first one runs; a job that fails doesn't stop the others, and makes the exit code 1.
+A user's mistake is reported in one line on stderr with exit code 2, before any work starts. With -m, every job is
+checked before the first one runs; a job that fails doesn't stop the others, but makes the exit code 1.
 """
 
 import ast
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def run_plain(command: str, words: list[str]) -> None:
-    """Runs a command that reads its words itself, without Hydra."""
+    """Runs a command that parses its words itself, without Hydra."""
     if "--help" in words or "-h" in words:
         print(_docstring(PLAIN[command]))
         return
@@ -190,7 +190,7 @@ def _run_hydra(script: str, words: list[str]) -> None:
     flags, options = overrides.prepare(words, group_names(words))
     jobs = _Jobs(script, options)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are, not as Hydra prints them
-    with tempfile.TemporaryDirectory(prefix="ldm-") as scratch:  # Hydra insists on writing a sweep's multirun.yaml
+    with tempfile.TemporaryDirectory(prefix="ldm-") as scratch:  # Hydra always writes a sweep's multirun.yaml
         quiet = [*_QUIET, f"hydra.sweep.dir={overrides.quote(scratch)}"]
         sys.argv = [jobs.argv[0], *quiet, *options, *flags]
         try:

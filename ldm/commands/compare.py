@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-# Options that differ between runs by their nature, or say where a run is: not worth a column.
+# Options that always differ between runs, or are the place of a run: not worth a column.
 _PLACES = {"name", "resume", "overwrite", "runs_dir", "cache_dir"}
 
 

@@ -34,7 +34,8 @@ _GROUP_OF_NETWORK = {"UNet": "unet", "DiT": "dit"}
 
 
 def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as a plain dict. Raises UserError for what is missing, unknown, of another kind or out of range."""
+    """The config as a plain dict. Raises UserError for options that are missing, unknown, of a wrong type or out of
+    range."""
     try:
         _refuse_missing(script, cfg)
         config = plain(cfg, resolve=True)
@@ -104,17 +105,19 @@ def _refuse_sizes_of_another_network(
     keeps_sizes = measured and measured.items() <= network.items()
     if given != chosen and given in _GROUP_OF_NETWORK and keeps_sizes:
         raise UserError(
-            f"network.class={given}: network=auto took sizes of a {chosen}, which suits these data; "
-            f"network={_GROUP_OF_NETWORK[given]} takes the {given} with its own."
+            f"network.class={given}: network=auto has chosen the sizes of a {chosen}, which suits these data; "
+            f"network={_GROUP_OF_NETWORK[given]} has those of the {given}."
         )
 
 
 def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[str, Any]) -> UserError:
-    """Adds to the message about an option that the DiT lacks that it was network=auto that took the DiT."""
+    """Adds to a message about an option that the DiT lacks that network=auto has chosen the DiT."""
     chosen = choices.get("network") == "auto" and str(error).startswith("network.")
     if not chosen or config["network"].get("class") != "DiT":
         return error
-    return UserError(f"{error} network=auto took the DiT, which suits these data; network=unet takes the U-Net.")
+    return UserError(
+        f"{error} network=auto has chosen the DiT, which suits these data; network=unet chooses the U-Net."
+    )
 
 
 def _check_section(config: dict[str, Any], defaults: Mapping[str, Any], path: str, declared: Options) -> None:
@@ -155,7 +158,7 @@ def _check_kinds(spec: Mapping[str, Any], where: str) -> None:
 
 
 def _drop_defaults_of_other_class(spec: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """After `network.class=MyNet`: removes what YAML gives to the class that was replaced and MyNet doesn't take."""
+    """After `network.class=MyNet`: removes what YAML sets for the replaced class and MyNet doesn't take."""
     if spec["class"] == defaults.get("class") or not isinstance(spec["class"], str):
         return
     known = registry.parameters(spec["class"])
@@ -164,7 +167,7 @@ def _drop_defaults_of_other_class(spec: dict[str, Any], defaults: Mapping[str, A
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuses what isn't a time, options that a run sets itself, and a run of no steps."""
+    """Refuses invalid times, options that a run sets itself, and a run of no steps."""
     from ldm.training.optimization.learning_rate import parse_time
     from ldm.training.trainer import options as trainer_options
 

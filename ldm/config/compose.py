@@ -1,4 +1,4 @@
-"""Composing conf/ with Hydra: the config of a command line, and the config that says which keys there are."""
+"""Composes conf/ with Hydra: the config of a command line, and the config that shows which keys exist."""
 
 import functools
 import itertools
@@ -33,10 +33,10 @@ def compose(script: str, options: Sequence[str]) -> tuple[DictConfig, dict[str, 
 
 
 def defaults_of(script: str, choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the chosen groups alone, without the experiment and the overrides: which keys there are.
+    """The config of the chosen groups alone, without the experiment and the overrides: it shows which keys exist.
 
-    A second composition, since the first one takes any key: overrides come in as `++key=`, and an experiment's file
-    may hold a misspelt key too.
+    This is a second composition because the first one accepts any key: overrides come in as `++key=`, and an
+    experiment's file may contain a misspelt key too.
     """
     primary = yaml.safe_load((CONF / f"{script}.yaml").read_text())
     groups = [key for entry in primary.get("defaults", []) if isinstance(entry, dict) for key in entry]
@@ -50,5 +50,5 @@ def _composed_once(script: str, options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def plain(cfg: DictConfig, resolve: bool) -> dict[str, Any]:
-    """A composed config as dicts and lists, its interpolations resolved or left as they are written."""
+    """A composed config as dicts and lists; its interpolations are resolved or left as written."""
     return OmegaConf.to_container(cfg, resolve=resolve)  # type: ignore[return-value]

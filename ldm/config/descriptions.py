@@ -1,4 +1,4 @@
-"""What the files of conf/ say in their comments: read by --help, docs/make_reference.py and messages."""
+"""The comments in conf/, which --help, docs/make_reference.py and messages show."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def choices(conf: Path, group: str) -> list[str]:
 
 
 def about_choice(file: Path) -> str:
-    """The comment lines at the head of a group's file, or where it has none, the classes that it names."""
+    """The comment lines at the head of a group's file, or, without any, the classes that it names."""
     lines = []
     for line in file.read_text("utf-8").splitlines():
         if not line.startswith("#"):

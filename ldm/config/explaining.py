@@ -1,4 +1,4 @@
-"""What goes wrong in Hydra, OmegaConf or YAML, in one line with a next step."""
+"""Errors of Hydra, OmegaConf or YAML in one line, with a next step."""
 
 import re
 
@@ -10,7 +10,7 @@ from ldm.common.errors import did_you_mean
 
 
 def explain(error: Exception) -> str:
-    """The message of a UserError that takes the place of `error`."""
+    """The message of the UserError that replaces `error`."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, OverrideParseException):
@@ -43,7 +43,7 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 
 def _explain_by_text(text: str) -> str | None:
-    """For errors that have no class of their own in Hydra: by how their text begins."""
+    """Errors without a class of their own in Hydra, recognised by the start of their text."""
     if match := re.match(r"In 'experiment/([^']+)': Could not override '([^']+)'", text):
         return f"experiment={match[1]} is for stage two: train its stage one by the name of its data, as in data=emoji."
     if match := re.match(r"Could not override '([^']+)'", text):

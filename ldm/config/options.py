@@ -1,9 +1,8 @@
-"""What each option is: its kind, its range, and whether its value is raw text.
+"""What each option is: its type, its range, and whether its value is raw text.
 
-A constructor's signature is the schema: options that a class takes are read off it. Only what no signature says is
-written here. Defaults, and the sentence that says what an option means, are in conf/*.yaml.
-
-Lightning and our own classes are imported when a section is looked up, so that --help needs none of them.
+A constructor's signature is the schema: the options of a class are read from it. This module only has what no signature
+contains. Defaults, and the sentence on what an option means, are in conf/*.yaml. Lightning and our own classes are
+imported when a section is looked up, so --help needs none of them.
 """
 
 import math
@@ -30,7 +29,7 @@ BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "contro
 class Option:
     """The values that an option takes.
 
-    `kind` is a type annotation; None stands for the kind of its default in YAML. `low` and `high` bound numbers.
+    `kind` is a type annotation; None stands for the type of its default in YAML. `low` and `high` bound numbers.
     """
 
     kind: Any = None
@@ -39,7 +38,7 @@ class Option:
     nullable: bool = True
 
     def check(self, value: Any, default: Any, where: str) -> None:
-        """Raises UserError where the value of the option `where` is of another kind or out of range."""
+        """Raises UserError if the value of the option `where` is of a wrong type or out of range."""
         kind = self.kind
         if kind is None or not (default is None or annotations.fits(default, kind)):
             kind = _kind_of(default)
@@ -59,7 +58,8 @@ def options_of(place: str) -> Options:
 
 
 def _kind_of(default: Any) -> Any:
-    """What is a number, a switch or a list of numbers in YAML has to be one on the command line; else anything goes."""
+    """The type of an option by its default in YAML: numbers, switches and lists of numbers are required to be such,
+    anything else is free."""
     if isinstance(default, (bool, int, float)):
         return type(default)
     if isinstance(default, list) and default and annotations.fits(default, list[float]):
@@ -98,7 +98,8 @@ def _train_ldm() -> Options:
 
 
 def _sample() -> Options:
-    """Of `LatentDiffusion.generate` what sample.py offers by the same names, and the samplers' options."""
+    """Those arguments of `LatentDiffusion.generate` that sample.py offers under the same names, and the samplers'
+    options."""
     from ldm.model.latent_diffusion import LatentDiffusion
 
     generate = _from_signature(LatentDiffusion.generate)

@@ -1,8 +1,8 @@
 """The words of a command line, prepared for Hydra: pure functions of strings.
 
-Hydra's grammar refuses `a cat!`, `it's` and Chinese, and splits at commas. Prompts and paths are therefore taken as raw
-text, from the first `=` to the end, and quoted before Hydra sees them. Options are passed on as `++key=`, so that one
-that is in a constructor's signature needs no `+`, whether the YAML lists it or not.
+Hydra's grammar refuses `a cat!`, `it's` and Chinese, and splits at commas. Prompts and paths are therefore read as raw
+text, from the first `=` to the end, and quoted before Hydra sees them. Options are passed on as `++key=`, so that an
+option in a constructor's signature needs no `+`, whether the YAML lists it or not.
 """
 
 import re
@@ -38,7 +38,7 @@ def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], l
 
 
 def _other_limit_lifted(overrides: Sequence[str]) -> list[str]:
-    """The override that lifts the limit of a run in YAML, of steps or of time, where the words give only the other."""
+    """An override that lifts a run's limit in YAML, of steps or of time, if the words give only the other one."""
     given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     steps, seconds = (given.get(f"trainer.{key}") for key in ("max_steps", "max_time"))
     if seconds is None and steps not in (None, "null", "-1"):

@@ -14,7 +14,7 @@ from ldm.config.compose import compose
 
 
 def each_job(script: str, options: Sequence[str]) -> Iterator[tuple[str, DictConfig, dict[str, Any]]]:
-    """Name, config and group choices of every job of a sweep; nothing where a search chooses the values as it goes."""
+    """Name, config and group choices of every job of a sweep; nothing if a search chooses values as it goes."""
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides(list(options))
     if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed):
@@ -34,7 +34,7 @@ def each_job(script: str, options: Sequence[str]) -> Iterator[tuple[str, DictCon
 def swept_values(options: Sequence[str], job: Sequence[str] | None = None) -> list[tuple[str, Any]]:
     """Key and value of what differs between the jobs of a sweep.
 
-    These are the overrides of `job` (by default of the job that Hydra is running) less those that all jobs share.
+    These are the overrides of `job` (by default of the job that Hydra is running) except those that all jobs share.
     """
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(list(options))

@@ -1,12 +1,12 @@
-"""LDM_FAST: a config cut down to a trial, by which every command line of the documentation is tested in seconds."""
+"""LDM_FAST: a config cut down to a trial, with which every command line in the documentation is tested in seconds."""
 
 from typing import Any
 
 
 def cut_to_trial(config: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The config with at most `steps` training and sampling steps; 0 leaves it as it is.
+    """The config with at most `steps` training and sampling steps; 0 leaves it unchanged.
 
-    The environment variable LDM_FAST gives the number. All of a command's code runs; its result is worth nothing.
+    The environment variable LDM_FAST gives the number. All code of a command runs, but its result is worth nothing.
     """
     if not steps:
         return config

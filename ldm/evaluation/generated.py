@@ -18,7 +18,7 @@ def example_conditions(model: LatentDiffusion, table: Table, rows: np.ndarray, s
 
 
 def chosen_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling options that the config gives."""
+    """The sampling options that the config sets."""
     return {key: config[key] for key in OPTIONS if config.get(key) is not None}
 
 

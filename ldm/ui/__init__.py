@@ -1,1 +1,1 @@
-"""The web page of `app.py`: gradio is used in `page` and `server` alone, which show and serve the other parts."""
+"""The web page of `app.py`. Only `page` and `server` use gradio; they show and serve the other parts."""

@@ -27,7 +27,7 @@ class App:
     served_files: ServedFiles
 
     def close(self) -> None:
-        """Ends the watching of runs and removes the served files."""
+        """Stops watching runs and removes the served files."""
         self.watcher.close()
         self.served_files.close()
 

@@ -1,1 +1,1 @@
-"""One source of images a file, all giving a pair of tables: training and validation."""
+"""One source of images per file, each giving a pair of tables: training and validation."""

@@ -1,1 +1,1 @@
-"""One measure a file, over sets of images or their features."""
+"""One measure per file, over sets of images or their features."""

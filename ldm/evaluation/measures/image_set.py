@@ -1,4 +1,4 @@
-"""A set of images to be measured, with how it was prepared: only sets that were prepared alike are compared."""
+"""A set of images to be measured, with its preprocessing: only sets that were prepared alike are compared."""
 
 import hashlib
 from collections.abc import Mapping

@@ -97,7 +97,7 @@ class PageStore:
 
 
 class ServedFiles:
-    """The one folder that the server serves files from: uploads, and copies of what the page shows. It goes with the
+    """The only folder that the server serves files from: uploads, and copies of what the page shows. It ends with the
     process."""
 
     def __init__(self, limit: int = SERVED_BYTES) -> None:

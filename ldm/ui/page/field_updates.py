@@ -12,9 +12,9 @@ from ldm.ui.generating.models import Traits
 from ldm.ui.generating.settings import Settings
 from ldm.ui.page.fields import plain_guidance, steps_update
 
-# Kept by the browser between visits.
+# Fields that the browser keeps between visits.
 KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
-# Depend on the run.
+# Fields that depend on the run.
 RUN_FIELDS = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps", "guidance")
 
 

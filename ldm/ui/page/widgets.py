@@ -28,8 +28,11 @@ def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def quiet_event(on: Any) -> dict[str, Any]:
-    """Options of an internal event, which isn't in the API and has no spinner. It is `on` that would show one: gradio
-    reads that component with all in it again at every later event, so it has to be a small one."""
+    """Options of an internal event, which isn't in the API and shows no spinner.
+
+    `on` is the component that would show one. gradio reads it with all its content again at every later event, so it
+    has to be small.
+    """
     return {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": on}
 
 

@@ -68,7 +68,7 @@ class Launcher:
             raise UserError(f"{key} isn't running.")
 
     def log(self, key: str) -> Path:
-        """The file of what the run printed; it exists if the run was started here."""
+        """The file with what the run has printed; it exists if the run was started here."""
         return self.folder / "logs" / f"{key.replace('/', '--')}.log"
 
     def exit_code(self, key: str) -> int | None:
@@ -138,11 +138,11 @@ def option_words(options: str) -> list[str]:
         raise UserError(f"the options can't be read ({error}): write KEY=VALUE, with quotes around spaces.") from None
     flags, words = overrides.split(words)
     if flags:
-        raise UserError(f"{flags[0]} is for the command line: take it out, the page starts one run at a time.")
+        raise UserError(f"{flags[0]} is for the command line: remove it, as the page starts one run at a time.")
     for word in words:
         key = word.partition("=")[0].lstrip("+")
         if key in PAGE_OPTIONS:
-            raise UserError(f"{key}= has a field of its own: take it out of the options.")
+            raise UserError(f"{key}= has a field of its own: remove it from the options.")
     return words
 
 

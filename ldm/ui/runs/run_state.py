@@ -1,4 +1,4 @@
-"""What a run's folder says: its state, curves, sample grids and report. Only reads."""
+"""The contents of a run's folder: its state, curves, sample grids and report. Nothing is written."""
 
 import csv
 import json

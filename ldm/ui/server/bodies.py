@@ -1,7 +1,7 @@
-"""The bodies of requests while they arrive: counted by the bytes received, and given up when no more arrive.
+"""The bodies of requests while they arrive: counted by the bytes received, and dropped when no more arrive.
 
-The length that a request declares reserves nothing. When too much is arriving at a time, the body that has been silent
-for the longest gives way, so that connections that send next to nothing keep nobody else out.
+The length that a request declares reserves nothing. If too much is arriving at a time, the body that has been silent
+for the longest is dropped, so that connections that send next to nothing don't keep others out.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ class Bodies:
         return body
 
     def close(self, body: "Body") -> None:
-        """Counts a body no more."""
+        """Stops counting a body."""
         self._open.discard(body)
 
     def make_room(self, body: "Body") -> None:
-        """Gives up other bodies, the most silent first, at last `body` itself, until the rest is within the bound."""
+        """Drops other bodies, the most silent first, and at last `body` itself, until the rest is within the bound."""
         while sum(one.arrived for one in self._open) > self.most() and body in self._open:
             others = [one for one in self._open if one is not body and not one.whole]
             self._end(_most_silent(others) if others else body)
@@ -75,7 +75,7 @@ class Body:
         return message
 
     def end(self, refusal: Refusal) -> None:
-        """Gives up the body, even while its next message is awaited."""
+        """Drops the body, even while its next message is awaited."""
         self.refusal = self.refusal or refusal
         if self._timer and not self._timer.expired():
             self._timer.reschedule(asyncio.get_running_loop().time())

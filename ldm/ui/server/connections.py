@@ -39,7 +39,8 @@ def _bounded_protocol(protocol: type, limits: Limits) -> type:
 
 
 class _Bounds(asyncio.Protocol):
-    """What is put before a protocol of uvicorn: a deadline whenever it is the client's turn, and room for others."""
+    """A mixin before uvicorn's protocol: a deadline whenever it is the client's turn, and room for other
+    connections."""
 
     limits: Limits
     deadline: asyncio.TimerHandle | None = None
@@ -98,7 +99,7 @@ class _Bounds(asyncio.Protocol):
         self.deadline = asyncio.get_running_loop().call_later(self.limits.idle_s, self._check_progress)
 
     def _check_progress(self) -> None:
-        """Ends the connection, unless its answer is being read, however slowly: then the time starts anew."""
+        """Ends the connection, unless its answer is being read, however slowly: then the time starts again."""
         if _unread_bytes(self) < self.unread:
             self._expect_progress()
         else:

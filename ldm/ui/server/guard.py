@@ -77,7 +77,10 @@ class Guard:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Lets the app answer. A stream that ends in a refusal has said so itself, and is ended without a traceback."""
+        """Lets the app answer.
+
+        A stream that ends in a refusal has already reported it, and is ended without a traceback.
+        """
         started = False
 
         async def answer(message: Message) -> None:
