@@ -180,8 +180,8 @@ class Scoring:
         rows = np.resize(permutation(seed, 0, len(self.val)), n)
         given = example_conditions(self.model, self.val, rows, seed)
         with NetworkCalls(self.model.denoiser.network) as count:
-            drawn = generate_set(self.model, given, n, seed=seed, config={"batch_size": 50}, **options)
-        figures = score(self.features.of(drawn), self.real, self.features)
+            generated = generate_set(self.model, given, n, seed=seed, config={"batch_size": 50}, **options)
+        figures = score(self.features.of(generated), self.real, self.features)
         return dict(zip(("FD", "KD", "precision", "recall"), figures.values(), strict=True)) | {
             "evaluations": count.rows / n
         }
@@ -210,7 +210,7 @@ def table(found: Sequence[Mapping[str, Any]], o: Mapping[str, Any]) -> str:
     lines = [text for _, text in sorted(rows)]
     about = (
         f"{o['name']}, {o['stage']}: {o['seconds']} s of training each, guidance tuned over "
-        f"{', '.join(f'{g:g}' for g in o['guidances'])} on {o['tune_n']} other pictures, {o['n']} pictures against "
+        f"{', '.join(f'{g:g}' for g in o['guidances'])} on {o['tune_n']} other images, {o['n']} images against "
         f"{o['reference_n']} validation images, features: {o['features']}."
     )
     return "\n".join([about, "", head, "|---" * (8 + len(extra)) + "|", *lines, *([""] if failed else []), *failed])
@@ -252,7 +252,7 @@ def run(script: str, words: Sequence[str], may_end: Sequence[int] = (0,)) -> Non
     print(f"$ python {script} {' '.join(words)}", flush=True)
     code = subprocess.run([sys.executable, str(ROOT / script), *words], check=False).returncode
     if code not in may_end:
-        sys.exit(f"{script} ended with exit code {code}; call again to go on from here.")
+        sys.exit(f"{script} ended with exit code {code}; call again to continue from here.")
 
 
 def put(path: Path, name: str, text: str) -> None:

@@ -80,11 +80,11 @@ def main(run: str, data: str, *words: str) -> dict[str, Any]:
     with torch.inference_mode():
         real = judge.images([rows[i] for i in index])
         again = torch.cat([model.decode(model.encode(batch)) for batch in real.split(64)])
-    found = {"real held-out pictures": judge.score(real, index), "their reconstructions": judge.score(again, index)}
+    found = {"real held-out images": judge.score(real, index), "their reconstructions": judge.score(again, index)}
     for name, count in wanted(steps, given.get("costs") == "true"):
         start = time.monotonic()
-        drawn = model(captions, seed=0, output="pt", batch_size=64, steps=count, **options)
-        found[name] = judge.score(drawn, index) | {"seconds": round(time.monotonic() - start)}
+        generated = model(captions, seed=0, output="pt", batch_size=64, steps=count, **options)
+        found[name] = judge.score(generated, index) | {"seconds": round(time.monotonic() - start)}
     for name, figures in found.items():
         print(f"{name}: {json.dumps(figures)}", flush=True)
     return found

@@ -96,12 +96,12 @@ def scored(args: argparse.Namespace, model, hint, judge, val: Table, rows: np.nd
     """Figures of the scenes `rows`, and their images: control image, sample, the base's, real; scene by scene."""
     batch = val.batch(rows, {"image", "text", "map", hint.column})
     wanted = judge.wanted(batch)
-    hints, asked = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}
-    drawn = model(batch["text"], control=hints, **asked)
-    plain = model(batch["text"], **asked)  # without a control image the model is its base
+    hints, options = hint(batch[hint.column]), {"seed": args.seed, "output": "pt", "batch_size": 50}
+    generated = model(batch["text"], control=hints, **options)
+    plain = model(batch["text"], **options)  # without a control image the model is its base
     with torch.inference_mode():
         decoded = torch.cat([model.decode(model.encode(images)) for images in batch["image"].split(50)])
-    kinds = {"real images": batch["image"], "reconstructions": decoded, "samples": drawn, "base": plain}
+    kinds = {"real images": batch["image"], "reconstructions": decoded, "samples": generated, "base": plain}
     f1s = {kind: judge(images, wanted) for kind, images in kinds.items()}
     figures = {
         "scenes": len(rows),
@@ -110,7 +110,7 @@ def scored(args: argparse.Namespace, model, hint, judge, val: Table, rows: np.nd
         "share of the way from base to ceiling": (f1s["samples"] - f1s["base"])
         / (f1s["reconstructions"] - f1s["base"]),
     }
-    return figures, alternating(alternating(hint.show(hints), plain), alternating(drawn, batch["image"]))
+    return figures, alternating(alternating(hint.show(hints), plain), alternating(generated, batch["image"]))
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     hint = model.adapters[name][0].hint
     judge = Judge(args.control, table, hint, 300 if args.seconds >= 60 else 20)
     is_open = (np.asarray(val.columns["second"]) < 0) & (np.asarray(val.columns["size"]) == 0)
-    figures, pictures = scored(args, model, hint, judge, val, np.flatnonzero(is_open)[: args.n])
+    figures, images = scored(args, model, hint, judge, val, np.flatnonzero(is_open)[: args.n])
     of_all, _ = scored(args, model, hint, judge, val, np.arange(min(args.n, len(val))))
     about = {
         "wanted": {"share of the ceiling": 0.6},
@@ -135,7 +135,7 @@ def main() -> None:
     }
     out = Path(args.out or f"{args.runs}/{name}.png")
     report(
-        {"control": args.control, **figures, "all kinds of scenes": of_all, **about}, pictures[: 4 * args.shown], 8, out
+        {"control": args.control, **figures, "all kinds of scenes": of_all, **about}, images[: 4 * args.shown], 8, out
     )
 
 

@@ -70,8 +70,8 @@ class Measure:
 
 
 def enlarged(images: Tensor, out: Path) -> None:
-    picture = grid(images, 8)
-    picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(out)
+    sheet = grid(images, 8)
+    sheet.resize((4 * sheet.width, 4 * sheet.height), Image.Resampling.NEAREST).save(out)
 
 
 def fewest(rows: dict[str, dict[str, Any]]) -> float:

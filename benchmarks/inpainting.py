@@ -74,7 +74,7 @@ def main() -> None:
     mask = holes(maps, np.where(hidden, scenes.first, scenes.second))
     wanted = others(scenes, hidden, len(emoji.objects), args.seed)
     model = ldm.load(f"{args.runs}/ldm/{run or 'emoji_inpaint'}")
-    drawn = model(
+    generated = model(
         wanted.captions(emoji.objects, emoji.backgrounds),
         image=images,
         mask=mask,
@@ -84,21 +84,21 @@ def main() -> None:
     )
     kept = (mask == 0).expand_as(images)
     composed = torch.from_numpy(emoji.compose(wanted, args.seed)[0]).float() / 127.5 - 1
-    filled, left = agrees(reader, drawn, wanted, hidden)
+    filled, left = agrees(reader, generated, wanted, hidden)
     figures = {
         "the filled object is read as the caption says": filled,
         "wanted": 0.6,
         "the kept object is read rightly": left,
         "the same on real scenes of the new captions": agrees(reader, composed, wanted, hidden),
-        "known pixels are exactly as they were": bool(torch.equal(drawn[kept], images[kept])),
-        "pictures": n,
+        "known pixels are exactly as they were": bool(torch.equal(generated[kept], images[kept])),
+        "images": n,
         "seconds": spent,
         "sampling": model.sampling,
     }
     some = slice(0, 16)
     shown = torch.where(kept, images, torch.zeros(()))
     out = Path(args.out or f"{args.runs}/inpainting.png")
-    report(figures, torch.cat([images[some], shown[some], drawn[some]]), 16, out)
+    report(figures, torch.cat([images[some], shown[some], generated[some]]), 16, out)
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ from ldm.evaluation.measures.scene_reader import SceneReader, caption_scores, co
 from ldm.images import to_pil8
 from ldm.networks import DiT
 
-PICTURES, ASKED, OTHERS, PRIOR = 40, 50, 200, 80
+IMAGES, PROMPTS, OTHERS, PRIOR = 40, 50, 200, 80
 SHOWN = 8
 
 
 @dataclass
-class Drawn:
+class Generated:
     """Images (N, C, H, W) by the base and by the base with the LoRA, of the same prompts and seeds."""
 
     base: Tensor
@@ -81,7 +81,7 @@ def unseen(scenes: Scenes, captions: list[str], seen: set[str], n: int) -> tuple
     return scenes[rows], [captions[i] for i in rows]
 
 
-def write_pictures(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> list[str]:
+def write_images(emoji: Emoji, scenes: Scenes, folder: Path, seed: int) -> list[str]:
     """Writes images with their captions beside them; returns the captions."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = scenes.captions(emoji.objects, emoji.backgrounds)
@@ -107,14 +107,14 @@ def main() -> None:
     thing = len(wide.objects) - 1
     name = f"{base_path.name}-{args.object}"
     folder = Path(args.runs) / "benchmarks" / name
-    captions = write_pictures(wide, scenes_with(wide, thing, PICTURES, args.seed), folder / "pictures", args.seed)
-    usual = draw_any(emoji.held_out, ASKED + args.prior, args.seed + 1)
+    captions = write_images(wide, scenes_with(wide, thing, IMAGES, args.seed), folder / "images", args.seed)
+    usual = draw_any(emoji.held_out, PROMPTS + args.prior, args.seed + 1)
     words = usual.captions(emoji.objects, emoji.backgrounds)
-    (folder / "prior.txt").write_text("\n".join(words[ASKED:]) + "\n")
+    (folder / "prior.txt").write_text("\n".join(words[PROMPTS:]) + "\n")
 
     options = ["finetune=lora", f"base={base_path}", "rank=8", f"name={name}", f"seed={args.seed}"]
-    pictures = folder / "pictures"  # all of them train; validation looks at them again
-    options += ["data=folder", f"data.root={pictures}", f"data.val_root={pictures}"]
+    images = folder / "images"  # all of them train; validation looks at them again
+    options += ["data=folder", f"data.root={images}", f"data.val_root={images}"]
     # what an object needs beside attention: a U-Net's residual blocks, a DiT's feed-forward layers
     blocks = "ff" if isinstance(ldm.load(base_path).denoiser.network, DiT) else "conv1,conv2"
     options += [f"targets=[attention,{blocks}]", "text_encoder=true"]
@@ -122,41 +122,47 @@ def main() -> None:
     spent = train("train_ldm.py", args.seconds, args.runs, *options, *args.options)
 
     base, tuned = ldm.load(base_path), ldm.load(Path(args.runs) / "ldm" / name)
-    more = scenes_with(wide, thing, 3 * ASKED, args.seed + 2)
-    asked, asked_captions = unseen(more, more.captions(wide.objects, wide.backgrounds), set(captions), ASKED)
+    more = scenes_with(wide, thing, 3 * PROMPTS, args.seed + 2)
+    with_object, with_captions = unseen(more, more.captions(wide.objects, wide.backgrounds), set(captions), PROMPTS)
     columns, other_captions = emoji.held_out_captions(args.n, 3 * args.n // 4, args.seed)
-    drawn = {what: draw(base, tuned, prompts) for what, prompts in
-             (("asked", asked_captions), ("unasked", words[:ASKED]), ("others", other_captions))}  # fmt: skip
+    prompts = {"with the object": with_captions, "without it": words[:PROMPTS], "others": other_captions}
+    generated = {what: generate(base, tuned, some) for what, some in prompts.items()}
     reader = train_reader(wide, args.reader_steps)
     figures = {
         "object": args.object,
-        "drawn when asked for": shares(reader, drawn["asked"], thing),
-        "drawn when not asked for": shares(reader, drawn["unasked"], thing),
-        "everything right, asked": rights(reader, drawn["asked"], asked.columns()),
-        "everything right, the base's prompts": rights(reader, drawn["others"], columns),
+        "object in images, prompts with it": shares(reader, generated["with the object"], thing),
+        "object in images, prompts without it": shares(reader, generated["without it"], thing),
+        "everything right, prompts with the object": rights(
+            reader, generated["with the object"], with_object.columns()
+        ),
+        "everything right, the base's prompts": rights(reader, generated["others"], columns),
         "reader on real scenes": real(reader, wide, args.seed),
         "bytes": sizes(base_path, Path(args.runs) / "ldm" / name),
-        "merged differs by": merged_differs(tuned, asked_captions[:4]),
+        "merged differs by": merged_differs(tuned, with_captions[:4]),
         "seconds": spent,
-        "pictures": {"trained on": len(captions), "prior": args.prior, "asked": len(asked_captions)},
-        "wanted": {"asked": 0.8, "unasked": 0.02, "points lost": 5},
+        "images": {"trained on": len(captions), "prior": args.prior, "with the object": len(with_captions)},
+        "wanted": {"with the object": 0.8, "without it": 0.02, "points lost": 5},
     }
     table(figures)
-    rows = [drawn["asked"].base[:SHOWN], drawn["asked"].lora[:SHOWN], drawn["unasked"].lora[:SHOWN]]
+    rows = [
+        generated["with the object"].base[:SHOWN],
+        generated["with the object"].lora[:SHOWN],
+        generated["without it"].lora[:SHOWN],
+    ]
     report(figures, torch.cat(rows), SHOWN, Path(args.out or folder / "grid.png"))
 
 
-def draw(base: ldm.LatentDiffusion, tuned: ldm.LatentDiffusion, prompts: list[str]) -> Drawn:
+def generate(base: ldm.LatentDiffusion, tuned: ldm.LatentDiffusion, prompts: list[str]) -> Generated:
     one, two = (model(prompts, seed=0, output="pt", batch_size=50) for model in (base, tuned))
-    return Drawn(one, two)
+    return Generated(one, two)
 
 
-def shares(reader: SceneReader, drawn: Drawn, thing: int) -> dict[str, float]:
-    return {"base": share_with(reader, drawn.base, thing), "lora": share_with(reader, drawn.lora, thing)}
+def shares(reader: SceneReader, generated: Generated, thing: int) -> dict[str, float]:
+    return {"base": share_with(reader, generated.base, thing), "lora": share_with(reader, generated.lora, thing)}
 
 
-def rights(reader: SceneReader, drawn: Drawn, columns: dict[str, np.ndarray]) -> dict[str, float]:
-    return {name: caption_scores(reader, images, columns)["all"] for name, images in vars(drawn).items()}
+def rights(reader: SceneReader, generated: Generated, columns: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: caption_scores(reader, images, columns)["all"] for name, images in vars(generated).items()}
 
 
 def real(reader: SceneReader, wide: Emoji, seed: int, n: int = 400) -> float:

@@ -91,22 +91,26 @@ def main() -> None:
     segmenter = train_segmenter(table, classes, 300 if args.seconds >= 120 else 20, args.seed + 1)
     real = val.batch(np.arange(n), ["image", "map"])
     model = ldm.load(f"{args.runs}/ldm/emoji_map")
-    drawn = model(map=real["map"], seed=args.seed, output="pt", batch_size=50)
+    generated = model(map=real["map"], seed=args.seed, output="pt", batch_size=50)
     decoded = torch.cat([model.decode(model.encode(batch)) for batch in real["image"].split(50)])
     on_real = accuracy(read_maps(segmenter, real["image"]), real["map"])
-    on_drawn = accuracy(read_maps(segmenter, drawn), real["map"])
+    on_generated = accuracy(read_maps(segmenter, generated), real["map"])
     figures = {
         "pixel accuracy on real images, background left out": on_real,
         "on their reconstructions": accuracy(read_maps(segmenter, decoded), real["map"]),
-        "on generated pictures": on_drawn,
-        "share": on_drawn / on_real,
+        "on generated images": on_generated,
+        "share": on_generated / on_real,
         "wanted": 0.8,
-        "pictures": n,
+        "images": n,
         "seconds": spent,
         "sampling": model.sampling,
     }
     some = slice(0, 16)
-    rows = [coloured(real["map"][some], classes), drawn[some], coloured(read_maps(segmenter, drawn[some]), classes)]
+    rows = [
+        coloured(real["map"][some], classes),
+        generated[some],
+        coloured(read_maps(segmenter, generated[some]), classes),
+    ]
     out = Path(args.out or f"{args.runs}/map_to_image.png")
     report(figures, torch.cat([*rows, real["image"][some]]), 16, out)
 

@@ -78,7 +78,7 @@ def main() -> None:
         )
         features = torch.cat([model.body(batch) for batch in samples.split(500)])
         right = float((model.head(features).argmax(1) == labels).float().mean())
-        print(f"{run}: read as asked {right:.3f}, Frechet distance {frechet(features, real):.2f}", flush=True)
+        print(f"{run}: read as their class {right:.3f}, Frechet distance {frechet(features, real):.2f}", flush=True)
 
 
 if __name__ == "__main__":

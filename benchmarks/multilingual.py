@@ -37,14 +37,14 @@ def measure(
     model: ldm.LatentDiffusion, reader: SceneReader, emoji: Emoji, n: int
 ) -> tuple[dict[str, dict[str, float]], Tensor]:
     """The reader's scores of the same n held-out scenes by language, and the first images of each."""
-    report, pictures = {}, []
+    report, first_images = {}, []
     for language in LANGUAGES:
         attributes, captions = emoji.held_out_captions(n, two=round(0.7 * n), language=language)
         images = model(captions, seed=0, output="pt")
         report[language] = caption_scores(reader, images, attributes)
-        pictures.append(images[:SHOWN])
+        first_images.append(images[:SHOWN])
         print(f"{language}: {captions[0]}", flush=True)
-    return report, torch.cat(pictures)
+    return report, torch.cat(first_images)
 
 
 def main() -> None:
@@ -52,12 +52,12 @@ def main() -> None:
     options |= dict(word.split("=", 1) for word in sys.argv[1:])
     emoji = Emoji(languages=LANGUAGES)
     model = train(Path(options["runs_dir"]), options["max_time"])
-    report, pictures = measure(model, train_reader(emoji), emoji, int(options["n"]))
+    report, first_images = measure(model, train_reader(emoji), emoji, int(options["n"]))
     parts = list(report["en"])
     print("  ".join(["", *parts]))
     for language, figures in report.items():
         print("  ".join([language, *(f"{figures[part]:.3f}".rjust(len(part)) for part in parts)]))
-    grid(pictures, SHOWN).save(options["out"])
+    grid(first_images, SHOWN).save(options["out"])
     print(f"the same scenes in {', '.join(LANGUAGES)}: {options['out']}")
 
 

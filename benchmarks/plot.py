@@ -35,7 +35,7 @@ def series(scale: Mapping[str, Mapping[str, Any]], pattern: str, keys: tuple[str
     return sorted(points)
 
 
-def draw(scale: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
+def plot(scale: Mapping[str, Mapping[str, Any]]) -> plt.Figure:
     figure, panels = plt.subplots(len(ROWS), len(AXES), figsize=(12, 5), layout="constrained", squeeze=False)
     for row, (label, keys) in zip(panels, ROWS.items(), strict=True):
         for panel, (axis, pattern) in zip(row, AXES.items(), strict=True):
@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     report = json.loads(Path(source).read_text())
     if "scale" not in report:
         sys.exit(f"{source} has no part called scale: run `python -m benchmarks scale out={source}` first.")
-    draw(report["scale"]).savefig(out, dpi=80)
+    plot(report["scale"]).savefig(out, dpi=80)
 
 
 if __name__ == "__main__":

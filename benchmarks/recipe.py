@@ -37,10 +37,10 @@ def train(script: str, seconds: float, runs: str, *options: str) -> float:
     return round(time.monotonic() - started, 1)
 
 
-def report(figures: dict[str, Any], pictures: Tensor, columns: int, out: Path) -> None:
-    """Prints the figures as JSON and writes them beside a grid of `pictures` (N, C, H, W)."""
+def report(figures: dict[str, Any], images: Tensor, columns: int, out: Path) -> None:
+    """Prints the figures as JSON and writes them beside a grid of `images` (N, C, H, W)."""
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(figures, indent=2)
-    save_png(grid(pictures, columns), out, {"ldm": text})
+    save_png(grid(images, columns), out, {"ldm": text})
     out.with_suffix(".json").write_text(text + "\n")
     print(text, flush=True)

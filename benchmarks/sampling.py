@@ -20,7 +20,7 @@ from benchmarks.unet_step import diffusers_unet
 from benchmarks.vae_step import LATENT, diffusers_vae
 from ldm.model.generate import ImageNoise
 
-PICTURES, STEPS, GUIDANCE, TOKENS = 16, 20, 3.0, 12
+IMAGES, STEPS, GUIDANCE, TOKENS = 16, 20, 3.0, 12
 WORDS = ("a", "cat", "above", "rocket", "on", "blue", "background")
 PROMPT = "a cat above a rocket on a blue background"
 CONTEXT = 128
@@ -92,16 +92,16 @@ def measure(side: int, rounds: int, folder: str) -> dict[str, Any]:
     theirs.set_progress_bar_config(disable=True)
     theirs.save_pretrained(folder)
     ours = ldm.load(folder)
-    noise = ImageNoise(range(PICTURES), (LATENT, side, side), torch.device("cpu"))()
+    noise = ImageNoise(range(IMAGES), (LATENT, side, side), torch.device("cpu"))()
     size = 4 * side
-    asked = {"n": PICTURES, "size": size, "seed": 0, "sampler": "ddim", "steps": STEPS, "output": "pt"}
+    options = {"n": IMAGES, "size": size, "seed": 0, "sampler": "ddim", "steps": STEPS, "output": "pt"}
 
     def plain(**more: Any) -> Tensor:
-        return ours(PROMPT, guidance=GUIDANCE, **asked, **more)
+        return ours(PROMPT, guidance=GUIDANCE, **options, **more)
 
     def pipe() -> Tensor:
         given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "height": size, "width": size}
-        return theirs([PROMPT] * PICTURES, latents=noise, output_type="pt", **given).images
+        return theirs([PROMPT] * IMAGES, latents=noise, output_type="pt", **given).images
 
     # guided where it matters: in the middle third of the steps
     levels = ours.denoiser.parameterization.grid(STEPS, ours.sampling["spacing"]).tolist()
@@ -112,7 +112,7 @@ def measure(side: int, rounds: int, folder: str) -> dict[str, Any]:
     error = (own - expected).square().mean()
     return found | {
         "PSNR, dB": float(-10 * error.clamp_min(1e-14).log10()),
-        "std of pictures": float(expected.std()),
+        "std of images": float(expected.std()),
     }
 
 

@@ -39,7 +39,7 @@ def synthetic(folder: Path, n: int) -> None:
         rows = slice(start, min(n, start + 4096))
         arrays[0][rows] = rng.standard_normal((rows.stop - start, *SHAPE), np.float32)
         arrays[1][rows] = 0.1
-    Strings.save(folder, "text", [f"picture {i} of {n}" for i in range(n)])
+    Strings.save(folder, "text", [f"image {i} of {n}" for i in range(n)])
     new_array(folder / "label.npy", np.int64, (n,))
 
 
@@ -101,11 +101,11 @@ def train_on(folder: Path, n: int, steps: int, batch: int = 64) -> dict[str, flo
     batches = iter(data.train_dataloader())
     gathering = alternate({"gather": lambda: next(batches)}, 50)["gather"]
 
-    def drawn() -> torch.Tensor:
+    def latents() -> torch.Tensor:
         some = next(batches)
         return torch.addcmul(some["latent_mean"], some["latent_std"], torch.randn_like(some["latent_mean"]))
 
-    step = stepping(denoiser(SHAPE[0], 32), drawn)
+    step = stepping(denoiser(SHAPE[0], 32), latents)
     seconds = median(alternate({"step": step}, steps)["step"])
     gathered = 1e3 * median(gathering)
     return {"images/s": batch / seconds, "RssAnon, MB": memory("RssAnon"), "a batch gathered in ms": gathered}

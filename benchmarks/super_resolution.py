@@ -42,24 +42,24 @@ def main() -> None:
     low = smaller(real, 2)
     bicubic = F.interpolate(low, scale_factor=2.0, mode="bicubic").clamp(-1, 1)
     model = ldm.load(f"{args.runs}/ldm/emoji_sr")
-    drawn = model(image=low, seed=args.seed, output="pt", batch_size=50)
+    generated = model(image=low, seed=args.seed, output="pt", batch_size=50)
     reader = train_reader(emoji, 300 if args.seconds >= 120 else 20)
     reference = features(reader, other)
     distance = {
         name: frechet_distance(features(reader, images), reference)
-        for name, images in {"real": real, "bicubic": bicubic, "model": drawn}.items()
+        for name, images in {"real": real, "bicubic": bicubic, "model": generated}.items()
     }
     figures = {
         "Frechet distance in the classifier's features": distance,
         "lower than bicubic's by": 1 - distance["model"] / distance["bicubic"],
         "wanted": 0.3,
-        "PSNR in dB": {"bicubic": psnr(bicubic, real), "model": psnr(drawn, real)},
-        "pictures": n,
+        "PSNR in dB": {"bicubic": psnr(bicubic, real), "model": psnr(generated, real)},
+        "images": n,
         "seconds": spent,
         "sampling": model.sampling,
     }
     some = slice(0, 16)
-    rows = [F.interpolate(low[some], scale_factor=2.0), bicubic[some], drawn[some], real[some]]
+    rows = [F.interpolate(low[some], scale_factor=2.0), bicubic[some], generated[some], real[some]]
     report(figures, torch.cat(rows), 16, Path(args.out or f"{args.runs}/super_resolution.png"))
 
 
