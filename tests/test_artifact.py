@@ -250,7 +250,7 @@ print(images.shape, int(images.astype(int).sum()))
 """
 
 
-def test_a_model_loads_and_draws_where_the_training_libraries_are_missing(folder, tmp_path):
+def test_a_model_loads_and_generates_where_the_training_libraries_are_missing(folder, tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", PROBE, str(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

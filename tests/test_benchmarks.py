@@ -78,7 +78,7 @@ def test_words_that_make_gpu_doesnt_know_are_refused():
             gpu.options([word], gpu=False)
 
 
-def test_what_takes_longer_than_is_left_isnt_begun():
+def test_what_takes_longer_than_is_left_isnt_started():
     budget = Budget(60)
     assert budget.fits("short", 1) and not budget.fits("long", 90)
     assert budget.cut == ["long"]
@@ -140,7 +140,7 @@ def test_speeds_are_compared_at_equal_batches_alone():
     assert report.ratios(rows) == ["x: 1.50"]
 
 
-def test_what_scale_measured_is_drawn(tmp_path):
+def test_what_scale_measured_is_plotted(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plot
 

@@ -83,7 +83,7 @@ def test_scale_start_and_end():
     assert torch.equal(draw(model, control=HINT, control_start=0.9), whole)  # no step lies within
 
 
-def test_what_was_said_at_loading_holds_until_said_otherwise(tmp_path):
+def test_options_given_at_loading_hold_until_others_are_given(tmp_path):
     base = make()
     ldm.save(control(base), tmp_path / "edges" / "model")
     model, plain = make(), steered()
@@ -162,7 +162,7 @@ def test_one_control_image_for_all_or_one_each():
         draw(model, control=torch.stack([HINT] * 3))
 
 
-def test_control_images_may_be_pictures_or_made_from_pictures():
+def test_control_images_may_be_given_or_made_from_images():
     model = steered()
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
     made = Canny()(model.preprocess.to_tensor(picture.transpose(2, 0, 1))[None])[0]

@@ -46,7 +46,7 @@ def test_a_new_lora_changes_no_bit_of_the_output(model):
     assert torch.equal(generated_latents(model), before)
 
 
-def test_after_loading_pictures_differ_and_unloading_brings_them_back(model, tmp_path):
+def test_after_loading_images_differ_and_unloading_brings_them_back(model, tmp_path):
     before, state = generated_latents(model), {k: v.clone() for k, v in model.state_dict().items()}
     model.load_lora(saved(random_lora(model), tmp_path / "a"))
     assert not torch.allclose(generated_latents(model), before, atol=1e-2)
@@ -166,7 +166,7 @@ def test_targets_are_chosen_by_pattern(model):
 
 
 @pytest.mark.parametrize("to", formats.FORMATS)
-def test_it_goes_out_to_other_tools_files_and_comes_back(model, tmp_path, to):
+def test_it_is_exported_to_other_tools_files_and_imported_again(model, tmp_path, to):
     model.load_lora(saved(random_lora(model, wanted=["attention", "conv1"]), tmp_path / "a"), 0.7)
     there = generated_latents(model)
     out = model.export_lora(tmp_path / to, to)
@@ -185,7 +185,7 @@ def test_the_command_line_names_several_with_their_scales():
 
 
 @pytest.mark.parametrize("scale", ["2", None, True, float("nan"), float("inf"), 1e30], ids=str)
-def test_a_scale_that_is_none_is_refused_and_nothing_is_put_on(scale, tmp_path):
+def test_an_invalid_scale_is_refused_and_nothing_is_loaded(scale, tmp_path):
     model = small()
     name = "lora_unet_conv_in"
     shape = model.denoiser.network.conv_in.weight.shape

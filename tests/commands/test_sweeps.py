@@ -27,7 +27,7 @@ def jobs(where: Path) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime for path in where.glob("runs/vae/digits/*/DONE")}
 
 
-def test_a_killed_sweep_goes_on_and_a_repeated_one_skips(tmp_path: Path) -> None:
+def test_a_killed_sweep_continues_and_a_repeated_one_skips(tmp_path: Path) -> None:
     words = ["beta=1e-4,1e-3,1e-2"]
     command = [sys.executable, str(ROOT / "train_vae.py"), "-m", *TINY, *words]
     started = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL)

@@ -24,7 +24,7 @@ def test_html_cannot_be_broken_out_of() -> None:
     assert "<script>" not in as_html("<script>", {"<script>": "<script>"})
 
 
-def test_pictures_are_a_list_that_shows_a_grid() -> None:
+def test_images_are_a_list_that_shows_a_grid() -> None:
     pictures = ImageList(Image.new("RGB", (10, 6), colour) for colour in ("red", "lime", "blue"))
     assert isinstance(pictures, list) and len(pictures) == 3
     sheet = pictures.grid()

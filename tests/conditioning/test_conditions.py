@@ -66,7 +66,7 @@ def test_equal_scales_count_as_one_and_those_not_named_are_1(conditioner: Condit
 
 
 @torch.no_grad()
-def test_scale_0_leaves_a_condition_out_and_nothing_said_costs_nothing(conditioner: Conditioner) -> None:
+def test_scale_0_leaves_a_condition_out_and_no_condition_costs_nothing(conditioner: Conditioner) -> None:
     conds, weights = weighted(conditioner, {"text": 3, "map": 0, "kind": 0})
     assert weights == [-2, 3] and torch.equal(flat(conds[1]), told(conditioner, {"text": ["a cat"]}))
     conds, weights = weighted(conditioner, {"text": 3, "map": 1.5}, {"text": ["a cat"]})

@@ -36,7 +36,7 @@ def test_the_words_that_are_lost_are_named_as_they_were_written(conditioner, cap
     assert all(one.tokens > 6 == one.limit for one in found)
 
 
-def test_a_prompt_is_told_of_each_time_and_what_stands_in_its_place_too(conditioner, caplog):
+def test_a_cut_prompt_is_reported_each_time_and_its_stand_in_too(conditioner, caplog):
     for _ in range(2):
         caplog.clear()
         conditions_of(conditioner, {"text": [CAPTIONS[0], "a dog"]}, 2, negative=CAPTIONS[2])
@@ -49,23 +49,23 @@ def test_a_prompt_is_told_of_each_time_and_what_stands_in_its_place_too(conditio
 
 
 @pytest.mark.parametrize(("word", "end"), [("a dog ", "... and 1949 more words"), ("x", "... and 2600 more letters")])
-def test_of_a_very_long_prompt_the_first_words_are_told(conditioner, word, end):
+def test_the_first_lost_words_of_a_very_long_prompt_are_named(conditioner, word, end):
     (said,) = cut.sentences(conditioner, [word * (1002 if " " in word else 3004)])
     assert len(said) < 600 and said.endswith(end)
 
 
-def test_half_letters_are_read_as_the_letter_for_what_is_none(conditioner, caplog):
+def test_half_letters_are_read_as_the_replacement_character(conditioner, caplog):
     conditions = conditions_of(conditioner, {"text": ["a \ud800 dog " * 9]}, negative="\udcff")
     assert conditions.batch["text"] == ["a \ufffd dog " * 9] and conditions.null["text"] == ["\ufffd"]
     assert "left out is" in caplog.text and conditioner(conditions.batch).tokens is not None
 
 
-def test_many_prompts_are_told_of_in_one_line(conditioner):
+def test_many_prompts_are_reported_in_one_line(conditioner):
     (said,) = cut.sentences(conditioner, [f"a cat above a star on a {i} background" for i in range(9)] + ["a dog"])
     assert said.startswith("9 of 10 prompts are too long; a prompt has") and said.endswith("on a 0 background")
 
 
-def test_captions_of_the_data_are_told_of_once_before_training(conditioner, caplog, monkeypatch):
+def test_captions_of_the_data_are_reported_once_before_training(conditioner, caplog, monkeypatch):
     monkeypatch.setattr(cut, "_reported", set())
     with caplog.at_level(logging.WARNING, "ldm"):
         cut.report(conditioner, CAPTIONS)

@@ -111,7 +111,7 @@ def test_both_encoders_are_bundled_each_with_its_tokenizer(folder, tmp_path):
     assert torch.equal(cond.tokens, wanted.tokens) and torch.equal(cond.vector, wanted.vector)
 
 
-def test_a_prompt_that_is_too_long_is_told_once(folder):
+def test_a_prompt_that_is_too_long_is_reported_once(folder):
     cuts = part_of(folder).cut(CAPTIONS)
     assert [cut.caption for cut in cuts] == [CAPTIONS[2]]
 

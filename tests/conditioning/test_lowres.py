@@ -46,7 +46,7 @@ def test_encoded_goes_through_the_first_stage_at_full_size() -> None:
     assert seen == [(4, 3, 16, 16)] and part(values).concat.shape == (4, 5, 4, 4)
 
 
-def test_noise_has_the_level_that_is_told_and_keeps_the_variance() -> None:
+def test_noise_has_the_given_level_and_keeps_the_variance() -> None:
     part = LowRes(1, scale=2, max_level=0.6)
     position = torch.arange(400)
     images = torch.randn(400, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2  # means of 4 have std 1

@@ -30,7 +30,7 @@ def test_nearest_gives_one_class_and_unshuffle_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("resize", ["area", "nearest", "unshuffle"])
-def test_embedded_classes_have_the_channels_that_are_said(resize: str) -> None:
+def test_embedded_classes_have_the_declared_channels(resize: str) -> None:
     part = SemanticMap(3, factor=2, resize=resize, embed=5)
     concat = part(IDS).concat
     assert concat.shape[1] == part.concat_channels

@@ -111,7 +111,7 @@ def model(parts=None):
     return LatentDiffusion(Identity(3), Denoiser(Told(), Eps()), conditioner, Preprocess(3, 16, 16))
 
 
-def test_generating_tells_the_size_unless_another_is_given_on_both_sides_of_guidance():
+def test_generating_passes_the_size_unless_another_is_given_on_both_sides_of_guidance():
     made = model()
     part = made.conditioner.parts["size"]
     for options, expected in (
@@ -128,7 +128,7 @@ def test_generating_tells_the_size_unless_another_is_given_on_both_sides_of_guid
 
 
 @pytest.mark.parametrize("wrong", [{"crop": -1}, {"original_size": (0, 3)}, {"target_size": (1, 2, 3)}, {"crop": 1.5}])
-def test_a_size_that_is_none_is_refused(wrong):
+def test_an_invalid_size_is_refused(wrong):
     with pytest.raises(UserError, match=f"{next(iter(wrong))}=.*in pixels, whole numbers from"):
         framed((16, 16), **wrong)
 

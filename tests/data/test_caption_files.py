@@ -56,7 +56,7 @@ def test_numbers_that_are_captions(tmp_path, text):
 
 
 @pytest.mark.parametrize("kind", ["txt", "caption"])
-def test_caption_files_beside_captions_in_metadata_are_said(tmp_path, kind):
+def test_caption_files_beside_captions_in_metadata_are_reported(tmp_path, kind):
     lay_out(tmp_path, **{kind: "better"})
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n2.png,c\n")
     rows, findings = found(tmp_path)
@@ -68,7 +68,7 @@ def test_caption_files_beside_captions_in_metadata_are_said(tmp_path, kind):
     ]
 
 
-def test_two_files_of_captions_for_an_image_are_told(tmp_path):
+def test_two_files_of_captions_for_an_image_are_reported(tmp_path):
     rows, findings = found(lay_out(tmp_path, txt="a", caption="b"))
     assert rows[0].caption == "0.txt"
     (note,) = findings.warnings
@@ -135,7 +135,7 @@ def test_a_dead_link_is_refused(tmp_path):
         Folder(str(root)).tables(tmp_path / "cache")
 
 
-def test_names_of_files_that_look_like_captions_are_told(tmp_path):
+def test_names_of_files_that_look_like_captions_are_reported(tmp_path):
     for name in ("a red cat on a mat", "me_two_birds_over_a_lake_0c1d", "a blue dog in the sun"):
         (tmp_path / f"{name}.png").write_bytes(PPM)
     assert "names look like captions (a blue dog in the sun), which aren't read" in found(tmp_path)[1].warnings[0]
@@ -160,7 +160,7 @@ def test_files_of_nothing_make_no_captions(tmp_path, caplog, content):
     assert "1 .txt file beside images, all of them empty: no captions (1.txt)" in caplog.text
 
 
-def test_few_captions_are_told_with_the_way_out(tmp_path, caplog):
+def test_few_captions_are_reported_with_the_way_out(tmp_path, caplog):
     root = folders.lay_out(tmp_path / "d", *(f"{i}.png" for i in range(12)), "1.txt")
     folders.tables(root)
     assert "11 of 12 images have no caption" in caplog.text and "data.columns='[label]' trains without" in caplog.text

@@ -37,7 +37,7 @@ def captions(pair) -> list[str]:
     return sorted(str(text) for table in pair for text in table.columns.get("text", ()))
 
 
-def test_what_else_is_in_there_is_said(tmp_path):
+def test_what_else_is_in_there_is_reported(tmp_path):
     root = beside(tmp_path / "d", *({"caption": f"cat {i}", "title": f"Tom {i}", "width": 4} for i in range(3)))
     assert captions(tables(root)) == ["cat 0", "cat 1", "cat 2"]
     assert "of 3 files NAME.json the caption is read, but not title" in facts(root).asides
@@ -60,7 +60,7 @@ def test_google_takeouts_descriptions(tmp_path, name):
     assert captions(tables(root)) == ["dog 0", "dog 1", "dog 2"]
 
 
-def test_a_name_that_nothing_has_is_said(tmp_path):
+def test_a_name_that_nothing_has_is_reported(tmp_path):
     root = lay_out(tmp_path / "d", "0.png", "1.png")
     tables(root, columns={"text": "title"})
     assert (

@@ -110,7 +110,7 @@ def test_another_encoder_or_way_of_taking_states_is_another_cache(t5, tmp_path, 
     assert encoded == ["a cat"] * 5 and len(list((tmp_path / "captions").iterdir())) == 5
 
 
-def test_an_interrupted_or_damaged_piece_is_made_anew(t5, tmp_path, encoded, monkeypatch):
+def test_an_interrupted_or_damaged_piece_is_made_again(t5, tmp_path, encoded, monkeypatch):
     monkeypatch.setattr(captions, "PIECE", 2)
     made = part(t5)
 

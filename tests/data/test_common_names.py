@@ -29,7 +29,7 @@ def notes(root, *paths: str, **options) -> str:
         (("maine coon", "Maine_Coon"), "'Maine_Coon' and 'maine coon'"),
     ],
 )
-def test_classes_that_may_be_none_are_said(tmp_path, folders, said):
+def test_classes_that_may_not_be_classes_are_reported(tmp_path, folders, said):
     root = tmp_path / "d"
     assert said in notes(root, *numbered(*folders))
     (before,) = (root.parent / "cache").iterdir()
@@ -77,7 +77,7 @@ def test_previews_of_models_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "is_table"), [("image,caption\n1.jpg,a", True), ("a cat, on a sofa", False)])
-def test_tables_by_another_name_are_said(tmp_path, content, is_table):
+def test_tables_by_another_name_are_reported(tmp_path, content, is_table):
     root = lay_out(tmp_path / "d", "Images/1.jpg", "Images/2.jpg")
     (root / "captions.txt").write_text(content)
     tables(root)
@@ -104,7 +104,7 @@ def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
         (["anna1.png", "ben2.png", "cleo3.png", "dora4.png"], None),
     ],
 )
-def test_classes_in_the_names_of_files_are_said(tmp_path, files, said):
+def test_classes_in_the_names_of_files_are_reported(tmp_path, files, said):
     assert (said or "look like classes") in notes(tmp_path / "d", *files) or said is None
     assert said or "look like classes" not in " ".join(facts(tmp_path / "d").notes)
 

@@ -29,7 +29,7 @@ def first(loader, n: int) -> list[dict]:
     return list(itertools.islice(iter(loader), n))
 
 
-def test_training_goes_on_where_it_stood():
+def test_training_continues_where_it_stopped():
     whole = first(module().train_dataloader(), 30)
     assert [b["position"][0].item() for b in whole] == list(range(0, 240, 8))
     resumed = module(8 * 17)

@@ -32,7 +32,7 @@ def test_copies_stay_on_one_side(tmp_path, packed, capsys):
     assert "2 images copied byte for byte (1.jpg of 1 (1).jpg)" in capsys.readouterr().out
 
 
-def test_copies_in_several_classes_are_told(tmp_path, caplog):
+def test_copies_in_several_classes_are_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "a/1.png", "a/2.png", "b/3.png", "b/4.png")
     (root / "b/4.png").write_bytes((root / "a/1.png").read_bytes())
     tables(root)
@@ -48,7 +48,7 @@ def test_all_alike_are_split_as_ever(tmp_path, caplog):
     assert "all 3 images are the same, byte for byte" in caplog.text
 
 
-def test_copies_in_training_and_validation_are_told(tmp_path, caplog):
+def test_copies_in_training_and_validation_are_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "train/1.png", "train/2.png", "val/3.png", "val/4.png")
     (root / "val/4.png").write_bytes((root / "train/1.png").read_bytes())
     tables(root)

@@ -99,7 +99,7 @@ def test_the_caption_of_an_image(content, text):
     assert text_in(io.BytesIO(content)) == text
 
 
-def test_captions_inside_are_told_and_read(tmp_path, caplog):
+def test_captions_inside_are_reported_and_read(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "plain.png")
     for i in range(3):
         (root / f"{i}.png").write_bytes(png(parameters=f"fox number {i}\nSteps: 20"))

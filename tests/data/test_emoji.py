@@ -45,7 +45,7 @@ def test_captions_say_what_the_columns_say(source, tables):
         assert rows.tolist() == [list(read(caption, source.objects)) for caption in table.columns["text"]]
 
 
-def test_pictures_show_what_the_captions_say(tables):
+def test_images_show_what_the_captions_say(tables):
     colours = np.array(list(BACKGROUNDS.values()))
     for table in tables:
         maps, images = np.asarray(table.columns["map"]), np.asarray(table.images)
@@ -84,7 +84,7 @@ def test_held_out_combinations_are_never_in_training_and_always_in_validation(so
     assert all(hits(val))
 
 
-def test_the_held_out_share_is_as_said_and_spread_over_all_objects(source):
+def test_the_held_out_share_is_as_documented_and_spread_over_all_objects(source):
     n, k = len(DEFAULT_OBJECTS), len(BACKGROUNDS)
     assert abs(source.held_out.pairs.sum() / (n * (n - 1)) - 0.12) < 0.02
     assert abs(source.held_out.grounds.mean() - 0.10) < 0.02

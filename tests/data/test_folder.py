@@ -238,7 +238,7 @@ def test_a_map_of_another_shape_is_bad(tmp_path):
     assert (tables[0].columns["map"][:, 0, 0] == tables[0].images[:, 0, 0, 0]).all()
 
 
-def test_sizes_are_the_images_own_or_asked_for(tmp_path):
+def test_sizes_are_the_images_own_or_requested(tmp_path):
     root = tmp_path / "d"
     for i in range(4):
         save(root / f"{i}.png", i, (12, 8))
@@ -294,7 +294,7 @@ def test_decoding_on_threads_gives_the_same(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "one"])
-def test_too_few_images_are_told(tmp_path, make):
+def test_too_few_images_are_reported(tmp_path, make):
     root = tmp_path / "d"
     if make != "missing":
         root.mkdir()
@@ -304,7 +304,7 @@ def test_too_few_images_are_told(tmp_path, make):
         load(root)
 
 
-def test_broken_metadata_and_missing_labels_are_told(tmp_path):
+def test_broken_metadata_and_missing_labels_are_reported(tmp_path):
     root = tmp_path / "d"
     for i in range(3):
         save(root / f"{i}.png")
@@ -371,7 +371,7 @@ def test_a_caption_may_hold_any_separator_of_lines(tmp_path):
     assert set(load(root)[0].columns["text"]) == {"one\u2028two\x85three"}
 
 
-def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
+def test_captions_that_would_be_lost_are_reported(tmp_path, caplog):
     root = tmp_path / "d"
     for i in range(4):
         save(root / f"{i}.png")
@@ -390,13 +390,13 @@ def test_captions_that_would_be_lost_are_told(tmp_path, caplog):
     assert "d/metadata.csv is read (says); data.columns='{text: says}'" in caplog.text
 
 
-def test_a_file_that_is_no_zip_is_told(tmp_path):
+def test_a_file_that_is_no_zip_is_reported(tmp_path):
     (tmp_path / "d.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match="can't be read as a .zip"):
         load(tmp_path / "d.zip")
 
 
-def test_wrong_options_are_told_before_any_file_is_read():
+def test_wrong_options_are_reported_before_any_file_is_read():
     for options, said in (
         ({"val_share": 0}, "val_share"),
         ({"size": [1, 2, 3]}, "data.size"),

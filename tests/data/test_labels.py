@@ -31,7 +31,7 @@ def test_what_is_numbered_so_already_or_has_no_names_stays():
     assert numbered_as(same, ["a", "b"], "") is same and numbered_as(same, [], "") is same
 
 
-def test_a_run_that_has_learnt_classes_goes_on_with_labels_only():
+def test_a_run_that_has_learnt_classes_continues_with_labels_only():
     """Folders that were classes and count as dates or a phone's now, say."""
     bare = Table(np.zeros((2, 1, 2, 2), np.uint8), {}, Preprocess(1, 2, 2), "key")
     with pytest.raises(UserError, match=r"run r has learned classes \(a, b\), and the data have no .*classes=true"):
@@ -50,7 +50,7 @@ def test_numbers_are_positions_for_a_model_that_has_names():
         numbered_as(table([0], ("0",)), ["1", "2"], "the base")
 
 
-def test_an_unknown_class_is_told():
+def test_an_unknown_class_is_reported():
     with pytest.raises(UserError, match="class 'dgo', which the base doesn't know.*Did you mean 'dog'"):
         numbered_as(table([0, 1], ("cat", "dgo")), ["cat", "dog"], "the base")
 

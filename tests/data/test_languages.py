@@ -87,6 +87,6 @@ def test_a_chinese_clause_is_not_one_word():
         ({"languages": ["zh"], "objects": ["cat", "dog", "anchor"]}, "anchor has no name in 'zh'"),
     ],
 )
-def test_what_cannot_be_said_is_refused(options, said):
+def test_what_cannot_be_expressed_is_refused(options, said):
     with pytest.raises(UserError, match=said):
         Emoji(**options)

@@ -132,7 +132,7 @@ def kill() -> None:
     raise Killed
 
 
-def test_one_that_was_not_finished_is_made_anew(tmp_path, encodings, monkeypatch):
+def test_one_that_was_not_finished_is_made_again(tmp_path, encodings, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         at_batch(patch, 2, kill)
         cached_latents(table(), vae(), tmp_path, batch_size=16)

@@ -167,7 +167,7 @@ def test_what_was_written_to_a_map_is_read_by_whom_it_is_sent_to(tmp_path):
     assert np.array_equal(again.images, made.images) and isinstance(again.images, np.memmap)
 
 
-def test_a_list_of_a_file_is_read_when_it_is_asked_for(tmp_path):
+def test_a_list_of_a_file_is_read_when_it_is_used(tmp_path):
     path = tmp_path / "list.json"
     path.write_text("[1, null, 3]")
     rows, again = Json(path), sent(Json(path))[0]
@@ -182,7 +182,7 @@ def test_joined_sequences_are_one():
         joined[3]
 
 
-def test_a_process_started_anew_reads_the_same_batches(tmp_path):
+def test_a_process_started_again_reads_the_same_batches(tmp_path):
     made = on_disk(table(), tmp_path)
     rows, keys = np.array([3, 599, 3]), ["image", "label", "text", "map"]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -193,7 +193,7 @@ def test_a_process_started_anew_reads_the_same_batches(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])  # of macOS and Windows; of Linux from Python 3.14 on
-def test_workers_started_anew_give_the_same_batches(tmp_path, start):
+def test_workers_started_again_give_the_same_batches(tmp_path, start):
     made = latents_of(with_word((on_disk(table(), tmp_path),) * 2, "sks")[0], tmp_path)
     module = BatchModule(made, made, ["image", "label", "text", "mask"], 8, seed=3)
     here = module.train_dataloader()

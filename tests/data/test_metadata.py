@@ -56,7 +56,7 @@ def test_an_empty_column_hides_no_other(tmp_path, empty):
     assert [(row.text, row.label) for row in found(root)[0]] == [(f"no. {i}", i % 2) for i in range(4)]
 
 
-def test_a_column_of_ours_with_gaps_that_another_fills_is_told(tmp_path):
+def test_a_column_of_ours_with_gaps_that_another_fills_is_reported(tmp_path):
     root = images(tmp_path)
     describe(root, *({"file_name": f"{i}.png", "text": "a" if i else None, "caption": "b"} for i in range(4)))
     rows, findings = found(root)
@@ -65,7 +65,7 @@ def test_a_column_of_ours_with_gaps_that_another_fills_is_told(tmp_path):
     assert findings.warnings == [f"'text' of metadata.jsonl is empty in 1 row where 'caption' isn't: {hint}"]
 
 
-def test_a_column_of_labels_with_gaps_is_told(tmp_path):
+def test_a_column_of_labels_with_gaps_is_reported(tmp_path):
     root = images(tmp_path)
     describe(root, *({"file_name": f"{i}.png", "class": "a" if i else None} for i in range(4)))
     rows, findings = found(root)
@@ -177,13 +177,13 @@ def test_json_that_is_not_an_object_a_line(tmp_path, indent, form):
 
 
 @pytest.mark.parametrize("line", ["7", "[1]", '{"file_name": ', '{"file_name": 1' + "0" * 5000 + "}", "[" * 99999])
-def test_lines_that_are_no_rows_are_told_by_number(tmp_path, line):
+def test_lines_that_are_no_rows_are_reported_by_number(tmp_path, line):
     (images(tmp_path) / "metadata.jsonl").write_text('{"file_name": "0.png"}\n' + line)
     with pytest.raises(UserError, match=r"metadata.jsonl, line 2 is"):
         found(tmp_path)
 
 
-def test_a_dead_link_and_bytes_of_zero_are_told(tmp_path):
+def test_a_dead_link_and_bytes_of_zero_are_reported(tmp_path):
     root = images(tmp_path)
     (root / "metadata.jsonl").symlink_to(root / "nowhere")
     with pytest.raises(UserError, match=r"metadata.jsonl is a link to a missing file: fetch"):
@@ -217,7 +217,7 @@ def test_absolute_paths_inside_of_the_data(tmp_path):
         found(root)
 
 
-def test_rows_of_neither_split_are_told(tmp_path):
+def test_rows_of_neither_split_are_reported(tmp_path):
     root = images(tmp_path, "train/0.png", "val/0.png")
     names = ("train/0.png", "val/0.png", "tarin/9.png", "9.png")
     describe(root, *({"file_name": name, "text": "x"} for name in names))

@@ -24,7 +24,7 @@ def png16(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize(("top", "bits"), [(4095, 12), (1000, 10), (255, 8), (2**15, None)])
-def test_few_bits_in_sixteen_are_told(tmp_path, caplog, top, bits):
+def test_few_bits_in_sixteen_are_reported(tmp_path, caplog, top, bits):
     for i in range(3):
         Image.fromarray(np.full((4, 4), top - i, np.uint16)).save(tmp_path / f"{i}.png")
     tables(tmp_path)
@@ -35,7 +35,7 @@ def test_few_bits_in_sixteen_are_told(tmp_path, caplog, top, bits):
     assert train.images.max() == 65535 and not caplog.records
 
 
-def test_colour_of_16_bits_that_is_cut_is_told_of_a_cache_of_before_too(tmp_path, caplog):
+def test_colour_of_16_bits_that_is_cut_is_reported_a_cache_of_before_too(tmp_path, caplog):
     root = tmp_path / "d"
     root.mkdir()
     for i in range(3):
@@ -54,7 +54,7 @@ def test_colour_of_16_bits_that_is_cut_is_told_of_a_cache_of_before_too(tmp_path
 
 
 @pytest.mark.parametrize(("shape", "channels", "other"), [((12, 10, 6), 6, 12), ((6, 12, 10), 6, 10)])
-def test_the_axes_of_arrays_are_told(tmp_path, caplog, shape, channels, other):
+def test_the_axes_of_arrays_are_reported(tmp_path, caplog, shape, channels, other):
     for i in range(3):
         np.save(tmp_path / f"{i}.npy", np.full(shape, i, np.uint8))
     assert tables(tmp_path)[0].preprocess.channels == channels

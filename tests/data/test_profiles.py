@@ -60,7 +60,7 @@ def test_old_pieces_and_caches_of_shards_are_not_served(tmp_path):
     assert first_pixels(source.tables(tmp_path / "cache")) == [IN_SRGB] * 4
 
 
-def test_pictures_of_torchvision_are_converted_and_turned(tmp_path, monkeypatch, caplog):
+def test_images_of_torchvision_are_converted_and_turned(tmp_path, monkeypatch, caplog):
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()

@@ -8,7 +8,7 @@ from tests.data.test_about import fill
 
 
 @pytest.mark.parametrize(("image", "about", "kind"), [("_sat", "_mask", "mask"), ("_rgb", "_depth", "depth")])
-def test_masks_beside_images_with_marks_are_left_out_and_said(tmp_path, image, about, kind):
+def test_masks_beside_images_with_marks_are_left_out_and_reported(tmp_path, image, about, kind):
     fill(tmp_path / "d", "photo", mark=image)
     fill(tmp_path / "d", kind, mark=about)
     assert names(tables(tmp_path / "d")) == [f"{i}{image}.png" for i in range(3)]
@@ -27,7 +27,7 @@ def test_masks_marked_in_front(tmp_path):
     assert names(tables(tmp_path / "d")) == [f"img_{i}.png" for i in range(3)]
 
 
-def test_several_of_one_scene_are_said_and_left_out_by_a_pattern(tmp_path):
+def test_several_of_one_scene_are_reported_and_left_out_by_a_pattern(tmp_path):
     kinds = ("albedo", "normal", "roughness")
     root = lay_out(tmp_path / "d", *[f"{name}_{kind}_2k.png" for name in ("brick", "wood") for kind in kinds])
     assert len(names(tables(root))) == 6

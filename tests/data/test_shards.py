@@ -84,7 +84,7 @@ def test_they_are_decoded_once_and_the_pieces_removed(shards, tmp_path, decoded)
     assert Shards(str(shards)).tables(tmp_path / "cache")[0].key != first[0].key
 
 
-def test_an_interrupted_start_goes_on_with_the_shards_that_are_left(shards, tmp_path, decoded, monkeypatch):
+def test_an_interrupted_start_continues_with_the_shards_that_are_left(shards, tmp_path, decoded, monkeypatch):
     table = Decoder.table
 
     def killed(self, split, folder, **options):

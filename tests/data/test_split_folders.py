@@ -35,7 +35,7 @@ def test_a_folder_around_the_classes_is_looked_through(tmp_path):
     assert tables(lay_out(tmp_path / "d", *numbered("photos/cat", "photos/dog")))[0].classes == ("cat", "dog")
 
 
-def test_an_image_beside_class_folders_is_told(tmp_path, caplog):
+def test_an_image_beside_class_folders_is_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", *numbered("cat", "dog"), "cover.png")
     assert "label" not in tables(root)[0].columns
     assert "the folders cat, dog aren't read as classes" in caplog.text and "cover.png" in caplog.text
@@ -125,7 +125,7 @@ def test_splits_of_sets_side_by_side(tmp_path, val, others):
     assert held.names == numbered(*val) and sorted(train.names) == sorted(numbered(*others))
 
 
-def test_classes_within_splits_of_several_sets_are_told(tmp_path, caplog):
+def test_classes_within_splits_of_several_sets_are_reported(tmp_path, caplog):
     folders = [f"{root}/{part}/{name}" for root in "ab" for part in ("train", "val") for name in ("cat", "dog")]
     assert tables(lay_out(tmp_path / "d", *numbered(*folders)))[0].classes == ("a", "b")
     assert "the classes are the folders around a/train, b/train, not those inside (cat, dog)" in caplog.text
@@ -175,13 +175,13 @@ def test_folders_are_left_out_by_name_or_path(tmp_path):
         tables(root, without=["odl"])
 
 
-def test_images_of_neither_split_are_told(tmp_path):
+def test_images_of_neither_split_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("train", "val", "test", "extra"))
     assert [len(table) for table in tables(root)] == [3, 3]
     assert set(facts(root).left_out) == set(numbered("test", "extra"))
 
 
-def test_validation_without_its_classes_is_told(tmp_path):
+def test_validation_without_its_classes_is_reported(tmp_path):
     with pytest.raises(UserError, match="none of the 3 validation images, such as val/0.png, has a label"):
         tables(lay_out(tmp_path / "d", *numbered("train/a", "train/b", "val")))
 
@@ -255,7 +255,7 @@ def test_the_hint_names_the_likeliest_column_as_the_shell_takes_it(tmp_path, cap
     assert shlex.split(hint) == ['{text: "it\'s said"}']
 
 
-def test_what_is_beside_the_images_and_not_read_is_told(tmp_path, caplog):
+def test_what_is_beside_the_images_and_not_read_is_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", *numbered("images"), "captions/0.txt", "annotations/captions.json", "README.md")
     tables(root)
     assert "annotations/captions.json isn't read" in caplog.text and "1 .txt file (captions/0.txt)" in caplog.text
@@ -290,7 +290,7 @@ def test_what_is_no_text_is_no_caption(tmp_path, caplog):
     assert set(tables(root)[0].columns["text"]) == {"", "x"}
 
 
-def test_missing_captions_are_told_once(tmp_path, caplog):
+def test_missing_captions_are_reported_once(tmp_path, caplog):
     tables(lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "1.txt"))
     assert caplog.text.count("have no caption") == 1
 
@@ -329,7 +329,7 @@ def test_metadata_that_names_nothing_that_is_there(tmp_path):
         tables(root)
 
 
-def test_pages_and_frames_beyond_the_first_are_told(tmp_path):
+def test_pages_and_frames_beyond_the_first_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", "1.png", "2.png", "3.png")
     for name in ("4.gif", "5.tif"):
         first, *others = [Image.new("RGB", (4, 4), (60 * i, 0, 0)) for i in range(3)]
@@ -338,7 +338,7 @@ def test_pages_and_frames_beyond_the_first_are_told(tmp_path):
     assert facts(root).counts == {"only the first of several pages or frames is read": 2}
 
 
-def test_metadata_without_rows_is_told(tmp_path, caplog):
+def test_metadata_without_rows_is_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "1.png", "2.png")
     (root / "metadata.csv").write_text("file_name,text\n")
     tables(root)
@@ -389,7 +389,7 @@ def test_many_reasons_leave_the_summary_its_captions_and_classes(tmp_path, caplo
     assert len(facts(root).left_out) == 13, "all by name"
 
 
-def test_a_summary_of_another_version_is_told_anew(tmp_path, caplog):
+def test_a_summary_of_another_version_is_printed_again(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "1.png", "2.png", "1.odd")
     tables(root)
     (folder,) = (tmp_path / "cache").iterdir()
@@ -407,7 +407,7 @@ def test_the_split_without_a_usable_image_is_named(tmp_path):
         tables(root, max_bad_share=0.5)
 
 
-def test_what_only_validation_has_is_told(tmp_path, caplog):
+def test_what_only_validation_has_is_reported(tmp_path, caplog):
     tables(lay_out(tmp_path / "d", *numbered("train", "val"), "val/0.txt"))
     assert "the validation images have captions and the training images don't: these aren't read" in caplog.text
 
@@ -448,7 +448,7 @@ def test_what_the_listing_makes_of_the_files_is_part_of_the_key(tmp_path, monkey
     assert tables(root)[0].key != before.key
 
 
-def test_images_under_other_endings_are_said(tmp_path, caplog):
+def test_images_under_other_endings_are_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "1.png", "2.png", "3.part", "4.nii.gz", "notes.odd")
     for name in ("5", "6.jpg_large", "7.jpg?w=3"):
         (root / name).write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
@@ -467,7 +467,7 @@ def test_a_folder_of_parquet_names_what_reads_it(tmp_path):
         tables(lay_out(tmp_path / "d", "data/0.parquet"))
 
 
-def test_a_stray_image_that_takes_labels_away_is_said_beside_captions_too(tmp_path, caplog):
+def test_a_stray_image_that_takes_labels_away_is_reported_beside_captions_too(tmp_path, caplog):
     root = lay_out(tmp_path / "d", *numbered("cats", "dogs", n=2), "cats/0.txt", "dogs/1.txt", "stray.png")
     assert tables(root)[0].classes == ()
     assert "the folders cats, dogs aren't read as classes" in caplog.text and "stray.png" in caplog.text

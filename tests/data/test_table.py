@@ -42,7 +42,7 @@ def test_a_batch_has_the_schemas_values_and_types():
     np.testing.assert_allclose(batch["control"], data.columns["control"][index] / 127.5 - 1, atol=1e-6)
 
 
-def test_only_what_is_asked_for_is_made_and_what_is_missing_is_named():
+def test_only_what_is_requested_is_made_and_what_is_missing_is_named():
     data = table()
     assert list(data.batch(np.array([1]), ["label"])) == ["label"]
     with pytest.raises(UserError, match="no 'depth'.*image, label"):
@@ -96,7 +96,7 @@ def test_the_cache_makes_tables_once_and_keeps_arrays_made_in_place(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def test_an_interrupted_cache_is_made_anew(tmp_path):
+def test_an_interrupted_cache_is_made_again(tmp_path):
     def fail(folder):
         table().save(folder / "train")
         raise KeyboardInterrupt

@@ -62,12 +62,12 @@ def test_other_files_under_the_same_name_are_other_data(tmp_path):
     assert (np.asarray(tables[0].images) != np.asarray(tables[1].images)).any()
 
 
-def test_a_missing_data_set_without_a_network_is_told(tmp_path, offline):
+def test_a_missing_data_set_without_a_network_is_reported(tmp_path, offline):
     with pytest.raises(UserError, match="can't be downloaded"):
         TorchVision("MNIST", root=str(tmp_path)).tables(tmp_path / "cache")
 
 
-def test_a_misspelt_name_is_told(tmp_path):
+def test_a_misspelt_name_is_reported(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'FashionMNIST'"):
         TorchVision("FasionMNIST", root=str(tmp_path)).tables(tmp_path / "cache")
 
@@ -94,7 +94,7 @@ def test_any_labelled_class_will_do_and_is_split_where_it_isnt(tmp_path, monkeyp
     assert train.classes == val.classes == ("0", "1", "2", "3")
 
 
-def test_pictures_of_different_sizes_ask_for_a_size(tmp_path, monkeypatch):
+def test_images_of_different_sizes_need_a_size(tmp_path, monkeypatch):
     class Mixed:
         def __init__(self, root):
             pass

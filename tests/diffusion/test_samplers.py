@@ -292,7 +292,7 @@ def test_order_of_convergence(name, options, expected, gaussian):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_the_data(name, gaussian):
+def test_every_sampler_generates_the_data(name, gaussian):
     """Mean and spread of Gaussian data, for the stochastic ones too."""
     sampler, generator = SAMPLERS[name], torch.Generator().manual_seed(0)
     x = torch.randn(1500, 2, 4, 4, generator=generator) * 40

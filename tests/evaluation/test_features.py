@@ -151,7 +151,7 @@ def test_other_files_are_refused_in_words(tmp_path: Path) -> None:
         open_features("eficientnet", 16)
 
 
-def test_inception_says_what_to_do_where_its_weights_cannot_be_had(
+def test_inception_says_what_to_do_where_its_weights_cannot_be_obtained(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch_fidelity")

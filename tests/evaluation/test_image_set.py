@@ -44,14 +44,14 @@ def test_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(found.images[3].permute(1, 2, 0), np.asarray(Image.open(folder / "003.png")))
 
 
-def test_a_folder_of_another_size_is_refused_or_resized_if_asked(tmp_path: Path) -> None:
+def test_a_folder_of_another_size_is_refused_or_resized_if_requested(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 3, 24)
     with pytest.raises(UserError, match="24x24 where 16x16.*prepared alike.*size="):
         ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=False, most=10)
     assert ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=True, most=2).images.shape == (2, 3, 16, 16)
 
 
-def test_an_empty_or_absent_folder_is_said(tmp_path: Path) -> None:
+def test_an_empty_or_absent_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no images"):
         ImageSet.of_folder(tmp_path, None, False, 10)
     with pytest.raises(UserError, match="isn't a folder"):

@@ -35,7 +35,7 @@ def test_stage_two_is_measured_with_its_spread(config, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-def test_curves_count_what_a_picture_costs(config, tmp_path: Path, precision: str) -> None:
+def test_curves_count_what_an_image_costs(config, tmp_path: Path, precision: str) -> None:
     curve = {"guidance": [1, 2], "steps": [3], "n": 8}
     found = evaluation.main(config(out=str(tmp_path), curve=curve, batch_size=5, precision=precision))
     assert found.get("precision", "auto") == precision

@@ -36,7 +36,7 @@ def test_rounding_is_no_other_aspect():
     assert not alike((64, 96), (96, 64)) and not alike((100, 100), (93, 100)) and not alike((93, 100), (100, 100))
 
 
-def test_all_are_held_against_the_first_that_is_given():
+def test_all_are_compared_with_the_first_that_is_given():
     wide, tall, square = png(20, 10), png(10, 20), png(9, 9)
     check_alike({"image": None, "mask": None, "map": wide, "control": png(64, 32)}, FITS)
     check_alike({"image": [wide, tall], "mask": [png(4, 2), png(2, 4)]}, FITS)

@@ -59,7 +59,7 @@ def test_gradient_is_sobels():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 2, 2), (4, 5, 3)])
-def test_edges_of_tiny_pictures(shape):
+def test_edges_of_tiny_images(shape):
     assert canny(torch.rand(2, *shape)).shape == (2, 1, *shape[1:])
 
 

@@ -114,7 +114,7 @@ def test_npy_holds_any_number_of_channels(channels_first):
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((24, 24, 30), 30), ((30, 24, 24), 30), ((14, 14, 20), 20)])
-def test_channels_that_cannot_be_told_from_rows_are_asked_for(shape, channels):
+def test_channels_that_look_like_rows_have_to_be_given(shape, channels):
     content = npy(np.zeros(shape, np.uint8))
     with pytest.raises(
         BadImage, match=rf"any axis may be the channels: give their number by data.channels= .*{channels}"
@@ -124,7 +124,7 @@ def test_channels_that_cannot_be_told_from_rows_are_asked_for(shape, channels):
     assert probe(io.BytesIO(content), channels) == (side, side, channels, 8)
 
 
-def test_pages_that_become_channels_are_said(tmp_path):
+def test_pages_that_become_channels_are_reported(tmp_path):
     tifffile = pytest.importorskip("tifffile", reason="the extra `tiff`")
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((5, 16, 14), np.uint8), photometric="minisblack")
     notes: list[str] = []
@@ -162,7 +162,7 @@ def test_tiff_holds_any_number_of_channels(tmp_path, layout, dtype, channels):
     np.testing.assert_array_equal(Preprocess(channels, 16, 14, bits=bits).array(tmp_path / "x.tif"), values)
 
 
-def test_a_tiff_beyond_pillow_asks_for_the_extra(monkeypatch):
+def test_a_tiff_beyond_pillow_needs_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
     pages = [Image.new("L", (4, 4), value) for value in range(5)]
     with pytest.raises(BadImage, match="pip install tifffile"):
@@ -284,7 +284,7 @@ def test_masks_of_two_kinds_need_no_white(content):
         ([(0, 0, 0), (9, 240, 9), (200, 9, 9)], "RGB", [0, 1, 0], "several colours"),
     ],
 )
-def test_what_a_mask_may_mean_otherwise_is_said(rows, mode, masked, says):
+def test_what_a_mask_may_mean_otherwise_is_reported(rows, mode, masked, says):
     picture = Image.new(mode, (3, 1))
     picture.putdata(rows)
     notes: list[str] = []
@@ -411,7 +411,7 @@ def test_usual_metadata_is_read_as_before():
         assert np.asarray(open_image(content)).shape[:2] == (8, 8) and probe(io.BytesIO(content))[:2] == (8, 8)
 
 
-def test_fewer_pixels_may_be_asked_for():
+def test_fewer_pixels_may_be_requested():
     content = png(Image.new("L", (2000, 1001)))
     assert open_image(content, most=2_002_000).size == (2000, 1001)
     with pytest.raises(BadImage, match=r"has 2000x1001 pixels, .* \(up to 2 million are read\)"):
@@ -527,7 +527,7 @@ def test_tiffs_of_16_bits_in_other_colours_are_refused(photometric, channels, sp
         open_image(tiff(np.zeros((4, 4, channels), np.uint16), photometric=photometric))
 
 
-def test_a_fourth_band_is_read_where_four_are_wanted_and_said_where_not():
+def test_a_fourth_band_is_read_where_four_are_wanted_and_reported_where_not():
     bands = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
     content = tiff(bands, photometric="rgb", extrasamples=["unspecified"])
     assert (Preprocess(4, 4, 4).array(content) == bands.transpose(2, 0, 1)).all()
@@ -538,7 +538,7 @@ def test_a_fourth_band_is_read_where_four_are_wanted_and_said_where_not():
 
 
 @pytest.mark.parametrize(("background", "name"), [(None, "white"), ([0], "black"), ([0, 0, 9], "the colour")])
-def test_transparency_that_is_laid_on_a_colour_is_said(background, name):
+def test_transparency_that_is_laid_on_a_colour_is_reported(background, name):
     notes: list[str] = []
     process = Preprocess(3, 4, 4, background=background)
     process.array(png(Image.new("RGBA", (4, 4), (0, 0, 0, 255))), notes)

@@ -103,7 +103,7 @@ def test_channels_are_made_as_of_8_bits():
     assert alpha[1, 2] == 0 and (alpha == 65535).sum() == 15
 
 
-def test_orientation_is_followed_and_a_profile_is_said():
+def test_orientation_is_followed_and_a_profile_is_reported():
     pixels, exif = values(4, 6, 3), Image.Exif()
     exif[0x0112] = 6  # the image is to be turned by 90 degrees
     turned = read_deep(png16(pixels, more=chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))), [], 100)

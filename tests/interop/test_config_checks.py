@@ -79,7 +79,7 @@ def test_a_weight_that_two_files_of_an_index_hold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler"])
-def test_a_scheduler_whose_solver_isnt_here_is_told_and_recorded(name, whole, tmp_path, caplog):
+def test_a_scheduler_whose_solver_isnt_here_is_reported_and_recorded(name, whole, tmp_path, caplog):
     folder = shutil.copytree(whole, tmp_path / "odd")
     index, scheduler = folder / "model_index.json", folder / "scheduler/scheduler_config.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", name]}))

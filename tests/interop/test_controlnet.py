@@ -66,7 +66,7 @@ def all_close(ours, theirs):
 
 
 @pytest.mark.parametrize("name", CONTROLNETS)
-def test_a_controlnet_of_diffusers_goes_in_and_out(name, tmp_path):
+def test_a_controlnet_of_diffusers_is_imported_and_exported(name, tmp_path):
     torch.manual_seed(0)
     theirs = randomised(diffusers.ControlNetModel(**small(CONTROLNETS[name])))
     theirs.save_pretrained(tmp_path / "in")
@@ -165,7 +165,7 @@ def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_fold
     assert (ours - plain).abs().max() > 0.02
 
 
-def test_with_its_base_it_goes_out_and_in_as_one_pipeline(text_folder, tmp_path):
+def test_with_its_base_it_is_exported_and_imported_as_one_pipeline(text_folder, tmp_path):
     model = random_model({"text": frozen_text(text_folder)}, sampling={"sampler": "ddim"})
     export(randomised(ControlNet(model.denoiser.network, factor=2)), tmp_path / "control")
     model.load_controlnet(tmp_path / "control")

@@ -154,7 +154,7 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
         ({"ss_v2": "False", "ss_base_model_version": "None"}, 16, None),
     ],
 )
-def test_a_version_is_held_against_the_width_of_the_text(said, width, why, caplog):
+def test_a_version_is_compared_with_the_width_of_the_text(said, width, why, caplog):
     model_version.warn(said, width, "m")
     assert why in caplog.text if why else not caplog.text
 
@@ -256,7 +256,7 @@ def test_head_counts_are_the_files_own_unless_given(said, given, found, caplog):
 
 
 @pytest.mark.parametrize("value", [0, 2.5, "many", True])
-def test_head_counts_that_are_none_or_contradict_are_refused(value):
+def test_head_counts_that_are_invalid_or_contradict_are_refused(value):
     with pytest.raises(UserError, match="num_heads is"):
         head_counts.of_file({"num_heads": value}, {}, head_counts.UNET, "m")
     with pytest.raises(UserError, match=r"num_heads=4 and, in another place, 8"):
@@ -280,7 +280,7 @@ def test_the_size_is_the_files_own(said, size):
     assert trainer_settings.size(said, 8, "m") == size
 
 
-def test_sizes_that_differ_are_told_and_none_is_refused(caplog):
+def test_sizes_that_differ_are_reported_and_none_is_refused(caplog):
     both = {"modelspec.resolution": "512x512", "ss_resolution": "(768, 512)"}
     assert trainer_settings.size(both, 8, "m") == (512, 512)
     assert "ss_resolution declares 768x512, but modelspec.resolution 512x512, which is used" in caplog.text
@@ -290,7 +290,7 @@ def test_sizes_that_differ_are_told_and_none_is_refused(caplog):
 
 
 @pytest.mark.parametrize(("averages", "says"), [(False, "aren't in the file"), (True, "ema=True uses them")])
-def test_use_ema_is_told(averages, says, caplog):
+def test_use_ema_is_reported(averages, says, caplog):
     said = {"m.yaml": {"model": {"params": {"use_ema": True}}}}
     trainer_settings.warn_of_averages(said, averages, averages, "m")
     assert bool(caplog.text) == (not averages)
@@ -374,11 +374,11 @@ def test_layers_that_cant_be_read_are_refused(said, encoder, says):
 
 
 @pytest.mark.parametrize("said", [stage(max_length=225), {"ss_max_token_length": "225"}])
-def test_more_tokens_than_there_are_places_for_are_told(said, caplog):
+def test_more_tokens_than_there_are_places_for_are_reported(said, caplog):
     assert text_settings.of_file(said, CLIP, 77, "m") == {}
     assert "=225 isn't applied: prompts are read to 77 tokens" in caplog.text
 
 
-def test_a_clip_skip_that_openclip_doesnt_have_is_told(caplog):
+def test_a_clip_skip_that_openclip_doesnt_have_is_reported(caplog):
     assert text_settings.of_file({"ss_clip_skip": "3"}, OPEN, 77, "m") == {}
     assert "ss_clip_skip=3 isn't applied" in caplog.text

@@ -38,7 +38,7 @@ torch.save((picture, latent), sys.argv[3])
 
 
 @pytest.mark.slow
-def test_stable_diffusion_at_full_size_draws_diffusers_picture_in_no_more_memory(tmp_path):
+def test_stable_diffusion_at_full_size_generates_diffusers_image_in_no_more_memory(tmp_path):
     make(tmp_path / "sd")
     ours = run(OURS, tmp_path / "sd", tmp_path / "ours.pt")
     theirs = run(THEIRS, tmp_path / "sd", tmp_path / "ours.pt", tmp_path / "theirs.pt")

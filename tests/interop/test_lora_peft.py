@@ -97,7 +97,7 @@ def test_pefts_folder_has_the_strength_that_its_config_says(name, unet, model, t
     same_output(model, theirs, unet)
 
 
-def test_of_several_patterns_the_first_counts_as_in_peft_and_it_is_said(unet, model, tmp_path, caplog):
+def test_the_first_of_several_patterns_is_used_as_in_peft_with_a_warning(unet, model, tmp_path, caplog):
     patterns = {"mid_block.*conv1": 2, "conv1": 20}  # peft writes them sorted, so that the file means the second
     written(unet, tmp_path, r=4, alpha_pattern=patterns)
     model.load_lora(tmp_path)
@@ -194,7 +194,7 @@ def test_damaged_metadata_get_a_sentence(text, unet, model, tmp_path):
         (lambda w: w[:0], "of shape \\(0"),
     ],
 )
-def test_weights_that_are_none_are_refused(change, says, unet, model, tmp_path):
+def test_files_that_hold_no_weights_are_refused(change, says, unet, model, tmp_path):
     written(unet, tmp_path, r=4, target_modules=["to_q"])
     file = tmp_path / "adapter_model.safetensors"
     state = load_file(file)
@@ -270,7 +270,7 @@ def test_either_spelling_of_clip_comes_in(spelling, text, model, tmp_path):
 
 
 @pytest.mark.parametrize("to", formats.FORMATS)
-def test_the_canonical_spelling_goes_out_and_diffusers_takes_it(to, text, model, text_folder, tmp_path):
+def test_the_canonical_spelling_is_exported_and_diffusers_reads_it(to, text, model, text_folder, tmp_path):
     plain, ids, wanted = text
     save_file(kohyas(plain, "lora_te_"), tmp_path / "te.safetensors")
     model.load_lora(tmp_path / "te.safetensors")

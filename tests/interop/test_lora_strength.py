@@ -160,7 +160,7 @@ def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata
 
 
 @pytest.mark.parametrize("key", ["ss_network_alpha", "ss_network_dim"])
-def test_a_log_of_another_lora_is_told_and_the_tensors_count(key, tmp_path, caplog):
+def test_a_log_of_another_lora_is_reported_and_the_tensors_are_used(key, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), {key: "8"}) == {Q: 2.0}
     assert f"its metadata set {key}=8, but its weights differ: the weights are used" in caplog.text
 
@@ -177,7 +177,7 @@ def test_a_log_of_another_lora_is_told_and_the_tensors_count(key, tmp_path, capl
         ({"ot_config": '{"lora_alpha": 2.0, "lora_rank": 4, "lora_weight_decompose": false}'}, None),
     ],
 )
-def test_settings_of_a_tools_own_that_differ_from_the_tensors_are_told(metadata, says, tmp_path, caplog):
+def test_settings_of_a_tools_own_that_differ_from_the_tensors_are_reported(metadata, says, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), metadata) == {Q: 2.0}
     assert says in caplog.text if says else not caplog.text
 

@@ -75,7 +75,7 @@ def test_what_stable_diffusions_own_settings_say_is_taken():
     assert torch.equal(schedule({}, said, "the file").sigmas, STABLE.sigmas)
 
 
-def test_settings_that_differ_from_the_table_are_named_and_the_table_counts(caplog):
+def test_settings_that_differ_from_the_table_are_named_and_the_table_is_used(caplog):
     said = {"hyper_parameters": {"linear_start": 0.00085, "linear_end": 0.0195}}
     assert torch.equal(schedule({"betas": B}, said, "the file").sigmas, STABLE.sigmas)
     assert (

@@ -47,7 +47,7 @@ def unet_outputs(ours, theirs):
 
 
 @pytest.mark.parametrize("name", [*UNETS, *SDXLS])
-def test_a_unet_of_diffusers_goes_in_and_out(name, tmp_path):
+def test_a_unet_of_diffusers_is_imported_and_exported(name, tmp_path):
     torch.manual_seed(0)
     theirs = randomised(diffusers.UNet2DConditionModel(**(UNETS | SDXLS)[name]))
     theirs.save_pretrained(tmp_path / "in")
@@ -60,7 +60,7 @@ def test_a_unet_of_diffusers_goes_in_and_out(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", VAES)
-def test_an_autoencoder_of_diffusers_goes_in_and_out(name, tmp_path):
+def test_an_autoencoder_of_diffusers_is_imported_and_exported(name, tmp_path):
     torch.manual_seed(0)
     theirs = randomised(diffusers.AutoencoderKL(**VAES[name]))
     theirs.save_pretrained(tmp_path / "in")
@@ -88,7 +88,7 @@ OURS = {
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_unet_of_ours_goes_out_and_in(name, tmp_path):
+def test_a_unet_of_ours_is_exported_and_imported(name, tmp_path):
     torch.manual_seed(0)
     options = {"channels": 8, "heads": 2, "context_dim": 12} | OURS[name]
     ours = randomised(ldm.UNet(4, **options))

@@ -37,7 +37,9 @@ NEGATIVE = ""
         ("heun", "HeunDiscrete"),
     ],
 )
-def test_a_stock_text_model_draws_our_picture_in_stable_diffusions_pipeline(sampler, name, kind, text_folder, tmp_path):
+def test_a_stock_text_model_generates_our_image_in_stable_diffusions_pipeline(
+    sampler, name, kind, text_folder, tmp_path
+):
     options = {"variant": "karras"} if sampler == "heun" else {}
     model = random_model({"text": frozen_text(text_folder)}, kind(), sampling={"sampler": sampler, **options})
     report = model.export(tmp_path / "out")
@@ -76,7 +78,7 @@ DRAWN = [(n, s) for n, (kind, *_) in CUSTOM.items() for s in ("ddim", "dpmpp_2m"
 
 
 @pytest.mark.parametrize(("name", "sampler"), DRAWN)
-def test_what_has_no_stock_class_draws_our_picture_through_its_own(name, sampler, text_folder, tmp_path):
+def test_what_has_no_stock_class_generates_our_image_through_its_own(name, sampler, text_folder, tmp_path):
     kind, condition, vae, network = CUSTOM[name]
     words = tokenizer.train([PROMPT], 280)
     parts = {"text": lambda: Text(words, 32, 8, heads=2), "label": lambda: ClassLabel(5, list("abcde"), 8)}
@@ -164,7 +166,7 @@ def stable_diffusion(tmp_path_factory):
     return folder, pipe
 
 
-def test_stable_diffusion_of_diffusers_comes_in_and_draws_its_picture(stable_diffusion):
+def test_a_stable_diffusion_pipeline_is_imported_and_generates_its_image(stable_diffusion):
     folder, pipe = stable_diffusion
     model = ldm.load(folder)
     assert model.sampling["sampler"] == "ddim" and model.sampling["guidance"] == 7.5
@@ -176,7 +178,7 @@ def test_stable_diffusion_of_diffusers_comes_in_and_draws_its_picture(stable_dif
     assert_same_image(ours, theirs, latents, expected)
 
 
-def test_stable_diffusion_goes_out_as_it_came_in(stable_diffusion, tmp_path):
+def test_stable_diffusion_is_exported_as_it_was_imported(stable_diffusion, tmp_path):
     from safetensors.torch import load_file
 
     folder, _ = stable_diffusion

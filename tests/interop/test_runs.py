@@ -16,7 +16,7 @@ from tests.interop.models import diffusers, randomised
 from tests.reliability.runs import train
 
 
-def test_an_autoencoder_of_diffusers_is_a_first_stage_and_the_run_goes_out(tmp_path, monkeypatch, capsys):
+def test_an_autoencoder_of_diffusers_is_a_first_stage_and_the_run_is_exported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     config = vae(8, 8, in_channels=1, out_channels=1, latent_channels=2)

@@ -59,7 +59,7 @@ def theirs(scheduler, noise, sigma, steps):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_a_config_that_comes_in_draws_what_its_class_draws(name):
+def test_an_imported_config_generates_what_its_class_generates(name):
     kind, options = EXACT[name]
     scheduler = getattr(diffusers, kind)(**options)
     parameterization, sampling = schedulers.from_diffusers({"_class_name": kind, **scheduler.config})
@@ -104,7 +104,7 @@ def test_a_way_of_sampling_comes_back(kind, sampling):
     assert type(back) is kind and back.sigma_max == kind(Schedule()).sigma_max
 
 
-def test_what_is_left_out_is_said(caplog):
+def test_what_is_left_out_is_reported(caplog):
     config = {"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "solver_order": 3}
     config |= {"algorithm_type": "dpmsolver"}
     with caplog.at_level(logging.WARNING, "ldm"):

@@ -102,7 +102,7 @@ def test_what_is_outside_of_a_mask_is_kept_exactly(model):
     assert torch.equal(filled[outside], image[outside]) and (filled - image)[~outside].std() > 0.05
 
 
-def test_it_goes_out_as_it_came_in(model, folder, pipe, tmp_path):
+def test_it_is_exported_as_it_was_imported(model, folder, pipe, tmp_path):
     assert model.export(tmp_path / "out").stock
     weights = "diffusion_pytorch_model.safetensors"
     files = [f"unet/{weights}", f"vae/{weights}", *(f"text_encoder{s}/model.safetensors" for s in ("", "_2"))]
@@ -270,7 +270,7 @@ def test_diffusers_opens_the_single_file_and_generates_the_same_image(file, fold
     torch.testing.assert_close(images[1], images[0], atol=1e-5, rtol=0)
 
 
-def test_the_file_has_stability_ais_names_and_says_what_it_is(file):
+def test_the_file_has_stability_ais_names_and_declares_what_it_is(file):
     with safe_open(file, "pt") as opened:
         names, said = set(opened.keys()), opened.metadata()
     first, second = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
@@ -300,7 +300,7 @@ SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
         ({"model.diffusion_model.unknown": torch.zeros(2)}, "unexpected unknown"),
     ],
 )
-def test_of_a_file_all_is_read_or_refused_by_name(tensors, says, file, folder, tmp_path):
+def test_everything_in_a_file_is_read_or_refused_by_name(tensors, says, file, folder, tmp_path):
     save_file({**load_file(file), **tensors}, tmp_path / "a.safetensors")
     if says is None:
         assert (

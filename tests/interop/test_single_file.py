@@ -127,7 +127,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file", ["sd.ckpt", "sd.safetensors"])
-def test_a_whole_checkpoint_draws_what_its_parts_draw(file, checkpoint):
+def test_a_whole_checkpoint_generates_what_its_parts_generate(file, checkpoint):
     root, _ = checkpoint
     model = ldm.load(root / file, text_encoder=str(root), size=16)
     assert model.denoiser.parameterization.schedule.betas[0] == pytest.approx(0.00085)

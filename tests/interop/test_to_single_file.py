@@ -222,7 +222,7 @@ def test_a_transformer_conditioned_on_labels_is_refused_by_both(tmp_path):
         ("2", V(), 0.0, ["ModelSamplingDiscrete with v_prediction", "v2-inference-v.yaml"]),
     ],
 )
-def test_what_web_uis_dont_read_off_a_file_of_their_sizes_is_said(version, parameterization, spread, says):
+def test_what_web_uis_dont_read_off_a_file_of_their_sizes_is_reported(version, parameterization, spread, says):
     bias = {f"model.diffusion_model.{to_single_file._COMFY_V}": spread * torch.tensor([-1.0, 1.0])}
     notes = to_single_file._noise_notes(parameterization, version, bias)
     assert len(notes) == len(says) and all(part in note for note, part in zip(notes, says, strict=True))
@@ -334,6 +334,6 @@ def test_at_full_size_nothing_differs_and_diffusers_finds_every_name(version):
     assert f"model.diffusion_model.{to_single_file._COMFY_V}" in state
 
 
-def test_the_run_of_a_lora_goes_to_the_same_tools_in_kohyas_names():
+def test_the_run_of_a_lora_is_exported_to_the_same_tools_in_kohyas_names():
     with pytest.raises(UserError, match="a LoRA's run is exported by to=kohya"):
         _lora(None, "out", "single_file", None)

@@ -34,7 +34,7 @@ def told(folder, said, caplog, scale=1.0, name="a.json"):
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path, caplog):
+def test_what_a1111_keeps_of_a_lora_is_reported_in_one_line_with_what_to_do(tmp_path, caplog):
     [line] = told(tmp_path, A1111, caplog)
     assert "preferred weight '0.6', activation text 'zk cat', sd version 'SD1', notes 'n\\\\x1b[2J'" in line
     assert line.endswith(
@@ -55,7 +55,7 @@ def test_what_a1111_keeps_of_a_lora_is_told_in_one_line_with_what_to_do(tmp_path
         ("\udcff", "the files beside it aren't used"),
     ],
 )
-def test_other_fields_and_files_that_are_none_are_told_too(said, says, tmp_path, caplog):
+def test_other_fields_and_damaged_files_are_reported_too(said, says, tmp_path, caplog):
     if said == "\udcff":
         (tmp_path / "a.json").write_bytes(b"\xff")
         user_metadata.warn(tmp_path / "a.safetensors", 1.0)
@@ -81,7 +81,7 @@ def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
     assert "activation text 'other'" in line and "zk" not in line
 
 
-def test_lora_managers_file_and_a_loras_own_metadata_are_told(tmp_path, caplog):
+def test_lora_managers_file_and_a_loras_own_metadata_are_reported(tmp_path, caplog):
     said = {"usage_tips": '{"strength": 0.6, "clip_skip": 2}', "base_model": "SD 1.5", "file_size": 3, "notes": ""}
     said["civitai"] = {"trainedWords": ["zk"]}
     [line] = told(tmp_path, said, caplog, name="a.metadata.json")
@@ -131,7 +131,7 @@ ZERO = V(Schedule(zero_terminal_snr=True))
         ({"ss_clip_skip": "None", "ss_noise_offset": "0.05", "ss_min_snr_gamma": "5.0"}, Eps(), None),
     ],
 )
-def test_a_lora_for_another_base_is_told(metadata, on, says, caplog):
+def test_a_lora_for_another_base_is_reported(metadata, on, says, caplog):
     base_differences.warn_of_differences(metadata, on, "a.safetensors")
     assert len(caplog.records) == (says is not None)
     assert says is None or says in caplog.text
@@ -144,7 +144,7 @@ def test_a_clip_skip_that_the_base_has_too_isnt_told(caplog):
     assert "the base reads its text encoder's layer 2 from the end" in caplog.text
 
 
-def test_a_switch_that_is_none_is_refused():
+def test_an_invalid_switch_is_refused():
     with pytest.raises(UserError, match="ss_zero_terminal_snr is 'perhaps', where true or false belongs"):
         base_differences.warn_of_differences({"ss_zero_terminal_snr": "perhaps"}, V(), "a")
 
@@ -153,7 +153,7 @@ CUT = struct.pack("<Q", 2**40) + b"{"
 
 
 @pytest.mark.parametrize("content", [CUT, b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", b""])
-def test_a_safetensors_file_that_is_none_is_called_so(content, tmp_path):
+def test_a_safetensors_file_with_other_content_is_refused(content, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"can't be read as a .safetensors file .* download it again"):
         ldm.load(tmp_path / "a.safetensors")
@@ -180,7 +180,7 @@ def test_names_as_peft_has_them_in_memory_are_read():
     assert split("base_model.model.mid.to_q.lora_A.default.weight") == ("mid.to_q", "A")
 
 
-def test_loading_a_lora_tells_both(tmp_path, caplog):
+def test_loading_a_lora_warns_of_both(tmp_path, caplog):
     pytest.importorskip("peft")
     model = small()
     name = next(n for n, m in layers.adaptable(model.denoiser.network).items() if n.endswith("to_q"))
@@ -195,7 +195,7 @@ def test_loading_a_lora_tells_both(tmp_path, caplog):
     assert "prediction_type=sample, the base predicts" in caplog.text and "load it at scale 0.6" in caplog.text
 
 
-def test_swifts_scale_beside_a_lora_is_told(tmp_path, caplog):
+def test_swifts_scale_beside_a_lora_is_reported(tmp_path, caplog):
     [line] = told(tmp_path, {"lora_dtype": None, "lora_scale": 0.5}, caplog, name="additional_config.json")
     assert "preferred weight '0.5'; none of it is applied automatically: load it at scale 0.5" in line
     assert not told(tmp_path, {"lora_dtype": None}, caplog, name="additional_config.json")

@@ -57,7 +57,7 @@ def test_it_is_led_away_from_the_worse_model():
     assert torch.equal(latents(good, steps=1, autoguidance=1.0)[0], one)
 
 
-def test_it_takes_the_place_of_guidance_unless_both_are_asked_for():
+def test_it_replaces_guidance_unless_both_are_requested():
     good, bad = make(seed=0), make(seed=1)
     guided, other = latents(good, steps=1)[0], latents(bad, steps=1, guidance=1.0)[0]  # guidance 3, the model's own
     good.load_autoguide(bad)

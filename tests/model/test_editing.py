@@ -97,7 +97,7 @@ def test_a_feathered_edge_still_keeps_what_lies_outside(model: LatentDiffusion, 
     assert not torch.allclose(soft[:, :, 2], hard[:, :, 2])
 
 
-def test_pictures_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> None:
+def test_images_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> None:
     picture = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
     mask = Image.fromarray(np.pad(np.full((8, 16), 255, np.uint8), ((0, 8), (0, 0))))
     picture.save(tmp_path / "p.png")
@@ -117,7 +117,7 @@ def on_its_side(picture: Image.Image) -> Image.Image:
     return Image.open(file)
 
 
-def test_a_picture_is_turned_as_its_exif_says_whatever_it_is(model: LatentDiffusion, tmp_path: Any) -> None:
+def test_an_image_is_turned_as_its_exif_says_whatever_it_is(model: LatentDiffusion, tmp_path: Any) -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     mask = Image.fromarray(np.pad(np.full((3, 8), 255, np.uint8), ((0, 5), (0, 0))))
@@ -144,7 +144,7 @@ def test_what_lies_over_each_other_must_have_one_aspect(model: LatentDiffusion, 
         model(image=3, steps=1)
 
 
-def test_a_profile_that_cannot_be_read_is_said(model: LatentDiffusion, caplog: Any) -> None:
+def test_a_profile_that_cannot_be_read_is_reported(model: LatentDiffusion, caplog: Any) -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG", icc_profile=b"junk" * 40)
     read_images([file.getvalue()], model.preprocess)
@@ -163,7 +163,7 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
         read_masks(np.zeros((2, *size)), model.preprocess)
 
 
-def test_a_mask_of_nothing_is_said_where_it_is_given(model: LatentDiffusion, caplog: Any) -> None:
+def test_an_empty_mask_is_reported_where_it_is_given(model: LatentDiffusion, caplog: Any) -> None:
     assert not read_masks(Image.new("L", (8, 8)), model.preprocess).any()
     assert "a mask that is given: is entirely black: nothing is masked" in caplog.text
 
@@ -182,7 +182,7 @@ def test_mistakes_are_answered_in_words(model: LatentDiffusion, options: dict[st
         model(**options)
 
 
-def test_an_image_is_brought_to_the_size_that_is_asked_for(model: LatentDiffusion) -> None:
+def test_an_image_is_brought_to_the_size_that_is_requested(model: LatentDiffusion) -> None:
     photo = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     mask = np.zeros((16, 12), np.uint8)
     mask[:, :6] = 255

@@ -44,7 +44,7 @@ def distances(images: torch.Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize(("a", "b"), [(SHORT, LONG), (LONG, SHORT), (0, 2)])
-def test_between_prompts_and_labels_the_ends_are_the_models_own_pictures(model, a, b):
+def test_between_prompts_and_labels_the_ends_are_the_models_own_images(model, a, b):
     path = model.interpolate(a, b, n=5, seed=3, output="pt", batch_size=2)
     column = "labels" if isinstance(a, int) else "prompt"
     for end, drawn in ((a, path[0]), (b, path[-1])):

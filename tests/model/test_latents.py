@@ -94,7 +94,7 @@ def test_float32_is_what_it_was_and_the_same_network(model):
     assert lowered(model.denoiser.network, torch.float32) is model.denoiser.network
 
 
-def test_a_precision_goes_with_the_model_and_not_with_its_files(model, tmp_path):
+def test_a_precision_stays_with_the_model_and_not_with_its_files(model, tmp_path):
     model = copy.deepcopy(model)
     before = ldm.save(model, tmp_path / "before")
     model.precision = torch.bfloat16
@@ -135,7 +135,7 @@ def test_what_trains_on_a_model_loads_it_in_float32(model, tmp_path):
         ({"tile_statistics": "none"}, "tile_statistics=none is unknown"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_read(options, words):
+def test_what_makes_no_sense_is_refused_before_anything_is_read(options, words):
     with pytest.raises(UserError, match=words):
         ldm.load("nowhere", **options)
 
@@ -148,7 +148,7 @@ def test_a_model_of_pixels_has_nothing_to_tile():
     assert model(image=torch.zeros(1, 2, 2), output="pt", steps=2).isfinite().all()
 
 
-def test_a_network_that_overflows_in_float16_is_told(model):
+def test_a_network_that_overflows_in_float16_is_reported(model):
     model = copy.deepcopy(model)
     model.denoiser.network.conv_in.weight.mul_(1e8)
     model.precision = "float16"

@@ -104,7 +104,7 @@ def test_the_size_of_a_batch_changes_nothing(parameterization):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_same_call_gives_the_same_picture_whatever_came_before(model, sampler):
+def test_the_same_call_gives_the_same_image_whatever_came_before(model, sampler):
     torch.manual_seed(1)
     first = draw(model, "a cat", sampler=sampler)
     state = torch.get_rng_state()
@@ -153,7 +153,7 @@ def test_n_is_per_condition_and_conditions_keep_their_order(model):
 # What is asked for ---------------------------------------------------------------------------------------------------
 
 
-def test_conditions_change_the_picture_and_are_names_or_numbers(model):
+def test_conditions_change_the_image_and_are_names_or_numbers(model):
     first = draw(model, labels=["c"])
     assert torch.equal(draw(model, labels=[2]), first)
     assert torch.equal(draw(model, labels="c"), first)
@@ -220,7 +220,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
         (["text"], {"prompt": "a", "output": "jpeg"}, "output='jpeg' isn't one of pil, pt, np"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(parts, call, message):
+def test_what_cannot_be_generated_is_refused(parts, call, message):
     with pytest.raises(UserError, match=message):
         made_before(*parts)(**call)
 
@@ -248,7 +248,7 @@ def test_each_step_is_shown(model):
     assert seen == [(i, 4, (2, 2, 6, 4)) for i in range(4)]
 
 
-def test_unconditional_models_draw_too():
+def test_unconditional_models_generate_too():
     model = make([])
     images = draw(model, n=3, guidance=2.0)
     assert len(images) == 3
@@ -342,7 +342,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("given", WRONG, ids=str)
-def test_an_argument_of_another_kind_gets_a_sentence_before_anything_is_drawn(given, model):
+def test_an_argument_of_another_kind_gets_a_sentence_before_anything_is_generated(given, model):
     def never(*_):
         raise AssertionError("work started")
 

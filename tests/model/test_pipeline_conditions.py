@@ -69,7 +69,7 @@ def draw(model: Any, *args: Any, **options: Any) -> torch.Tensor:
 # Maps ----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_map_is_a_file_a_picture_an_array_or_a_tensor(mapped: LatentDiffusion, tmp_path: Path) -> None:
+def test_a_map_is_a_file_an_image_an_array_or_a_tensor(mapped: LatentDiffusion, tmp_path: Path) -> None:
     wanted = draw(mapped, map=MAP)
     ids = MAP.numpy().astype(np.uint8)
     Image.fromarray(ids).save(tmp_path / "grey.png")
@@ -135,13 +135,13 @@ def test_known_pixels_come_back_exactly_and_what_was_hidden_plays_no_part(fillin
     assert torch.equal(draw(filling, "a cat", n=2, image=other, mask=mask(), guidance=2.0), out)
 
 
-def test_what_is_kept_tells_a_trained_model_what_to_draw(filling: LatentDiffusion) -> None:
+def test_what_is_kept_tells_a_trained_model_what_to_generate(filling: LatentDiffusion) -> None:
     hole = mask()[None, None].expand(1, 3, 8, 8) == 1
     one, two = (draw(filling, "a cat", image=image, mask=mask()) for image in IMAGES)
     assert (one[hole] - two[hole]).abs().max() > 1e-3
 
 
-def test_a_batch_is_its_pictures(filling: LatentDiffusion) -> None:
+def test_a_batch_is_its_images(filling: LatentDiffusion) -> None:
     together = draw(filling, "a cat", n=2, image=IMAGES, mask=mask(), seed=4)
     alone = [draw(filling, "a cat", image=image, mask=mask(), seed=4 + i) for i, image in enumerate(IMAGES)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
@@ -151,7 +151,7 @@ def test_a_batch_is_its_pictures(filling: LatentDiffusion) -> None:
 
 
 @pytest.mark.parametrize("which", ["filling", "mapped"])
-def test_a_margin_is_drawn_around_the_image(which: str, request: pytest.FixtureRequest) -> None:
+def test_a_margin_is_generated_around_the_image(which: str, request: pytest.FixtureRequest) -> None:
     """By a model that was trained to fill, and by any other."""
     model = request.getfixturevalue(which)
     out = draw(model, "a cat", image=IMAGES[:1], pad=(2, 0, 4, 6))
@@ -162,7 +162,7 @@ def test_a_margin_is_drawn_around_the_image(which: str, request: pytest.FixtureR
     assert torch.equal(both[:, :, 2:10, 2:10][kept], IMAGES[:1][kept])
 
 
-def test_a_model_that_fills_also_draws_from_nothing_and_from_an_image(filling: LatentDiffusion) -> None:
+def test_an_inpainting_model_also_generates_from_noise_and_from_an_image(filling: LatentDiffusion) -> None:
     assert draw(filling, "a cat", n=2, guidance=2.0).shape == (2, 3, 8, 8)
     rebuilt = draw(filling, "a cat", image=IMAGES, n=2, strength=0)
     torch.testing.assert_close(rebuilt, filling.decode(filling.encode(IMAGES)))

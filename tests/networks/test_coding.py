@@ -124,7 +124,7 @@ def test_blending_keeps_what_the_tiles_agree_on(encodes):
 
 
 @torch.inference_mode()
-def test_a_batch_goes_in_slices(monkeypatch):
+def test_a_batch_is_computed_in_slices(monkeypatch):
     vae, z, sizes = make(), torch.randn(5, 4, 4, 4), []
     whole = vae.decode(z)
     vae.decoder.register_forward_hook(lambda m, args, out: sizes.append(len(out)))
@@ -194,7 +194,7 @@ def test_latents_that_overflowed_are_no_silent_image(stage):
         ({"tile_statistics": "tiles"}, "tile_statistics=tiles is unknown. Did you mean 'tile'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(options, words):
+def test_what_makes_no_sense_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         Coding(**options)
 

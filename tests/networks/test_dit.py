@@ -78,7 +78,7 @@ def test_any_size_and_patch(patch, size):
 
 
 @torch.no_grad()
-def test_everything_it_is_told_matters_but_what_is_masked():
+def test_every_condition_matters_except_what_is_masked():
     dit = network(concat_channels=2, patch=2)
     x, c_noise, cond = inputs()
     cond = Cond(cond.vector, cond.tokens, cond.mask, concat=torch.randn(2, 2, 4, 4))

@@ -246,7 +246,7 @@ def test_a_gradient_too_large_for_every_scale_does_not_halve_it_for_ever(here, t
 # The machine ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(started, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint(started, tmp_path):
     before = (RUN / "checkpoints" / "step-00000004.ckpt").read_bytes()
     size = len(before) // 2
 
@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(started, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX rights")
-def test_a_read_only_folder_is_said_at_once(here, tmp_path):
+def test_a_read_only_folder_is_reported_at_once(here, tmp_path):
     (here / "locked").mkdir(mode=0o555)
     (here / "scratch").mkdir()
     (here / "scratch").chmod(0o777)
@@ -277,7 +277,7 @@ def test_a_read_only_folder_is_said_at_once(here, tmp_path):
     assert "locked" in said and "fix" in said and "runs_dir=" in said
 
 
-def test_a_killed_worker_is_said(started, tmp_path):
+def test_a_killed_worker_is_reported(started, tmp_path):
     from ldm.data.datamodule import TrainBatches
 
     def kill_worker():
@@ -289,7 +289,7 @@ def test_a_killed_worker_is_said(started, tmp_path):
     load(RUN / "checkpoints" / "step-00000004.ckpt")
 
 
-def test_a_worker_killed_while_its_batch_was_on_its_way_is_said_too(tmp_path):
+def test_a_worker_killed_while_its_batch_was_on_its_way_is_reported_too(tmp_path):
     """The batch's memory is fetched from the worker through a connection, which breaks with it."""
     from multiprocessing.connection import Pipe
 
@@ -301,7 +301,7 @@ def test_a_worker_killed_while_its_batch_was_on_its_way_is_said_too(tmp_path):
     assert guards.explained(EOFError("a file's end"), {"loader": {"workers": 2}}) is None
 
 
-def test_an_error_in_a_worker_is_said_as_without_workers(started, tmp_path):
+def test_an_error_in_a_worker_is_reported_as_without_workers(started, tmp_path):
     from ldm.data.datamodule import TrainBatches
 
     def work_with(error):
@@ -375,7 +375,7 @@ def must(result: int) -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "left"), [(0.01, "nothing"), (0.2, "no cache"), (0.55, "no checkpoint")])
-def test_a_disk_that_is_full_from_the_start_is_said_wherever_it_fills_up(here, megabytes, left):
+def test_a_disk_that_is_full_from_the_start_is_reported_wherever_it_fills_up(here, megabytes, left):
     """No process ends by SIGBUS, as it does where a disk fills up under a memory map."""
     random, output = np.random.default_rng(0), Path("out")
     Path("photos").mkdir()
@@ -467,7 +467,7 @@ def test_figures_are_appended(here):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_job_that_slurm_stops_and_queues_again_goes_on_in_its_folder(here, monkeypatch, capfd, number):
+def test_a_job_that_slurm_stops_and_queues_again_continues_in_its_folder(here, monkeypatch, capfd, number):
     words = ("trainer.max_steps=8", "resume=true")
     train("vae", *words, "name=whole")
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
@@ -487,14 +487,14 @@ def test_a_job_that_slurm_stops_and_queues_again_goes_on_in_its_folder(here, mon
 # What a run stands on ------------------------------------------------------------------------------------------------
 
 
-def test_a_changed_option_is_said_and_another_architecture_refused(started, tmp_path, capfd):
+def test_a_changed_option_is_reported_and_another_architecture_refused(started, tmp_path, capfd):
     said = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8", "vae.channels=16")
     assert "can't be resumed as another model: vae.channels was 8, is 16" in said
     train("vae", "resume=true", "trainer.max_steps=8", "optimizer.lr=0.5")
     assert "changed since it was started: optimizer.lr was 0.003, is 0.5" in capfd.readouterr().out
 
 
-def test_data_that_changed_are_said(here, capfd):
+def test_data_that_changed_are_reported(here, capfd):
     Path("photos").mkdir()
     for i in range(30):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8), np.uint8)).save(f"photos/{i}.png")

@@ -75,7 +75,7 @@ json_values = st.recursive(
 
 @FUZZ
 @given(spoilt(PICTURES))
-def test_spoilt_pictures_are_bad_images_or_pictures(content):
+def test_damaged_images_are_counted_or_read(content):
     try:
         array = Preprocess(3, 8, 8).array(content)
     except BadImage:
@@ -131,7 +131,7 @@ def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path, name):
 
 @FUZZ
 @given(st.data())
-def test_a_spoilt_zip_is_refused_or_its_pictures_counted(tmp_path_factory, data):
+def test_a_spoilt_zip_is_refused_or_its_images_counted(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("zip")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
@@ -203,7 +203,7 @@ def test_any_header_of_weights_makes_a_model_or_an_error(model, tmp_path_factory
         {"_target_": "os.system"},
     ],
 )
-def test_a_config_that_asks_for_too_much_or_for_code_is_refused_before_memory_is_taken(model, tmp_path, change):
+def test_a_config_that_requires_too_much_or_code_is_refused_before_memory_is_used(model, tmp_path, change):
     config = json.loads((model / "config.json").read_text())
     config["model"] |= change
     with pytest.raises(UserError):

@@ -100,7 +100,7 @@ def test_no_more_than_a_step_a_validation_that_is_due_and_one_save(here, owner, 
         (signal.SIGKILL, artifact, "save", 2, []),  # the last checkpoint is there, its model isn't
     ],
 )
-def test_what_it_left_is_done_by_the_run_that_goes_on(here, whole, number, owner, name, n, did):
+def test_what_it_left_is_done_by_the_resumed_run(here, whole, number, owner, name, n, did):
     assert cut(number, here / "log", owner, name, n) == did
     train("vae", *WORDS, "resume=true")
     assert_same_run(whole, RUN, 4)

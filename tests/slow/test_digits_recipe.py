@@ -33,7 +33,7 @@ def read(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(p, np.float64).ravel() / 255 * 16 for p in pictures])
 
 
-def test_both_stages_draw_the_digits_that_are_asked_for(judge: SVC, tmp_path: Path) -> None:
+def test_both_stages_generate_the_requested_digits(judge: SVC, tmp_path: Path) -> None:
     run("python train_vae.py data=digits", tmp_path)
     run("python train_ldm.py data=digits", tmp_path)
     run(f"python sample.py run=digits labels=[0,1,2,3,4,5,6,7,8,9] n=20 out={tmp_path / 'grid.png'}", tmp_path)
@@ -43,7 +43,7 @@ def test_both_stages_draw_the_digits_that_are_asked_for(judge: SVC, tmp_path: Pa
     assert right >= 0.95
 
 
-def test_the_prior_of_vae_digits_draws_digits(judge: SVC, tmp_path: Path) -> None:
+def test_the_prior_of_vae_digits_gives_digits(judge: SVC, tmp_path: Path) -> None:
     run("python train_vae.py experiment=vae_digits", tmp_path)
     run(f"python sample.py stage=vae run=vae_digits n=500 out={tmp_path / 'grid.png'}", tmp_path)
     probability = judge.predict_proba(read(tmp_path / "grid"))

@@ -90,7 +90,7 @@ def config(**vae: Any) -> dict[str, Any]:
     }
 
 
-def test_what_is_given_is_taken_and_a_choice_begun_by_hand_is_that_of_vae_small(capsys: pytest.CaptureFixture) -> None:
+def test_given_sizes_are_kept_and_the_others_are_those_of_vae_small(capsys: pytest.CaptureFixture) -> None:
     free, begun = config(latent_channels=3), config(channels=8)
     settle.settle_vae(free, {}, channels=3, size=(64, 64), images=600)
     settle.settle_vae(begun, {}, channels=3, size=(64, 64), images=600)
@@ -107,7 +107,7 @@ def test_a_resumed_run_keeps_its_choice_whatever_the_machine_is_now(capsys: pyte
     assert not capsys.readouterr().out
 
 
-def test_too_few_steps_are_said_before_the_first_with_what_to_change(capsys: pytest.CaptureFixture) -> None:
+def test_too_few_steps_are_reported_before_the_first_with_what_to_change(capsys: pytest.CaptureFixture) -> None:
     short = config(channels=[512, 512], stem=1)
     settle.settle_vae(short, {}, channels=3, size=(256, 256), images=600)
     said = capsys.readouterr().out

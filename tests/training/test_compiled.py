@@ -58,7 +58,7 @@ def test_a_compiled_run_is_the_run_itself(case, runs, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled_first", [True, False])
-def test_a_run_goes_on_with_or_without(compiled_first, runs, train):
+def test_a_run_continues_with_or_without(compiled_first, runs, train):
     words = [f"name=resumed{compiled_first}", "optimizer.schedule=constant"]
     first, second = (COMPILED, "compile=false") if compiled_first else ("compile=false", COMPILED)
     train("ldm", runs, *words, "trainer.max_steps=2", first)

@@ -65,7 +65,7 @@ IMAGE = torch.zeros(3, 16, 16)
         ("low_res", {"image": IMAGE[:, :8, :8]}),
     ],
 )
-def test_it_trains_and_draws(runs: Path, conditioner: str, call: dict[str, Any]) -> None:
+def test_it_trains_and_generates(runs: Path, conditioner: str, call: dict[str, Any]) -> None:
     model = train(runs, conditioner, f"conditioner={conditioner}")
     assert model(**call, output="pt").shape == (1, 3, 16, 16)
     assert (runs / "ldm" / conditioner / "samples" / "step-00000002.png").exists()

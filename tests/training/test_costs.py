@@ -98,7 +98,7 @@ def test_progress_says_all_figures_and_the_page_reads_its_line():
     assert _LINE.match(line)
 
 
-def test_throughput_is_since_it_was_last_asked(monkeypatch):
+def test_throughput_is_since_the_last_call(monkeypatch):
     clock = iter([0.0, 1.0, 3.0])
     monkeypatch.setattr(costs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     rate = Throughput()

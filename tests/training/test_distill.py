@@ -197,7 +197,7 @@ def test_a_lora_that_makes_a_base_fast_brings_its_way_of_sampling_and_takes_it_a
     assert spec_of(model)["distilled"] == {"steps": 2} and spec_of(model)["sampling"]["steps"] == 2
 
 
-def test_a_negative_prompt_without_effect_is_said(caplog):
+def test_a_negative_prompt_without_effect_is_reported(caplog):
     model = task_of(model_of(("text",))).model()
     with caplog.at_level("WARNING", "ldm"):
         model("a cat", negative="a dog")

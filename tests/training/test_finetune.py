@@ -67,7 +67,7 @@ def test_two_steps_reach_everything_that_trains_and_nothing_else(name):
 
 
 @pytest.mark.parametrize("name", ["lora", "attention"])
-def test_at_step_0_pictures_are_the_bases(name):
+def test_at_step_0_images_are_the_bases(name):
     assert torch.equal(generated_latents(task_of(KINDS[name]()).model()), generated_latents(small()))
 
 
@@ -114,7 +114,7 @@ def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
     assert isinstance(load(cut).adapters["lora-cut"][0], LoraAdapter)
 
 
-def test_a_full_fine_tuning_goes_on_from_the_base_and_gives_a_whole_model(runs, train):
+def test_a_full_fine_tuning_continues_from_the_base_and_gives_a_whole_model(runs, train):
     words = ("finetune=full", "base=digits", "trainer.max_steps=2", "optimizer.lr=0.01", "samples.every_n_steps=1")
     run = train("ldm", runs, *words, "name=digits-full")
     base, tuned = load(runs / "ldm" / "digits"), load(run)

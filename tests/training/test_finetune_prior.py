@@ -63,7 +63,7 @@ def test_frames_of_the_bases_images_are_their_own(tmp_path):
     assert train.frames[3].tolist() == list(framed.preprocess.frame(4, 5))
 
 
-def test_the_base_is_on_the_named_device_while_it_draws(tmp_path, monkeypatch):
+def test_the_base_is_on_the_named_device_while_it_generates(tmp_path, monkeypatch):
     came: list[str] = []
     (tmp_path / "prompts.txt").write_text("a cat")
     monkeypatch.setattr(StubBase, "to", lambda self, device: came.append(f"{torch.device(device)} {len(self.asked)}"))
@@ -71,7 +71,7 @@ def test_the_base_is_on_the_named_device_while_it_draws(tmp_path, monkeypatch):
     assert came == ["cuda:1 0", "cpu 1"]
 
 
-def test_without_a_file_nothing_changes_and_a_wrong_one_is_said(tmp_path):
+def test_without_a_file_nothing_changes_and_a_wrong_one_is_reported(tmp_path):
     given, base = tables(), StubBase()
     assert with_prior(given, base, path=None, cache=tmp_path, seed=0) is given
     with pytest.raises(UserError, match="can't be read"):

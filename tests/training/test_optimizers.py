@@ -85,7 +85,7 @@ def test_the_rest_is_adamws_bit_for_bit():
     assert not torch.equal(linear.weight, other.weight)
 
 
-def test_it_goes_on_bit_for_bit_from_its_state():
+def test_it_continues_bit_for_bit_from_its_state():
     torch.manual_seed(0)
     first = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     gradients = [[torch.randn_like(p) for p in first.parameters()] for _ in range(4)]
@@ -254,7 +254,7 @@ def test_a_state_that_was_laid_out_otherwise_in_memory_takes_the_same_step():
     assert torch.equal(*steps)
 
 
-def test_adamw8bit_keeps_its_state_in_bytes_and_goes_on_bit_for_bit():
+def test_adamw8bit_keeps_its_state_in_bytes_and_continues_bit_for_bit():
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     networks = [nn.Linear(128, 64)]

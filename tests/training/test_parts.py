@@ -50,7 +50,7 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
         LearningRate(1.0, schedule="cosin")
 
 
-def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkeypatch):
+def test_a_time_budget_counts_again_when_the_machine_gets_faster_or_slower(monkeypatch):
     def run(seconds_of_step, most=None) -> tuple[float, list[int], list[float]]:
         """Seconds, totals told and learning rates of a run of 100 s, whose step n takes seconds_of_step(n)."""
         now, totals, rates = [0.0], [], []
@@ -96,7 +96,7 @@ def test_a_time_budget_counts_anew_when_the_machine_gets_faster_or_slower(monkey
     assert totals == [] and len(rates) == 40 and 0 < rates[-1] < 0.01
 
 
-def test_a_fall_goes_on_from_where_it_is():
+def test_a_fall_continues_from_where_it_is():
     rate = LearningRate(2.0, warmup_steps=0, schedule="linear", total_steps=10)
     rate.end_at(30, 5)
     assert [rate(i) for i in (5, 10, 30)] == pytest.approx([1.0, 0.8, 0.0])
@@ -159,7 +159,7 @@ def test_psnr_is_of_images_whose_peak_is_2():
     assert psnr(torch.tensor(0.0)).isfinite()
 
 
-def test_a_run_goes_on_without_images_that_are_no_numbers(tmp_path, caplog):
+def test_a_run_continues_without_images_that_arent_numbers(tmp_path, caplog):
     folder = SimpleNamespace(samples=tmp_path)
     shown = SampleGrids(folder, lambda task: torch.full((1, 1, 4, 4), torch.inf), 1)
     shown.on_train_end(MagicMock(global_step=3, is_global_zero=True, loggers=[]), nn.Linear(1, 1))
@@ -167,7 +167,7 @@ def test_a_run_goes_on_without_images_that_are_no_numbers(tmp_path, caplog):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_autoencoder_whose_images_are_no_numbers_is_told(tmp_path, capsys):
+def test_an_autoencoder_whose_images_are_no_numbers_is_reported(tmp_path, capsys):
     vae = ldm.AutoencoderKL(1, 2, channels=8, multipliers=[1])
     vae.decoder.conv_out.bias.data.fill_(torch.inf)
     vae.preprocess = ldm.images.Preprocess(1, 8, 8)

@@ -23,7 +23,7 @@ def begun(path, config: dict) -> RunFolder:
 DEPENDS = {"data": "d", "first_stage": "f"}
 
 
-def test_a_run_of_before_latents_had_a_type_goes_on_in_float32(tmp_path, capsys):
+def test_a_run_of_before_latents_had_a_type_continues_in_float32(tmp_path, capsys):
     folder = begun(tmp_path, {"seed": 0, "vae": {"channels": 8}})
     start = resume.check(folder, {"seed": 0, "vae": {"channels": 8}, "latents_dtype": "float32"}, DEPENDS)
     assert (start.step, start.position) == (3, 24) and capsys.readouterr().out == ""
@@ -41,7 +41,7 @@ def test_another_architecture_or_first_stage_is_refused(tmp_path):
         resume.check(folder, {"seed": 0, "vae": {"channels": 8}}, DEPENDS | {"first_stage": "g"})
 
 
-def test_a_first_stage_that_was_named_by_the_whole_of_it_goes_on(tmp_path):
+def test_a_run_whose_first_stage_was_named_by_its_whole_hash_continues(tmp_path):
     config = {"seed": 0, "network": {"channels": 8}}
     folder, now = begun(tmp_path, config), DEPENDS | {"first_stage": "encoder"}
     assert resume.check(folder, config, now, whole=lambda: "f").step == 3

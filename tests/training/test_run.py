@@ -340,6 +340,6 @@ def test_what_passes_through_is_counted_and_hashed(tmp_path, size):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_large_piece_that_finds_no_room_is_said():
+def test_a_large_piece_that_finds_no_room_is_reported():
     with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", buffering=0) as file:
         files.Hashing(file).write(bytes(2 * files.Hashing.LARGE))

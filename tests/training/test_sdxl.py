@@ -60,7 +60,7 @@ def test_a_lora_trains_on_cached_latents_and_states_and_opens_in_diffusers(base,
     assert name
 
 
-def test_all_weights_train_and_the_model_goes_out(base, tmp_path):
+def test_all_weights_train_and_the_model_is_exported(base, tmp_path):
     run = train(base, tmp_path, "finetune=full")
     model = ldm.load(run)
     before = ldm.load(base).denoiser.network.state_dict()

@@ -288,7 +288,7 @@ def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
     assert "for the 30 s of trainer.max_time, without the time that it had, which its checkpoint doesn't note" in said
 
 
-def test_a_run_whose_steps_did_not_count_beside_its_time_goes_on_as_it_was():
+def test_a_run_whose_steps_did_not_count_beside_its_time_continues_as_it_was():
     start = Start(Path("step.ckpt"), 10, total=90, rate=0.1, limit=30.0, used=5.0, ignored=5000)
     for steps, changes in ((-1, False), (5000, False), (60, True)):
         config = {"trainer": {"max_steps": steps, "max_time": "00:00:00:30"}}
@@ -410,7 +410,7 @@ def test_validation_is_of_the_average_undropped_and_the_same_every_time(task, mo
 
 
 @torch.no_grad()
-def test_every_visit_draws_its_latent_anew_from_the_whitened_posterior(task):
+def test_every_visit_draws_its_latent_again_from_the_whitened_posterior(task):
     from ldm.common.randomness import normal
 
     task, batch = task
@@ -481,7 +481,7 @@ def test_a_first_stage_that_does_not_fit_is_refused_before_training(runs, train,
         train("ldm", runs, "name=refused", *words, "trainer.max_steps=1", "overwrite=true")
 
 
-def test_a_first_stage_of_another_size_is_not_taken_unasked(runs, train, monkeypatch):
+def test_a_first_stage_of_another_size_is_used_only_if_named(runs, train, monkeypatch):
     interrupt(monkeypatch, 1)
     with pytest.raises(UserError, match="first_stage="):
         train("ldm", runs, "name=unasked", "data.size=16", "trainer.max_steps=1")

@@ -91,7 +91,9 @@ def test_the_loss_of_a_frozen_encoder_has_no_kl_and_gives_it_no_gradient(runs):
     assert all(a is p for a, p in zip(task.average.encoder.parameters(), vae.encoder.parameters(), strict=True))
 
 
-def test_stage_two_goes_on_with_the_better_decoder_and_encodes_nothing_again(runs, train, better, monkeypatch, capsys):
+def test_stage_two_continues_with_the_better_decoder_and_encodes_nothing_again(
+    runs, train, better, monkeypatch, capsys
+):
     shutil.copytree(runs / "ldm" / "digits", runs / "ldm" / "on")
     monkeypatch.setattr(ldm_run, "load", lambda *a, **k: encodes_nothing(ldm.load(*a, **k)))
     words = ["name=on", "first_stage=better", "optimizer.lr=0.01", "resume=true"]
@@ -135,7 +137,7 @@ def test_another_encoders_decoder_is_refused(runs, train, tmp_path):
         pixels.load_decoder(tmp_path / "other")
 
 
-def test_a_folder_of_diffusers_is_begun_with_bit_for_bit(tmp_path, runs, config):
+def test_a_diffusers_folder_is_started_from_bit_for_bit(tmp_path, runs, config):
     vae = AutoencoderKL(1, 2, channels=[8, 8], groups=4)
     folder = tmp_path / "sd" / "vae"
     folder.mkdir(parents=True)

@@ -42,7 +42,7 @@ def drawn(generator: ImageGenerator, settings: Settings) -> np.ndarray:
     return np.asarray(Image.open(pictures[0].path))
 
 
-def test_a_lora_counts_as_much_as_it_is_told(generator: ImageGenerator, runs: Path) -> None:
+def test_a_lora_changes_as_much_as_its_scale(generator: ImageGenerator, runs: Path) -> None:
     pytest.importorskip("peft")
     from ldm.adapters import lora
 
@@ -66,7 +66,7 @@ def test_a_lora_counts_as_much_as_it_is_told(generator: ImageGenerator, runs: Pa
         drawn(generator, Settings("tiny", prompt="a cat", n=1, loras=(("styl", 1.0),)))
 
 
-def test_a_controlnet_follows_its_picture_within_its_range(
+def test_a_controlnet_follows_its_control_image_within_its_range(
     generator: ImageGenerator, runs: Path, tmp_path: Path
 ) -> None:
     from ldm.adapters import Control

@@ -34,7 +34,7 @@ def test_a_loss_that_is_no_number() -> None:
     assert alert.kind == "nan" and "train/loss" in alert.text and "50" in alert.text
 
 
-def test_a_run_that_stopped_itself_over_one_is_told_as_such() -> None:
+def test_a_run_that_stopped_itself_over_one_is_reported_as_such() -> None:
     said = "error: step 7: the loss isn't finite, of sample 3."
     assert kinds(run_alerts(run("failed", error=said), {}, 0, RULES)) == ["nan"]
     assert kinds(run_alerts(run("failed", error="error: no data."), {}, 0, RULES)) == ["failed"]
@@ -70,7 +70,7 @@ def test_rules_that_cannot_be_are_refused(typed: tuple) -> None:
         parse_rules(*typed)
 
 
-def test_an_alert_is_told_once_until_it_has_ended() -> None:
+def test_an_alert_is_reported_once_until_it_has_ended() -> None:
     alerter = Alerter()
     high, higher = (Alert("threshold", "ldm/emoji", f"val/loss > 2: it is {v}.") for v in (3, 4))
     assert len(alerter.update([high])) == 1
@@ -110,7 +110,7 @@ def test_the_webhook_gets_each_alert(hook: str) -> None:
     assert got["text"] == got["content"] == "[nan] ldm/emoji train/loss isn't finite."
 
 
-def test_a_webhook_that_is_away_is_told_and_nothing_breaks() -> None:
+def test_a_webhook_that_is_away_is_reported_and_nothing_breaks() -> None:
     alerter = Alerter()
     assert len(alerter.update([Alert("disk", "", "full.")], "http://127.0.0.1:9/")) == 1
     assert "can't be reached" in alerter.webhook_errors[0]

@@ -53,7 +53,7 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_text_to_image_is_what_the_model_draws(page: Any, runs: Path) -> None:
+def test_text_to_image_is_what_the_model_generates(page: Any, runs: Path) -> None:
     import ldm
 
     drawn = draw(page, prompt="a dog", n=2, seed=5, steps=4, guidance=2, sampler="euler", labels=["fish"])
@@ -73,7 +73,7 @@ def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
     assert any(isinstance(out[1], dict) and out[1].get("value") for out in job.outputs()), "no preview"
 
 
-def test_settings_come_back_from_a_picture_and_draw_it_again(page: Any) -> None:
+def test_settings_come_back_from_an_image_and_generate_it_again(page: Any) -> None:
     (first,) = draw(
         page, prompt='a "cat", é 猫', negative="a dog", labels=["dog"], seed=77, steps=5, sampler="heun", eta=None
     )
@@ -87,7 +87,7 @@ def test_settings_come_back_from_a_picture_and_draw_it_again(page: Any) -> None:
     assert np.array_equal(pixels(first), pixels(again))
 
 
-def test_image_to_image_keeps_the_picture_at_strength_zero(page: Any, photo: Path) -> None:
+def test_image_to_image_keeps_the_image_at_strength_zero(page: Any, photo: Path) -> None:
     kept, changed = (draw(page, mode="image", image=file(photo), strength=s)[0] for s in (0.0, 1.0))
     near, far = (np.abs(pixels(p).astype(float) - pixels(photo)).mean() for p in (kept, changed))
     assert near < far
@@ -109,7 +109,7 @@ def test_images_are_turned_as_their_exif_says(page: Any, photo: Path, tmp_path: 
     assert all(np.array_equal(a, b) for a, b in zip(upright, turned, strict=True))
 
 
-def test_inpainting_changes_what_is_drawn_over_and_nothing_else(page: Any, photo: Path, tmp_path: Path) -> None:
+def test_inpainting_changes_what_is_painted_over_and_nothing_else(page: Any, photo: Path, tmp_path: Path) -> None:
     shown = Image.open(photo).resize((384, 384), Image.Resampling.NEAREST)
     layer = np.zeros((384, 384, 4), np.uint8)
     layer[96:288, 96:288] = 255
@@ -182,7 +182,7 @@ def test_seed_minus_one_is_a_new_one_each_time(page: Any, served: Any) -> None:
     assert seeds[0] != seeds[1] and min(seeds) >= 0
 
 
-def test_what_carries_no_settings_is_said(page: Any, photo: Path) -> None:
+def test_what_carries_no_settings_is_reported(page: Any, photo: Path) -> None:
     with pytest.raises(Exception, match="holds no settings"):
         page.predict(file(photo), api_name="/restore")
 
@@ -199,7 +199,7 @@ def test_ten_requests_of_three_clients_all_finish(served: Any) -> None:
     assert np.array_equal(pictures[4], one(4)), "a queued picture is the one drawn alone"
 
 
-def test_drawings_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> None:
+def test_requests_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> None:
     job = page.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
     while not any("Step" in out[0] for out in job.outputs()):
         assert not job.done()
@@ -212,7 +212,9 @@ def test_drawings_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> N
     assert len(set(served.app.store.recent_images()) - before) == 1
 
 
-def test_a_file_that_is_no_image_is_said_without_folders_and_only_where_it_is_read(page: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_reported_without_folders_and_only_where_it_is_read(
+    page: Any, tmp_path: Path
+) -> None:
     (tmp_path / "notes.png").write_text("no image")
     notes = file(tmp_path / "notes.png")
     editor = {"background": notes, "layers": [notes], "composite": None}
@@ -230,7 +232,7 @@ def test_image_to_image_is_done_at_the_size_that_its_png_says(page: Any, served:
     assert "Size: 32x16" in made.text["parameters"]  # type: ignore[attr-defined]
 
 
-def test_what_the_api_asks_for_is_no_visitors_form(page: Any, served: Any) -> None:
+def test_what_the_api_requests_isnt_a_visitors_form(page: Any, served: Any) -> None:
     draw(page, prompt="a fish", steps=2)
     assert not (served.app.store.folder / "settings.json").exists()
 

@@ -153,14 +153,14 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_text_becomes_pictures(page: Page) -> None:
+def test_text_becomes_images(page: Page) -> None:
     page.write("#prompt textarea", "a cat")
     assert len(page.draw()) == 4
     page.until(lambda: len(page.all("#images img")) >= 4)
     page.shot("draw")
 
 
-def test_settings_of_a_picture_draw_it_again(page: Page, tmp_path: Path) -> None:
+def test_settings_of_an_image_generate_it_again(page: Page, tmp_path: Path) -> None:
     page.write("#prompt textarea", "a fish")
     first = page.draw()[0]
     kept = shutil.copy(first, tmp_path / "picture.png")
@@ -175,7 +175,7 @@ def test_settings_of_a_picture_draw_it_again(page: Page, tmp_path: Path) -> None
     assert again != first and np.array_equal(pixels(again), pixels(first))
 
 
-def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
+def test_a_mask_is_painted_and_inpainted(page: Page) -> None:
     page.write("#prompt textarea", "a dog")
     source = pixels(page.draw()[0])
     page.press("#to-inpaint")
@@ -187,7 +187,7 @@ def test_a_mask_is_drawn_and_inpainted(page: Page) -> None:
         assert 0.02 < (~same).mean() < 0.6
 
 
-def test_a_drawing_is_cancelled(page: Page) -> None:
+def test_generating_is_cancelled(page: Page) -> None:
     before = page.served.app.store.recent_images()
     page.number("Steps", "150"), page.number("Number of images", "64")
     page.press("#generate")
@@ -198,7 +198,7 @@ def test_a_drawing_is_cancelled(page: Page) -> None:
     assert page.served.app.store.recent_images() == before
 
 
-def test_a_drawing_that_waits_for_another_is_cancelled(page: Page) -> None:
+def test_generating_that_waits_for_another_is_cancelled(page: Page) -> None:
     client = pytest.importorskip("gradio_client").Client(page.served.url, verbose=False)
     long = client.submit(prompt="a cat", n=1, steps=1000, api_name="/generate")
     page.until(lambda: any("Step" in out[0] for out in long.outputs()))
@@ -291,7 +291,7 @@ def test_the_drawing_field_sends_nothing_while_nobody_draws(page: Page) -> None:
     assert page.sent("/upload") == before and page.sent("/queue/join") > 0
 
 
-def test_an_unreadable_image_is_said_and_leaves_the_rest_alone(page: Page, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_reported_and_leaves_the_rest_alone(page: Page, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("no image")
     page.tab("Image to image")
     page.until(lambda: page.all("input[type=file][accept*=image]"))

@@ -371,7 +371,7 @@ ODD = {
 
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("query", ["", "?upload_id=1"])
-def test_an_upload_that_is_none_is_refused_with_a_sentence(
+def test_an_invalid_upload_is_refused_with_a_sentence(
     begin: Any, served: Any, troubles: Any, body: bytes, query: str
 ) -> None:
     before = set(stored(served))
@@ -405,7 +405,7 @@ def test_uploads_have_names_inside_their_folder(ask: Any, served: Any, troubles:
         ("/gradio_api/call/start_run", [[[]]]),
     ],
 )  # fmt: skip
-def test_a_function_that_is_none_is_no_trouble(begin: Any, troubles: Any, path: str, body: Any) -> None:
+def test_an_unknown_function_is_refused_without_a_traceback(begin: Any, troubles: Any, path: str, body: Any) -> None:
     text = json.dumps(body).encode()
     status, said = answer(begin(len(text), text, path, Connection="close"))
     assert status in (400, 404, 422) and said and not [one for one in troubles.records if one.exc_info]

@@ -77,7 +77,7 @@ def test_what_parameters_say_comes_back(prompt: str, negative: str, seed: int, l
     assert back.run == one.run
 
 
-def test_a_picture_of_sample_py_leaves_the_models_own_options_unsaid(tmp_path: Path) -> None:
+def test_an_image_of_sample_py_leaves_the_models_own_options_unset(tmp_path: Path) -> None:
     own = {"sampler": "dpmpp_2m_sde", "steps": 20, "guidance": 3.0, "eta": 0.5, "spacing": None, "shift": 1.0}
     about = {"prompt": "a cat", "seed": 3, "run": "emoji", **own, "sampler": "euler"}
     settings, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": own})
@@ -86,14 +86,14 @@ def test_a_picture_of_sample_py_leaves_the_models_own_options_unsaid(tmp_path: P
     assert remarks == []
 
 
-def test_a_grid_of_sample_py_and_a_picture_it_began_from_are_remarked(tmp_path: Path) -> None:
+def test_a_grid_of_sample_py_and_its_initial_image_are_remarked(tmp_path: Path) -> None:
     about = {"seed": 0, "prompts": ["a", "b"], "run": "emoji", "image": "cat.png", "strength": 0.5}
     settings, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}))
     assert settings.prompt == "a" and settings.image is None
     assert len(remarks) == 2 and "cat.png" in remarks[1]
 
 
-def test_what_the_page_has_no_fields_for_is_said(tmp_path: Path) -> None:
+def test_what_the_page_has_no_fields_for_is_reported(tmp_path: Path) -> None:
     about = {"prompt": "a", "seed": 0, "lora": "mine:0.8", "clip": 2.0, "order": 3, "map": "a.png", "pad": None}
     about |= {"loras": [["a", 1.0]] * 3, "run": "emoji"}
     _, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": {"order": 3}})
@@ -114,7 +114,7 @@ def test_what_the_page_has_no_fields_for_is_said(tmp_path: Path) -> None:
         ("Denoising strength", "abc"), ("Denoising strength", "1.5"),
     ],
 )  # fmt: skip
-def test_a_number_that_is_not_taken_is_said(tmp_path: Path, key: str, value: str) -> None:
+def test_a_number_that_is_ignored_is_reported(tmp_path: Path, key: str, value: str) -> None:
     pairs = {"Steps": "5", "CFG scale": "2", "Seed": "1", "Denoising strength": "0.5"} | {key: value}
     line = ", ".join(f"{name}: {said}" for name, said in pairs.items())
     for text in (f"a cat\n{line}", f"a cat\n{line}, Model: emoji"):
@@ -124,7 +124,7 @@ def test_a_number_that_is_not_taken_is_said(tmp_path: Path, key: str, value: str
         assert settings.guidance == (2 if key != "CFG scale" else None)
 
 
-def test_what_stands_before_the_first_pair_is_said_and_is_none_itself(tmp_path: Path) -> None:
+def test_what_stands_before_the_first_pair_is_reported_and_is_no_pair(tmp_path: Path) -> None:
     _, remarks = read_settings(png(tmp_path / "a.png", {"parameters": "a\n(b), Steps: 5, Seed: 1, CFG scale: 2"}))
     assert remarks == ["The page ignores these settings: (b)."]
     assert from_parameters("(a cat), left: red, right: blue").prompt == "(a cat), left: red, right: blue"
@@ -143,12 +143,12 @@ def test_remarks_are_bounded_and_of_whole_letters(tmp_path: Path) -> None:
     "text",
     [{}, {"ldm": "{"}, {"ldm": "[" * 100_000}, {"ldm": "[1]"}, {"ldm": '{"n": "x"}'}, {"ldm": '{"prompt": [1]}'}],
 )
-def test_a_picture_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
+def test_an_image_without_settings_or_with_damaged_ones_is_refused(tmp_path: Path, text: dict[str, str]) -> None:
     with pytest.raises(UserError, match="settings"):
         read_settings(png(tmp_path / "a.png", text))
 
 
-def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(UserError, match="can't be read as an image"):
         read_settings(tmp_path / "a.png")

@@ -187,7 +187,7 @@ def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
         watch.state("vae/other")
 
 
-def test_a_name_that_is_taken_and_a_run_that_is_finished_are_said_before_anything_starts(tmp_path: Path) -> None:
+def test_a_name_that_is_taken_and_a_run_that_is_finished_are_reported_before_anything_starts(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, tmp_path / "app")
     path = make_run(tmp_path, "vae/old")
     with pytest.raises(UserError, match="vae/old already"):

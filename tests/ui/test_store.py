@@ -48,7 +48,7 @@ def test_the_oldest_files_make_room(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
 
 
-def test_pictures_are_numbered_and_newest_first(store: PageStore) -> None:
+def test_images_are_numbered_and_newest_first(store: PageStore) -> None:
     paths = [store.save_image(Image.new("L", (2, 2)), {"a": "b"}, seed) for seed in (7, 3)]
     assert [path.name for path in paths] == ["00001-7.png", "00002-3.png"]
     assert store.recent_images() == paths[::-1]
@@ -84,7 +84,7 @@ def test_an_input_is_kept_upright_with_its_ids_and_its_colours(store: PageStore,
     assert Image.open(cyan).getpixel((0, 0)) == (0, 255, 255)
 
 
-def test_what_is_shown_is_a_copy_that_goes_with_the_server(tmp_path: Path) -> None:
+def test_what_is_shown_is_a_copy_that_ends_with_the_server(tmp_path: Path) -> None:
     shown = ServedFiles()
     (tmp_path / "a.txt").write_text("1")
     first = Path(shown.copy(tmp_path / "a.txt"))
@@ -120,7 +120,7 @@ def test_others_are_let_in_only_with_one(host: str, auth: str | None) -> None:
         credentials(host, auth)
 
 
-def test_a_port_in_use_is_said() -> None:
+def test_a_port_in_use_is_reported() -> None:
     import socket
 
     with socket.socket() as taken:
@@ -143,7 +143,7 @@ def finish(generator: ImageGenerator, settings: Settings) -> Any:
     return steps, pictures
 
 
-def test_every_picture_draws_itself_again_from_its_file(generator: ImageGenerator) -> None:
+def test_every_image_is_generated_again_from_its_file(generator: ImageGenerator) -> None:
     settings = Settings("tiny", prompt="a dog", labels=("cat", "fish"), n=2, seed=10, steps=2, sampler="ddpm")
     _, pictures = finish(generator, settings)
     assert [(one.settings.seed, one.settings.labels) for one in pictures] == [
@@ -162,7 +162,7 @@ def test_steps_are_counted_over_all_batches(generator: ImageGenerator) -> None:
     assert len(pictures) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
 
 
-def test_who_waits_is_told_has_its_turn_in_order_and_may_leave(generator: ImageGenerator) -> None:
+def test_a_waiting_request_is_reported_has_its_turn_in_order_and_may_leave(generator: ImageGenerator) -> None:
     with generator._turns.turn():
         waiting = [generator.generate(Settings("plain", n=1, steps=1, seed=seed)) for seed in (1, 2, 3)]
         assert all(isinstance(next(one), Waiting) for one in waiting)
@@ -195,7 +195,7 @@ def test_images_are_read_beside_generating_and_one_at_a_time(
     assert list(second)[-1] and len(generator.store.recent_images()) == 3
 
 
-def test_a_drawing_that_nobody_waits_for_ends_and_leaves_no_picture(generator: ImageGenerator) -> None:
+def test_generating_that_nobody_waits_for_ends_and_leaves_no_image(generator: ImageGenerator) -> None:
     before = threading.active_count()  # other tests of this process may have left some
     drawing = generator.generate(Settings("tiny", steps=1000, n=1))
     next(drawing)
@@ -211,7 +211,7 @@ def test_a_drawing_that_nobody_waits_for_ends_and_leaves_no_picture(generator: I
     ("wrong", "words"),
     [({"sampler": "euler", "eta": 0.5}, "eta"), ({"labels": ("cow",)}, "cow"), ({"interval": (5.0, 1.0)}, "interval")],
 )
-def test_what_cannot_be_drawn_is_known_before_it_is(
+def test_what_cannot_be_generated_is_known_before_it_is(
     generator: ImageGenerator, wrong: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UserError, match=words):
@@ -229,7 +229,7 @@ def test_models_are_found_by_name_alone(runs: Path, tmp_path: Path) -> None:
     assert Models(runs, str(runs / "ldm" / "tiny")).get(str(runs / "ldm" / "tiny")), "as named at the start"
 
 
-def test_models_that_were_written_anew_are_loaded_anew(runs: Path, tmp_path: Path) -> None:
+def test_models_that_were_written_again_are_loaded_again(runs: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(runs, tmp_path / "runs")
@@ -243,7 +243,7 @@ def test_models_that_were_written_anew_are_loaded_anew(runs: Path, tmp_path: Pat
 # The drawing field ---------------------------------------------------------------------------------------------------
 
 
-def test_an_enlarged_picture_is_taken_as_it_was(runs: Path, tmp_path: Path) -> None:
+def test_an_enlarged_image_is_taken_as_it_was(runs: Path, tmp_path: Path) -> None:
     about = Models(runs).traits("tiny")
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
     enlarge_pixels(small, 24).save(tmp_path / "enlarged_preview.png")
@@ -256,7 +256,7 @@ def test_an_enlarged_picture_is_taken_as_it_was(runs: Path, tmp_path: Path) -> N
     assert undo_enlarging(bicubic, about) is bicubic
 
 
-def test_the_mask_is_what_was_drawn(tmp_path: Path) -> None:
+def test_the_mask_is_what_was_painted(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16), "blue").save(tmp_path / "image.png")
     mask = Image.new("L", (16, 16))
     mask.paste(255, (4, 4, 8, 8))

@@ -55,7 +55,7 @@ def test_grids_that_cannot_be_are_refused(x: tuple, y: tuple, words: str) -> Non
         cells(Settings("run", prompt="a cat"), parse_axis(*x), parse_axis(*y))
 
 
-def test_each_cell_of_the_sheet_has_its_picture() -> None:
+def test_each_cell_of_the_sheet_has_its_image() -> None:
     colours = ["red", "green", "blue", "black"]
     x, y = parse_axis("seed", "0-1"), parse_axis("guidance", "1, 2")
     made = sheet([Image.new("RGB", (96, 96), colour) for colour in colours], x, y)
@@ -64,5 +64,5 @@ def test_each_cell_of_the_sheet_has_its_picture() -> None:
     assert found == [(255, 0, 0), (0, 128, 0), (0, 0, 255), (0, 0, 0)]
 
 
-def test_one_row_without_labels_is_as_wide_as_its_pictures() -> None:
+def test_one_row_without_labels_is_as_wide_as_its_images() -> None:
     assert sheet([Image.new("L", (200, 96))], parse_axis(NOT_VARIED, ""), parse_axis(NOT_VARIED, "")).size == (204, 100)
