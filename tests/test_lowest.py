@@ -29,11 +29,11 @@ def test_extras_that_name_extras_are_followed():
 
 
 @pytest.mark.parametrize(
-    ("requirements", "says"),
+    ("requirements", "message"),
     [(["a"], "a has no lower bound"), (["a<2"], "a<2 has no lower bound"), (["a>=1", "A>=2"], "two lower bounds")],
 )
-def test_a_requirement_that_cant_be_held_to_one_is_named(requirements, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_requirement_that_cant_be_held_to_one_is_named(requirements, message):
+    with pytest.raises(ValueError, match=message):
         constraints(project([], dev=requirements))
 
 

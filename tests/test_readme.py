@@ -20,7 +20,7 @@ def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def again(line: str) -> str:
-    """A training that an earlier document did too starts anew."""
+    """A training that an earlier document did too starts again."""
     trains = re.search(r"train[_-](vae|ldm)", line) and not re.search(r"--help|--cfg|resume=|overwrite=| -m ", line)
     return f"{line.partition('  #')[0]} overwrite=true" if trains else line
 

@@ -1,4 +1,5 @@
-"""ControlNets on a model: nothing without a control image, with one as asked; files, bases, and what is refused."""
+"""ControlNets on a model: no effect without a control image, the given one with it; files, bases, and what is
+refused."""
 
 import io
 from dataclasses import replace
@@ -50,7 +51,7 @@ def control(model, hint=None, trained=True, seed=1, path="."):
 HINT = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(3))
 
 
-def draw(model, **options):
+def generate(model, **options):
     return model(**{"labels": [1, 2], "output": "pt", "guidance": 2.0} | options)
 
 
@@ -64,23 +65,23 @@ def steered(*, trained=True, name="a"):
 def test_without_a_control_image_the_model_is_its_base():
     model = steered()
     assert isinstance(model.denoiser.network, Controlled)
-    assert torch.equal(draw(model), draw(make()))
-    assert (draw(model, control=HINT) - draw(make())).abs().max() > 1e-2
+    assert torch.equal(generate(model), generate(make()))
+    assert (generate(model, control=HINT) - generate(make())).abs().max() > 1e-2
 
 
 def test_before_training_a_control_image_changes_no_bit():
-    assert torch.equal(draw(steered(trained=False), control=HINT), draw(make()))
+    assert torch.equal(generate(steered(trained=False), control=HINT), generate(make()))
 
 
 def test_scale_start_and_end():
-    model, whole = steered(), draw(make())
-    full = draw(model, control=HINT)
-    assert torch.equal(draw(model, control=HINT, control_scale=0.0), whole)
-    assert torch.equal(draw(model, control=HINT, control_scale=1.0, control_start=0.0, control_end=1.0), full)
-    late, early = (draw(model, control=HINT, **{key: 0.5}) for key in ("control_start", "control_end"))
+    model, whole = steered(), generate(make())
+    full = generate(model, control=HINT)
+    assert torch.equal(generate(model, control=HINT, control_scale=0.0), whole)
+    assert torch.equal(generate(model, control=HINT, control_scale=1.0, control_start=0.0, control_end=1.0), full)
+    late, early = (generate(model, control=HINT, **{key: 0.5}) for key in ("control_start", "control_end"))
     for one, two in ((late, early), (late, full), (early, full), (late, whole), (early, whole)):
         assert not torch.equal(one, two)
-    assert torch.equal(draw(model, control=HINT, control_start=0.9), whole)  # no step lies within
+    assert torch.equal(generate(model, control=HINT, control_start=0.9), whole)  # no step lies within
 
 
 def test_options_given_at_loading_hold_until_others_are_given(tmp_path):
@@ -89,8 +90,10 @@ def test_options_given_at_loading_hold_until_others_are_given(tmp_path):
     model, plain = make(), steered()
     model.load_controlnet(tmp_path / "edges", 0.3, start=0.5)
     assert list(model.adapters) == ["edges"]
-    assert torch.equal(draw(model, control=HINT), draw(plain, control=HINT, control_scale=0.3, control_start=0.5))
-    assert torch.equal(draw(model, control=HINT, control_scale=1, control_start=0), draw(plain, control=HINT))
+    assert torch.equal(
+        generate(model, control=HINT), generate(plain, control=HINT, control_scale=0.3, control_start=0.5)
+    )
+    assert torch.equal(generate(model, control=HINT, control_scale=1, control_start=0), generate(plain, control=HINT))
 
 
 @pytest.mark.parametrize("n", [1, 3, 10, 20])
@@ -135,7 +138,7 @@ def test_guess_mode_controls_the_conditional_alone_and_the_finer_less():
     _, terms = images.put_on(model.denoiser, Terms(null), Eps().grid(3), 3.0)
     ((uncontrolled, weight),) = terms.others
     assert weight == -2.0 and not uncontrolled.control_weights["a"].any()
-    assert not torch.equal(draw(model, control=HINT, guess_mode=True), draw(model, control=HINT))
+    assert not torch.equal(generate(model, control=HINT, guess_mode=True), generate(model, control=HINT))
 
 
 def test_several_controlnets_add_up_whatever_the_batch():
@@ -143,33 +146,33 @@ def test_several_controlnets_add_up_whatever_the_batch():
     model.put_on(control(make(), seed=5), "b")
     other = torch.rand(3, 16, 16)
     with pytest.raises(UserError, match="several ControlNets.*a, b"):
-        draw(model, control=HINT)
-    both = draw(model, control={"a": HINT, "b": other})
-    assert torch.equal(draw(model, control={"a": HINT}), draw(steered(), control=HINT))
-    assert not torch.equal(both, draw(model, control={"a": HINT}))
-    scaled = draw(model, control={"a": HINT, "b": other}, control_scale={"b": 0.0})
-    assert torch.equal(scaled, draw(model, control={"a": HINT}))
-    torch.testing.assert_close(draw(model, control={"a": HINT, "b": other}, batch_size=1), both, atol=1e-4, rtol=0)
+        generate(model, control=HINT)
+    both = generate(model, control={"a": HINT, "b": other})
+    assert torch.equal(generate(model, control={"a": HINT}), generate(steered(), control=HINT))
+    assert not torch.equal(both, generate(model, control={"a": HINT}))
+    scaled = generate(model, control={"a": HINT, "b": other}, control_scale={"b": 0.0})
+    assert torch.equal(scaled, generate(model, control={"a": HINT}))
+    torch.testing.assert_close(generate(model, control={"a": HINT, "b": other}, batch_size=1), both, atol=1e-4, rtol=0)
 
 
 def test_one_control_image_for_all_or_one_each():
     model = steered()
     two = torch.stack([HINT, 1 - HINT])
-    each = draw(model, control=two, n=2)
-    torch.testing.assert_close(each[:2], draw(model, labels=[1], control=HINT, n=2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(each[2:], draw(model, labels=[2], control=1 - HINT, n=2, seed=2), atol=1e-4, rtol=0)
+    each = generate(model, control=two, n=2)
+    torch.testing.assert_close(each[:2], generate(model, labels=[1], control=HINT, n=2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(each[2:], generate(model, labels=[2], control=1 - HINT, n=2, seed=2), atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="3 control images"):
-        draw(model, control=torch.stack([HINT] * 3))
+        generate(model, control=torch.stack([HINT] * 3))
 
 
 def test_control_images_may_be_given_or_made_from_images():
     model = steered()
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    made = Canny()(model.preprocess.to_tensor(picture.transpose(2, 0, 1))[None])[0]
+    shown_image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    made = Canny()(model.preprocess.to_tensor(shown_image.transpose(2, 0, 1))[None])[0]
     edges = (made * 255).byte().movedim(0, 2).numpy()
-    assert torch.equal(draw(model, control=edges), draw(model, control=made))
-    assert torch.equal(draw(model, control_from=picture), draw(model, control=made))
-    larger = draw(model, control=edges, size=(32, 24))
+    assert torch.equal(generate(model, control=edges), generate(model, control=made))
+    assert torch.equal(generate(model, control_from=shown_image), generate(model, control=made))
+    larger = generate(model, control=edges, size=(32, 24))
     assert larger.shape[2:] == (32, 24)
 
 
@@ -178,23 +181,23 @@ def test_a_control_image_lies_over_the_image_and_the_other_control_images():
     wide, tall = np.zeros((16, 32, 3), np.uint8), np.zeros((32, 16, 3), np.uint8)
     for option in ("control", "control_from"):
         with pytest.raises(UserError, match="the image is 16x32, the .*32x16 .height x width"):
-            draw(model, image=wide, **{option: tall})
-        assert draw(model, image=wide, steps=1, **{option: wide[::2, ::2]}).isfinite().all()
+            generate(model, image=wide, **{option: tall})
+        assert generate(model, image=wide, steps=1, **{option: wide[::2, ::2]}).isfinite().all()
     with pytest.raises(UserError, match="the padded image is 16x32, the control image 16x16"):
-        draw(model, image=np.zeros((16, 16, 3), np.uint8), pad=[8, 0, 8, 0], control=tall[:16])
+        generate(model, image=np.zeros((16, 16, 3), np.uint8), pad=[8, 0, 8, 0], control=tall[:16])
     model.put_on(control(make(), seed=2), "b")
     with pytest.raises(UserError, match="the control image 'a' is 16x32, the control image 'b' 32x16"):
-        draw(model, control={"a": wide, "b": tall})
+        generate(model, control={"a": wide, "b": tall})
 
 
 def test_a_control_image_is_turned_as_its_exif_says():
     exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
-    picture.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    shown_image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    shown_image.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     model, lying = steered(), Image.open(file)
     for option in ("control", "control_from"):
-        assert torch.equal(draw(model, **{option: lying}), draw(model, **{option: picture}))
+        assert torch.equal(generate(model, **{option: lying}), generate(model, **{option: shown_image}))
 
 
 def test_an_adapters_folder_brings_its_base_and_refuses_another(tmp_path):
@@ -204,12 +207,12 @@ def test_an_adapters_folder_brings_its_base_and_refuses_another(tmp_path):
     assert b"up_blocks" not in names and b"first_stage" not in names
     model = ldm.load(tmp_path / "edges")
     assert isinstance(model, LatentDiffusion)
-    assert torch.equal(draw(model, control=HINT), draw(steered(), control=HINT))
+    assert torch.equal(generate(model, control=HINT), generate(steered(), control=HINT))
     other = make(seed=7)
     with pytest.raises(UserError, match="another base"):
         other.load_controlnet(tmp_path / "edges")
     other.load_controlnet(tmp_path / "edges", force=True)
-    assert draw(other, control=HINT).isfinite().all()
+    assert generate(other, control=HINT).isfinite().all()
     with pytest.raises(UserError, match="is no adapter"):
         make().load_controlnet(tmp_path / "base")
 
@@ -231,7 +234,7 @@ def test_a_controlnet_of_diffusers_is_put_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"control": {"b": HINT}}, "no ControlNet 'b'"),
         ({"control": HINT[:1]}, r"takes \(3, 16, 16\)"),
@@ -243,24 +246,24 @@ def test_a_controlnet_of_diffusers_is_put_on(tmp_path):
         ({"guess_mode": True}, "need a control image"),
     ],
 )
-def test_mistakes_are_named(options, says):
-    with pytest.raises(UserError, match=says):
-        draw(steered(), **options)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        generate(steered(), **options)
 
 
 def test_what_doesnt_fit_or_isnt_there_is_named():
     with pytest.raises(UserError, match="has no ControlNet"):
-        draw(make(), control=HINT)
+        generate(make(), control=HINT)
     wrong = ControlNet(make().denoiser.network, 3, 4)
     with pytest.raises(UserError, match="4 times the features' size, the model's 2"):
         make().put_on(Control(wrong, Canny()), "a")
     mapped = make()
     mapped.put_on(control(make(), MapHint(5)), "a")
     with pytest.raises(UserError, match="made from a map, not from an image"):
-        draw(mapped, control_from=HINT)
+        generate(mapped, control_from=HINT)
     ids = np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8)
     one_hot = torch.nn.functional.one_hot(torch.from_numpy(ids).long(), 5).movedim(-1, 0).float()
-    assert torch.equal(draw(mapped, control=ids), draw(mapped, control=one_hot))
+    assert torch.equal(generate(mapped, control=ids), generate(mapped, control=one_hot))
 
 
 def test_a_controlnet_whose_weights_arent_finite_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from ldm.common.errors import UserError
 from tests.adapters.models import equal, small
 
 
-def draw(model, *prompts):
+def generate(model, *prompts):
     return model(list(prompts), output="pt", seed=[0] * len(prompts))
 
 
@@ -21,21 +21,21 @@ def test_a_word_starts_as_the_one_it_is_made_from_and_all_others_stay(tmp_path):
     assert [p.shape for p in adapter.parameters()] == [(1, 8)]
     fresh = small()
     assert fresh.load_word(ldm.save(adapter, tmp_path / "word")) == "<mine>"
-    assert torch.equal(draw(fresh, "a <mine> on a fish"), draw(base, "a a on a fish"))
-    assert torch.equal(draw(fresh, "a cat", ""), draw(base, "a cat", ""))
+    assert torch.equal(generate(fresh, "a <mine> on a fish"), generate(base, "a a on a fish"))
+    assert torch.equal(generate(fresh, "a cat", ""), generate(base, "a cat", ""))
     with torch.no_grad():
         adapter.row.add_(1)
     changed = small()
     changed.load_word(ldm.save(adapter, tmp_path / "word"))
-    assert not torch.equal(draw(changed, "a <mine>"), draw(fresh, "a <mine>"))
-    assert torch.equal(draw(changed, "a cat"), draw(base, "a cat"))
+    assert not torch.equal(generate(changed, "a <mine>"), generate(fresh, "a <mine>"))
+    assert torch.equal(generate(changed, "a cat"), generate(base, "a cat"))
 
 
 def test_a_model_that_learnt_a_word_is_saved_with_it(tmp_path):
     model = small()
     model.load_word(ldm.save(WordEmbedding.holding("猫", torch.ones(1, 8)), tmp_path / "word"))
     loaded = ldm.load(ldm.save(model, tmp_path / "model"))
-    torch.testing.assert_close(draw(loaded, "a 猫"), draw(model, "a 猫"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(generate(loaded, "a 猫"), generate(model, "a 猫"), atol=1e-5, rtol=0)
     assert not equal(loaded.state_dict(), small().state_dict())
 
 

@@ -68,7 +68,7 @@ def test_a_checked_function_takes_what_fits_and_arrays_and_tensors_too():
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"n": 2.5}, "n=2.5: give a whole number."),
         ({"n": "3"}, "n='3': give a whole number."),
@@ -82,8 +82,8 @@ def test_a_checked_function_takes_what_fits_and_arrays_and_tensors_too():
         ({"n": 1, "on": "no"}, "on='no': give True or False."),
     ],
 )
-def test_a_checked_function_refuses_what_doesnt_fit_in_one_sentence(given, says):
-    with pytest.raises(UserError, match=f"^{says}"):
+def test_a_checked_function_refuses_what_doesnt_fit_in_one_sentence(given, message):
+    with pytest.raises(UserError, match=f"^{message}"):
         called(**given)
 
 

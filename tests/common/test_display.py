@@ -25,9 +25,9 @@ def test_html_cannot_be_broken_out_of() -> None:
 
 
 def test_images_are_a_list_that_shows_a_grid() -> None:
-    pictures = ImageList(Image.new("RGB", (10, 6), colour) for colour in ("red", "lime", "blue"))
-    assert isinstance(pictures, list) and len(pictures) == 3
-    sheet = pictures.grid()
+    results = ImageList(Image.new("RGB", (10, 6), colour) for colour in ("red", "lime", "blue"))
+    assert isinstance(results, list) and len(results) == 3
+    sheet = results.grid()
     assert sheet.size == (2 * 12 + 2, 2 * 8 + 2)
     assert [sheet.getpixel(place) for place in ((3, 3), (15, 3), (3, 11), (15, 11))] == [
         (255, 0, 0),
@@ -35,7 +35,7 @@ def test_images_are_a_list_that_shows_a_grid() -> None:
         (0, 0, 255),
         (255, 255, 255),
     ]
-    png = pictures._repr_png_()
+    png = results._repr_png_()
     assert png is not None and Image.open(io.BytesIO(png)).size == sheet.size
     assert ImageList()._repr_png_() is None
     with pytest.raises(UserError, match="no images"):

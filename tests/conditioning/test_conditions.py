@@ -28,7 +28,7 @@ def weighted(conditioner: Conditioner, guidance, given=GIVEN, **options):
     return [*conds, terms.full], [*weights, 1 - sum(weights)]
 
 
-def told(conditioner: Conditioner, given: dict) -> torch.Tensor:
+def encoded(conditioner: Conditioner, given: dict) -> torch.Tensor:
     """Everything that a condition says, flat: to know one by."""
     return flat(conditioner(conditioner.parse(given, (4, 4))))
 
@@ -41,11 +41,13 @@ def flat(cond) -> torch.Tensor:
 def test_one_number_is_the_null_condition_and_all(conditioner: Conditioner) -> None:
     conds, weights = weighted(conditioner, 3.0)
     assert weights == [-2, 3]
-    assert torch.equal(flat(conds[0]), told(conditioner, {})) and torch.equal(flat(conds[1]), told(conditioner, GIVEN))
+    assert torch.equal(flat(conds[0]), encoded(conditioner, {})) and torch.equal(
+        flat(conds[1]), encoded(conditioner, GIVEN)
+    )
     conds, weights = weighted(conditioner, 1.0)
-    assert weights == [1] and torch.equal(flat(conds[0]), told(conditioner, GIVEN))
+    assert weights == [1] and torch.equal(flat(conds[0]), encoded(conditioner, GIVEN))
     conds, weights = weighted(conditioner, 0.0)
-    assert weights == [1] and torch.equal(flat(conds[0]), told(conditioner, {}))
+    assert weights == [1] and torch.equal(flat(conds[0]), encoded(conditioner, {}))
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def test_scales_are_added_from_the_smallest_on_each_against_all_before(condition
     conds, weights = weighted(conditioner, {"text": 4, "map": 1.5, "kind": 2})
     before = [{}, {"map"}, {"map", "label"}, {"map", "label", "text"}]
     for cond, keys in zip(conds, before, strict=True):
-        assert torch.equal(flat(cond), told(conditioner, {k: v for k, v in GIVEN.items() if k in keys}))
+        assert torch.equal(flat(cond), encoded(conditioner, {k: v for k, v in GIVEN.items() if k in keys}))
     assert weights == [-0.5, -0.5, -2, 4] and sum(weights) == 1
 
 
@@ -62,13 +64,13 @@ def test_equal_scales_count_as_one_and_those_not_named_are_1(conditioner: Condit
     assert weighted(conditioner, {"text": 2, "map": 2, "kind": 2})[1] == weighted(conditioner, 2.0)[1]
     conds, weights = weighted(conditioner, {"text": 3})  # map and label are known on both sides
     assert weights == [-2, 3]
-    assert torch.equal(flat(conds[0]), told(conditioner, {"label": ["dog"], "map": GIVEN["map"]}))
+    assert torch.equal(flat(conds[0]), encoded(conditioner, {"label": ["dog"], "map": GIVEN["map"]}))
 
 
 @torch.no_grad()
 def test_scale_0_leaves_a_condition_out_and_no_condition_costs_nothing(conditioner: Conditioner) -> None:
     conds, weights = weighted(conditioner, {"text": 3, "map": 0, "kind": 0})
-    assert weights == [-2, 3] and torch.equal(flat(conds[1]), told(conditioner, {"text": ["a cat"]}))
+    assert weights == [-2, 3] and torch.equal(flat(conds[1]), encoded(conditioner, {"text": ["a cat"]}))
     conds, weights = weighted(conditioner, {"text": 3, "map": 1.5}, {"text": ["a cat"]})
     assert weights == [-2, 3]
     assert weighted(conditioner, 5.0, {})[1] == [1]
@@ -90,8 +92,8 @@ def test_a_small_change_of_scales_is_a_small_change(conditioner: Conditioner) ->
 def test_a_negative_prompt_stands_in_for_no_prompt(conditioner: Conditioner) -> None:
     conds, weights = weighted(conditioner, {"text": 3}, {"map": GIVEN["map"]}, negative="a dog")
     assert weights == [-2, 3]
-    assert torch.equal(flat(conds[0]), told(conditioner, {"text": ["a dog"], "map": GIVEN["map"]}))
-    assert torch.equal(flat(conds[1]), told(conditioner, {"map": GIVEN["map"]}))
+    assert torch.equal(flat(conds[0]), encoded(conditioner, {"text": ["a dog"], "map": GIVEN["map"]}))
+    assert torch.equal(flat(conds[1]), encoded(conditioner, {"map": GIVEN["map"]}))
 
 
 @torch.no_grad()

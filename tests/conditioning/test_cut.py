@@ -1,4 +1,4 @@
-"""Captions longer than a text encoder reads: which words of them are lost, and how often that is told."""
+"""Captions longer than a text encoder reads: which words of them are lost, and how often a warning says so."""
 
 import logging
 
@@ -50,8 +50,8 @@ def test_a_cut_prompt_is_reported_each_time_and_its_stand_in_too(conditioner, ca
 
 @pytest.mark.parametrize(("word", "end"), [("a dog ", "... and 1949 more words"), ("x", "... and 2600 more letters")])
 def test_the_first_lost_words_of_a_very_long_prompt_are_named(conditioner, word, end):
-    (said,) = cut.sentences(conditioner, [word * (1002 if " " in word else 3004)])
-    assert len(said) < 600 and said.endswith(end)
+    (sentence,) = cut.sentences(conditioner, [word * (1002 if " " in word else 3004)])
+    assert len(sentence) < 600 and sentence.endswith(end)
 
 
 def test_half_letters_are_read_as_the_replacement_character(conditioner, caplog):
@@ -61,8 +61,8 @@ def test_half_letters_are_read_as_the_replacement_character(conditioner, caplog)
 
 
 def test_many_prompts_are_reported_in_one_line(conditioner):
-    (said,) = cut.sentences(conditioner, [f"a cat above a star on a {i} background" for i in range(9)] + ["a dog"])
-    assert said.startswith("9 of 10 prompts are too long; a prompt has") and said.endswith("on a 0 background")
+    (sentence,) = cut.sentences(conditioner, [f"a cat above a star on a {i} background" for i in range(9)] + ["a dog"])
+    assert sentence.startswith("9 of 10 prompts are too long; a prompt has") and sentence.endswith("on a 0 background")
 
 
 def test_captions_of_the_data_are_reported_once_before_training(conditioner, caplog, monkeypatch):

@@ -51,7 +51,7 @@ def test_as_stable_diffusion_does_it_all_are_of_one_length_and_nothing_is_masked
     cond = part(["a cat", "a very long caption"])
     assert cond.tokens.shape == (2, 12, 16) and cond.mask is None
     assert part.cut(["a cat", "a very long caption"]) == [("a very long caption", 20, 12, "caption")]
-    assert caplog.text == ""  # it's told before training, and of prompts
+    assert caplog.text == ""  # warnings come before training, and for prompts
 
 
 def test_the_pooled_state_is_the_mean_where_the_encoder_has_none(t5):
@@ -131,7 +131,7 @@ def test_bundled_it_travels_with_the_model(tmp_path):
     model = model_of(part)
     wanted = model("a cat", steps=2, output="pt")
     folder = ldm.save(model, tmp_path / "model")
-    assert part.path == str(encoder)  # the model in memory goes on with its own
+    assert part.path == str(encoder)  # the model in memory continues with its own
     assert str(tmp_path) not in (folder / "config.json").read_text()
     first = (folder / "text_encoder" / "model.safetensors").stat().st_mtime_ns
     ldm.save(model, tmp_path / "model")

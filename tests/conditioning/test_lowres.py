@@ -55,7 +55,7 @@ def test_noise_has_the_given_level_and_keeps_the_variance() -> None:
     assert 0 < level.min() < 0.02 and 0.58 < level.max() < 0.6
     low = torch.nn.functional.interpolate(smaller(images, 2), scale_factor=2, mode="bicubic")
     wrong = (values[:, 0] - (1 - level**2).sqrt()[:, None, None] * low[:, 0]).std((1, 2))
-    assert torch.corrcoef(torch.stack([wrong, level]))[0, 1] > 0.98  # the noise grows with the level that is told
+    assert torch.corrcoef(torch.stack([wrong, level]))[0, 1] > 0.98  # the noise grows with the given level
     nothing = part.prepare(
         {"low_res": smaller(images, 2), "noise_level": torch.ones(400), "position": position}, same, 0
     )

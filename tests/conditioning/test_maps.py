@@ -52,7 +52,7 @@ def test_tokens_fit_any_size_and_tell_maps_apart() -> None:
     part = MapTokens(3, grid=2, dim=8)
     small, large = part(IDS), part(IDS.repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert small.tokens.shape == (1, 4, 8) and small.mask.all()
-    torch.testing.assert_close(small.tokens, large.tokens)  # the same picture, twice as large
+    torch.testing.assert_close(small.tokens, large.tokens)  # the same image, twice as large
     assert not torch.allclose(part(IDS.flip(1)).tokens, small.tokens)
     null = part(part.null_sized(1, (4, 4))).tokens
     assert torch.equal(part(IDS, torch.tensor([True])).tokens, null)

@@ -1,4 +1,4 @@
-"""An image's own size, crop and target size: read off it while it is prepared, and told to the network."""
+"""An image's own size, crop and target size: recorded while it is prepared, and given to the network."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from ldm.networks.layers import timestep_embedding
         ((40, 20), "cover", (40, 20, 5, 0, 10, 10)),  # made 20 x 10, of which the middle ten rows are kept
         ((20, 60), "cover", (20, 60, 0, 10, 10, 10)),
         ((10, 10), "cover", (10, 10, 0, 0, 10, 10)),
-        ((5, 8), "cover", (5, 8, 0, 3, 10, 10)),  # smaller ones are told as they were
+        ((5, 8), "cover", (5, 8, 0, 3, 10, 10)),  # smaller ones keep their own size
         ((40, 20), "contain", (40, 20, 0, 0, 10, 10)),
         ((40, 20), "stretch", (40, 20, 0, 0, 10, 10)),
         ((10, 10), "none", (10, 10, 0, 0, 10, 10)),
@@ -34,7 +34,7 @@ def test_a_frame_says_the_own_size_the_crop_and_the_size(size, resize, expected)
 
 
 def test_a_corner_is_where_the_pixels_come_from():
-    """Of a picture whose rows are numbered the first one kept is the corner's."""
+    """Of an image whose rows are numbered the first one kept is the corner's."""
     rows = np.repeat(np.arange(40, dtype=np.uint8)[:, None], 10, 1)
     preprocess = Preprocess(1, 10, 10)
     top = preprocess.frame(40, 10)[2]
@@ -145,8 +145,8 @@ def test_samples_out_of_the_data_are_generated_as_they_were(photos, tmp_path):
     part = ImageSize.derive(train, {})
     conditioner = Conditioner({"size": ImageSize(8, **part)})
     batch = train.batch(np.arange(3), conditioner.needs)
-    asked = conditions_of(conditioner, conditioner.examples(batch))
-    assert torch.equal(asked.batch["frame"], batch["frame"])
+    requested = conditions_of(conditioner, conditioner.examples(batch))
+    assert torch.equal(requested.batch["frame"], batch["frame"])
 
 
 def test_a_network_learns_from_the_sizes_of_a_folder(photos, tmp_path):

@@ -1,4 +1,4 @@
-"""What the tests of sources share: pictures, and a run of 8 steps in both stages."""
+"""What the tests of sources share: images, and a run of 8 steps in both stages."""
 
 import io
 from pathlib import Path
@@ -14,20 +14,20 @@ _VAE = f"{_COMMON} vae.channels=8 vae.multipliers=[1] vae.stem=4 vae.latent_chan
 _LDM = f"{_COMMON} network=unet network.channels=[8] network.heads=2 diffusion.sampling.steps=2"
 
 
-def picture(i: int, height: int = 16, width: int = 16) -> Image.Image:
-    """A picture whose colour says which it is."""
+def sample_image(i: int, height: int = 16, width: int = 16) -> Image.Image:
+    """An image whose colour says which it is."""
     pixels = np.full((height, width, 3), (i * 7 % 256, i * 31 % 256, 128), np.uint8)
     return Image.fromarray(pixels)
 
 
 def encoded(i: int, height: int = 16, width: int = 16) -> bytes:
     buffer = io.BytesIO()
-    picture(i, height, width).save(buffer, "PNG")
+    sample_image(i, height, width).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def is_picture(image: np.ndarray, i: int) -> bool:
-    """Whether (3, H, W) uint8 is the picture of that number."""
+def is_sample_image(image: np.ndarray, i: int) -> bool:
+    """Whether (3, H, W) uint8 is the image of that number."""
     return image[:, 0, 0].tolist() == [i * 7 % 256, i * 31 % 256, 128]
 
 

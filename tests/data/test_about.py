@@ -17,14 +17,14 @@ def fill(folder: Path, kind: str, n: int = 3, size: tuple[int, int] = (16, 16), 
     for i in range(n):
         noise = np.random.default_rng(i).integers(0, 256, (height, width, 3), np.uint8)
         ramp = np.linspace(i, 200 + i, height * width, dtype=np.uint8).reshape(size)
-        picture = {
+        shown_image = {
             "photo": lambda noise=noise: Image.fromarray(noise),
             "scan": lambda noise=noise: Image.fromarray(noise[..., 0]),
             "mask": lambda ramp=ramp: Image.fromarray((ramp > 100) * np.uint8(255)),
             "map": lambda ramp=ramp: Image.fromarray(ramp // 100).convert("P"),
             "depth": lambda ramp=ramp: Image.fromarray(ramp),
         }[kind]()
-        picture.save(folder / f"{i}{mark}.png")
+        shown_image.save(folder / f"{i}{mark}.png")
 
 
 @pytest.mark.parametrize(

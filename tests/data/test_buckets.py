@@ -15,7 +15,7 @@ from ldm.data.datamodule import BatchModule
 from ldm.data.order import bucket_rows
 from ldm.data.storage.buckets import assign, shapes
 from ldm.networks import AutoencoderKL
-from tests.data.sources import is_picture, picture, train_both
+from tests.data.sources import is_sample_image, sample_image, train_both
 
 SIZES = [(16, 16)] * 12 + [(12, 24)] * 9 + [(40, 20)] * 7  # height, width
 
@@ -26,7 +26,7 @@ def photos(tmp_path) -> Path:
     folder.mkdir()
     rows = []
     for i, size in enumerate(SIZES):
-        picture(i, *size).save(folder / f"{i:02d}.png")
+        sample_image(i, *size).save(folder / f"{i:02d}.png")
         rows.append(json.dumps({"file_name": f"{i:02d}.png", "text": f"number {i}"}))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
     return folder
@@ -95,7 +95,7 @@ def test_batches_are_of_one_shape_and_resume(photos, tmp_path):
     for batch in whole:
         seen.add(tuple(batch["image"].shape[2:]))
         for image, text in zip(batch["image"].numpy(), batch["text"], strict=True):
-            assert is_picture(image, int(text.removeprefix("number ")))
+            assert is_sample_image(image, int(text.removeprefix("number ")))
     assert seen == shapes_of
     index = np.concatenate([b["index"].numpy() for b in whole])
     assert index.min() == 0 and index.max() == sum(map(len, train.buckets)) - 1

@@ -1,4 +1,4 @@
-"""Files beside images: captions are read, and what is no caption is said."""
+"""Files beside images: captions are read, and files that aren't captions are reported."""
 
 import json
 from pathlib import Path

@@ -50,8 +50,8 @@ def table(texts=TEXTS) -> Table:
 def test_states_are_the_encoders_own(t5, tmp_path, options):
     made = part(t5, **options)
     states = cached_states(made, ["a cat", "an owl", ""], tmp_path, batch_size=2)
-    for asked in (["a cat"], ["", "an owl", "", "a cat"]):
-        got, wanted = states.get(asked), made.encode(asked)
+    for requested in (["a cat"], ["", "an owl", "", "a cat"]):
+        got, wanted = states.get(requested), made.encode(requested)
         assert (got.mask is None) == (wanted.mask is None)
         if wanted.mask is not None:
             assert torch.equal(got.mask, wanted.mask)
@@ -160,4 +160,4 @@ def test_stage_two_trains_without_the_encoder(t5, tmp_path, encoded, monkeypatch
     splits = (file.parent for file in (tmp_path / "cache/data").glob("*/*/table.json"))
     distinct = {"", *(text for split in splits for text in Table.load(split).columns["text"])}
     assert len(encoded) == len(set(encoded)) == len(distinct)
-    assert len(steps) > 6 and set(steps) == {len(distinct)}  # validation and pictures too
+    assert len(steps) > 6 and set(steps) == {len(distinct)}  # validation and images too

@@ -12,7 +12,7 @@ def notes(root, *paths: str, **options) -> str:
 
 
 @pytest.mark.parametrize(
-    ("folders", "said"),
+    ("folders", "message"),
     [
         (
             ("cat", "dog", "rejected"),
@@ -29,12 +29,12 @@ def notes(root, *paths: str, **options) -> str:
         (("maine coon", "Maine_Coon"), "'Maine_Coon' and 'maine coon'"),
     ],
 )
-def test_classes_that_may_not_be_classes_are_reported(tmp_path, folders, said):
+def test_classes_that_may_not_be_classes_are_reported(tmp_path, folders, message):
     root = tmp_path / "d"
-    assert said in notes(root, *numbered(*folders))
+    assert message in notes(root, *numbered(*folders))
     (before,) = (root.parent / "cache").iterdir()
     tables(root)  # a second start says so too
-    assert said in " ".join(facts(root).notes) and before.is_dir()
+    assert message in " ".join(facts(root).notes) and before.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_tables_by_another_name_are_reported(tmp_path, content, is_table):
     root = lay_out(tmp_path / "d", "Images/1.jpg", "Images/2.jpg")
     (root / "captions.txt").write_text(content)
     tables(root)
-    said = (
+    message = (
         "captions.txt looks like a table of images (its columns: image, caption): to read it, rename it to metadata.csv"
     )
-    assert (said in " ".join(facts(root).notes)) == is_table
+    assert (message in " ".join(facts(root).notes)) == is_table
 
 
 def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
@@ -95,7 +95,7 @@ def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ([f"train/{word}.{i}.jpg" for word in ("cat", "dog") for i in range(3)], "(3 cat, 3 dog), which aren't read"),
         ([f"{word}{i}.png" for word in ("oak", "great_elm_") for i in range(2)], "(2 great_elm, 2 oak)"),
@@ -104,9 +104,9 @@ def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
         (["anna1.png", "ben2.png", "cleo3.png", "dora4.png"], None),
     ],
 )
-def test_classes_in_the_names_of_files_are_reported(tmp_path, files, said):
-    assert (said or "look like classes") in notes(tmp_path / "d", *files) or said is None
-    assert said or "look like classes" not in " ".join(facts(tmp_path / "d").notes)
+def test_classes_in_the_names_of_files_are_reported(tmp_path, files, message):
+    assert (message or "look like classes") in notes(tmp_path / "d", *files) or message is None
+    assert message or "look like classes" not in " ".join(facts(tmp_path / "d").notes)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_arrays_that_metadata_name_as_masks_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("1.nrw", b"II*\0" + bytes(200), "a camera's raw data: develop"),
         ("1.ndpi", b"II*\0" + bytes(200), "medical or scientific data"),
@@ -144,8 +144,8 @@ def test_arrays_that_metadata_name_as_masks_are_read(tmp_path):
         ("1.mpo", b"\xff\xd8\xff\xe0" + bytes(200), ".jpg by their content"),
     ],
 )
-def test_tiffs_of_other_endings_are_told_apart(tmp_path, name, content, said):
+def test_tiffs_of_other_endings_are_told_apart(tmp_path, name, content, message):
     root = lay_out(tmp_path / "d", "0.png", "2.png")
     (root / name).write_bytes(content)
     tables(root)
-    assert said in facts(root).left_out[name]
+    assert message in facts(root).left_out[name]

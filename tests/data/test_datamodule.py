@@ -86,8 +86,8 @@ def test_ranks_validate_each_row_once(n):
 
 def test_workers_by_themselves_are_none_on_a_cpu_and_a_few_beside_an_accelerator(monkeypatch):
     assert module().train_dataloader().num_workers == module().val_dataloader().num_workers == 0
-    asked = BatchModule(table(), table(), ["label"], 8, seed=3, workers=2).train_dataloader()
-    assert asked.num_workers == 2 and asked.persistent_workers
+    requested = BatchModule(table(), table(), ["label"], 8, seed=3, workers=2).train_dataloader()
+    assert requested.num_workers == 2 and requested.persistent_workers
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     found = [workers_beside(device, n) for device, n in ((cpu, 1), (gpu, 1), (gpu, 2), (gpu, 4), (gpu, 16))]

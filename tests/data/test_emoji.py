@@ -128,7 +128,7 @@ def test_a_jitter_has_tables_of_its_own_and_the_default_keeps_its(tmp_path):
 
 
 def test_the_defaults_scenes_are_those_of_before(source):
-    """Tables of 32x32 that were cached, and models trained on them, go on: places drawn as they always were."""
+    """Tables of 32x32 that were cached, and models trained on them, continue: places drawn as they always were."""
     scenes = draw_scenes(source.held_out, 20000, 0, validation=False)
     assert source.places(scenes, 0)[:6, 0].tolist() == [[8, 10], [6, 0], [0, 10], [8, 0], [10, 0], [0, 8]]
 
@@ -184,7 +184,7 @@ def test_the_font_is_the_packages_and_nothing_is_vendored():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"objects": ["cat", "dgo"]}, "Did you mean 'dog'"),
         ({"objects": ["cat", "cat"]}, "different"),
@@ -193,8 +193,8 @@ def test_the_font_is_the_packages_and_nothing_is_vendored():
         ({"seed": -1}, "0 or more"),
     ],
 )
-def test_impossible_options_are_refused(wrong, said):
-    with pytest.raises(UserError, match=said):
+def test_impossible_options_are_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
         Emoji(**wrong)
 
 

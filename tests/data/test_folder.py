@@ -23,7 +23,7 @@ def describe(root: Path, rows: list[dict]) -> None:
 
 
 def load(root: Path, **options):
-    """Both tables, decoded anew each time, with every image checked to belong to its name."""
+    """Both tables, decoded again each time, with every image checked to belong to its name."""
     return Folder(str(root), **options).tables(root.parent / "cache")
 
 
@@ -102,7 +102,7 @@ def test_captions_beside_images(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "ldm"):
         found = by_name(load(root, val_share=0.1))
     assert found["2.png"] == (2, None, "the 2th") and found["4.png"][2] == "one line\n\nanother"
-    assert found["5.png"][2] == ""  # said, not silent
+    assert found["5.png"][2] == ""  # reported, not silent
     assert "have no caption" in caplog.text and "5.png" in caplog.text
     assert Folder(str(root)).default_condition == "text"
 
@@ -200,7 +200,7 @@ def test_bad_images_are_left_out_with_their_path_and_counted(tmp_path, caplog):
     assert "20.png" in caplog.text and "30.png" in caplog.text and "2 images couldn't be used" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "ldm"):
-        assert by_name(load(root, max_bad_share=0.06)) == found  # out of the cache, and said again
+        assert by_name(load(root, max_bad_share=0.06)) == found  # from the cache, and reported again
     assert "2 images couldn't be used" in caplog.text
 
 
@@ -397,13 +397,13 @@ def test_a_file_that_is_no_zip_is_reported(tmp_path):
 
 
 def test_wrong_options_are_reported_before_any_file_is_read():
-    for options, said in (
+    for options, message in (
         ({"val_share": 0}, "val_share"),
         ({"size": [1, 2, 3]}, "data.size"),
         ({"resize": "crop"}, "resize=crop"),
         ({"low": 3}, "low=3"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             Folder("nowhere", **options)
 
 

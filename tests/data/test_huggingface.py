@@ -8,16 +8,16 @@ import pytest
 from ldm.common.errors import UserError
 from ldm.data import HuggingFace
 from ldm.data.sources.huggingface import DatasetStore
-from tests.data.sources import encoded, is_picture, train_both
+from tests.data.sources import encoded, is_sample_image, train_both
 
 datasets = pytest.importorskip("datasets")
 N = 24
 
 
 def rows(**more) -> "datasets.Dataset":
-    pictures = [{"bytes": encoded(i), "path": None} for i in range(N)]
+    cells = [{"bytes": encoded(i), "path": None} for i in range(N)]
     features = {"image": datasets.Image()} | {name: kind for name, (kind, _) in more.items()}
-    columns = {"image": pictures} | {name: values for name, (_, values) in more.items()}
+    columns = {"image": cells} | {name: values for name, (_, values) in more.items()}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
@@ -53,7 +53,7 @@ def test_rows_keep_their_captions_and_labels(parquet, tmp_path):
         assert table.classes == ("pug", "corgi", "husky")
         for image, caption, label in zip(table.images, table.columns["text"], table.columns["label"], strict=True):
             i = int(caption.removeprefix("number "))
-            assert is_picture(image, i) and label == i % 3
+            assert is_sample_image(image, i) and label == i % 3
 
 
 def test_it_is_decoded_once(parquet, tmp_path, monkeypatch):
@@ -111,7 +111,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"split": "trian"}, "data.split=trian"),
         ({"val_split": "tset"}, "data.val_split=tset"),
@@ -119,8 +119,8 @@ def _png(array: np.ndarray) -> bytes:
         ({"image": "picture"}, "has no column 'picture'"),
     ],
 )
-def test_what_is_not_there_is_named(parquet, tmp_path, options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_is_not_there_is_named(parquet, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
         source(parquet, tmp_path, **options).tables(tmp_path / "cache")
 
 
@@ -130,8 +130,8 @@ def test_a_missing_data_set_is_named(tmp_path):
 
 
 def test_copies_of_an_image_stay_on_one_side(tmp_path, capsys):
-    pictures = [{"bytes": encoded(i % 9), "path": None} for i in range(12)]  # 3 of them twice
-    data = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    cells = [{"bytes": encoded(i % 9), "path": None} for i in range(12)]  # 3 of them twice
+    data = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features({"image": datasets.Image()}))
     data.shuffle(seed=1).to_parquet(str(tmp_path / "a.parquet"))
     for share in (0.1, 0.3, 0.5):
         train, val = source(tmp_path / "a.parquet", tmp_path, val_share=share).tables(tmp_path / "cache")
@@ -141,7 +141,7 @@ def test_copies_of_an_image_stay_on_one_side(tmp_path, capsys):
 
 
 def test_sizes_follow_the_order_of_rows(tmp_path):
-    pictures = [{"bytes": encoded(i, 8 + 8 * i, 16), "path": None} for i in range(3)]
-    data = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    cells = [{"bytes": encoded(i, 8 + 8 * i, 16), "path": None} for i in range(3)]
+    data = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features({"image": datasets.Image()}))
     store = DatasetStore("d", data.select([2, 0]), {"image": "image"})
     assert [len(store.read(s.image)) for s in store.samples] == [store.entries[s.image][0] for s in store.samples]

@@ -70,7 +70,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_a_run_and_a_fine_tuning_keep_the_numbers_of_a_model_of_before(tmp_path, monkeypatch):
-    """A run that was begun when classes were in the order of words: 1, 10, 2."""
+    """A run that was started when classes were in the order of words: 1, 10, 2."""
     for name in ("1", "2", "10"):
         for i in range(4):
             (tmp_path / "d" / name).mkdir(parents=True, exist_ok=True)

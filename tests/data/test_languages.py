@@ -1,4 +1,4 @@
-"""Emoji scenes told in several languages."""
+"""Captions of emoji scenes in several languages."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,9 @@ def test_each_language_says_the_same_of_each_scene():
     rows = draw_scenes(emoji.held_out, 400, 0, validation=False)
     captions = emoji.captions(rows)
     for i, language in enumerate(ALL):
-        said = [caption[i] for caption in captions]
+        message = [caption[i] for caption in captions]
         different = {tuple(int(v[j]) for v in rows.columns().values()) for j in range(len(rows))}
-        assert len(set(said)) == len(different), language  # scenes that differ are told differently
+        assert len(set(message)) == len(different), language  # different scenes have different captions
 
 
 def test_a_table_has_all_languages_and_each_visit_draws_one(tmp_path):
@@ -54,9 +54,11 @@ def test_a_table_has_all_languages_and_each_visit_draws_one(tmp_path):
     plain, _ = Emoji(n=30, val_n=5).tables(tmp_path)
     assert [texts[0] for texts in train.columns["text"]] == plain.columns["text"] and train.key != plain.key
     rows = np.arange(30)
-    drawn = [train.batch(rows, ["text"], np.full(30, at))["text"] for at in (0.1, 0.5, 0.9)]
+    generated = [train.batch(rows, ["text"], np.full(30, at))["text"] for at in (0.1, 0.5, 0.9)]
     assert (
-        drawn[0] == plain.columns["text"] and all("背景" in t for t in drawn[1]) and all("خلفية" in t for t in drawn[2])
+        generated[0] == plain.columns["text"]
+        and all("背景" in t for t in generated[1])
+        and all("خلفية" in t for t in generated[2])
     )
 
 
@@ -80,13 +82,13 @@ def test_a_chinese_clause_is_not_one_word():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"languages": ["en", "fr"]}, "no captions in 'fr'; there are en, zh, ar"),
         ({"languages": ["en", "en"]}, "each named once"),
         ({"languages": ["zh"], "objects": ["cat", "dog", "anchor"]}, "anchor has no name in 'zh'"),
     ],
 )
-def test_what_cannot_be_expressed_is_refused(options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_expressed_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
         Emoji(**options)

@@ -60,7 +60,7 @@ def test_it_holds_the_moments_of_every_image(tmp_path):
     torch.testing.assert_close(batch["latent_mean"], posterior.mean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(batch["latent_std"], posterior.std, atol=1e-5, rtol=1e-5)
     assert batch["label"].tolist() == index.tolist()
-    assert set(batch) == {"latent_mean", "latent_std", "label"}  # pixels only where asked for
+    assert set(batch) == {"latent_mean", "latent_std", "label"}  # pixels only where requested
     assert torch.equal(cache.batch(index, ["image"])["image"], data.batch(index, ["image"])["image"])
     assert len(cache) == 37
 
@@ -188,7 +188,7 @@ def test_float16_is_another_cache_of_half_the_size_and_gives_float32(tmp_path, e
 
 
 def test_the_cache_of_before_there_was_a_choice_is_the_one_of_float32(tmp_path):
-    """What a manifest holds and how its folder is called must stay, or every cache would be made anew."""
+    """What a manifest holds and how its folder is called must stay, or every cache would be made again."""
     cached_latents(table(), vae(), tmp_path, dtype="float32")
     (name,) = folders(tmp_path)
     assert name == hashlib.sha256(f"{encoder_hash(vae())} data".encode()).hexdigest()[:20]
@@ -220,17 +220,17 @@ def test_the_encoder_alone_names_it(tmp_path, encodings):
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "said"),
+    ("value", "dtype", "message"),
     [
         (1e5, "float16", r"image 0 \(a.png\) are too large for float16: use latents_dtype=float32"),
         (float("nan"), "float16", r"no finite latents for image 0 \(a.png\)"),
         (float("inf"), "float32", r"no finite latents for image 0 \(a.png\).*evaluate.py"),
     ],
 )
-def test_latents_that_are_no_numbers_are_refused(tmp_path, value, dtype, said):
+def test_latents_that_are_no_numbers_are_refused(tmp_path, value, dtype, message):
     broken = vae()
     broken.quant_conv.bias[0] = value
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         cached_latents(replace(table(), names=["a.png"]), broken, tmp_path, dtype=dtype)
     if np.isfinite(value):
         assert cached_latents(table(), broken, tmp_path).mean.max() > 65504  # float32 takes it

@@ -65,7 +65,7 @@ def latents_of(made: Table, folder: Path):
 
 
 def sent(data):
-    """As it comes to a process that was started anew, and how many bytes it took."""
+    """As it comes to a process that was started again, and how many bytes it took."""
     file = io.BytesIO()
     ForkingPickler(file).dump(data)
     return pickle.loads(file.getvalue()), len(file.getvalue())
@@ -124,7 +124,7 @@ def test_the_tables_of_sources_are_small(tmp_path, photos):
 
 @pytest.mark.parametrize("kind", ["a table", "buckets", "latents"])
 def test_training_with_repeats_is_sent_small_and_visits_the_same(tmp_path, kind):
-    """Where each sample's visits end is counted anew."""
+    """Where each sample's visits end is counted again."""
     plain = table()
     made = on_disk(replace(plain, columns={**plain.columns, REPEATS: np.arange(N) % 4}), tmp_path)
     made = KINDS[kind](made, tmp_path) if kind != "buckets" else Buckets.of([made, made], "both")

@@ -1,4 +1,4 @@
-"""Metadata as tools and people write them: what is meant is read, and what isn't read is said by name."""
+"""Metadata as tools and people write them: what is intended is read, and what isn't read is named."""
 
 import json
 import unicodedata
@@ -253,7 +253,7 @@ def test_metadata_in_any_case_and_code(tmp_path, name, code):
 
 
 @pytest.mark.parametrize(
-    ("column", "options", "text", "said"),
+    ("column", "options", "text", "message"),
     [
         ("text", {}, ["1girl", "solo", "hat"], "data.captions=tags"),
         ("text", {"captions": "tags"}, "1girl, solo, hat", ""),
@@ -261,12 +261,12 @@ def test_metadata_in_any_case_and_code(tmp_path, name, code):
         ("tags", {}, None, "data.columns='{text: tags}' reads that one as captions"),
     ],
 )
-def test_lists_of_tags(tmp_path, caplog, column, options, text, said):
+def test_lists_of_tags(tmp_path, caplog, column, options, text, message):
     root = folders.lay_out(tmp_path / "d", "1.png", "2.png")
     folders.describe(root, *({"file_name": f"{i}.png", column: ["1girl", "solo", "hat"]} for i in (1, 2)))
     train, _ = folders.tables(root, **options)
     assert (train.columns["text"][0] if text else train.columns.get("text")) == text
-    assert said in " ".join((*folders.facts(root).notes, *folders.facts(root).asides))
+    assert message in " ".join((*folders.facts(root).notes, *folders.facts(root).asides))
 
 
 def test_labels_of_a_table_with_leading_zeros_are_words_and_blanks_around_them_nothing(tmp_path):

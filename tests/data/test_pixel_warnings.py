@@ -1,4 +1,4 @@
-"""Depths and axes that may be meant otherwise than they were read."""
+"""Depths and axes that may be intended differently from how they were read."""
 
 import struct
 import zlib
@@ -28,8 +28,8 @@ def test_few_bits_in_sixteen_are_reported(tmp_path, caplog, top, bits):
     for i in range(3):
         Image.fromarray(np.full((4, 4), top - i, np.uint16)).save(tmp_path / f"{i}.png")
     tables(tmp_path)
-    said = f"if they are of {bits} bits, data.low=0 data.high={2 ** (bits or 0) - 1} makes that white"
-    assert (said in caplog.text) == (bits is not None)
+    message = f"if they are of {bits} bits, data.low=0 data.high={2 ** (bits or 0) - 1} makes that white"
+    assert (message in caplog.text) == (bits is not None)
     caplog.clear()
     train, _ = tables(tmp_path, low=0, high=top)
     assert train.images.max() == 65535 and not caplog.records
@@ -40,13 +40,13 @@ def test_colour_of_16_bits_that_is_cut_is_reported_a_cache_of_before_too(tmp_pat
     root.mkdir()
     for i in range(3):
         (root / f"{i}.png").write_bytes(png16(i))
-    said = "PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 (2 of 2"
-    assert tables(root)[0].images.dtype == np.uint8 and said in caplog.text
+    message = "PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 (2 of 2"
+    assert tables(root)[0].images.dtype == np.uint8 and message in caplog.text
     caplog.clear()
     (home,) = (tmp_path / "cache").iterdir()
     replace(facts(root), doubts=None).save(home)
     tables(root)
-    assert said in caplog.text and facts(root).doubts
+    assert message in caplog.text and facts(root).doubts
     caplog.clear()
     train, _ = tables(root, bits=16)
     assert train.images.dtype == np.uint16 and not caplog.records

@@ -31,8 +31,8 @@ def test_several_of_one_scene_are_reported_and_left_out_by_a_pattern(tmp_path):
     kinds = ("albedo", "normal", "roughness")
     root = lay_out(tmp_path / "d", *[f"{name}_{kind}_2k.png" for name in ("brick", "wood") for kind in kinds])
     assert len(names(tables(root))) == 6
-    said = "(2 *_albedo_2k.*, 2 *_normal_2k.*, 2 *_roughness_2k.*), and all are used"
-    assert said in facts(root).notes[0] and "data.without='[*_normal_2k.*,*_roughness_2k.*]'" in facts(root).notes[0]
+    message = "(2 *_albedo_2k.*, 2 *_normal_2k.*, 2 *_roughness_2k.*), and all are used"
+    assert message in facts(root).notes[0] and "data.without='[*_normal_2k.*,*_roughness_2k.*]'" in facts(root).notes[0]
     assert names(tables(root, without=["*_NORMAL*", "*_roughness*"])) == ["brick_albedo_2k.png", "wood_albedo_2k.png"]
     with pytest.raises(UserError, match=r"no file like '\*_mask\*'"):
         tables(root, without=["*_mask*"])

@@ -16,11 +16,11 @@ from ldm.data import Shards
 from ldm.data.preparing.decode import Decoder
 from ldm.data.reading import tar
 from ldm.data.sources.shards import expand
-from tests.data.sources import encoded, is_picture, train_both
+from tests.data.sources import encoded, is_sample_image, train_both
 
 
 def write(path: Path, numbers: range, **more) -> Path:
-    """A shard with the pictures of these numbers, their captions, classes and JSON."""
+    """A shard with the images of these numbers, their captions, classes and JSON."""
     with tarfile.open(path, "w") as file:
         for i in numbers:
             members = {"png": encoded(i), "txt": f"number {i}".encode(), "cls": str(i % 3).encode()}
@@ -34,7 +34,7 @@ def write(path: Path, numbers: range, **more) -> Path:
 
 @pytest.fixture
 def shards(tmp_path) -> Path:
-    """Four shards of eight pictures each."""
+    """Four shards of eight images each."""
     folder = tmp_path / "my shards"
     folder.mkdir()
     for s in range(4):
@@ -70,7 +70,7 @@ def test_samples_keep_their_captions_and_classes(shards, tmp_path):
         assert table.classes == ("0", "1", "2")
         for image, text, label in zip(table.images, table.columns["text"], table.columns["label"], strict=True):
             seen.append(int(text.removeprefix("number ")))
-            assert is_picture(image, seen[-1]) and label == seen[-1] % 3
+            assert is_sample_image(image, seen[-1]) and label == seen[-1] % 3
     assert sorted(seen) == list(range(32))
 
 
@@ -172,7 +172,7 @@ def test_what_webdataset_writes_is_read(tmp_path):
             sink.write({"__key__": f"{i:04d}", "png": encoded(i), "json": {"text": f"number {i}"}, "cls": i % 2})
     train, val = Shards(str(tmp_path / "w.tar"), val_share=0.25).tables(tmp_path / "cache")
     assert (len(train), len(val)) == (3, 1) and train.classes == ("0", "1")
-    assert all(is_picture(im, int(t[-1])) for im, t in zip(train.images, train.columns["text"], strict=True))
+    assert all(is_sample_image(im, int(t[-1])) for im, t in zip(train.images, train.columns["text"], strict=True))
 
 
 def test_bad_images_are_counted_over_all_shards(shards, tmp_path, caplog):
@@ -184,12 +184,12 @@ def test_bad_images_are_counted_over_all_shards(shards, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("root", "said"),
+    ("root", "message"),
     [("nowhere", "there is no shard at nowhere"), ("x-{0..1}.tar", "no shard at x-0.tar"), ("*.tar", "no shards")],
 )
-def test_missing_shards_are_named(root, said, tmp_path, monkeypatch):
+def test_missing_shards_are_named(root, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         expand(root)
 
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is meant is read, and what isn't read is said."""
+"""Folders as people have them: what is intended is read, and what isn't read is reported."""
 
 import logging
 import os

@@ -36,10 +36,10 @@ def changed(path: Path, flags: int = 0, method: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("beside", [{"metadata.jsonl": ROWS}, {"0.txt": "a cat", "1.txt": "a dog"}])
-@pytest.mark.parametrize(("how", "said"), [({"flags": 1}, "is encrypted"), ({"method": 9}, "by Deflate64")])
-def test_what_cannot_be_unpacked_in_place(tmp_path, beside, how, said):
+@pytest.mark.parametrize(("how", "message"), [({"flags": 1}, "is encrypted"), ({"method": 9}, "by Deflate64")])
+def test_what_cannot_be_unpacked_in_place(tmp_path, beside, how, message):
     path = changed(packed(tmp_path / "d.zip", beside), **how)
-    with pytest.raises(UserError, match=f"{said}.*: unpack the .zip, and give the folder as data.root"):
+    with pytest.raises(UserError, match=f"{message}.*: unpack the .zip, and give the folder as data.root"):
         Folder(str(path)).tables(tmp_path / "cache")
 
 
@@ -77,11 +77,11 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, left):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    said = "1 folder can't be opened, so the content is missing: birds/"
+    message = "1 folder can't be opened, so the content is missing: birds/"
     if left:
-        assert names(tables(root)) == numbered("cats") and facts(root).notes[0].startswith(said)
+        assert names(tables(root)) == numbered("cats") and facts(root).notes[0].startswith(message)
     else:
-        with pytest.raises(UserError, match=rf"too few images \(0\).*{said}"):
+        with pytest.raises(UserError, match=rf"too few images \(0\).*{message}"):
             tables(root)
 
 

@@ -213,15 +213,15 @@ def test_a_part_begins_at_its_own_noise_level_whatever_the_steps(parameterizatio
     for spacing in parameterization.spacings:
         if spacing == "table" or (spacing in ("leading", "lcm") and (zero_snr or shift != 1)):
             continue
-        begun = []
+        started = []
         for strength in (0.04, 0.1, 0.4, 0.78, 0.79, 0.8, 0.805, 0.82, 0.999):
             grids = [parameterization.grid(steps, spacing, shift, strength) for steps in (1, 2, 5, 20)]
             assert [len(grid) - 1 for grid in grids] == [math.ceil(strength * steps) for steps in (1, 2, 5, 20)]
             if spacing != "leading":  # whose whole way depends on the steps
                 assert all(grid[0].item() == pytest.approx(grids[0][0].item(), rel=1e-9) for grid in grids)
-            begun.append(grids[-1][0].item())
-        assert parameterization.sigma_min <= begun[0] and begun[-1] <= parameterization.sigma_max
-        assert all(low < high for low, high in itertools.pairwise(begun)), spacing
+            started.append(grids[-1][0].item())
+        assert parameterization.sigma_min <= started[0] and started[-1] <= parameterization.sigma_max
+        assert all(low < high for low, high in itertools.pairwise(started)), spacing
         assert parameterization.grid(20, spacing, shift, 0.0).tolist() == [0]
 
 

@@ -39,7 +39,7 @@ PURE += [V(Schedule("cosine")), X0(Schedule("cosine"))]
 
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_by_default_no_weighting_leaves_out_the_noise_where_sampling_starts(wrapped):
-    """Published min-SNR weights of 5e-8 at a zero-terminal schedule's end, unless asked for by name."""
+    """Published min-SNR weights of 5e-8 at a zero-terminal schedule's end, unless requested by name."""
 
     def weights(parameterization, **options):
         weighting = MinSNR(**options)

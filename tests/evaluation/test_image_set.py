@@ -1,4 +1,4 @@
-"""Sets of pictures: what was prepared otherwise isn't compared."""
+"""Sets of images: what was prepared otherwise isn't compared."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def write(folder: Path, n: int, side: int) -> Path:
 def test_a_table_and_a_model_s_output_of_the_same_preprocessing_are_alike(digits: tuple[Table, Table]) -> None:
     _, val = digits
     real = ImageSet.of_table(val, np.arange(4), "real")
-    drawn = ImageSet.of_tensor(torch.zeros(4, 1, 16, 16), val.preprocess, "drawn")
-    refuse_unlike(real, drawn)
+    generated = ImageSet.of_tensor(torch.zeros(4, 1, 16, 16), val.preprocess, "drawn")
+    refuse_unlike(real, generated)
 
 
 @pytest.mark.parametrize("change", [{"resize": "cover"}, {"height": 8}, {"bits": 16}, {"background": [255]}])

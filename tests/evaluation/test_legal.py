@@ -49,9 +49,9 @@ def test_real_scenes_reach_the_cap_at_their_own_places(size: int) -> None:
     emoji = SOURCES[size]
     scenes = draw_any(emoji.held_out, 200, 7)
     images, _ = emoji.compose(scenes, 3)
-    begun = time.process_time()
+    started = time.process_time()
     fitted = fit(emoji, torch.from_numpy(images), scenes)
-    assert time.process_time() - begun < 8  # a few seconds for what a demo measures
+    assert time.process_time() - started < 8  # a few seconds for what a demo measures
     assert (fitted.psnr == CAP).all() and (fitted.grain == 0).all()
     assert (fitted.nearest == images).all()
     there = np.stack([np.ones(200, bool), scenes.second >= 0], 1)

@@ -1,4 +1,4 @@
-"""Worse pictures score worse, real ones against themselves near zero."""
+"""Worse images score worse, real ones against themselves near zero."""
 
 import numpy as np
 import pytest

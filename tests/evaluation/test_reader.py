@@ -13,7 +13,7 @@ EMOJI = Emoji(objects=("cat", "apple", "rocket"))
 
 @pytest.fixture(scope="module")
 def judged() -> tuple[dict[str, float], dict[str, float]]:
-    """Scores of 200 real scenes, and of the same pictures under other captions."""
+    """Scores of 200 real scenes, and of the same images under other captions."""
     reader = train_reader(EMOJI, steps=80, batch_size=32)
     scenes = draw_any(EMOJI.held_out, 200, seed=99)
     images = torch.from_numpy(EMOJI.compose(scenes, 99)[0]).float() / 127.5 - 1

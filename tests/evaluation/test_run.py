@@ -1,4 +1,4 @@
-"""`evaluate.py` on tiny runs: both stages, folders of pictures, and what it refuses."""
+"""`evaluate.py` on tiny runs: both stages, folders of images, and what it refuses."""
 
 import json
 import shutil
@@ -28,8 +28,8 @@ def test_stage_two_is_measured_with_its_spread(config, tmp_path: Path) -> None:
     assert found["label of held-out real images"] > 0.3
     assert 0 <= found["memorisation rate"] <= 1
     page = (tmp_path / "report.html").read_text()
-    for picture in tmp_path.glob("*.png"):
-        assert f'src="{picture.name}"' in page
+    for shown_image in tmp_path.glob("*.png"):
+        assert f'src="{shown_image.name}"' in page
     assert {"samples.png", "nearest.png", "curve_guidance.png"} <= {path.name for path in tmp_path.iterdir()}
     assert "FID" not in page and "RANDOM WEIGHTS" in page
 

@@ -1,4 +1,5 @@
-"""What a device is asked beside its results: whether the host waits for it, and how much memory a step takes."""
+"""What a device is measured for in addition to its results: whether the host waits for it, and how much memory a step
+takes."""
 
 import contextlib
 import warnings

@@ -76,9 +76,9 @@ def apart(got: Tensors, wanted: Tensors) -> float:
 def steps_apart(got: Watch, wanted: Watch) -> float:
     """How far apart the weights came, by how far the wanted ones went: of the numbers whose gradient is above a
     thousandth of its tensor's greatest. Where it is rounding alone, Adam goes as far, anywhere."""
-    told = {name: g.abs() > 1e-3 * g.abs().max() for name, g in wanted.gradients.items()}
-    went = {name: (wanted.after[name] - wanted.before[name])[mask] for name, mask in told.items()}
-    return apart({name: (got.after[name] - got.before[name])[mask] for name, mask in told.items()}, went)
+    clear = {name: g.abs() > 1e-3 * g.abs().max() for name, g in wanted.gradients.items()}
+    went = {name: (wanted.after[name] - wanted.before[name])[mask] for name, mask in clear.items()}
+    return apart({name: (got.after[name] - got.before[name])[mask] for name, mask in clear.items()}, went)
 
 
 def finite(network: Tensors | nn.Module) -> bool:

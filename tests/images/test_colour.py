@@ -15,9 +15,9 @@ P3 = "colour profile converted to sRGB: Display P3"
 BROKEN = "colour profile is broken, read as sRGB"
 
 
-def packed(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+def packed(image: Image.Image, format: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format=format, **options)
+    image.save(file, format=format, **options)
     return file.getvalue()
 
 

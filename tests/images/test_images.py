@@ -12,13 +12,13 @@ from ldm.common.registry import build, spec_of
 from ldm.images import BadImage, Preprocess, grid, open_image, open_map, open_mask, probe, save_png
 
 
-def png(picture: Image.Image, **options) -> bytes:
-    return packed(picture, "PNG", **options)
+def png(shown_image: Image.Image, **options) -> bytes:
+    return packed(shown_image, "PNG", **options)
 
 
-def packed(picture: Image.Image, format: str, **options) -> bytes:
+def packed(shown_image: Image.Image, format: str, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, format=format, **options)
+    shown_image.save(file, format=format, **options)
     return file.getvalue()
 
 
@@ -29,10 +29,10 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def halves(left, right, mode="RGB", size=(8, 4)) -> Image.Image:
-    """A picture whose left half has one colour and whose right half another."""
-    picture = Image.new(mode, size, left)
-    picture.paste(right, (size[0] // 2, 0, *size))
-    return picture
+    """An image whose left half has one colour and whose right half another."""
+    shown_image = Image.new(mode, size, left)
+    shown_image.paste(right, (size[0] // 2, 0, *size))
+    return shown_image
 
 
 def colour_png_16() -> bytes:
@@ -62,20 +62,20 @@ def test_exif_rotation_is_applied():
 
 
 def test_cmyk_is_read_as_its_colours():
-    picture = halves((255, 0, 0, 0), (0, 255, 255, 0), "CMYK")  # cyan, red
-    for content in (packed(picture, "JPEG", quality=100, subsampling=0), packed(picture, "TIFF")):
+    shown_image = halves((255, 0, 0, 0), (0, 255, 255, 0), "CMYK")  # cyan, red
+    for content in (packed(shown_image, "JPEG", quality=100, subsampling=0), packed(shown_image, "TIFF")):
         array = Preprocess(3, 4, 8).array(content)
         np.testing.assert_allclose(array[:, 1, 1], (0, 255, 255), atol=6)
         np.testing.assert_allclose(array[:, 1, 6], (255, 0, 0), atol=6)
 
 
 def test_palette_gives_its_colours_and_its_transparency():
-    picture = Image.new("P", (8, 4), 0)
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.paste(1, (4, 0, 8, 4))
-    array = Preprocess(3, 4, 8).array(png(picture))
+    shown_image = Image.new("P", (8, 4), 0)
+    shown_image.putpalette([10, 20, 30, 200, 100, 50])
+    shown_image.paste(1, (4, 0, 8, 4))
+    array = Preprocess(3, 4, 8).array(png(shown_image))
     assert array[:, 0, 0].tolist() == [10, 20, 30] and array[:, 0, 7].tolist() == [200, 100, 50]
-    see_through = Preprocess(3, 4, 8, background=[0, 255, 0]).array(png(picture, transparency=0))
+    see_through = Preprocess(3, 4, 8, background=[0, 255, 0]).array(png(shown_image, transparency=0))
     assert see_through[:, 0, 0].tolist() == [0, 255, 0] and see_through[:, 0, 7].tolist() == [200, 100, 50]
 
 
@@ -179,16 +179,16 @@ def test_the_first_page_of_a_scan_is_read():
 
 
 def test_cover_crops_the_centre_and_contain_shows_all():
-    picture = Image.new("RGB", (12, 4), (0, 0, 255))
-    picture.paste((255, 0, 0), (4, 0, 8, 4))  # the middle third
-    cover = Preprocess(3, 4, 4).array(picture)
+    shown_image = Image.new("RGB", (12, 4), (0, 0, 255))
+    shown_image.paste((255, 0, 0), (4, 0, 8, 4))  # the middle third
+    cover = Preprocess(3, 4, 4).array(shown_image)
     assert (cover[0] == 255).all() and (cover[2] == 0).all()
-    contain = Preprocess(3, 12, 12, resize="contain", background=[9, 8, 7]).array(picture)
+    contain = Preprocess(3, 12, 12, resize="contain", background=[9, 8, 7]).array(shown_image)
     assert contain[:, 0, 0].tolist() == [9, 8, 7] and contain[:, 6, 0].tolist() == [0, 0, 255]
-    stretch = Preprocess(3, 6, 24, resize="stretch").array(picture)
+    stretch = Preprocess(3, 6, 24, resize="stretch").array(shown_image)
     assert stretch[0, 3, 9:15].min() > 200 and stretch[0, 3, :7].max() < 50 and stretch[0, 3, 17:].max() < 50
     with pytest.raises(BadImage, match="4x12"):
-        Preprocess(3, 4, 4, resize="none").array(picture)
+        Preprocess(3, 4, 4, resize="none").array(shown_image)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -205,21 +205,21 @@ def test_maps_follow_the_crop_and_their_ids_are_never_mixed():
     ids = np.zeros((4, 12), np.uint8)
     ids[:, 4:8] = 200
     ids[:, 8:] = 3
-    picture = Image.fromarray(ids)
+    shown_image = Image.fromarray(ids)
     process = Preprocess(1, 8, 8)
     moved = process.resize_map(ids)
     assert moved.shape == (8, 8) and moved.dtype == np.uint8
     assert set(np.unique(moved)) == {200}
-    np.testing.assert_array_equal(moved > 100, process.array(picture)[0] > 100)
+    np.testing.assert_array_equal(moved > 100, process.array(shown_image)[0] > 100)
     wide = Preprocess(1, 9, 23, resize="stretch").resize_map(ids)
     assert set(np.unique(wide)) == {0, 3, 200}
     assert Preprocess(1, 12, 12, resize="contain").resize_map(ids)[0].tolist() == [0] * 12
 
 
 def test_map_files_give_ids_and_refuse_what_would_blur_them():
-    picture = Image.new("P", (4, 4), 5)
-    picture.putpalette([i for i in range(256) for _ in range(3)][::-1])
-    assert (open_map(png(picture)) == 5).all()  # the index, not the colour
+    shown_image = Image.new("P", (4, 4), 5)
+    shown_image.putpalette([i for i in range(256) for _ in range(3)][::-1])
+    assert (open_map(png(shown_image)) == 5).all()  # the index, not the colour
     assert (open_map(png(Image.new("RGB", (4, 4), (3, 3, 3)))) == 3).all()
     for content in (png(Image.new("RGB", (4, 4), (3, 4, 3))), packed(Image.new("L", (4, 4), 3), "JPEG")):
         with pytest.raises(BadImage, match="ids"):
@@ -246,9 +246,9 @@ def test_masks_are_cut_at_half(content):
 
 def indexed(left: int, right: int, *colours: tuple[int, int, int]) -> Image.Image:
     """A palette image of two indices; `colours` are those of the lowest."""
-    picture = halves(left, right, "P")
-    picture.putpalette([value for colour in colours for value in colour])
-    return picture
+    shown_image = halves(left, right, "P")
+    shown_image.putpalette([value for colour in colours for value in colour])
+    return shown_image
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_masks_of_two_kinds_need_no_white(content):
 
 
 @pytest.mark.parametrize(
-    ("rows", "mode", "masked", "says"),
+    ("rows", "mode", "masked", "message"),
     [
         ([0, 0, 0], "L", [0, 0, 0], "entirely black"),
         ([1, 1, 1], "L", [1, 1, 1], "entirely white"),
@@ -284,22 +284,22 @@ def test_masks_of_two_kinds_need_no_white(content):
         ([(0, 0, 0), (9, 240, 9), (200, 9, 9)], "RGB", [0, 1, 0], "several colours"),
     ],
 )
-def test_what_a_mask_may_mean_otherwise_is_reported(rows, mode, masked, says):
-    picture = Image.new(mode, (3, 1))
-    picture.putdata(rows)
+def test_what_a_mask_may_mean_otherwise_is_reported(rows, mode, masked, message):
+    shown_image = Image.new(mode, (3, 1))
+    shown_image.putdata(rows)
     notes: list[str] = []
-    assert (open_mask(png(picture), notes) > 0).astype(int).tolist() == [masked]
-    assert [says in note for note in notes] == ([True] if says else [])
+    assert (open_mask(png(shown_image), notes) > 0).astype(int).tolist() == [masked]
+    assert [message in note for note in notes] == ([True] if message else [])
 
 
 def test_a_trimap_of_small_numbers_is_refused_and_palettes_of_several_are_masked_but_for_black():
     trimap = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
     with pytest.raises(BadImage, match="values 1, 2, 3, which don't say what is masked: write 255"):
         open_mask(png(trimap))
-    picture = indexed(0, 1, (0, 0, 0), (128, 0, 0), (0, 128, 0))
-    picture.putpixel((7, 0), 2)
+    shown_image = indexed(0, 1, (0, 0, 0), (128, 0, 0), (0, 128, 0))
+    shown_image.putpixel((7, 0), 2)
     notes: list[str] = []
-    assert open_mask(png(picture), notes).tolist() == [[0] * 4 + [255] * 4] * 4
+    assert open_mask(png(shown_image), notes).tolist() == [[0] * 4 + [255] * 4] * 4
     assert notes == ["mask with a palette of several colours: everything but black is masked"]
 
 
@@ -317,7 +317,7 @@ def test_what_cannot_be_read_names_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(600), "is HEIC, which isn't read: convert it"),
@@ -330,11 +330,11 @@ def test_what_cannot_be_read_names_its_file(tmp_path):
         (b"hello", "isn't an image of a known kind"),
     ],
 )
-def test_what_is_no_image_is_named_by_its_content(tmp_path, content, says):
+def test_what_is_no_image_is_named_by_its_content(tmp_path, content, message):
     path = tmp_path / "IMG_1.jpg"  # as phones and downloads have it
     path.write_bytes(content)
     for read in (open_image, probe):
-        with pytest.raises(BadImage, match=f"IMG_1.jpg: {says}" if says[:2] == "is" else says):
+        with pytest.raises(BadImage, match=f"IMG_1.jpg: {message}" if message[:2] == "is" else message):
             read(path)
 
 
@@ -393,11 +393,11 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("content,says", [one[1:] for one in LONG], ids=[one[0] for one in LONG])
-def test_what_pillow_takes_long_to_open_is_refused_before(monkeypatch, content, says):
+@pytest.mark.parametrize("content,message", [one[1:] for one in LONG], ids=[one[0] for one in LONG])
+def test_what_pillow_takes_long_to_open_is_refused_before(monkeypatch, content, message):
     monkeypatch.setattr(Image, "open", None)
     for read in (open_image, open_map, lambda content: probe(io.BytesIO(content))):
-        with pytest.raises(BadImage, match=says):
+        with pytest.raises(BadImage, match=message):
             read(content)
 
 
@@ -420,14 +420,14 @@ def test_fewer_pixels_may_be_requested():
 
 def test_big_jpegs_are_decoded_small_with_the_same_result():
     x = np.linspace(0, 255, 1024)
-    picture = Image.fromarray(
+    shown_image = Image.fromarray(
         np.stack([x[None].repeat(1024, 0), x[:, None].repeat(1024, 1)], 2).mean(2).astype(np.uint8)
     )
-    content = packed(picture, "JPEG", quality=95)
+    content = packed(shown_image, "JPEG", quality=95)
     process = Preprocess(1, 32, 32)
     drafted = process.open(content)
     assert max(drafted.size) < 1024  # type: ignore[union-attr]
-    difference = process.array(content).astype(int) - process.array(picture)
+    difference = process.array(content).astype(int) - process.array(shown_image)
     assert abs(difference).max() <= 2
 
 
@@ -471,9 +471,9 @@ def test_grid_lays_images_out_row_by_row():
 def test_png_text_comes_back_whatever_the_language(tmp_path):
     text = {"prompt": "un été, 猫 قط", "seed": 3}
     save_png(Image.new("RGB", (2, 2)), tmp_path / "a" / "x.png", text)
-    with Image.open(tmp_path / "a" / "x.png") as picture:
-        assert isinstance(picture, PngImagePlugin.PngImageFile)
-        assert picture.text == {"prompt": "un été, 猫 قط", "seed": "3"}
+    with Image.open(tmp_path / "a" / "x.png") as shown_image:
+        assert isinstance(shown_image, PngImagePlugin.PngImageFile)
+        assert shown_image.text == {"prompt": "un été, 猫 قط", "seed": "3"}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.png"]
 
 

@@ -70,9 +70,9 @@ def test_shapes_of_one_row_and_one_column_and_a_larger_one():
 
 
 def test_what_pillow_writes_of_16_bits_and_others_are_left_to_it():
-    for picture in (Image.new("I;16", (4, 4)), Image.new("RGB", (4, 4))):
+    for image in (Image.new("I;16", (4, 4)), Image.new("RGB", (4, 4))):
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         assert read_deep(file.getvalue(), [], 100) is None
     assert read_deep(b"P6\n4 4\n255\n" + bytes(48), [], 100) is None and read_deep(b"", [], 100) is None
 
@@ -116,12 +116,12 @@ def test_orientation_is_followed_and_a_profile_is_reported():
 
 def test_damaged_ones_are_refused():
     whole = png16(values(40, 40, 3))
-    for content, says in (
+    for content, message in (
         (whole[:2000], "cut off"),
         (png16(values(4, 4, 3)).replace(b"IDAT", b"IDAU"), "cut off"),
         (b"P6\n4 4\n65535\n" + bytes(90), "cut off"),
     ):
-        with pytest.raises(BadImage, match=says):
+        with pytest.raises(BadImage, match=message):
             Preprocess(3, 4, 4, 16).array(content)
     with pytest.raises(BadImage, match="40x40 pixels"):
         read_deep(whole, [], 100)

@@ -22,7 +22,7 @@ def whole(text_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "says"),
+    ("file", "change", "message"),
     [
         ("unet/config.json", {"sample_size": 64.5}, "sample_size is '64.5'"),
         ("unet/config.json", {"sample_size": [8]}, "sample_size"),
@@ -51,11 +51,11 @@ def whole(text_folder, tmp_path_factory):
         ("model_index.json", {"_class_name": ["other", "LdmPipeline"]}, "no counterpart"),
     ],
 )
-def test_it_is_refused_by_file_and_key(file, change, says, whole, tmp_path):
+def test_it_is_refused_by_file_and_key(file, change, message, whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "odd")
     path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         ldm.load(folder)
     assert str(path) in str(caught.value) or path.name == "model_index.json"
 
@@ -85,8 +85,8 @@ def test_a_scheduler_whose_solver_isnt_here_is_reported_and_recorded(name, whole
     index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", name]}))
     scheduler.write_text(json.dumps(json.loads(scheduler.read_text()) | {"_class_name": name}))
     model = ldm.load(folder)
-    told = [record.getMessage() for record in caplog.records if "isn't available" in record.getMessage()]
-    assert len(told) == 1 and f"{name} isn't available, so dpmpp_2m is used instead" in told[0]
+    messages = [record.getMessage() for record in caplog.records if "isn't available" in record.getMessage()]
+    assert len(messages) == 1 and f"{name} isn't available, so dpmpp_2m is used instead" in messages[0]
     assert ldm.load(ldm.save(model, tmp_path / "kept")).scheduler == name and name in repr(model)
     assert "scheduler" not in ldm.spec_of(ldm.load(whole))
 

@@ -108,7 +108,7 @@ def test_compvis_names_are_one_to_one_and_come_back_bit_equal(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "message"),
     [
         ({"global_pool_conditions": True}, "global_pool_conditions"),
         ({"controlnet_conditioning_channel_order": "bgr"}, "bgr"),
@@ -117,8 +117,8 @@ def test_compvis_names_are_one_to_one_and_come_back_bit_equal(name, tmp_path):
         ({"addition_embed_type": "text_time"}, "addition_embed_type"),
     ],
 )
-def test_what_cant_be_represented_is_refused_by_name(setting, says):
-    with pytest.raises(UserError, match=says):
+def test_what_cant_be_represented_is_refused_by_name(setting, message):
+    with pytest.raises(UserError, match=message):
         controlnet_config.from_diffusers(CONTROLNETS["two levels"] | setting)
 
 
@@ -156,11 +156,11 @@ def test_it_steers_stable_diffusions_pipeline_as_it_does_ours(options, text_fold
         control_guidance_end=options.get("end", 1.0),
         guess_mode=options.get("guess", False),
     )
-    asked = {"prompt": PROMPT, "steps": 10, "guidance": 3.0, "sampler": "ddim"}
-    plain, _ = generate(model, **asked)
+    requested = {"prompt": PROMPT, "steps": 10, "guidance": 3.0, "sampler": "ddim"}
+    plain, _ = generate(model, **requested)
     model.load_controlnet(tmp_path / "control")
     named = {key: options[k] for k, key in _OURS.items() if k in options}
-    ours, latents = generate(model, **asked, control=hint, **named)
+    ours, latents = generate(model, **requested, control=hint, **named)
     assert_same_image(ours, theirs, latents, expected)
     assert (ours - plain).abs().max() > 0.02
 
@@ -191,8 +191,8 @@ def test_with_a_base_or_another_that_no_stock_pipeline_takes_it_is_refused_and_n
     own.load_controlnet(tmp_path / "control")
     stock.load_controlnet(tmp_path / "control")
     stock.load_controlnet(tmp_path / "control", name="second")
-    for model, says in ((own, "masked"), (stock, "there are 2 of them")):
-        with pytest.raises(UserError, match=f"{says}.*Export each alone"):
+    for model, message in ((own, "masked"), (stock, "there are 2 of them")):
+        with pytest.raises(UserError, match=f"{message}.*Export each alone"):
             model.export(tmp_path / "both")
         assert not (tmp_path / "both").exists()
     with pytest.raises(UserError, match="would be lost"):

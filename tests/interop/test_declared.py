@@ -44,7 +44,7 @@ ARCHITECTURE = "modelspec.architecture"
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("content", "kind"),
     [
         (sgm("EpsScaling"), "eps"),
         (sgm("VScaling"), "v"),
@@ -62,12 +62,12 @@ ARCHITECTURE = "modelspec.architecture"
         ({"ss_base_model_version": "sdxl_base_v1-0"}, None),
     ],
 )
-def test_the_prediction_is_the_files_own(said, kind):
-    assert prediction.of_file({}, said, None, FILE) == kind
+def test_the_prediction_is_the_files_own(content, kind):
+    assert prediction.of_file({}, content, None, FILE) == kind
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("content", "message"),
     [
         (sgm("VScalingWithEDMcNoise"), "VScalingWithEDMcNoise, which can't"),
         (sgm("EpsScaling") | {ARCHITECTURE: "stable-diffusion-v2-768-v"}, "give prediction=eps or prediction=v"),
@@ -76,9 +76,9 @@ def test_the_prediction_is_the_files_own(said, kind):
         ({"ss_base_model_version": "sd_v2", "ss_v_parameterization": "True"}, "version=sd_v2 and ss_v_"),
     ],
 )
-def test_predictions_that_arent_here_or_contradict_are_refused(said, says):
-    with pytest.raises(UserError, match=says):
-        prediction.of_file({}, said, None, FILE)
+def test_predictions_that_arent_here_or_contradict_are_refused(content, message):
+    with pytest.raises(UserError, match=message):
+        prediction.of_file({}, content, None, FILE)
 
 
 EDM_YAML = """
@@ -118,7 +118,7 @@ def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("content", "message"),
     [
         (edm(denoiser="DiscreteDenoiser"), "denoiser_config.target=DiscreteDenoiser beside EDMScaling, which can't"),
         (edm(discrete="LegacyDDPMDiscretization"), "LegacyDDPMDiscretization beside EDMScaling"),
@@ -126,9 +126,9 @@ def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
         (edm() | {"a": {"scaling_config": {"params": {"sigma_data": 0.5}}}}, "=0.75 and .*=0.5: remove the wrong one"),
     ],
 )
-def test_noise_levels_of_edm_that_arent_here_are_refused(said, says):
-    with pytest.raises(UserError, match=says):
-        parameterizations.of_file("edm", {}, said, "m")
+def test_noise_levels_of_edm_that_arent_here_are_refused(content, message):
+    with pytest.raises(UserError, match=message):
+        parameterizations.of_file("edm", {}, content, "m")
 
 
 def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
@@ -141,7 +141,7 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
 
 
 @pytest.mark.parametrize(
-    ("said", "width", "why"),
+    ("content", "width", "why"),
     [
         ({"ss_v2": "True"}, 768, "ss_v2=True, but its U-Net reads text of width 768, as Stable Diffusion 1's does"),
         ({"ss_v2": "False"}, 1024, "ss_v2=False, but its U-Net reads text of width 1024, as Stable Diffusion 2's"),
@@ -154,8 +154,8 @@ def test_a_flow_has_its_shift_and_tables_have_no_use(caplog):
         ({"ss_v2": "False", "ss_base_model_version": "None"}, 16, None),
     ],
 )
-def test_a_version_is_compared_with_the_width_of_the_text(said, width, why, caplog):
-    model_version.warn(said, width, "m")
+def test_a_version_is_compared_with_the_width_of_the_text(content, width, why, caplog):
+    model_version.warn(content, width, "m")
     assert why in caplog.text if why else not caplog.text
 
 
@@ -165,7 +165,7 @@ def sampled(target="sgm.sampling.EulerEDMSampler", guider="sgm.guiders.VanillaCF
 
 
 @pytest.mark.parametrize(
-    ("said", "options", "told"),
+    ("content", "options", "messages"),
     [
         (sampled(num_steps=40, s_churn=0.0), {"sampler": "euler", "steps": 40, "guidance": 5.5}, None),
         (sampled("sgm.HeunEDMSampler"), {"sampler": "heun", "variant": "karras", "guidance": 5.5}, None),
@@ -175,21 +175,21 @@ def sampled(target="sgm.sampling.EulerEDMSampler", guider="sgm.guiders.VanillaCF
         ({"loss_fn_config": {"sampler_config": {"params": {"num_steps": 3}}}}, {}, None),
     ],
 )  # fmt: skip
-def test_the_sampling_is_the_files_own(said, options, told, caplog):
-    assert sampler_settings.of_file(said, "m") == options
-    assert re.search(told, caplog.text) if told else not caplog.text
+def test_the_sampling_is_the_files_own(content, options, messages, caplog):
+    assert sampler_settings.of_file(content, "m") == options
+    assert re.search(messages, caplog.text) if messages else not caplog.text
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("content", "message"),
     [
         (sampled(num_steps=0), "num_steps is '0.0', where a whole number from 1 to 1000"),
         (sampled(guider_config={"params": {"scale": 1e9}}), "scale: guidance=1000000000.0: give a finite number"),
     ],
 )
-def test_sampling_that_makes_no_sense_is_refused(said, says):
-    with pytest.raises(UserError, match=says):
-        sampler_settings.of_file(said, "m")
+def test_sampling_that_makes_no_sense_is_refused(content, message):
+    with pytest.raises(UserError, match=message):
+        sampler_settings.of_file(content, "m")
 
 
 def test_weights_that_stand_for_others_are_refused():
@@ -237,7 +237,7 @@ def unet_config(section="unet_config", **params):
 
 
 @pytest.mark.parametrize(
-    ("said", "given", "found"),
+    ("content", "given", "found"),
     [
         ({"unet.yaml": unet_config(num_heads=4)}, {}, {"heads": 4}),
         (of_metadata({"config": '{"unet_config": {"params": {"num_heads": 4}}}'}, "m"), {}, {"heads": 4}),
@@ -250,8 +250,8 @@ def unet_config(section="unet_config", **params):
         ({"m.yaml": unet_config(num_heads=None)}, {}, {}),
     ],
 )
-def test_head_counts_are_the_files_own_unless_given(said, given, found, caplog):
-    assert head_counts.of_file(said, given, head_counts.UNET, "m") == found
+def test_head_counts_are_the_files_own_unless_given(content, given, found, caplog):
+    assert head_counts.of_file(content, given, head_counts.UNET, "m") == found
     assert ("heads=2 was given and is used instead of the file's own heads=4" in caplog.text) == bool(given)
 
 
@@ -264,7 +264,7 @@ def test_head_counts_that_are_invalid_or_contradict_are_refused(value):
 
 
 @pytest.mark.parametrize(
-    ("said", "size"),
+    ("content", "size"),
     [
         ({"modelspec.resolution": "768x1024"}, (1024, 768)),
         ({"ss_resolution": "(1024, 768)"}, (768, 1024)),
@@ -276,8 +276,8 @@ def test_head_counts_that_are_invalid_or_contradict_are_refused(value):
         ({"ss_resolution": "None"}, None),
     ],
 )
-def test_the_size_is_the_files_own(said, size):
-    assert trainer_settings.size(said, 8, "m") == size
+def test_the_size_is_the_files_own(content, size):
+    assert trainer_settings.size(content, 8, "m") == size
 
 
 def test_sizes_that_differ_are_reported_and_none_is_refused(caplog):
@@ -289,39 +289,39 @@ def test_sizes_that_differ_are_reported_and_none_is_refused(caplog):
             trainer_settings.size(bad, 8, "m")
 
 
-@pytest.mark.parametrize(("averages", "says"), [(False, "aren't in the file"), (True, "ema=True uses them")])
-def test_use_ema_is_reported(averages, says, caplog):
-    said = {"m.yaml": {"model": {"params": {"use_ema": True}}}}
-    trainer_settings.warn_of_averages(said, averages, averages, "m")
+@pytest.mark.parametrize(("averages", "message"), [(False, "aren't in the file"), (True, "ema=True uses them")])
+def test_use_ema_is_reported(averages, message, caplog):
+    content = {"m.yaml": {"model": {"params": {"use_ema": True}}}}
+    trainer_settings.warn_of_averages(content, averages, averages, "m")
     assert bool(caplog.text) == (not averages)
-    trainer_settings.warn_of_averages(said, averages, False, "m")
-    assert says in caplog.text
+    trainer_settings.warn_of_averages(content, averages, False, "m")
+    assert message in caplog.text
     caplog.clear()
     trainer_settings.warn_of_averages({"use_ema": False}, averages, False, "m")
     assert not caplog.text
 
 
 def test_conditions_that_the_unet_doesnt_read_are_refused():
-    said = {"m.yaml": {"model": {"params": {"conditioning_key": "hybrid"}}}}
+    content = {"m.yaml": {"model": {"params": {"conditioning_key": "hybrid"}}}}
     options = {"in_channels": 4, "channels": [8], "blocks": 1, "attention": [False], "heads": 1, "groups": 4}
     with torch.device("meta"):
         plain, inpainting = UNet(**options), UNet(**options, concat_channels=5)
     with pytest.raises(UserError, match="conditioning_key=hybrid, but its U-Net reads only the 4 channels"):
-        trainer_settings.check_conditions(said, plain, "m")
-    trainer_settings.check_conditions(said, inpainting, "m")
+        trainer_settings.check_conditions(content, plain, "m")
+    trainer_settings.check_conditions(content, inpainting, "m")
     trainer_settings.check_conditions({"conditioning_key": "crossattn"}, plain, "m")
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("content", "message"),
     [
         ({"m.yaml": {"model": {"params": {"given_betas": [0.1, 0.2]}}}}, r"given_betas=\[0.1, 0.2\] without a table"),
         ({"discretization_config": {"target": "sgm.x.EDMDiscretization"}}, "EDMDiscretization without a table"),
     ],
 )
-def test_noise_levels_that_arent_here_are_refused(said, says):
-    with pytest.raises(UserError, match=says):
-        noise_table.schedule({}, said, "m")
+def test_noise_levels_that_arent_here_are_refused(content, message):
+    with pytest.raises(UserError, match=message):
+        noise_table.schedule({}, content, "m")
     assert noise_table.schedule({}, sgm("VScaling") | {"given_betas": None}, "m").timesteps == 1000
 
 
@@ -335,7 +335,7 @@ SKIPPED = {"clip_skip": 2, "final_norm": True}
 
 
 @pytest.mark.parametrize(
-    ("said", "encoder", "options"),
+    ("content", "encoder", "options"),
     [
         ({}, CLIP, {}),
         (stage(layer="last"), CLIP, {}),
@@ -352,12 +352,12 @@ SKIPPED = {"clip_skip": 2, "final_norm": True}
         (stage(max_length=8), CLIP, {"length": 8}),
     ],
 )
-def test_the_text_encoder_is_read_as_the_file_says(said, encoder, options):
-    assert text_settings.of_file(said, encoder, 77, "m") == options
+def test_the_text_encoder_is_read_as_the_file_says(content, encoder, options):
+    assert text_settings.of_file(content, encoder, 77, "m") == options
 
 
 @pytest.mark.parametrize(
-    ("said", "encoder", "says"),
+    ("content", "encoder", "message"),
     [
         (stage(layer="pooled"), CLIP, "layer=pooled, which of its text encoder can't be read"),
         (stage(layer="last"), OPEN, "layer=last, which of its text encoder"),
@@ -368,14 +368,14 @@ def test_the_text_encoder_is_read_as_the_file_says(said, encoder, options):
         ({"ss_clip_skip": "two"}, CLIP, "ss_clip_skip is 'two'"),
     ],
 )
-def test_layers_that_cant_be_read_are_refused(said, encoder, says):
-    with pytest.raises(UserError, match=says):
-        text_settings.of_file(said, encoder, 77, "m")
+def test_layers_that_cant_be_read_are_refused(content, encoder, message):
+    with pytest.raises(UserError, match=message):
+        text_settings.of_file(content, encoder, 77, "m")
 
 
-@pytest.mark.parametrize("said", [stage(max_length=225), {"ss_max_token_length": "225"}])
-def test_more_tokens_than_there_are_places_for_are_reported(said, caplog):
-    assert text_settings.of_file(said, CLIP, 77, "m") == {}
+@pytest.mark.parametrize("content", [stage(max_length=225), {"ss_max_token_length": "225"}])
+def test_more_tokens_than_there_are_places_for_are_reported(content, caplog):
+    assert text_settings.of_file(content, CLIP, 77, "m") == {}
     assert "=225 isn't applied: prompts are read to 77 tokens" in caplog.text
 
 

@@ -42,10 +42,10 @@ def test_stable_diffusion_at_full_size_generates_diffusers_image_in_no_more_memo
     make(tmp_path / "sd")
     ours = run(OURS, tmp_path / "sd", tmp_path / "ours.pt")
     theirs = run(THEIRS, tmp_path / "sd", tmp_path / "ours.pt", tmp_path / "theirs.pt")
-    (picture, latents, _), (expected, latent) = torch.load(tmp_path / "ours.pt"), torch.load(tmp_path / "theirs.pt")
+    (image, latents, _), (expected, latent) = torch.load(tmp_path / "ours.pt"), torch.load(tmp_path / "theirs.pt")
     assert (latents - latent).norm() / latent.norm() < 1e-3
     assert expected.std() > 0.05
-    assert -10 * (picture - expected).square().mean().log10() > 45
+    assert -10 * (image - expected).square().mean().log10() > 45
     print(f"peak {ours / 2**20:.2f} GB, diffusers {theirs / 2**20:.2f} GB")
     assert ours <= theirs
 

@@ -21,12 +21,12 @@ def contents(path, metadata=None, settings=None, **tensors):
     return read_all(path)
 
 
-def whitening(path, given=None, **said):
-    return latent_scale.of_checkpoint(latent_scale.collect(*contents(path, **said), "FILE"), given, 4, "FILE")
+def whitening(path, given=None, **declared):
+    return latent_scale.of_checkpoint(latent_scale.collect(*contents(path, **declared), "FILE"), given, 4, "FILE")
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "options", "mean", "std"),
+    ("name", "declared", "options", "mean", "std"),
     [
         ("a.ckpt", {"settings": {"model": {"params": {"scale_factor": 0.25}}}}, {}, 0.0, 4.0),
         ("a.safetensors", {"metadata": {"config": '{"vae": {"scaling_factor": 0.25}}'}}, {}, 0.0, 4.0),
@@ -47,13 +47,13 @@ def whitening(path, given=None, **said):
         ("a.safetensors", {"metadata": {"scalingFactor": "0.25", "x": "[" * 100_000}}, {}, 0.0, 4.0),
     ],
 )
-def test_numbers_are_read_wherever_they_are(name, said, options, mean, std, tmp_path):
-    for found, wanted in zip(whitening(tmp_path / name, **options, **said), (mean, std), strict=True):
+def test_numbers_are_read_wherever_they_are(name, declared, options, mean, std, tmp_path):
+    for found, wanted in zip(whitening(tmp_path / name, **options, **declared), (mean, std), strict=True):
         torch.testing.assert_close(T(found), torch.as_tensor(wanted, dtype=torch.float32).expand(4))
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "says"),
+    ("name", "declared", "message"),
     [
         (
             "a.ckpt",
@@ -66,13 +66,13 @@ def test_numbers_are_read_wherever_they_are(name, said, options, mean, std, tmp_
         ("a.safetensors", {"metadata": {"x": "[" * 100_000 + '{"scale_factor": 1}' + "]" * 100_000}}, "too deeply"),
     ],
 )
-def test_numbers_that_contradict_each_other_or_arent_read_are_refused(name, said, says, tmp_path):
-    with pytest.raises(UserError, match=says):
-        whitening(tmp_path / name, **said)
+def test_numbers_that_contradict_each_other_or_arent_read_are_refused(name, declared, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        whitening(tmp_path / name, **declared)
 
 
 @pytest.mark.parametrize(
-    ("said", "options", "kind"),
+    ("declared", "options", "kind"),
     [
         ({"v_pred": torch.zeros(1), "metadata": {"modelspec.prediction_type": "v"}}, {}, "v"),
         ({"metadata": {"ss_v_parameterization": "True"}}, {}, "v"),
@@ -80,6 +80,6 @@ def test_numbers_that_contradict_each_other_or_arent_read_are_refused(name, said
         ({"metadata": {"config": '{"model": {"params": {"parameterization": "v"}}}'}}, {}, "v"),
     ],
 )
-def test_a_prediction_is_read_wherever_it_is(said, options, kind, tmp_path):
-    tensors, rest = contents(tmp_path / "a.safetensors", **said)
+def test_a_prediction_is_read_wherever_it_is(declared, options, kind, tmp_path):
+    tensors, rest = contents(tmp_path / "a.safetensors", **declared)
     assert prediction.of_file(tensors, rest, options.get("given"), tmp_path) == kind and "v_pred" not in tensors

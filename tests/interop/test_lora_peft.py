@@ -122,7 +122,7 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"use_dora": True}, "use_dora=True"),
         ({"bias": "all"}, "bias='all'"),
@@ -146,11 +146,11 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
         ({"r": 8}, "rank 8 of .*, whose weights have 4: it belongs to another LoRA"),
     ],
 )
-def test_what_a_config_says_and_isnt_here_is_refused_by_name(settings, says, unet, model, tmp_path):
+def test_what_a_config_says_and_isnt_here_is_refused_by_name(settings, message, unet, model, tmp_path):
     written(unet, tmp_path, r=4, lora_alpha=16)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-    with pytest.raises(UserError, match=f"adapter_config.json.*{says}"):
+    with pytest.raises(UserError, match=f"adapter_config.json.*{message}"):
         model.load_lora(tmp_path)
     assert not model.adapters
 
@@ -184,7 +184,7 @@ def test_damaged_metadata_get_a_sentence(text, unet, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda w: w.fill_(float("nan")), "isn't finite"),
         (lambda w: w.index_fill_(0, torch.tensor(0), float("inf")), "isn't finite"),
@@ -194,13 +194,13 @@ def test_damaged_metadata_get_a_sentence(text, unet, model, tmp_path):
         (lambda w: w[:0], "of shape \\(0"),
     ],
 )
-def test_files_that_hold_no_weights_are_refused(change, says, unet, model, tmp_path):
+def test_files_that_hold_no_weights_are_refused(change, message, unet, model, tmp_path):
     written(unet, tmp_path, r=4, target_modules=["to_q"])
     file = tmp_path / "adapter_model.safetensors"
     state = load_file(file)
     name = next(n for n in state if "lora_A" in n)
     save_file(state | {name: change(state[name].clone()).contiguous()}, file)
-    with pytest.raises(UserError, match=f"adapter_model.safetensors.*{says}"):
+    with pytest.raises(UserError, match=f"adapter_model.safetensors.*{message}"):
         model.load_lora(file)
 
 
@@ -337,7 +337,7 @@ def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, ex
 
 
 @pytest.mark.parametrize(
-    ("alphas", "metadata", "changes", "says"),
+    ("alphas", "metadata", "changes", "message"),
     [
         (False, {"ss_network_alpha": "Dynamic"}, {}, "ss_network_alpha is 'Dynamic'"),
         (False, {"ss_network_args": '{"block_alphas": "1,2"}'}, {}, "ss_network_args.block_alphas"),
@@ -352,9 +352,9 @@ def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, ex
         (True, {"lora_adapter_metadata": '{"unet.lora_alpha": 16}'}, {}, "alpha of .* is 16 by its metadata and 2 by"),
     ],
 )
-def test_what_kohyas_files_say_and_isnt_read_is_refused_by_name(alphas, metadata, changes, says, unet, tmp_path):
+def test_what_kohyas_files_say_and_isnt_read_is_refused_by_name(alphas, metadata, changes, message, unet, tmp_path):
     file = kohya_file(unet, tmp_path / "a.safetensors", alphas, metadata, **changes)
-    with pytest.raises(UserError, match=f"a.safetensors.*{says}"):
+    with pytest.raises(UserError, match=f"a.safetensors.*{message}"):
         formats.read(file, formats.adaptable(unet))
 
 

@@ -65,7 +65,7 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("declared", "expected"),
     [
         ({"lora_alpha": 16, "unet.r": 4}, {Q: 16.0, TEXT: 16.0}),
         ({"unet.lora_alpha": 16, "text_encoder.lora_alpha": 2, "r": 4}, {Q: 16.0, TEXT: 2.0}),
@@ -74,9 +74,9 @@ def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
         ({"unet.lora_alpha": 16}, {Q: 16.0, TEXT: 4.0}),
     ],
 )
-def test_settings_of_one_part_and_of_all_are_both_read(said, expected, tmp_path, caplog):
-    assert read(tmp_path, weights(Q, TEXT), {META: json.dumps(said)}) == expected
-    assert ("doesn't mention the text_encoder" in caplog.text) == (TEXT in expected and len(said) == 1)
+def test_settings_of_one_part_and_of_all_are_both_read(declared, expected, tmp_path, caplog):
+    assert read(tmp_path, weights(Q, TEXT), {META: json.dumps(declared)}) == expected
+    assert ("doesn't mention the text_encoder" in caplog.text) == (TEXT in expected and len(declared) == 1)
 
 
 def test_settings_of_a_part_without_weights_are_named(tmp_path, caplog):
@@ -115,7 +115,7 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
 
 
 @pytest.mark.parametrize(
-    ("state", "metadata", "config", "says"),
+    ("state", "metadata", "config", "message"),
     [
         (weights(), None, TWICE, "adapter_config.json says 'lora_alpha' twice"),
         (weights(), {META: TWICE}, None, "lora_adapter_metadata says 'lora_alpha' twice"),
@@ -154,8 +154,8 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (kohyas(CONV), {"ss_network_args": '{"conv_dim": "8"}'}, None, "set conv_dim=8, .* has rank 4"),
     ],
 )
-def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata, config, says, tmp_path):
-    with pytest.raises(UserError, match=says):
+def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata, config, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         read(tmp_path, state, metadata, config)
 
 
@@ -166,7 +166,7 @@ def test_a_log_of_another_lora_is_reported_and_the_tensors_are_used(key, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("metadata", "says"),
+    ("metadata", "message"),
     [
         (
             {"ot_config": '{"lora_alpha": 16.0, "lora_rank": 4}'},
@@ -177,9 +177,9 @@ def test_a_log_of_another_lora_is_reported_and_the_tensors_are_used(key, tmp_pat
         ({"ot_config": '{"lora_alpha": 2.0, "lora_rank": 4, "lora_weight_decompose": false}'}, None),
     ],
 )
-def test_settings_of_a_tools_own_that_differ_from_the_tensors_are_reported(metadata, says, tmp_path, caplog):
+def test_settings_of_a_tools_own_that_differ_from_the_tensors_are_reported(metadata, message, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), metadata) == {Q: 2.0}
-    assert says in caplog.text if says else not caplog.text
+    assert message in caplog.text if message else not caplog.text
 
 
 def test_lycoris_rank_stabilised_tensors_are_taken_as_they_are(tmp_path):
@@ -199,7 +199,7 @@ def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, capl
 
 
 @pytest.mark.parametrize(
-    ("state", "says"),
+    ("state", "message"),
     [
         ({n: t * 1e300 for n, t in weights(dtype=torch.float64).items()}, "isn't finite"),
         (kohyas(alpha=torch.tensor(1e300, dtype=torch.float64)), "too large to be computed"),
@@ -207,8 +207,8 @@ def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, capl
         ({n: t * 1e25 for n, t in weights().items()}, "too large to be computed"),
     ],
 )
-def test_what_overflows_in_float32_is_refused(state, says, tmp_path):
-    with pytest.raises(UserError, match=says):
+def test_what_overflows_in_float32_is_refused(state, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         read(tmp_path, state)
 
 
@@ -231,7 +231,7 @@ def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "says"),
+    ("network", "message"),
     [
         ({"type": "lora", "linear": 4, "linear_alpha": 4}, None),
         (
@@ -241,11 +241,11 @@ def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
         ({"rank": 16, "alpha": 4}, "declares network.rank=16, but the weights differ: they are used"),
     ],
 )
-def test_ai_toolkits_config_beside_a_lora_is_named_where_the_weights_differ(network, says, tmp_path, caplog):
+def test_ai_toolkits_config_beside_a_lora_is_named_where_the_weights_differ(network, message, tmp_path, caplog):
     config = {"job": "extension", "config": {"name": "a", "process": [{"type": "sd_trainer", "network": network}]}}
     (tmp_path / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     assert read(tmp_path, weights()) == {Q: 4.0}
-    assert says in caplog.text if says else not caplog.text
+    assert message in caplog.text if message else not caplog.text
 
 
 @pytest.mark.parametrize("text", ["a: 1", "[1]", "a: &b 1\nc: *b", "config: {process: [1, {network: 3}]}"])

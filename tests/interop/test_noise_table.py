@@ -34,7 +34,7 @@ def test_tables_in_half_precision_are_those_that_were_rounded(dtype, ends):
     tables = {"betas": wanted.betas.to(dtype), "alphas_cumprod": wanted.alphas_cumprod.float()}
     for given in (tables, {"betas": tables["betas"]}, {"alphas_cumprod": wanted.alphas_cumprod.to(dtype)}):
         if len(given) == 1 and ends[1] == 0.0015 and "alphas_cumprod" in given and dtype != torch.float64:
-            continue  # its ends can't be told from alpha-bars that are rounded so
+            continue  # alpha-bars rounded this much don't show its ends
         torch.testing.assert_close(schedule(given, {}, "the file").sigmas, wanted.sigmas, rtol=1e-6, atol=0)
 
 
@@ -48,7 +48,7 @@ B = STABLE.betas.float()
 
 
 @pytest.mark.parametrize(
-    ("state", "said", "says"),
+    ("state", "declared", "message"),
     [
         ({"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()}, {}, "holds two noise schedules"),
         ({"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()}, {}, "holds two noise schedules|neither"),
@@ -65,19 +65,19 @@ B = STABLE.betas.float()
         ({}, {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True without a table"),
     ],
 )
-def test_what_is_no_schedule_or_two_is_refused(state, said, says):
-    with pytest.raises(UserError, match=says):
-        schedule(state, said, "the file")
+def test_what_is_no_schedule_or_two_is_refused(state, declared, message):
+    with pytest.raises(UserError, match=message):
+        schedule(state, declared, "the file")
 
 
 def test_what_stable_diffusions_own_settings_say_is_taken():
-    said = {"hyper_parameters": {"linear_start": "0.00085", "timesteps": 1000, "beta_schedule": "linear"}}
-    assert torch.equal(schedule({}, said, "the file").sigmas, STABLE.sigmas)
+    declared = {"hyper_parameters": {"linear_start": "0.00085", "timesteps": 1000, "beta_schedule": "linear"}}
+    assert torch.equal(schedule({}, declared, "the file").sigmas, STABLE.sigmas)
 
 
 def test_settings_that_differ_from_the_table_are_named_and_the_table_is_used(caplog):
-    said = {"hyper_parameters": {"linear_start": 0.00085, "linear_end": 0.0195}}
-    assert torch.equal(schedule({"betas": B}, said, "the file").sigmas, STABLE.sigmas)
+    declared = {"hyper_parameters": {"linear_start": 0.00085, "linear_end": 0.0195}}
+    assert torch.equal(schedule({"betas": B}, declared, "the file").sigmas, STABLE.sigmas)
     assert (
         "hyper_parameters.linear_end=0.0195, but its table of noise levels has 0.012: the table is used" in caplog.text
     )

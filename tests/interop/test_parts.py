@@ -103,7 +103,7 @@ XL = {key: value for key, value in SDXLS["sdxl, attention above"].items() if "ad
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "message"),
     [
         ({"act_fn": "gelu"}, "act_fn='gelu'"),
         ({"addition_embed_type": "text"}, "addition_embed_type='text'"),
@@ -122,8 +122,8 @@ XL = {key: value for key, value in SDXLS["sdxl, attention above"].items() if "ad
         ({"a_setting_of_the_future": 3}, "a_setting_of_the_future"),
     ],
 )
-def test_a_unet_that_cant_be_represented_is_refused_by_name(setting, says):
-    with pytest.raises(UserError, match=says):
+def test_a_unet_that_cant_be_represented_is_refused_by_name(setting, message):
+    with pytest.raises(UserError, match=message):
         unet_config.from_diffusers(UNETS["two levels"] | setting)
 
 
@@ -174,8 +174,8 @@ def test_without_quantisation_convolutions_whitening_folds_into_new_ones():
 
 
 def test_statistics_by_channel_go_out_as_they_came_in(tmp_path):
-    said = {"latents_mean": [0.5, 1.0], "latents_std": [2.0, 3.0], "scaling_factor": 0.5}
-    diffusers.AutoencoderKL(**VAES["one level"] | {"latent_channels": 2} | said).save_pretrained(tmp_path / "in")
+    given = {"latents_mean": [0.5, 1.0], "latents_std": [2.0, 3.0], "scaling_factor": 0.5}
+    diffusers.AutoencoderKL(**VAES["one level"] | {"latent_channels": 2} | given).save_pretrained(tmp_path / "in")
     export(ldm.load(tmp_path / "in"), tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert (config["latents_mean"], config["latents_std"], config["scaling_factor"]) == ([0.5, 1.0], [4.0, 6.0], 1.0)
@@ -186,10 +186,13 @@ def test_a_file_that_lacks_one_convolution_only_is_refused(tmp_path):
 
     export(ldm.AutoencoderKL(3, 4, channels=32), tmp_path / "one.safetensors", "single_file")
     state = load_file(tmp_path / "one.safetensors")
-    for name, says in (("quant_conv", "quant_conv.weight is missing"), ("post_quant_conv", "missing post_quant_conv")):
+    for name, message in (
+        ("quant_conv", "quant_conv.weight is missing"),
+        ("post_quant_conv", "missing post_quant_conv"),
+    ):
         kept = {n: t for n, t in state.items() if not n.startswith(f"{name}.")}
         save_file(kept, tmp_path / f"{name}.safetensors")
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             ldm.load(tmp_path / f"{name}.safetensors")
 
 
@@ -217,7 +220,7 @@ def test_whitening_folds_into_the_autoencoder():
 
 
 @pytest.mark.parametrize(
-    ("said", "mean", "std"),
+    ("given", "mean", "std"),
     [
         ({}, [0.0, 0.0], [1 / 0.18215] * 2),
         ({"scaling_factor": 0.5, "shift_factor": 0.25}, [0.25, 0.25], [2.0, 2.0]),
@@ -225,12 +228,12 @@ def test_whitening_folds_into_the_autoencoder():
         ({"scaling_factor": 0.5, "shift_factor": 0, "latents_mean": [1, 2]}, [1, 2], [2.0, 2.0]),
     ],
 )
-def test_a_config_says_how_latents_are_scaled_and_shifted(said, mean, std):
-    assert latent_scale.of_config({"latent_channels": 2} | said, "here") == (mean, std)
+def test_a_config_says_how_latents_are_scaled_and_shifted(given, mean, std):
+    assert latent_scale.of_config({"latent_channels": 2} | given, "here") == (mean, std)
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("given", "message"),
     [
         ({"scaling_factor": 0}, "scaling_factor is 0"),
         ({"scaling_factor": None}, "scaling_factor is 'None'"),
@@ -244,9 +247,9 @@ def test_a_config_says_how_latents_are_scaled_and_shifted(said, mean, std):
         ({"latents_std": [1, "x"]}, r"latents_std\[1\] is 'x'"),
     ],
 )
-def test_a_config_that_makes_no_sense_of_latents_is_refused_by_name(said, says):
-    with pytest.raises(UserError, match=f"here.*{says}"):
-        latent_scale.of_config({"latent_channels": 2} | said, "here")
+def test_a_config_that_makes_no_sense_of_latents_is_refused_by_name(given, message):
+    with pytest.raises(UserError, match=f"here.*{message}"):
+        latent_scale.of_config({"latent_channels": 2} | given, "here")
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path):
@@ -270,18 +273,18 @@ def test_half_precision_and_shards_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("broken", "says"),
+    ("broken", "message"),
     [
         ({"block_out_channels": 32}, "config.json isn't a whole config of UNet2DConditionModel"),
         ([1], "manifest.json is missing|holds a list"),
     ],
 )
-def test_a_broken_config_is_named(broken, says, tmp_path):
+def test_a_broken_config_is_named(broken, message, tmp_path):
     diffusers.UNet2DConditionModel(**UNETS["two levels"]).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     whole = json.loads(file.read_text())
     file.write_text(json.dumps(whole | broken if isinstance(broken, dict) else broken))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         ldm.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Whole models: an exported one draws our picture in diffusers, and diffusers' comes in and draws its own."""
+"""Whole models: an exported one generates our image in diffusers, and an imported one generates that of diffusers."""
 
 import json
 

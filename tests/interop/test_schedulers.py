@@ -1,4 +1,4 @@
-"""Schedulers: a config that comes in draws what diffusers' class draws with it, and goes out as it came."""
+"""Schedulers: an imported config samples as diffusers' class does with it, and is exported as it was."""
 
 import logging
 
@@ -120,7 +120,7 @@ def test_what_is_left_out_is_reported(caplog):
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         (FLOW | {"shift": 3.0, "use_karras_sigmas": True}, "use_karras_sigmas=True"),
         ({"_class_name": "EDMEulerScheduler", "rho": 3.0}, "rho=3.0"),
@@ -137,10 +137,10 @@ def test_what_is_left_out_is_reported(caplog):
         ({"_class_name": "DDPMScheduler"}, "doesn't set clip_sample: DDPMScheduler's default True is taken"),
     ],
 )
-def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config, says, caplog):
+def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config, message, caplog):
     with caplog.at_level(logging.WARNING, "ldm"):
         schedulers.from_diffusers(config)
-    assert says in caplog.text
+    assert message in caplog.text
 
 
 @pytest.mark.parametrize("name", scheduler_settings.DEFAULTS)
@@ -154,7 +154,7 @@ def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
 
 
 @pytest.mark.parametrize(
-    ("config", "says"),
+    ("config", "message"),
     [
         ({"_class_name": "TCDScheduler"}, "TCDScheduler"),
         ({"_class_name": "DDIMScheduler", "trained_betas": [0.1, 0.2]}, "trained_betas"),
@@ -181,8 +181,8 @@ def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
         ({"_class_name": "UniPCMultistepScheduler", "solver_order": None}, "solver_order"),
     ],
 )
-def test_what_cant_be_represented_is_refused_by_name(config, says):
-    with pytest.raises(UserError, match=says):
+def test_what_cant_be_represented_is_refused_by_name(config, message):
+    with pytest.raises(UserError, match=message):
         schedulers.from_diffusers(config)
 
 

@@ -142,7 +142,7 @@ NONE = [None, None]
 
 
 @pytest.mark.parametrize(
-    ("index", "configs", "says"),
+    ("index", "configs", "message"),
     [
         ({"text_encoder": NONE, "tokenizer": NONE}, {}, "the refiner of Stable Diffusion XL can't be represented here"),
         ({"requires_aesthetics_score": True}, {}, "requires_aesthetics_score=True"),
@@ -162,8 +162,8 @@ NONE = [None, None]
         ({"a_thing_of_the_future": 3}, {}, "a_thing_of_the_future=3"),
     ],
 )
-def test_what_isnt_whole_or_isnt_known_is_refused_by_name(index, configs, says, folder, tmp_path):
-    with pytest.raises(UserError, match=says):
+def test_what_isnt_whole_or_isnt_known_is_refused_by_name(index, configs, message, folder, tmp_path):
+    with pytest.raises(UserError, match=message):
         ldm.load(changed(folder, tmp_path, index, **configs))
 
 
@@ -272,21 +272,21 @@ def test_diffusers_opens_the_single_file_and_generates_the_same_image(file, fold
 
 def test_the_file_has_stability_ais_names_and_declares_what_it_is(file):
     with safe_open(file, "pt") as opened:
-        names, said = set(opened.keys()), opened.metadata()
+        names, about = set(opened.keys()), opened.metadata()
     first, second = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
     places = ("model.diffusion_model.label_emb.0.2.bias", f"{first}final_layer_norm.bias", f"{second}text_projection")
     assert {*places, "first_stage_model.encoder.conv_in.weight"} <= names
     known = ("model.diffusion_model.", "first_stage_model.", first, second)
     assert all(name.startswith(known) for name in names)
-    assert said["modelspec.architecture"] == "ldm-stable-diffusion-xl" and said["modelspec.resolution"] == "16x16"
-    assert said["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+    assert about["modelspec.architecture"] == "ldm-stable-diffusion-xl" and about["modelspec.resolution"] == "16x16"
+    assert about["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
 
 
 SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
 
 
 @pytest.mark.parametrize(
-    ("tensors", "says"),
+    ("tensors", "message"),
     [
         ({"denoiser.sigmas": SIGMAS}, None),
         ({"denoiser.sigmas": SIGMAS.flip(0).half()}, None),
@@ -300,14 +300,14 @@ SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
         ({"model.diffusion_model.unknown": torch.zeros(2)}, "unexpected unknown"),
     ],
 )
-def test_everything_in_a_file_is_read_or_refused_by_name(tensors, says, file, folder, tmp_path):
+def test_everything_in_a_file_is_read_or_refused_by_name(tensors, message, file, folder, tmp_path):
     save_file({**load_file(file), **tensors}, tmp_path / "a.safetensors")
-    if says is None:
+    if message is None:
         assert (
             type(ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)).__name__ == "LatentDiffusion"
         )
         return
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)
 
 

@@ -137,8 +137,8 @@ def test_a_whole_checkpoint_generates_what_its_parts_generate(file, checkpoint):
     assert torch.equal(text(["a cat"]).tokens, reference(["a cat"]).tokens)
     unet_model = ldm.load(root / "unet")
     assert equal_weights(model.denoiser.network.state_dict(), unet_model.state_dict())
-    picture = model("a cat", steps=2, output="pt")
-    assert picture.shape == (1, 3, 16, 16) and picture.std() > 0.05
+    image = model("a cat", steps=2, output="pt")
+    assert image.shape == (1, 3, 16, 16) and image.std() > 0.05
 
 
 def changed(root, path, metadata=None, settings=None, **tensors):
@@ -159,7 +159,7 @@ MEANS, STDS = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "options", "mean", "std"),
+    ("name", "declared", "options", "mean", "std"),
     [
         ("a.safetensors", {}, {}, 0.0, 1 / 0.18215),
         ("a.safetensors", {"scale_factor": T(0.25)}, {}, 0.0, 4.0),
@@ -173,14 +173,14 @@ MEANS, STDS = [0.5, -1.0, 0.0, 2.0], [1.0, 2.0, 0.5, 4.0]
         ("a.ckpt", {"settings": {"scale_factor": 0.25, "shift_factor": 0.5}}, {}, 0.5, 4.0),
     ],
 )
-def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, mean, std, checkpoint, tmp_path):
-    model = ldm.load(changed(checkpoint[0], tmp_path / name, **said), **options)
+def test_numbers_that_say_how_latents_are_scaled_are_read(name, declared, options, mean, std, checkpoint, tmp_path):
+    model = ldm.load(changed(checkpoint[0], tmp_path / name, **declared), **options)
     for found, wanted in ((model.latent_mean, mean), (model.latent_std, std)):
         torch.testing.assert_close(found, torch.as_tensor(wanted, dtype=torch.float32).expand(4))
 
 
 @pytest.mark.parametrize(
-    ("name", "said", "says"),
+    ("name", "declared", "message"),
     [
         ("a.safetensors", {"scale_factor": T(0.0)}, "scaling_factor is 0, where a number above 0"),
         ("a.safetensors", {"scale_factor": T(float("nan"))}, "scaling_factor is nan"),
@@ -211,9 +211,9 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, said, options, m
         ("a.safetensors", {WEIGHT: torch.full((128, 32), 1e300, dtype=torch.float64)}, "isn't finite"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused_by_name(name, said, says, checkpoint, tmp_path):
-    with pytest.raises(UserError, match=says):
-        ldm.load(changed(checkpoint[0], tmp_path / name, **said))
+def test_numbers_that_make_no_sense_are_refused_by_name(name, declared, message, checkpoint, tmp_path):
+    with pytest.raises(UserError, match=message):
+        ldm.load(changed(checkpoint[0], tmp_path / name, **declared))
 
 
 def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
@@ -222,7 +222,7 @@ def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("said", "options", "kind"),
+    ("declared", "options", "kind"),
     [
         ({"v_pred": torch.zeros(1)}, {}, "V"),
         ({"metadata": {"modelspec.prediction_type": "v"}}, {}, "V"),
@@ -234,8 +234,8 @@ def test_what_else_a_checkpoint_holds_is_named(checkpoint, tmp_path, caplog):
         ({"metadata": {"config": "scaling_config: {target: sgm.denoiser_scaling.EDMScaling}"}}, {}, "EDM"),
     ],
 )
-def test_a_checkpoint_may_say_what_it_predicts(said, options, kind, checkpoint, tmp_path):
-    model = ldm.load(changed(checkpoint[0], tmp_path / "a.safetensors", **said), **options)
+def test_a_checkpoint_may_say_what_it_predicts(declared, options, kind, checkpoint, tmp_path):
+    model = ldm.load(changed(checkpoint[0], tmp_path / "a.safetensors", **declared), **options)
     assert type(model.denoiser.parameterization).__name__ == kind
 
 
@@ -249,7 +249,7 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "message"),
     [
         ({"heads": 0}, "heads=0: give a whole number above 0"),
         ({"head_dim": -1}, "head_dim=-1: give"),
@@ -266,8 +266,8 @@ def test_a_prediction_that_contradicts_the_files_own_is_named(checkpoint, tmp_pa
         ({"prediction": "x0"}, "prediction=x0: a checkpoint predicts eps or v, or flow"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(given, says, checkpoint):
-    with pytest.raises(UserError, match=says):
+def test_options_that_make_no_sense_are_refused(given, message, checkpoint):
+    with pytest.raises(UserError, match=message):
         ldm.load(checkpoint[0] / "sd.safetensors", **given)
 
 
@@ -358,7 +358,7 @@ def test_the_layer_of_the_text_encoder_that_a_file_says_is_read(metadata, beside
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("a: !!python/object/apply:os.system ['x']", "a.yaml can't be read as YAML"),
         ("a: &a [1]\nb: *a", "aliases"),
@@ -367,10 +367,10 @@ def test_the_layer_of_the_text_encoder_that_a_file_says_is_read(metadata, beside
         ("model: {params: {beta_schedule: cosine, parameterization: x0}}", "parameterization=x0"),
     ],
 )
-def test_yaml_beside_that_cant_be_read_is_refused(text, says, checkpoint, tmp_path):
+def test_yaml_beside_that_cant_be_read_is_refused(text, message, checkpoint, tmp_path):
     path = changed(checkpoint[0], tmp_path / "a.safetensors")
     path.with_suffix(".yaml").write_text(text)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         ldm.load(path)
 
 

@@ -162,7 +162,7 @@ def test_open_clips_names_are_read_back_as_they_were():
 def test_the_file_says_what_modelspec_and_web_uis_look_for(exported):
     version, model, root = exported
     with safe_open(root / "one.safetensors", "pt") as opened:
-        names, said = set(opened.keys()), opened.metadata()
+        names, tags = set(opened.keys()), opened.metadata()
     assert {name.split(".")[0] for name in names if "." in name} == {
         "model", "first_stage_model", "cond_stage_model"
     }  # fmt: skip
@@ -176,12 +176,12 @@ def test_the_file_says_what_modelspec_and_web_uis_look_for(exported):
         "architecture": f"ldm-stable-diffusion-v{version}",
     }
     wanted["prediction_type"] = "v" if version == "2" else "epsilon"
-    assert {key: said[f"modelspec.{key}"] for key in wanted} == wanted
-    assert said["modelspec.usage_hint"].startswith("sampler ddim, steps 20")
+    assert {key: tags[f"modelspec.{key}"] for key in wanted} == wanted
+    assert tags["modelspec.usage_hint"].startswith("sampler ddim, steps 20")
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"parameterization": Flow()}, "it predicts as Flow (diffusion=eps, v or v_zero_snr)"),
         ({"parameterization": Eps(Schedule("linear"))}, "its noise schedule isn't Stable Diffusion's"),
@@ -194,10 +194,10 @@ def test_the_file_says_what_modelspec_and_web_uis_look_for(exported):
         ({"text": {"length": 8}}, "its captions are padded to 8 tokens (conditioner.text.length=16)"),
     ],
 )
-def test_parts_that_arent_stock_are_refused_with_what_would_be(change, says, texts, tmp_path):
+def test_parts_that_arent_stock_are_refused_with_what_would_be(change, message, texts, tmp_path):
     with pytest.raises(UserError) as refused:
         export(make(texts["1"], **change), tmp_path / "one.safetensors", "single_file")
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
     assert not any(tmp_path.iterdir())
 
 
@@ -211,7 +211,7 @@ def test_a_transformer_conditioned_on_labels_is_refused_by_both(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "parameterization", "spread", "says"),
+    ("version", "parameterization", "spread", "message"),
     [
         ("1", Eps(), 0.0, []),
         ("1", V(), 0.0, ["ModelSamplingDiscrete with v_prediction", "v1-inference.yaml with parameterization: v"]),
@@ -222,10 +222,10 @@ def test_a_transformer_conditioned_on_labels_is_refused_by_both(tmp_path):
         ("2", V(), 0.0, ["ModelSamplingDiscrete with v_prediction", "v2-inference-v.yaml"]),
     ],
 )
-def test_what_web_uis_dont_read_off_a_file_of_their_sizes_is_reported(version, parameterization, spread, says):
+def test_what_web_uis_dont_read_off_a_file_of_their_sizes_is_reported(version, parameterization, spread, message):
     bias = {f"model.diffusion_model.{to_single_file._COMFY_V}": spread * torch.tensor([-1.0, 1.0])}
     notes = to_single_file._noise_notes(parameterization, version, bias)
-    assert len(notes) == len(says) and all(part in note for note, part in zip(notes, says, strict=True))
+    assert len(notes) == len(message) and all(part in note for note, part in zip(notes, message, strict=True))
     assert to_single_file._markers(parameterization).keys() == {
         *(["v_pred"] if isinstance(parameterization, V) else []),
         *(["ztsnr"] if parameterization.schedule.zero_terminal_snr else []),
@@ -259,11 +259,11 @@ def test_a_cast_that_isnt_finite_is_refused_by_name_and_leaves_nothing(out, text
 
 def test_wrong_words_for_the_file_are_refused(texts, tmp_path):
     model = make(texts["1"])
-    for out, options, says in (
+    for out, options, message in (
         ("one", {}, "ends in .safetensors, as in out=.*one.safetensors"),
         ("one.safetensors", {"dtype": "half"}, "dtype=half isn't one of"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             export(model, tmp_path / out, "single_file", **options)
     (tmp_path / "there.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="exists already"):
@@ -274,15 +274,15 @@ def test_wrong_words_for_the_file_are_refused(texts, tmp_path):
         main(["run=x", "out=y", "dtype=half"])
 
 
-@pytest.mark.parametrize(("said", "size"), [("768x512", (512, 768)), (None, None)])
-def test_a_resolution_is_read(said, size):
-    assert modelspec.resolution({"modelspec.resolution": said} if said else {}, "here") == size
+@pytest.mark.parametrize(("tags", "size"), [("768x512", (512, 768)), (None, None)])
+def test_a_resolution_is_read(tags, size):
+    assert modelspec.resolution({"modelspec.resolution": tags} if tags else {}, "here") == size
 
 
-@pytest.mark.parametrize("said", ["0x8", "8", "axb", "99999x8", "8x8x8"])
-def test_a_resolution_that_makes_no_sense_is_refused(said):
+@pytest.mark.parametrize("tags", ["0x8", "8", "axb", "99999x8", "8x8x8"])
+def test_a_resolution_that_makes_no_sense_is_refused(tags):
     with pytest.raises(UserError, match="here: modelspec.resolution is .*give size"):
-        modelspec.resolution({"modelspec.resolution": said}, "here")
+        modelspec.resolution({"modelspec.resolution": tags}, "here")
 
 
 def test_a_file_is_cast_and_keeps_its_metadata_and_whole_numbers(tmp_path):

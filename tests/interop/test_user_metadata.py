@@ -1,4 +1,4 @@
-"""What stands beside a file or in its metadata and isn't applied: told in one line, never passed over in silence."""
+"""Notes beside a file or in its metadata that aren't applied: reported in one line, never ignored in silence."""
 
 import json
 import os
@@ -27,25 +27,25 @@ A1111 = {
 }
 
 
-def told(folder, said, caplog, scale=1.0, name="a.json"):
-    (folder / name).write_text(said if isinstance(said, str) else json.dumps(said))
+def warning_of(folder, given, caplog, scale=1.0, name="a.json"):
+    (folder / name).write_text(given if isinstance(given, str) else json.dumps(given))
     caplog.clear()
     user_metadata.warn(folder / "a.safetensors", scale)
     return [record.getMessage() for record in caplog.records]
 
 
 def test_what_a1111_keeps_of_a_lora_is_reported_in_one_line_with_what_to_do(tmp_path, caplog):
-    [line] = told(tmp_path, A1111, caplog)
+    [line] = warning_of(tmp_path, A1111, caplog)
     assert "preferred weight '0.6', activation text 'zk cat', sd version 'SD1', notes 'n\\\\x1b[2J'" in line
     assert line.endswith(
         "none of it is applied automatically: load it at scale 0.6, write the activation text into the prompt"
     )
-    [line] = told(tmp_path, A1111, caplog, scale=0.6)
+    [line] = warning_of(tmp_path, A1111, caplog, scale=0.6)
     assert "weight" not in line and "scale" not in line and "zk cat" in line
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("given", "message"),
     [
         ({"vae": "a.vae.pt", "preferred weight": 0}, "vae 'a.vae.pt'; none of it is applied automatically"),
         ({"negative text": "blurred"}, "write the negative text into the negative prompt"),
@@ -55,41 +55,41 @@ def test_what_a1111_keeps_of_a_lora_is_reported_in_one_line_with_what_to_do(tmp_
         ("\udcff", "the files beside it aren't used"),
     ],
 )
-def test_other_fields_and_damaged_files_are_reported_too(said, says, tmp_path, caplog):
-    if said == "\udcff":
+def test_other_fields_and_damaged_files_are_reported_too(given, message, tmp_path, caplog):
+    if given == "\udcff":
         (tmp_path / "a.json").write_bytes(b"\xff")
         user_metadata.warn(tmp_path / "a.safetensors", 1.0)
-        assert says in caplog.text
+        assert message in caplog.text
         return
-    [line] = told(tmp_path, said, caplog)
-    assert says in line
+    [line] = warning_of(tmp_path, given, caplog)
+    assert message in line
 
 
 def test_empty_fields_and_no_file_say_nothing(tmp_path, caplog):
     user_metadata.warn(tmp_path / "a.safetensors")
-    assert not told(tmp_path, {"activation text": "", "preferred weight": 0.0, "sd version": "Unknown"}, caplog)
+    assert not warning_of(tmp_path, {"activation text": "", "preferred weight": 0.0, "sd version": "Unknown"}, caplog)
     assert not caplog.text
 
 
 def test_civitais_words_count_where_a1111_has_none(tmp_path, caplog):
-    [line] = told(tmp_path, {"id": 1, "trainedWords": ["zk", "cat"]}, caplog, name="a.civitai.info")
+    [line] = warning_of(tmp_path, {"id": 1, "trainedWords": ["zk", "cat"]}, caplog, name="a.civitai.info")
     assert (
         "activation text 'zk, cat'" in line
         and "id" not in line.split("files beside it recommend")[1].split(";")[0].split()
     )
-    [line] = told(tmp_path, {"activation text": "other"}, caplog)
+    [line] = warning_of(tmp_path, {"activation text": "other"}, caplog)
     assert "activation text 'other'" in line and "zk" not in line
 
 
 def test_lora_managers_file_and_a_loras_own_metadata_are_reported(tmp_path, caplog):
-    said = {"usage_tips": '{"strength": 0.6, "clip_skip": 2}', "base_model": "SD 1.5", "file_size": 3, "notes": ""}
-    said["civitai"] = {"trainedWords": ["zk"]}
-    [line] = told(tmp_path, said, caplog, name="a.metadata.json")
+    given = {"usage_tips": '{"strength": 0.6, "clip_skip": 2}', "base_model": "SD 1.5", "file_size": 3, "notes": ""}
+    given["civitai"] = {"trainedWords": ["zk"]}
+    [line] = warning_of(tmp_path, given, caplog, name="a.metadata.json")
     assert "preferred weight '0.6'" in line and "clip_skip '2'" in line and "load it at scale 0.6" in line
     assert "zk" in line and "SD 1.5" in line and "file_size" not in line
-    [line] = told(tmp_path, {"recommended_weight": 0.7}, caplog, name="a.metadata.json")
+    [line] = warning_of(tmp_path, {"recommended_weight": 0.7}, caplog, name="a.metadata.json")
     assert "preferred weight '0.7'" in line
-    [line] = told(tmp_path, {"usage_tips": "[1]"}, caplog, name="a.metadata.json")
+    [line] = warning_of(tmp_path, {"usage_tips": "[1]"}, caplog, name="a.metadata.json")
     assert "the files beside it aren't used" in line
     caplog.clear()
     user_metadata.warn(tmp_path / "b.safetensors", 1.0, {"recommended_weight": "0.7"})
@@ -110,7 +110,7 @@ ZERO = V(Schedule(zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize(
-    ("metadata", "on", "says"),
+    ("metadata", "on", "message"),
     [
         ({"ss_zero_terminal_snr": "True"}, Eps(), "the base's schedule doesn't end at zero SNR"),
         ({"ss_zero_terminal_snr": "False"}, ZERO, "the base's schedule ends at zero SNR"),
@@ -131,10 +131,10 @@ ZERO = V(Schedule(zero_terminal_snr=True))
         ({"ss_clip_skip": "None", "ss_noise_offset": "0.05", "ss_min_snr_gamma": "5.0"}, Eps(), None),
     ],
 )
-def test_a_lora_for_another_base_is_reported(metadata, on, says, caplog):
+def test_a_lora_for_another_base_is_reported(metadata, on, message, caplog):
     base_differences.warn_of_differences(metadata, on, "a.safetensors")
-    assert len(caplog.records) == (says is not None)
-    assert says is None or says in caplog.text
+    assert len(caplog.records) == (message is not None)
+    assert message is None or message in caplog.text
 
 
 def test_a_clip_skip_that_the_base_has_too_isnt_told(caplog):
@@ -196,6 +196,6 @@ def test_loading_a_lora_warns_of_both(tmp_path, caplog):
 
 
 def test_swifts_scale_beside_a_lora_is_reported(tmp_path, caplog):
-    [line] = told(tmp_path, {"lora_dtype": None, "lora_scale": 0.5}, caplog, name="additional_config.json")
+    [line] = warning_of(tmp_path, {"lora_dtype": None, "lora_scale": 0.5}, caplog, name="additional_config.json")
     assert "preferred weight '0.5'; none of it is applied automatically: load it at scale 0.5" in line
-    assert not told(tmp_path, {"lora_dtype": None}, caplog, name="additional_config.json")
+    assert not warning_of(tmp_path, {"lora_dtype": None}, caplog, name="additional_config.json")

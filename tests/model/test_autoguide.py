@@ -70,7 +70,7 @@ def test_what_it_costs_and_an_interval_saves():
     counts = Count(good), Count(bad)
     good.load_autoguide(bad)
     latents(good, autoguidance=2.0)
-    assert [c.images for c in counts] == [8, 8]  # two pictures, four steps
+    assert [c.images for c in counts] == [8, 8]  # two images, four steps
     sigmas = good.denoiser.parameterization.grid(4)
     inside = (sigmas[2].item() - 1e-6, sigmas[1].item())
     latents(good, autoguidance=2.0, interval=inside)
@@ -83,11 +83,11 @@ def test_the_worse_model_may_know_fewer_conditions_and_stays_out_of_the_weights(
     good, bad = make(("text", "label")), make((), seed=1)
     names = list(good.state_dict())
     good.load_autoguide(bad)
-    pictures = good("a cat", labels=["b"], n=2, autoguidance=2.0, output="pt")
-    assert pictures.shape == (2, 1, 8, 8) and pictures.isfinite().all()
+    results = good("a cat", labels=["b"], n=2, autoguidance=2.0, output="pt")
+    assert results.shape == (2, 1, 8, 8) and results.isfinite().all()
     assert list(good.state_dict()) == names
     halves = [good("a cat", labels=["b"], seed=s, autoguidance=2.0, output="pt") for s in (0, 1)]
-    torch.testing.assert_close(pictures, torch.cat(halves), rtol=0, atol=1e-5)
+    torch.testing.assert_close(results, torch.cat(halves), rtol=0, atol=1e-5)
 
 
 def test_what_is_refused():
@@ -117,10 +117,10 @@ def test_decoding_stays_float32_under_autocast():
     model.denoiser.network.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
     plain = model(labels=["a"], steps=1, output="pt")
     with torch.autocast("cpu", torch.bfloat16):
-        pictures = model(labels=["a"], steps=1, output="pt")
+        results = model(labels=["a"], steps=1, output="pt")
         encoded = model.encode(plain)
     assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.float32]
-    assert pictures.dtype == encoded.dtype == torch.float32
+    assert results.dtype == encoded.dtype == torch.float32
     torch.testing.assert_close(encoded, model.encode(plain))
 
 

@@ -38,7 +38,7 @@ def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
     preprocess, values = Preprocess(3, 4, 4), np.zeros((4, 4), np.float32)
     values[0, 0] = bad
     tensor = torch.from_numpy(values)
-    for read, given, says in (
+    for read, given, message in (
         (read_images, tensor.expand(3, 4, 4), "and no NaN"),
         (read_masks, tensor, "a mask has infinite values or NaN"),
         (read_masks, values, "holds values that are not numbers"),
@@ -46,7 +46,7 @@ def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
         (read_maps, tensor, "no class ids|a map has infinite values"),
         (read_maps, values, "no class ids|a map has infinite values"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             read(given, preprocess)
     with pytest.raises(UserError, match="no class ids: give whole numbers"):
         read_maps(np.full((4, 4), 0.5), preprocess)
@@ -98,22 +98,22 @@ def test_a_feathered_edge_still_keeps_what_lies_outside(model: LatentDiffusion, 
 
 
 def test_images_and_masks_are_read(model: LatentDiffusion, tmp_path: Any) -> None:
-    picture = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
+    shown_image = Image.fromarray(np.full((16, 16, 3), 200, np.uint8))
     mask = Image.fromarray(np.pad(np.full((8, 16), 255, np.uint8), ((0, 8), (0, 0))))
-    picture.save(tmp_path / "p.png")
+    shown_image.save(tmp_path / "p.png")
     mask.save(tmp_path / "m.png")
-    given = model(image=picture, mask=mask, output="np")
+    given = model(image=shown_image, mask=mask, output="np")
     read = model(image=str(tmp_path / "p.png"), mask=str(tmp_path / "m.png"), output="np")
     assert np.array_equal(given, read)
     assert (given[0, 4:] == 200).all() and not (given[0, :4] == 200).all()
 
 
-def on_its_side(picture: Image.Image) -> Image.Image:
-    """The picture as a camera stores it: lying, with a tag that says how to turn it upright."""
+def on_its_side(shown_image: Image.Image) -> Image.Image:
+    """The image as a camera stores it: lying, with a tag that says how to turn it upright."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     file = io.BytesIO()
-    picture.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    shown_image.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
     return Image.open(file)
 
 

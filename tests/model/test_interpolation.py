@@ -1,4 +1,4 @@
-"""From prompt to prompt, from picture to picture, and around a picture."""
+"""From prompt to prompt, from image to image, and around an image."""
 
 import numpy as np
 import pytest
@@ -47,9 +47,9 @@ def distances(images: torch.Tensor) -> list[float]:
 def test_between_prompts_and_labels_the_ends_are_the_models_own_images(model, a, b):
     path = model.interpolate(a, b, n=5, seed=3, output="pt", batch_size=2)
     column = "labels" if isinstance(a, int) else "prompt"
-    for end, drawn in ((a, path[0]), (b, path[-1])):
+    for end, generated in ((a, path[0]), (b, path[-1])):
         own = model(**{column: [end]}, seed=3, output="pt")[0]
-        torch.testing.assert_close(drawn, own, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(generated, own, atol=2e-4, rtol=1e-3)
     whole = (path[0] - path[-1]).square().mean().item()
     assert whole > 1e-4 and all(step > 0 for step in distances(path))
 
@@ -70,8 +70,8 @@ def test_unmasked_tokens_stay_unmasked():
 def test_between_images_the_ends_are_reconstructions(model):
     a, b = image(0), image(1)
     path = model.interpolate(a, b, n=6, output="pt")
-    for end, drawn in ((a, path[0]), (b, path[-1])):
-        torch.testing.assert_close(drawn[None], model(image=end, strength=0, output="pt"), atol=2e-4, rtol=1e-3)
+    for end, generated in ((a, path[0]), (b, path[-1])):
+        torch.testing.assert_close(generated[None], model(image=end, strength=0, output="pt"), atol=2e-4, rtol=1e-3)
     assert max(distances(path)) < (path[0] - path[-1]).square().mean().item()
     again = model.interpolate(a, b, n=6, strength=0.6, prompt=SHORT, output="pt")
     assert again.shape == path.shape and (again - path).abs().max() > 1e-3
@@ -96,15 +96,15 @@ def test_variations_differ_from_each_other_and_not_much_from_the_image(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((SHORT, 1), "both ends of one kind"),
         ((SHORT, LONG, 1), "at least its two ends"),
         (([1.0], SHORT), "both ends of one kind"),
     ],
 )
-def test_what_has_no_way_between_is_refused(model, arguments, said):
-    with pytest.raises(UserError, match=said):
+def test_what_has_no_way_between_is_refused(model, arguments, message):
+    with pytest.raises(UserError, match=message):
         model.interpolate(*arguments)
     with pytest.raises(UserError, match="for interpolations between images"):
         model.interpolate(SHORT, LONG, strength=0.5)

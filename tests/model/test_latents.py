@@ -1,4 +1,4 @@
-"""A model generates in the precision that is asked for, and its weights stay what they are."""
+"""A model generates in the precision that is requested, and its weights stay what they are."""
 
 import copy
 from typing import Any

@@ -42,10 +42,10 @@ def photos(tmp_path: Path) -> Path:
     folder.mkdir()
     rows = []
     for i in range(16):
-        picture = Image.fromarray(noise(256, 256, 3)).resize((256, 256 if i % 2 else 192))
+        image = Image.fromarray(noise(256, 256, 3)).resize((256, 256 if i % 2 else 192))
         exif = Image.Exif()
         exif[0x0112] = 6 if i % 4 == 0 else 1  # orientation
-        picture.convert("CMYK" if i % 3 == 0 else "RGB").save(folder / f"{i}.jpg", exif=exif)
+        image.convert("CMYK" if i % 3 == 0 else "RGB").save(folder / f"{i}.jpg", exif=exif)
         rows.append({"file_name": f"{i}.jpg", "text": f"noise, it's number {i}"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder

@@ -1,4 +1,4 @@
-"""The model as its user calls it: pictures are their own whatever the batch, and what is asked for is checked."""
+"""The model as its user calls it: images are their own whatever the batch, and what is requested is checked."""
 
 import functools
 import math
@@ -75,11 +75,11 @@ def model() -> LatentDiffusion:
     return make()
 
 
-def draw(model, *args, **options) -> torch.Tensor:
+def generate(model, *args, **options) -> torch.Tensor:
     return model(*args, output="pt", **options)
 
 
-# A picture is its own ------------------------------------------------------------------------------------------------
+# An image is its own ------------------------------------------------------------------------------------------------
 
 STOCHASTIC = {"ddpm", "euler_ancestral", "dpmpp_2m_sde", "lcm"}
 
@@ -89,29 +89,29 @@ def test_eight_at_once_are_eight_alone(model, sampler):
     # Guided within the interval alone, so both kinds of step occur.
     options = {"sampler": sampler, "guidance": 3.0, "interval": (0.2, 5.0), "rescale": 0.7}
     options |= {"eta": 0.7} if sampler == "ddim" else {}
-    together = draw(model, PROMPTS, labels=list(range(8)), seed=5, **options)
-    alone = [draw(model, p, labels=i, seed=5 + i, **options) for i, p in enumerate(PROMPTS)]
+    together = generate(model, PROMPTS, labels=list(range(8)), seed=5, **options)
+    alone = [generate(model, p, labels=i, seed=5 + i, **options) for i, p in enumerate(PROMPTS)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
-    assert (together[0] - together[6]).abs().max() > 1e-2  # the same prompt, another picture
+    assert (together[0] - together[6]).abs().max() > 1e-2  # the same prompt, another image
 
 
 @pytest.mark.parametrize("parameterization", [Eps(), Flow(), EDM()], ids=lambda p: type(p).__name__)
 def test_the_size_of_a_batch_changes_nothing(parameterization):
     model = make(["label"], parameterization)
     options = {"labels": list(range(8)), "sampler": "ddpm", "guidance": 2.0}
-    whole = draw(model, **options)
-    torch.testing.assert_close(draw(model, batch_size=3, **options), whole, atol=1e-4, rtol=0)
+    whole = generate(model, **options)
+    torch.testing.assert_close(generate(model, batch_size=3, **options), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_same_call_gives_the_same_image_whatever_came_before(model, sampler):
     torch.manual_seed(1)
-    first = draw(model, "a cat", sampler=sampler)
+    first = generate(model, "a cat", sampler=sampler)
     state = torch.get_rng_state()
     torch.randn(3)
-    assert torch.equal(draw(model, "a cat", sampler=sampler), first)
+    assert torch.equal(generate(model, "a cat", sampler=sampler), first)
     torch.set_rng_state(state)
-    draw(model, "a cat", sampler=sampler)
+    generate(model, "a cat", sampler=sampler)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator isn't touched
 
 
@@ -119,15 +119,15 @@ def test_the_same_call_gives_the_same_image_whatever_came_before(model, sampler)
 def test_stochastic_samplers_draw_new_noise_at_every_step(model, sampler):
     noise = ImageNoise([0], (2, 6, 4), torch.device("cpu"))
     assert not torch.equal(noise(), noise())
-    assert (draw(model, "a cat", sampler=sampler) - draw(model, "a cat", sampler="euler")).abs().max() > 1e-3
+    assert (generate(model, "a cat", sampler=sampler) - generate(model, "a cat", sampler="euler")).abs().max() > 1e-3
 
 
 def test_seeds_count_up_or_are_listed(model):
-    counted = draw(model, ["a cat", "a dog"], n=2, seed=7)
-    assert torch.equal(draw(model, ["a cat", "a dog"], n=2, seed=[7, 8, 9, 10]), counted)
-    same = draw(model, "a cat", n=3, seed=[4, 4, 4])
+    counted = generate(model, ["a cat", "a dog"], n=2, seed=7)
+    assert torch.equal(generate(model, ["a cat", "a dog"], n=2, seed=[7, 8, 9, 10]), counted)
+    same = generate(model, "a cat", n=3, seed=[4, 4, 4])
     torch.testing.assert_close(same[1:], same[:1].expand(2, -1, -1, -1), atol=1e-5, rtol=0)
-    assert torch.equal(draw(model, "a cat", seed=torch.tensor([7])), draw(model, "a cat", seed=7))
+    assert torch.equal(generate(model, "a cat", seed=torch.tensor([7])), generate(model, "a cat", seed=7))
     with pytest.raises(UserError, match="2 seeds for 3 images"):
         model("a cat", n=3, seed=[1, 2])
     for wrong in (1.5, "7", [1, 2.5, 3], torch.tensor(0.5)):
@@ -138,28 +138,28 @@ def test_seeds_count_up_or_are_listed(model):
 @pytest.mark.parametrize("options", [{"seed": np.int64(7)}, {"seed": 7, "labels": np.int64(3)}], ids=["seed", "label"])
 def test_numbers_of_numpy_are_numbers(model, options):
     wanted = {name: int(value) for name, value in options.items()}
-    assert torch.equal(draw(model, **options), draw(model, **wanted))
+    assert torch.equal(generate(model, **options), generate(model, **wanted))
 
 
 def test_n_is_per_condition_and_conditions_keep_their_order(model):
-    images = draw(model, ["a cat", "a dog"], n=2, seed=[3, 4, 3, 4])
+    images = generate(model, ["a cat", "a dog"], n=2, seed=[3, 4, 3, 4])
     assert len(images) == 4
     for row, prompt, seed in ((0, "a cat", 3), (1, "a cat", 4), (2, "a dog", 3)):
-        torch.testing.assert_close(images[row : row + 1], draw(model, prompt, seed=seed), atol=1e-4, rtol=0)
+        torch.testing.assert_close(images[row : row + 1], generate(model, prompt, seed=seed), atol=1e-4, rtol=0)
     assert len(model(labels=[3, 7], n=3)) == 6
     assert len(model(n=2)) == 2
 
 
-# What is asked for ---------------------------------------------------------------------------------------------------
+# What is requested ---------------------------------------------------------------------------------------------------
 
 
 def test_conditions_change_the_image_and_are_names_or_numbers(model):
-    first = draw(model, labels=["c"])
-    assert torch.equal(draw(model, labels=[2]), first)
-    assert torch.equal(draw(model, labels="c"), first)
-    assert torch.equal(draw(model, labels=torch.tensor([2])), first)
-    assert (draw(model, labels=["d"]) - first).abs().max() > 1e-3
-    assert (draw(model, "a cat", labels=["c"]) - first).abs().max() > 1e-3
+    first = generate(model, labels=["c"])
+    assert torch.equal(generate(model, labels=[2]), first)
+    assert torch.equal(generate(model, labels="c"), first)
+    assert torch.equal(generate(model, labels=torch.tensor([2])), first)
+    assert (generate(model, labels=["d"]) - first).abs().max() > 1e-3
+    assert (generate(model, "a cat", labels=["c"]) - first).abs().max() > 1e-3
 
 
 def test_a_model_shows_its_classes(model):
@@ -168,33 +168,33 @@ def test_a_model_shows_its_classes(model):
 
 
 def test_guidance_one_is_the_conditional_and_zero_the_unconditional(model):
-    plain = draw(model, "a cat", guidance=1.0)
-    assert torch.equal(draw(model, "a cat"), plain)
-    torch.testing.assert_close(draw(model, "a cat", guidance=0.0), draw(model), atol=1e-5, rtol=0)
-    assert (draw(model, "a cat", guidance=4.0) - plain).abs().max() > 1e-3
+    plain = generate(model, "a cat", guidance=1.0)
+    assert torch.equal(generate(model, "a cat"), plain)
+    torch.testing.assert_close(generate(model, "a cat", guidance=0.0), generate(model), atol=1e-5, rtol=0)
+    assert (generate(model, "a cat", guidance=4.0) - plain).abs().max() > 1e-3
 
 
 def test_a_guided_step_costs_two_evaluations_and_a_plain_one_one(model, monkeypatch):
     rows = []
     forward = model.denoiser.network.forward
     monkeypatch.setattr(model.denoiser.network, "forward", lambda x, *a: (rows.append(len(x)), forward(x, *a))[1])
-    draw(model, "a cat", n=2, steps=4)
+    generate(model, "a cat", n=2, steps=4)
     assert rows == [2] * 4
     rows.clear()
-    draw(model, "a cat", n=2, steps=4, guidance=3.0)
+    generate(model, "a cat", n=2, steps=4, guidance=3.0)
     assert sum(rows) == 2 * 4 * 2
 
 
 def test_a_negative_prompt_takes_the_place_of_the_null_condition(model):
     guided = {"guidance": 3.0, "seed": 2}
-    plain = draw(model, "a cat", **guided)
-    assert torch.equal(draw(model, "a cat", negative="", **guided), plain)
-    negative = draw(model, "a cat", negative="a dog", **guided)
+    plain = generate(model, "a cat", **guided)
+    assert torch.equal(generate(model, "a cat", negative="", **guided), plain)
+    negative = generate(model, "a cat", negative="a dog", **guided)
     assert (negative - plain).abs().max() > 1e-3
     torch.testing.assert_close(
-        draw(model, "a cat", negative="a cat", **guided), draw(model, "a cat", seed=2), atol=1e-4, rtol=0
+        generate(model, "a cat", negative="a cat", **guided), generate(model, "a cat", seed=2), atol=1e-4, rtol=0
     )
-    pair = draw(model, "a cat", n=2, negative=["", "a dog"], guidance=3.0, seed=[2, 2])
+    pair = generate(model, "a cat", n=2, negative=["", "a dog"], guidance=3.0, seed=[2, 2])
     torch.testing.assert_close(pair, torch.cat([plain, negative]), atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="2 negative prompts for 3 images"):
         model("a cat", n=3, negative=["a", "b"])
@@ -226,33 +226,33 @@ def test_what_cannot_be_generated_is_refused(parts, call, message):
 
 
 def test_outputs(model):
-    pixels = draw(model, "a cat", n=2)
+    pixels = generate(model, "a cat", n=2)
     assert pixels.shape == (2, 1, 12, 8) and pixels.abs().max() <= 1 and pixels.dtype == torch.float32
     array = model("a cat", n=2, output="np")
     assert array.shape == (2, 12, 8, 1) and array.dtype == np.uint8
     assert np.abs(array[..., 0] / 127.5 - 1 - pixels[:, 0].numpy()).max() <= 1 / 255 + 1e-6
-    pictures = model("a cat", n=2)
-    assert [p.size for p in pictures] == [(8, 12)] * 2
-    assert np.array_equal(np.asarray(pictures[1]), array[1, :, :, 0])
+    results = model("a cat", n=2)
+    assert [p.size for p in results] == [(8, 12)] * 2
+    assert np.array_equal(np.asarray(results[1]), array[1, :, :, 0])
     assert make(["label"], bits=16)(labels=[1], output="np").dtype == np.uint16
 
 
 def test_other_sizes_odd_latents_too(model):
-    assert draw(model, "a cat", size=(14, 6)).shape == (1, 1, 14, 6)
-    assert draw(model, "a cat", size=10).shape == (1, 1, 10, 10)
+    assert generate(model, "a cat", size=(14, 6)).shape == (1, 1, 14, 6)
+    assert generate(model, "a cat", size=10).shape == (1, 1, 10, 10)
 
 
 def test_each_step_is_shown(model):
     seen = []
-    draw(model, "a cat", n=2, steps=4, on_step=lambda i, n, x: seen.append((i, n, tuple(x.shape))))
+    generate(model, "a cat", n=2, steps=4, on_step=lambda i, n, x: seen.append((i, n, tuple(x.shape))))
     assert seen == [(i, 4, (2, 2, 6, 4)) for i in range(4)]
 
 
 def test_unconditional_models_generate_too():
     model = make([])
-    images = draw(model, n=3, guidance=2.0)
+    images = generate(model, n=3, guidance=2.0)
     assert len(images) == 3
-    torch.testing.assert_close(images, draw(model, n=3), atol=1e-5, rtol=0)  # nothing to be guided by
+    torch.testing.assert_close(images, generate(model, n=3), atol=1e-5, rtol=0)  # nothing to be guided by
 
 
 def ddpm_model() -> LatentDiffusion:
@@ -263,13 +263,13 @@ def ddpm_model() -> LatentDiffusion:
 
 def test_fewer_steps_leave_the_whole_table():
     model = ddpm_model()
-    assert draw(model, labels=[1]).isfinite().all()
-    few = draw(model, labels=[1], steps=5)  # spacing "table" can't have 5 steps; it isn't the user's choice
-    assert torch.equal(few, draw(model, labels=[1], steps=5, spacing="uniform"))
+    assert generate(model, labels=[1]).isfinite().all()
+    few = generate(model, labels=[1], steps=5)  # spacing "table" can't have 5 steps; it isn't the user's choice
+    assert torch.equal(few, generate(model, labels=[1], steps=5, spacing="uniform"))
 
 
 def test_another_sampler_leaves_the_options_of_the_models_own():
-    assert draw(ddpm_model(), labels=[1], sampler="ddim", steps=5).isfinite().all()
+    assert generate(ddpm_model(), labels=[1], sampler="ddim", steps=5).isfinite().all()
 
 
 # Latents -------------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_latents_are_whitened_by_channel_on_the_way_in_and_back_on_the_way_out(m
 
 def test_pixels_need_no_first_stage():
     model = make(["label"], first_stage=Identity(3))
-    assert draw(model, labels=[1, 2]).shape == (2, 3, 12, 8)
+    assert generate(model, labels=[1, 2]).shape == (2, 3, 12, 8)
 
 
 def test_samples_of_the_prior_are_their_own_too():
@@ -304,11 +304,11 @@ def test_keys_and_values_of_a_prompt_are_computed_once_a_run(monkeypatch):
     layers = {n: m for n, m in model.denoiser.named_modules() if n.endswith("attn2.to_k")}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: calls.append(name))
-    asked = {"prompt": PROMPTS[:3], "seed": 1, "steps": 4, "guidance": 3.0, "output": "pt"}
-    once = model(**asked)
+    requested = {"prompt": PROMPTS[:3], "seed": 1, "steps": 4, "guidance": 3.0, "output": "pt"}
+    once = model(**requested)
     assert sorted(calls) == sorted(layers)
     monkeypatch.setattr("ldm.model.generate.constant_contexts", nullcontext)
-    torch.testing.assert_close(model(**asked), once, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(**requested), once, rtol=0, atol=1e-6)
     assert len(calls) == 5 * len(layers)
 
 
@@ -377,7 +377,7 @@ def test_interpolations_hold_their_arguments_too(given, model):
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(model):
-    plain = draw(model, "a cat", n=2, steps=2, guidance=2.0, seed=5)
+    plain = generate(model, "a cat", n=2, steps=2, guidance=2.0, seed=5)
     given = {"n": np.int64(2), "steps": np.int32(2), "guidance": np.float32(2.0), "seed": torch.tensor([5, 6])}
-    assert torch.equal(draw(model, "a cat", **given), plain)
-    assert torch.equal(draw(model, labels=3, steps=1), draw(model, labels=[3], steps=1))
+    assert torch.equal(generate(model, "a cat", **given), plain)
+    assert torch.equal(generate(model, labels=3, steps=1), generate(model, labels=[3], steps=1))

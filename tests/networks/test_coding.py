@@ -200,12 +200,12 @@ def test_what_makes_no_sense_is_refused(options, words):
 
 
 def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch):
-    asked = Coding("auto")
+    automatic = Coding("auto")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: not including_emulation)
-    assert asked.dtype(torch.device("cuda")) == torch.bfloat16
-    assert asked.dtype(torch.device("cpu")) == asked.dtype(torch.device("mps")) == torch.float32
+    assert automatic.dtype(torch.device("cuda")) == torch.bfloat16
+    assert automatic.dtype(torch.device("cpu")) == automatic.dtype(torch.device("mps")) == torch.float32
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert asked.dtype(torch.device("cuda")) == torch.float32
+    assert automatic.dtype(torch.device("cuda")) == torch.float32
     assert Coding(torch.bfloat16).precision == "bfloat16"
 
 

@@ -141,7 +141,7 @@ def test_a_factor_of_8_has_the_widths_of_stable_diffusion():
 
 
 @pytest.mark.parametrize(
-    ("other", "says"),
+    ("other", "message"),
     [
         ({"channels": [8, 8]}, "levels"),
         ({"blocks": 2}, "levels"),
@@ -149,14 +149,14 @@ def test_a_factor_of_8_has_the_widths_of_stable_diffusion():
         ({"vector_dim": None}, "vector_dim 5"),
     ],
 )
-def test_what_doesnt_fit_is_named(other, says):
+def test_what_doesnt_fit_is_named(other, message):
     net = ControlNet(UNet(3, **OPTIONS))
     assert not net.misfits(UNet(3, **OPTIONS))
-    assert says in "; ".join(net.misfits(UNet(3, **OPTIONS | other)))
+    assert message in "; ".join(net.misfits(UNet(3, **OPTIONS | other)))
 
 
 @pytest.mark.parametrize(
-    ("other", "says"),
+    ("other", "message"),
     [
         ({"channels": 16}, "channels 8"),
         ({"patch": 2}, "patch 1"),
@@ -165,10 +165,10 @@ def test_what_doesnt_fit_is_named(other, says):
         ({"vector_dim": None}, "vector_dim 5"),
     ],
 )
-def test_what_doesnt_fit_a_dit_is_named(other, says):
+def test_what_doesnt_fit_a_dit_is_named(other, message):
     net = DiTControlNet(DiT(3, **DIT_OPTIONS))
     assert not net.misfits(DiT(3, **DIT_OPTIONS))
-    assert says in "; ".join(net.misfits(DiT(3, **DIT_OPTIONS | other)))
+    assert message in "; ".join(net.misfits(DiT(3, **DIT_OPTIONS | other)))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ def model():
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda m: m.half(), 'not torch.float16.*autocast."cpu", torch.float16'),
         (lambda m: m.bfloat16(), 'not torch.bfloat16.*autocast."cpu", torch.bfloat16'),
@@ -27,8 +27,8 @@ def model():
         (lambda m: torch.nn.ModuleList([m]).half(), "a LatentDiffusion's weights stay in float32"),
     ],
 )
-def test_another_precision_is_refused_with_the_way_to_have_it_and_nothing_changes(model, change, says):
-    with pytest.raises(UserError, match=says):
+def test_another_precision_is_refused_with_the_way_to_have_it_and_nothing_changes(model, change, message):
+    with pytest.raises(UserError, match=message):
         change(model)
     assert {p.dtype for p in model.parameters()} == {torch.float32} and model.latent_mean.device.type == "cpu"
 

@@ -77,7 +77,7 @@ def stage_one(runs: Path, *data: list[str]) -> Path:
 
 
 def base(runs: Path) -> None:
-    """What fine-tunings go on from, once."""
+    """What fine-tunings continue from, once."""
     if not (runs / "ldm" / "base").is_dir():
         train_ldm.main(config("ldm", runs, *EMOJI, *UNET, "name=base"))
 

@@ -1,4 +1,4 @@
-"""Small random models that every device has to generate alike with, and what they are asked for."""
+"""Small random models that every device has to generate alike with, and what they are requested."""
 
 from collections.abc import Callable
 from typing import Any

@@ -65,8 +65,8 @@ def test_half_precision_and_tiles(monkeypatch, precision, of):
         model.compute(precision, 16, of)
         return model
 
-    asked = {"image": IMAGE.repeat(1, 2, 3), "mask": MASK.repeat(1, 2, 3), "guidance": 2.0, "steps": 2}
-    agrees(monkeypatch, lowered, lambda model: model("a cat", output="pt", **asked), atol=0.05)
+    requested = {"image": IMAGE.repeat(1, 2, 3), "mask": MASK.repeat(1, 2, 3), "guidance": 2.0, "steps": 2}
+    agrees(monkeypatch, lowered, lambda model: model("a cat", output="pt", **requested), atol=0.05)
 
 
 def test_super_resolution(monkeypatch):

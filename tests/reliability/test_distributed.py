@@ -221,7 +221,7 @@ def contents(cache: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("fsdp", {"optimizer": {"name": "muon"}}, "can't be used with optimizer.name=muon"),
         ("fsdp", {"finetune": {"class": "LoRA"}, "compile": True}, "with finetune=, compile=true"),
@@ -229,8 +229,8 @@ def contents(cache: str) -> dict[str, bytes]:
         ("fsdp_cpu_offload", {}, "isn't known here"),
     ],
 )
-def test_what_sharing_the_weights_cannot_do_is_refused(name, options, said):
-    with pytest.raises(UserError, match=said):
+def test_what_sharing_the_weights_cannot_do_is_refused(name, options, message):
+    with pytest.raises(UserError, match=message):
         strategy_of(name, {"optimizer": {}} | options, "32-true")
 
 

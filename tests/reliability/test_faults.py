@@ -72,9 +72,9 @@ def fails(output: Path, stage: str, *words: str, before=lambda: None) -> str:
         train(stage, *words)
 
     assert forked(work, output) == 2, output.read_text()
-    said = output.read_text()
-    assert "Traceback" not in said
-    return said.split("error: ", 1)[1]
+    printed = output.read_text()
+    assert "Traceback" not in printed
+    return printed.split("error: ", 1)[1]
 
 
 # Signals -------------------------------------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ def fails(output: Path, stage: str, *words: str, before=lambda: None) -> str:
 def test_ctrl_c_stops_after_the_step_with_130_and_a_second_one_at_once(here, capfd):
     interrupt = signalled(signal.SIGINT)
     assert forked(struck_run("vae", Task, "training_step", 3, interrupt, "trainer.max_steps=8")) == 130
-    said = capfd.readouterr().err
-    assert "stopping after this step" in said and "step-00000003.ckpt. To continue: python train_vae.py" in said
+    printed = capfd.readouterr().err
+    assert "stopping after this step" in printed and "step-00000003.ckpt. To continue: python train_vae.py" in printed
     assert steps(RUN) == [2, 3]
     load(RUN / "checkpoints" / "step-00000003.ckpt")
 
@@ -140,10 +140,10 @@ def test_of_the_batches_of_a_step_no_number_is_kept(tmp_path):
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_sample(started, tmp_path):
     bad = sample_of_step(6)
     words = ("trainer.max_steps=8", "resume=true", "checkpoint.every_n_steps=1")
-    said = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
-    assert said.startswith("step 6: the loss isn't finite")
-    assert f"sample {bad} ({bad}.png)." in said
-    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000005.ckpt" in said
+    printed = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
+    assert printed.startswith("step 6: the loss isn't finite")
+    assert f"sample {bad} ({bad}.png)." in printed
+    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000005.ckpt" in printed
     saved = checkpoint(RUN, 5)["state_dict"]
     assert all(value.isfinite().all() for value in saved.values())
     load(RUN / "checkpoints" / "step-00000005.ckpt")
@@ -157,8 +157,8 @@ def test_no_sample_is_named_for_want_of_memory(started, tmp_path):
         poison(sample_of_step(6))
         guards.loss_of = full
 
-    said = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=before)
-    assert said.startswith("step 6: the loss or its gradient isn't finite, of one or more of sample ")
+    printed = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=before)
+    assert printed.startswith("step 6: the loss or its gradient isn't finite, of one or more of sample ")
 
 
 def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
@@ -178,8 +178,8 @@ def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
 def test_one_in_the_last_step_is_found_before_the_end_is_saved(started, tmp_path):
     """The flag of an update is read at the next one, and there is none."""
     bad = sample_of_step(7)
-    said = fails(tmp_path / "out", "vae", "trainer.max_steps=7", "resume=true", before=lambda: poison(bad))
-    assert said.startswith("step 7: the loss isn't finite") and f"sample {bad} " in said
+    printed = fails(tmp_path / "out", "vae", "trainer.max_steps=7", "resume=true", before=lambda: poison(bad))
+    assert printed.startswith("step 7: the loss isn't finite") and f"sample {bad} " in printed
     assert steps(RUN)[-1] == 6 and not (RUN / "DONE").exists()
 
 
@@ -192,8 +192,8 @@ def test_an_optimizer_that_cannot_leave_out_an_update_has_its_gradients_taken_aw
         train("vae", "trainer.max_steps=3", "skip_bad_batches=1")
 
     assert forked(work, tmp_path / "out") == 0, (tmp_path / "out").read_text()
-    said = (tmp_path / "out").read_text()
-    assert "step 2: the loss isn't finite" in said and "1 of at most 1" in said
+    printed = (tmp_path / "out").read_text()
+    assert "step 2: the loss isn't finite" in printed and "1 of at most 1" in printed
     assert all(value.isfinite().all() for value in checkpoint(RUN, 3)["state_dict"].values())
 
 
@@ -204,9 +204,9 @@ def test_what_is_not_finite_is_found_in_other_precisions_too(here, tmp_path, pre
     """In float16 the scaler leaves the update out and halves its scale, which mustn't hide the sample."""
     bad = sample_of_step(6)
     words = ("trainer.max_steps=8", f"trainer.precision={precision}", f"optimizer.name={optimizer}")
-    said = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
-    assert said.startswith("step 6: the loss isn't finite") and f"sample {bad} ({bad}.png)." in said
-    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000004.ckpt" in said
+    printed = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
+    assert printed.startswith("step 6: the loss isn't finite") and f"sample {bad} ({bad}.png)." in printed
+    assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000004.ckpt" in printed
 
     def work():
         poison(bad)
@@ -239,8 +239,8 @@ def test_a_gradient_too_large_for_every_scale_does_not_halve_it_for_ever(here, t
 
         Task.training_step = training_step
 
-    said = fails(tmp_path / "out", "vae", "trainer.max_steps=40", "trainer.precision=16-mixed", before=spoil)
-    assert said.startswith("step 17: the loss is finite and its gradient isn't")  # 2^16 halved 16 times
+    printed = fails(tmp_path / "out", "vae", "trainer.max_steps=40", "trainer.precision=16-mixed", before=spoil)
+    assert printed.startswith("step 17: the loss is finite and its gradient isn't")  # 2^16 halved 16 times
 
 
 # The machine ---------------------------------------------------------------------------------------------------------
@@ -254,8 +254,8 @@ def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint(started, tmp_pat
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    said = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=fill)
-    assert "can't be written (File too large): make room" in said and "resume=true" in said
+    printed = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=fill)
+    assert "can't be written (File too large): make room" in printed and "resume=true" in printed
     assert (RUN / "checkpoints" / "step-00000004.ckpt").read_bytes() == before
     load(RUN / "checkpoints" / "step-00000004.ckpt")
     assert not list(RUN.rglob("*.tmp"))
@@ -273,8 +273,8 @@ def test_a_read_only_folder_is_reported_at_once(here, tmp_path):
         if os.geteuid() == 0:
             os.seteuid(65534)
 
-    said = fails(tmp_path / "out", "vae", "runs_dir=locked", "trainer.max_steps=2", before=drop)
-    assert "locked" in said and "fix" in said and "runs_dir=" in said
+    printed = fails(tmp_path / "out", "vae", "runs_dir=locked", "trainer.max_steps=2", before=drop)
+    assert "locked" in printed and "fix" in printed and "runs_dir=" in printed
 
 
 def test_a_killed_worker_is_reported(started, tmp_path):
@@ -284,8 +284,8 @@ def test_a_killed_worker_is_reported(started, tmp_path):
         strike(TrainBatches, "__getitem__", 3, signalled(signal.SIGKILL))
 
     words = ("trainer.max_steps=8", "resume=true", "loader.workers=1")
-    said = fails(tmp_path / "out", "vae", *words, before=kill_worker)
-    assert "data worker" in said and "loader.workers=0" in said and "resume=true" in said
+    printed = fails(tmp_path / "out", "vae", *words, before=kill_worker)
+    assert "data worker" in printed and "loader.workers=0" in printed and "resume=true" in printed
     load(RUN / "checkpoints" / "step-00000004.ckpt")
 
 
@@ -311,8 +311,8 @@ def test_an_error_in_a_worker_is_reported_as_without_workers(started, tmp_path):
         return lambda: strike(TrainBatches, "__getitem__", 2, give)
 
     words = ("trainer.max_steps=8", "resume=true", "loader.workers=1")
-    said = fails(tmp_path / "out", "vae", *words, before=work_with(UserError("mend the image a.png.")))
-    assert said == "mend the image a.png.\n"
+    printed = fails(tmp_path / "out", "vae", *words, before=work_with(UserError("mend the image a.png.")))
+    assert printed == "mend the image a.png.\n"
     with pytest.raises(AssertionError, match="ValueError: five"):  # no fault of the machine: its traceback
         fails(tmp_path / "bug", "vae", *words, before=work_with(ValueError("five")))
 
@@ -321,14 +321,14 @@ def test_out_of_memory_comes_with_advice(started, tmp_path):
     def allocate():
         torch.empty(2**50)
 
-    said = fails(
+    printed = fails(
         tmp_path / "out",
         "vae",
         "trainer.max_steps=8",
         "resume=true",
         before=lambda: strike(Task, "training_step", 2, allocate),
     )
-    assert "out of memory at batch_size=8" in said and "batch_size=4 trainer.accumulate_grad_batches=2" in said
+    assert "out of memory at batch_size=8" in printed and "batch_size=4 trainer.accumulate_grad_batches=2" in printed
     load(RUN / "checkpoints" / "step-00000004.ckpt")
 
 
@@ -339,8 +339,8 @@ def test_a_run_in_use_is_refused_with_its_process(started, tmp_path):
 
         identity = lock._identity() | {"pid": holder.pid, "started": lock._process_start(holder.pid)}
         (RUN / lock.NAME).write_text(json.dumps(identity))
-        said = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8")
-        assert f"in use by process {holder.pid} on" in said
+        printed = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8")
+        assert f"in use by process {holder.pid} on" in printed
     finally:
         holder.kill()
         holder.wait()
@@ -390,10 +390,10 @@ def test_a_disk_that_is_full_from_the_start_is_reported_wherever_it_fills_up(her
     code = forked(work, output)
     if code == NO_ROOM:
         pytest.skip("no namespaces here")
-    said = output.read_text()
-    assert code == 2, said
-    assert "Traceback" not in said
-    assert "error: " in said and ("No space left" in said) and "make room" in said
+    printed = output.read_text()
+    assert code == 2, printed
+    assert "Traceback" not in printed
+    assert "error: " in printed and ("No space left" in printed) and "make room" in printed
     assert not list(Path("room").iterdir()), "the small room was entered"
 
 
@@ -488,8 +488,8 @@ def test_a_job_that_slurm_stops_and_queues_again_continues_in_its_folder(here, m
 
 
 def test_a_changed_option_is_reported_and_another_architecture_refused(started, tmp_path, capfd):
-    said = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8", "vae.channels=16")
-    assert "can't be resumed as another model: vae.channels was 8, is 16" in said
+    printed = fails(tmp_path / "out", "vae", "resume=true", "trainer.max_steps=8", "vae.channels=16")
+    assert "can't be resumed as another model: vae.channels was 8, is 16" in printed
     train("vae", "resume=true", "trainer.max_steps=8", "optimizer.lr=0.5")
     assert "changed since it was started: optimizer.lr was 0.003, is 0.5" in capfd.readouterr().out
 
@@ -505,9 +505,9 @@ def test_data_that_changed_are_reported(here, capfd):
     shutil.copy("photos/3.png", "photos/30.png")
     capfd.readouterr()
     train("vae", *words, "resume=true")
-    said = capfd.readouterr().out
-    assert f"{run}: the data have changed; samples come in another order from here on" in said
-    assert f"resumed {run} at step 2" in said and steps(run)[-1] == 6
+    printed = capfd.readouterr().out
+    assert f"{run}: the data have changed; samples come in another order from here on" in printed
+    assert f"resumed {run} at step 2" in printed and steps(run)[-1] == 6
 
 
 def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_one, tmp_path):
@@ -518,11 +518,11 @@ def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_o
     for parameter in vae.parameters():
         parameter.mul_(1.01)
     artifact.save(vae, RUN / "model")
-    said = fails(tmp_path / "out", "ldm", "trainer.max_steps=6", "resume=true")
-    assert "was trained on the latents of another first stage (hash " in said and "overwrite=true" in said
+    printed = fails(tmp_path / "out", "ldm", "trainer.max_steps=6", "resume=true")
+    assert "was trained on the latents of another first stage (hash " in printed and "overwrite=true" in printed
     load("runs/ldm/squares/checkpoints/step-00000002.ckpt")
-    said = forked(lambda: train("ldm", "trainer.max_steps=2", "overwrite=true"), tmp_path / "new")
-    assert said == 0
+    printed = forked(lambda: train("ldm", "trainer.max_steps=2", "overwrite=true"), tmp_path / "new")
+    assert printed == 0
     assert "is of another first stage: encoding the data again" in (tmp_path / "new").read_text()
 
 
@@ -548,7 +548,7 @@ def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capf
     assert np.array_equal(made.mean, wanted.mean) and np.array_equal(made.std, wanted.std)
     assert torch.equal(made.channel_std, wanted.channel_std)
     (folder,) = (here / "cut" / "latents").iterdir()
-    os.truncate(folder / "mean.npy", 200)  # a copy cut short: made anew
+    os.truncate(folder / "mean.npy", 200)  # a copy cut short: made again
     assert np.array_equal(latents.cached_latents(table, vae, here / "cut", batch_size=8).mean, wanted.mean)
 
 

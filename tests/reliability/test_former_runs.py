@@ -1,4 +1,4 @@
-"""Runs that former code made (3a67e7e, before modules moved into rooms) load, generate and go on as they did then."""
+"""Runs made by former code (3a67e7e, before modules moved into rooms) load, generate and continue as they did then."""
 
 import tarfile
 from pathlib import Path

@@ -46,14 +46,14 @@ def test_killed_and_stopped_at_any_step_it_ends_as_if_nothing_had_happened(here,
     assert forked(struck_run(stage, Task, "training_step", 4 * batches, KILL, *words)) == 137
     assert steps(run_of(stage, "cut")) == [2]
     capfd.readouterr()
-    # resumes at 2 and is told to stop in the first half of its third step
+    # resumes at 2 and gets the signal in the first half of its third step
     assert (
         forked(struck_run(stage, Task, "training_step", 3 * batches - batches + 1, TERM, *words, "resume=true")) == 143
     )
-    said = capfd.readouterr()
-    assert f"resumed runs/{stage}/cut at step 2 (sample {2 * batches * 8})" in said.out
-    assert f"saved runs/{stage}/cut/checkpoints/step-00000005.ckpt" in said.err
-    assert f"python train_{stage}.py logger=none" in said.err and said.err.rstrip().endswith("resume=true")
+    output = capfd.readouterr()
+    assert f"resumed runs/{stage}/cut at step 2 (sample {2 * batches * 8})" in output.out
+    assert f"saved runs/{stage}/cut/checkpoints/step-00000005.ckpt" in output.err
+    assert f"python train_{stage}.py logger=none" in output.err and output.err.rstrip().endswith("resume=true")
     train(stage, *words, "resume=true")
     assert f"at step 5 (sample {5 * batches * 8})" in capfd.readouterr().out
     assert_same_run(run_of(stage, "whole"), run_of(stage, "cut"), 7)

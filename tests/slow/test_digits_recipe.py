@@ -26,19 +26,19 @@ def judge() -> SVC:
 
 
 def read(folder: Path) -> np.ndarray:
-    """Pictures as the 8x8 images of 16 grey values that the judge knows."""
-    pictures = [
+    """Images as the 8x8 images of 16 grey values that the judge knows."""
+    images = [
         Image.open(path).convert("L").resize((8, 8), Image.Resampling.BOX) for path in sorted(folder.glob("*.png"))
     ]
-    return np.stack([np.asarray(p, np.float64).ravel() / 255 * 16 for p in pictures])
+    return np.stack([np.asarray(p, np.float64).ravel() / 255 * 16 for p in images])
 
 
 def test_both_stages_generate_the_requested_digits(judge: SVC, tmp_path: Path) -> None:
     run("python train_vae.py data=digits", tmp_path)
     run("python train_ldm.py data=digits", tmp_path)
     run(f"python sample.py run=digits labels=[0,1,2,3,4,5,6,7,8,9] n=20 out={tmp_path / 'grid.png'}", tmp_path)
-    asked = np.repeat(np.arange(10), 20)
-    right = (judge.predict(read(tmp_path / "grid")) == asked).mean()
+    requested = np.repeat(np.arange(10), 20)
+    right = (judge.predict(read(tmp_path / "grid")) == requested).mean()
     print(f"read as asked: {right:.3f}")
     assert right >= 0.95
 

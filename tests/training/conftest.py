@@ -70,7 +70,7 @@ def runs(tmp_path_factory, train) -> Path:
     """A runs folder with stage one of the digits, what that printed (said.txt), and a stage two of 6 steps on it."""
     folder = tmp_path_factory.mktemp("trained") / "runs"
     folder.mkdir()
-    with (folder / "said.txt").open("w") as said, contextlib.redirect_stdout(said):
+    with (folder / "said.txt").open("w") as output, contextlib.redirect_stdout(output):
         train("vae", folder, "trainer.max_steps=8")
     train("ldm", folder, "trainer.max_steps=6", "checkpoint.every_n_steps=2", "optimizer.lr=0.01")
     return folder

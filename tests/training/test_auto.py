@@ -91,11 +91,11 @@ def config(**vae: Any) -> dict[str, Any]:
 
 
 def test_given_sizes_are_kept_and_the_others_are_those_of_vae_small(capsys: pytest.CaptureFixture) -> None:
-    free, begun = config(latent_channels=3), config(channels=8)
+    free, started = config(latent_channels=3), config(channels=8)
     settle.settle_vae(free, {}, channels=3, size=(64, 64), images=600)
-    settle.settle_vae(begun, {}, channels=3, size=(64, 64), images=600)
+    settle.settle_vae(started, {}, channels=3, size=(64, 64), images=600)
     assert free["vae"]["latent_channels"] == 3 and free["vae"]["stem"] == 4
-    assert begun["vae"] == {"class": "AutoencoderKL"} | settle.SMALL | {"channels": 8}
+    assert started["vae"] == {"class": "AutoencoderKL"} | settle.SMALL | {"channels": 8}
     assert "vae=auto: factor 4 with 3 latent channels" in capsys.readouterr().out
 
 
@@ -110,9 +110,9 @@ def test_a_resumed_run_keeps_its_choice_whatever_the_machine_is_now(capsys: pyte
 def test_too_few_steps_are_reported_before_the_first_with_what_to_change(capsys: pytest.CaptureFixture) -> None:
     short = config(channels=[512, 512], stem=1)
     settle.settle_vae(short, {}, channels=3, size=(256, 256), images=600)
-    said = capsys.readouterr().out
-    assert "will fit into the time given" in said and "warning: at least 150 are wanted" in said
-    assert "trainer.max_time" in said and "data.size=" in said
+    output = capsys.readouterr().out
+    assert "will fit into the time given" in output and "warning: at least 150 are wanted" in output
+    assert "trainer.max_time" in output and "data.size=" in output
 
 
 def test_a_run_limited_by_steps_says_how_long_they_take(capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Compiled training: the same weights under the same names, in few graphs, and a run goes on with or without."""
+"""Compiled training: the same weights under the same names, in few graphs, and a run continues with or without."""
 
 import copy
 from functools import partial

@@ -1,4 +1,4 @@
-"""Stage two with every kind of condition, tiny, from the command line's config to a picture."""
+"""Stage two with every kind of condition, tiny, from the command line's config to an image."""
 
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,15 @@ def test_the_number_of_classes_is_the_data_s(runs: Path) -> None:
 def test_pixels_are_loaded_only_where_a_condition_needs_them(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ldm.data.storage.table import Table
 
-    asked: list[tuple[str, ...]] = []
+    requested: list[tuple[str, ...]] = []
     batch = Table.batch
     monkeypatch.setattr(
-        Table, "batch", lambda self, i, keys, *a: (asked.append(tuple(keys)), batch(self, i, keys, *a))[1]
+        Table, "batch", lambda self, i, keys, *a: (requested.append(tuple(keys)), batch(self, i, keys, *a))[1]
     )
     train(runs, "plain", "conditioner=text_map")
-    assert asked and all("image" not in keys for keys in asked)
+    assert requested and all("image" not in keys for keys in requested)
     train(runs, "pixels", "conditioner=inpaint")
-    assert any("image" in keys for keys in asked)
+    assert any("image" in keys for keys in requested)
 
 
 def test_a_run_with_masks_and_noise_resumes_to_the_same_bits(runs: Path) -> None:

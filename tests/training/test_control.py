@@ -35,8 +35,8 @@ def test_the_base_stays_and_only_the_controlnet_is_saved(runs, tuned):
     assert isinstance(model.denoiser.network, Controlled)
     state = model.denoiser.network.network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in base.denoiser.network.state_dict().items())
-    drawn = [m(labels=[3], output="pt") for m in (base, model)]
-    assert torch.equal(*drawn)  # without a control image
+    generated = [m(labels=[3], output="pt") for m in (base, model)]
+    assert torch.equal(*generated)  # without a control image
     steered = model(labels=[3], control_from=np.full((8, 8), 9, np.uint8), output="pt")
     assert steered.isfinite().all()
     net = model.denoiser.network.controlnets[0]
@@ -82,10 +82,10 @@ def test_the_name_is_that_of_base_and_control(runs, train):
 
 
 @pytest.mark.parametrize(
-    ("control", "says"), [("map", "'map', which the data don't have"), ("edges", "neither a kind of control image")]
+    ("control", "message"), [("map", "'map', which the data don't have"), ("edges", "neither a kind of control image")]
 )
-def test_what_the_data_cant_give_is_refused_before_work(runs, train, control, says):
-    with pytest.raises(UserError, match=says):
+def test_what_the_data_cant_give_is_refused_before_work(runs, train, control, message):
+    with pytest.raises(UserError, match=message):
         train("ldm", runs, "finetune=controlnet", "base=digits", f"control={control}", f"name=x-{control}")
     assert not (runs / "ldm" / f"x-{control}" / "config.yaml").exists()
 

@@ -55,7 +55,7 @@ def test_figures_are_means_over_samples_however_they_are_batched():
         found.append(means.taken())
     assert found[0][0]["loss"] == pytest.approx(found[1][0]["loss"], rel=1e-6)
     assert found[2] == ({"loss": pytest.approx(values.mean().item())}, 37)
-    assert means.taken() == ({}, 0)  # it began anew
+    assert means.taken() == ({}, 0)  # it began again
 
 
 def test_rows_that_do_not_count_and_figures_that_some_have():

@@ -188,8 +188,8 @@ def test_flows_times_are_those_of_stable_diffusion_3(shift, monkeypatch):
     table = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift).sigmas  # (1000,), falling
     u = torch.linspace(0.001, 0.999, 999)
     monkeypatch.setattr(torch, "normal", lambda mean, std, **_: mean + std * torch.special.ndtri(1 - u))
-    drawn = compute_density_for_timestep_sampling("logit_normal", len(u), logit_mean=0.3, logit_std=0.8)
-    theirs = table[(1000 * drawn).long()]
+    generated = compute_density_for_timestep_sampling("logit_normal", len(u), logit_mean=0.3, logit_std=0.8)
+    theirs = table[(1000 * generated).long()]
     sigma = LogitNormal(-0.3, 0.8, shift).sigma(u, Flow())
     torch.testing.assert_close(sigma / (1 + sigma), theirs, atol=shift / 1000, rtol=0)
 

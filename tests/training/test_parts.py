@@ -52,15 +52,15 @@ def test_the_learning_rate_warms_up_and_falls_to_its_final_share():
 
 def test_a_time_budget_counts_again_when_the_machine_gets_faster_or_slower(monkeypatch):
     def run(seconds_of_step, most=None) -> tuple[float, list[int], list[float]]:
-        """Seconds, totals told and learning rates of a run of 100 s, whose step n takes seconds_of_step(n)."""
+        """Seconds, printed totals and learning rates of a run of 100 s, whose step n takes seconds_of_step(n)."""
         now, totals, rates = [0.0], [], []
         monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
         budget = TimeBudget(timedelta(seconds=100), 0.0, reserve=0.0, most=most)
         trainer = MagicMock(global_step=0)
         looks = []
         trainer.strategy.broadcast = lambda value: looks.append(trainer.global_step) or value
-        trainer.print = lambda text: totals.append(int(text.split()[0])) if "fit into" in text else said.append(text)
-        said = []
+        trainer.print = lambda text: totals.append(int(text.split()[0])) if "fit into" in text else printed.append(text)
+        printed = []
         module = SimpleNamespace(learning_rate=LearningRate(1.0, warmup_steps=20))
         budget.on_train_start(trainer, module)
         while not (total := module.learning_rate.total_steps) or trainer.global_step < total:
@@ -68,7 +68,7 @@ def test_a_time_budget_counts_again_when_the_machine_gets_faster_or_slower(monke
             now[0] += seconds_of_step(trainer.global_step)
             trainer.global_step += 1
             budget.on_train_batch_end(trainer, module)
-        assert said == ([f"trains for 100 s, or to step {most}, whichever comes first"] if most else [])
+        assert printed == ([f"trains for 100 s, or to step {most}, whichever comes first"] if most else [])
         assert len([step for step in looks if step <= 50]) <= 8  # processes wait for each other at each
         return now[0], totals, rates
 

@@ -1,4 +1,4 @@
-"""What is said where a run goes on with another config."""
+"""What is printed when a run continues with another config."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ldm.training.runs import resume
 from ldm.training.runs.folder import RunFolder, write_checkpoint
 
 
-def begun(path, config: dict) -> RunFolder:
+def started(path, config: dict) -> RunFolder:
     """A run of that config with a checkpoint of step 3."""
     folder = RunFolder(path)
     folder.checkpoints.mkdir(parents=True)
@@ -24,7 +24,7 @@ DEPENDS = {"data": "d", "first_stage": "f"}
 
 
 def test_a_run_of_before_latents_had_a_type_continues_in_float32(tmp_path, capsys):
-    folder = begun(tmp_path, {"seed": 0, "vae": {"channels": 8}})
+    folder = started(tmp_path, {"seed": 0, "vae": {"channels": 8}})
     start = resume.check(folder, {"seed": 0, "vae": {"channels": 8}, "latents_dtype": "float32"}, DEPENDS)
     assert (start.step, start.position) == (3, 24) and capsys.readouterr().out == ""
     resume.check(folder, {"seed": 0, "vae": {"channels": 8}}, DEPENDS)  # stage one has no such option
@@ -34,7 +34,7 @@ def test_a_run_of_before_latents_had_a_type_continues_in_float32(tmp_path, capsy
 
 
 def test_another_architecture_or_first_stage_is_refused(tmp_path):
-    folder = begun(tmp_path, {"seed": 0, "vae": {"channels": 8}})
+    folder = started(tmp_path, {"seed": 0, "vae": {"channels": 8}})
     with pytest.raises(UserError, match="vae.channels was 8, is 16"):
         resume.check(folder, {"seed": 0, "vae": {"channels": 16}}, DEPENDS)
     with pytest.raises(UserError, match="another first stage"):
@@ -43,14 +43,14 @@ def test_another_architecture_or_first_stage_is_refused(tmp_path):
 
 def test_a_run_whose_first_stage_was_named_by_its_whole_hash_continues(tmp_path):
     config = {"seed": 0, "network": {"channels": 8}}
-    folder, now = begun(tmp_path, config), DEPENDS | {"first_stage": "encoder"}
+    folder, now = started(tmp_path, config), DEPENDS | {"first_stage": "encoder"}
     assert resume.check(folder, config, now, whole=lambda: "f").step == 3
     with pytest.raises(UserError, match="another first stage"):
         resume.check(folder, config, now, whole=lambda: "g")
 
 
 def test_a_run_of_before_a_part_could_be_trained_trained_all(tmp_path, capsys):
-    folder = begun(tmp_path, {"seed": 0})
+    folder = started(tmp_path, {"seed": 0})
     resume.check(folder, {"seed": 0, "base": None, "train": "all"}, DEPENDS)
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match="train was all, is decoder"):

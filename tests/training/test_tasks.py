@@ -102,9 +102,9 @@ def test_figures_do_not_depend_on_the_batch_size(runs, train):
 
 
 def test_stage_one_says_what_it_is_worth(runs):
-    said = (runs / "said.txt").read_text()
+    printed = (runs / "said.txt").read_text()
     for words in ("kl_weight of", "dB PSNR", "KL of each latent channel", "parameters"):
-        assert words in said
+        assert words in printed
 
 
 def test_stage_two_is_whole_with_its_first_stage_inside(runs):
@@ -119,13 +119,13 @@ def test_stage_two_is_whole_with_its_first_stage_inside(runs):
 
 
 @pytest.mark.parametrize(
-    ("condition", "asked"),
+    ("condition", "requested"),
     [("text", {"prompt": ["the digit three", "海"]}), ("none", {"n": 2})],
 )
-def test_other_conditions_end_to_end(runs, train, condition, asked):
+def test_other_conditions_end_to_end(runs, train, condition, requested):
     words = ["network.attention=[false,true]", "trainer.max_steps=2"]
     model = ldm.load(train("ldm", runs, f"name={condition}", f"conditioner={condition}", *words))
-    images = model(**asked, output="pt")
+    images = model(**requested, output="pt")
     assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
     assert model.conditioner.needs == {"text": ("text",), "none": ()}[condition]
 
@@ -224,8 +224,8 @@ def test_a_finished_run_trains_on_to_more_steps_as_if_it_had_had_them(stage, run
     run = train(stage, tmp_path, "name=part", "trainer.max_steps=3", *words)
     capsys.readouterr()
     train(stage, tmp_path, "name=part", "trainer.max_steps=5", "resume=true", *words)
-    said = capsys.readouterr().out
-    assert "trains on from step 3 to step 5; the learning rate was" in said and "nothing to do" not in said
+    printed = capsys.readouterr().out
+    assert "trains on from step 3 to step 5; the learning rate was" in printed and "nothing to do" not in printed
     assert model_files(run) == model_files(whole) and (run / "DONE").exists()
     for steps in (5, 4):
         train(stage, tmp_path, "name=part", f"trainer.max_steps={steps}", "resume=true", *words)
@@ -271,9 +271,9 @@ def test_time_counts_from_the_beginning_of_a_run_that_steps_had_ended(train, tmp
     train("vae", tmp_path, "trainer.max_steps=-1", less, "name=both", "resume=true")
     assert "is finished: nothing to do" in capsys.readouterr().out
     train("vae", tmp_path, "trainer.max_steps=5", more, "name=both", "resume=true")
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     left = int(used) + 20 - used
-    assert f"trains on from step 3 for the {left:.0f} s that are left of trainer.max_time, or to step 5;" in said
+    assert f"trains on from step 3 for the {left:.0f} s that are left of trainer.max_time, or to step 5;" in printed
     assert newest(run)["global_step"] == newest(run)["ldm_total_steps"] == 5
     again = {"max_steps": 5, "max_time": more.partition("=")[2]}
     assert not is_more(RunFolder(run), {"trainer": again})
@@ -284,8 +284,10 @@ def test_time_counts_from_the_beginning_of_a_run_that_steps_had_ended(train, tmp
 def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
     start = Start(Path("step.ckpt"), 10, total=10, rate=0.1, used=None)
     config = {"trainer": {"max_steps": -1, "max_time": "00:00:00:30"}}
-    said = rescheduled(start, config, LearningRate(0.1, 0))
-    assert "for the 30 s of trainer.max_time, without the time that it had, which its checkpoint doesn't note" in said
+    printed = rescheduled(start, config, LearningRate(0.1, 0))
+    assert (
+        "for the 30 s of trainer.max_time, without the time that it had, which its checkpoint doesn't note" in printed
+    )
 
 
 def test_a_run_whose_steps_did_not_count_beside_its_time_continues_as_it_was():

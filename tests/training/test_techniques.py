@@ -131,7 +131,7 @@ def test_checkpointed_blocks_give_the_same_gradients_for_less_memory(make):
 
 
 def test_all_of_stage_two_together(runs, train):
-    """A DiT with Muon, learned weights, shifted and offset noise, in bfloat16, accumulated; and what it draws."""
+    """A DiT with Muon, learned weights, shifted and offset noise, in bfloat16, accumulated; and its samples."""
     words = [
         "~network.attention",
         "network=dit",
@@ -156,7 +156,7 @@ def test_all_of_stage_two_together(runs, train):
     assert state["global_step"] == 3 and state["optimizer_states"][0]["param_groups"][0]["matrix"] is True
     assert all(t.dtype == torch.float32 for t in state["state_dict"].values() if t.is_floating_point())
     options = {"sampler": "unipc", "spacing": "beta", "steps": 4, "guidance": 2.0, "interval": (0.1, 5.0)}
-    pictures = model(labels=[3, 7], output="pt", rescale=0.5, **options)
-    assert pictures.shape == (2, 1, 8, 8) and pictures.isfinite().all()
-    pictures = model(labels=[3], size=12, output="pt", shift="auto")
-    assert pictures.shape == (1, 1, 12, 12)
+    images = model(labels=[3, 7], output="pt", rescale=0.5, **options)
+    assert images.shape == (2, 1, 8, 8) and images.isfinite().all()
+    images = model(labels=[3], size=12, output="pt", shift="auto")
+    assert images.shape == (1, 1, 12, 12)

@@ -1,4 +1,4 @@
-"""Stage one that goes on from another autoencoder: what it begins with, what stays, and what stands on it."""
+"""Stage one that continues from another autoencoder: what it begins with, what stays, and what stands on it."""
 
 import contextlib
 import io
@@ -30,11 +30,11 @@ DECODER = ["base=digits", "train=decoder", "optimizer.warmup_steps=1"]
 def better(runs, train):
     """A decoder-only run on the digits' autoencoder, resumed without its base, and what it printed."""
     words = ["name=better", *DECODER, "optimizer.schedule=constant", "optimizer.lr=0.01"]
-    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as without_base:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as without_base:
         train("vae", runs, *words, "trainer.max_steps=2")
         without_base.setattr(vae_base, "load", None)
         run = train("vae", runs, *words, "trainer.max_steps=40", "resume=true")
-    return run, said.getvalue()
+    return run, printed.getvalue()
 
 
 def halves(path):
@@ -55,7 +55,7 @@ def same(a, b) -> bool:
 
 
 def test_the_encoder_stays_bit_equal_and_the_decoder_gets_better(runs, better):
-    run, said = better
+    run, printed = better
     (encoding, decoding), (before, was) = halves(run), halves(runs / "vae" / "digits")
     assert same(encoding, before) and encoding and not same(decoding, was)
     assert not any(torch.equal(decoding[key], was[key]) for key in decoding)
@@ -64,9 +64,9 @@ def test_the_encoder_stays_bit_equal_and_the_decoder_gets_better(runs, better):
         assert same({k: checkpoint["state_dict"][f"{copy}.{k}"] for k in before}, before)
     start, end = quality(runs / "vae" / "digits"), quality(run)
     assert end > start + 0.5
-    assert f"before training: {start:.2f} dB PSNR, the mean of 359 validation images" in said
-    assert "beta, the weight of the KL term, isn't used" in said and "kl_weight" not in said
-    assert "encoder is the base's, bit for bit" in said and "decoder=better" in said
+    assert f"before training: {start:.2f} dB PSNR, the mean of 359 validation images" in printed
+    assert "beta, the weight of the KL term, isn't used" in printed and "kl_weight" not in printed
+    assert "encoder is the base's, bit for bit" in printed and "decoder=better" in printed
 
 
 def test_the_run_records_its_base_and_has_its_sizes(runs, better):
@@ -98,8 +98,8 @@ def test_stage_two_continues_with_the_better_decoder_and_encodes_nothing_again(
     monkeypatch.setattr(ldm_run, "load", lambda *a, **k: encodes_nothing(ldm.load(*a, **k)))
     words = ["name=on", "first_stage=better", "optimizer.lr=0.01", "resume=true"]
     run = train("ldm", runs, *words, "trainer.max_steps=7")
-    said = capsys.readouterr().out
-    assert "the cache is reused, nothing is encoded" in said and "resumed" in said
+    printed = capsys.readouterr().out
+    assert "the cache is reused, nothing is encoded" in printed and "resumed" in printed
     assert same(halves(run)[1], halves(better[0])[1])
     checkpoint = torch.load(run / "checkpoints" / "step-00000007.ckpt", weights_only=True)
     assert checkpoint["ldm_depends_on"]["first_stage"] == encoder_hash(ldm.load(better[0]))
@@ -115,10 +115,10 @@ def encodes_nothing(vae):
 
 def test_a_model_takes_the_decoder_and_is_saved_with_it(runs, better, tmp_path):
     model, images = ldm.load(runs / "ldm" / "digits"), torch.rand(2, 1, 8, 8) * 2 - 1
-    latents, drawn, known = model.encode(images), model(labels=[3], output="pt"), model_hash(model)
+    latents, generated, known = model.encode(images), model(labels=[3], output="pt"), model_hash(model)
     model.load_decoder(better[0])
     assert torch.equal(model.encode(images), latents)
-    assert not torch.equal(model(labels=[3], output="pt"), drawn)
+    assert not torch.equal(model(labels=[3], output="pt"), generated)
     assert model.base_hash == known  # LoRAs of the model as it was still fit
     again = ldm.load(ldm.save(model, tmp_path / "saved"))
     assert torch.equal(again(labels=[3], output="pt"), model(labels=[3], output="pt"))
@@ -145,9 +145,9 @@ def test_a_diffusers_folder_is_started_from_bit_for_bit(tmp_path, runs, config):
     save_file(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
     made = config("train_vae", runs, f"base={folder}")
     base = vae_base.settle(made, {}, 1)
-    begun = vae_run.initial_autoencoder(made, base, Digits(8).tables(runs / "cache" / "data")[0])
-    assert same(dict(begun.state_dict()), dict(vae.state_dict())) and begun.encoder.conv_norm_out.num_groups == 4
-    assert all(p.requires_grad for p in begun.parameters())
+    started = vae_run.initial_autoencoder(made, base, Digits(8).tables(runs / "cache" / "data")[0])
+    assert same(dict(started.state_dict()), dict(vae.state_dict())) and started.encoder.conv_norm_out.num_groups == 4
+    assert all(p.requires_grad for p in started.parameters())
     assert base is not None and made["base_hash"] == model_hash(base) and encoder_hash(base) == encoder_hash(vae)
     vae.encoder.conv_norm_out.num_groups = 8
     assert encoder_hash(vae) != encoder_hash(base)  # the same weights, read otherwise
@@ -170,20 +170,20 @@ def test_the_rate_is_less_for_wide_networks():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (["train=decoder"], "train=decoder needs an autoencoder"),
         (["base=digit"], "there is no run 'digit' of train_vae.py. Did you mean 'digits'"),
         (["base=digits", "data=emoji", "data.size=8"], "takes images of 1 channels, and the data's have 3"),
     ],
 )
-def test_what_cant_be_gone_on_from_is_refused(runs, config, words, said, monkeypatch):
+def test_what_cant_be_gone_on_from_is_refused(runs, config, words, printed, monkeypatch):
     made = config("train_vae", runs, "name=refused", *words)
     if "data=emoji" in words:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             vae_base.settle(made, {}, 3)
     else:
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             vae_run.main(made)
 
 

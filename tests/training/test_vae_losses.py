@@ -87,12 +87,12 @@ def test_equivariance_transforms_latents_and_images_alike():
     latents = F.avg_pool2d(images, 4)
     seen, plain = set(), 0
     for start in range(200):
-        some, pictures = loss.transformed(latents, images, 4, 0, start)
+        some, scaled = loss.transformed(latents, images, 4, 0, start)
         if some is latents:
             plain += 1
             continue
-        assert pictures.shape[2:] == (4 * some.shape[2], 4 * some.shape[3])
-        torch.testing.assert_close(F.avg_pool2d(pictures, 4), some, rtol=0, atol=0.08)
+        assert scaled.shape[2:] == (4 * some.shape[2], 4 * some.shape[3])
+        torch.testing.assert_close(F.avg_pool2d(scaled, 4), some, rtol=0, atol=0.08)
         turned = [torch.rot90(images, k, (2, 3)) for k in range(4)]
         small = [F.interpolate(t, some.shape[2:], mode="area") for t in turned]
         near = [(s - some).abs().mean().item() for s in small]
@@ -104,8 +104,8 @@ def test_equivariance_transforms_latents_and_images_alike():
     flat = VAELoss(1, 32, equivariance=1.0, equivariance_turns=False)
     wide = torch.randn(1, 2, 6, 9)
     for start in range(20):
-        some, pictures = flat.transformed(wide, torch.randn(1, 1, 12, 18), 2, 0, start)
-        assert some.shape[2] <= 6 and some.shape[3] <= 9 and pictures.shape[3] == 2 * some.shape[3]
+        some, scaled = flat.transformed(wide, torch.randn(1, 1, 12, 18), 2, 0, start)
+        assert some.shape[2] <= 6 and some.shape[3] <= 9 and scaled.shape[3] == 2 * some.shape[3]
     off = VAELoss(1, 32)
     assert off.transformed(latents, images, 4, 0, 0)[0] is latents
 

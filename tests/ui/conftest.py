@@ -18,7 +18,7 @@ CAPTIONS = ["a cat", "a dog above a rocket", "a fish on a blue background"]
 
 
 def tiny(parts: tuple[str, ...] = ("text", "label"), seed: int = 0) -> LatentDiffusion:
-    """A model of 16 x 16 RGB pictures with random weights, which text and label do change."""
+    """A model of 16 x 16 RGB images with random weights, which text and label do change."""
     torch.manual_seed(seed)
     made: dict[str, Any] = {
         "text": ldm.Text(tokenizer.train(CAPTIONS, 280), length=24, dim=8, depth=1, heads=2),

@@ -1,4 +1,4 @@
-"""LoRAs and ControlNets that the page puts on draw as those put on by hand."""
+"""LoRAs and ControlNets on the page generate the same as when loaded by hand."""
 
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def as_run(adapter: torch.nn.Module, runs: Path, name: str) -> Path:
     return folder
 
 
-def drawn(generator: ImageGenerator, settings: Settings) -> np.ndarray:
-    (*_, pictures) = generator.generate(settings)
-    return np.asarray(Image.open(pictures[0].path))
+def pixels_of(generator: ImageGenerator, settings: Settings) -> np.ndarray:
+    (*_, results) = generator.generate(settings)
+    return np.asarray(Image.open(results[0].path))
 
 
 def test_a_lora_changes_as_much_as_its_scale(generator: ImageGenerator, runs: Path) -> None:
@@ -53,17 +53,17 @@ def test_a_lora_changes_as_much_as_its_scale(generator: ImageGenerator, runs: Pa
     assert "style" not in generator.models.names() and generator.models.adapters() == (["style"], [])
     base = Settings("tiny", prompt="a cat", n=1)
     plain, zero, full = (
-        drawn(generator, Settings("tiny", prompt="a cat", n=1, loras=loras))
+        pixels_of(generator, Settings("tiny", prompt="a cat", n=1, loras=loras))
         for loras in ((), (("style", 0.0),), (("style", 1.0),))
     )
     assert np.array_equal(plain, zero) and not np.array_equal(plain, full)
     by_hand = ldm.load(runs / "ldm" / "tiny")
     by_hand.load_lora(folder, 1.0)
     assert np.array_equal(full, np.asarray(by_hand("a cat", n=1)[0]))
-    assert np.array_equal(drawn(generator, base), plain), "the base is left as it was"
+    assert np.array_equal(pixels_of(generator, base), plain), "the base is left as it was"
     assert generator.models.get("tiny") is model
     with pytest.raises(UserError, match="no LoRA 'styl'"):
-        drawn(generator, Settings("tiny", prompt="a cat", n=1, loras=(("styl", 1.0),)))
+        pixels_of(generator, Settings("tiny", prompt="a cat", n=1, loras=(("styl", 1.0),)))
 
 
 def test_a_controlnet_follows_its_control_image_within_its_range(
@@ -79,11 +79,11 @@ def test_a_controlnet_follows_its_control_image_within_its_range(
     name = generator.store.keep_input(photo)
 
     def made(weight: float, start: float = 0.0, end: float = 1.0) -> np.ndarray:
-        return drawn(
+        return pixels_of(
             generator, Settings("tiny", prompt="a cat", n=1, controlnets=(("edges", weight, start, end, name),))
         )
 
-    plain = drawn(generator, Settings("tiny", prompt="a cat", n=1))
+    plain = pixels_of(generator, Settings("tiny", prompt="a cat", n=1))
     by_hand = ldm.load(runs / "ldm" / "tiny")
     by_hand.load_controlnet(folder, 1.0, name="edges")
     expected = by_hand(

@@ -35,8 +35,8 @@ def test_a_loss_that_is_no_number() -> None:
 
 
 def test_a_run_that_stopped_itself_over_one_is_reported_as_such() -> None:
-    said = "error: step 7: the loss isn't finite, of sample 3."
-    assert kinds(run_alerts(run("failed", error=said), {}, 0, RULES)) == ["nan"]
+    message = "error: step 7: the loss isn't finite, of sample 3."
+    assert kinds(run_alerts(run("failed", error=message), {}, 0, RULES)) == ["nan"]
     assert kinds(run_alerts(run("failed", error="error: no data."), {}, 0, RULES)) == ["failed"]
 
 

@@ -20,8 +20,8 @@ def page(served: Any) -> Any:
     return client.Client(served.url, verbose=False)
 
 
-def draw(page: Any, **fields: Any) -> list[Path]:
-    """Generates; the files of the pictures, as the server sent them."""
+def generate(page: Any, **fields: Any) -> list[Path]:
+    """Generates; the files of the images, as the server sent them."""
     _, _, gallery, *_ = page.predict(**{"prompt": "a cat", "n": 1, "new_seed": False} | fields, api_name="/generate")
     gallery = gallery["value"] if isinstance(gallery, dict) else gallery
     return [Path(one["image"]) for one in gallery]
@@ -42,7 +42,7 @@ def _value(update: Any) -> Any:
 
 def refused(page: Any, **fields: Any) -> str:
     with pytest.raises(Exception) as error:
-        draw(page, **fields)
+        generate(page, **fields)
     return str(error.value)
 
 
@@ -56,13 +56,13 @@ def photo(tmp_path: Path) -> Path:
 def test_text_to_image_is_what_the_model_generates(page: Any, runs: Path) -> None:
     import ldm
 
-    drawn = draw(page, prompt="a dog", n=2, seed=5, steps=4, guidance=2, sampler="euler", labels=["fish"])
+    generated = generate(page, prompt="a dog", n=2, seed=5, steps=4, guidance=2, sampler="euler", labels=["fish"])
     expected = ldm.load(runs / "ldm" / "tiny")(
         "a dog", labels=["fish"], n=2, seed=5, steps=4, guidance=2, sampler="euler"
     )
-    assert len(drawn) == 2
-    for path, picture in zip(drawn, expected, strict=True):
-        assert np.array_equal(pixels(path), np.asarray(picture))
+    assert len(generated) == 2
+    for path, shown_image in zip(generated, expected, strict=True):
+        assert np.array_equal(pixels(path), np.asarray(shown_image))
 
 
 def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
@@ -74,7 +74,7 @@ def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
 
 
 def test_settings_come_back_from_an_image_and_generate_it_again(page: Any) -> None:
-    (first,) = draw(
+    (first,) = generate(
         page, prompt='a "cat", é 猫', negative="a dog", labels=["dog"], seed=77, steps=5, sampler="heun", eta=None
     )
     *updates, about = page.predict(file(first), api_name="/restore")
@@ -83,12 +83,12 @@ def test_settings_come_back_from_an_image_and_generate_it_again(page: Any) -> No
     names = [one["parameter_name"] for one in endpoint["parameters"]]
     values = {name: _value(update) for name, update in zip(names, updates, strict=True)}
     left_alone = [name for name, value in values.items() if isinstance(value, dict) and "__type__" in value]
-    (again,) = draw(page, **{name: value for name, value in values.items() if name not in left_alone})
+    (again,) = generate(page, **{name: value for name, value in values.items() if name not in left_alone})
     assert np.array_equal(pixels(first), pixels(again))
 
 
 def test_image_to_image_keeps_the_image_at_strength_zero(page: Any, photo: Path) -> None:
-    kept, changed = (draw(page, mode="image", image=file(photo), strength=s)[0] for s in (0.0, 1.0))
+    kept, changed = (generate(page, mode="image", image=file(photo), strength=s)[0] for s in (0.0, 1.0))
     near, far = (np.abs(pixels(p).astype(float) - pixels(photo)).mean() for p in (kept, changed))
     assert near < far
 
@@ -99,13 +99,13 @@ def test_images_are_turned_as_their_exif_says(page: Any, photo: Path, tmp_path: 
     Image.open(photo).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     layer[:8] = 255
     Image.fromarray(layer).save(tmp_path / "layer.png")
-    drawn: dict[Path, list[np.ndarray]] = {}
+    generated: dict[Path, list[np.ndarray]] = {}
     for path in (photo, tmp_path / "turned.png"):
         editor = {"background": file(path), "layers": [file(tmp_path / "layer.png")], "composite": None}
         ways: list[dict[str, Any]] = [{"mode": "image", "image": file(path), "strength": 0.2}]
         ways += [{"mode": "inpaint", "editor": editor}]
-        drawn[path] = [pixels(draw(page, seed=3, steps=2, **way)[0]) for way in ways]
-    upright, turned = drawn.values()
+        generated[path] = [pixels(generate(page, seed=3, steps=2, **way)[0]) for way in ways]
+    upright, turned = generated.values()
     assert all(np.array_equal(a, b) for a, b in zip(upright, turned, strict=True))
 
 
@@ -116,7 +116,7 @@ def test_inpainting_changes_what_is_painted_over_and_nothing_else(page: Any, pho
     shown.save(tmp_path / "shown.png")
     Image.fromarray(layer).save(tmp_path / "layer.png")
     editor = {"background": file(tmp_path / "shown.png"), "layers": [file(tmp_path / "layer.png")], "composite": None}
-    (made,) = draw(page, mode="inpaint", editor=editor)
+    (made,) = generate(page, mode="inpaint", editor=editor)
     same = (pixels(made) == pixels(photo)).all(-1)
     hole = np.zeros((16, 16), bool)
     hole[4:12, 4:12] = True
@@ -125,7 +125,7 @@ def test_inpainting_changes_what_is_painted_over_and_nothing_else(page: Any, pho
 
 
 def test_variations_differ_from_one_another(page: Any, photo: Path) -> None:
-    one, two = draw(page, mode="variations", vary=file(photo), vary_strength=0.8, n=2)
+    one, two = generate(page, mode="variations", vary=file(photo), vary_strength=0.8, n=2)
     assert not np.array_equal(pixels(one), pixels(two))
 
 
@@ -172,12 +172,12 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
 )
 def test_a_mistake_is_a_message_and_the_server_lives_on(page: Any, fields: dict[str, Any], words: str) -> None:
     assert words.lower() in refused(page, **fields).lower()
-    assert draw(page)
+    assert generate(page)
 
 
 def test_seed_minus_one_is_a_new_one_each_time(page: Any, served: Any) -> None:
     for _ in range(2):
-        draw(page, seed=-1, steps=1)
+        generate(page, seed=-1, steps=1)
     seeds = [json.loads(Image.open(path).text["ldm"])["seed"] for path in served.app.store.recent_images(2)]  # type: ignore[attr-defined]
     assert seeds[0] != seeds[1] and min(seeds) >= 0
 
@@ -191,12 +191,12 @@ def test_ten_requests_of_three_clients_all_finish(served: Any) -> None:
     clients = [client.Client(served.url, verbose=False) for _ in range(3)]
 
     def one(i: int) -> np.ndarray:
-        return pixels(draw(clients[i % 3], seed=i)[0])
+        return pixels(generate(clients[i % 3], seed=i)[0])
 
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        pictures = list(pool.map(one, range(10)))
-    assert len({picture.tobytes() for picture in pictures}) == 10
-    assert np.array_equal(pictures[4], one(4)), "a queued picture is the one drawn alone"
+        images = list(pool.map(one, range(10)))
+    assert len({shown_image.tobytes() for shown_image in images}) == 10
+    assert np.array_equal(images[4], one(4)), "a queued image is the one generated alone"
 
 
 def test_requests_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> None:
@@ -208,7 +208,7 @@ def test_requests_that_run_or_wait_can_be_cancelled(page: Any, served: Any) -> N
         assert not waiting.done()
     before = set(served.app.store.recent_images())
     waiting.cancel(), job.cancel()
-    assert draw(page, steps=2), "neither holds up the next one"
+    assert generate(page, steps=2), "neither holds up the next one"
     assert len(set(served.app.store.recent_images()) - before) == 1
 
 
@@ -221,19 +221,19 @@ def test_a_file_that_is_no_image_is_reported_without_folders_and_only_where_it_i
     for fields in ({"mode": "image", "image": notes}, {"mode": "inpaint", "editor": editor}, {"map": notes}):
         words = refused(page, **fields)
         assert "isn't an image of a known kind" in words and "/" not in words and "gradio" not in words
-    assert draw(page, image=notes, vary=notes, editor=editor, control_0_image=notes)
+    assert generate(page, image=notes, vary=notes, editor=editor, control_0_image=notes)
 
 
 def test_image_to_image_is_done_at_the_size_that_its_png_says(page: Any, served: Any, photo: Path) -> None:
-    draw(page, mode="image", image=file(photo), width=32, height=16)
+    generate(page, mode="image", image=file(photo), width=32, height=16)
     made = Image.open(served.app.store.recent_images(1)[0])
-    said = json.loads(made.text["ldm"])  # type: ignore[attr-defined]
-    assert made.size == (said["width"], said["height"]) == (32, 16)
+    message = json.loads(made.text["ldm"])  # type: ignore[attr-defined]
+    assert made.size == (message["width"], message["height"]) == (32, 16)
     assert "Size: 32x16" in made.text["parameters"]  # type: ignore[attr-defined]
 
 
 def test_what_the_api_requests_isnt_a_visitors_form(page: Any, served: Any) -> None:
-    draw(page, prompt="a fish", steps=2)
+    generate(page, prompt="a fish", steps=2)
     assert not (served.app.store.folder / "settings.json").exists()
 
 
@@ -289,7 +289,7 @@ def status(url: Any) -> int:
 
 def test_no_file_outside_the_pages_own_folder_is_served(served: Any, page: Any, runs: Path) -> None:
     base = served.url.rstrip("/") + "/gradio_api/file="
-    assert draw(page)
+    assert generate(page)
     inside = next(served.app.served_files.path.rglob("*.png"))
     assert status(f"{base}{inside}") == 200
     model = runs / "ldm" / "tiny" / "model"
@@ -320,10 +320,10 @@ def called(page: Any, name: str, data: list[Any]) -> str:
         return answer.read().decode()
 
 
-def failure(said: str) -> str:
+def failure(message: str) -> str:
     """The sentence that a call ended with."""
-    event, _, data = said.strip().rpartition("data: ")
-    assert event.strip() == "event: error", said
+    event, _, data = message.strip().rpartition("data: ")
+    assert event.strip() == "event: error", message
     return json.loads(data)["error"]
 
 
@@ -366,26 +366,28 @@ def test_each_endpoint_says_what_is_wrong_with_what_it_is_sent(
     tries += [[], [*given, 1]]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # an answer is mostly waited for
         answers = list(pool.map(lambda data: failure(called(page, name, data)), tries))
-    for data, said in zip(tries, answers, strict=True):
-        assert said and not said[0].islower() and len(said) < 700, data
-        assert "Error" not in said and "terminal" not in said and str(served.app.served_files.path) not in said, (
+    for data, message in zip(tries, answers, strict=True):
+        assert message and not message[0].islower() and len(message) < 700, data
+        assert (
+            "Error" not in message and "terminal" not in message and str(served.app.served_files.path) not in message
+        ), (
             data,
-            said,
+            message,
         )
     assert spawned == [] and "Traceback" not in capfd.readouterr().err
 
 
 def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served: Any, photo: Path) -> None:
     foreign = {"path": str(photo), "meta": {"_type": "gradio.FileData"}, "orig_name": "photo.png"}
-    said = failure(called(page, "restore", [foreign]))
-    assert "has to be uploaded" in said and str(photo.parent) not in said
+    message = failure(called(page, "restore", [foreign]))
+    assert "has to be uploaded" in message and str(photo.parent) not in message
     endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
     values = {one["parameter_name"]: one["parameter_default"] for one in endpoint} | {"mode": "image"}
     before = served.app.store.recent_images()
     for file in (foreign, {**foreign, "meta": {}}, str(photo), {**foreign, "path": "data:image/png;base64,AAAA"}):
-        said = failure(called(page, "generate", list((values | {"image": file}).values())))
-        assert ("has to be" in said and "uploaded" in said) or "'Initial image' can't have" in said
-        assert str(photo.parent) not in said or file == str(photo)
+        message = failure(called(page, "generate", list((values | {"image": file}).values())))
+        assert ("has to be" in message and "uploaded" in message) or "'Initial image' can't have" in message
+        assert str(photo.parent) not in message or file == str(photo)
     assert served.app.store.recent_images() == before
 
 
@@ -393,8 +395,8 @@ def test_half_letters_are_replaced_and_a_folder_is_no_file(page: Any, served: An
     assert "\ufffd" in failure(called(page, "run_state", ["ldm/\ud800"]))
     endpoint = page.view_api(return_format="dict")["named_endpoints"]["/generate"]["parameters"]
     values = {one["parameter_name"]: one["parameter_default"] for one in endpoint}
-    said = called(page, "generate", list((values | {"prompt": "a \ud800 cat", "n": 1}).values()))
-    assert "event: complete" in said and "a \\ufffd cat" in said
+    message = called(page, "generate", list((values | {"prompt": "a \ud800 cat", "n": 1}).values()))
+    assert "event: complete" in message and "a \\ufffd cat" in message
     folder = {"path": str(served.app.served_files.path / "shown"), "meta": {"_type": "gradio.FileData"}}
     Path(folder["path"]).mkdir(exist_ok=True)
     assert "folder" in failure(called(page, "restore", [folder]))

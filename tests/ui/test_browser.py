@@ -48,7 +48,7 @@ class Page:
             try:
                 if found := condition():
                     return found
-            except WebDriverException:  # the page is being rendered anew
+            except WebDriverException:  # the page is being rendered again
                 pass
             time.sleep(0.1)
         raise AssertionError(f"waited {PATIENCE} s; the page says: {self.text('#status')}")
@@ -97,7 +97,7 @@ class Page:
     def draw_over(self) -> None:
         """A stroke in the drawing field."""
         canvas = self.one("#editor canvas")
-        time.sleep(3)  # until the picture is on the canvas
+        time.sleep(3)  # until the image is on the canvas
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
         hand = webdriver.ActionChains(self.driver)
         hand.move_to_element_with_offset(canvas, -60, -40).click_and_hold()
@@ -109,7 +109,7 @@ class Page:
     def tab(self, name: str) -> None:
         self.until(lambda: next((b for b in self.all("button[role=tab]") if b.text.strip() == name), None)).click()
 
-    def draw(self) -> list[Path]:
+    def generate(self) -> list[Path]:
         """Draws, and waits for it; the files that were kept."""
         before = set(self.served.app.store.recent_images())
         self.press("#generate")
@@ -155,14 +155,14 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_text_becomes_images(page: Page) -> None:
     page.write("#prompt textarea", "a cat")
-    assert len(page.draw()) == 4
+    assert len(page.generate()) == 4
     page.until(lambda: len(page.all("#images img")) >= 4)
     page.shot("draw")
 
 
 def test_settings_of_an_image_generate_it_again(page: Page, tmp_path: Path) -> None:
     page.write("#prompt textarea", "a fish")
-    first = page.draw()[0]
+    first = page.generate()[0]
     kept = shutil.copy(first, tmp_path / "picture.png")
     page.driver.refresh()
     page.one("#prompt textarea")
@@ -171,19 +171,19 @@ def test_settings_of_an_image_generate_it_again(page: Page, tmp_path: Path) -> N
     page.press("#restore-box button")
     page.until(lambda: page.all("#restore input[type=file]"))[0].send_keys(str(kept))
     page.until(lambda: page.all("#prompt textarea")[0].get_attribute("value") == "a fish")
-    (again,) = page.draw()
+    (again,) = page.generate()
     assert again != first and np.array_equal(pixels(again), pixels(first))
 
 
 def test_a_mask_is_painted_and_inpainted(page: Page) -> None:
     page.write("#prompt textarea", "a dog")
-    source = pixels(page.draw()[0])
+    source = pixels(page.generate()[0])
     page.press("#to-inpaint")
     page.draw_over()
     page.shot("inpaint")
-    for made in map(pixels, page.draw()):
+    for made in map(pixels, page.generate()):
         same = (made == source).all(-1)
-        assert same[0].all() and same[-1].all(), "what isn't drawn over is kept"
+        assert same[0].all() and same[-1].all(), "what isn't painted over is kept"
         assert 0.02 < (~same).mean() < 0.6
 
 
@@ -212,7 +212,7 @@ def test_generating_that_waits_for_another_is_cancelled(page: Page) -> None:
     before = page.served.app.store.recent_images()
     time.sleep(3)
     assert page.served.app.store.recent_images() == before and "Stopped" in page.text("#status")
-    assert page.draw()
+    assert page.generate()
 
 
 def test_more_of_the_sampler_can_be_opened(page: Page) -> None:
@@ -220,14 +220,14 @@ def test_more_of_the_sampler_can_be_opened(page: Page) -> None:
     for label in ("Width", "Height", "Shift", "Eta", "Rescale"):
         assert page.field(label).get_attribute("value") == ""
     page.shot("more")
-    assert page.draw()
+    assert page.generate()
     page.number("Width", "32"), page.number("Height", "16")
-    assert Image.open(page.draw()[0]).size == (32, 16)
+    assert Image.open(page.generate()[0]).size == (32, 16)
 
 
 def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
     page.number("Guidance", "30")
-    assert read_settings(page.draw()[0])[0].guidance == 30
+    assert read_settings(page.generate()[0])[0].guidance == 30
     page.one("#new-seed input").click()
     page.number("Seed", "3.7")
     page.press("#generate")
@@ -239,7 +239,7 @@ def test_what_is_typed_is_taken_or_refused(page: Page) -> None:
 
 
 def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
-    drawn = page.draw()
+    generated = page.generate()
     page.until(lambda: len(page.all("#images button img")) >= 4)
     page.all("#images button img")[1].click()
     page.until(lambda: page.all("#images .preview"))
@@ -248,8 +248,8 @@ def test_the_image_that_is_shown_is_sent_on(page: Page) -> None:
     page.shot("shown")
     page.press("#to-image")
     time.sleep(2)
-    begun = read_settings(page.draw()[0])[0].image
-    assert begun and np.array_equal(pixels(page.served.app.store.input_path(begun)), pixels(drawn[2]))
+    initial = read_settings(page.generate()[0])[0].image
+    assert initial and np.array_equal(pixels(page.served.app.store.input_path(initial)), pixels(generated[2]))
 
 
 def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
     ).release().perform()
     time.sleep(2)
     page.shot("mask")
-    again = read_settings(page.draw()[0])[0].mask
+    again = read_settings(page.generate()[0])[0].mask
     assert again
     found = (
         np.asarray(Image.open(store.input_path(again)).convert("L").resize((16, 16), Image.Resampling.NEAREST)) > 127
@@ -281,10 +281,10 @@ def test_a_restored_mask_stays_where_it_was(page: Page, tmp_path: Path) -> None:
 
 
 def test_the_drawing_field_sends_nothing_while_nobody_draws(page: Page) -> None:
-    page.draw()
+    page.generate()
     page.press("#to-inpaint")
     page.one("#editor canvas")
-    page.draw_over(), page.draw()
+    page.draw_over(), page.generate()
     time.sleep(4)
     before = page.sent("/upload")
     time.sleep(12)
@@ -307,12 +307,12 @@ def test_an_unreadable_image_is_reported_and_leaves_the_rest_alone(page: Page, t
     assert "/tmp" not in page.text("body") and "ldm-page" not in page.text("body")
     page.tab("Text to image")
     time.sleep(1)
-    assert page.draw()
+    assert page.generate()
 
 
 def test_the_form_is_this_browsers(page: Page) -> None:
     page.write("#prompt textarea", "a fish of mine")
-    page.draw()
+    page.generate()
     client = pytest.importorskip("gradio_client").Client(page.served.url, verbose=False)
     client.predict(prompt="another's dog", n=1, steps=2, api_name="/generate")
     page.driver.refresh()

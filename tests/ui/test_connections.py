@@ -69,9 +69,9 @@ def test_a_connection_without_a_request_is_ended(bounds: Any, opened: Any, sent:
 
 def test_first_lines_that_drip_in_are_given_no_more_time(bounds: Any, opened: Any) -> None:
     bounds(idle_s=0.5)
-    line, begun = opened(b"GET / HTTP/1.1\r\nX: "), time.monotonic()
+    line, started = opened(b"GET / HTTP/1.1\r\nX: "), time.monotonic()
     while not is_ended(line, 0.05):
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - started < 20
         try:
             line.sendall(b"x")
         except OSError:
@@ -113,7 +113,7 @@ def test_beyond_so_many_in_work_a_new_one_is_ended(bounds: Any, opened: Any) -> 
 
 
 def unread(opened: Any, path: str, times: int = 4) -> socket.socket:
-    """A connection that asks for something large, and takes nothing of it."""
+    """A connection that requests something large, and reads none of it."""
     line = opened(rcvbuf=2048)
     line.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * times)
     return line
@@ -121,8 +121,8 @@ def unread(opened: Any, path: str, times: int = 4) -> socket.socket:
 
 def is_reset(line: socket.socket, within_s: float = 20) -> bool:
     """Whether the server ends a connection whose answer isn't read: that shows where something is sent."""
-    begun = time.monotonic()
-    while time.monotonic() - begun < within_s:
+    started = time.monotonic()
+    while time.monotonic() - started < within_s:
         try:
             line.sendall(b"\r\n")
         except OSError:
@@ -150,11 +150,11 @@ def test_an_answer_that_is_read_slowly_comes_whole(bounds: Any, opened: Any, lar
     line = unread(opened, large, 1)
     answer = http.client.HTTPResponse(line)
     answer.begin()
-    took, begun = 0, time.monotonic()
+    took, started = 0, time.monotonic()
     while part := answer.read1(2**16):
         took += len(part)
-        time.sleep(0.1 if time.monotonic() - begun < 2 else 0)
-    assert took == int(answer.headers["content-length"]) and time.monotonic() - begun > 2
+        time.sleep(0.1 if time.monotonic() - started < 2 else 0)
+    assert took == int(answer.headers["content-length"]) and time.monotonic() - started > 2
 
 
 @pytest.mark.parametrize("share", [{"each": 4}, {"most": 4}])
@@ -188,7 +188,7 @@ class Line:
         ([("a", 1.0), ("a", 2.0), ("b", 0.0)], {"each": 2}, 0),  # its own address's, not another's
         ([("a", 1.0), ("a", 2.0), ("b", 0.0)], {"each": 2, "trusted": "b, a"}, None),
         ([("a", 1.0), ("a", 2.0, True, True)], {"each": 2}, 1),  # what isn't read before what is
-        ([("b", 1.0), ("b", 2.0, False)], {"most": 2}, 1),  # what asks nothing before what is in work
+        ([("b", 1.0), ("b", 2.0, False)], {"most": 2}, 1),  # connections without a request before those in work
         ([("b", 1.0), ("c", 0.5)], {"most": 2}, 1),
         ([("b", 1.0), ("c", 0.5)], {"most": 3}, None),
     ],
@@ -223,10 +223,10 @@ def test_wrong_passwords_in_a_row_make_a_client_wait_and_no_other_one() -> None:
     assert logins.refusal("b") is None
     waits = []
     for _ in range(9):
-        begun = now[0]
+        started = now[0]
         while logins.refusal("a"):
             now[0] += 0.5
-        waits.append(now[0] - begun)
+        waits.append(now[0] - started)
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     now[0] += 1000
     assert [logins.refusal("a") for _ in range(FREE + 1)] == [None] * (FREE + 1), "forgotten by then"

@@ -248,8 +248,8 @@ def begin(served: Any) -> Iterator[Any]:
         lines.append(line)
         kind = FORM if path == UPLOAD else {"Content-Type": "application/json"}
         head = {"Host": f"127.0.0.1:{served.page.server_port}", "Content-Length": str(length)} | kind | headers
-        said = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in head.items())
-        line.sendall(f"POST {path} HTTP/1.1\r\n{said}\r\n".encode() + sent)
+        reply = "".join(f"{key.replace('_', '-')}: {value}\r\n" for key, value in head.items())
+        line.sendall(f"POST {path} HTTP/1.1\r\n{reply}\r\n".encode() + sent)
         return line
 
     yield start
@@ -375,8 +375,8 @@ def test_an_invalid_upload_is_refused_with_a_sentence(
     begin: Any, served: Any, troubles: Any, body: bytes, query: str
 ) -> None:
     before = set(stored(served))
-    status, said = answer(begin(len(body), body, UPLOAD + query, **FORM))
-    assert status in (400, 413) and "/" not in said.replace("multipart/form-data", "") and "\n" not in said
+    status, reply = answer(begin(len(body), body, UPLOAD + query, **FORM))
+    assert status in (400, 413) and "/" not in reply.replace("multipart/form-data", "") and "\n" not in reply
     assert not [one for one in troubles.records if one.exc_info]
     assert set(stored(served)) == before
 
@@ -407,8 +407,8 @@ def test_uploads_have_names_inside_their_folder(ask: Any, served: Any, troubles:
 )  # fmt: skip
 def test_an_unknown_function_is_refused_without_a_traceback(begin: Any, troubles: Any, path: str, body: Any) -> None:
     text = json.dumps(body).encode()
-    status, said = answer(begin(len(text), text, path, Connection="close"))
-    assert status in (400, 404, 422) and said and not [one for one in troubles.records if one.exc_info]
+    status, reply = answer(begin(len(text), text, path, Connection="close"))
+    assert status in (400, 404, 422) and reply and not [one for one in troubles.records if one.exc_info]
 
 
 @pytest.mark.parametrize(
@@ -426,9 +426,9 @@ def test_an_unknown_function_is_refused_without_a_traceback(begin: Any, troubles
     ],
 )  # fmt: skip
 def test_what_cannot_be_repeated_is_refused_in_a_sentence(begin: Any, troubles: Any, path: str, text: str) -> None:
-    status, said = answer(begin(len(text), text.encode(), path, Connection="close"))
-    assert status != 500 or "Failed" in said
-    assert status >= 400 and said != "Internal Server Error" and not [one for one in troubles.records if one.exc_info]
+    status, reply = answer(begin(len(text), text.encode(), path, Connection="close"))
+    assert status != 500 or "Failed" in reply
+    assert status >= 400 and reply != "Internal Server Error" and not [one for one in troubles.records if one.exc_info]
 
 
 def test_reading_what_is_not_there_is_no_trouble(ask: Any, served: Any, troubles: Any) -> None:

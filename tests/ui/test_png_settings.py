@@ -97,10 +97,10 @@ def test_what_the_page_has_no_fields_for_is_reported(tmp_path: Path) -> None:
     about = {"prompt": "a", "seed": 0, "lora": "mine:0.8", "clip": 2.0, "order": 3, "map": "a.png", "pad": None}
     about |= {"loras": [["a", 1.0]] * 3, "run": "emoji"}
     _, remarks = read_settings(png(tmp_path / "a.png", {"ldm": json.dumps(about)}), {"emoji": {"order": 3}})
-    said = " ".join(remarks)
+    text_of_remarks = " ".join(remarks)
     for word in ("lora=mine:0.8", "clip=2.0", "map=a.png", "loras beyond the first 2"):
-        assert word in said
-    assert "order" not in said and "pad" not in said
+        assert word in text_of_remarks
+    assert "order" not in text_of_remarks and "pad" not in text_of_remarks
     text = "a cat\nSteps: 5, Sampler: Restart, CFG scale: 2, Seed: 1, Size: 8x8, Clip skip: 2, Model: emoji"
     _, remarks = read_settings(png(tmp_path / "b.png", {"parameters": text}))
     assert remarks == ["The page ignores these settings: Sampler: Restart, Size: 8x8, Clip skip: 2."]
@@ -116,7 +116,7 @@ def test_what_the_page_has_no_fields_for_is_reported(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_number_that_is_ignored_is_reported(tmp_path: Path, key: str, value: str) -> None:
     pairs = {"Steps": "5", "CFG scale": "2", "Seed": "1", "Denoising strength": "0.5"} | {key: value}
-    line = ", ".join(f"{name}: {said}" for name, said in pairs.items())
+    line = ", ".join(f"{name}: {text_of_remarks}" for name, text_of_remarks in pairs.items())
     for text in (f"a cat\n{line}", f"a cat\n{line}, Model: emoji"):
         settings, remarks = read_settings(png(tmp_path / "a.png", {"parameters": text}))
         assert remarks == [f"The page ignores these settings: {key}: {value}."]
@@ -212,6 +212,6 @@ def test_settings_behind_the_pixels_are_read_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece", ["w ", " ", "x: y, ", 'x: "y, ', '"', "\\a", "a:,", "Negative prompt: \n", "s" * 70])
 def test_long_settings_of_another_tool_are_read_in_no_time(piece: str) -> None:
     text = f"a\nSteps: 5, Seed: 1, Size: 8x8, {piece * (100_000 // len(piece))}."
-    begun = time.process_time()
+    started = time.process_time()
     from_parameters(text)
-    assert time.process_time() - begun < 5, "with the square of it it would be minutes"
+    assert time.process_time() - started < 5, "with the square of it it would be minutes"

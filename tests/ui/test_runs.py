@@ -32,7 +32,7 @@ def make_run(
 
 @pytest.fixture
 def process() -> Iterator[int]:
-    """A live process, which has said that it runs: until then it may have no memory of its own."""
+    """A live process, which has reported that it runs: until then it may have no memory of its own."""
     program = "import time; print('here', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline()
@@ -88,8 +88,8 @@ def test_samples_and_report(tmp_path: Path) -> None:
     (path / "evaluation" / "evaluation.json").write_text('{"validation loss": 0.5}')
     (path / "evaluation" / "samples.png").touch()
     assert [step for step, _ in runs.sample_grids(path)] == [3, 20]
-    figures, pictures = runs.evaluation(path)
-    assert figures == {"validation loss": 0.5} and [p.name for p in pictures] == ["samples.png"]
+    figures, images = runs.evaluation(path)
+    assert figures == {"validation loss": 0.5} and [p.name for p in images] == ["samples.png"]
 
 
 @pytest.mark.parametrize("key", ["ldm/none", "../etc", "/etc", "ldm/../../x", ""])
@@ -174,7 +174,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 def test_a_mistake_in_the_options_is_what_the_run_says(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path, tmp_path / "app")
-    key = launcher.start("vae", "bad", "data=digitz")  # said before torch is imported
+    key = launcher.start("vae", "bad", "data=digitz")  # reported before torch is imported
     wait_for(lambda: launcher.exit_code(key) is not None)
     assert launcher.exit_code(key) == 2
     assert "Did you mean 'digits'" in runs.tail(launcher.log(key), 5)[-1]

@@ -1,4 +1,4 @@
-"""What the page keeps, who may reach it, and how drawing behaves without a page."""
+"""What the page keeps, who may reach it, and how generating behaves without a page."""
 
 import os
 import queue
@@ -139,17 +139,17 @@ def generator(runs: Path, store: PageStore) -> ImageGenerator:
 
 
 def finish(generator: ImageGenerator, settings: Settings) -> Any:
-    *steps, pictures = generator.generate(settings)
-    return steps, pictures
+    *steps, results = generator.generate(settings)
+    return steps, results
 
 
 def test_every_image_is_generated_again_from_its_file(generator: ImageGenerator) -> None:
     settings = Settings("tiny", prompt="a dog", labels=("cat", "fish"), n=2, seed=10, steps=2, sampler="ddpm")
-    _, pictures = finish(generator, settings)
-    assert [(one.settings.seed, one.settings.labels) for one in pictures] == [
+    _, results = finish(generator, settings)
+    assert [(one.settings.seed, one.settings.labels) for one in results] == [
         (10, ("cat",)), (11, ("cat",)), (12, ("fish",)), (13, ("fish",))
     ]  # fmt: skip
-    for one in pictures:
+    for one in results:
         _, (again,) = finish(generator, read_settings(one.path)[0])
         pixels, others = (np.asarray(Image.open(path)).astype(int) for path in (one.path, again.path))
         assert np.abs(pixels - others).max() <= 1  # alone it may round otherwise than among others, by the processor
@@ -157,9 +157,9 @@ def test_every_image_is_generated_again_from_its_file(generator: ImageGenerator)
 
 def test_steps_are_counted_over_all_batches(generator: ImageGenerator) -> None:
     generator.batch_size = 2
-    steps, pictures = finish(generator, Settings("tiny", n=3, steps=4))
+    steps, results = finish(generator, Settings("tiny", n=3, steps=4))
     assert [(event.step, event.steps) for event in steps] == [(i + 1, 8) for i in range(8)]
-    assert len(pictures) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
+    assert len(results) == 3 and all(isinstance(e, Progress) and e.preview for e in steps)
 
 
 def test_a_waiting_request_is_reported_has_its_turn_in_order_and_may_leave(generator: ImageGenerator) -> None:
@@ -204,7 +204,7 @@ def test_generating_that_nobody_waits_for_ends_and_leaves_no_image(generator: Im
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before and generator.store.recent_images() == []
-    assert finish(generator, Settings("tiny", n=1))[1], "the next one is drawn"
+    assert finish(generator, Settings("tiny", n=1))[1], "the next one is generated"
 
 
 @pytest.mark.parametrize(
