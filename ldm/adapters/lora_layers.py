@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.common.errors import UserError
-from ldm.interop.lora.formats import commonest
+from ldm.interop.lora.formats import most_frequent
 
 BASE = ".base_layer"
 
@@ -33,7 +33,7 @@ def inject(
 ) -> None:
     """Puts a LoRA called `name`, new, on the layers of `module` that `ranks` lists. It alone requires gradients."""
     peft = _peft()
-    rank, alpha = commonest(ranks.values()), commonest(alphas.values())
+    rank, alpha = most_frequent(ranks.values()), most_frequent(alphas.values())
     config = peft.LoraConfig(
         r=int(rank),
         lora_alpha=alpha,

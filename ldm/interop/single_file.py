@@ -147,8 +147,8 @@ def _whole(
     sdxl_file.check_sigmas(tensors, parameterization, str(path))
     _check_rest(tensors, path)
     usual = sdxl_file.SIZE if is_xl else 768 if two and kind == "v" else 512
-    said_size = None if "size" in given else trainer_settings.size(declared, first_stage.factor, str(path))
-    height, width = (given["size"],) * 2 if "size" in given else said_size or (usual, usual)
+    declared_size = None if "size" in given else trainer_settings.size(declared, first_stage.factor, str(path))
+    height, width = (given["size"],) * 2 if "size" in given else declared_size or (usual, usual)
     check_size(height, width, first_stage.factor)
     folder = given.get("text_encoder")
     if is_xl and folder is not None:
@@ -242,7 +242,7 @@ def to_compvis(model: UNet | AutoencoderKL) -> dict[str, Tensor]:
 
 
 def _restore(spec: Mapping[str, Any], ours: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str) -> Any:
-    shaped = compvis.like(ours, wanted)
+    shaped = compvis.in_shapes_of(ours, wanted)
     return artifact.restore({"format": artifact.FORMAT, "model": spec}, shaped, where)
 
 

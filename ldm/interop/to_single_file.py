@@ -16,7 +16,7 @@ from ldm.diffusion import V
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting.export_report import Report
 from ldm.interop.parts import compvis, sdxl, sdxl_file, stable_diffusion, vae_config
-from ldm.interop.parts.to_clip import to_first_names, to_second_names
+from ldm.interop.parts.to_clip import to_clip_names, to_open_clip_names
 from ldm.interop.settings import latent_scale, modelspec
 from ldm.interop.single_file import to_compvis
 from ldm.networks import AutoencoderKL, UNet
@@ -45,10 +45,10 @@ def to_single_file(model: nn.Module, out: Path, dtype: str | None, about: Mappin
 def _contents(model: nn.Module, title: str, about: Mapping[str, Any]) -> Contents:
     """Tensors, metadata, and the report on them."""
     if isinstance(model, AutoencoderKL):
-        _refuse("the autoencoder", stable_diffusion.of_vae(model))
+        _refuse("the autoencoder", stable_diffusion.vae_obstacles(model))
         return to_compvis(model), {"format": "pt"}, Report({"vae": "stock"})
     if isinstance(model, UNet):
-        _refuse("the U-Net", stable_diffusion.of_unet(model))
+        _refuse("the U-Net", stable_diffusion.unet_obstacles(model))
         return _under(compvis.UNET, to_compvis(model)), {"format": "pt"}, Report({"unet": "stock"})
     if not hasattr(model, "denoiser"):
         raise UserError(f"a {type(model).__name__} has no single file of Stable Diffusion's kind: to=diffusers.")
@@ -92,7 +92,7 @@ def _text(model: Any, version: str) -> dict[str, Tensor]:
         return sdxl_file.to_text(sdxl.encoders_of(model.conditioner))
     (text,) = model.conditioner.parts.values()
     state = text.encoder.state_dict()
-    return _under(compvis.TEXT, to_first_names(state) if version == "1" else to_second_names(state))
+    return _under(compvis.TEXT, to_clip_names(state) if version == "1" else to_open_clip_names(state))
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -119,10 +119,10 @@ class Task(pl.LightningModule):
         """The norms of the gradients before they are clipped, computed once a step."""
         if self._norms is None:
             gradients.unscale(optimizer, getattr(self.trainer.precision_plugin, "scaler", None))
-            self._norms = gradients.norms_of(self.clipped_alone(optimizer))
+            self._norms = gradients.norms_of(self.clipped_separately(optimizer))
         return self._norms
 
-    def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    def clipped_separately(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
         """Sets of parameters, each clipped by the norm of its own gradients."""
         return [gradients.parameters_of(optimizer)]
 

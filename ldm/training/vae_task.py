@@ -88,7 +88,7 @@ class VAETask(Task):
             groups.append({"params": list(self.criterion.critic.parameters()), "betas": (0.5, 0.9)})
         return groups
 
-    def clipped_alone(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    def clipped_separately(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
         """The autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
         critic = self.criterion.critic
         modules: list[nn.Module] = [self.trained] if critic is None else [self.trained, critic]

@@ -45,7 +45,7 @@ def test_a_file_comes_back_bit_equal_with_its_alphas(to, unet, adapter, tmp_path
 
 @pytest.mark.parametrize("to", formats.FORMATS)
 def test_diffusers_reads_what_is_written_and_changes_the_output_as_alpha_says(to, unet, adapter, tmp_path):
-    if to == "kohya":  # of kohya's files diffusers 0.42 reads every alpha, and then takes the commonest for all
+    if to == "kohya":  # of kohya's files diffusers 0.42 reads every alpha, and then takes the most_frequent for all
         adapter = formats.Lora(adapter.weights, dict.fromkeys(adapter.alphas, 6.0))
     formats.write(tmp_path / "pytorch_lora_weights.safetensors", adapter, to)
     loader = diffusers.loaders.StableDiffusionLoraLoaderMixin

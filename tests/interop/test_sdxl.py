@@ -217,14 +217,14 @@ def test_at_full_size_a_file_has_the_published_names_and_shapes():
     assert written == sdxl.unet_names()
     assert len(sdxl.listed(shapes_of(single_file.to_compvis(vae)))) == sdxl.CHARACTERS["vae"]
     theirs = {f"model.{name}": shape for name, shape in sdxl.clip_names().items() if name != "logit_scale"}
-    state = to_clip.to_second_names(second.state_dict(), whole=True)
+    state = to_clip.to_open_clip_names(second.state_dict(), whole=True)
     assert shapes_of(state) == theirs
-    back = clip_text.second_names(state, whole=True)
+    back = clip_text.from_open_clip_names(state, whole=True)
     own = {
         n.removeprefix("text_model."): t for n, t in shapes_of(second.state_dict()).items() if "position_ids" not in n
     }
     assert shapes_of(back) == own
-    again = clip_text.first_names(to_clip.to_first_names(first.state_dict()))
+    again = clip_text.from_clip_names(to_clip.to_clip_names(first.state_dict()))
     assert len(again) == 2 + 16 * 12 + 2
     read = compvis_shapes.unet_spec({n: torch.empty(s, device="meta") for n, s in written.items()}, None, None)[0]
     assert {**unet_config.from_diffusers(sdxl.UNET), "heads": read["heads"], "dropout": 0.0} == {**read, "dropout": 0.0}

@@ -14,7 +14,7 @@ from ldm.diffusion import V
 from ldm.interop import single_file
 from ldm.interop.files.name_tables import by_prefix, inverse, rename
 from ldm.interop.parts import compvis, stable_diffusion
-from ldm.interop.parts.clip_text import second_names
+from ldm.interop.parts.clip_text import from_open_clip_names
 from tests.interop.configs import unet, vae
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
 
@@ -353,7 +353,7 @@ def test_the_layer_of_the_text_encoder_that_a_file_says_is_read(metadata, beside
         assert (part(["a cat"]).tokens - output.last_hidden_state).abs().max() > 0.1
     assert any(
         "clip_skip=1" in reason
-        for reason in stable_diffusion.of_text(SimpleNamespace(conditioner=Conditioner({"text": part})))
+        for reason in stable_diffusion.text_obstacles(SimpleNamespace(conditioner=Conditioner({"text": part})))
     )
 
 
@@ -429,7 +429,7 @@ def test_open_clips_text_encoder_comes_in_under_transformers_names():
             theirs[f"model.transformer.resblocks.{i}.attn.in_proj_{leaf}"] = joined
     theirs |= {n.replace(".1.", ".2."): t for n, t in theirs.items() if ".resblocks.1." in n}
     theirs |= {"model.text_projection": torch.zeros(2), "model.logit_scale": torch.zeros(())}
-    got = second_names(theirs)
+    got = from_open_clip_names(theirs)
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[n], wanted[n]) for n in wanted)
 

@@ -18,8 +18,8 @@ from ldm.interop.export import export
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.lora import formats
 from ldm.interop.parts import stable_diffusion
-from ldm.interop.parts.clip_text import second_names
-from ldm.interop.parts.to_clip import to_second_names
+from ldm.interop.parts.clip_text import from_open_clip_names
+from ldm.interop.parts.to_clip import to_open_clip_names
 from ldm.interop.settings import modelspec
 from ldm.model.latent_diffusion import LatentDiffusion
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
@@ -152,9 +152,9 @@ def test_open_clips_names_are_read_back_as_they_were():
     state = {
         n.removeprefix("text_model."): t for n, t in transformers.CLIPTextModel(clip_config()).state_dict().items()
     }
-    theirs = to_second_names(state)
+    theirs = to_open_clip_names(state)
     assert len({n.split(".")[3] for n in theirs if ".resblocks." in n}) == 3  # two, and the one that isn't used
-    back = second_names(theirs)
+    back = from_open_clip_names(theirs)
     wanted = {n: t for n, t in state.items() if not n.endswith("position_ids")}
     assert back.keys() == wanted.keys() and all(torch.equal(back[n], wanted[n]) for n in wanted)
 
@@ -326,7 +326,7 @@ def test_at_full_size_nothing_differs_and_diffusers_finds_every_name(version):
         found_vae = convert_ldm_vae_checkpoint(dict(single_file.to_compvis(vae)), dict(decoder.config))
     assert names_and_shapes(found) == names_and_shapes(unet.state_dict())
     assert names_and_shapes(found_vae) == names_and_shapes(decoder.state_dict())
-    assert stable_diffusion.of_unet(network) == stable_diffusion.of_vae(vae) == []
+    assert stable_diffusion.unet_obstacles(network) == stable_diffusion.vae_obstacles(vae) == []
     assert (
         stable_diffusion._different("U-Net", stable_diffusion._sizes(network), stable_diffusion._UNETS[version]) == []
     )

@@ -40,7 +40,7 @@ def cast_folder(folder: Path, dtype: str) -> None:
         file.unlink()  # a second copy of the weights in the .safetensors file beside it
     for file in sorted(folder.rglob("*.safetensors")):
         cast_file(file, dtype)
-        _say_in_config(file.parent / "config.json", dtype)
+        _declare_dtype(file.parent / "config.json", dtype)
 
 
 def cast_file(file: Path, dtype: str) -> None:
@@ -66,7 +66,7 @@ def _cast(tensor: Tensor, dtype: str | None, what: str) -> Tensor:
     return other
 
 
-def _say_in_config(file: Path, dtype: str) -> None:
+def _declare_dtype(file: Path, dtype: str) -> None:
     """Writes the new precision into a config that has an entry for it."""
     config = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
     if declared := [key for key in _KEYS if isinstance(config.get(key), str)]:

@@ -56,7 +56,7 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
     """
     wrong = []
     for key, value in config.items():
-        if key in known or _is_inner(key, value, (*known, *fixed)):
+        if key in known or _is_private_note(key, value, (*known, *fixed)):
             continue
         allowed = fixed.get(key, _OFF)
         if not _same(value, allowed):
@@ -65,7 +65,7 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
         raise UserError(f"{what} can't be represented here: {', '.join(wrong)}.")
 
 
-def _is_inner(key: str, value: Any, settings: tuple[str, ...]) -> bool:
+def _is_private_note(key: str, value: Any, settings: tuple[str, ...]) -> bool:
     """Whether a setting is a private note that changes nothing: it begins with an underscore, is the private form of no
     setting, and holds no numbers."""
     values = value if isinstance(value, (list, tuple)) else [value]

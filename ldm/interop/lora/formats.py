@@ -183,7 +183,7 @@ def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
         own = {spellings(m.partition(".")[2])[-1]: m for m in lora.alphas if m.startswith(f"{component}.")}
         ranks = {short: lora.rank(m) for short, m in own.items()}
         alphas = {short: lora.alphas[m] for short, m in own.items()}
-        rank, alpha = commonest(ranks.values()), commonest(alphas.values())
+        rank, alpha = most_frequent(ranks.values()), most_frequent(alphas.values())
         settings = {
             "r": rank,
             "lora_alpha": _plain(alpha),
@@ -264,7 +264,7 @@ def _misfit(missing: list[str], unexpected: list[str]) -> str:
     return f"the LoRA doesn't fit the model: {report(missing, unexpected) or 'it is empty'}."
 
 
-def commonest(values: Iterable[float]) -> float:
+def most_frequent(values: Iterable[float]) -> float:
     """The most frequent value, and the smallest of several."""
     values = list(values)
     return max(sorted(set(values)), key=values.count)

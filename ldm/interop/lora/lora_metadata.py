@@ -66,14 +66,14 @@ def plain(
         return {}
     key, text = declared["lora_alpha"]
     alpha = number(text, f"{where}: {key}")
-    meant = {module: alpha * math.sqrt(rank) if stable else alpha for module, rank in ranks.items()}
-    if known and not any(math.isclose(meant[m], known[m], rel_tol=5e-3) for m in known):
+    by_metadata = {module: alpha * math.sqrt(rank) if stable else alpha for module, rank in ranks.items()}
+    if known and not any(math.isclose(by_metadata[m], known[m], rel_tol=5e-3) for m in known):
         module = next(iter(known))
         raise UserError(
-            f"{where}: alpha of {module} is {known[module]:g} in the file and {meant[module]:g} by {key} of its "
+            f"{where}: alpha of {module} is {known[module]:g} in the file and {by_metadata[module]:g} by {key} of its "
             "metadata: keep the right one."
         )
-    return {module: value for module, value in meant.items() if module not in known}
+    return {module: value for module, value in by_metadata.items() if module not in known}
 
 
 def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], where: str) -> dict[str, float]:

@@ -38,7 +38,7 @@ def load_clip(state: Mapping[str, Tensor], folder: Path, where: Path, declared: 
         length = whole(read_json(file).get("max_position_embeddings", 77), f"{file}: max_position_embeddings")
         options = {"length": length, **text_settings.of_file(declared, None, length, str(where))}
         return FrozenText(str(encoder), str(tokenizer), masked=False, **options)
-    weights = first_names(state) if any(n.startswith(_FIRST) for n in state) else second_names(state)
+    weights = from_clip_names(state) if any(n.startswith(_FIRST) for n in state) else from_open_clip_names(state)
     length, layers = len(weights["embeddings.position_embedding.weight"]), len(indices(weights, "encoder.layers."))
     is_open = not any(n.startswith(_FIRST) for n in state)
     read = text_settings.of_file(declared, (layers, is_open), length, str(where))
@@ -62,7 +62,7 @@ def encoder_from_weights(
     return part
 
 
-def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Stable Diffusion 1's weights as transformers names them: files have these names under a prefix, which is removed.
 
     `text_model.`, which files written by newer versions lack, is removed too.
@@ -71,7 +71,7 @@ def first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t for n, t in named.items() if not n.endswith("position_ids")}
 
 
-def second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
+def from_open_clip_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
     """Stable Diffusion 2's and XL's weights as transformers names them: files have OpenCLIP's names, and query, key and
     value in one matrix. The last block isn't used, so it is left out, unless `whole`, with the projection."""
     layers = len(indices(state, "model.transformer.resblocks.")) - (not whole)

@@ -106,12 +106,12 @@ def ema_name(name: str) -> str:
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 
 
-def like(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_shapes_of(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights in the shapes of `wanted`: 1x1 convolutions and linear layers are converted into each other."""
-    return {name: _like(tensor, wanted.get(name)) for name, tensor in state.items()}
+    return {name: _in_shape_of(tensor, wanted.get(name)) for name, tensor in state.items()}
 
 
-def _like(tensor: Tensor, wanted: Tensor | None) -> Tensor:
+def _in_shape_of(tensor: Tensor, wanted: Tensor | None) -> Tensor:
     if wanted is None or tensor.shape == wanted.shape:
         return tensor
     squeezed = tensor.shape[2:] == (1, 1) and wanted.ndim == 2

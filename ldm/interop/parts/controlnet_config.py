@@ -116,7 +116,7 @@ def from_compvis(
     with torch.device("meta"):
         net: ControlNet = build(spec)
     ours = weights(rename(state, inverse(compvis_names(net)), where), _TABLE)
-    shaped = compvis.like(ours, net.state_dict())
+    shaped = compvis.in_shapes_of(ours, net.state_dict())
     return artifact.restore({"format": artifact.FORMAT, "model": spec}, shaped, where)  # type: ignore[return-value]
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, FrozenText
 from ldm.interop.parts import sdxl
-from ldm.interop.parts.clip_text import encoder_from_weights, first_names, second_names
-from ldm.interop.parts.to_clip import to_first_names, to_second_names
+from ldm.interop.parts.clip_text import encoder_from_weights, from_clip_names, from_open_clip_names
+from ldm.interop.parts.to_clip import to_clip_names, to_open_clip_names
 
 TEXT = "conditioner.embedders."
 SIZE = 1024
@@ -60,7 +60,7 @@ def conditioner(
             raise UserError(f"text_encoder={folder}: {words.name} is missing, of Stable Diffusion XL's two tokenizers.")
         if not weights:
             raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
-        ours = first_names(weights) if i == 0 else second_names(weights, whole=True)
+        ours = from_clip_names(weights) if i == 0 else from_open_clip_names(weights, whole=True)
         parts.append(encoder_from_weights(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
     if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
         raise UserError(f"{path} can't be represented here: it holds {TEXT}{unread[0]}, which isn't supported.")
@@ -74,8 +74,8 @@ def conditioner(
 def to_text(encoders: list[FrozenText]) -> dict[str, Tensor]:
     """The weights of both encoders under the file's names."""
     first, second = (part.encoder.state_dict() for part in encoders)
-    named = {f"0.{name}": tensor for name, tensor in to_first_names(first).items()}
-    named |= {f"1.{name}": tensor for name, tensor in to_second_names(second, whole=True).items()}
+    named = {f"0.{name}": tensor for name, tensor in to_clip_names(first).items()}
+    named |= {f"1.{name}": tensor for name, tensor in to_open_clip_names(second, whole=True).items()}
     return {TEXT + name: tensor for name, tensor in named.items()}
 
 

@@ -36,15 +36,15 @@ _CLIPS["XL, first"] = _CLIPS["1"]
 
 def obstacles(model: Any) -> list[str]:
     """By part, why a whole model can't be a single Stable Diffusion file, with what could; empty if it can."""
-    found = [*of_unet(model.denoiser.network), *of_vae(model.first_stage)]
+    found = [*unet_obstacles(model.denoiser.network), *vae_obstacles(model.first_stage)]
     if sdxl.encoders_of(model.conditioner):
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
     else:
-        found += of_text(model)
+        found += text_obstacles(model)
     return [*found, *_of_noise(model.denoiser.parameterization)]
 
 
-def of_unet(network: nn.Module) -> list[str]:
+def unet_obstacles(network: nn.Module) -> list[str]:
     """Why a network isn't a Stable Diffusion U-Net, with what would be; empty if it is."""
     if not isinstance(network, UNet):
         return [f"the network is a {type(network).__name__} (train with network=unet)"]
@@ -63,7 +63,7 @@ def of_unet(network: nn.Module) -> list[str]:
     return reasons
 
 
-def of_vae(first_stage: nn.Module) -> list[str]:
+def vae_obstacles(first_stage: nn.Module) -> list[str]:
     """Why a first stage isn't a Stable Diffusion autoencoder; empty if it is."""
     if not isinstance(first_stage, AutoencoderKL):
         return ["it generates pixels, without an autoencoder (train on one: vae=kl_f8)"]
@@ -73,7 +73,7 @@ def of_vae(first_stage: nn.Module) -> list[str]:
     return reasons
 
 
-def of_text(model: Any) -> list[str]:
+def text_obstacles(model: Any) -> list[str]:
     """Why a model's conditions aren't Stable Diffusion's; empty if they are."""
     parts = dict(model.conditioner.parts)
     text = next(iter(parts.values()), None)

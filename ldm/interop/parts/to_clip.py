@@ -13,12 +13,12 @@ _PLACES = "embeddings.position_embedding.weight"
 _ATTENTION = tuple(f".self_attn.{part}_proj." for part in "qkv")
 
 
-def to_first_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names of Stable Diffusion 1: transformers' own, with `text_model.`, under a prefix."""
     return {f"transformer.{canonical(name)}": tensor for name, tensor in _weights(state).items()}
 
 
-def to_second_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
+def to_open_clip_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
     """The names of Stable Diffusion 2 and XL: OpenCLIP's, with query, key and value in one matrix.
 
     Files of 2 end with a block that readers expect and don't use; here it is a copy of the one before. Those of XL have

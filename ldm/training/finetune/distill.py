@@ -116,7 +116,7 @@ class DistillFinetune(Finetune):
             lora.start(model, NEW, rank=self.rank, alpha=self.alpha, wanted=self.targets)
             return model.denoiser
         network = with_guidance(model.denoiser.network) if self._is_slider else deepcopy(model.denoiser.network)
-        denoiser = around(model.denoiser, network)
+        denoiser = with_network(model.denoiser, network)
         denoiser.network.train().requires_grad_(True)
         return denoiser
 
@@ -139,7 +139,7 @@ def with_guidance(network: Any) -> Any:
     return wider
 
 
-def around(denoiser: Denoiser, network: nn.Module) -> Denoiser:
+def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
     """A denoiser like `denoiser` around another network, which its spec then names."""
     options = {key: value for key, value in denoiser._spec.items() if key not in ("class", "network")}  # type: ignore
     return Denoiser(network, **options)

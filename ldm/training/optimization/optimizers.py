@@ -151,8 +151,8 @@ class Muon(torch.optim.AdamW):
         for shape, parameters in alike.items():
             steps = orthogonalised(torch.stack([self._momentum(p, group["momentum"]) for p in parameters]))
             scale = 0.2 * max(steps.shape[1:]) ** 0.5
-            for parameter, step in zip(parameters, self._or(steps, torch.zeros_like(steps)), strict=True):
-                parameter.mul_(self._or(decay, 1.0))
+            for parameter, step in zip(parameters, self._unless_skipped(steps, torch.zeros_like(steps)), strict=True):
+                parameter.mul_(self._unless_skipped(decay, 1.0))
                 parameter.add_(step.view(shape), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
@@ -164,11 +164,13 @@ class Muon(torch.optim.AdamW):
         assert parameter.grad is not None
         scale = getattr(self, "grad_scale", None)
         gradient = parameter.grad if scale is None else parameter.grad / scale
-        gradient = self._or(gradient, state["momentum"])  # which leaves the momentum as it is in a skipped step
+        gradient = self._unless_skipped(
+            gradient, state["momentum"]
+        )  # which leaves the momentum as it is in a skipped step
         state["momentum"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["momentum"], momentum).flatten(1)
 
-    def _or(self, value: Any, other: Any) -> Any:
+    def _unless_skipped(self, value: Any, other: Any) -> Any:
         """`value`, or in a skipped step `other`; the host doesn't know which."""
         found = getattr(self, "found_inf", None)
         return value if found is None else torch.where(found > 0, other, value)

@@ -59,14 +59,14 @@ class FiniteGuard(pl.Callback):
         can't skip a step by itself."""
         self._settle()
         scaler, norm = getattr(trainer.precision_plugin, "scaler", None), pl_module.norms(optimizer).total
-        spoilt = ~norm.isfinite() if scaler is None else spoilt_by_more_than_scale(self._losses, norm, scaler)
-        step, flag = trainer.global_step + 1, AsyncScalar(spoilt)
-        self._judge = partial(self._judged, trainer, pl_module, step=step, starts=self._starts, spoilt=flag)
+        not_finite = ~norm.isfinite() if scaler is None else not_finite_at_any_scale(self._losses, norm, scaler)
+        step, flag = trainer.global_step + 1, AsyncScalar(not_finite)
+        self._judge = partial(self._judged, trainer, pl_module, step=step, starts=self._starts, not_finite=flag)
         if scaler is not None:
             return
         if gradients.obeys_found_inf(optimizer):
-            optimizer.found_inf = spoilt.float()  # type: ignore[attr-defined]
-        elif spoilt:
+            optimizer.found_inf = not_finite.float()  # type: ignore[attr-defined]
+        elif not_finite:
             self._settle()
             optimizer.zero_grad()  # the optimizer skips parameters without a gradient
 
@@ -89,9 +89,9 @@ class FiniteGuard(pl.Callback):
             judge()
 
     def _judged(
-        self, trainer: pl.Trainer, pl_module: Any, *, step: int, starts: list[int], spoilt: AsyncScalar
+        self, trainer: pl.Trainer, pl_module: Any, *, step: int, starts: list[int], not_finite: AsyncScalar
     ) -> None:
-        if not spoilt.read():
+        if not not_finite.read():
             return
         found = f"step {step}: {self._describe(trainer, pl_module, starts)}"
         if self.skipped >= self.skip:
@@ -108,14 +108,14 @@ class FiniteGuard(pl.Callback):
         try:
             with trainer.precision_plugin.train_step_context():
                 for batch in [] if untried else batches:
-                    own_spoilt += _spoiling(trainer, pl_module, batch)
+                    own_spoilt += _not_finite_samples(trainer, pl_module, batch)
         except torch.OutOfMemoryError:  # tells nothing about any one sample
             own_spoilt, untried = [], True
         parts = gathered((own_spoilt, own_samples))
-        spoilt = [i for part, _ in parts for i in part]
+        not_finite = [i for part, _ in parts for i in part]
         samples = [i for _, part in parts for i in part]
-        names = sample_names(spoilt or samples, trainer.datamodule)  # type: ignore[attr-defined]
-        if spoilt:
+        names = sample_names(not_finite or samples, trainer.datamodule)  # type: ignore[attr-defined]
+        if not_finite:
             return f"the loss isn't finite, of {names}"
         what = "the loss or its gradient isn't finite" if untried else "the loss is finite and its gradient isn't"
         return f"{what}, of one or more of {names}"
@@ -129,15 +129,15 @@ class FiniteGuard(pl.Callback):
         )
 
 
-def spoilt_by_more_than_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -> Tensor:
+def not_finite_at_any_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -> Tensor:
     """Whether no smaller loss scale would help a step, on any process: a bool ()."""
     scale = scaler.scale(norm.new_ones(()))
-    spoilt = ~torch.stack(losses).isfinite().all() | (~norm.isfinite() & (scale <= 1))
+    not_finite = ~torch.stack(losses).isfinite().all() | (~norm.isfinite() & (scale <= 1))
     if distributed.is_initialized():  # each process has losses of its own
-        counts = spoilt.float()
+        counts = not_finite.float()
         distributed.all_reduce(counts)
-        spoilt = counts > 0
-    return spoilt
+        not_finite = counts > 0
+    return not_finite
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def loss_of(task: Any, row: dict[str, Any]) -> Tensor:
         return torch.tensor(float("nan"))
 
 
-def _spoiling(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[int]:
+def _not_finite_samples(trainer: pl.Trainer, task: Any, batch: dict[str, Any]) -> list[int]:
     """The samples of a batch on the host whose loss isn't finite when each is a batch on its own."""
     rows = single_samples(trainer.strategy.batch_to_device(batch))
     return [int(row["index"][0]) for row in rows if not loss_of(task, row).isfinite()]

@@ -53,7 +53,7 @@ def shard(network: nn.Module, mesh: Any) -> None:
     """Spreads the parameters of `network` in place: first those of blocks, then the others. Frozen ones stay whole."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    _let_conditions_be_seen_through()
+    _register_cond()
     network.to(memory_format=torch.contiguous_format)  # parts of a tensor are rows of it
     for root in _roots(network):
         frozen = {p for p in root.parameters() if not p.requires_grad}
@@ -74,7 +74,7 @@ def _roots(network: nn.Module) -> Iterator[nn.Module]:
 
 
 @cache
-def _let_conditions_be_seen_through() -> None:
+def _register_cond() -> None:
     """Lets FSDP find the tensors inside a `Cond`: its hooks on them gather weights for the backward pass."""
     torch.export.register_dataclass(Cond)
 
