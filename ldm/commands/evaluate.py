@@ -186,7 +186,7 @@ def _split(table: Table, most: int, what: str) -> ImageSet:
 
 
 def _preprocess_of_size(config: Mapping[str, Any]) -> Preprocess | None:
-    """For images of two folders, RGB of the size that both are resized to; None without `size`."""
+    """The preprocessing for images of two folders: RGB, resized to `size`; None without `size`."""
     if config["size"] is None:
         return None
     height, width = _size(config["size"])

@@ -141,7 +141,7 @@ def _useless(psnr_db: float, mean_image_db: float) -> Finding | None:
     return Finding(
         "a decoder that ignores its latents",
         f"the reconstruction has {psnr_db:.1f} dB PSNR, the mean image alone {mean_image_db:.1f}",
-        "train longer, or take a smaller beta",
+        "train longer, or use a smaller beta",
         True,
     )
 

@@ -1,10 +1,11 @@
-"""A model of ours as a folder of diffusers, or (`to_single_file`) as one file of Stable Diffusion's kind.
+"""A model of ours as a diffusers folder, or (`to_single_file`) as a single Stable Diffusion file.
 
     ldm export run=emoji to=diffusers out=DIR
     ldm export run=emoji to=single_file out=FILE.safetensors
 
-Stock classes where there are any; where not, classes of ours in a file beside the weights, which diffusers loads with
-`trust_remote_code=True`. The report, the printed one and the model card's, says which it was and why.
+Stock classes are used where there are any, otherwise classes of ours in a file beside the weights, which diffusers
+loads with `trust_remote_code=True`. The report, printed and in the model card, tells for each part which it was and
+why.
 """
 
 import json

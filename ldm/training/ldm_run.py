@@ -195,7 +195,8 @@ def class_lines(conditioner: Conditioner) -> tuple[str, ...]:
 
 
 def network_inputs(first_stage: FirstStage, conditioner: Conditioner) -> dict[str, Any]:
-    """The arguments that a network is built with beside its spec: the latents' channels and the conditions' sizes."""
+    """The arguments with which a network is built in addition to its spec: the latents' channels and the conditions'
+    sizes."""
     return {
         "in_channels": first_stage.latent_channels,
         "context_dim": conditioner.token_dim,

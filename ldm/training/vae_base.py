@@ -44,7 +44,7 @@ def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -
     if recorded and recorded.get("base") != base:
         was = f"began with base={recorded['base']}" if recorded.get("base") else "began without base="
         raise UserError(
-            f"the run {was}, and is resumed by the same words: give these, or start again with overwrite=true "
+            f"the run {was}, and can only be resumed so: give the same base, or start again with overwrite=true "
             "or another name=."
         )
     if not base:

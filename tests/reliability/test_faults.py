@@ -523,7 +523,7 @@ def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_o
     load("runs/ldm/squares/checkpoints/step-00000002.ckpt")
     printed = forked(lambda: train("ldm", "trainer.max_steps=2", "overwrite=true"), tmp_path / "new")
     assert printed == 0
-    assert "is of another first stage: encoding the data again" in (tmp_path / "new").read_text()
+    assert "belongs to another first stage: encoding the data again" in (tmp_path / "new").read_text()
 
 
 def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capfd):

@@ -158,7 +158,7 @@ def test_a_run_is_resumed_by_the_words_that_it_began_with(runs, config):
     recorded = {"base": "digits", "base_hash": "h", "vae": {"class": "AutoencoderKL", "channels": [8]}}
     assert vae_base.settle(made, recorded, 1) is None
     assert made["vae"] == recorded["vae"] and made["base_hash"] == "h"
-    with pytest.raises(UserError, match="began with base=digits, and is resumed by the same words"):
+    with pytest.raises(UserError, match="began with base=digits, and can only be resumed so"):
         vae_base.settle(made | {"base": None}, recorded, 1)
     with pytest.raises(UserError, match="began without base="):
         vae_base.settle(made, {"vae": {}}, 1)

@@ -70,7 +70,7 @@ def _number(name: str, names: Sequence[str], whose: str) -> int:
     if name in names:
         return list(names).index(name)
     if name.isdecimal() and int(name) < len(names) and not any(known.isdecimal() for known in names):
-        return int(name)  # the data number classes that the model names
+        return int(name)  # the data have numbers for classes that the model has names for
     raise UserError(
         f"the data have a class '{name}', which {whose} doesn't know: leave it out or name it as there."
         f"{did_you_mean(name, names)}"

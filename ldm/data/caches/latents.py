@@ -143,7 +143,7 @@ def _print_reason(root: Path, about: Mapping[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):
             other = json.loads(manifest.read_text())
             if other.get("data") == about["data"] and other.get("first_stage") != about["first_stage"]:
-                print(f"{manifest.parent} is of another first stage: encoding the data again", flush=True)
+                print(f"{manifest.parent} belongs to another first stage: encoding the data again", flush=True)
                 return
 
 

@@ -142,7 +142,7 @@ def _may_hold_masks(folder: str) -> bool:
 
 
 def _pairs(found: Iterable[str], name: str, around: FolderImages) -> list[Pair]:
-    """Each file in folders `name` with the image of the same name beside the folder."""
+    """Each file in folders `name`, with the image of the same name beside the folder where there is one."""
     pairs = []
     for path in found:
         steps = path.split("/")
@@ -183,7 +183,7 @@ def _few_values(store: Store, paths: Sequence[str]) -> list[bool]:
 
 
 def _are_image_folders(beside: Iterable[Iterable[str | None]]) -> bool:
-    """Whether all folders beside, if any, have names of folders of images."""
+    """Whether all neighbouring folders, if any, are named as folders of images."""
     return all(step is None or _IMAGE_FOLDER.fullmatch(step) or is_split(step) for steps in beside for step in steps)
 
 

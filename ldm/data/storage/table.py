@@ -104,7 +104,7 @@ class Table(ByPath):
             folder = self.key.split("-")[0]
             raise UserError(
                 f"{where} reads the images' own sizes, which these data don't give: an earlier version made their "
-                f"cache, so remove the folder {folder} from cache/data, and they are read anew. (A source of your own "
+                f"cache, so remove the folder {folder} from cache/data, and they are read again. (A source of your own "
                 "gives Table(frames=).)"
             )
 

@@ -47,8 +47,8 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
         declared = _first(rank_of, module, given_rank)
         if declared is not None and declared != rank:
             raise UserError(
-                f"{where} declares rank {declared:g} for {module}, whose weights have {rank}: it is another LoRA's; "
-                "take it away, or get the one that belongs to this file."
+                f"{where} declares rank {declared:g} for {module}, whose weights have {rank}: it belongs to "
+                "another LoRA; remove it, or get the one that belongs to this file."
             )
         alpha = _first(alpha_of, module, given_alpha)
         assert alpha is not None

@@ -14,7 +14,7 @@ FIXED: dict[str, Any] = {
     "num_sanity_val_steps": 0,
 }
 _ENDS = "a run ends by trainer.max_steps or trainer.max_time; give those."
-_INSTEAD = {  # what to do instead of giving one of these options, or one that depends on the run
+_INSTEAD = {  # what to do instead of giving one of these options, or one that the run determines
     "max_epochs": _ENDS,
     "min_epochs": _ENDS,
     "min_steps": _ENDS,

@@ -28,7 +28,7 @@ PREVIEW_IMAGES = 4
 
 
 class _Cancelled(Exception):
-    """Nobody waits for the images any more."""
+    """The request was cancelled: nobody waits for its images any more."""
 
 
 @dataclass(frozen=True)
