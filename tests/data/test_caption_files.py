@@ -135,15 +135,6 @@ def test_a_dead_link_is_refused(tmp_path):
         Folder(str(root)).tables(tmp_path / "cache")
 
 
-def test_names_of_files_that_look_like_captions_are_reported(tmp_path):
-    for name in ("a red cat on a mat", "me_two_birds_over_a_lake_0c1d", "a blue dog in the sun"):
-        (tmp_path / f"{name}.png").write_bytes(PPM)
-    assert "names look like captions (a blue dog in the sun), which aren't read" in found(tmp_path)[1].warnings[0]
-    for i in range(9):
-        (tmp_path / f"frame of a long film {i}.png").write_bytes(PPM)
-    assert not found(tmp_path)[1].warnings, "most say the same"
-
-
 def test_kinds_that_are_not_read_are_bounded(tmp_path):
     root = lay_out(tmp_path, **{f"x{i}": "x" for i in range(9)})
     (root / "more.7z").write_bytes(b"7z")

@@ -28,6 +28,8 @@ from tests.data.folders import facts, lay_out, numbered, tables
         ["Photos from 2019", "Photos from 2020"],
         ["2022/2022-12-31", "2023/2023-01-01"],
         ["2022/12", "2023/01 Berlin"],
+        ["2024/01", "2024/02"],
+        ["Fotos von 2019", "Trip to Rome"],
         ["fold0", "fold1"],
     ],
 )
@@ -106,3 +108,53 @@ def test_folders_named_as_sizes_are_classes_with_a_note():
     assert "named by sizes are read as classes: 256, 512 (data.classes=false" in findings.warnings[0]
     classes_of(["12/0.png", "256/0.png"], None, (), other := Findings())
     assert not other.warnings
+
+
+NESTED = numbered("animals/cat", "animals/dog", "plants/oak")
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        ("first", ["animals", "plants"]),
+        (True, ["animals", "plants"]),
+        ("last", ["cat", "dog", "oak"]),
+        ("path", ["animals/cat", "animals/dog", "plants/oak"]),
+        ("none", []),
+    ],
+)
+def test_which_folder_is_the_class(tmp_path, classes, expected):
+    root = lay_out(tmp_path / "d", *NESTED)
+    assert list(tables(root, classes=classes)[0].classes) == expected
+    assert not facts(root).notes
+
+
+@pytest.mark.parametrize("layout", ["{split}/{top}/{name}", "{top}/{split}/{name}"])
+@pytest.mark.parametrize(
+    ("classes", "expected"), [("last", ["big", "small"]), ("path", ["cats/big", "cats/small", "dogs/big"])]
+)
+def test_nested_classes_of_both_splits(tmp_path, layout, classes, expected):
+    places = [("train", "cats", "big"), ("train", "cats", "small"), ("train", "dogs", "big"), ("val", "dogs", "big")]
+    paths = [layout.format(split=split, top=top, name=name) for split, top, name in places]
+    train, val = tables(lay_out(tmp_path / "d", *numbered(*paths)), classes=classes)
+    assert list(train.classes) == list(val.classes) == expected
+    assert {expected[i] for i in val.columns["label"]} == {expected[0 if classes == "last" else 2]}
+    merged = "cats/big, dogs/big" in " ".join(facts(tmp_path / "d").asides)
+    assert merged == (classes == "last")
+
+
+def test_nested_classes_that_are_none(tmp_path):
+    root = lay_out(tmp_path / "d", *NESTED, "animals/9.png", "0.png")
+    with pytest.raises(UserError, match="but 0.png isn't in a folder of a class"):
+        tables(root, classes="last")
+    with pytest.raises(UserError, match="data.classes=lats is unknown. Did you mean 'last'"):
+        tables(root, classes="lats")
+    with pytest.raises(UserError, match="data.classes=path and data.repeats=true"):
+        tables(root, classes="path", repeats=True)
+
+
+def test_folders_of_programs_are_no_classes_even_if_folders_are(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("cat", "dog"), "cat/@eaDir/0.png/THUMB.jpg", "thumbs/1.png")
+    train, _ = tables(root, classes=True)
+    assert list(train.classes) == ["cat", "dog", "thumbs"]
+    assert list(facts(root).left_out) == ["cat/@eaDir/0.png/THUMB.jpg"]

@@ -21,6 +21,8 @@ def notes(root, *paths: str, **options) -> str:
         (("cat", "Screenshots"), "data.without='[Screenshots]' leaves it out"),
         (("source", "target"), "source/ and target/ hold files of the same names, as pairs of images do"),
         (("A", "B"), "A/ and B/ hold files of the same names"),
+        (("before", "after"), "data.pairs='{control: before}'"),
+        (("cropped", "processed", "raw"), "cropped/, processed/, raw/ hold files of the same names, as versions"),
         (
             ("animals/cat", "animals/dog", "plants/oak"),
             "aren't read as classes (animals/cat, animals/dog, plants/oak)",
@@ -149,3 +151,15 @@ def test_tiffs_of_other_endings_are_told_apart(tmp_path, name, content, message)
     (root / name).write_bytes(content)
     tables(root)
     assert message in facts(root).left_out[name]
+
+
+def test_folders_that_training_wrote_are_reported(tmp_path):
+    warned = notes(tmp_path / "d", *numbered("cat"), "0.png", "output/1.png", "samples/2.png")
+    assert "data.without='[output, samples]' leaves out folders that aren't meant as data" in warned
+
+
+def test_control_images_by_words_that_are_not_known(tmp_path):
+    images = [f"{i}.png" for i in range(3)]
+    root = lay_out(tmp_path / "d", *images, *[f"_controls/{i}.pose.jpg" for i in range(3)])
+    assert names(tables(root)) == images
+    assert "in _controls/, with the names of the images" in facts(root).left_out["_controls/0.pose.jpg"]

@@ -52,10 +52,41 @@ def test_damaged_words_are_refused_by_name(tmp_path, name, content):
         ZipStore(path).text(name)
 
 
-def test_other_archives_are_refused_with_the_way(tmp_path):
-    (tmp_path / "d.tar.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(UserError, match=r"can't be read as a .zip .*unpack it, and give the folder"):
-        open_store(tmp_path / "d.tar.gz")
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("d.tar.gz", "unpack it, and give the folder"),
+        ("a.png", "give the folder that holds the images"),
+        ("captions.csv", "give the folder of the images as data.root, and put the table into it"),
+        ("d.parquet", "data=huggingface data.dataset=.*d.parquet reads it"),
+    ],
+)
+def test_other_files_are_refused_with_the_way(tmp_path, name, step):
+    (tmp_path / name).write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match=f"can't be read as a .zip .*{step}"):
+        open_store(tmp_path / name)
+
+
+def test_a_pattern_is_no_root(tmp_path):
+    with pytest.raises(UserError, match="it isn't a pattern"):
+        open_store(tmp_path / "*.png")
+
+
+def test_an_archive_with_backslashes_links_and_a_name_twice(tmp_path):
+    path = packed(tmp_path / "d.zip", {"sub\\2.png": PPM, "sub\\2.txt": "a cat"})
+    link = zipfile.ZipInfo("link.png")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(link, "0.png")
+        archive.writestr("0.png", PPM.replace(b"\0", b"\7"))
+    found = Folder(str(path), columns=["text"]).tables(tmp_path / "cache")
+    assert names(found) == ["0.png", "1.png", "sub/2.png"]
+    assert "a cat" in [text for table in found for text in table.columns["text"]]
+    assert {7} == {
+        int(table.images[i].max()) for table in found for i, name in enumerate(table.names) if name[0] == "0"
+    }
+    left = facts(path).left_out
+    assert "same name as a later file" in left["0.png"] and "links in a .zip" in left["link.png"]
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "0.txt", "metadata.jsonl"])

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.data.folders.excluded import excluded_images
+from ldm.data.folders.pairs import paired_images
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.metadata_files import is_metadata
 from ldm.data.reading.paths import inside, is_image, is_junk
@@ -39,7 +40,7 @@ class Candidates(NamedTuple):
         images = [path for path in store.entries if is_image(path)]
         named = [path for path in images if matches(path, options.without)]
         findings.leave_out(named, "in data.without")
-        removed = {*named, *validated}
+        removed = {*named, *validated, *paired_images(store, options.pairs)}
         images = [path for path in images if path not in removed]
         has_metadata = any(map(is_metadata, store.entries))
         reported = Findings() if has_metadata else findings

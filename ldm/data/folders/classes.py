@@ -2,12 +2,14 @@
 
 import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from ldm.common.errors import UserError
+from ldm.common.errors import UserError, did_you_mean
 from ldm.data.folders.common_names import are_albums
 from ldm.data.reading.findings import Findings, examples
 from ldm.data.reading.paths import common_folder, ending, first_folder, inside, stem
+from ldm.data.reading.split_folders import FIRST, LAST, PATH
 
 CAMERA = re.compile(r"[1-9]\d\d(?=.*[A-Z_])[A-Z0-9_]{5}|\d{6}_[_a-z]")  # DCF's 100APPLE, 101CANON; iOS's 202401_a
 _YEAR, _MONTH, _DAY, _SEP = r"(19|20)\d\d", r"(0?[1-9]|1[0-2])", r"(0?[1-9]|[12]\d|3[01])", r"[-_. ]"
@@ -19,7 +21,8 @@ _FORMATS = {"jpeg": "jpg", "tiff": "tif"}
 _FORMAT = re.compile(
     r"((images?|imgs?|photos?)[-_ ]?)?(jpe?g|png|tiff?|webp|gif|bmp|avif)s?([-_ ]?(images?|imgs?|files?))?", re.I
 )
-_TAKEOUT = re.compile(r"Photos from \d{4}")  # Google's
+# Google Takeout's: Photos from 2023, Fotos von 2023, Photos de 2023; albums lie beside them
+_TAKEOUT = re.compile(r"(photos|fotos|foto|foto's|zdjęcia)( (from|von|aus|de|del|uit|z)) (19|20)\d\d", re.IGNORECASE)
 _YEARS, _MONTHS = re.compile(_YEAR), re.compile(rf"{_MONTH}(\D.*)?")
 _PART = re.compile(r"(folds?|parts?|batch|chunk|shard)[-_ ]?\d+", re.IGNORECASE)
 _SCALE = re.compile(r"[lhs]r|x\d", re.IGNORECASE)  # of one image in several sizes, for super-resolution
@@ -27,6 +30,8 @@ _SIZE = re.compile(
     r"(images?|imgs?|size|res)?[-_ ]?(\d{2,}x\d{2,}|64|128|256|512|768|1024|2048|4096)(px)?", re.IGNORECASE
 )
 _DCIM = "dcim"
+_NONE = "none"
+_LEVELS = (FIRST, LAST, PATH, _NONE)
 _SHARD = re.compile(r"\d{5}")
 
 
@@ -65,6 +70,40 @@ def classes_of(
     return names
 
 
+def nested_classes(
+    paths: Sequence[str], level: str, known: Collection[str], findings: Findings, splits: Collection[str] = ()
+) -> list[str | None]:
+    """The class of each image where folders lie within folders: with the level "last" the folder that holds it (cat in
+    animals/cat), with "path" all folders on the way (animals/cat).
+
+    Folders named in `splits` aren't parts of it. `known` are the training classes if these images are for validation.
+    Raises UserError where there are no classes.
+    """
+    folders = [_without_split(posixpath.dirname(path), splits) for path in paths]
+    base = posixpath.commonpath(folders) if folders else ""
+    if known:
+        names: list[str | None] = [
+            _known_part(folder, level, known) or _part(folder, base, level) for folder in folders
+        ]
+    else:
+        names = [_part(folder, base, level) for folder in folders]
+        if None in names or len({*names}) < 2:
+            _refuse(paths, names)
+    if level == LAST:
+        _report_merged(folders, names, findings)
+    return names
+
+
+def level_of(classes: bool | str | None) -> tuple[bool | None, str]:
+    """The option `classes` as whether folders are classes, None for automatic, and which of them. Raises UserError."""
+    if isinstance(classes, str):
+        if classes not in _LEVELS:
+            guess = did_you_mean(classes, _LEVELS)
+            raise UserError(f"data.classes={classes} is unknown.{guess} It can be true, false, {', '.join(_LEVELS)}.")
+        return classes != _NONE, FIRST if classes == _NONE else classes
+    return classes, FIRST
+
+
 def is_storage_folder(name: str) -> bool:
     """Whether a folder within a class has a name that isn't a class: a date, a format, a size, a part."""
     patterns = (CAMERA, DATE, _FORMAT, _SIZE, _PART, _SCALE, _YEARS, _SHARD)
@@ -78,7 +117,38 @@ def report_inner_folders(paths: Sequence[str], splits: Sequence[str], findings: 
     if len(splits) > 1 and len(shared) > 1 and None not in shared and all(names == shared for names in inner):
         within = examples(sorted(map(str, shared)))
         message = f"the classes are the folders around {examples(splits)}, not those inside ({within})"
-        findings.warn(f"{message}: for the latter, name one of the sets as data.root, or sort them into train/CLASS")
+        findings.warn(f"{message}: data.classes=last reads the latter")
+
+
+def _part(folder: str, base: str, level: str) -> str | None:
+    """The class of an image in `folder`; None for one right in `base`, the folder around all."""
+    inner = folder[len(base) :].strip("/")
+    return (posixpath.basename(inner) if level == LAST else inner) or None
+
+
+def _known_part(folder: str, level: str, known: Collection[str]) -> str | None:
+    """The longest end of the folder's path that is a class of training."""
+    steps = folder.split("/")
+    ends = [steps[-1]] if level == LAST else ["/".join(steps[i:]) for i in range(len(steps))]
+    return next((end for end in ends if end in known), None)
+
+
+def _without_split(folder: str, splits: Collection[str]) -> str:
+    """cats/train/small as cats/small, where cats/train is among the splits."""
+    for split in splits:
+        if split and f"{folder}/".startswith(f"{split}/"):
+            return posixpath.join(posixpath.dirname(split), folder[len(split) + 1 :]).rstrip("/")
+    return folder
+
+
+def _report_merged(folders: Sequence[str], names: Sequence[str | None], findings: Findings) -> None:
+    """A remark on classes whose images lie in folders of the same name in several places."""
+    places: dict[str | None, set[str]] = defaultdict(set)
+    for folder, name in zip(folders, names, strict=True):
+        places[name].add(folder)
+    if merged := [place for found in places.values() if len(found) > 1 for place in sorted(found)]:
+        message = f"folders of the same name are one class: {examples(merged, 4)}"
+        findings.remark(f"{message} (data.classes=path keeps them apart)")
 
 
 def _within(paths: Sequence[str], base: str) -> list[str | None]:
@@ -107,7 +177,7 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
         return "as phones and computers name them"
     if names and (all(map(DATE.fullmatch, names)) or _are_years(paths, "/".join(steps), names)):
         return "named by dates"
-    if names and all(map(_TAKEOUT.fullmatch, names)):
+    if any(map(_TAKEOUT.fullmatch, names)):
         return "as Google Takeout names them"
     if names and all(map(_format, names)) and len({image_of(path) for path in paths}) < len(paths):
         return "for formats of the same images"
@@ -119,7 +189,9 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
 
 
 def _are_years(paths: Sequence[str], base: str, names: Sequence[str]) -> bool:
-    """2023/2023-05-12 or 2023/05"""
+    """2023/2023-05-12 or 2023/05, also where all lie in one year."""
+    if _YEARS.fullmatch(posixpath.basename(base)):
+        return all(map(_MONTHS.fullmatch, names))
     inner = {first_folder(path, posixpath.join(base, str(first_folder(path, base)))) or "" for path in paths}
     return all(map(_YEARS.fullmatch, names)) and all(DATE.fullmatch(name) or _MONTHS.fullmatch(name) for name in inner)
 

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from ldm.data.reading.captions.names import is_prose
 from ldm.data.reading.findings import Findings, examples
 from ldm.data.reading.paths import stem
 from ldm.data.reading.store import Store
@@ -35,6 +36,16 @@ _PAIRS = frozenset(
         "sketch photo", "sketches photos", "left right", "raw edited", "original edited", "originals edited",
     )
 )  # fmt: skip
+# Words for versions of the same images, of which each may have a folder.
+_VERSION = re.compile(
+    r"raw|originals?|processed|preprocessed|cropped|crops|resized|rescaled|edited|edits|retouched|final|clean(ed)?"
+    r"|upscaled|downscaled|enhanced|aligned|augmented|flipped|rotated|colou?ri[sz]ed|gr[ea]y(scale)?|bw|denoised"
+    r"|restored|watermarked|compressed|backgrounds?[-_ ]?removed|no[-_ ]?(background|bg)|[248]x",
+    re.IGNORECASE,
+)
+_WRITTEN = re.compile(r"samples?|checkpoints?([-_ ]?\d+)?|validation[-_ ]samples", re.IGNORECASE)  # by training
+# Those of a pair that are the results; the others are what they are made from.
+_RESULTS = re.compile(r"after|clean|edited|gt|high|hq|norain|outputs?|photos?|sharp|targets?|tgt", re.IGNORECASE)
 _INSTANCE = re.compile(r"(instances?|subjects?)([-_ ]?(images?|imgs?|data|pictures?|dir))?", re.IGNORECASE)
 _PRIOR = re.compile(
     r"(class(es)?|reg(ular(i[sz]ation)?)?|prior)([-_ ]?(images?|imgs?|data|pictures?|dir))?", re.IGNORECASE
@@ -85,10 +96,16 @@ def report_odd_classes(
             message = f"{examples([name + '/' for name in odd])}: named {kind}, and read as {read}"
             findings.warn(f"{message}; data.without='[{', '.join(odd)}]' leaves {them} out")
     are_pairs = distinct == ["A", "B"] or frozenset(map(str.lower, distinct)) in _PAIRS
+    are_versions = not are_pairs and len(distinct) > 1 and all(map(_VERSION.fullmatch, distinct))
+    if are_versions and _share_names(paths, classes):
+        folders = examples([f"{name}/" for name in distinct])
+        message = f"{folders} hold files of the same names, as versions of the same images do, and are read as classes"
+        findings.warn(f"{message}; data.without='[{', '.join(distinct[1:])}]' leaves all but {distinct[0]} out")
     if are_pairs and _share_names(paths, classes):
         one, other = distinct
         message = f"{one}/ and {other}/ hold files of the same names, as pairs of images do, and are read as classes"
-        findings.warn(f"{message}; metadata.jsonl can name one as the other's control, data.without= leaves one out")
+        step = f"data.pairs='{{control: {other if _RESULTS.fullmatch(one) else one}}}'"
+        findings.warn(f"{message}; {step} reads one as the other's control image, data.without= leaves one out")
     _report_inner_folders(paths, classes, is_storage_folder, findings)
 
 
@@ -105,7 +122,8 @@ def report_similar_classes(classes: Iterable[str], findings: Findings) -> None:
 def report_class_like_names(paths: Sequence[str], findings: Findings) -> None:
     """Warns that files are named by a class and a number, like Kaggle's cat.0.jpg and dog.17.jpg."""
     matches = [match for path in paths if (match := _NUMBERED.fullmatch(stem(posixpath.basename(path))))]
-    counts = Counter(match["word"] for match in matches if not _NOT_CLASS.fullmatch(match["word"]))
+    words = [match["word"] for match in matches]
+    counts = Counter(word for word in words if not _NOT_CLASS.fullmatch(word) and not is_prose(word))
     if len(counts) < 2 or counts.total() < _MOSTLY * len(paths) or len(counts) > _MOST_WORDS * counts.total():
         return
     each = ", ".join(f"{count} {word}" for word, count in counts.most_common(3)) + (", ..." if len(counts) > 3 else "")
@@ -115,13 +133,17 @@ def report_class_like_names(paths: Sequence[str], findings: Findings) -> None:
     findings.warn(f"{message}: {step}")
 
 
+def aside(names: Iterable[str]) -> list[str]:
+    """Those of the folders that are named like places for discarded, temporary or generated images."""
+    return sorted(name for name in names if _ASIDE.fullmatch(name) or _WRITTEN.fullmatch(name))
+
+
 def _share_names(paths: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether most files of two classes have the same names."""
+    """Whether most files of the classes have the same names."""
     names: dict[str, set[str]] = defaultdict(set)
     for path, name in zip(paths, classes, strict=True):
         names[name].add(stem(posixpath.basename(path)))
-    one, other = names.values()
-    return 2 * len(one & other) > max(len(one), len(other))
+    return 2 * len(set.intersection(*names.values())) > max(map(len, names.values()))
 
 
 def _report_inner_folders(
@@ -139,9 +161,6 @@ def _report_inner_folders(
     if len(inner) > 1 and set.intersection(*inner.values()):
         return
     folders = [f"{name}/{step}" for name in sorted(inner) for step in sorted(inner[name])]
-    root = folders[0].split("/")[0]
     message = f"folders within the classes aren't read as classes ({examples(folders)})"
-    steps_to_take = (
-        f"list them in metadata.csv with file_name and label, or read those of one folder by data.root={root}"
-    )
-    findings.warn(f"{message}: {steps_to_take}")
+    steps = f"data.classes=last reads the folder of each image as its class, data.classes=path all ({folders[0]})"
+    findings.warn(f"{message}: {steps}")

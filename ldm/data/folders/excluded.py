@@ -16,7 +16,7 @@ from ldm.data.folders.mask_pixels import NAMED, SAMPLED, Pair, mask_evidence, pi
 from ldm.data.folders.scene_names import companions_by_name
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.paths import JUNK, evenly_spaced, first_folder, is_junk, join, stem
-from ldm.data.reading.split_folders import FolderOptions, is_split
+from ldm.data.reading.split_folders import FIRST, FolderOptions, is_split
 from ldm.data.reading.store import Store
 
 # Folders of masks and the like: their files have the names of the images beside the folder.
@@ -41,6 +41,7 @@ _MASK_WORDS = (
 )
 _MASK_WORD = re.compile(_MASK_WORDS, re.IGNORECASE)
 _MASK_FILE = re.compile(rf"(?P<stem>.+?)[-_. ]({_MASK_WORDS})([-_ ]?\d+)?", re.IGNORECASE)
+_LAST_WORD = re.compile(r"[-_. ][a-z]+([-_ ]?\d+)?$")
 _IMAGE_SUFFIX = re.compile(r"_leftimg8bit$")
 _LABEL_STUDIO = re.compile(r"(.*/)?task-\d+-annotation-\d+-.*", re.IGNORECASE)  # a mask as Label Studio exports it
 
@@ -56,7 +57,7 @@ class FolderImages:
         for path in images:
             for base in _upwards(posixpath.dirname(path)):
                 if base in wanted:
-                    self.by_stem[base].setdefault(_stem(path), path)
+                    self.by_stem[base].setdefault(name_of_image(path), path)
                     self.first_folders[base].add(first_folder(path, base))
 
     def nearest(self, folder: str) -> str:
@@ -72,8 +73,8 @@ def excluded_images(
     `known` are the training classes if these images are for validation. Folders that might be masks and are read as
     classes are added to `findings`.
     """
-    if options.classes:
-        return {}
+    if options.classes and options.level == FIRST:
+        return {path: JUNK for path in images if is_junk(path, sure=True)}
     excluded = {path: JUNK for path in images if is_junk(path)}
 
     def rest() -> list[str]:
@@ -96,9 +97,9 @@ def _named_as_masks(images: Sequence[str]) -> dict[str, str]:
     for path in images:
         match = _MASK_FILE.fullmatch(stem(path)) if _MASK_WORD.search(path) else None
         if match and match["stem"].lower() in stems:
-            found[path] = "named as masks and the like of the images beside them (metadata.jsonl can name them so)"
+            found[path] = f"named as masks and the like of the images beside them ({NAMED})"
         elif _LABEL_STUDIO.fullmatch(path):
-            found[path] = "named as Label Studio's masks (metadata.jsonl can name them so)"
+            found[path] = f"named as Label Studio's masks ({NAMED})"
     return found
 
 
@@ -148,7 +149,8 @@ def _pairs(found: Iterable[str], name: str, around: FolderImages) -> list[Pair]:
         steps = path.split("/")
         at = steps.index(name)
         base = around.nearest("/".join(steps[:at]))
-        image = around.by_stem[base].get(_stem(path))
+        images = around.by_stem[base]
+        image = images.get(name_of_image(path)) or images.get(_without_last_word(path))
         pairs.append(Pair(path=path, inner="/".join(steps[at + 1 :]), base=base, image=image))
     return pairs
 
@@ -195,7 +197,7 @@ def _repeat_folders(pairs: Sequence[Pair], image_folders: Collection[str]) -> bo
 
 def _have_mask_words(pairs: Sequence[Pair]) -> bool:
     """cat_mask.png for cat.png"""
-    return all(_stem(pair.path) != _full_stem(pair.path) for pair in pairs)
+    return all(name_of_image(pair.path) != _full_stem(pair.path) for pair in pairs)
 
 
 def _above(path: str, name: str) -> str:
@@ -212,11 +214,16 @@ def _upwards(folder: str) -> Iterable[str]:
     yield ""
 
 
-def _stem(path: str) -> str:
+def name_of_image(path: str) -> str:
     """The file's name without its ending and without a word that says that it is a mask, or the image itself."""
     name = _full_stem(path)
     match = _MASK_FILE.fullmatch(name) if _MASK_WORD.search(name) else None
     return match["stem"] if match else _IMAGE_SUFFIX.sub("", name)
+
+
+def _without_last_word(path: str) -> str:
+    """`cat` for cat.pose.png and cat_lineart_2.png: control images are named by more words than are known."""
+    return _LAST_WORD.sub("", _full_stem(path))
 
 
 def _full_stem(path: str) -> str:

@@ -1,23 +1,19 @@
 """What a folder or a .zip of images holds: samples with their captions, labels, maps, masks and control images."""
 
-import posixpath
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ldm.data.folders.classes import classes_of, is_storage_folder
-from ldm.data.folders.common_names import report_class_like_names, report_odd_classes
+from ldm.data.folders.classes import classes_of, is_storage_folder, nested_classes
+from ldm.data.folders.common_names import aside, report_class_like_names, report_odd_classes
+from ldm.data.folders.pairs import read_pairs
 from ldm.data.folders.repeats import repeat_described, repeats_of
 from ldm.data.reading.captions.files import JSON, find_captions, report_unread_captions
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.metadata_files import read_metadata
-from ldm.data.reading.paths import ending, evenly_spaced, is_image, stem
+from ldm.data.reading.paths import ending, is_image
 from ldm.data.reading.sample import PATHS, Sample
-from ldm.data.reading.split_folders import FolderOptions
+from ldm.data.reading.split_folders import FIRST, FolderOptions
 from ldm.data.reading.store import Store
-
-_LOOKED_AT = 1000  # names of files
-_PROSE = 4  # words of a file's name that make it look like a caption
 
 
 def samples(
@@ -30,14 +26,16 @@ def samples(
     options: FolderOptions = FolderOptions(),  # noqa: B008  immutable
     excluded: Mapping[str, str] | None = None,
     keep: Callable[[str], bool] = lambda path: True,
+    splits: Collection[str] = (),
 ) -> list[Sample]:
     """The samples inside the folder `under` whose paths `keep` accepts, in the order of the metadata or of their paths.
 
     `columns` has the wanted columns, each with its name in the metadata. `known` are the training classes if these
     images are for validation. `excluded` are images that aren't samples unless metadata name them, with the reason.
+    `splits` are the folders of training and validation.
     """
     findings = Findings() if findings is None else findings
-    listing = _Listing(store=store, columns=columns, known=known, options=options, findings=findings)
+    listing = _Listing(store=store, columns=columns, known=known, options=options, findings=findings, splits=splits)
     return listing.samples(under, excluded or {}, keep)
 
 
@@ -50,6 +48,7 @@ class _Listing:
     known: Collection[str]
     options: FolderOptions
     findings: Findings
+    splits: Collection[str]
 
     def samples(self, under: str, excluded: Mapping[str, str], keep: Callable[[str], bool]) -> list[Sample]:
         """The samples in the folder `under` whose paths `keep` accepts, by metadata files or, without any, by file
@@ -71,8 +70,9 @@ class _Listing:
         unnamed = [path for path in paths if is_image(path) and path not in named]
         self.findings.leave_out(unnamed, "not in the metadata")
         found = repeat_described(found, self.options.repeats, self.findings)
+        self._pair(found)
         if "text" in self.columns:
-            without = [sample for sample in found if not sample.text]
+            without = [sample for sample in found if not sample.text and not sample.caption]
             find_captions(without, self.store, self.findings, self.columns["text"])
             report_unread_captions([sample for sample in found if sample.text], self.store, self.findings)
         if "label" in self.columns and all(sample.label is None for sample in found):
@@ -86,8 +86,11 @@ class _Listing:
         images = [path for path in paths if is_image(path) and path not in excluded]
         repeats = {} if options.classes else repeats_of(images, options.repeats, self.known, findings)
         found = [Sample(path) for path in images if path in repeats or not repeats]
+        self._pair(found)
         if "text" in self.columns:
-            find_captions(found, self.store, findings, self.columns["text"])
+            find_captions(
+                [sample for sample in found if not sample.caption], self.store, findings, self.columns["text"]
+            )
         self._report_unknown_columns(found)
         if repeats:
             for sample in found:
@@ -95,8 +98,6 @@ class _Listing:
                 self._name_by_folder(sample, name)
         elif "label" in self.columns:
             self._classify(found)
-        if "text" in self.columns and _have_neither(found):
-            self._report_caption_like_names(found)
         if "label" in self.columns and _have_neither(found):
             report_class_like_names([sample.image for sample in found], findings)
         # img2dataset writes its counts for each folder, and a table of what the images' own files hold
@@ -104,6 +105,15 @@ class _Listing:
         written = [folder + suffix for folder in folders for suffix in ("_stats.json", ".parquet")]
         findings.mark_unread([path for path in written if path in self.store.entries], "img2dataset's own files")
         return found
+
+    def _pair(self, found: Sequence[Sample]) -> None:
+        read_pairs(found, self.store, self.options.pairs, self.columns)
+
+    def _folder_classes(self, found: Sequence[Sample], findings: Findings) -> list[str | None]:
+        images = [sample.image for sample in found]
+        if self.options.level == FIRST:
+            return classes_of(images, self.options.classes, self.known, findings)
+        return nested_classes(images, self.options.level, self.known, findings, self.splits)
 
     def _report_unknown_columns(self, found: Sequence[Sample]) -> None:
         """Warns of columns that the user has renamed where there are no metadata and no NAME.json with such names."""
@@ -118,7 +128,7 @@ class _Listing:
     def _classify(self, found: Sequence[Sample]) -> None:
         """Labels by folders, if every image lies in one."""
         images = [sample.image for sample in found]
-        classes = classes_of(images, self.options.classes, self.known, self.findings)
+        classes = self._folder_classes(found, self.findings)
         strays = [image for image, name in zip(images, classes, strict=True) if name is None]
         if not strays:
             for sample, name in zip(found, classes, strict=True):
@@ -126,10 +136,13 @@ class _Listing:
             if not self.options.classes and not self.known and found:
                 report_odd_classes(images, [str(name) for name in classes], is_storage_folder, self.findings)
         elif len(strays) < len(found):
-            folders = examples(sorted({name for name in classes if name is not None}))
-            message = f"the folders {folders} aren't read as classes, as not every image lies in one"
+            distinct = sorted({name for name in classes if name is not None})
+            message = f"the folders {examples(distinct)} aren't read as classes, as not every image lies in one"
             count = f"{plural(len(strays), 'image')}, such as {strays[0]}"
-            self.findings.warn(f"{message} ({count}): move these into folders, or away")
+            step = "move these into folders, or away"
+            if odd := aside(distinct):
+                step = f"{step}; data.without='[{', '.join(odd)}]' leaves out folders that aren't meant as data"
+            self.findings.warn(f"{message} ({count}): {step}")
 
     def _classify_described(self, found: Sequence[Sample]) -> None:
         """Labels by folders where metadata have none: if classes are wanted, or no captions. Otherwise a remark that
@@ -137,7 +150,7 @@ class _Listing:
         if self.options.classes or "text" not in self.columns:
             self._classify(found)
             return
-        names = classes_of([sample.image for sample in found], self.options.classes, self.known, Findings())
+        names = self._folder_classes(found, Findings())
         distinct = sorted({name for name in names if name is not None})
         if None not in names and 1 < len(distinct) <= len(found) // 2:
             message = f"the folders {examples(distinct)} aren't read as classes, as there are metadata without labels"
@@ -156,19 +169,6 @@ class _Listing:
             self.findings.warn("every caption is empty: the images count as images without captions")
             for sample in found:
                 sample.text = None
-
-    def _report_caption_like_names(self, found: Sequence[Sample]) -> None:
-        """Warns that the files' names may be captions, as Midjourney writes them: at least four words, and mostly
-        different ones."""
-        names = [stem(posixpath.basename(sample.image)) for sample in evenly_spaced(found, _LOOKED_AT)]
-        sentences = set()
-        for name in names:
-            words = tuple(re.findall(r"[^\W\d_]+", name))
-            if len(words) >= _PROSE:
-                sentences.add(words)
-        if 2 * len(sentences) > len(names):
-            message = f"the files' names look like captions ({names[0]}), which aren't read"
-            self.findings.warn(f"{message}: write them to metadata.csv, with the columns file_name and text")
 
 
 def _have_neither(found: Sequence[Sample]) -> bool:

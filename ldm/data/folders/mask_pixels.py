@@ -12,7 +12,7 @@ from ldm.images import alike, turned
 SAMPLED = 8  # files that are looked at
 _MASK_VALUES, _MASK_SHARE = 8, 0.9  # the most frequent values of a mask, and the share of its pixels that have them
 _SIDE = 256  # pixels: about the resolution at which an image is looked at
-NAMED = "metadata.jsonl can name them as masks and so on"
+NAMED = "data.pairs= or metadata.jsonl can name them as masks and so on"
 
 
 class Pair(NamedTuple):

@@ -6,11 +6,12 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.data.reading.sample import COLUMNS
 from ldm.data.storage.buckets import Shape
 
-# data.captions: a file is one caption; a line is one; captions are inside the images; the tags in a list are one.
-WHOLE, LINES, EMBEDDED, TAGS = "whole", "lines", "embedded", "tags"
+# data.captions: a file is one caption; a line is one; captions are inside the images; the tags in a list are one; an
+# image's name is one.
+WHOLE, LINES, EMBEDDED, TAGS, NAMES = "whole", "lines", "embedded", "tags", "names"
 
 
-def check_captions(captions: str, known: Sequence[str] = (WHOLE, LINES, EMBEDDED, TAGS)) -> str:
+def check_captions(captions: str, known: Sequence[str] = (WHOLE, LINES, EMBEDDED, TAGS, NAMES)) -> str:
     """`captions`, the option. Raises UserError if it isn't among `known`."""
     if captions not in known:
         guess = did_you_mean(captions, known)

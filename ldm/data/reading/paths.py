@@ -9,10 +9,11 @@ from ldm.images import IMAGES
 
 T = TypeVar("T")
 # Folders of images that programs create for themselves.
-_JUNK = {
-    *("__macosx", "@eadir", "thumbs", "thumbnails", "thumbnail", "lost+found", "system volume information"),
+_SURE_JUNK = {
+    *("__macosx", "@eadir", "lost+found", "system volume information"),
     *("$recycle.bin", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
 }
+_JUNK = {*_SURE_JUNK, "thumbs", "thumbnails", "thumbnail"}
 JUNK = "in folders that programs create"
 _JUNK_LIKE = re.compile(r"thumb(nail)?s?[-_ ]?\d+(x\d+)?|.*\.lrdata")  # thumbnails128x128; Lightroom's
 
@@ -33,9 +34,11 @@ def stem(path: str) -> str:
     return path[: len(path) - len(ending(path))]
 
 
-def is_junk(path: str) -> bool:
-    """Whether the file lies in a folder that a program creates for itself."""
+def is_junk(path: str, sure: bool = False) -> bool:
+    """Whether the file lies in a folder that a program creates for itself; if `sure`, one that nobody else names so."""
     steps = path.lower().split("/")[:-1]
+    if sure:
+        return not _SURE_JUNK.isdisjoint(steps)
     return any(step in _JUNK or _JUNK_LIKE.fullmatch(step) for step in steps)
 
 

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -24,13 +24,20 @@ _VALIDATION_IN = [re.compile(_AROUND.format(names)) for names in ("val|valid|val
 _SMALL = re.compile(r"(.*[-_ .])?(LR|X\d|bicubic)([-_ .].*)?", re.IGNORECASE)  # DIV2K_train_LR_bicubic
 
 
+FIRST, LAST, PATH = "first", "last", "path"  # which of the folders around an image is its class
+NO_PAIRS: Mapping[str, str] = {}
+
+
 class FolderOptions(NamedTuple):
     """What the user says about the folders: whether they are classes, whether `10_name` are repeats (None for
-    automatic), and the names of folders and patterns of files that are left out."""
+    automatic), the names of folders and patterns of files that are left out, which folder is the class, and where the
+    files of columns lie (`pairs`)."""
 
     classes: bool | None = None
     repeats: bool | None = None
     without: Sequence[str] = ()
+    level: str = FIRST
+    pairs: Mapping[str, str] = NO_PAIRS
 
 
 SplitNames = tuple[str | None, list[str]]  # the training folder and the folders for validation

@@ -152,23 +152,29 @@ class ZipStore(Store):
         try:
             self.zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
-            step = "unpack it, and give the folder (data=shards reads WebDataset's tars)"
-            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {step}.") from None
-        found, hidden = {}, []
+            raise UserError(f"data.root={path} can't be read as a .zip ({error}): {_step(path)}.") from None
+        found: dict[str, zipfile.ZipInfo] = {}
+        hidden: list[str] = []
         for info in self.zip.infolist():
-            name = info.filename.replace("\\", "/")
+            name = info.filename.replace("\\", "/")  # Windows' older tools write backslashes
             if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
                 raise UserError(f"{path} holds '{info.filename}', a path that leads out of it; don't use this file.")
-            if info.is_dir():
+            if name.endswith("/"):
                 continue
-            if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
-                found[name] = (info.file_size, info.CRC)
+            if stat.S_ISLNK(info.external_attr >> 16):
+                self.passed[name] = "links in a .zip, which aren't followed: unpack it, and give the folder"
+            elif not any(part.startswith((".", "__MACOSX")) for part in name.split("/")):
+                if name in found:
+                    self.passed[name] = "in the .zip under the same name as a later file, which is read"
+                found[name] = info
             elif not any(part == "__MACOSX" or _HIDDEN_JUNK.fullmatch(part) for part in name.split("/")):
                 hidden.append(name)
         around = {name.split("/")[0] for name in found}
-        self.prefix = f"{around.pop()}/" if len(around) == 1 and all("/" in name for name in found) else ""
-        self.entries = {name[len(self.prefix) :]: entry for name, entry in sorted(found.items())}
-        self.hidden = [name.removeprefix(self.prefix) for name in sorted(hidden)]
+        prefix = f"{around.pop()}/" if len(around) == 1 and all("/" in name for name in found) else ""
+        self._members = {name[len(prefix) :]: info for name, info in sorted(found.items())}
+        self.entries = {name: (info.file_size, info.CRC) for name, info in self._members.items()}
+        self.passed = {name.removeprefix(prefix): reason for name, reason in self.passed.items()}
+        self.hidden = [name.removeprefix(prefix) for name in sorted(hidden)]
 
     def hint(self, path: str) -> bytes:
         """The CRC-32 in the archive's index, so nothing is unpacked."""
@@ -179,9 +185,9 @@ class ZipStore(Store):
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
             raise OSError("by its header it unpacks to more than 1 GB")
         try:
-            return cast(BinaryIO, self.zip.open(self.prefix + path))
+            return cast(BinaryIO, self.zip.open(self._members[path]))
         except NotImplementedError:
-            how = self.zip.getinfo(self.prefix + path).compress_type
+            how = self._members[path].compress_type
             raise Packed(f"it is compressed by {_METHODS.get(how, how)}: {_UNPACK}") from None
         except RuntimeError:
             raise Packed(f"it is encrypted: {_UNPACK}") from None
@@ -200,6 +206,18 @@ def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:
             yield from (Path(base, name) for name in files if not _HIDDEN_JUNK.fullmatch(name))
 
 
+def _step(path: Path) -> str:
+    """What to do with a file that isn't a .zip and is given as data.root."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return f"data=huggingface data.dataset={path} reads it"
+    if kind in (".csv", ".tsv", ".jsonl", ".json"):
+        return "give the folder of the images as data.root, and put the table into it as metadata.csv or metadata.jsonl"
+    if kind in (".7z", ".rar", ".tar", ".gz", ".tgz", ".xz", ".zst", ".bz2", ".zip"):
+        return "unpack it, and give the folder (data=shards reads WebDataset's tars)"
+    return "give the folder that holds the images"
+
+
 def composed(path: str) -> str:
     """The path with é as one character, as all systems but macOS write it."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
@@ -212,4 +230,5 @@ def open_store(root: str | Path) -> Store:
         return FolderStore(path)
     if path.is_file():
         return ZipStore(path)
-    raise UserError(f"data.root={root} doesn't exist; give a folder or a .zip of images.")
+    pattern = " (it isn't a pattern: data.without='[NAME]' leaves files out)" if "*" in str(root) else ""
+    raise UserError(f"data.root={root} doesn't exist; give a folder or a .zip of images{pattern}.")

@@ -122,7 +122,7 @@ def report_unread(paths: Sequence[str], findings: Findings) -> None:
         each = [f"{plural(len(found), f'{kind} file'.strip())} ({found[0]})" for kind, found in kinds.items()]
         rest = f" and {plural(len(each) - _KINDS, 'more kind')}" if len(each) > _KINDS else ""
         message = f"not read: {', '.join(each[:_KINDS])}{rest}"
-        findings.warn(f"{message}; captions come from NAME.txt or NAME.caption beside NAME.png")
+        findings.warn(f"{message}; captions come from NAME.txt or NAME.caption beside NAME.png, or by data.pairs=")
 
 
 def _report_metadata_like(tables: Sequence[str], findings: Findings) -> None:

@@ -7,22 +7,24 @@ from pathlib import Path
 from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
-from ldm.data.folders.classes import image_of, report_inner_folders
+from ldm.data.folders.classes import image_of, level_of, report_inner_folders
+from ldm.data.folders.edits import with_edits_as_one
 from ldm.data.folders.listing import samples
+from ldm.data.folders.pairs import check_pairs, report_pairs
 from ldm.data.folders.repeats import check_repeats
 from ldm.data.preparing.decode import Split
 from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
 from ldm.data.preparing.encoded_source import EncodedSource
 from ldm.data.preparing.holdout import reasons_in, split_off
 from ldm.data.preparing.labels import are_sparse
-from ldm.data.preparing.options import EMBEDDED, WHOLE
-from ldm.data.reading.captions.embedded import check_embedded, report_embedded
+from ldm.data.preparing.options import WHOLE
+from ldm.data.preparing.other_captions import read_other_captions
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.metadata_files import report_missing_images
 from ldm.data.reading.paths import inside
 from ldm.data.reading.sample import PATHS, Sample
 from ldm.data.reading.split_column import by_column
-from ldm.data.reading.split_folders import FolderOptions, Layout
+from ldm.data.reading.split_folders import FIRST, FolderOptions, Layout
 from ldm.data.reading.store import Store, open_store
 from ldm.data.reading.unread import report_disguised, report_unreachable, report_unread
 from ldm.data.reading.unread_tables import report_tables
@@ -62,11 +64,16 @@ class Folder(EncodedSource):
       of a square of `size`, and a batch has images of one shape. The sides are multiples of `bucket_step` (by default
       an eighth of `size`, at least 8), and each shape has at least `bucket_least` images.
     - `captions`: `whole` (default): a caption file is one caption; `lines`: each of its lines is an alternative;
-      `embedded`: captions are read from inside the images; `tags`: a list in the metadata is one caption, joined by
-      commas, instead of alternatives (columns named tags or keywords are read so anyway).
+      `embedded`: captions are read from inside the images; `names`: an image's name is its caption; `tags`: a list in
+      the metadata is one caption, joined by commas, instead of alternatives (columns named tags or keywords are read so
+      anyway).
     - `repeats`: whether folders `10_name` are repeats; by default if they look like it.
     - `classes`: whether subfolders are classes; by default they are, unless they are named by dates, as cameras and
-      other tools name folders, or hold masks and the like of the images beside them.
+      other tools name folders, or hold masks and the like of the images beside them. Of folders within folders,
+      `first` (also true) is the outermost, `last` the one that holds the image, `path` all of them (animals/cat);
+      `none` is false.
+    - `pairs`: where the files of columns lie that have the names of their images: a folder ({control: source}) or a
+      pattern of names ({mask: "*_mask.png", text: "*.prompt"}).
     - `without`: names or paths of folders, and patterns of files (`*_mask.*`), that are left out.
     """
 
@@ -89,16 +96,19 @@ class Folder(EncodedSource):
         bucket_least: int = 16,
         captions: str = WHOLE,
         repeats: bool | None = None,
-        classes: bool | None = None,
+        classes: bool | str | None = None,
         without: Sequence[str] = (),
+        pairs: Mapping[str, str] | None = None,
     ):
         if buckets and not isinstance(size, int):
             raise UserError(
                 "data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes."
             )
-        if classes and repeats:
+        wanted, level = level_of(classes)
+        if wanted and repeats:
             raise UserError(
-                "data.classes=true and data.repeats=true: folders are either classes or repeats; choose one."
+                f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
+                "choose one."
             )
         step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
         super().__init__(
@@ -114,7 +124,9 @@ class Folder(EncodedSource):
             captions=captions,
         )
         self.root, self.val_root, self.repeats = root, val_root, repeats
-        self.folder_options = FolderOptions(classes, repeats, [name.strip("/") for name in without])
+        self.folder_options = FolderOptions(
+            wanted, repeats, [name.strip("/") for name in without], level, pairs=check_pairs(pairs)
+        )
 
     @property
     def name(self) -> str:
@@ -190,7 +202,8 @@ class Folder(EncodedSource):
     def _random_splits(self, found: list[Sample]) -> tuple[Split, Split]:
         """A random part of the samples for validation."""
         self._report_files(found, [self._store])
-        image_name = with_duplicates_as_one(self._store, found, image_of, self.findings)
+        name_of = with_edits_as_one(found, image_of, self.findings)
+        image_name = with_duplicates_as_one(self._store, found, name_of, self.findings)
         train, val = split_off(self._store, found, self.val_share, self.findings, image_of=image_name)
         _report_columns(train[1], val[1], self.findings)
         return train, val
@@ -208,7 +221,8 @@ class Folder(EncodedSource):
             self.findings.warn(f"{count} both for training and for validation: {examples(sorted(both))}")
         _report_columns(train, val, self.findings)
         labelled = [sample.image for sample in train if sample.label is not None]
-        report_inner_folders(labelled, self._layout.train, self.findings)
+        if self.folder_options.level == FIRST:
+            report_inner_folders(labelled, self._layout.train, self.findings)
         report_duplicates([(store, s.image) for s in train], [(val_store, s.image) for s in val], self.findings)
         return train_split, val_split
 
@@ -221,6 +235,7 @@ class Folder(EncodedSource):
     def _report_files(self, found: Sequence[Sample], stores: Sequence[Store]) -> None:
         """Reports the files that weren't read. Maps, masks and control images of samples aren't left out."""
         report_missing_images(found, self.findings)
+        report_pairs(found, stores, self.folder_options.pairs, self.findings)
         for store in stores:
             paths = [path for path in store.entries if path not in self.findings.read]
             report_disguised(store, paths, self.findings)
@@ -243,21 +258,11 @@ class Folder(EncodedSource):
             options=self.folder_options,
             excluded=candidates.excluded,
             keep=lambda path: keep(path) and path not in candidates.removed,
+            splits=(*self._layout.train, *self._layout.val),
         )
         if "text" in self.columns:
-            self._read_embedded(found, candidates.store)
+            read_other_captions(found, candidates.store, self.captions, self.findings)
         return found
-
-    def _read_embedded(self, found: Sequence[Sample], store: Store) -> None:
-        """With data.captions=embedded, images without a caption have it in their own file; otherwise warns of captions
-        there if no image has another one."""
-        without = [sample for sample in found if not sample.text and not sample.caption]
-        if self.captions == EMBEDDED:
-            check_embedded(without, store)
-            for sample in without:
-                sample.caption = sample.image
-        elif len(without) == len(found):
-            report_embedded(without, store, self.findings)
 
 
 def _report_columns(train: Sequence[Sample], val: Sequence[Sample], findings: Findings) -> None:

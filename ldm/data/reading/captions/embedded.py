@@ -1,12 +1,12 @@
 """Captions inside image files, as generators, cameras and photo managers write them."""
 
-import html
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from ldm.common.errors import UserError
 from ldm.data.reading.captions.prompts import prompt_of
+from ldm.data.reading.captions.xmp import xmp_texts
 from ldm.data.reading.findings import Findings, examples
 from ldm.data.reading.paths import evenly_spaced
 from ldm.data.reading.sample import Sample
@@ -19,8 +19,6 @@ _MAKE, _MODEL = 0x010F, 0x0110  # where ComfyUI puts its graphs into a .webp
 _WINDOWS = (0x9C9C, 0x9C9F, 0x9C9B, 0x9C9E)  # Explorer's comment, subject, title and tags
 _IPTC = ((2, 120), (2, 105), (2, 5), (2, 25))  # caption, headline, title and keywords
 _CODES = {b"UNICODE\0": ("utf-16-be", "utf-16-le"), b"ASCII\0\0\0": ("utf-8",), b"\0" * 8: ("utf-8",)}
-_XMP = ("dc:description", "exif:UserComment", "photoshop:Headline", "dc:title", "dc:subject")
-_ITEM = re.compile(r"<rdf:li[^>]*>(.*?)</rdf:li>", re.DOTALL)
 _GENERATED = ("parameters", "prompt", "invokeai_metadata", "sd-metadata", "Dream")  # texts of PNGs
 _PLAIN = ("Description", "Comment", "comment", "Title")  # texts of PNGs, and comments of JPEG and GIF
 _CAMERAS = re.compile(r"[A-Z0-9 _-]*", re.ASCII)  # OLYMPUS DIGITAL CAMERA
@@ -47,6 +45,11 @@ def text_in(file: BinaryIO) -> str:
             return next((text for found in _texts(image) if (text := _words(found))), "")
     except Exception:  # whatever it is, it is counted when it is decoded
         return ""
+
+
+def text_in_xmp(xmp: str) -> str:
+    """The caption in XMP, empty if there is none."""
+    return next((text for found in xmp_texts(xmp) if (text := _words(found))), "")
 
 
 def report_embedded(found: Sequence[Sample], store: Store, findings: Findings) -> None:
@@ -90,18 +93,12 @@ def _texts(image: Any) -> Iterator[Any]:
     iptc = IptcImagePlugin.getiptcinfo(image) or {}
     yield from (_listed(iptc.get(tag)) for tag in _IPTC)
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
-    yield from _of_xmp(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
+    yield from xmp_texts(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
     yield from (image.info.get(name) for name in _PLAIN)
 
 
 def _is_graph(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("prompt:{")
-
-
-def _of_xmp(xmp: str) -> Iterator[str]:
-    for name in _XMP:
-        if match := re.search(f"<{name}>(.*?)</{name}>", xmp, re.DOTALL):
-            yield html.unescape(", ".join(item.strip() for item in _ITEM.findall(match[1]) if item.strip()))
 
 
 def _wide(value: Any) -> str:

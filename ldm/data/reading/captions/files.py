@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from ldm.common.errors import UserError
-from ldm.data.reading.captions.embedded import text_in
+from ldm.data.reading.captions.embedded import text_in, text_in_xmp
 from ldm.data.reading.captions.json_files import OURS, caption_in, hold_captions, row_of
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import ending, evenly_spaced, is_image, stem
@@ -14,8 +14,9 @@ from ldm.data.reading.sample import Sample, Text
 from ldm.data.reading.store import Store, composed
 
 JSON = ".json"
+XMP = ".xmp"  # beside the images, as Lightroom, digiKam and darktable write it
 TEXTS = (".txt", ".caption", ".cap")
-KINDS = (*TEXTS, JSON)  # in this order; the first that an image has is read
+KINDS = (*TEXTS, JSON, XMP)  # in this order; the first that an image has is read
 _LOOKED_AT = 16  # files of a kind, by which the kind is judged
 _BLANKS = 64  # bytes of spaces and line ends that an empty caption file may hold
 _SUPPLEMENT = re.compile(r"(?P<name>.+\.\w+)\.(?P<word>s[a-z-]*)(?P<copy>\(\d+\))?\.json")
@@ -30,14 +31,14 @@ _LEAST = 4  # numbers of a box
 
 def find_captions(samples: Sequence[Sample], store: Store, findings: Findings, name: str = OURS) -> None:
     """Gives each sample the file that holds its caption: NAME.txt, NAME.caption or NAME.cap, regardless of case,
-    NAME.png.txt, or a NAME.json that contains a caption.
+    NAME.png.txt, a NAME.json that contains a caption, or a NAME.xmp that contains a description, title or keywords.
 
     If the user gives the `name` of the caption in NAME.json, these files are preferred.
     """
     files = _by_kind(store.entries)
     found: dict[str, list[str]] = defaultdict(list)
     second: dict[str, list[str]] = defaultdict(list)
-    for kind in KINDS if name == OURS else (JSON, *TEXTS):
+    for kind in KINDS if name == OURS else (JSON, *TEXTS, XMP):
         beside = _beside(samples, kind, files[kind], store)
         paths = [path for path in beside if path]
         if not paths or not _hold_captions(kind, paths, store, findings=findings, name=name):
@@ -68,13 +69,15 @@ def report_unread_captions(samples: Iterable[Sample], store: Store, findings: Fi
 
 
 def read_caption(store: Store, path: str, name: str = OURS) -> Text:
-    """The caption in a text file, with Unix line ends, in a .json file (`name`: see `caption_in`), or inside an image
-    file. Raises UserError."""
+    """The caption in a text file, with Unix line ends, in a .json file (`name`: see `caption_in`), in an .xmp file, or
+    inside an image file. Raises UserError."""
     if is_image(path):
         return text_in(io.BytesIO(store.read(path)))
     text = store.text(path)
     if ending(path) == JSON:
         return caption_in(row_of(f"{store.where}/{path}", text), name)
+    if ending(path) == XMP:
+        return text_in_xmp(text)
     return re.sub(r"\r\n?", "\n", text).strip()
 
 
@@ -116,6 +119,8 @@ def _hold_captions(kind: str, paths: Sequence[str], store: Store, *, findings: F
     if kind == JSON:
         return hold_captions(store, paths, name, findings)
     files = plural(len(paths), f"{kind} file")
+    if kind == XMP:
+        return _hold_xmp(paths, store, findings)
     texts = {path: text for path in evenly_spaced(paths, _LOOKED_AT) if (text := _peek(store, path))}
     if not any(texts.values()) and all(_is_empty(store, path) for path in paths):
         findings.mark_unread(paths, "empty")
@@ -131,6 +136,16 @@ def _hold_captions(kind: str, paths: Sequence[str], store: Store, *, findings: F
     findings.mark_unread(paths, "boxes, as in YOLO, DOTA, KITTI and SROIE")
     findings.warn(f"{files} beside images hold boxes, as in YOLO, DOTA, KITTI and SROIE, and no captions: they aren't "
                   f"read ({examples(paths)})")  # fmt: skip
+    return False
+
+
+def _hold_xmp(paths: Sequence[str], store: Store, findings: Findings) -> bool:
+    """Whether .xmp files hold captions, judged by a few of them; a remark if they don't, as many hold only settings."""
+    if any(text_in_xmp(_peek(store, path)) for path in evenly_spaced(paths, _LOOKED_AT)):
+        return True
+    findings.mark_unread(paths, "XMP without a description, title or keywords")
+    files = plural(len(paths), f"{XMP} file")
+    findings.remark(f"{files} beside images without description, title and keywords: no captions ({examples(paths)})")
     return False
 
 
