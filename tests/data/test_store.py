@@ -128,3 +128,15 @@ def test_hidden_images_are_counted_and_junk_is_not(tmp_path):
         for path in [*hidden, *junk, "0.png", "1.png"]:
             archive.write(root / path, path)
     assert ZipStore(tmp_path / "d.zip").hidden == sorted(hidden)
+
+
+def test_runs_and_caches_in_the_folder_of_the_images_are_no_data(tmp_path):
+    root = lay_out(tmp_path / "d", "0.png", "1.png", "2.png")
+    before, _ = Folder(str(root)).tables(root / "runs" / "cache" / "data")
+    lay_out(
+        root, "runs/vae/a/config.yaml", "runs/vae/a/model/x", "runs/vae/a/checkpoints/x", "runs/vae/a/samples/1.png"
+    )
+    lay_out(root, "mine/checkpoints/3.png")
+    found = tables(root)
+    assert names(found) == ["0.png", "1.png", "2.png", "mine/checkpoints/3.png"] and len(before) == 2
+    assert "aren't read as data: runs/cache, runs/vae/a" in " ".join(facts(root).asides)

@@ -35,18 +35,20 @@ class Store:
     """Files by their paths with forward slashes.
 
     `entries` are the files, sorted by path, each with two numbers that change with its content. Not among them are
-    `passed`, paths with the reason why they can't be read; `closed`, folders without permission; and `hidden`, files
-    with a dot before a name on their path, other than those of systems and tools.
+    `passed`, paths with the reason why they can't be read; `closed`, folders without permission; `own`, the folders of
+    runs and caches of this program; and `hidden`, files with a dot before a name on their path, other than those of
+    systems and tools.
     """
 
     where: str
     entries: dict[str, tuple[int, int]]
     passed: dict[str, str]
     closed: list[str]
+    own: list[str]
     hidden: Sequence[str] = ()
 
     def __init__(self) -> None:
-        self.entries, self.passed, self.closed = {}, {}, []
+        self.entries, self.passed, self.closed, self.own = {}, {}, [], []
 
     def read(self, path: str) -> bytes:
         """A file's content."""
@@ -113,6 +115,10 @@ class FolderStore(Store):
                 folders.clear()
                 continue
             seen.add(real)
+            if Path(base) != root and _is_own(Path(base), folders, files):
+                self.own.append(self._relative(Path(base)))
+                folders.clear()
+                continue
             hidden += [Path(base, name) for name in (*folders, *files) if name.startswith(".")]
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
@@ -191,6 +197,12 @@ class ZipStore(Store):
             raise Packed(f"it is compressed by {_METHODS.get(how, how)}: {_UNPACK}") from None
         except RuntimeError:
             raise Packed(f"it is encrypted: {_UNPACK}") from None
+
+
+def _is_own(base: Path, folders: Sequence[str], files: Sequence[str]) -> bool:
+    """Whether a folder is that of a run of this program, or its cache: they may lie in the folder of the images."""
+    is_run = "checkpoints" in folders and "config.yaml" in files and ("metrics.csv" in files or "model" in folders)
+    return is_run or base.name == "cache" and "data" in folders and any(base.glob("data/*/tables.json"))
 
 
 def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:

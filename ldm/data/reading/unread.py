@@ -64,6 +64,8 @@ def report_unreachable(store: Store, findings: Findings) -> None:
     findings.left_out |= {path: reason for path, reason in store.passed.items() if not is_junk(path)}
     hidden = [path for path in store.hidden if is_image(path) and not is_junk(path)]
     findings.leave_out(hidden, "hidden, as the name of the file or of a folder begins with a dot: rename it")
+    if store.own:
+        findings.remark(f"runs and caches of ldm in the folder aren't read as data: {examples(sorted(store.own))}")
     if closed := [folder + "/" for folder in store.closed if not is_junk(folder + "/")]:
         message = f"{plural(len(closed), 'folder')} can't be opened, so the content is missing: {examples(closed)}"
         findings.warn(f"{message}; give permission to read, or move {'it' if len(closed) == 1 else 'them'} away")
