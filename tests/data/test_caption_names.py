@@ -24,11 +24,11 @@ def test_the_caption_in_a_name(path, caption):
     assert caption_in_name(path) == caption
 
 
-def test_captions_in_names_are_told_and_read(tmp_path):
+def test_captions_in_names_are_reported_and_read(tmp_path):
     root = lay_out(tmp_path / "d", *[f"{name}.png" for name in SENTENCES])
     assert "text" not in tables(root)[0].columns
-    said = "the images' names look like captions (a blue dog in the sun), which aren't read: data.captions=names"
-    assert said in facts(root).notes[0]
+    message = "the images' names look like captions (a blue dog in the sun), which aren't read: data.captions=names"
+    assert message in facts(root).notes[0]
     found = {text for table in tables(root, captions="names") for text in table.columns["text"]}
     assert found == {"a red cat on a mat", "me two birds over a lake 0c1d", "a blue dog in the sun"}
 
@@ -41,17 +41,17 @@ def test_a_caption_beside_an_image_comes_before_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
         ([f"frame of a long film {i}" for i in range(9)] + [*SENTENCES], ""),
         ([f"a photo of a {word}_{i}" for word in ("cat", "dog") for i in range(3)], "names look like captions"),
     ],
 )
-def test_names_that_several_images_share(tmp_path, names, said):
+def test_names_that_several_images_share(tmp_path, names, message):
     root = lay_out(tmp_path / "d", *[f"{name}.png" for name in names])
     tables(root)
     notes = " ".join(facts(root).notes)
-    assert said in notes and "look like classes" not in notes and bool(said) == bool(notes)
+    assert message in notes and "look like classes" not in notes and bool(message) == bool(notes)
 
 
 def test_names_without_words_are_refused(tmp_path):

@@ -53,7 +53,7 @@ def test_what_could_not_be_split_is_left_as_it_was():
     assert not groups("X.jpg", "X (1).jpg")
 
 
-def test_the_split_keeps_edits_together_and_says_so(tmp_path):
+def test_the_split_keeps_edits_together_and_reports_it(tmp_path):
     every = [f"{i}{mark}.png" for i in range(12) for mark in ("", "-Edit", " (1)")]
     found = tables(lay_out(tmp_path / "d", *every), val_share=0.4)
     train, val = ({name.rstrip(".png").split("-")[0].split(" ")[0] for name in table.names} for table in found)

@@ -63,7 +63,7 @@ def test_metadata_come_first(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pairs", "said"),
+    ("pairs", "message"),
     [
         ({"contrl": "m"}, "'contrl' can't be paired. Did you mean 'control'"),
         ({"control": "n"}, "there is no folder with such files named 'n'"),
@@ -72,8 +72,8 @@ def test_metadata_come_first(tmp_path):
         ({"control": "m"}, "m/0.png would be the control image of both a/0.png and b/0.png"),
     ],
 )
-def test_pairs_that_can_not_be(tmp_path, pairs, said):
+def test_pairs_that_can_not_be(tmp_path, pairs, message):
     root = lay_out(tmp_path / "d", *numbered("a", "b", n=2), "m/0.png", "other/8.png")
     without = [name for name in ("m", "other") if name not in pairs.values()]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         tables(root, pairs=pairs, without=without)

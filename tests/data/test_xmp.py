@@ -42,7 +42,7 @@ def test_sidecars_are_captions(tmp_path, name):
     assert "captions come from 1 .txt file, 3 .xmp files"[:30] in " ".join(facts(root).asides)
 
 
-def test_sidecars_without_words_are_said(tmp_path):
+def test_sidecars_without_words_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", "0.jpg", "1.jpg", "0.xmp", "1.xmp")
     assert "text" not in tables(root)[0].columns
     assert "2 .xmp files beside images without description, title and keywords" in " ".join(facts(root).asides)
