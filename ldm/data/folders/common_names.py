@@ -162,5 +162,5 @@ def _report_inner_folders(
         return
     folders = [f"{name}/{step}" for name in sorted(inner) for step in sorted(inner[name])]
     message = f"folders within the classes aren't read as classes ({examples(folders)})"
-    steps = f"data.classes=last reads the folder of each image as its class, data.classes=path all ({folders[0]})"
-    findings.warn(f"{message}: {steps}")
+    levels = f"data.classes=last reads the folder of each image as its class, data.classes=path all ({folders[0]})"
+    findings.warn(f"{message}: {levels}")
