@@ -12,7 +12,7 @@ from benchmarks.vae_loss import loss_of
 from ldm.diffusion import Denoiser, Eps, classifier_free, guided
 from ldm.diffusion.samplers import ddim
 from ldm.networks import Cond
-from ldm.networks.layers import constant_contexts
+from ldm.networks.attention import constant_contexts
 
 GUIDANCE = 5.0
 Forward = Callable[[Any, Tensor, Tensor, Any], Tensor]  # (network, x, t, condition)

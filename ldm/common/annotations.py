@@ -57,6 +57,7 @@ def check_arguments(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        """Checks the arguments, then calls the function."""
         annotations = annotations_of(function)
         for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
             check_argument(value, annotations.get(name, Any), name)
@@ -88,7 +89,7 @@ def check_argument(value: Any, annotation: Any, name: str) -> None:
 
 
 def check_guidance(value: Any, name: str = "guidance") -> None:
-    """Raises UserError for a guidance scale, or one of several in a mapping, that is too large or not a number."""
+    """Raises UserError where a guidance scale, or one of several in a mapping, is too large or not a number."""
     scales = value.values() if isinstance(value, Mapping) else [value]
     if not all(abs(scale) <= MAX_GUIDANCE for scale in scales):
         raise UserError(
@@ -97,7 +98,7 @@ def check_guidance(value: Any, name: str = "guidance") -> None:
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether plain data (numbers, words, lists, mappings) fits `annotation`. Of types unknown here, anything does."""
+    """Whether plain data (numbers, words, lists, mappings) fits `annotation`. Anything fits a type unknown here."""
     origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if _is_union(annotation):
         return any(fits(value, member) for member in inner)

@@ -1,7 +1,7 @@
 """Copies between the host and an accelerator that don't make one wait for the other.
 
 A copy to an accelerator returns at once only from pinned memory, and a copy to the host only into pinned memory.
-Reading a number of the accelerator's on the host waits until all work queued before it is done.
+Reading a number from the accelerator on the host waits until all work queued before it is done.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on `device`; the host goes on while it is copied."""
+    """The tensor on `device`, copied without making the host wait."""
     device = torch.device(device)
     if device.type in ("cpu", "mps", "meta") or tensor.device.type != "cpu":
         return tensor.to(device, non_blocking=tensor.device.type != "cpu" and device.type != "cpu")
@@ -20,7 +20,7 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
-    """Copies of tensors of one device on the host, which waits once for all of them."""
+    """Copies on the host of tensors from one device; the host waits once for all of them."""
     device = tensors[0].device
     if device.type in ("cpu", "mps"):
         return [tensor.cpu() for tensor in tensors]

@@ -174,6 +174,7 @@ def write_recorded(path: Path, content: bytes | Callable[[Any], object]) -> None
     """
 
     def write(file: BinaryIO) -> None:
+        """Writes the content to the staged `file`, and the record beside `path`."""
         hashing = Hashing(file)
         try:
             if callable(content):

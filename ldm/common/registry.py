@@ -27,6 +27,7 @@ def register(cls: T) -> T:
 
     @functools.wraps(init)
     def remember(self, *args, **kwargs):
+        """The constructor, which first stores its arguments in `_spec`."""
         if type(self) is cls:
             bound = signature.bind(self, *args, **kwargs)
             arguments = dict(list(bound.arguments.items())[1:])
@@ -69,7 +70,7 @@ def check(spec: Mapping[str, Any], where: str = "") -> None:
 
 
 def build(spec: Mapping[str, Any], where: str = "", **derived: Any) -> Any:
-    """The object that `spec` describes. `derived`, read off the data or another model, take precedence over the spec.
+    """The object that `spec` describes. `derived` arguments, from the data or another model, override the spec.
 
     Raises UserError where a name is unknown or a required argument is missing.
     """

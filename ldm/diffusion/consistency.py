@@ -35,19 +35,18 @@ def jump(denoise: DenoiseFn, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
     return torch.lerp(denoise(x, sigma), x, broadcast(end / sigma, x))
 
 
-def wanted(f: Tensor, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
-    """The D (B, C, H, W) with which a jump from `x` at `sigma` to `end` (B,), a lower level, arrives at `f`: the
-    inverse of `jump`."""
+def inverse_jump(f: Tensor, x: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
+    """The denoised image (B, C, H, W) with which a jump from `x` at `sigma` (B,) to `end` (B,), a lower level, arrives
+    at `f`."""
     skip = broadcast(end / sigma, x)
     return (f - skip * x) / (1 - skip)
 
 
 def ode_step(denoise: DenoiseFn, x: Tensor, sigma: Tensor, s: Tensor, solver: str = "euler") -> Tensor:
-    """`x` (B, C, H, W) moved from `sigma` (B,) to the lower level `s` (B,), above 0, by one step of the
-    probability-flow ODE. Each sample has its own levels.
+    """One step of the probability-flow ODE: `x` (B, C, H, W) moved from `sigma` (B,) to `s` (B,), lower and above 0.
 
-    `euler` is DDIM, and for flow Euler's method in t; `heun` adds the correction of `ldm.diffusion.heun`, at twice the
-    cost.
+    Each sample has its own levels. `euler` is DDIM, and for flow Euler's method in t; `heun` adds the correction of
+    `ldm.diffusion.heun`, at twice the cost.
     """
     denoised = denoise(x, sigma)
     moved = torch.lerp(denoised, x, broadcast(s / sigma, x))
@@ -69,22 +68,25 @@ def consistency_loss(
     solver: str = "euler",
     huber_c: float = 1e-3,
 ) -> Tensor:
-    """The loss of each sample (B,) for `x` (B, C, H, W) at the noise level `sigma` (B,), where `s` (B,) is the next
-    level and `end` (B,) the end of the segment, end <= s < sigma. `base` is guided already. Gradients flow through
-    `student` alone.
+    """The loss of each sample (B,) for `x` (B, C, H, W) at the noise level `sigma` (B,).
+
+    `s` (B,) is the next level and `end` (B,) the end of the segment, end <= s < sigma. `base` is guided already.
+    Gradients flow through `student` alone.
 
     The loss compares denoised images. The error of the jump itself is (1 - end / sigma) times theirs, and would hardly
     train the levels next to `end`, on which all levels above them depend.
     """
     with torch.no_grad():
         f = jump(average, ode_step(base, x, sigma, s=s, solver=solver), s, end)
-        target = wanted(f, x, sigma, end)
+        target = inverse_jump(f, x, sigma, end)
     return pseudo_huber(student(x, sigma) - target, huber_c)
 
 
 def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    """sqrt(d^2 + c^2) - c for d = `difference` (B, C, H, W), averaged over C, H, W: (B,). It is about |d| for large d
-    and smooth at 0 (Song and Dhariwal 2024)."""
+    """sqrt(d^2 + c^2) - c for d = `difference` (B, C, H, W), averaged over C, H, W: (B,).
+
+    It is about |d| for large d, and smooth at 0 (Song and Dhariwal 2024).
+    """
     square = difference.square()
     return (square / ((square + c**2).sqrt() + c)).flatten(1).mean(1)
 
@@ -98,14 +100,15 @@ def baked(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """Classifier-free guidance, D_null + scale (D - D_null), where each sample has its own `scale` (B,) and noise
-    level.
+    """Classifier-free guidance, D_null + scale (D - D_null), where each sample has its own `scale` (B,).
 
-    `interval` and `rescale` are those of `ldm.diffusion.guided`. It costs one call with the joined batch.
+    Noise levels may differ too. `interval` and `rescale` are those of `ldm.diffusion.guided`. It costs one call with
+    the joined batch.
     """
     joined = cond.cat(null)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` (B, C, H, W) at `sigma` (B,) -> the guided x0 (B, C, H, W)."""
         conditional, without = denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), joined).chunk(2)
         weight = scale
         if interval is not None:
@@ -119,9 +122,9 @@ def baked(
 def segment_levels(
     parameterization: Parameterization, levels: int, segments: int = 1, shift: float = 1.0, spacing: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Noise levels (levels + 1,), float32, falling from sigma_max to sigma_min, and for each of them but the last the
-    index of its segment's end, (levels,) int64.
+    """Noise levels (levels + 1,) float32, falling from sigma_max to sigma_min, and where their segments end.
 
+    The second tensor, (levels,) int64, has for each level but the last the index of the level that ends its segment.
     Segments end at the levels that a sampler with `segments` steps visits, the last one at sigma_min. Within a segment
     levels are evenly spaced in sigma / (1 + sigma), the time of rectified flow.
     """

@@ -21,8 +21,8 @@ class Denoiser(nn.Module):
 
     `network(x (B, C, H, W), c_noise (B,), cond)` returns (B, C, H, W). `parameterization` decides what it predicts,
     `noise` which noise levels it is trained on (a map from uniform numbers to sigma), and `weighting` how much each
-    level counts. x, sigma and the four numbers stay float32, or float64 if they are given so, whatever the network
-    computes in, under autocast too: it doesn't cast products and sums.
+    level counts. x, sigma and the four numbers stay in float32, or in float64 if they are given in it, whatever the
+    network computes in. That holds under autocast too, which doesn't cast products and sums.
 
     `loss` is "mse", "l1" or "huber", which is the pseudo-Huber 2 c (sqrt(d^2 + c^2) - c) with c = `huber_c`: d^2 for
     small errors, 2 c |d| for large ones.
@@ -72,8 +72,9 @@ class Denoiser(nn.Module):
         return denoised if base is None else denoised + base
 
     def around(self, network: nn.Module, dtype: torch.dtype) -> "Denoiser":
-        """The same denoiser with another network, whose input is cast to `dtype`; itself if nothing differs, because
-        modules that FSDP has sharded can't be copied.
+        """The same denoiser with another network, whose input is cast to `dtype`.
+
+        If nothing differs it is this object, because modules that FSDP has sharded can't be copied.
         """
         if network is self.network and dtype == (self.reads or torch.float32):
             return self
@@ -82,8 +83,10 @@ class Denoiser(nn.Module):
         return twin
 
     def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        """The weighted loss of each sample (B,): the penalty of the difference between the network's output and its
-        target, averaged over C, H, W. `x0` and `noise` are (B, C, H, W), `sigma` (B,)."""
+        """The weighted loss (B,) of each sample `x0` (B, C, H, W) with `noise` (B, C, H, W) at `sigma` (B,).
+
+        It is the penalty of the difference between the network's output and its target, averaged over C, H, W.
+        """
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
         base = getattr(cond, "base", None)
         x0 = x0 if base is None else x0 - base

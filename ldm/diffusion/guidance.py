@@ -43,8 +43,7 @@ def guided(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> DenoiseFn:
-    """The guided denoiser of `terms`. It costs one call of `denoiser` with a joined batch of all terms of nonzero
-    weight.
+    """The guided denoiser of `terms`, at the cost of one call of `denoiser` with all terms of nonzero weight joined.
 
     With an `interval` (lo, hi] there is guidance only for sigma within it (Kynkaanniemi et al. 2024); outside, the full
     condition is evaluated alone. The first sigma of the batch decides for all of it, and the host reads it in every
@@ -60,6 +59,7 @@ def guided(
     joined = terms.full.cat(*(cond for cond, _ in used)) if used else terms.full
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` (B, C, H, W) at `sigma` (B,) -> the guided x0 (B, C, H, W)."""
         if not used or (interval is not None and not interval[0] < sigma[0].item() <= interval[1]):
             return denoiser(x, sigma, terms.full)
         n = 1 + len(used)
@@ -81,17 +81,20 @@ def autoguidance(denoiser: ConditionalDenoiseFn, bad: ConditionalDenoiseFn, cond
 
 
 def away(denoise: DenoiseFn, bad: DenoiseFn, scale: float, interval: tuple[float, float] | None = None) -> DenoiseFn:
-    """D_bad + scale (D - D_bad) for a `denoise` that may be guided already; outside of `interval` (lo, hi] it is
-    `denoise` alone. See `autoguidance`."""
+    """D_bad + scale (D - D_bad) for a `denoise` that may be guided already: see `autoguidance`.
+
+    Outside of `interval` (lo, hi] it is `denoise` alone.
+    """
     if scale == 1:
         return denoise
 
-    def led(x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise_away(x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` (B, C, H, W) at `sigma` (B,) -> the guided x0 (B, C, H, W)."""
         if interval is not None and not interval[0] < sigma[0].item() <= interval[1]:
             return denoise(x, sigma)
         return torch.lerp(bad(x, sigma), denoise(x, sigma), scale)
 
-    return led
+    return denoise_away
 
 
 def rescaled(result: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, phi: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inpainting with any model, without training: from a `denoise` to another one that knows a part of the image."""
+"""Inpainting with any model, without training: from a `denoise` to another one that keeps a known part of the image."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ def keeping(denoise: DenoiseFn, known: Tensor, keep: Tensor, noise: Tensor) -> D
     """
 
     def denoise_around(x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` (B, C, H, W) at `sigma` (B,) -> x0 (B, C, H, W), which is `known` where it is kept."""
         given = known + broadcast(sigma, x) * noise
         return torch.lerp(denoise(torch.lerp(x, given, keep), sigma), known, keep)
 

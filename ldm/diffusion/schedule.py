@@ -25,7 +25,7 @@ class Schedule:
     - `cosine`: abar = cos^2(pi/2 (t + 0.008) / 1.008), beta at most 0.999 (Nichol, Dhariwal 2021, eq. 17).
 
     The default ends of beta belong to T = 1000; for a smaller T both are multiplied by 1000 / T, so that the last step
-    is about as noisy. Ends that the caller gives are taken as they are.
+    is about as noisy. `beta_start` and `beta_end` are used as given.
 
     `zero_terminal_snr` stretches sqrt(abar) so that the last step is almost pure noise (Lin et al. 2023, algorithm 1).
     It needs V or X0, and sampling has to start at the last step. Since sigma = infinity can't be represented, the last

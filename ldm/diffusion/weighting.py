@@ -44,8 +44,8 @@ class MinSNR(Weighting):
 
     All of these but eps's weight go to 0 with S, so a model whose schedule ends in pure noise would hardly be trained
     where sampling starts. `zero_terminal` replaces S by S + 1: for v the weight is min(S + 1, gamma) / (S + 1), which
-    is 1 at S = 0. By default (None) it is on for models whose schedule ends so: with zero-terminal SNR, a cosine
-    schedule or rectified flow. With false they have the published form too.
+    is 1 at S = 0. By default (None) it is on for models whose schedule ends in pure noise: with zero-terminal SNR, a
+    cosine schedule or rectified flow. With false they use the published form too.
     """
 
     def __init__(self, gamma: float = 5.0, zero_terminal: bool | None = None):

@@ -18,8 +18,8 @@ from ldm.model.inputs import fills
 from ldm.model.latent_space import finite
 from ldm.model.request import Request, seeds_of
 from ldm.networks import AutoencoderKL
+from ldm.networks.attention import constant_contexts
 from ldm.networks.autoencoder import check_size
-from ldm.networks.layers import constant_contexts
 
 OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, denoised latents)
 

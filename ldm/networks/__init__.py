@@ -1,4 +1,4 @@
-"""Networks: tensors in, tensors out. They need torch alone, because an export writes their source beside the weights,
+"""Networks: tensors in, tensors out. They need only torch, because an export writes their source beside the weights,
 for diffusers to run where einops isn't installed."""
 
 from ldm.networks.autoencoder import AutoencoderKL

@@ -12,39 +12,31 @@ from ldm.common.describe import Described, millions
 from ldm.common.errors import UserError
 from ldm.common.randomness import normal
 from ldm.common.registry import register
+from ldm.networks.attention import PixelAttention
 from ldm.networks.gaussian import Gaussian
-from ldm.networks.layers import Attention, Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
+from ldm.networks.layers import Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
 
 START_LOGVAR = -5.0
 
 
 class MidBlock(nn.Module):
+    """The blocks at the lowest resolution: residual block, attention if there is any, residual block."""
+
     def __init__(self, channels: int, attention: bool, groups: int):
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(channels, channels, groups=groups, eps=1e-6) for _ in range(2)])
         self.attentions = nn.ModuleList([PixelAttention(channels, groups)]) if attention else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, C, h, w) -> (B, C, h, w)."""
         x = self.resnets[0](x)
         if self.attentions is not None:
             x = self.attentions[0](x)
         return self.resnets[1](x)
 
 
-class PixelAttention(Attention):
-    """Self-attention with one head over the places of a feature map, normed before and added."""
-
-    def __init__(self, channels: int, groups: int):
-        super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, 1e-6)
-
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        h = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        return x + super().forward(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, H, W)
-
-
 class Stage(nn.Module):
-    """The residual blocks of one resolution and the step to the next."""
+    """The residual blocks of one resolution, and the step to the next."""
 
     def __init__(
         self, channels: int, out_channels: int, blocks: int, groups: int, resize: Downsample | Upsample | None
@@ -58,6 +50,7 @@ class Stage(nn.Module):
         self.upsamplers = nn.ModuleList([resize]) if isinstance(resize, Upsample) else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, channels, h, w) -> (B, out_channels, ...), at half or twice the size if there is a step."""
         for resnet in self.resnets:
             x = resnet(x)
         for resize in self.downsamplers or self.upsamplers or ():
@@ -66,6 +59,8 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Convolutions from an image to the moments of its latent, in levels of falling resolution."""
+
     def __init__(
         self, in_channels: int, out_channels: int, widths: list[int], blocks: int, attention: bool, groups: int
     ):
@@ -80,6 +75,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` (B, in_channels, H, W) -> (B, out_channels, h, w), each further level halving the size."""
         h = self.conv_in(x)
         for stage in self.down_blocks:
             h = stage(h)
@@ -87,8 +83,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`compiled`(decoder, z) takes the place of `features`. `conv_out` isn't in it: an adversarial loss is balanced by
-    the gradient there, which of a compiled network would run all."""
+    """Convolutions from a latent to an image, in levels of rising resolution.
+
+    If `compiled` is set, `compiled(decoder, z)` replaces `features`. `conv_out` isn't part of it: an adversarial loss
+    is balanced by the gradient at its weights, which would run the whole of a compiled network again.
+    """
 
     compiled: Any = None
 
@@ -107,10 +106,11 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(rising[-1], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """`z` (B, in_channels, h, w) -> (B, out_channels, H, W)."""
         return self.conv_out(self.features(z) if self.compiled is None else self.compiled(self, z))
 
     def features(self, z: Tensor) -> Tensor:
-        """Latents (B, z, h, w) -> what `conv_out` reads, (B, widths[0], H, W)."""
+        """Latents (B, z, h, w) -> the features that `conv_out` reads, (B, widths[0], H, W)."""
         h = self.mid_block(self.conv_in(z))
         for stage in self.up_blocks:
             h = stage(h)
@@ -119,21 +119,19 @@ class Decoder(nn.Module):
 
 @register
 class AutoencoderKL(Described, nn.Module):
-    """Images to the normal distribution of their latents, and latents back to images (Kingma and Welling 2014; LDM,
-    sec. 3.1).
+    """Images to the normal distribution of their latents, and latents back to images.
 
-    `channels` is the base width, times `multipliers` a level (or a width a level); each further level halves the size.
-    A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one, without
-    arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels
-    - 1). Without `quant_convs` no 1x1 convolutions stand between the networks and the latents, as in Stable Diffusion
-    3's and Flux'.
+    (Kingma and Welling 2014; Rombach et al. 2022, section 3.1.) `channels` is the base width, multiplied by
+    `multipliers` for each level, or a list with the width of each level; each further level halves the size. A `stem`
+    of s moves s x s pixels into channels before the first convolution and back after the last one, without arithmetic
+    (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels - 1).
+    Without `quant_convs` there are no 1x1 convolutions between the networks and the latents, as in Stable Diffusion 3
+    and Flux.
     """
 
-    # mean and std by channel that the file of diffusers it was read from says of its latents: (z - shift) * scale
+    # Mean and standard deviation of the latents by channel, where the file of diffusers declared (z - shift) * scale.
     scaling: tuple[list[float], list[float]] | None = None
-    coding: Any = (
-        None  # in what precision and parts encode and decode are computed: see `ldm.networks.computing.coding`
-    )
+    coding: Any = None  # the precision and parts in which it computes: see `ldm.networks.computing.coding`
     ENCODING = ("encoder", "quant_conv", "shortcut_in")  # the parts of each half
     DECODING = ("decoder", "post_quant_conv", "shortcut_out")
 
@@ -177,6 +175,7 @@ class AutoencoderKL(Described, nn.Module):
         self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None
 
     def facts(self) -> dict[str, str]:
+        """Channels, factor and size in parameters, for `Described`, and how it computes."""
         return {
             "images": f"{self.in_channels} channels",
             "latents": f"{self.latent_channels} channels, 1/{self.factor} of height and width",
@@ -194,7 +193,7 @@ class AutoencoderKL(Described, nn.Module):
         return self.pixels(latents) if self.coding is None else self.coding.decode(self, latents)
 
     def moments(self, images: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Mean and log-variance of q(z | x), (B, 2z, H/f, W/f). `encoder` computes in the encoder's place."""
+        """Mean and log-variance of q(z | x), (B, 2z, H/f, W/f). `encoder` replaces the model's own."""
         x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
         x = x.contiguous(memory_format=format_on(x.device))
         moments = self.quant_conv((encoder or self.encoder)(x))
@@ -203,7 +202,7 @@ class AutoencoderKL(Described, nn.Module):
         return moments
 
     def pixels(self, latents: Tensor, decoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """What `decode` gives, in one go. `decoder` computes in the decoder's place."""
+        """Images (B, C, H, W) of `latents` (B, z, h, w), computed at once. `decoder` replaces the model's own."""
         z = latents.contiguous(memory_format=format_on(latents.device))
         x = (decoder or self.decoder)(self.post_quant_conv(z))
         images = F.pixel_shuffle(x, self.stem) if self.stem > 1 else x  # (B, C, H, W)
@@ -212,17 +211,17 @@ class AutoencoderKL(Described, nn.Module):
         return images
 
     def weights_of(self, parts: Sequence[str]) -> dict[str, Tensor]:
-        """The weights of one half, `ENCODING` or `DECODING`, under their names in the whole."""
+        """The weights of one half, `ENCODING` or `DECODING`, under their names in the whole state dict."""
         return {name: tensor for name, tensor in self.state_dict().items() if name.partition(".")[0] in parts}
 
     def freeze_encoder(self) -> None:
-        """The encoder's half takes no gradient, and so stays as it is."""
+        """Stops gradients of the encoder's half, so that training leaves it as it is."""
         for name, parameter in self.named_parameters():
             if name.partition(".")[0] in self.ENCODING:
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
-        """The reconstruction from one draw of the posterior, and the posterior."""
+        """The reconstruction (B, C, H, W) from one sample of the posterior, and the posterior."""
         posterior = self.encode(images)
         return self.decode(posterior.sample(noise)), posterior
 
@@ -232,9 +231,9 @@ class AutoencoderKL(Described, nn.Module):
     ) -> Tensor:
         """`n` variants of each image (B, C, H, W) -> (B, n, C, H, W): z ~ N(mean, (temperature std)^2), decoded.
 
-        At temperature 0 it is the reconstruction, at 1 a draw of the posterior; how much changes is how much the KL
-        term lets the posterior spread. The draws are fixed by `seed` and each image's `position` (B,), by default its
-        place in the batch.
+        At temperature 0 it is the reconstruction, at 1 a decoded sample of the posterior. How much changes depends on
+        how far the KL term lets the posterior spread. The noise depends only on `seed` and each image's `position`
+        (B,), by default its index in the batch.
         """
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             raise UserError("augment takes a tensor of images (B, C, H, W) in [-1, 1]; augment.py reads files.")
@@ -251,8 +250,8 @@ class AutoencoderKL(Described, nn.Module):
     def start_from_principal_components(self, images: Tensor) -> None:
         """Sets the shortcuts to the linear autoencoder of `images` (B, C, H, W) that is best in mean squared error.
 
-        The principal components of f x f patches, scaled to variance 1, are the first latents, and the networks beside
-        the shortcuts learn what is left. Saves a short run about half of its time.
+        The principal components of f x f patches, scaled to variance 1, are the first latents, and the networks
+        parallel to the shortcuts learn the remainder. This saves a short run about half of its time.
         """
         if self.shortcut_in is None or self.shortcut_out is None:
             return

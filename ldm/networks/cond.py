@@ -1,4 +1,4 @@
-"""What a network is told beside the noisy latent. Roles are named; nothing is guessed from a tensor's rank."""
+"""What a network reads in addition to the noisy latent. Roles have names; nothing is guessed from a tensor's rank."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,14 +14,14 @@ _TENSORS = ("vector", "tokens", "mask", "concat", "base", "guidance")
 
 @dataclass(frozen=True)
 class Cond:
-    """One batch of conditions; what is None isn't there.
+    """One batch of conditions; None means that there is no such condition.
 
-    `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to, where
-    `mask` (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is joined to the latent (semantic
-    map, masked image, low resolution). `base` (B, C, h, w) is an image that is right but for details, from which the
-    denoised is measured. `guidance` (B,) is the guidance scale, for networks that have it as a condition. `control`
+    `vector` (B, D) is added to the time embedding (class, pooled text). `tokens` (B, L, D) are attended to where `mask`
+    (B, L) is True (text, class token, image tokens). `concat` (B, C, h, w) is concatenated with the latent (semantic
+    map, masked image, low resolution). `base` (B, C, h, w) is an image that only lacks details: the network predicts
+    the difference from it. `guidance` (B,) is the guidance scale, for networks that have it as a condition. `control`
     maps a ControlNet's name to its control image (B, C, H, W), and `control_weights` to the weights (B, outputs) of its
-    residuals, where they have any.
+    residuals, if they are weighted.
     """
 
     vector: Tensor | None = None
@@ -34,7 +34,7 @@ class Cond:
     control_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cat(self, *others: "Cond") -> "Cond":
-        """The batches one after the other; shorter token sequences are padded, and the padding masked."""
+        """The batches one after the other; shorter token sequences are padded, and the padding is masked."""
         parts = (self, *others)
         for name in _BY_CONTROLNET:
             if any(getattr(p, name).keys() != getattr(self, name).keys() for p in others):
@@ -54,19 +54,22 @@ class Cond:
         return Cond(**tensors)
 
     def without_control(self, names: Collection[str]) -> "Cond":
-        """Without the control images of the ControlNets `names`."""
+        """The same condition without the control images of the ControlNets `names`."""
         kept: dict[str, Any] = {
             name: {k: t for k, t in getattr(self, name).items() if k not in names} for name in _BY_CONTROLNET
         }
         return replace(self, **kept)
 
     def padded(self, multiple: int) -> "Cond":
-        """With tokens up to the next multiple of `multiple`; what is added is masked, and so changes no result."""
+        """The same condition with tokens padded to a multiple of `multiple`; the padding is masked, so no result
+        changes."""
         return self if self.tokens is None else _pad_tokens(self, -(-self.tokens.shape[1] // multiple) * multiple)
 
     def lowered(self, dtype: torch.dtype) -> "Cond":
-        """What a network that computes in `dtype` reads in it; `base`, which the denoiser adds, and `guidance`, whose
-        embedding is float32, stay as they are."""
+        """The same condition in `dtype`, for a network that computes in it.
+
+        `base`, which the denoiser adds, and `guidance`, whose embedding is float32, stay as they are.
+        """
         if dtype == torch.float32:
             return self
         return replace(

@@ -1,5 +1,7 @@
-"""ControlNet (Zhang et al. 2023): a picture tells a frozen network what goes where. For the U-Net, under diffusers'
-state-dict names; for the DiT after PixArt-delta."""
+"""ControlNet (Zhang et al. 2023): a control image tells a frozen network what goes where.
+
+For the U-Net with the state-dict names of diffusers, for the DiT after PixArt-delta.
+"""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -25,10 +27,11 @@ _DIT_PLAIN = ("in_channels", "concat_channels", "context_dim", "vector_dim", "pa
 
 
 class HintEncoder(nn.Module):
-    """Brings a picture of `factor` times the features' size down to it: two convolutions for each prime of `factor`.
+    """Encodes a control image, `factor` times as large as the features, with two convolutions for each prime of
+    `factor`.
 
-    Its last convolution isn't zero, other than in the original: the ControlNet's outputs are, which is enough for the
-    base's own pictures at the start, and so the second step of training already reaches everything.
+    Unlike the original's, its last convolution doesn't start at zero. The ControlNet's outputs do, which suffices for
+    the base's images to be unchanged at first, and gradients reach every layer from the second step on.
     """
 
     def __init__(self, channels: int, out_channels: int, factor: int, widths: Sequence[int] | None = None):
@@ -43,14 +46,15 @@ class HintEncoder(nn.Module):
         self.blocks = nn.ModuleList()
         for (a, b), stride in zip(pairwise(widths), strides, strict=True):
             self.blocks.append(nn.Conv2d(a, a, 3, padding=1))
-            kernel = stride + 1 - stride % 2  # odd, and no place is left out
+            kernel = stride + 1 - stride % 2  # odd, and every position is read
             self.blocks.append(nn.Conv2d(a, b, kernel, stride, padding=kernel // 2))
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
         self._start_at_unit_scale()
 
     def _start_at_unit_scale(self) -> None:
-        """Kaiming's variance for SiLU, without biases, so that a control image's pixel of norm one leaves features of
-        about one: six layers of PyTorch's own initialisation bring it down to 1e-4, and a one-hot map is ignored."""
+        """Sets weights to Kaiming's variance for SiLU and biases to zero, so that a pixel of norm one gives features
+        of about one. Six layers in PyTorch's default initialisation would shrink it to 1e-4, and a one-hot map would
+        be ignored."""
         first, *convs = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         nn.init.normal_(first.weight, std=first.kernel_size[0] ** -1.0)
         for conv in convs:
@@ -60,20 +64,21 @@ class HintEncoder(nn.Module):
             nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, hint: Tensor) -> Tensor:
+        """`hint` (B, channels, H, W) -> (B, out_channels, H/f, W/f)."""
         h = F.silu(self.conv_in(hint.contiguous(memory_format=format_on(hint.device))))
         for block in self.blocks:
             h = F.silu(block(h))
-        return self.conv_out(h)  # (B, out, H/f, W/f)
+        return self.conv_out(h)
 
 
 @register
 class ControlNet(Encoder):
-    """A trainable copy of `network`'s encoder and middle that also sees a control image, and adds to the frozen
-    network's skips and middle through 1x1 convolutions that start at zero: at first nothing changes.
+    """A trainable copy of `network`'s encoder and middle that also reads a control image.
 
-    `factor` is how many of the control image's pixels make one place of the features, a side: the autoencoder's factor
-    times the network's patch. `hint_channels` are the control image's, `hint_widths` those of its encoder, one more
-    than `factor` has primes.
+    Its features are added to the frozen network's skips and middle through 1x1 convolutions that start at zero, so at
+    first nothing changes. A side of the control image is `factor` times that of the features: the autoencoder's factor
+    times the network's patch. `hint_channels` are the channels of the control image, `hint_widths` those of its
+    encoder, one more than `factor` has primes.
     """
 
     def __init__(
@@ -95,10 +100,9 @@ class ControlNet(Encoder):
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond, hint: Tensor, weights: Tensor | None = None
     ) -> list[Tensor]:
-        """What `UNet.forward` takes as `residuals`, for the same `x` (B, C, h, w), `c_noise` (B,) and `cond`.
+        """The `residuals` for `UNet.forward` with the same `x` (B, C, h, w), `c_noise` (B,) and `cond`.
 
-        `hint` (B, hint_channels, H, W) is the control image in [0, 1], `weights` (B, outputs) how much each residual
-        counts.
+        `hint` (B, hint_channels, H, W) is the control image in [0, 1], and `weights` (B, outputs) scale the residuals.
         """
         features = self.controlnet_cond_embedding(hint)  # (B, widths[0], h, w)
         middle, skips = self.encode(x, self.embed(c_noise, cond), cond, features)
@@ -107,13 +111,13 @@ class ControlNet(Encoder):
 
     @property
     def outputs(self) -> int:
-        """How many residuals there are."""
+        """The number of residuals."""
         return len(self.controlnet_down_blocks) + 1
 
     def misfits(self, network: Any) -> list[str]:
-        """Why this can't be put on `network`; empty if it can."""
+        """The reasons why this can't be put on `network`; empty if it can."""
         if not isinstance(network, UNet):
-            return [f"the network is a {type(network).__name__}, no UNet"]
+            return [f"the network is a {type(network).__name__}, not a UNet"]
         reasons = differences(self, network, ("concat_channels", "context_dim", "in_channels", "patch"))
         if skip_widths(self) != skip_widths(network):
             reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
@@ -126,11 +130,11 @@ class ControlNet(Encoder):
 
 @register
 class DiTControlNet(Patched):
-    """The same for a DiT (Chen et al. 2024, PixArt-delta, section 3.3): trainable copies of its first blocks see the
-    control image too, and the output of each is added, through a linear layer that starts at zero, to that of the
-    frozen block that it copies. `blocks` is how many, by default half.
+    """A ControlNet for a DiT (Chen et al. 2024, PixArt-delta, section 3.3).
 
-    `factor` is the autoencoder's times the network's patch, as above.
+    Trainable copies of the first `blocks` blocks, by default half of them, also read the control image. The output of
+    each is added to that of the frozen block it copies, through a linear layer that starts at zero. `factor`,
+    `hint_channels` and `hint_widths` are those of `ControlNet`.
     """
 
     def __init__(
@@ -156,7 +160,7 @@ class DiTControlNet(Patched):
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond, hint: Tensor, weights: Tensor | None = None
     ) -> list[Tensor]:
-        """What `DiT.forward` takes as `residuals`, (B, N, D) each; arguments as those of `ControlNet.forward`."""
+        """The `residuals` for `DiT.forward`, (B, N, D) each. The arguments are those of `ControlNet.forward`."""
         h, _ = self.tokens(x, cond)
         h = h + self.controlnet_cond_embedding(hint).flatten(2).transpose(1, 2)  # (B, N, D)
         embedding = self.embed(c_noise, cond)
@@ -168,16 +172,16 @@ class DiTControlNet(Patched):
 
     @property
     def outputs(self) -> int:
-        """How many residuals there are."""
+        """The number of residuals."""
         return len(self.blocks)
 
     def misfits(self, network: Any) -> list[str]:
-        """Why this can't be put on `network`; empty if it can."""
+        """The reasons why this can't be put on `network`; empty if it can."""
         if not isinstance(network, DiT):
-            return [f"the network is a {type(network).__name__}, no DiT"]
+            return [f"the network is a {type(network).__name__}, not a DiT"]
         reasons = differences(self, network, ("channels", "concat_channels", "context_dim", "in_channels", "patch"))
         if len(self.blocks) > len(network.blocks):
-            reasons.append(f"it steers {len(self.blocks)} blocks, the network has {len(network.blocks)}")
+            reasons.append(f"it controls {len(self.blocks)} blocks, the network has {len(network.blocks)}")
         return reasons
 
     context_dim: int | None
@@ -189,7 +193,7 @@ AnyControlNet = ControlNet | DiTControlNet
 
 
 def controlnet_for(network: Any, hint_channels: int, factor: int) -> AnyControlNet:
-    """A new ControlNet on `network`, of the kind that its architecture takes."""
+    """A new ControlNet of the kind that fits `network`. Raises UserError for a network other than UNet and DiT."""
     if isinstance(network, UNet):
         return ControlNet(network, hint_channels, factor)
     if isinstance(network, DiT):
@@ -198,8 +202,10 @@ def controlnet_for(network: Any, hint_channels: int, factor: int) -> AnyControlN
 
 
 def copy_parts(net: Any, network: nn.Module, plain: Sequence[str], copied: Sequence[str]) -> None:
-    """Gives `net` the numbers `plain` of `network` and trainable copies of its parts `copied`, and the spec alone of
-    the network: itself it would stay in memory with the copy, and be copied with it."""
+    """Gives `net` the attributes `plain` of `network`, and trainable copies of its parts `copied`.
+
+    The spec of `net` then holds that of the network instead of the network itself, which would stay in memory.
+    """
     object.__setattr__(net, "_spec", net._spec | {"network": spec_of(network)})
     for name in plain:
         setattr(net, name, getattr(network, name))
@@ -209,28 +215,38 @@ def copy_parts(net: Any, network: nn.Module, plain: Sequence[str], copied: Seque
 
 
 def weighted(residuals: list[Tensor], weights: Tensor | None) -> list[Tensor]:
-    """Residuals (B, ...) times their column of `weights` (B, outputs); as they are without."""
+    """Residuals (B, ...), each multiplied by its column of `weights` (B, outputs); unchanged if `weights` is None."""
     if weights is None:
         return residuals
     return [r * w.view(-1, *[1] * (r.ndim - 1)) for r, w in zip(residuals, weights.unbind(1), strict=True)]
 
 
 def added(a: list[Tensor], b: list[Tensor]) -> list[Tensor]:
-    """The sums of two ControlNets' residuals; one of a DiT may steer fewer blocks than the other."""
-    return [x if y is None else y if x is None else x + y for x, y in zip_longest(a, b)]
+    """The sums of two ControlNets' residuals. A DiT's may have fewer residuals than the other."""
+    sums = []
+    for x, y in zip_longest(a, b):
+        if x is None or y is None:
+            sums.append(y if x is None else x)
+        else:
+            sums.append(x + y)
+    return sums
 
 
 def differences(net: Any, network: Any, names: Sequence[str]) -> list[str]:
-    """In which of the numbers `names` a ControlNet and a network differ; `vector_dim` only if the ControlNet has it."""
+    """The attributes among `names` in which a ControlNet and a network differ, in words for a message.
+
+    `vector_dim` is compared only if the ControlNet has one.
+    """
     names = [*names, "vector_dim"] if net.vector_dim else names
     pairs = [(name, getattr(net, name), getattr(network, name)) for name in names]
     return [f"{name} {own}, the network's {theirs}" for name, own, theirs in pairs if own != theirs]
 
 
 class Controlled(nn.Module):
-    """A network with the ControlNets that are on it, by `names`: a network like any other, which adds up the residuals
-    of those whose control images are in `cond.control`, weighted by `cond.control_weights`. Without one it computes
-    what the network alone does.
+    """A network with ControlNets on it, called by `names`; it is used like any other network.
+
+    It adds up the residuals of those ControlNets whose control images are in `cond.control`, weighted by
+    `cond.control_weights`. Without control images it computes the same as the network alone.
     """
 
     def __init__(self, network: UNet | DiT):
@@ -239,10 +255,12 @@ class Controlled(nn.Module):
         self.controlnets: Any = nn.ModuleList()
 
     def add(self, name: str, net: AnyControlNet) -> None:
+        """Puts the ControlNet `net` on under `name`, the key of its control images in `Cond.control`."""
         self.names.append(name)
         self.controlnets.append(net)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """`x` (B, C, h, w), `c_noise` (B,) -> (B, out, h, w), as of the network itself."""
         cond = cond or Cond()
         total: list[Tensor] | None = None
         for name, net in zip(self.names, self.controlnets, strict=True):
@@ -253,7 +271,7 @@ class Controlled(nn.Module):
 
 
 def primes(number: int) -> list[int]:
-    """The prime factors of `number`, rising; of 1 none."""
+    """The prime factors of `number` in rising order; none for 1."""
     found, divisor = [], 2
     while number > 1:
         while number % divisor == 0:

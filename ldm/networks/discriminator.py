@@ -13,14 +13,16 @@ LOSS_SCALE = 2.0**12  # a power of 2: in float32 it changes nothing
 class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017): convolutions of stride 2 whose outputs each judge a patch as real (above 0) or not.
 
-    `layers` halvings (fewer where an image is too small for them), width `channels` doubling up to 8 times. Normed by
-    groups and not by batches, so that a picture's verdict doesn't depend on its neighbours.
+    `layers` is the number of halvings. The width starts at `channels` and doubles with each, up to 8 times as wide. It
+    has group norms instead of batch norms, so that the output for an image doesn't depend on the rest of the batch.
     """
 
     def __init__(self, in_channels: int, channels: int = 64, layers: int = 3):
         super().__init__()
         if channels % 8 or layers < 1:
-            raise UserError(f"a discriminator of {channels} channels and {layers} layers: take a multiple of 8, and 1.")
+            raise UserError(
+                f"a discriminator of {channels} channels and {layers} layers: give a multiple of 8, and at least 1."
+            )
         widths = [min(2**i, 8) * channels for i in range(layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
@@ -34,25 +36,27 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images` (B, C, H, W) -> the verdicts (B, 1, h, w)."""
+        """`images` (B, C, H, W) -> a logit for each patch, (B, 1, h, w)."""
         return self.conv_out(self.body(images))
 
 
 def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """What the discriminator minimises: (max(0, 1 - D(real)) + max(0, 1 + D(fake))) / 2 (Lim, Ye 2017)."""
+    """The discriminator's loss, (max(0, 1 - D(real)) + max(0, 1 + D(fake))) / 2 (Lim and Ye 2017)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def smallest_side(layers: int) -> int:
-    """The smallest image, in pixels, that `layers` halvings leave a verdict of: 3 places before the last two steps."""
+    """The smallest side of an image, in pixels, for which `layers` halvings leave an output: 3 before the last two
+    convolutions."""
     return 3 * 2**layers
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """|grad reconstruction| / (|grad adversarial| + 1e-4) at the decoder's last layer, at most 1e4 (Esser et al. 2021,
-    eq. 7; Rombach et al. 2022, appendix G): both then pull equally hard. No gradient flows through it.
+    """|grad reconstruction| / (|grad adversarial| + 1e-4) at the decoder's last layer, at most 1e4.
 
-    The losses are those of this process's part of a batch; the gradients those of the whole, so called by all.
+    With this weight both losses have gradients of the same size (Esser et al. 2021, eq. 7; Rombach et al. 2022,
+    appendix G). No gradient flows through it. The losses are those of this process's part of the batch; gradients are
+    averaged over all processes, so each of them has to call it.
     """
     with torch.autocast(last_layer.device.type, enabled=False):
         gradients = torch.stack([_gradient(loss, last_layer) for loss in (reconstruction, adversarial)])
@@ -64,6 +68,6 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def _gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """The gradient of a mean over pixels, which in float16 would come out as 0 if it weren't scaled on its way."""
+    """The gradient of a mean over pixels. It is scaled on its way, because in float16 it would round to 0."""
     scaled = torch.autograd.grad(loss, at, torch.full_like(loss, LOSS_SCALE), retain_graph=True)[0]
     return scaled / LOSS_SCALE

@@ -1,4 +1,4 @@
-"""A Transformer in the U-Net's place: DiT (Peebles and Xie 2023) that also attends to a context (Chen et al. 2023)."""
+"""A Transformer instead of a U-Net: DiT (Peebles and Xie 2023) with cross-attention to a context (Chen et al. 2023)."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -9,18 +9,20 @@ from torch import Tensor, nn
 
 from ldm.common.errors import UserError
 from ldm.common.registry import register
+from ldm.networks.attention import Attention, FeedForward
 from ldm.networks.cond import Cond
-from ldm.networks.layers import Attention, FeedForward, TimestepEmbedding, timestep_embedding, whole_patches, zero_
+from ldm.networks.layers import TimestepEmbedding, timestep_embedding, whole_patches, zero_
 
 
 def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Sinusoidal features of every place of a grid, (height * width, dim), rows first.
+    """Sinusoidal features of every position in a grid, (height * width, dim), row by row.
 
-    The first half stands for the column, the second for the row, each sines then cosines of the coordinate at
-    frequencies from 1 down to 1/10,000 (Vaswani et al. 2017, in two dimensions as MAE and DiT have it).
+    The first half encodes the column, the second the row, each by sines and then cosines of the coordinate at
+    frequencies from 1 down to 1/10,000 (Vaswani et al. 2017, in two dimensions as in MAE and DiT).
     """
 
     def features(coordinate: Tensor) -> Tensor:
+        """`coordinate` (n,) -> (n, dim / 2)."""
         return timestep_embedding(coordinate, dim // 2).roll(dim // 4, 1)  # sines first
 
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -30,11 +32,11 @@ def positions(height: int, width: int, dim: int, device: torch.device | None = N
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention where there is a context, feed-forward, each added to its input.
+    """Self-attention, cross-attention if there is a context, and feed-forward, each added to its input.
 
-    adaLN-zero (Peebles and Xie 2023, section 3.2): the embedding gives shift, scale and gate of the norms before
-    self-attention and feed-forward, all 0 at first. Cross-attention, as in PixArt-alpha, isn't modulated, and its last
-    layer is 0 at first: the block starts as the identity.
+    adaLN-zero (Peebles and Xie 2023, section 3.2): the embedding determines shift, scale and gate of self-attention and
+    feed-forward, all of which start at 0. Cross-attention isn't modulated, as in PixArt-alpha, and its last layer
+    starts at 0. So the block starts as the identity.
     """
 
     def __init__(self, dim: int, heads: int, context_dim: int | None, mlp: int, dropout: float):
@@ -52,7 +54,7 @@ class DiTBlock(nn.Module):
         self.modulation = zero_(nn.Linear(dim, 6 * dim))
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        """`x` (B, N, D), `embedding` (B, D) through SiLU, `context` (B, L, E), `mask` (B, L) -> (B, N, D)."""
+        """`x` (B, N, D), `embedding` (B, D) after SiLU, `context` (B, L, E), `mask` (B, L) -> (B, N, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, 2)  # (B, 1, D)
         x = x + gate1 * self.dropout(self.attn1(modulated(self.norm1(x), shift1, scale1)))
         if self.attn2 is not None:
@@ -61,11 +63,12 @@ class DiTBlock(nn.Module):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """shift + x (1 + scale) for `x` (B, N, D), with `shift` and `scale` (B, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 class Patched(nn.Module):
-    """What a DiT and its ControlNets compute alike: the embedding, and patches as tokens with their places."""
+    """What a DiT and its ControlNets have in common: the embedding, and patches as tokens with their positions."""
 
     concat_channels: int
     channels: int
@@ -75,8 +78,8 @@ class Patched(nn.Module):
     class_embedding: nn.Linear | None
 
     def tokens(self, x: Tensor, cond: Cond) -> tuple[Tensor, tuple[int, int]]:
-        """The patches of `x` (B, C, h, w), joined with the condition's channels: (B, N, D), and the rows and columns
-        that the N patches make, h / p and w / p rounded up."""
+        """The patches of `x` (B, C, h, w) and of the condition's channels as tokens (B, N, D), and the numbers of
+        their rows and columns, h / p and w / p rounded up."""
         if self.concat_channels:
             assert cond.concat is not None, "this network was built with concat_channels"
             x = torch.cat([x, cond.concat], 1)
@@ -86,7 +89,7 @@ class Patched(nn.Module):
         return h.flatten(2).transpose(1, 2) + places, (rows, columns)
 
     def embed(self, c_noise: Tensor, cond: Cond) -> Tensor:
-        """Noise level and vector condition in one embedding, already through SiLU: (B, D)."""
+        """The noise level `c_noise` (B,) and the vector condition in one embedding (B, D), with SiLU applied."""
         features = timestep_embedding(c_noise, self.channels).to(self.conv_in.weight.dtype)
         embedding = self.time_embedding(features, cond.guidance)  # (B, D)
         if self.class_embedding is not None:
@@ -96,12 +99,12 @@ class Patched(nn.Module):
 
 @register
 class DiT(Patched):
-    """`depth` Transformer blocks of width `channels` over patches of `patch` x `patch` places of the latent.
+    """`depth` Transformer blocks of width `channels` over patches of `patch` x `patch` positions of the latent.
 
-    The interface is the U-Net's, and latents of any size work: positions are sinusoidal, and what doesn't fill a patch
-    is filled with zeros and cut off again. With a `guidance_dim` the guidance scale is a condition, embedded in so many
-    features. The cost of a step grows with the number of patches N as N channels^2 + N^2
-    channels: a larger `patch` on large latents.
+    The interface is that of `UNet`, and latents of any size work: position features are sinusoidal, and a latent whose
+    sides aren't multiples of the patch is padded with zeros, and the output is cropped. With `guidance_dim` the
+    guidance scale is a condition, embedded in that many features. For N patches the cost of a step grows as
+    N channels^2 + N^2 channels, so large latents need a larger `patch`.
     """
 
     def __init__(
@@ -146,9 +149,9 @@ class DiT(Patched):
     def forward(
         self, x: Tensor, c_noise: Tensor, cond: Cond | None = None, residuals: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """`x` (B, C, h, w), `c_noise` (B,) the noise level in the parameterization's own measure -> (B, out, h, w).
+        """`x` (B, C, h, w) and the noise level `c_noise` (B,), in the parameterization's own scale -> (B, out, h, w).
 
-        `residuals`, a ControlNet's, are added to the outputs of the first blocks.
+        `residuals`, from ControlNets, are added to the outputs of the first blocks.
         """
         cond = cond or Cond()
         height, width = x.shape[2:]

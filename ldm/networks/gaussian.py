@@ -10,7 +10,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A diagonal normal distribution over latents: the posterior q(z | x). `mean`, `std` (B, C, h, w)."""
+    """A diagonal normal distribution over latents: the posterior q(z | x), with `mean` and `std` (B, C, h, w)."""
 
     mean: Tensor
     std: Tensor
@@ -22,10 +22,11 @@ class Gaussian:
         return cls(mean, (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp())
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """mean + std * noise: the reparameterization trick (Kingma and Welling 2014, section 2.4)."""
+        """mean + std * noise, (B, C, h, w): the reparameterization trick (Kingma and Welling 2014, section 2.4)."""
         return torch.addcmul(self.mean, self.std, torch.randn_like(self.mean) if noise is None else noise)
 
     def mode(self) -> Tensor:
+        """The most likely latent (B, C, h, w), which is the mean."""
         return self.mean
 
     def kl(self) -> Tensor:

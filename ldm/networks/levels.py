@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ldm.common.errors import UserError
+from ldm.networks.attention import SpatialTransformer
 from ldm.networks.cond import Cond
-from ldm.networks.layers import Downsample, ResnetBlock, SpatialTransformer, Upsample
+from ldm.networks.layers import Downsample, ResnetBlock, Upsample
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by a transformer if the level has attention, and then the
-    step to the next resolution, if there is one. Whoever calls it runs the blocks one by one, because each leaves or
-    reads a skip."""
+    """The residual blocks of one resolution, each followed by a transformer if the level has attention, and the step
+    to the next resolution, if there is one. The network runs the blocks one by one, because each writes or reads a
+    skip."""
 
     def __init__(
         self,
@@ -95,16 +96,16 @@ class LevelBuilder:
         return Middle(resnets, self._transformer(len(self.widths) - 1))
 
     def way_up(self, skips: list[int]) -> nn.ModuleList:
-        """The levels on the way up, from the coarsest to the finest. Each block reads the last of the skips that are
-        left; `skips` are their channels in the order the way down leaves them."""
+        """The levels on the way up, from the coarsest to the finest. Each block reads the last of the remaining skips;
+        `skips` are their channels in the order in which the way down writes them."""
         levels, left = nn.ModuleList(), list(skips)
         for i in reversed(range(len(self.widths))):
             levels.append(self._up(i, [left.pop() for _ in range(self.blocks + 1)]))
         return levels
 
     def _up(self, i: int, skips: list[int]) -> Level:
-        """Level `i` on the way up, whose blocks read skips of so many channels beside the features from below. All but
-        the finest end by doubling the resolution."""
+        """Level `i` on the way up. Its blocks read skips, with `skips` channels each, in addition to the features from
+        below. All levels but the finest end by doubling the resolution."""
         width, below = self.widths[i], self.widths[min(i + 1, len(self.widths) - 1)]
         resnets = []
         for j, skip in enumerate(skips):

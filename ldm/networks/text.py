@@ -3,10 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from ldm.networks.layers import Attention, FeedForward, zero_
+from ldm.networks.attention import Attention, FeedForward
+from ldm.networks.layers import zero_
 
 
 class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward, each after a norm and added to its input; it starts as the identity."""
+
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
@@ -17,16 +20,17 @@ class EncoderBlock(nn.Module):
         zero_(self.ff.net[2])
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`x` (B, L, dim), `mask` (B, L) True on real tokens -> (B, L, dim)."""
         x = x + self.attn(self.norm1(x), mask=mask)
         return x + self.ff(self.norm2(x))
 
 
 class TextTransformer(nn.Module):
-    """Token ids to one state a token: learned places, `depth` pre-norm Transformer blocks, padding never seen.
+    """One state for each token: learned positions, `depth` pre-norm Transformer blocks, padding never attended to.
 
-    At the start the blocks are the identity and a state is its token and its place, so that cross-attention has words
-    to tell apart from the first step on. (With the usual small embeddings and random blocks the states of a sentence
-    start nearly equal, and a short run spends much of its time on drawing them apart.)
+    At first the blocks are the identity, so a state is the sum of the embeddings of its token and position, and
+    cross-attention can distinguish words from the first step on. With the usual small embeddings and random blocks, the
+    states of a sentence start nearly equal, and a short run spends much of its time on separating them.
     """
 
     def __init__(self, vocab_size: int, length: int, dim: int = 192, depth: int = 2, heads: int = 4):

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         if self.add_embedding is not None:
             if cond.vector is None:
                 raise UserError(
-                    "this network reads a vector of conditions, and none is given: load a file of Stable Diffusion XL "
+                    "this network needs a vector of conditions, and none is given: load a file of Stable Diffusion XL "
                     "with text_encoder=FOLDER."
                 )
             embedding = embedding + self.add_embedding(cond.vector)
@@ -56,7 +56,8 @@ class Encoder(nn.Module):
     def encode(
         self, x: Tensor, embedding: Tensor, cond: Cond, hint: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """The way down and the middle: `x` (B, C, h, w) -> the middle's output, and the skips in the order they arise.
+        """The way down and the middle: `x` (B, C, h, w) -> the middle's output, and the skips in the order of
+        computation.
 
         `hint` (B, widths[0], h, w), the encoded control image of a ControlNet, is added to the first features.
         """
@@ -178,7 +179,7 @@ class UNet(Encoder):
 
 
 def skip_widths(network: Encoder) -> list[int]:
-    """The channels of every skip, in the order they arise: of the first convolution, of each residual block, and of
+    """The channels of every skip in the order of computation: of the first convolution, of each residual block, and of
     each step to a lower resolution."""
     widths = [network.widths[0]]
     for level, width in zip(network.down_blocks, network.widths, strict=True):

@@ -10,7 +10,7 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.diffusion import EDM, X0, Eps, Flow, V, classifier_free, guided, lcm
-from ldm.diffusion.consistency import baked, consistency_loss, jump, ode_step, segment_levels, wanted
+from ldm.diffusion.consistency import baked, consistency_loss, inverse_jump, jump, ode_step, segment_levels
 
 S = 0.6
 PARAMETERIZATIONS = [Eps(), V(), X0(), Flow(), EDM()]
@@ -44,12 +44,12 @@ def exact_loss(segments: int, levels: int, solver: str) -> tuple[float, float]:
     s, end = grid[i + 1], grid[ends]
 
     def student(x, sigma):
-        return wanted(moved(x, sigma, end), x, sigma, end)
+        return inverse_jump(moved(x, sigma, end), x, sigma, end)
 
     def average(x, s):
         inside = shaped(s > end)
         safe = torch.where(s > end, end, s / 2)  # at a segment's end, where every D gives x
-        return torch.where(inside, wanted(moved(x, s, safe), x, s, safe), torch.zeros_like(x))
+        return torch.where(inside, inverse_jump(moved(x, s, safe), x, s, safe), torch.zeros_like(x))
 
     options = {"solver": solver}
     exact = consistency_loss(student, average, posterior_mean, x, sigma, s, end, **options).mean()
@@ -74,7 +74,7 @@ def test_at_its_end_a_jump_is_where_it_is_whatever_the_network_says(parameteriza
 def test_the_wanted_denoised_image_makes_the_jump():
     x, f = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
     sigma, end = torch.tensor([3.0, 0.5]).double(), torch.tensor([0.4, 0.1]).double()
-    torch.testing.assert_close(jump(lambda *_: wanted(f, x, sigma, end), x, sigma, end), f)
+    torch.testing.assert_close(jump(lambda *_: inverse_jump(f, x, sigma, end), x, sigma, end), f)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])

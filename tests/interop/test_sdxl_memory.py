@@ -16,7 +16,7 @@ from ldm.adapters import lora_layers as loras
 from ldm.adapters.lora import chosen
 from ldm.common.registry import build
 from ldm.interop.parts.unet_config import from_diffusers
-from ldm.networks import Cond, layers
+from ldm.networks import Cond, attention
 from ldm.training.trainer.speed import BLOCKS, checkpoint_blocks
 from tests.interop import sdxl
 
@@ -91,7 +91,7 @@ def noting(blocks, note):
 
 def test_memory_of_a_full_size_lora_is_as_the_docs_say(network, monkeypatch):
     pytest.importorskip("peft")
-    monkeypatch.setattr(layers, "attend", lambda q, k, v, heads, mask=None: Fused.apply(q, k, v, heads))
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, heads, mask=None: Fused.apply(q, k, v, heads))
     blocks = [module for module in network.modules() if isinstance(module, BLOCKS)]
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     base = sum(p.numel() for p in network.parameters()) - trained

@@ -190,7 +190,7 @@ def test_controlnets_of_different_depth_on_one_dit_add_up():
 
 def test_each_kind_copies_its_own_kind_of_network():
     unet, dit = UNet(3, **OPTIONS), DiT(3, **DIT_OPTIONS)
-    assert "no UNet" in ControlNet(unet).misfits(dit)[0] and "no DiT" in DiTControlNet(dit).misfits(unet)[0]
+    assert "not a UNet" in ControlNet(unet).misfits(dit)[0] and "not a DiT" in DiTControlNet(dit).misfits(unet)[0]
     with pytest.raises(UserError, match="a DiT; the base's network is UNet"):
         DiTControlNet(unet)
     with pytest.raises(UserError, match="at least one"):

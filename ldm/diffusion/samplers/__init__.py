@@ -48,8 +48,10 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def get_sampler(name: str, **options: Any) -> Callable[..., Tensor]:
-    """The sampler of that name with its own options, such as eta, variance or clip, already set. Raises UserError for
-    an unknown name or option."""
+    """The sampler of that name with its own options, such as eta, variance or clip, already set.
+
+    Raises UserError for an unknown name or option.
+    """
     if name not in SAMPLERS:
         raise UserError(f"there is no sampler '{name}'.{did_you_mean(name, SAMPLERS)}")
     known = [key for key in inspect.signature(SAMPLERS[name]).parameters if key not in _COMMON]

@@ -9,8 +9,7 @@ from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep, full, start
 def lcm(
     denoise: DenoiseFn, x: Tensor, sigmas: Tensor, *, noise: NoiseFn | None = None, on_step: OnStep | None = None
 ) -> Tensor:
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x <- D(x, sigma) + s noise, and D itself at s =
-    0.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1): x <- D(x, sigma) + s noise.
 
     It is for models made by `finetune=distill`, whose D is the end of the ODE's trajectory; for them it is exact with
     any number of steps, even one. The D of other models is the mean of all possible images, so the result is blurred.

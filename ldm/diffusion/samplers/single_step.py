@@ -33,6 +33,7 @@ def ddpm(
         raise UserError(f"ddpm has no variance '{variance}'.{did_you_mean(variance, ('posterior', 'beta'))}")
 
     def variance_split(sigma: float, s: float) -> tuple[float, float]:
+        """(sigma_down, sigma_up) for a step from `sigma` to `s`."""
         down, up = _split(sigma, s, 1.0)
         if variance == "beta" and s > 0:
             up = math.sqrt((sigma**2 - s**2) * (1 + s**2) / (1 + sigma**2))
@@ -125,8 +126,8 @@ def _ancestral(
     noise: NoiseFn | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    """Steps of which `split(sigma, s)` gives the level that they go down to, and the standard deviation of the noise
-    that they then add."""
+    """Steps down to a level sigma_down, each followed by noise of standard deviation sigma_up, where
+    (sigma_down, sigma_up) = split(sigma, s)."""
     noise = noise or torch.randn_like
     x, steps = start(x, sigmas)
     for i, (sigma, s) in enumerate(steps):

@@ -17,8 +17,10 @@ LONGEST = 2.0  # a multistep formula isn't used beyond this ratio of a step to t
 
 
 def start(x: Tensor, sigmas: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
-    """`x` in float32 or float64, and the pairs (sigma, next sigma) as Python's floats. Raises UserError unless `sigmas`
-    (N + 1,) fall strictly."""
+    """`x` in float32 or float64, and the pairs (sigma, next sigma) as Python's floats.
+
+    Raises UserError unless `sigmas` (N + 1,) fall strictly.
+    """
     values = sigmas.tolist()
     if len(values) < 2 or values[-1] < 0 or any(s >= sigma for sigma, s in pairs(values)):
         raise UserError(f"sigmas have to fall strictly, to 0 or above: {values}; use a parameterization's grid.")

@@ -34,10 +34,11 @@ def unipc(
 ) -> Tensor:
     """UniPC-p for the denoised image, in the form with B(h) (Zhao et al. 2023, algorithms 5 to 8, eq. 3 and 9).
 
-    The predictor uses the last `order` denoised images (1 to 3). The denoised image at the predicted point is used
-    twice: to correct that point, to order + 1, and to start the next step. So it costs N calls of `denoise`. `variant`
-    is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); the paper recommends bh2 for few guided steps. The
-    order rises over the first steps, and falls to 1 in the last one if the grid ends at 0. It draws no noise.
+    The predictor uses the last `order` denoised images (1 to 3). The denoised image at the predicted point serves
+    twice: it corrects that point, which raises the order by 1, and it starts the next step. So N steps cost N calls of
+    `denoise`. `variant` is B(h) = e^-h - 1 (bh2) or -h (bh1), with h = ln(sigma / s); the paper recommends bh2 for few
+    guided steps. The order rises over the first steps, and falls to 1 in the last one if the grid ends at 0. It draws
+    no noise.
 
     Three bounds beyond the paper keep few and uneven steps stable: a step more than twice as long as the one before has
     order 1, a step with h > 1 has order 2 at most, and |B| of bh1 is at most that of bh2 at h = 1. The proof of the
@@ -64,7 +65,7 @@ def unipc(
 
 
 def _sound_order(history: list[tuple[float, Tensor]], s: float) -> int:
-    """The highest sound order for the step to s: how many denoised images of `history` it may be predicted from."""
+    """The highest order at which the step to s is stable: how many denoised images of `history` predict it."""
     if s == 0 or len(history) == 1:
         return 1
     sigmas = [sigma for sigma, _ in history]

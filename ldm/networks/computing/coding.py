@@ -1,4 +1,4 @@
-"""How an autoencoder's halves are computed: in which precision, in slices of a batch, and in tiles of large images."""
+"""How an autoencoder encodes and decodes: in which precision, in slices of a batch, in strips or tiles of an image."""
 
 import logging
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ldm.networks.computing.precision import check_precision, dtype_of, lowered,
 from ldm.networks.gaussian import Gaussian
 from ldm.networks.identity import Identity
 
-SLICE_PIXELS = 2**20  # at most as many of a batch are coded at once: they already fill a GPU
+SLICE_PIXELS = 2**20  # the most pixels of a batch that are coded at once: they already fill a GPU
 LEAST_TILE = 16
 STATISTICS = ("image", "tile")
 _log = logging.getLogger("ldm")
@@ -26,19 +26,20 @@ _log = logging.getLogger("ldm")
 class Coding:
     """Encodes and decodes for a first stage. Images and moments are float32, whatever the network computes in.
 
-    What isn't finite in float16 is computed anew in float32, and from then on at once. Images of more than `tile` x
-    `tile` pixels go through the network in parts of about as many: with `tile_statistics="image"` in strips of rows of
-    every layer, so that norms see the whole image and the result is that of the whole; with "tile" in overlapping
-    tiles, blended, which are normed each by itself.
+    A result that isn't finite in float16 is computed again in float32, and later ones in float32 from the start.
+    Images of more than `tile` x `tile` pixels go through the network in parts of about that size. With
+    `tile_statistics="image"` these are strips of rows in every layer: norms use the statistics of the whole image, and
+    the result is that of the whole image. With "tile" they are overlapping tiles, each with its own norms, whose
+    results are blended.
 
-    With `compile`, true or a backend of torch.compile, networks run compiled; strips don't.
+    With `compile`, true or a backend of torch.compile, networks run compiled, except in strips.
     """
 
     precision: str = "float32"
     tile: int | None = None
     tile_statistics: str = "image"
     compile: Any = False  # a Compiler or None, once it is made
-    overflowed: set[str] = field(default_factory=set, compare=False, repr=False)  # halves that were seen to
+    overflowed: set[str] = field(default_factory=set, compare=False, repr=False)  # the halves that did, in float16
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", check_precision(self.precision))
@@ -50,18 +51,23 @@ class Coding:
             raise UserError(f"tile_statistics={self.tile_statistics} is unknown.{hint}")
 
     def dtype(self, device: torch.device) -> torch.dtype:
-        """What networks on `device` compute in: see `dtype_of`."""
+        """The type in which networks on `device` compute: see `dtype_of`."""
         return dtype_of(self.precision, device)
 
     def facts(self, device: torch.device) -> dict[str, str]:
-        """What differs from computing all at once in float32, for `Described`."""
-        computes = name_of(self.dtype(device))
-        how = {} if self.precision == "float32" else {"computes in": computes + " (auto)" * (self.precision == "auto")}
-        how |= {} if self.tile is None else {"tiles": f"{self.tile}, statistics of the {self.tile_statistics}"}
-        return how if self.compile is None else how | {"compiled by": self.compile.backend}
+        """What differs from computing everything at once in float32, for `Described`."""
+        facts: dict[str, str] = {}
+        if self.precision != "float32":
+            chosen = " (auto)" if self.precision == "auto" else ""
+            facts["computes in"] = name_of(self.dtype(device)) + chosen
+        if self.tile is not None:
+            facts["tiles"] = f"{self.tile}, statistics of the {self.tile_statistics}"
+        if self.compile is not None:
+            facts["compiled by"] = self.compile.backend
+        return facts
 
     def network(self, network: Any, name: str = "denoiser") -> Any:
-        """A denoiser's network as it computes: lowered to the precision, and compiled where that is asked for."""
+        """The twin of a denoiser's network that computes: in the set precision, and compiled if `compile` is set."""
         dtype = self.dtype(next(network.parameters()).device)
         if self.compile is None:
             return lowered(network, dtype)
@@ -70,7 +76,7 @@ class Coding:
         return own
 
     def _half(self, stage: Any, half: str, dtype: torch.dtype) -> Any:
-        """The same of an autoencoder of which `half` is about to compute."""
+        """The twin of the autoencoder `stage` that computes, with `half` ("encoder" or "decoder") compiled if set."""
         if self.compile is None:
             return lowered(stage, dtype)
         own = twin(stage, dtype)
@@ -109,7 +115,7 @@ class Coding:
     def _sliced(self, stage: Any, half: str, given: Tensor, dtype: torch.dtype) -> Tensor:
         pixels = given.shape[2] * given.shape[3] * (stage.factor**2 if half == "decoder" else 1)
         tiled = self.tile is not None and pixels > self.tile**2
-        run = self._tiled(stage, half) if tiled else stage.moments if half == "encoder" else stage.pixels
+        run = self._tiled(stage, half) if tiled else _whole(stage, half)
         slices = given.split(1 if tiled else max(1, SLICE_PIXELS // max(1, pixels)))
         done = [_in(dtype, run, some) for some in slices]
         return done[0] if len(done) == 1 else torch.cat(done)
@@ -117,13 +123,17 @@ class Coding:
     def _tiled(self, stage: Any, half: str) -> Callable[[Tensor], Tensor]:
         assert self.tile is not None
         if self.tile_statistics == "tile":
-            places = max(2, self.tile // stage.factor)
-            encodes, run = half == "encoder", stage.moments if half == "encoder" else stage.pixels
-            return lambda x: tiles.blended(run, x, places, factor=stage.factor, encodes=encodes)
-        area = (self.tile // stage.stem) ** 2  # the networks see stem x stem pixels as one place
+            side, encodes, run = max(2, self.tile // stage.factor), half == "encoder", _whole(stage, half)
+            return lambda x: tiles.blended(run, x, side, factor=stage.factor, encodes=encodes)
+        area = (self.tile // stage.stem) ** 2  # stem x stem pixels are one position of the networks' maps
         if half == "encoder":
             return lambda x: stage.moments(x, strips.encoder(stage.encoder, area))
         return lambda x: stage.pixels(x, strips.decoder(stage.decoder, area))
+
+
+def _whole(stage: Any, half: str) -> Callable[[Tensor], Tensor]:
+    """The function of one half of the autoencoder `stage` for whole images or latents."""
+    return stage.moments if half == "encoder" else stage.pixels
 
 
 def _in(dtype: torch.dtype, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -133,5 +143,5 @@ def _in(dtype: torch.dtype, run: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
 def _check(result: Tensor) -> None:
     if not is_finite(result):
         raise UserError(
-            "what the network computed in float16 isn't finite, it overflows there: take precision=bfloat16 or float32."
+            "the result of the network in float16 isn't finite, since it overflows: use precision=bfloat16 or float32."
         )

@@ -1,4 +1,4 @@
-"""Networks that run compiled (torch.compile): in place, and in two graphs whatever the shapes that come."""
+"""Networks that run compiled (torch.compile): in place, and with two graphs for all shapes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from ldm.networks.autoencoder import Decoder
 from ldm.networks.cond import Cond
 from ldm.networks.controlnet import Controlled
 
-TOKENS = 16  # captions are padded to a multiple of it, and the padding is masked
+TOKENS = 16  # captions are padded to a multiple of this length, and the padding is masked
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -20,17 +20,20 @@ Shapes = tuple[tuple[int, ...], ...]
 class Compiler:
     """Compiles networks with torch's `backend`.
 
-    The first shapes that a network is called with get a graph for them alone, the fastest where no others come. All
-    others share a second graph, whose batch, sides and tokens are of any size; a size of 1 torch takes for a constant,
-    so a batch of one has a graph of its own.
+    The first shapes with which a network is called get a graph of their own, which is the fastest if no others follow.
+    All others share a second graph, in which batch, sides and number of tokens have any size. Since torch treats a size
+    of 1 as a constant, a batch of one has a graph of its own.
     """
 
     backend: str = "inductor"
     first: dict[str, Shapes] = field(default_factory=dict, compare=False, repr=False)  # by the network's name
 
     def __call__(self, network: nn.Module, name: str) -> None:
-        """Has `network` run compiled, in place: its state dict keeps its names. Another of the same structure, such as
-        a twin in another precision, may have the same `name`, and then shares the graphs."""
+        """Makes `network` run compiled, in place: its state dict keeps its names.
+
+        Another network of the same structure, such as a twin in another precision, may have the same `name`, and then
+        shares the graphs.
+        """
         if isinstance(network, Decoder):
             network.compiled = self._call(type(network).features, name)
         else:
@@ -40,7 +43,7 @@ class Compiler:
         return _Call(torch.compile(run, backend=self.backend), self.first, name)
 
     def denoiser(self, network: nn.Module, name: str = "denoiser") -> None:
-        """A denoiser's network, and each ControlNet on it by itself: a step may be without."""
+        """Compiles a denoiser's network, and each ControlNet on it separately, because some steps run without it."""
         parts = [network.network, *network.controlnets] if isinstance(network, Controlled) else [network]
         for i, part in enumerate(parts):
             self(part, f"{name} {i}")
@@ -63,8 +66,8 @@ class _Call:
 
 
 def varying(t: Tensor) -> list[int]:
-    """The dimensions that differ between calls: the batch's, sides of maps (B, C, H, W), places of tokens (B, L, D) and
-    of their mask (B, L)."""
+    """The dimensions that differ between calls: the batch, the sides of maps (B, C, H, W), and the length of tokens
+    (B, L, D) and of their mask (B, L)."""
     dims = (0, 2, 3) if t.ndim == 4 else (0, 1) if t.ndim == 3 or t.dtype == torch.bool else (0,)
     return [dim for dim in dims if t.shape[dim] > 1]
 
@@ -81,30 +84,33 @@ def _tensors(given: Any) -> Iterator[Tensor]:
         yield from _tensors(list(given.values()))
 
 
-def compiler_of(asked: Any) -> Compiler | None:
-    """What `compile=` means: false, true, or the name of a backend of torch.compile. Raises UserError for others."""
-    if isinstance(asked, Compiler):
-        return asked
-    if asked in (None, False, "false"):
+def compiler_of(value: Any) -> Compiler | None:
+    """The compiler that `compile=value` stands for: false, true, or the name of a backend of torch.compile.
+
+    Raises UserError for other values.
+    """
+    if isinstance(value, Compiler):
+        return value
+    if value in (None, False, "false"):
         return None
-    if asked in (True, "true"):
+    if value in (True, "true"):
         return Compiler()
     known = torch.compiler.list_backends(exclude_tags=())
-    if asked not in known:
+    if value not in known:
         raise UserError(
-            f"compile={asked}: give true, false, or a backend of torch.compile.{did_you_mean(asked, known)}"
+            f"compile={value}: give true, false, or a backend of torch.compile.{did_you_mean(value, known)}"
         )
-    return Compiler(str(asked))
+    return Compiler(str(value))
 
 
 def check_tools(compiler: Compiler | None, device: torch.device) -> None:
-    """Refuses to compile by inductor where what makes its code is missing: torch would say so in the first step."""
+    """Raises UserError if inductor lacks the tools to compile for `device`; torch would fail only at the first step."""
     if compiler is None or compiler.backend != "inductor":
         return
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        missing = "" if has_triton() else "Triton, or a GPU that it knows (compute capability 7.0 or above)"
+        missing = "" if has_triton() else "Triton, or a GPU that it supports (compute capability 7.0 or above)"
     else:
         missing = "" if _has_cpp() else "a C++ compiler (g++ or clang++)"
     if missing:

@@ -1,4 +1,4 @@
-"""An image in overlapping tiles, each coded by itself, and blended."""
+"""Images encoded or decoded in overlapping tiles, whose results are blended."""
 
 from collections.abc import Callable
 
@@ -9,36 +9,40 @@ OVERLAP = 0.25  # of a tile's side
 
 
 def blended(run: Callable[[Tensor], Tensor], x: Tensor, tile: int, factor: int, encodes: bool) -> Tensor:
-    """`run` of tiles of `x` (B, C, H, W), weighted by ramps where they overlap: (B, C', H', W') in float32.
+    """The result of `run` for tiles of `x` (B, C, H, W), with ramps as weights where they overlap.
 
-    `tile` is a tile's side in latents, `factor` how many pixels a latent has a side; `encodes`: x is an image, else
-    latents.
+    It is (B, C', H', W') in float32. `tile` is the side of a tile in latents, `factor` the side of a latent in pixels.
+    If `encodes` is true `x` is an image, else latents.
     """
-    given, made = (factor, 1) if encodes else (1, factor)  # places for each latent, of x and of what is made
-    height, width = x.shape[2] // given, x.shape[3] // given
+    size_in, size_out = (factor, 1) if encodes else (1, factor)  # of a latent's side, in x and in the result
+    height, width = x.shape[2] // size_in, x.shape[3] // size_in
+    overlap = int(tile * OVERLAP) * size_out
     total: Tensor | None = None
-    weights = torch.zeros(height * made, width * made, device=x.device)
+    weights = torch.zeros(height * size_out, width * size_out, device=x.device)
     for top, rows in spans(height, tile):
+        down = ramp(rows * size_out, overlap, top > 0, after=top + rows < height, device=x.device)
         for left, columns in spans(width, tile):
-            part = run(x[:, :, top * given : (top + rows) * given, left * given : (left + columns) * given]).float()
+            right = ramp(columns * size_out, overlap, left > 0, after=left + columns < width, device=x.device)
+            part = run(x[:, :, *_area((top, rows), (left, columns), size_in)]).float()
             if total is None:
-                total = part.new_zeros(*part.shape[:2], height * made, width * made)
-            weight = torch.outer(
-                ramp(rows * made, int(tile * OVERLAP) * made, top > 0, after=top + rows < height, device=x.device),
-                ramp(
-                    columns * made, int(tile * OVERLAP) * made, left > 0, after=left + columns < width, device=x.device
-                ),
-            )
-            here = slice(top * made, (top + rows) * made), slice(left * made, (left + columns) * made)
+                total = part.new_zeros(*part.shape[:2], height * size_out, width * size_out)
+            weight = torch.outer(down, right)
+            here = _area((top, rows), (left, columns), size_out)
             total[:, :, *here] += weight * part
             weights[here] += weight
     assert total is not None
     return total / weights
 
 
+def _area(rows: tuple[int, int], columns: tuple[int, int], scale: int) -> tuple[slice, slice]:
+    """Where a tile lies in a map with `scale` positions for each side of a latent; `rows` and `columns` are (start,
+    length) in latents."""
+    (top, height), (left, width) = rows, columns
+    return slice(top * scale, (top + height) * scale), slice(left * scale, (left + width) * scale)
+
+
 def spans(length: int, tile: int) -> list[tuple[int, int]]:
-    """Where tiles begin that cover `length` places, evenly and with an overlap of at least OVERLAP, and how long they
-    are."""
+    """Start and length of each of the tiles that cover `length` positions evenly, overlapping by at least OVERLAP."""
     if length <= tile:
         return [(0, length)]
     count = -(-(length - int(tile * OVERLAP)) // (tile - int(tile * OVERLAP)))
@@ -46,12 +50,12 @@ def spans(length: int, tile: int) -> list[tuple[int, int]]:
 
 
 def ramp(length: int, overlap: int, before: bool, after: bool, device: torch.device) -> Tensor:
-    """Weights (length,) of a tile's places: rising over the overlap where there is a tile before, falling where one
-    follows."""
-    place = torch.arange(length, device=device)
+    """Weights (length,) of the positions of a tile: rising over the overlap if there is a tile `before`, falling if
+    there is one `after`."""
+    position = torch.arange(length, device=device)
     weight = torch.ones(length, device=device)
     if before:
-        weight = torch.minimum(weight, (place + 1) / (overlap + 1))
+        weight = torch.minimum(weight, (position + 1) / (overlap + 1))
     if after:
-        weight = torch.minimum(weight, (length - place) / (overlap + 1))
+        weight = torch.minimum(weight, (length - position) / (overlap + 1))
     return weight

@@ -8,9 +8,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.common.errors import UserError
+from ldm.networks.attention import TransformerBlock
 from ldm.networks.computing.compiled import Compiler, check_tools, compiler_of
 from ldm.networks.dit import DiTBlock
-from ldm.networks.layers import ResnetBlock, TransformerBlock
+from ldm.networks.layers import ResnetBlock
 
 BLOCKS = (ResnetBlock, TransformerBlock, DiTBlock)
 
