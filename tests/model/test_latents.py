@@ -152,7 +152,7 @@ def test_a_network_that_overflows_in_float16_is_reported(model):
     model = copy.deepcopy(model)
     model.denoiser.network.conv_in.weight.mul_(1e8)
     model.precision = "float16"
-    with pytest.raises(UserError, match="overflows there: take precision=bfloat16 or float32"):
+    with pytest.raises(UserError, match="overflows: use precision=bfloat16 or float32"):
         model("a cat", output="pt")
 
 
