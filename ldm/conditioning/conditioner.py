@@ -16,25 +16,27 @@ from ldm.networks import Cond
 
 @register
 class Conditioner(nn.Module):
-    """The conditions of a model by name, each with its own dropout probability. Vectors and maps are joined over
-    channels, tokens one after the other."""
+    """The conditions of a model by name, each with its own dropout probability.
+
+    Their vectors and maps are concatenated over channels, their tokens over the sequence.
+    """
 
     def __init__(self, parts: Mapping[str, Part] | None = None):
         super().__init__()
         self.parts: Mapping[str, Part] = nn.ModuleDict(parts or {})  # type: ignore[assignment]
         dims = {name: part.token_dim for name, part in self.parts.items() if part.token_dim}
         if len(set(dims.values())) > 1:
-            raise UserError(f"conditioner: conditions that give tokens must have the same dim; these differ: {dims}")
+            raise UserError(f"conditioner: conditions with tokens differ in dim, {dims}: give all the same.")
         self.token_dim = next(iter(dims.values()), None)
         self.vector_dim = sum(part.vector_dim or 0 for part in self.parts.values()) or None
         self.concat_channels = sum(part.concat_channels for part in self.parts.values())
-        # Tells the device even of a conditioner without parameters. It is made on the CPU since a model that is built
-        # on the device "meta" must have it too.
+        # Shows the device even of a conditioner without parameters. It is created on the CPU, so that a model built on
+        # the device "meta" has a real one too.
         self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is, and so where conditions are made."""
+        """The device of the model, on which conditions are made."""
         return self._device_marker.device
 
     @property
@@ -48,11 +50,11 @@ class Conditioner(nn.Module):
         return tuple(dict.fromkeys(key for part in self.parts.values() for key in part.inputs))
 
     def forward(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
-        """The conditions of a prepared batch; `drop` says by name which samples (B,) bool get the null condition."""
+        """The conditions of a prepared batch. By name, `drop` (B,) bool is True for samples that get the null one."""
         drop, ready = drop or {}, batch.get("ready", {})
         if twice := ready.keys() & drop.keys():
             raise ValueError(
-                f"{', '.join(twice)}: captions were dropped on the host already; for null conditions see `unguided`"
+                f"{', '.join(twice)}: captions are dropped on the host already; use `unguided` for null conditions"
             )
         conds = []
         for name, part in self.parts.items():
@@ -61,9 +63,11 @@ class Conditioner(nn.Module):
         return merge(conds)
 
     def unguided(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:
-        """The unconditional side of classifier-free guidance: the null condition in the place of every condition that
-        follows guidance, and the others as they are, with `drop`. Captions become null on the host, so that the device
-        needn't wait."""
+        """The unconditional side of classifier-free guidance.
+
+        Conditions that follow guidance are replaced by their null condition; the others stay, except where they are in
+        `drop`. Captions are replaced on the host, so that it doesn't wait for the device.
+        """
         guided = {name: part for name, part in self.parts.items() if part.follows_guidance}
         kept = {name: samples for name, samples in (drop or {}).items() if name not in guided}
         batch = {**batch, "ready": {k: v for k, v in batch.get("ready", {}).items() if k not in guided}}
@@ -76,7 +80,7 @@ class Conditioner(nn.Module):
         return self(batch, kept)
 
     def reader(self, seed: int) -> HostReader:
-        """The function that adds `drop` and `ready` to a batch where it is made: on the host, or in a data worker."""
+        """The function that adds `drop` and `ready` to a batch on the host or in a data worker: see `HostReader`."""
         parts = {
             name: HostPart(part.column, part.drop_prob, part.reader(), part.nothing)
             for name, part in self.parts.items()
@@ -84,9 +88,9 @@ class Conditioner(nn.Module):
         return HostReader(parts, seed)
 
     def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> dict[str, Any]:
-        """The batch with the columns that conditions make themselves: masked images, low resolutions, embeddings.
+        """The batch with the columns that conditions compute from others: masked images, low resolutions, embeddings.
 
-        `encode` maps images to whitened latents. Random numbers depend on (seed, batch["position"]) alone.
+        `encode` maps images to whitened latents. Random numbers depend only on (seed, batch["position"]).
         """
         made = {
             part.column: part.prepare(batch, encode, seed)
@@ -96,11 +100,11 @@ class Conditioner(nn.Module):
         return {**batch, **made}
 
     def coins(self, seed: int, position: Tensor) -> dict[str, Tensor]:
-        """Which samples drop which condition: an independent coin for each condition, decided by (seed, position)."""
+        """By name of condition, which samples (B,) bool drop it: independent coins, decided by (seed, position)."""
         return coins(seed, position, {name: part.drop_prob for name, part in self.parts.items()})
 
     def null(self, n: int, size: tuple[int, int] | None = None) -> Cond:
-        """The null condition for `n` images of `size` (height, width) in pixels, by default as in the data."""
+        """The null condition for `n` images of `size` (height, width) in pixels, by default that of the data."""
         return self(self.null_batch(n, size))
 
     def null_batch(self, n: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -114,7 +118,7 @@ class Conditioner(nn.Module):
             raise UserError(f"this model can't take {', '.join(unknown)}; it was trained with {has}.")
 
     def parse(self, given: Mapping[str, Any], size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """A batch of what a user passes under the names in `inputs`, with null values for conditions that aren't given.
+        """A batch of the values that a user passes, `given` by the names in `inputs`, with null values for the others.
 
         Every value of `given` is a list with one entry for each image. Raises UserError for a condition that this model
         doesn't have.
@@ -130,9 +134,9 @@ class Conditioner(nn.Module):
         return batch
 
     def examples(self, batch: Mapping[str, Any], seed: int = 0) -> dict[str, list]:
-        """What a user would pass to `parse` to generate the samples of a batch of data.
+        """The values that a user would pass to `parse` to generate the samples of a batch of data.
 
-        Masks that the data don't have are drawn at random, decided by (seed, row).
+        If the data have no masks they are random, decided by (seed, row).
         """
         n = max((len(values) for values in batch.values()), default=0)
         batch = {"position": torch.arange(n), **batch}
@@ -142,7 +146,7 @@ class Conditioner(nn.Module):
         return {key: _listed(values) for key, values in passed.items()}
 
     def columns(self, name: str) -> set[str]:
-        """The columns that `name` stands for: the name of a condition, of a column, or of what a user passes.
+        """The columns that `name` stands for: the name of a condition, of a column, or of a value that a user passes.
 
         Raises UserError for any other name.
         """

@@ -1,4 +1,4 @@
-"""The conditions of some images, what guidance leads away from, and its scale for each condition."""
+"""The conditions of images, their unconditional counterpart, and the guidance scale of each condition."""
 
 import itertools
 import logging
@@ -18,21 +18,19 @@ from ldm.conditioning.text.truncation import sentences
 from ldm.diffusion.guidance import Terms
 from ldm.networks import Cond
 
-ONE_FOR_ALL = (
-    "map",
-    "low_res",
-    "noise_level",
-    "embed_image",
-    "frame",
-)  # of these a single one may stand for every prompt
+# A single value of these may serve for all prompts.
+ONE_FOR_ALL = ("map", "low_res", "noise_level", "embed_image", "frame")
 log = logging.getLogger("ldm")
 Scale = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of `count` images: `batch` as `Conditioner.prepare` takes it, and their unconditional or negative
-    counterpart `null` as it gives it. `conditional` are the columns in which the two differ."""
+    """The conditions of `count` images.
+
+    `batch` has their columns before `Conditioner.prepare`, and `null` those of the unconditional or negative
+    counterpart after it. `conditional` are the columns in which the two differ.
+    """
 
     conditioner: Conditioner
     batch: dict[str, Any]
@@ -41,28 +39,31 @@ class Conditions:
     count: int
 
     def take(self, rows: Tensor) -> "Conditions":
-        """Those of some of the images."""
+        """The conditions of some of the images, by their indices `rows`."""
         return replace(self, batch=take(self.batch, rows), null=take(self.null, rows), count=len(rows))
 
     def to_fill(self, image: Tensor, mask: Tensor) -> "Conditions":
-        """With an image (N, C, H, W) to be filled where `mask` (N, 1, H, W) is 1, for a model that was trained to."""
-        made = [part.column for part in self.conditioner.parts.values() if "mask" in part.inputs]
-        batch = {key: value for key, value in self.batch.items() if key not in made}
-        return replace(self, batch=batch | {"image": image, "mask": mask}, conditional=self.conditional | set(made))
+        """The same with an `image` (N, C, H, W) whose `mask` (N, 1, H, W) is 1 where it is to be filled in.
+
+        It is for models that were trained for it.
+        """
+        columns = [part.column for part in self.conditioner.parts.values() if "mask" in part.inputs]
+        batch = {key: value for key, value in self.batch.items() if key not in columns}
+        return replace(self, batch=batch | {"image": image, "mask": mask}, conditional=self.conditional | set(columns))
 
     def terms(self, guidance: Scale, encode: EncodeFn, seeds: Sequence[int]) -> Terms:
-        """What guidance of this scale evaluates, from the fewest conditions to all.
+        """The terms of a denoiser guided with the scale `guidance`, or with a scale for each condition.
 
-        With one number s it is classifier-free guidance, D_0 + s (D_all - D_0), where D_0 still knows what isn't to be
-        guided (an image to fill, a low resolution). With a scale for each condition they are added in the order of
-        their scales, s_1 <= ... <= s_k, each against all before it, as InstructPix2Pix does for two (Brooks et al.
-        2023, eq. 3):
+        With one number s it is classifier-free guidance, D_0 + s (D_all - D_0), where D_0 keeps the conditions that
+        don't follow guidance (an image to fill in, a low resolution). With a scale for each condition, conditions are
+        added in the order of their scales, s_1 <= ... <= s_k, each relative to all before it, as InstructPix2Pix does
+        for two (Brooks et al. 2023, eq. 3):
 
             D = D_0 + sum over i of s_i (D_{1..i} - D_{1..i-1}) = (1 - s_1) D_0 + sum of (s_i - s_{i+1}) D_{1..i}
 
-        So equal scales count as one condition, scales of 1 are no guidance, a condition of scale 0 is left out, and
-        D_{1..k} has been trained, conditions together, as it is used. Costs a network evaluation for each different
-        scale, and one for D_0 unless the smallest is 1.
+        So conditions with equal scales count as one, scales of 1 mean no guidance, and a condition of scale 0 is left
+        out. D_{1..k}, with all conditions together, is evaluated as it was trained. Each different scale costs an
+        evaluation of the network, and D_0 another one unless the smallest scale is 1.
         """
         position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner.device)
         batch = self.conditioner.prepare(self.batch | {"position": position}, encode, 0)
@@ -88,7 +89,7 @@ class Conditions:
         return {column: scale for column, scale in scales.items() if column in self.conditional}
 
     def _cond(self, batch: Mapping[str, Any], conditional: set[str]) -> Cond:
-        """The condition that has the columns `conditional`, and none of the others."""
+        """The condition with the columns `conditional`, and the null values of the others."""
         columns = {part.column for part in self.conditioner.parts.values()}
         return self.conditioner({c: batch[c] if c in conditional else self.null[c] for c in columns})
 
@@ -105,10 +106,10 @@ def conditions_of(
     negative: str | Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Conditions:
-    """The conditions of `n` images of each that is given by name, one list entry each; `size` is (height, width).
+    """The conditions of `n` images for each entry of the lists in `given`, by name. `size` is (height, width).
 
-    `negative` takes the place of the null caption. Raises UserError for what the model can't take, and where the lists
-    differ in length; words beyond what the model reads are named in a warning.
+    `negative` replaces the null caption. Raises UserError for a condition that the model doesn't have, and for lists of
+    different lengths. Words that the text encoder doesn't read are listed in a warning.
     """
     conditioner.check(given)
     most = max(map(len, given.values()), default=1)

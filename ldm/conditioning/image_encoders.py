@@ -1,4 +1,4 @@
-"""Frozen image encoders: where their files lie, how they are read, and what they say of an image."""
+"""Frozen image encoders: their files, how they are loaded, and the states that they compute for an image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +13,11 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.encoders import fingerprint
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-States = Callable[[Tensor], Tensor]  # images (B, 3, S, S), normalised -> pooled and places, (B, 1 + L, D)
+States = Callable[[Tensor], Tensor]  # normalised images (B, 3, S, S) -> the pooled state and L others, (B, 1 + L, D)
 
 
 def hash_of_encoder(encoder: str, weights: str | None) -> str:
-    """SHA-256 of the encoder's files: its folder's, or those of its weights."""
+    """SHA-256 of the encoder: of the files in its folder, or of its file of weights."""
     if weights is None:
         return fingerprint(encoder)
     path = Path(weights)
@@ -25,7 +25,7 @@ def hash_of_encoder(encoder: str, weights: str | None) -> str:
 
 
 def check_encoder(encoder: str, weights: str | None) -> None:
-    """Refuses what isn't on disk, before any work."""
+    """Raises UserError if the encoder's folder or file isn't on disk."""
     if weights is None and not Path(encoder).is_dir():
         raise UserError(
             f"conditioner: there is no folder '{encoder}'. Name the folder of a vision encoder of transformers, or a "
@@ -36,14 +36,14 @@ def check_encoder(encoder: str, weights: str | None) -> None:
 
 
 def load_states(encoder: str, weights: str | None) -> tuple[nn.Module, States]:
-    """The encoder, frozen, and the function that reads its states of normalised images."""
+    """The frozen encoder, and the function that computes its states for normalised images."""
     check_encoder(encoder, weights)
     model, states = _transformers(encoder) if weights is None else _torchvision(encoder, weights)
     return model.eval().requires_grad_(False), states
 
 
 def normalised(images: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] as an encoder wants them: RGB, `size` x `size`, less the mean, by the std."""
+    """Images (B, C, H, W) in [-1, 1] as inputs of an encoder: RGB of `size` x `size`, normalised by mean and std."""
     images = images[:, :1].expand(-1, 3, -1, -1) if images.shape[1] < 3 else images[:, :3]
     images = F.interpolate(images, (size, size), mode="bicubic", antialias=True).clamp(-1, 1) / 2 + 0.5
     middle, spread = (send(torch.tensor(values), images.device)[:, None, None] for values in (mean, std))
@@ -51,7 +51,7 @@ def normalised(images: Tensor, size: int, mean: tuple[float, ...], std: tuple[fl
 
 
 def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
-    """A classifier of torchvision's (or a registered class), asked for what its last linear layer reads."""
+    """A classifier of torchvision; its pooled state is the input of its last linear layer."""
     state = _read(weights)
     model = _model_of(name, state)
     try:
@@ -60,7 +60,7 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
         raise UserError(f"{weights} doesn't fit {name}: {str(error).splitlines()[-1].strip()}") from None
     heads = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not heads:
-        raise UserError(f"{name} has no linear layer at its end that a pooled state could be taken from.")
+        raise UserError(f"{name} has no linear layer, whose input would be the pooled state: choose another encoder.")
     seen: dict[str, Tensor] = {}
     heads[-1][1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("pooled", inputs[0]))
     pools = [m for m in model.modules() if isinstance(m, (nn.AdaptiveAvgPool2d, nn.AvgPool2d))]
@@ -68,6 +68,7 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
         pools[-1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("places", inputs[0]))
 
     def states(images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) -> states (B, 1 + L, D)."""
         model(images)
         return _with_places(seen["pooled"], seen.get("places"))
 
@@ -84,7 +85,7 @@ def _model_of(name: str, state: dict[str, Tensor]) -> nn.Module:
 
 
 def _read(weights: str) -> dict[str, Tensor]:
-    """A state dict out of a .safetensors or a torch file; no code of theirs is run."""
+    """The state dict in a .safetensors or a torch file, without running code from it."""
     try:
         if weights.endswith(".safetensors"):
             from safetensors.torch import load_file
@@ -92,7 +93,7 @@ def _read(weights: str) -> dict[str, Tensor]:
             return load_file(weights)
         state = torch.load(weights, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
-    except Exception as error:  # whatever a damaged file makes them raise
+    except Exception as error:  # a damaged file may raise anything
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UserError(f"{weights} can't be read as a state dict ({type(error).__name__}: {reason[:120]}).") from None
 
@@ -110,6 +111,7 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
         raise UserError(f"there is no vision encoder at '{path}' ({str(error).splitlines()[0][:120]}).") from None
 
     def states(images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) -> states (B, 1 + L, D)."""
         output = model(pixel_values=images)
         places, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
         return _with_places(pooled.flatten(1) if pooled is not None else None, places)
@@ -118,7 +120,7 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
 
 
 def _with_places(pooled: Tensor | None, places: Tensor | None) -> Tensor:
-    """The pooled state and, where they are as wide, those of the places: (B, 1 + L, D)."""
+    """The pooled state, and those of the positions if they have the same width: (B, 1 + L, D)."""
     if places is not None and places.ndim == 4:
         places = rearrange(places, "b d h w -> b (h w) d")
     if pooled is None:

@@ -1,4 +1,4 @@
-"""A map of classes as a condition: joined to the latent, or as tokens to attend to."""
+"""A map of classes as a condition: concatenated with the latent, or as tokens to attend to."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 
 class MapPart(Part):
-    """The base of both forms: class ids (B, H, W), where the id `classes` is the null class."""
+    """The base of both forms. The column has class ids (B, H, W); the id `classes` is the null class."""
 
     column = "map"
 
@@ -29,15 +29,17 @@ class MapPart(Part):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """How many classes the data have: as the source says, or one more than the highest id."""
+        """Size, number and names of the data's classes. Without names the number is one more than the highest id."""
         names = [str(name) for name in table.map_classes]
         count = len(names) or int(table.columns["map"].max()) + 1
         return {"classes": count, "names": names, "size": list(table.images.shape[2:])}
 
     def null_values(self, n: int) -> Tensor:
+        """Maps (n, H, W) of the null class, for the size of the training data."""
         return self.null_sized(n, None)
 
     def null_sized(self, n: int, size: Size | None) -> Tensor:
+        """Maps (n, H, W) of the null class, for images of `size` (height, width)."""
         size = size or self.size
         if size is None:
             raise UserError("the map's size isn't known: give size=(height, width).")
@@ -47,7 +49,7 @@ class MapPart(Part):
         """Maps (H, W) of ids -> (B, H, W) int64. Raises UserError for an id that the model doesn't know."""
         maps = torch.stack([torch.as_tensor(value).long() for value in values])
         if maps.ndim != 3:
-            raise UserError(f"a map has one class id a pixel, (height, width); this has {tuple(maps.shape[1:])}.")
+            raise UserError(f"a map is {tuple(maps.shape[1:])}: give one class id for each pixel, as (height, width).")
         if maps.min() < 0 or maps.max() >= self.classes:
             worst = int(maps.max() if maps.max() >= self.classes else maps.min())
             raise UserError(f"the map has class {worst}; this model knows 0 to {self.classes - 1}{self._named()}.")
@@ -68,13 +70,13 @@ class MapPart(Part):
 
 @register
 class SemanticMap(MapPart):
-    """A map of classes at the latent's resolution, joined to it over channels (Rombach et al. 2022, section 4.3.2).
+    """A map of classes at the latent's resolution, concatenated with it (Rombach et al. 2022, section 4.3.2).
 
-    A latent stands for `factor` x `factor` pixels. `resize` says what it gets of their classes: "area" the share of
-    each class, "nearest" the class of the middle one, "unshuffle" the class of every one, in its own channels. `embed`
-    makes a learned vector of that length out of a class (for "unshuffle" that is `embed` factor^2 channels); without it
-    a class is a channel. Null is zero everywhere. `classes`, `names`, `size` and `factor` are read off data and first
-    stage.
+    A latent covers `factor` x `factor` pixels. `resize` decides how their classes are represented: "area" gives the
+    share of each class, "nearest" the class of the pixel in the middle, "unshuffle" the class of every pixel in
+    channels of its own. With `embed` a class is a learned vector of that length (with "unshuffle", `embed` factor^2
+    channels); without it each class is a channel. The null condition is zero everywhere. `classes`, `names`, `size` and
+    `factor` are derived from the data and the first stage.
     """
 
     def __init__(
@@ -89,16 +91,18 @@ class SemanticMap(MapPart):
     ):
         super().__init__(classes, names, size, drop_prob)
         if resize not in RESIZE:
-            raise UserError(f"resize={resize} isn't a way of resizing a map.{did_you_mean(resize, RESIZE)}")
+            raise UserError(f"resize={resize} is unknown for a map.{did_you_mean(resize, RESIZE)}")
         self.factor, self.resize = factor, resize
         self.embedding = nn.Parameter(torch.randn(embed, classes)) if embed else None
         self.concat_channels = (embed or classes) * (factor**2 if resize == "unshuffle" else 1)
 
     @classmethod
     def derive_latent(cls, first_stage: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The first stage's factor."""
         return {"factor": first_stage.factor}
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
+        """Class ids (B, H, W) -> `concat` (B, concat_channels, h, w)."""
         f = self.factor
         values = self.dropped(values, drop)  # (B, H, W)
         if self.resize == "nearest":
@@ -115,8 +119,11 @@ class SemanticMap(MapPart):
 
 @register
 class MapTokens(MapPart):
-    """A map of classes as `grid` x `grid` tokens for cross-attention: each is a linear map of the classes' shares in
-    its part of the image, plus a learned position. It fits images of any size, and is less exact about edges."""
+    """A map of classes as `grid` x `grid` tokens for cross-attention.
+
+    Each token is a linear map of the classes' shares in its cell of the image, plus a learned position. It works for
+    images of any size, and is less exact about edges than `SemanticMap`.
+    """
 
     def __init__(
         self,
@@ -133,6 +140,7 @@ class MapTokens(MapPart):
         self.place = nn.Parameter(0.5 * torch.randn(grid * grid, dim))
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
+        """Class ids (B, H, W) -> `tokens` (B, grid^2, D)."""
         shares = F.adaptive_avg_pool2d(self.one_hot(self.dropped(values, drop)), self.grid)  # (B, K, grid, grid)
         tokens = self.embedding(rearrange(shares, "b k h w -> b (h w) k")) + self.place  # (B, grid^2, D)
         return Cond(tokens=tokens, mask=tokens.new_ones(tokens.shape[:2], dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""Conditions on the host, before a batch goes to the device: which ones are dropped, and captions as tensors."""
+"""What happens to conditions on the host, before a batch goes to the device: dropping, and captions to tensors."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from ldm.common.randomness import uniform
 
 
 class Tokens(NamedTuple):
-    """Captions as token `ids` (B, L) int64, with `mask` (B, L), True on tokens and False on padding."""
+    """Captions as token `ids` (B, L) int64, with a `mask` (B, L) that is True on tokens and False on padding."""
 
     ids: Tensor
     mask: Tensor
 
 
 class States(NamedTuple):
-    """Captions as the states of a frozen encoder: `tokens` (B, L, D), and `mask` (B, L) and `vector` (B, D) where the
+    """Captions as the states of a frozen encoder: `tokens` (B, L, D), and `mask` (B, L) and `vector` (B, D) if the
     encoder has them."""
 
     tokens: Tensor
@@ -25,8 +25,10 @@ class States(NamedTuple):
 
 
 class HostPart(NamedTuple):
-    """What the host needs to know of one condition: its column, the probability of dropping it, the function that turns
-    captions into tensors if there is one, and the caption that takes the place of a dropped one."""
+    """What the host needs to know about one condition.
+
+    `encode` turns captions into tensors, if there is such a function, and `nothing` replaces a dropped caption.
+    """
 
     column: str
     drop_prob: float
@@ -35,11 +37,11 @@ class HostPart(NamedTuple):
 
 
 class HostReader:
-    """Prepares conditions of a batch on the host, so that the device needn't wait for it.
+    """Prepares conditions of a batch on the host, so that neither it nor the device waits for the other later.
 
-    It adds two entries by the names of `parts`. `drop` says which samples (B,) drop a condition, decided by (seed,
-    position). `ready` has captions as tensors, with dropped ones replaced already. It holds no weights, so data workers
-    can have a copy.
+    It adds two entries, mappings by the names of `parts`. `drop` has the samples (B,) bool that drop a condition,
+    decided by (seed, position). `ready` has captions as tensors, in which dropped ones are replaced already. It holds
+    no weights, so data workers can have a copy.
     """
 
     def __init__(self, parts: Mapping[str, HostPart], seed: int):
@@ -60,12 +62,12 @@ class HostReader:
 
 
 def coins(seed: int, position: Tensor, shares: Mapping[str, float]) -> dict[str, Tensor]:
-    """Which samples (B,) bool drop which condition: an independent coin for each condition with a share above 0."""
+    """By name of condition, which samples (B,) bool drop it: an independent coin for each with a share above 0."""
     return {name: uniform(seed, f"drop {name}", position) < share for name, share in shares.items() if share > 0}
 
 
 def without(captions: list[str], drop: Tensor | None, nothing: str = "") -> list[str]:
-    """The captions, with `nothing` in the place of those where `drop` (B,) is True."""
+    """The captions, replaced by `nothing` where `drop` (B,) is True."""
     if drop is None:
         return captions
     return [nothing if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]

@@ -1,4 +1,4 @@
-"""The base of all conditions: from a column of the batch to a role in `Cond`, with a null value for its absence."""
+"""The base of all conditions: from a column of the batch to a role in `Cond`, with a null value where it is absent."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,13 +14,13 @@ EncodeFn = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [-1, 1] -> white
 class Part(nn.Module):
     """One condition of a `Conditioner`.
 
-    `column` is the key of the batch that it reads. `token_dim`, `vector_dim` and `concat_channels` are the sizes of
-    what it gives the network. `forward(values, drop)` encodes the column, with the null condition for the samples where
-    `drop` (B,) is True; classifier-free guidance needs it (Ho and Salimans 2022).
+    `column` is the key of the batch that it reads. `token_dim`, `vector_dim` and `concat_channels` are the sizes of its
+    output. `forward(values, drop)` encodes the column, with the null condition for the samples where `drop` (B,) is
+    True; classifier-free guidance needs it (Ho and Salimans 2022).
 
-    A column that the data don't have is made by `prepare` from the keys in `sources`. `inputs` are the names under
-    which a user passes values. Where `follows_guidance` is False, a single guidance scale doesn't apply to the
-    condition: the unconditional side has it too.
+    If the data don't have the column, `prepare` makes it from the keys in `sources`. `inputs` are the names under which
+    a user passes values. If `follows_guidance` is False, a single guidance scale doesn't apply to the condition: the
+    unconditional side has it too.
     """
 
     column: str
@@ -29,7 +29,7 @@ class Part(nn.Module):
     concat_channels: int = 0
     sources: tuple[str, ...] = ()
     follows_guidance: bool = True
-    nothing: str = ""  # takes the place of a caption that is dropped
+    nothing: str = ""  # replaces a dropped caption
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -37,12 +37,12 @@ class Part(nn.Module):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments that depend on the training data; `options` are the arguments that the user has set."""
+        """Constructor arguments that depend on the training data; `options` are those that the user has set."""
         return {}
 
     @classmethod
     def derive_latent(cls, first_stage: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments that depend on the first stage: its factor, its channels."""
+        """Constructor arguments that depend on the first stage, such as its factor."""
         return {}
 
     @property
@@ -56,25 +56,25 @@ class Part(nn.Module):
         return (self.column,)
 
     def prepare(self, batch: Mapping[str, Any], encode: EncodeFn, seed: int) -> Any:
-        """The column, made from `sources` or from what the user passed. `encode` maps images to whitened latents.
+        """The column, made from `sources` or from values of the user. `encode` maps images to whitened latents.
 
-        Random numbers depend on (seed, batch["position"]) alone. In generation the position is the image's own seed.
+        Random numbers depend only on (seed, batch["position"]). In generation the position is the image's own seed.
         """
         raise NotImplementedError
 
     def example(self, batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """What a user would pass to generate the samples of a batch of data."""
+        """The values that a user would pass to generate the samples of a batch of data."""
         return {key: batch[key] for key in self.inputs}
 
     def reader(self) -> Callable[[list[str]], Any] | None:
-        """A function that turns captions into tensors on the host and needs no weights; None for other columns."""
+        """A function that turns captions into tensors on the host without weights; None for other columns."""
         return None
 
     def move_to(self, device: torch.device) -> None:
-        """Moves what isn't part of the module's state, such as a frozen encoder, before the first step needs it."""
+        """Moves what isn't part of the module's state, such as a frozen encoder, to `device` before the first step."""
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
-        """The captions that are longer than the encoder reads."""
+        """The captions that are cut because they have more tokens than the encoder reads."""
         return []
 
     def null_values(self, n: int) -> Any:
@@ -86,5 +86,5 @@ class Part(nn.Module):
         return self.null_values(n)
 
     def parse(self, values: Any) -> Any:
-        """The values of the column for what a user passes. Raises UserError, naming what is possible."""
+        """The column for the values that a user passes. Raises UserError, with the possible values, for others."""
         return values

@@ -1,4 +1,4 @@
-"""An image's own size, its crop and the size it is brought to as a condition: for training on images of mixed sizes."""
+"""The original size of an image, its crop and its final size as a condition, for training on images of mixed sizes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,14 @@ LARGEST = 65_536
 
 @register
 class ImageSize(Part):
-    """Six numbers of each image, added to the time embedding as sinusoidal features, `features` of each: its height and
-    width before it was prepared, top and left of what is kept of it (in pixels, once it is resized), and the height and
-    width that it is brought to (Podell et al. 2023, SDXL, section 2.2). They are read off each image while it is
-    prepared.
+    """Six numbers of each image, added to the time embedding as sinusoidal features (Podell et al. 2023, SDXL, 2.2).
 
-    So small images can be trained on beside large ones without that large blurred ones are learnt from them, and crops
-    without that cut objects are: by default images are generated as large and uncropped ones. Nothing
-    of it is learned but by the network, and guidance leaves it alone. `size` is read off the data.
+    They are its original height and width, top and left of the crop (in pixels of the resized image), and its final
+    height and width, with `features` features each. They are recorded when the image is preprocessed.
+
+    So a model can be trained on small images without learning to generate blurred ones, and on crops without learning
+    to cut objects off: by default images are generated as large and uncropped. This condition has no weights, and
+    guidance doesn't apply to it. `size` is derived from the data.
     """
 
     column = "frame"
@@ -34,19 +34,21 @@ class ImageSize(Part):
     def __init__(self, features: int = 256, size: list[int] | None = None):
         super().__init__(0.0)
         if features < 2:
-            raise UserError(f"conditioner: features={features}: a number takes 2 or more.")
+            raise UserError(f"conditioner: features={features}: give at least 2 for each number.")
         self.features, self.vector_dim = features, NUMBERS * features
         self.size = (size[0], size[1]) if size else None
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The size (height, width) of the data's images."""
         return {"size": list(table.images.shape[2:])}
 
     def null_values(self, n: int) -> Tensor:
+        """The numbers (n, 6) of uncropped images of the training data's size."""
         return self.null_sized(n, None)
 
     def null_sized(self, n: int, size: tuple[int, int] | None) -> Tensor:
-        """Of images that were as large as they are, and uncropped."""
+        """The numbers (n, 6) of uncropped images whose original size is `size` (height, width) too."""
         height, width = size or self.size or (0, 0)
         if not height:
             raise UserError("the image's size isn't known: give size=(height, width).")
@@ -57,6 +59,7 @@ class ImageSize(Part):
         return torch.stack([torch.as_tensor(value).long() for value in values])
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
+        """Numbers (B, 6) -> `vector` (B, 6 features)."""
         return Cond(vector=timestep_embedding(values.flatten(), self.features).view(len(values), -1))
 
 
@@ -66,7 +69,11 @@ def framed(
     crop: Any = None,
     target_size: Any = None,
 ) -> list[int]:
-    """The six numbers of an image of `size` (height, width) that is to be taken for one of these sizes."""
+    """The six numbers of an image generated at `size` (height, width).
+
+    Original and target size default to `size`, the crop's top and left to (0, 0). Raises UserError for other values
+    than one or two whole numbers.
+    """
     original = _pair(original_size, "original_size", 1) if original_size is not None else size
     target = _pair(target_size, "target_size", 1) if target_size is not None else size
     corner = _pair(crop, "crop", 0) if crop is not None else (0, 0)

@@ -211,5 +211,5 @@ def test_unguided_is_the_null_condition_of_all_that_guidance_acts_on(read_on_the
     assert torch.equal(unguided.vector, null.vector) and torch.equal(unguided.tokens, null.tokens)
     assert unguided.tokens.shape != cond.tokens.shape or not torch.equal(unguided.tokens, cond.tokens)
     if read_on_the_host:
-        with pytest.raises(ValueError, match="caption: captions were dropped on the host"):
+        with pytest.raises(ValueError, match="caption: captions are dropped on the host"):
             conditioner(read, {"caption": torch.tensor([True, True])})

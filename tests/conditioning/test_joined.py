@@ -128,5 +128,5 @@ def test_what_cant_be_joined_is_refused(folder):
         JoinedText([FrozenText(str(folder / "text_encoder"))])
     with pytest.raises(UserError, match="masked=false and one length"):
         part_of(folder, masked=True)
-    with pytest.raises(UserError, match="projected=True is of the pooled state"):
+    with pytest.raises(UserError, match="projected=True concerns the pooled state"):
         part_of(folder, pooled=False)

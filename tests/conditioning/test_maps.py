@@ -73,7 +73,7 @@ def test_wrong_maps_are_refused() -> None:
     assert torch.equal(part.parse([IDS[0], IDS[0].numpy()]), IDS.repeat(2, 1, 1))
     with pytest.raises(UserError, match=r"class 7; this model knows 0 to 2 \(sky, sea, sand\)"):
         part.parse([IDS[0] + 5])
-    with pytest.raises(UserError, match="one class id a pixel"):
+    with pytest.raises(UserError, match="one class id for each pixel"):
         part.parse([torch.zeros(3, 4, 4)])
     with pytest.raises(UserError, match="Did you mean 'area'"):
         SemanticMap(3, resize="aera")

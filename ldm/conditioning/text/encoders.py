@@ -1,4 +1,4 @@
-"""Text encoders of Hugging Face's transformers: where their files lie, what names them, and how they are read."""
+"""Text encoders of Hugging Face's transformers: their folders, fingerprints, loading and saving."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from ldm.networks.computing.finite import not_finite
 
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
-_TEXT_SIDE = {  # of models that have another side too
+_TEXT_SIDE = {  # the class of the text encoder in models that have another part too
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
@@ -27,7 +27,8 @@ _PROJECTED = ("clip", "clip_text_model")
 
 
 def folder_of(path: str) -> Path | None:
-    """The folder that `path` names: itself, or where the hub's cache holds the model of that name."""
+    """The folder of the encoder `path`: itself, or that of the model of this name in the hub's cache; None if neither
+    is there."""
     if Path(path).is_dir():
         return Path(path)
     try:
@@ -36,7 +37,7 @@ def folder_of(path: str) -> Path | None:
         return None
     try:
         found = try_to_load_from_cache(path, "config.json")
-    except ValueError:  # no name that the hub could have
+    except ValueError:  # not a valid name on the hub
         return None
     folder = Path(found).parent if isinstance(found, str) else None
     whole = folder and any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
@@ -44,7 +45,7 @@ def folder_of(path: str) -> Path | None:
 
 
 def fingerprint(folder: str | Path, patterns: tuple[str, ...] = ("config.json", *WEIGHTS)) -> str:
-    """SHA-256 over the files of a folder: by default an encoder's config and weights."""
+    """SHA-256 over the files in a folder that match `patterns`: by default an encoder's config and weights."""
     digest = hashlib.sha256()
     files = {f for pattern in patterns for f in Path(folder).glob(pattern) if f.is_file()}
     for file in sorted(files):
@@ -55,7 +56,10 @@ def fingerprint(folder: str | Path, patterns: tuple[str, ...] = ("config.json", 
 
 
 def load_encoder(path: str, projected: bool = False) -> Any:
-    """The text encoder at `path`; of a two-sided model, the text side. `projected`: CLIP's, with its projection."""
+    """The text encoder at `path`, also that of a model for text and images; if `projected`, CLIP's with its projection.
+
+    Raises UserError if it isn't there, not complete or damaged.
+    """
     transformers = _transformers()
     try:
         kind = transformers.AutoConfig.from_pretrained(path).model_type
@@ -71,10 +75,10 @@ def load_encoder(path: str, projected: bool = False) -> Any:
 
 
 def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
-    """Refuses an encoder some of whose weights its files lack: transformers fills them at random, with a warning."""
+    """Raises UserError if files lack weights of the encoder, which transformers fills at random with a warning."""
     lacking = sorted(str(name) for name in info["missing_keys"] if not name.endswith("position_ids"))
     if any(name.startswith("pooler.") for name in lacking):
-        encoder.pooler = None  # which many files of BERT's kind don't have; the mean of the states takes its place
+        encoder.pooler = None  # many files of BERT's kind don't have it; the mean of the states replaces it
     if lacking := [name for name in lacking if not name.startswith("pooler.")]:
         raise UserError(
             f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; download it again."
@@ -84,7 +88,7 @@ def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
 
 
 def save_encoder(encoder: Any, folder: Path) -> None:
-    """Writes a text encoder as transformers does, CLIP's weights under the names that all tools know."""
+    """Writes a text encoder as transformers does, and CLIP's weights under the names that all tools know."""
     encoder.save_pretrained(folder)
     file = folder / "model.safetensors"
     if type(encoder).__name__.startswith("CLIPText") and file.is_file():
@@ -94,7 +98,7 @@ def save_encoder(encoder: Any, folder: Path) -> None:
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer at `path`; "byt5" is the one of bytes, which needs no files."""
+    """The tokenizer at `path`, or ByT5's for "byt5", which needs no files. Raises UserError if it isn't there."""
     transformers = _transformers()
     if path == "byt5":
         return transformers.ByT5Tokenizer()
@@ -108,7 +112,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def tokenizer_of(path: str) -> str:
-    """Where the tokenizer of the encoder at `path` is: there, or in the folder `tokenizer` beside it."""
+    """The folder of the tokenizer for the encoder at `path`: the same one, or `tokenizer` beside it."""
     folder = Path(path)
     own = any(folder.glob("tokenizer*")) or any(folder.glob("vocab*"))
     beside = folder.parent / "tokenizer"
@@ -116,7 +120,7 @@ def tokenizer_of(path: str) -> str:
 
 
 def width_of(path: str, key: str = "hidden_size") -> int:
-    """How many numbers a state has, read off the encoder's config; by `key` "projection_dim" a projected one."""
+    """The width of a state, from the encoder's config; that of a projected state with the `key` "projection_dim"."""
     file = Path(path) / "config.json"
     if file.is_file():
         config = json.loads(file.read_text())
@@ -133,6 +137,7 @@ def width_of(path: str, key: str = "hidden_size") -> int:
 
 
 def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
+    """Copies the files of the folder `source` that match `patterns` to the folder `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for file in {f for pattern in patterns for f in source.glob(pattern) if f.is_file()}:
         if file.resolve() != (target / file.name).resolve():

@@ -1,9 +1,8 @@
-"""A frozen text encoder of Hugging Face's transformers: CLIP, T5, BERT and their like, one state a token.
+"""A frozen text encoder of Hugging Face's transformers, such as CLIP, T5 and BERT, with one state for each token.
 
-Its weights belong to no model of ours: a model folder names it (path or name, and a hash), and `bundle` copies it.
+It isn't part of the model: a model folder records its path or name and its hash, or with `bundle` holds a copy.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,20 +28,20 @@ from ldm.conditioning.text.encoders import (
     tokenizer_of,
     width_of,
 )
-from ldm.conditioning.text.truncation import Cut, lost, may_exceed
+from ldm.conditioning.text.truncation import Cut, cuts
 from ldm.networks import Cond
 
 
 class Known(Protocol):
-    """States of captions that were computed before."""
+    """States of captions that were computed beforehand."""
 
     def get(self, captions: list[str]) -> Cond | None:
-        """Their states, or None if one of them isn't among the known."""
+        """The states of `captions`, or None if those of one of them aren't known."""
         ...
 
 
 class Remember:
-    """Captions to the `States` that are known of them, or as they are where one isn't known."""
+    """Replaces captions by their known `States`; if one of them isn't known, all stay captions."""
 
     def __init__(self, known: Known):
         self.known = known
@@ -59,16 +58,16 @@ class Remember:
 class FrozenText(Part):
     """Captions through a frozen encoder at `path`: a local folder, or a name that transformers knows.
 
-    `tokenizer` is its tokenizer's folder, if that isn't `path` itself or the `tokenizer` beside it; "byt5" is ByT5's,
-    which has no files. Captions are padded to `length` tokens and nothing is masked, as Stable Diffusion does it; with
-    `masked` padding is never seen, and batches are as long as their longest caption. `pooled` adds the encoder's pooled
-    state to the time embedding. `dim` and `sha256` are read off the encoder when they aren't given; an encoder of
-    another hash is refused. `bundle` copies encoder and tokenizer into every model folder that is saved. States are
-    those of the last layer; `clip_skip=2` takes the last but one's, and so on, after the encoder's last norm unless
-    `final_norm` is false. `projected` pools through CLIP's projection, to `pooled_dim` numbers (read off it too).
+    `tokenizer` is the folder of its tokenizer, if that isn't `path` or `tokenizer` beside it; "byt5" is ByT5's, which
+    has no files. With `masked`, padding is never attended to, and batches are as long as their longest caption; without
+    it, captions are padded to `length` tokens and nothing is masked, as in Stable Diffusion. `pooled` adds the
+    encoder's pooled state to the time embedding, and `projected` takes it through CLIP's projection, to `pooled_dim`
+    numbers. States are those of the last layer; `clip_skip=2` takes those of the last but one, and so on, after the
+    encoder's final norm unless `final_norm` is false.
 
-    The encoder is read when it is first used. Stage two has the states of its captions computed beforehand (`known`),
-    and never holds it.
+    `dim`, `pooled_dim` and `sha256` are derived from the encoder unless given; an encoder with another hash is refused.
+    `bundle` copies encoder and tokenizer into every model folder that is saved. The encoder is read when it is first
+    used. Stage two computes the states of its captions beforehand (`known`), and then doesn't hold the encoder.
     """
 
     column = "text"
@@ -91,24 +90,28 @@ class FrozenText(Part):
     ):
         super().__init__(drop_prob)
         if clip_skip < 1 or (clip_skip == 1 and not final_norm):
-            raise UserError(f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, which has its norm.")
+            raise UserError(
+                f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, whose norm stays; give 2 or "
+                "more to leave it out."
+            )
         if projected and not pooled:
-            raise UserError("projected=True is of the pooled state: give pooled=True too.")
+            raise UserError("projected=True concerns the pooled state: give pooled=True too.")
         self.clip_skip, self.final_norm, self.projected = clip_skip, final_norm, projected
         self.path, self.tokenizer_path, self.length = path, tokenizer, length
         self.masked, self.pooled, self.sha256, self.bundled = masked, pooled, sha256, bundle
         self.token_dim = dim or width_of(path)
         if pooled:
             self.vector_dim = (pooled_dim or width_of(path, "projection_dim")) if projected else self.token_dim
-        self.suffix = ""  # of the folders' names where there are several encoders
+        self.suffix = ""  # of the folders' names if there are several encoders
         self.known: Known | None = None
-        self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder is no part of the model
-        self._reads: list[Any] = []  # the tokenizer alone
-        # Tells the device. It is made on the CPU since a model that is built on the device "meta" must have it too.
+        self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder isn't part of the model
+        self._tokenizer_only: list[Any] = []
+        # Shows the device. It is created on the CPU, so that a model built on the device "meta" has a real one too.
         self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Path, widths and hash of the encoder, which is downloaded if `path` is a name."""
         path = str(options.get("path", ""))
         if not path:
             raise UserError("conditioner: FrozenText needs path=, the folder of a text encoder of transformers.")
@@ -116,22 +119,24 @@ class FrozenText(Part):
         if options.get("projected"):
             derived["pooled_dim"] = width_of(path, "projection_dim")
         if folder_of(path) is None:
-            load_encoder(path)  # fetches what the name stands for
+            load_encoder(path)  # downloads it
         folder = folder_of(path)
         return derived | ({"sha256": fingerprint(folder)} if folder else {})
 
     def null_values(self, n: int) -> list[str]:
+        """The empty caption `n` times."""
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
+        """Captions as text that can be written in UTF-8."""
         return [replace_surrogates(str(v)) for v in values]
 
     def hold(self, tokenizer: Any, encoder: Any) -> None:
-        """Takes an encoder that is in memory already in place of the one at `path`."""
+        """Uses a tokenizer and an encoder that are in memory already instead of reading those at `path`."""
         self._held = [tokenizer, encoder.eval().requires_grad_(False)]
 
     def release(self) -> None:
-        """Lets go of the encoder; it is read again if it is used again."""
+        """Frees the memory of the encoder; it is read again if it is used again."""
         self._held = []
 
     @property
@@ -141,18 +146,22 @@ class FrozenText(Part):
 
     @property
     def encoder(self) -> Any:
+        """The encoder of transformers, read when it is first used."""
         self._load()
         return self._held[1]
 
     @property
     def tokenizer(self) -> Any:
+        """The tokenizer of transformers, read together with the encoder."""
         self._load()
         return self._held[0]
 
     def reader(self) -> Callable[[list[str]], States | list[str]] | None:
+        """The function from captions to their known states, if some are known."""
         return Remember(self.known) if self.known else None
 
     def forward(self, values: list[str] | States, drop: Tensor | None = None) -> Cond:
+        """Captions, or their states -> `tokens` (B, L, D), with `mask` and `vector` as in `encode`."""
         if not isinstance(values, States):
             values = without(values, drop)
             values = Remember(self.known)(values) if self.known else values
@@ -163,12 +172,13 @@ class FrozenText(Part):
 
     @torch.no_grad()
     def encode(self, values: list[str]) -> Cond:
-        """Through the encoder: `tokens` (B, L, D), with `mask` (B, L) if masked, and `vector` (B, D) if pooled."""
+        """Captions through the encoder: `tokens` (B, L, D), `mask` (B, L) if masked, `vector` (B, D) if pooled."""
         device: torch.device = self._device_marker.device
         encoder = self.encoder.to(device)
         batch = self._tokens(values)
         ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
-        mask[mask.sum(1) == 0, 0] = 1  # of "", where a tokenizer sets no marks: attention to nothing isn't a number
+        # Some tokenizers give "" no token at all, and attention to nothing is NaN.
+        mask[mask.sum(1) == 0, 0] = 1
         ids, mask = send(ids, device), send(mask, device)
         skips = {"output_hidden_states": True} if self.clip_skip > 1 else {}
         output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
@@ -176,14 +186,14 @@ class FrozenText(Part):
         return Cond(vector=self._pool(output, mask), tokens=self._states(encoder, output).float(), mask=keep)
 
     def _states(self, encoder: Any, output: Any) -> Tensor:
-        """Of the layer that `clip_skip` means, (B, L, D)."""
+        """The states (B, L, D) of the layer that `clip_skip` stands for."""
         if self.clip_skip == 1:
             return output.last_hidden_state
         layers = len(output.hidden_states) - 1
         norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
         if self.clip_skip > layers or (self.final_norm and len(norms) != 1):
             why = f"has {layers} layers" if norms else "has no final_layer_norm (CLIP's has)"
-            raise UserError(f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give fewer, or 1.")
+            raise UserError(f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give less, or 1.")
         states = output.hidden_states[-self.clip_skip]
         return norms[0](states) if self.final_norm else states
 
@@ -193,32 +203,21 @@ class FrozenText(Part):
         return tokenizer(values, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
 
     def limit(self, tokenizer: Any) -> int:
-        """To how many tokens captions are padded and cut."""
+        """The number of tokens to which captions are padded and cut."""
         return self.length or min(tokenizer.model_max_length, 512)
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
-        if not self._held and not self._reads:
-            self._reads.append(load_tokenizer(self._words()))  # the encoder isn't needed for that
-        tokenizer = (self._held or self._reads)[0]
-        limit = self.limit(tokenizer)
-        suspects, found = may_exceed(captions, limit), []
-        for i in range(0, len(suspects), 4096):
-            some = suspects[i : i + 4096]
-            encoded = tokenizer(some, verbose=False)
-            for row, (caption, ids) in enumerate(zip(some, encoded["input_ids"], strict=True)):
-                if len(ids) > limit:
-                    ends = len(list(itertools.takewhile(lambda id: id in tokenizer.all_special_ids, reversed(ids))))
-                    if encoded.is_fast:
-                        rest = lost(caption, encoded.encodings[row], limit - ends)
-                    else:
-                        rest = tokenizer.decode(ids[limit - ends :], skip_special_tokens=True).strip()
-                    found.append(Cut(caption, len(ids), limit, rest))
-        return found
+        """The captions that are cut, found by the tokenizer alone, without reading the encoder."""
+        if not self._held and not self._tokenizer_only:
+            self._tokenizer_only.append(load_tokenizer(self._tokenizer_folder()))
+        tokenizer = (self._held or self._tokenizer_only)[0]
+        return cuts(tokenizer, captions, self.limit(tokenizer))
 
-    def _words(self) -> str:
+    def _tokenizer_folder(self) -> str:
         return self.tokenizer_path or tokenizer_of(self.path)
 
     def _pool(self, output: Any, mask: Tensor) -> Tensor | None:
+        """The pooled states (B, D): the encoder's own, or the mean of its states (B, L, D) where `mask` (B, L) is 1."""
         if not self.pooled:
             return None
         if self.projected:
@@ -233,36 +232,40 @@ class FrozenText(Part):
             return
         checked = self._check_hash()
         encoder = load_encoder(self.path, self.projected)
-        if not checked:  # a name whose files have only now come
+        if not checked:  # a name whose files have been downloaded only now
             self._check_hash()
-        self.hold(load_tokenizer(self._words()), encoder)
+        self.hold(load_tokenizer(self._tokenizer_folder()), encoder)
 
     def _check_hash(self) -> bool:
+        """Whether the encoder's folder is there. Raises UserError if its hash is another."""
         folder = folder_of(self.path)
         if self.sha256 and folder and fingerprint(folder) != self.sha256:
-            raise UserError(f"the text encoder at {self.path} isn't the one that the model was trained with (SHA-256).")
+            raise UserError(
+                f"the text encoder at {self.path} isn't the one that the model was trained with, its SHA-256 differs: "
+                "restore that one."
+            )
         return folder is not None
 
     def locate(self, folder: Path) -> None:
-        """Finds an encoder that was bundled into the model's `folder`."""
+        """Replaces relative paths by those of an encoder that was bundled into the model's `folder`."""
         if not Path(self.path).is_absolute() and (folder / self.path).is_dir():
             self.path = str(folder / self.path)
-            words = self.tokenizer_path and folder / self.tokenizer_path
-            self.tokenizer_path = str(words) if words and words.is_dir() else self.tokenizer_path
-            self._remember(self.path, self.tokenizer_path)
+            tokenizer = self.tokenizer_path and folder / self.tokenizer_path
+            self.tokenizer_path = str(tokenizer) if tokenizer and tokenizer.is_dir() else self.tokenizer_path
+            self._record_paths(self.path, self.tokenizer_path)
 
     def bundle(self, folder: Path) -> None:
-        """Copies encoder and tokenizer into a model's `folder`, and from now on names the copies."""
-        own, words = f"text_encoder{self.suffix}", f"tokenizer{self.suffix}"
+        """Copies encoder and tokenizer into a model's `folder`, and records the copies' paths in the spec."""
+        own, tokenizer = f"text_encoder{self.suffix}", f"tokenizer{self.suffix}"
         copy = folder / own
         if not self.sha256 or fingerprint(copy) != self.sha256:
-            write_encoder(self, copy, folder / words)
+            write_encoder(self, copy, folder / tokenizer)
             self.sha256 = fingerprint(copy)
         dims = {"dim": self.token_dim} | ({"pooled_dim": self.vector_dim} if self.projected else {})
         object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, **dims})
-        self._remember(own, "byt5" if self.tokenizer_path == "byt5" else words)
+        self._record_paths(own, "byt5" if self.tokenizer_path == "byt5" else tokenizer)
 
-    def _remember(self, path: str, tokenizer: str | None) -> None:
+    def _record_paths(self, path: str, tokenizer: str | None) -> None:
         object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
 
     _spec: dict[str, Any]
@@ -270,7 +273,7 @@ class FrozenText(Part):
 
 
 def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
-    """Encoder and tokenizer of `part` as folders: the files themselves where there are any, else written anew."""
+    """Writes encoder and tokenizer of `part` to two folders, as copies of their files if there are any."""
     source = Path(part.path)
     if not source.is_dir():
         save_encoder(part.encoder, encoder)

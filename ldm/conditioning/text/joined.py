@@ -16,16 +16,16 @@ from ldm.conditioning.text.frozen import FrozenText, Remember
 from ldm.conditioning.text.truncation import Cut
 from ldm.networks import Cond
 
-NOTHING = "\0"  # stands for no caption where that isn't the empty one
+NOTHING = "\0"  # stands for no caption, if that isn't the empty caption
 
 
 @register
 class JoinedText(Part):
-    """Captions through each of `encoders`, whose states are joined over channels, token by token; so none may be masked
-    and all read as many tokens. The pooled states of those that pool follow each other in the vector.
+    """Captions through several `encoders`, whose states are concatenated over channels, token by token.
 
-    With `zeros` a caption that isn't there is zeros in both places (as SDXL was trained), and not the states of the
-    empty one, which is then a caption like others.
+    So none may be masked, and all have the same length. The pooled states of those that pool are concatenated in the
+    vector. With `zeros` the null condition has zeros for states and vector, as SDXL was trained, instead of the states
+    of the empty caption, which is then a caption like any other.
     """
 
     column = "text"
@@ -33,10 +33,10 @@ class JoinedText(Part):
     def __init__(self, encoders: Sequence[FrozenText], zeros: bool = False, drop_prob: float = 0.1):
         super().__init__(drop_prob)
         if len(encoders) < 2:
-            raise UserError("conditioner: JoinedText takes two encoders or more; for one there is FrozenText.")
+            raise UserError("conditioner: JoinedText needs two encoders or more; use FrozenText for one.")
         if any(part.masked for part in encoders) or len({part.length for part in encoders}) > 1:
             raise UserError(
-                "conditioner: JoinedText's encoders take masked=false and one length, so that tokens match."
+                "conditioner: tokens of JoinedText's encoders don't match: give all masked=false and one length."
             )
         self.encoders: Sequence[FrozenText] = nn.ModuleList(encoders)  # type: ignore[assignment]
         for i, part in enumerate(encoders[1:], 2):
@@ -48,29 +48,35 @@ class JoinedText(Part):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The encoders, each with what is derived from its files."""
         specs = [{"class": "FrozenText", "masked": False, **spec} for spec in options.get("encoders") or []]
         where = "conditioner: an encoder of JoinedText"
         return {"encoders": [build(spec, where, **FrozenText.derive(table, spec)) for spec in specs]}
 
     def null_values(self, n: int) -> list[str]:
+        """The null caption `n` times."""
         return [self.nothing] * n
 
     def parse(self, values: Any) -> list[str]:
+        """Captions as text that can be written in UTF-8."""
         return [replace_surrogates(str(v)) for v in values]
 
     def reader(self) -> Callable[[list[str]], Any] | None:
+        """The function from captions to their known states, if all encoders know some."""
         known = [Remember(part.known) for part in self.encoders if part.known]
         return RememberJoined(known) if len(known) == len(self.encoders) else None
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
+        """The captions that an encoder cuts; if several cut one, as the first of them does."""
         captions = list(captions)
         found = {cut.caption: cut for part in reversed(self.encoders) for cut in part.cut(captions)}
         return list(found.values())
 
     def forward(self, values: list[str] | States, drop: Tensor | None = None) -> Cond:
+        """Captions, or their states -> `tokens` (B, L, sum of widths), and `vector` (B, sum of pooled widths)."""
         if not isinstance(values, States):
             captions = without(values, drop, self.nothing)
-            values = joined([part(spoken(captions)) for part in self.encoders], captions)
+            values = joined([part(_texts(captions)) for part in self.encoders], captions)
         device: torch.device = self._device_marker.device
         return Cond(tokens=values.tokens, vector=values.vector).map(lambda t: send(t, device))
 
@@ -78,24 +84,24 @@ class JoinedText(Part):
 
 
 class RememberJoined:
-    """Captions to the joined `States` that are known of them, or as they are where one isn't known."""
+    """Replaces captions by their known, joined `States`; if one of them isn't known, all stay captions."""
 
     def __init__(self, known: Sequence[Remember]):
         self.known = known
 
     def __call__(self, captions: list[str]) -> States | list[str]:
-        found = [remember(spoken(captions)) for remember in self.known]
+        found = [remember(_texts(captions)) for remember in self.known]
         states = [one for one in found if isinstance(one, States)]
         return joined(states, captions) if len(states) == len(found) else captions
 
 
-def spoken(captions: Sequence[str]) -> list[str]:
-    """What an encoder reads in the place of nothing."""
+def _texts(captions: Sequence[str]) -> list[str]:
+    """The texts that encoders read: the empty one for NOTHING."""
     return ["" if caption == NOTHING else caption for caption in captions]
 
 
 def joined(states: Sequence[States | Cond], captions: Sequence[str]) -> States:
-    """States of the same captions side by side; zeros where a caption isn't there."""
+    """The states of the same captions by several encoders, concatenated over channels; zeros for NOTHING."""
     tokens = torch.cat([s.tokens for s in states if s.tokens is not None], 2)  # (B, L, sum of D)
     vectors = [s.vector for s in states if s.vector is not None]
     absent = send(torch.tensor([caption == NOTHING for caption in captions], dtype=torch.bool), tokens.device)

@@ -1,4 +1,4 @@
-"""Captions as a condition, through a small text encoder that is trained together with the denoiser."""
+"""Captions as a condition, encoded by a small text encoder that is trained together with the denoiser."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ from ldm.networks import Cond, TextTransformer
 
 @register
 class Text(Part):
-    """A caption through a byte-level BPE and a small Transformer trained with the denoiser, one token each to attend
-    to.
+    """Captions through a byte-level BPE and a small Transformer that is trained with the denoiser.
 
-    `pooled` also adds the mean over the tokens to the time embedding. The empty caption is the null condition.
+    The network attends to its states, one for each token. `pooled` also adds their mean to the time embedding. The
+    empty caption is the null condition.
     """
 
     column = "text"
@@ -44,23 +44,29 @@ class Text(Part):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A tokenizer trained on the data's captions, and a length that fits them."""
         captions = tokenizer.flatten(table.columns["text"])
         json = tokenizer.train(captions, options.get("vocab_size", 4096))
         return {"tokenizer_json": json, "length": options.get("length") or tokenizer.fitting_length(json, captions)}
 
     def null_values(self, n: int) -> list[str]:
+        """The empty caption `n` times."""
         return [""] * n
 
     def parse(self, values: Any) -> list[str]:
+        """Captions as text that can be written in UTF-8."""
         return [replace_surrogates(str(v)) for v in values]
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
+        """The captions of more than `length` tokens."""
         return tokenizer.cut(self.tokenizer, captions, self.length)
 
     def reader(self) -> Callable[[list[str]], Tokens]:
+        """The function from captions to tokens."""
         return Tokenize(self.tokenizer.to_str(), self.length)
 
     def forward(self, values: list[str] | Tokens, drop: Tensor | None = None) -> Cond:
+        """Captions, or their tokens -> `tokens` (B, L, D) with `mask` (B, L), and `vector` (B, D) if pooled."""
         if not isinstance(values, Tokens):
             values = Tokens(*tokenizer.encode(self.tokenizer, without(values, drop), self.length))
         device = self.encoder.position_embedding.device
@@ -71,7 +77,7 @@ class Text(Part):
 
 
 class Tokenize:
-    """Captions to `Tokens`, by a tokenizer that travels as text."""
+    """Captions to `Tokens`. It holds the tokenizer as text, so that data workers can have a copy."""
 
     def __init__(self, tokenizer_json: str, length: int):
         self.tokenizer_json, self.length = tokenizer_json, length

@@ -1,17 +1,18 @@
-"""Captions and prompts that are longer than a text encoder reads: what of them is left out, and how that is said."""
+"""Captions and prompts that are longer than a text encoder reads: which words are left out, and warnings of it."""
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 log = logging.getLogger("ldm")
-SHOWN = 3  # prompts that are told of one by one
-WORDS, LETTERS = 50, 400  # of what is left out that are told
-_reported: set[int] = set()  # hashes of the captions that a run of training has told of
+SHOWN = 3  # up to so many cut prompts have a warning each
+WORDS, LETTERS = 50, 400  # at most so many of the words or letters that are left out are shown
+_reported: set[int] = set()  # hashes of the captions that a training run has warned of
 
 
 class Cut(NamedTuple):
-    """A caption of more `tokens` than the `limit` of an encoder, and the words of it that are `lost`."""
+    """A caption with more `tokens` than the `limit` of an encoder, and its words that are `lost`."""
 
     caption: str
     tokens: int
@@ -23,14 +24,16 @@ class Cut(NamedTuple):
 
 
 class Conditions(Protocol):
-    """A conditioner, which stands above: its `parts` by name, each with `cut(captions)`, the captions that it cuts."""
+    """What this module needs of a `Conditioner`, which it can't import."""
 
     @property
-    def parts(self) -> Any: ...
+    def parts(self) -> Any:
+        """Conditions by name, each with a method `cut(captions)`."""
+        ...
 
 
 def may_exceed(captions: Iterable[str], limit: int) -> list[str]:
-    """Those that can have more than `limit` tokens, marks included: a token of text is a byte or more."""
+    """The captions that can have more than `limit` tokens, special ones included: a token is at least one byte."""
     return [caption for caption in captions if len(caption.encode()) + 3 > limit]
 
 
@@ -42,37 +45,61 @@ def lost(caption: str, encoding: Any, kept: int) -> str:
     return caption[encoding.offsets[first or kept][0] :].strip()
 
 
+def cuts(tokenizer: Any, captions: Iterable[str], limit: int) -> list[Cut]:
+    """Those of `captions` that have more than `limit` tokens by a tokenizer of transformers."""
+    suspects, found = may_exceed(captions, limit), []
+    for i in range(0, len(suspects), 4096):
+        some = suspects[i : i + 4096]
+        encoded = tokenizer(some, verbose=False)
+        for row, (caption, ids) in enumerate(zip(some, encoded["input_ids"], strict=True)):
+            if len(ids) > limit:
+                ends = len(list(itertools.takewhile(lambda id: id in tokenizer.all_special_ids, reversed(ids))))
+                if encoded.is_fast:
+                    rest = lost(caption, encoded.encodings[row], limit - ends)
+                else:
+                    rest = tokenizer.decode(ids[limit - ends :], skip_special_tokens=True).strip()
+                found.append(Cut(caption, len(ids), limit, rest))
+    return found
+
+
 def report(conditioner: "Conditions", captions: Sequence[str]) -> None:
-    """Tells once, before training, how many of the data's captions are cut; pictures of them aren't told of again."""
+    """Warns once, before training, of captions of the data that are cut. Images of them cause no further warnings."""
     for name, part in conditioner.parts.items():
-        if not (cuts := part.cut(captions)):
+        if not (found := part.cut(captions)):
             continue
-        _reported.update(hash(cut.caption) for cut in cuts)
-        most = max(cuts, key=lambda cut: cut.tokens)
+        _reported.update(hash(cut.caption) for cut in found)
+        most = max(found, key=lambda cut: cut.tokens)
         log.warning(
             "%d of %d captions are cut to the %d tokens that conditioner.%s reads; the longest has %d: %s",
-            *(len(cuts), len(captions), most.limit, name, most.tokens, shortened(most.caption)),
+            len(found),
+            len(captions),
+            most.limit,
+            name,
+            most.tokens,
+            shortened(most.caption),
         )
 
 
 def sentences(conditioner: "Conditions", prompts: Iterable[str]) -> list[str]:
-    """What is left out of prompts, in words; beyond a few their number and the first."""
+    """Sentences on the words of prompts that are left out; beyond SHOWN prompts, on their number and the first."""
     distinct = [prompt for prompt in dict.fromkeys(prompts) if hash(prompt) not in _reported]
-    told = []
+    words = []
     for part in conditioner.parts.values():
-        cuts = part.cut(distinct)
-        told += [str(cut) for cut in (cuts[:1] if len(cuts) > SHOWN else cuts)]
-        if len(cuts) > SHOWN:
-            told[-1] = f"{len(cuts)} of {len(distinct)} prompts are too long; {told[-1]}"
-    return told
+        found = part.cut(distinct)
+        if len(found) > SHOWN:
+            words.append(f"{len(found)} of {len(distinct)} prompts are too long; {found[0]}")
+        else:
+            words += [str(cut) for cut in found]
+    return words
 
 
 def shortened(caption: str, most: int = 80) -> str:
+    """The caption, with "..." at its end if it has more than `most` letters."""
     return caption if len(caption) <= most else caption[: most - 3] + "..."
 
 
 def bounded(text: str) -> str:
-    """The first words of `text`, or letters where it has few blanks, and how many more there are."""
+    """The first words of `text`, or its first letters if it has few blanks, and how many more there are."""
     words = text.split()
     start = " ".join(words[:WORDS]) if len(words) > WORDS else text
     if len(start) > LETTERS:
