@@ -359,10 +359,10 @@ def test_the_text_encoder_is_read_as_the_file_says(content, encoder, options):
 @pytest.mark.parametrize(
     ("content", "encoder", "message"),
     [
-        (stage(layer="pooled"), CLIP, "layer=pooled, which of its text encoder can't be read"),
-        (stage(layer="last"), OPEN, "layer=last, which of its text encoder"),
+        (stage(layer="pooled"), CLIP, "layer=pooled, a layer that can't be read"),
+        (stage(layer="last"), OPEN, "layer=last, a layer that can't be read"),
         (stage(layer="hidden"), CLIP, "layer_idx is 'None', where a number"),
-        (stage(layer="hidden", layer_idx=-1), CLIP, "layer_idx is -1, a hidden state of the text encoder"),
+        (stage(layer="hidden", layer_idx=-1), CLIP, "layer_idx is -1, a hidden state that can't be read"),
         (stage(layer="last") | {"ss_clip_skip": "2"}, CLIP, "are two layers of the text encoder"),
         ({"ss_clip_skip": "13"}, CLIP, "ss_clip_skip=13, but its text encoder has 12 layers"),
         ({"ss_clip_skip": "two"}, CLIP, "ss_clip_skip is 'two'"),
