@@ -117,8 +117,8 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
 @pytest.mark.parametrize(
     ("state", "metadata", "config", "message"),
     [
-        (weights(), None, TWICE, "adapter_config.json says 'lora_alpha' twice"),
-        (weights(), {META: TWICE}, None, "lora_adapter_metadata says 'lora_alpha' twice"),
+        (weights(), None, TWICE, "adapter_config.json has 'lora_alpha' twice"),
+        (weights(), {META: TWICE}, None, "lora_adapter_metadata has 'lora_alpha' twice"),
         (weights(), {META: '{"lora_alpha": 4, "unet.lora_alpha": 16}'}, None, "lora_alpha=4 for all parts and unet"),
         (weights(), {META: '{"unet.r": 4, "text_encoder_3.r": 4}'}, None, "represented here: text_encoder_3.r=4"),
         (weights(), {META: json.dumps(PREFIXED)}, {"lora_alpha": 8}, "is 8 by .*json and 16 by its metadata"),
