@@ -54,7 +54,9 @@ def commands() -> list[str]:
     parts = ["## Commands\n"]
     for file in sorted((ROOT / "conf").glob("*.yaml")):
         about, options = descriptions.about(file), descriptions.options(file)
-        parts += [f"### {file.stem}.py\n", about + "\n" if about else "", f"```yaml\n{options}\n```\n"]
+        script = (ROOT / f"{file.stem}.py").is_file()
+        name = f"{file.stem}.py" if script else f"ldm {file.stem}"
+        parts += [f"### {name}\n", about + "\n" if about else "", f"```yaml\n{options}\n```\n"]
     return parts
 
 

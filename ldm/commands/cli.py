@@ -34,9 +34,11 @@ WORK = {
     "train_ldm": "ldm.commands.train_ldm",
     "sample": "ldm.commands.sample",
     "evaluate": "ldm.commands.evaluate",
+    "check": "ldm.commands.check",
     "augment": "ldm.commands.augment",
     "app": "ldm.ui.server.serve",
 }
+_SCRIPTS = ("train_vae", "train_ldm", "sample", "evaluate", "augment", "app")  # that a clone has as NAME.py
 # Commands without a config: `main(words)`. Their module's docstring is their help.
 PLAIN = {
     "export": "ldm.commands.export",
@@ -151,7 +153,7 @@ def _docstring(module: str) -> str:
 
 def _program(script: str) -> str:
     """How `script` was called: by its own name in a clone, as a command of `ldm` from a wheel."""
-    called_ldm = Path(sys.argv[0]).stem == "ldm"
+    called_ldm = Path(sys.argv[0]).stem == "ldm" or script not in _SCRIPTS
     return f"ldm {script.replace('_', '-')}" if called_ldm else f"python {script}.py"
 
 

@@ -23,6 +23,10 @@ EXAMPLES = {
         "run=emoji prompts_file=prompts.txt",
         "run=digits 'labels=[3,7]' n=2",
     ],
+    "check": [
+        "data=folder data.root=photos.zip",
+        "data=folder data.root=photos data.size=64 trainer.max_time=00:01:00:00",
+    ],
     "augment": ["run=photos data.root=photos n=3 temperature=0.7 out=more"],
     "app": ["run=emoji port=7860", "host=0.0.0.0 auth=ME:PASSWORD"],
     "evaluate": [

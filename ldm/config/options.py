@@ -133,6 +133,10 @@ def _augment() -> Options:
     return {"batch_size": Option(low=1)}
 
 
+def _check() -> Options:
+    return {"steps": Option(int, low=0, nullable=False), "batch_size": Option(int | Literal["auto"], low=1)}
+
+
 def _app() -> Options:
     return {"compile": Option(bool | str)}
 
@@ -208,6 +212,7 @@ _DECLARED: dict[str, Callable[[], Options]] = {
     "sample": _sample,
     "evaluate": _evaluate,
     "augment": _augment,
+    "check": _check,
     "app": _app,
     "trainer": _trainer,
     "optimizer": _optimizer,

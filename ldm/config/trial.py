@@ -14,7 +14,8 @@ def cut_to_trial(config: dict[str, Any], steps: int) -> dict[str, Any]:
         given = config["trainer"].get("max_steps") or -1
         fewer = min(given, steps) if given > 0 else steps
         config["trainer"] |= {"max_steps": fewer, "max_time": None, "limit_val_batches": 1}
-        config["samples"]["n"] = min(config["samples"]["n"], 2)
+        if "samples" in config:
+            config["samples"]["n"] = min(config["samples"]["n"], 2)
     elif "reference_n" in config:  # evaluate: as few images as its distances accept
         config |= {"n": 8, "seeds": 1, "reference_n": 64, "features": "random"}
         config["curve"]["n"] = 8

@@ -1,6 +1,8 @@
 """A report in a folder of its own: report.html, the images it shows, and evaluation.json with every figure."""
 
+import base64
 import html
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from ldm.images import grid, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -24,10 +27,11 @@ img.plot { image-rendering: auto; max-width: 42em } .pass { color: #176b2c } .fa
 
 
 class HtmlReport:
-    """Collects headings, tables, sentences and images in order; `save` writes them."""
+    """Collects headings, tables, sentences and images in order; `save` writes them. With `embeds` the page holds its
+    images itself, so that it is one file."""
 
-    def __init__(self, folder: Path, title: str):
-        self.folder, self.title = folder, title
+    def __init__(self, folder: Path, title: str, embeds: bool = False):
+        self.folder, self.title, self.embeds = folder, title, embeds
         self.parts: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -53,21 +57,29 @@ class HtmlReport:
     def images(self, name: str, images: Tensor, columns: int, caption: str) -> None:
         """A grid of images (N, C, H, W) in [-1, 1], saved as NAME.png; a small one is enlarged by a whole number."""
         image = grid(images, columns)
-        save_png(image, self.folder / f"{name}.png")
         width = image.width * max(1, 640 // image.width)
-        self.parts.append(f'<p>{html.escape(caption)}</p><img src="{name}.png" width="{width}">')
+        self.parts.append(f'<p>{html.escape(caption)}</p><img src="{self._source(name, image)}" width="{width}">')
 
     def plot(self, name: str, figure: "Figure", caption: str) -> None:
         """A figure of matplotlib, saved as NAME.png."""
         figure.savefig(self.folder / f"{name}.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
         self.parts.append(f'<p>{html.escape(caption)}</p><img class="plot" src="{name}.png">')
 
-    def save(self, figures: Mapping[str, Any]) -> None:
-        """Writes report.html, and `figures` as evaluation.json."""
+    def _source(self, name: str, image: "Image") -> str:
+        """The address of an image: a file beside the page, or the image itself."""
+        if not self.embeds:
+            save_png(image, self.folder / f"{name}.png")
+            return f"{name}.png"
+        content = io.BytesIO()
+        image.save(content, format="PNG")
+        return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+    def save(self, figures: Mapping[str, Any], page: str = "report.html", numbers: str = "evaluation.json") -> None:
+        """Writes the page, and `figures` as JSON."""
         body = "\n".join(self.parts)
-        page = f"<!doctype html><meta charset='utf-8'><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
-        atomic_write(self.folder / "report.html", f"{page}\n<h1>{html.escape(self.title)}</h1>\n{body}\n")
-        atomic_write(self.folder / "evaluation.json", to_json(plain(figures)))
+        head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
+        atomic_write(self.folder / page, f"{head}\n<h1>{html.escape(self.title)}</h1>\n{body}\n")
+        atomic_write(self.folder / numbers, to_json(plain(figures)))
 
 
 def new_figure(width: float = 5.0, height: float = 3.2) -> "Figure":

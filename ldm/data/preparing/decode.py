@@ -32,6 +32,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class TooManyBad(UserError):
+    """More images than `max_bad_share` can't be used."""
+
+
 class Tally:
     """Counts images that can't be used, and stops the run if they are more than `max_share` of `total`.
 
@@ -57,7 +61,7 @@ class Tally:
         if len(self.bad) > self.max_share * self.total:
             first = "; ".join(f"{printable(path)}: {reason}" for path, reason in list(self.bad.items())[:3])
             more = " ..." if len(self.bad) > 3 else ""
-            raise UserError(
+            raise TooManyBad(
                 f"{len(self.bad)} of {self.total} images can't be used ({first}{more}). "
                 f"Fix them, or allow more than data.max_bad_share={self.max_share}."
             )

@@ -33,7 +33,12 @@ class _Part(NamedTuple):
 
 
 class EncodedSource:
-    """What sources of encoded images have in common. Subclasses give the splits and a key that names their content."""
+    """What sources of encoded images have in common. Subclasses give the splits and a key that names their content.
+
+    `reports` is whether `tables` prints the summary.
+    """
+
+    reports = True
 
     def __init__(
         self,
@@ -78,6 +83,17 @@ class EncodedSource:
         self._summarize(home, pair[0].preprocess)
         return pair
 
+    def facts(self, cache: Path) -> Facts:
+        """What was found when the tables under `cache` were made."""
+        return Facts.load(Path(cache) / self._key())
+
+    def content(self, name: str) -> bytes:
+        """The file of the image `name` of a table. Raises KeyError if no split has it."""
+        for store, samples in self._splits:
+            if any(sample.image == name for sample in samples):
+                return store.read(name)
+        raise KeyError(name)
+
     def _summarize(self, home: Path, preprocess: Preprocess) -> None:
         """Prints what was found when the tables were made, together with what the listing finds now: another version
         may have made the tables, and its sentences may differ."""
@@ -97,7 +113,8 @@ class EncodedSource:
         )
         if now != facts and rank() == 0:
             now.save(home)
-        report(now, home / FILE)
+        if self.reports:
+            report(now, home / FILE)
 
     @property
     def _splits(self) -> tuple[Split, Split]:

@@ -17,6 +17,14 @@ Heads = dict[tuple[str, str], Head]  # by the store's place and the image's path
 _SMALL = 2**16  # bytes: files that are read as a whole, as seeking in a zip's members is slow
 
 
+class SizesDiffer(UserError):
+    """The images have several sizes and none is chosen; `sizes` are (height, width) of each."""
+
+    def __init__(self, message: str, sizes: Sequence[Shape] = ()):
+        super().__init__(message)
+        self.sizes = sizes
+
+
 def read_heads(splits: Sequence[Split], channels: int | None) -> Heads:
     """The heads of all images that can be read; `channels` as the user gives them. Raises UserError if none can."""
 
@@ -53,9 +61,10 @@ def common_size(heads: Mapping[tuple[str, str], Head]) -> Shape:
         sizes.setdefault((height, width), path)
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
-        raise UserError(
+        raise SizesDiffer(
             f"the images have {len(sizes)} sizes ({first} is {a[0]}x{a[1]}, {second} {b[0]}x{b[1]}, height x width); "
-            "set data.size to one number or [height, width]."
+            "set data.size to one number or [height, width].",
+            [(height, width) for height, width, *_ in heads.values()],
         )
     return next(iter(sizes))
 

@@ -53,6 +53,8 @@ class Shards:
     - `columns`, `resize`, `background`, `low`, `high`, `max_bad_share`: as for `Folder`.
     """
 
+    reports = True  # whether `tables` prints the summary
+
     def __init__(
         self,
         root: str | Sequence[str],
@@ -96,8 +98,7 @@ class Shards:
     def tables(self, cache: Path) -> tuple[Table, Table]:
         """Train and validation tables, decoded once and cached under `cache`. Prints the summary."""
         train, val = _by_key(self._urls), _by_key(self._val_urls)
-        options = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
-        key = hash_of(_VERSION, list(train), list(val), None if val else self.val_share, options, self.captions)
+        key = self._key()
         home, pieces = Path(cache) / key, Path(cache) / f".{key}-pieces"
         if not home.is_dir():
             pieces.mkdir(parents=True, exist_ok=True)
@@ -114,8 +115,18 @@ class Shards:
         except FileNotFoundError:  # another process has joined the pieces in the meantime, and removed them
             self._made = cached(Path(cache), key, join)
         shutil.rmtree(pieces, ignore_errors=True)
-        report(Facts.load(home), home / FILE)
+        if self.reports:
+            report(Facts.load(home), home / FILE)
         return self._made
+
+    def facts(self, cache: Path) -> Facts:
+        """What was found when the tables under `cache` were made."""
+        return Facts.load(Path(cache) / self._key())
+
+    def _key(self) -> str:
+        train, val = _by_key(self._urls), _by_key(self._val_urls)
+        options = [READER, self.size, self.channels, self.bits, self.options, self.columns, self.max_bad_share]
+        return hash_of(_VERSION, list(train), list(val), None if val else self.val_share, options, self.captions)
 
     @cached_property
     def _urls(self) -> list[str]:

@@ -1,7 +1,8 @@
 """Replaces `auto` by sizes, a batch size and a learning rate in a run's config."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ldm.common.registry import parameters, register
@@ -16,6 +17,9 @@ from ldm.training.auto.choose import (
     choose_vae,
 )
 from ldm.training.auto.count import network_flops, vae_flops
+
+Say = Callable[[str], object]
+_PRINT = partial(print, flush=True)
 
 # The sizes of vae=small, which also complete an autoencoder of which some sizes are given.
 SMALL: dict[str, Any] = {
@@ -75,12 +79,18 @@ class AutoNetwork:
 
 
 def settle_vae(
-    config: dict[str, Any], recorded: Mapping[str, Any], *, channels: int, size: tuple[int, int], images: int
+    config: dict[str, Any],
+    recorded: Mapping[str, Any],
+    *,
+    channels: int,
+    size: tuple[int, int],
+    images: int,
+    say: Say = _PRINT,
 ) -> None:
     """Replaces `auto` by sizes in the config of stage one, and prints them with a forecast of the steps.
 
     `recorded` is the config of a run that is resumed, whose choices are kept; `channels` and `size` (height, width) are
-    those of the images, and `images` is the number of training images.
+    those of the images, `images` is the number of training images, and `say` takes what is to be printed.
     """
     budget, spec = Budget.of(config, images), config["vae"]
     given = {key: value for key, value in spec.items() if key != "class"}
@@ -92,10 +102,9 @@ def settle_vae(
     elif auto:
         config["vae"] = {**choose_vae(channels, size, budget), **given}
         chosen = config["vae"]
-        print(
+        say(
             f"vae=auto: factor {_factor(chosen)} with {chosen['latent_channels']} latent channels, widths "
-            f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another",
-            flush=True,
+            f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another"
         )
     flops = None
     if config["vae"]["class"] == "AutoencoderKL":
@@ -103,7 +112,7 @@ def settle_vae(
     _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH_VAE, lr=2e-3 if auto else 1e-3)
     if flops and not recorded:
         fewest = 0 if config.get("base") else FEWEST_VAE  # a base reconstructs from the first step
-        _forecast(budget, flops, config["batch_size"], fewest)
+        _forecast(budget, flops, config["batch_size"], fewest=fewest, say=say)
 
 
 def settle_network(
@@ -113,6 +122,7 @@ def settle_network(
     latent_size: tuple[int, int],
     inputs: Mapping[str, Any],
     images: int,
+    say: Say = _PRINT,
 ) -> None:
     """The same for stage two. `inputs` are the arguments with which its network is built in addition to its options."""
     budget, spec = Budget.of(config, images), config["network"]
@@ -125,17 +135,16 @@ def settle_network(
         else:
             chosen = config["network"] = {**choose_network(latent_size, inputs, budget), **given}
             tokens = math.prod(math.ceil(side / chosen["patch"]) for side in latent_size)
-            print(
+            say(
                 f"network=auto: a Transformer of {chosen['depth']} blocks of width {chosen['channels']} on {tokens} "
-                f"tokens (patch {chosen['patch']}); network=unet, network=dit or any network.X= for another",
-                flush=True,
+                f"tokens (patch {chosen['patch']}); network=unet, network=dit or any network.X= for another"
             )
     network = config["network"]
     lr = min(4e-3, 3e-3 * 192 / network.get("channels", 192)) if network["class"] == "DiT" else 1e-3
     flops = network_flops(network, latent_size, inputs) if network["class"] in ("DiT", "UNet") else None
     _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH, lr=lr)
     if flops and not recorded:
-        _forecast(budget, flops, config["batch_size"], FEWEST)
+        _forecast(budget, flops, config["batch_size"], fewest=FEWEST, say=say)
 
 
 def is_unet(options: Mapping[str, Any]) -> bool:
@@ -165,22 +174,21 @@ def _settle_batch_and_rate(
         config["optimizer"] = optimizer | {"lr": recorded.get("optimizer", {}).get("lr") or round(lr, 6)}
 
 
-def _forecast(budget: Budget, flops_of_image: float, batch: int, fewest: int) -> None:
-    """Prints how many steps fit into the time limit, or how long the given number of steps takes."""
+def _forecast(budget: Budget, flops_of_image: float, batch: int, *, fewest: int, say: Say) -> None:
+    """Says how many steps fit into the time limit, or how long the given number of steps takes."""
     flops = flops_of_image * batch
     steps, machine = budget.steps_in_time(flops), f"{budget.speed / 1e9:.0f} GFLOP/s, as its kind reaches in training"
     minutes = (budget.steps or 0) * flops / budget.speed / 60
     if steps is None:
         if minutes >= 2:
-            print(f"{budget.steps} steps of {batch} will take about {minutes:.0f} minutes ({machine})", flush=True)
+            say(f"{budget.steps} steps of {batch} will take about {minutes:.0f} minutes ({machine})")
         return
-    print(f"about {steps} steps of {batch} will fit into the time given ({machine})", flush=True)
+    say(f"about {steps} steps of {batch} will fit into the time given ({machine})")
     if steps < fewest:
         longer = math.ceil((budget.seconds or 0) * fewest / max(steps, 1) / 60)
-        print(
+        say(
             f"warning: at least {fewest} are wanted, fewer rarely give more than smears: about {longer} minutes of "
-            "trainer.max_time, smaller images (data.size=), or a smaller network",
-            flush=True,
+            "trainer.max_time, smaller images (data.size=), or a smaller network"
         )
 
 
