@@ -167,7 +167,18 @@ def _ema() -> Options:
 
 
 def _checkpoint() -> Options:
-    return {"every_n_steps": Option(low=1), "keep_last": Option(low=1)}
+    return {
+        "every_n_steps": Option(low=1),
+        "keep_last": Option(low=1),
+        "keep_every_n_steps": Option(int, low=1),
+        "best": Option(str),
+        "mode": Option(Literal["min", "max"]),
+        "patience": Option(int, low=1),
+    }
+
+
+def _distance() -> Options:
+    return {"n": Option(int, low=0), "steps": Option(int, low=1), "features": Option(str)}
 
 
 def _samples() -> Options:
@@ -218,6 +229,7 @@ _DECLARED: dict[str, Callable[[], Options]] = {
     "optimizer": _optimizer,
     "ema": _ema,
     "checkpoint": _checkpoint,
+    "distance": _distance,
     "samples": _samples,
     "loader": _loader,
     "diffusion": _diffusion,

@@ -16,6 +16,8 @@ def cut_to_trial(config: dict[str, Any], steps: int) -> dict[str, Any]:
         config["trainer"] |= {"max_steps": fewer, "max_time": None, "limit_val_batches": 1}
         if "samples" in config:
             config["samples"]["n"] = min(config["samples"]["n"], 2)
+        if "distance" in config:  # as few images as it accepts, if there are to be any
+            config["distance"] |= {"n": config["distance"]["n"] and 8, "steps": steps, "features": "random"}
     elif "reference_n" in config:  # evaluate: as few images as its distances accept
         config |= {"n": 8, "seeds": 1, "reference_n": 64, "features": "random"}
         config["curve"]["n"] = 8

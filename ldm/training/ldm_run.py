@@ -23,25 +23,31 @@ from ldm.networks import AutoencoderKL, Identity
 from ldm.training.auto.settle import settle_network
 from ldm.training.ldm_task import DiffusionTask
 from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, parameters_line, task_options
-from ldm.training.runs import resume
+from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder, find_run
 from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import cache_of, check_environment, device_for
+from ldm.training.trainer.measured import FIGURES, MeasureOf, settle_distance
 from ldm.training.vae_run import check_images
 
 FirstStage = AutoencoderKL | Identity
 Tables = tuple[Table, Table]
+LOGGED = ("val/loss", *(f"val/loss_q{i}" for i in range(1, 5)), *FIGURES)  # in each validation
 
 
-def main(config: dict[str, Any], job: str | None = None) -> Path:
-    """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model."""
+def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf | None = None) -> Path:
+    """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model.
+
+    `measure_of` makes what validation measures of generated images, where the config wants it.
+    """
     clock = Clock()
     check_environment(config)
     source = build(config["data"], "data")
     first_stage_path = precheck(config)
     with open_folder("ldm", source.name, config, job) as folder:
         if not folder.finished:
-            complete(prepare(config, folder, source, first_stage_path), folder, config, clock)
+            run = prepare(config, folder, source, first_stage_path)
+            complete(run, folder, config, clock, measure_of=measure_of)
     return folder.path
 
 
@@ -89,6 +95,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
         trains=parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner),
         notes=class_lines(conditioner),
         read=conditioner.reader(config["seed"]),
+        tables=tables,
     )
 
 
@@ -98,12 +105,13 @@ def columns_for(train: Gathers, needs: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*images, *needs)))
 
 
-def precheck(config: Mapping[str, Any]) -> Path | None:
+def precheck(config: dict[str, Any]) -> Path | None:
     """The path of the first stage; None for pixels. Raises UserError if it doesn't exist, before any work."""
     if config.get("base"):
         raise UserError(
             "base= is the model that a fine-tuning starts from: choose its kind by finetune=lora, full, ..."
         )
+    check_best(config)
     whitening = config.get("whitening", "channels")
     if whitening not in (*WHITENING, "file"):
         raise UserError(f"whitening={whitening} is unknown.{did_you_mean(str(whitening), [*WHITENING, 'file'])}")
@@ -118,6 +126,12 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
         if named:
             raise
         raise UserError(f"{error} Or name one by first_stage=, or train on pixels by first_stage=identity.") from None
+
+
+def check_best(config: dict[str, Any]) -> None:
+    """Raises UserError for a best model that can't be chosen as the config says. Fills in what that needs."""
+    best.check(config, LOGGED)
+    settle_distance(config)
 
 
 def open_first_stage(path: Path | None, table: Table, named: bool = True) -> FirstStage:

@@ -8,12 +8,14 @@ from typing import Any
 import lightning.pytorch as pl
 
 from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
+from ldm.data.storage.table import Table
 from ldm.training.optimization.learning_rate import LearningRate
-from ldm.training.runs import resume
+from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder, open_run
 from ldm.training.task import Task
 from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import fit
+from ldm.training.trainer.measured import Measured, MeasureOf, measures_images
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class PreparedRun:
 
     `columns` are the columns of both tables that a batch holds, and `read` adds to them on the host. `samples` writes
     the grids, and training continues from `start`. `trains` describes what is trained, and `notes` are printed before
-    training. `after` is called once the run is trained and saved; with `says_loss` the last line has the validation
-    loss.
+    training. `tables` are the images that generated ones may be measured against. `after` is called once the run is
+    trained and saved; with `says_loss` the last line has the validation loss.
     """
 
     task: Task
@@ -35,6 +37,7 @@ class PreparedRun:
     trains: str
     notes: tuple[str, ...] = ()
     read: Read = as_gathered
+    tables: tuple[Table, Table] | None = None
     after: Callable[[pl.Trainer], None] = lambda trainer: None
     says_loss: bool = True
 
@@ -49,10 +52,14 @@ class Clock:
         return f"{time.monotonic() - self.started:.0f} s"
 
 
-def complete(run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock: Clock) -> None:
-    """Trains a prepared run to its end, marks its folder as finished, and prints the result."""
+def complete(
+    run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock: Clock, *, measure_of: MeasureOf | None = None
+) -> None:
+    """Trains a prepared run to its end, marks its folder as finished, and prints the result. `measure_of` makes what
+    validation measures of generated images."""
     sizes = f"{len(run.train)} images, {len(run.val)} for validation"
-    for line in (f"{folder.path}: {sizes}; {run.trains}", *run.notes):
+    measured = [measure_of(run.tables, config)] if measure_of and run.tables and measures_images(config) else []
+    for line in (f"{folder.path}: {sizes}; {run.trains}", *run.notes, *measured):
         print(line, flush=True)
     data = BatchModule(
         run.train,
@@ -63,12 +70,29 @@ def complete(run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock:
         read=run.read,
         **config["loader"],
     )
-    trainer = fit(run.task, data, folder, config, samples=run.samples, started=clock.started, start=run.start)
+    trainer = fit(
+        run.task,
+        data,
+        folder,
+        config,
+        samples=run.samples,
+        started=clock.started,
+        start=run.start,
+        more=[Measured(measure) for measure in measured],
+    )
     if trainer.is_global_zero:
         run.after(trainer)
         folder.finish()
         loss = _validation_loss(trainer, run.task) if run.says_loss else ""
         print(f"{folder.path}: {trainer.global_step} steps in {clock}{loss}", flush=True)
+        if chosen := best_of(trainer):
+            print(f"{folder.path}: {chosen}", flush=True)
+
+
+def best_of(trainer: pl.Trainer) -> best.Best | None:
+    """What chose the run's best model; None for a run that keeps its last."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, best.Best)), None)
 
 
 def _validation_loss(trainer: pl.Trainer, task: Task) -> str:
@@ -86,7 +110,7 @@ def open_folder(stage: str, default: str, config: Mapping[str, Any], job: str | 
         resume=config["resume"],
         overwrite=config["overwrite"],
         runs_dir=config["runs_dir"],
-        more=lambda folder: resume.is_more(folder, config),
+        more=lambda folder: not best.is_over_in(folder, config["checkpoint"]) and resume.is_more(folder, config),
     )
 
 

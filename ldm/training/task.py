@@ -22,7 +22,7 @@ class Task(pl.LightningModule):
 
     What is logged are means over samples. In training they are means over all batches of an optimizer step, and `shown`
     holds the last ones; a `Split` collects all steps since it was last logged, because a small batch would leave bands
-    empty. In validation they are means over `validated` images.
+    empty. In validation they are means over `validated` images. `measured` are figures of generated images there.
 
     `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); modules
     with dropout, which draw from torch's generator, have it seeded by the step. `depends_on` names by hash what the run
@@ -57,6 +57,7 @@ class Task(pl.LightningModule):
         self.depends_on = depends_on or {}
         self._steps_averaged = 0
         self.shown: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         self.validated = 0
         self._training, self._validation = Means(), Means()
         self._norms: gradients.Norms | None = None

@@ -20,8 +20,8 @@ from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.training import vae_base
 from ldm.training.auto.settle import settle_vae
-from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, parameters_line, task_options
-from ldm.training.runs import resume
+from ldm.training.prepared import Clock, PreparedRun, best_of, complete, open_folder, parameters_line, task_options
+from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder
 from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import cache_of, check_environment
@@ -29,12 +29,14 @@ from ldm.training.vae_base import precheck
 from ldm.training.vae_task import VAETask, equivalents
 
 __all__ = ["main", "precheck"]
+LOGGED = tuple(f"val/{name}" for name in ("loss", "mse", "psnr", "kl", "lpips"))  # in each validation
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
     """Trains an autoencoder and leaves runs/vae/NAME with its model."""
     clock = Clock()
     precheck(config)
+    best.check(config, LOGGED)
     check_environment(config)
     source = build(config["data"], "data")
     with open_folder("vae", source.name, config, job) as folder:
@@ -91,7 +93,9 @@ def _report_model(trainer: pl.Trainer, task: VAETask, folder: RunFolder, config:
     """Prints the quality of the saved autoencoder, and writes samples of the prior."""
     vae = load(folder.model, task.device, precision="float32")
     save_prior(vae, config, folder.samples / "prior.png")
-    print_quality(vae, trainer.callback_metrics, task.validated)
+    chosen = best_of(trainer)
+    if chosen is None or chosen.step == trainer.global_step:  # else the figures at hand are those of another model
+        print_quality(vae, trainer.callback_metrics, task.validated)
     if task.decoder_only:
         print(vae_base.decoder_advice(folder.path), flush=True)
 

@@ -20,24 +20,33 @@ from ldm.training.finetune import kinds as finetune_kinds
 from ldm.training.finetune.kind import Finetune
 from ldm.training.finetune.prior import with_prior
 from ldm.training.finetune.task import FinetuneTask
-from ldm.training.ldm_run import class_lines, class_names, columns_for, latents, number_labels
+from ldm.training.ldm_run import check_best, class_lines, class_names, columns_for, latents, number_labels
 from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, task_options
 from ldm.training.runs import resume
 from ldm.training.runs.folder import RunFolder, find_run
 from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import cache_of, check_environment, device_for
+from ldm.training.trainer.measured import MeasureOf, measures_images
 
 __all__ = ["finetune_kinds", "main", "precheck"]  # importing finetune_kinds makes its classes known
 
 
-def main(config: dict[str, Any], job: str | None = None) -> Path:
-    """Fine-tunes a base, and leaves a run whose model folder holds what `kind.saved` gives: an adapter or a model."""
+def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf | None = None) -> Path:
+    """Fine-tunes a base, and leaves a run whose model folder holds what `kind.saved` gives: an adapter or a model.
+
+    `measure_of` makes what validation measures of generated images, where the config wants it.
+    """
     clock = Clock()
     path = precheck(config)
     kind: Finetune = build(config["finetune"], "finetune")
+    if measures_images(config) and kind.needs:
+        raise UserError(
+            f"generated images can't be measured while {type(kind).__name__} trains, as they need "
+            f"{', '.join(kind.needs)} too: leave out distance.n, and choose the best by checkpoint.best=val/loss."
+        )
     with open_folder("ldm", f"{run_name(path)}-{kind.suffix}", config, job) as folder:
         if not folder.finished:
-            complete(prepare(config, folder, kind, path), folder, config, clock)
+            complete(prepare(config, folder, kind, path), folder, config, clock, measure_of=measure_of)
     return folder.path
 
 
@@ -76,13 +85,15 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
         trains=f"{count} parameters train",
         notes=class_lines(model.conditioner),
         read=kind.reader(model.conditioner.reader(seed), tables[0].preprocess),
+        tables=tables,
     )
 
 
-def precheck(config: Mapping[str, Any]) -> Path:
+def precheck(config: dict[str, Any]) -> Path:
     """The path of the base. Raises UserError if it doesn't exist, before any work."""
     if not config.get("base"):
         raise UserError("finetune needs a trained model to start from: name its run by base=, as in base=emoji.")
+    check_best(config)
     check_environment(config)
     return find_run("ldm", config["base"], config["runs_dir"])
 

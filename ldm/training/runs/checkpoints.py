@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldm import artifact
 from ldm.common.errors import UserError
+from ldm.training.runs.best import Best
 from ldm.training.runs.folder import RunFolder, remove_checkpoint, write_checkpoint
 from ldm.training.runs.processes import gathered
 from ldm.training.runs.signals import Stopped
@@ -38,6 +39,7 @@ class Checkpoints(pl.Callback):
     when the next one begins: everything that belongs to it, validation and logging included, is then done.
 
     `begins` is the checkpoint that the run goes on from. Only the first of several processes has read it to the end.
+    With `best`, the best step's checkpoint is kept too, and the model folder holds the best model instead of the last.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Checkpoints(pl.Callback):
         keep_last: int = 2,
         keep_every_n_steps: int | None = None,
         begins: Path | None = None,
+        best: Best | None = None,
     ):
-        self.folder, self.every, self.begins = folder, every_n_steps, begins
+        self.folder, self.every, self.begins, self.best = folder, every_n_steps, begins, best
         self.keep, self.keep_every = max(1, keep_last), keep_every_n_steps
         self._saved = self._model_saved = -1
 
@@ -67,17 +70,31 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Marks the step that a resumed run starts from as saved."""
         self._saved = trainer.global_step  # the checkpoint that a resumed run starts from exists
+        if self.best_step == trainer.global_step:  # the run may have been killed before it saved this model
+            self._save_model(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Saves every `every` steps, between two optimizer steps."""
-        if self.every and trainer.global_step % self.every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
+        """Saves every `every` steps and at the best step, between two optimizer steps."""
+        due = self.every and trainer.global_step % self.every == 0
+        if (due or self.best_step == trainer.global_step) and batch_idx % trainer.accumulate_grad_batches == 0:
             self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Saves the last step, and the model if a killed run hadn't got that far."""
         self.save(trainer, pl_module)
         if self._model_saved != trainer.global_step:  # killed before it got to this
+            self._update_model(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The last validation, after training: the last step may be the best."""
+        if trainer.state.fn == "validate" and self.best_step == trainer.global_step != self._model_saved:
             self._save_model(trainer, pl_module)
+            self._prune(trainer)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best model so far; None if no best one is looked for, or there is none yet."""
+        return self.best.step if self.best else None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Saves where a signal has stopped the run."""
@@ -96,11 +113,22 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             self.folder.note_whole(path)
         self._saved = step
-        self._save_model(trainer, pl_module)
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
-                if not self.keep_every or int(old.stem.removeprefix("step-")) % self.keep_every:
-                    remove_checkpoint(old)
+        self._update_model(trainer, pl_module)
+        self._prune(trainer)
+
+    def _prune(self, trainer: pl.Trainer) -> None:
+        """Removes checkpoints that are no longer kept."""
+        if not trainer.is_global_zero:
+            return
+        for old in sorted(self.folder.checkpoints.glob("step-*.ckpt"))[: -self.keep]:
+            step = int(old.stem.removeprefix("step-"))
+            if step != self.best_step and not (self.keep_every and step % self.keep_every == 0):
+                remove_checkpoint(old)
+
+    def _update_model(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Saves the model of this step, unless an earlier one is better."""
+        if self.best_step in (None, trainer.global_step):
+            self._save_model(trainer, pl_module)
 
     def _save_model(self, trainer: pl.Trainer, pl_module: Any) -> None:
         model = pl_module.saved()

@@ -32,7 +32,12 @@ ARCHITECTURE = (
 
 
 # The values of options that the configs of earlier versions don't have.
-IMPLIED = {"latents_dtype": "float32", "train": "all"}
+IMPLIED: dict[str, Any] = {
+    "latents_dtype": "float32",
+    "train": "all",
+    "callbacks": [],
+    "distance": {"n": 0, "steps": 20, "features": "auto"},
+}
 
 
 class Start(NamedTuple):

@@ -47,7 +47,8 @@ class Lines(pl.Callback):
         of = f"/{trainer.max_steps}" if trainer.max_steps and trainer.max_steps > 0 else ""
         rate = self._rate(trainer.datamodule.position)  # type: ignore[attr-defined]
         loss = f"  loss {pl_module.shown['loss']:.4f}" if "loss" in pl_module.shown else ""
-        more = "".join(f"  {name} {value}" for name, value in in_words(pl_module.shown).items())
+        shown = in_words(pl_module.shown | pl_module.measured)
+        more = "".join(f"  {name} {value}" for name, value in shown.items())
         print(f"step {trainer.global_step}{of}{loss}  {rate:.0f} samples/s{more}", flush=True)
 
 
@@ -68,7 +69,7 @@ class Bar(TQDMProgressBar):
         if (rate := self._rate(trainer.datamodule.position)) > 0:  # type: ignore[attr-defined]
             self._shown = rate
         metrics["samples/s"] = f"{self._shown:.0f}"
-        return {**metrics, **in_words(pl_module.shown), "step": trainer.global_step}
+        return {**metrics, **in_words(pl_module.shown | pl_module.measured), "step": trainer.global_step}
 
 
 class SampleGrids(pl.Callback):

@@ -163,6 +163,10 @@ def in_words(shown: dict[str, float]) -> dict[str, str]:
         words["by noise"] = " ".join(bands)
     if "grad_norm" in shown:
         words["norm"] = f"{shown['grad_norm']:.3g}"
+    if "fd" in shown:
+        words["val/fd"] = f"{shown['fd']:.4g}"
+    if "memorised" in shown:
+        words["val/memorised"] = f"{shown['memorised']:.0%}"
     if "memory_gb" in shown:
         words["GB"] = f"{shown['memory_gb']:.3g}"
     if "share_of_peak" in shown:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ldm.training.averages.snapshots import Snapshots
 from ldm.training.optimization import optimizers
 from ldm.training.optimization.learning_rate import TimeBudget, parse_time
 from ldm.training.runs import resume
+from ldm.training.runs.best import Best
 from ldm.training.runs.checkpoints import AtomicCheckpointIO, Checkpoints
 from ldm.training.runs.folder import RunFolder
 from ldm.training.runs.guards import FiniteGuard
@@ -37,6 +38,7 @@ from ldm.training.trainer import sharded
 from ldm.training.trainer.callbacks import SampleGrids, progress
 from ldm.training.trainer.costs import Costs
 from ldm.training.trainer.loggers import loggers
+from ldm.training.trainer.own_callbacks import build_callbacks, callback_classes
 from ldm.training.trainer.speed import compiler_for, precision_of, prepare
 
 
@@ -49,12 +51,14 @@ def fit(
     samples: SampleGrids,
     started: float,
     start: Start,
+    more: Sequence[pl.Callback] = (),
 ) -> pl.Trainer:
-    """Trains from `start` to the end, and validates once more. `started` is the time at which the command began.
+    """Trains from `start` to the end, and validates once more. `started` is the time at which the command began, and
+    `more` are callbacks of this run.
 
     Raises SystemExit (143, 130, 138) where SIGTERM, Ctrl-C or SIGUSR1 stopped the run.
     """
-    trainer = _build_trainer(folder, config, samples, started=started, start=start)
+    trainer = _build_trainer(folder, config, [samples, *more], started=started, start=start)
     fast_products(available(config["trainer"].get("accelerator") or "auto"))
     device = device_for(config)
     compiler = compiler_for(config, device)
@@ -74,17 +78,18 @@ def fit(
 
 
 def _build_trainer(
-    folder: RunFolder, config: dict[str, Any], samples: SampleGrids, *, started: float, start: Start
+    folder: RunFolder, config: dict[str, Any], own: Sequence[pl.Callback], *, started: float, start: Start
 ) -> pl.Trainer:
     options = trainer_options.own(config["trainer"])
     max_time = options.pop("max_time", None)
     limit = parse_time(max_time) if max_time else None
-    checkpoints = Checkpoints(folder, **config["checkpoint"], begins=start.checkpoint)
     bars = [progress()] if options.pop("enable_progress_bar", True) else []
-    callbacks: list[pl.Callback] = [*bars, checkpoints, StopOnSignal()]
-    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), samples]
+    saving = _saving(folder, config["checkpoint"], start)
+    callbacks: list[pl.Callback] = [*bars, *saving, StopOnSignal()]
+    callbacks += [FiniteGuard(folder, config["skip_bad_batches"]), *own]
     if config["ema"].get("lengths"):
         callbacks.append(Snapshots(folder.path / "ema", config["ema"].get("snapshots") or 64))
+    callbacks += build_callbacks(config)
     callbacks.append(Costs())  # the last, since it counts operations from the start of a batch
     options["precision"] = precision_of(options.get("precision"), options.get("accelerator") or "auto")
     options["strategy"] = strategy_of(options.get("strategy") or "auto", config, options["precision"])
@@ -112,6 +117,15 @@ def _build_trainer(
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"Lightning's Trainer can't take these options, trainer.X: {error}") from error
+
+
+def _saving(folder: RunFolder, options: Mapping[str, Any], start: Start) -> list[pl.Callback]:
+    """The callbacks that save, and that choose the best model if one is wanted."""
+    kept = {key: value for key, value in options.items() if key not in ("best", "mode", "patience")}
+    if not options.get("best"):
+        return [Checkpoints(folder, **kept, begins=start.checkpoint)]
+    best = Best(folder, options["best"], options.get("mode"), options.get("patience"))
+    return [best, Checkpoints(folder, **kept, begins=start.checkpoint, best=best)]  # which reads what `best` decides
 
 
 def float16_on_cpu() -> MixedPrecision:
@@ -154,9 +168,10 @@ def quieten() -> None:
 
 
 def check_environment(config: Mapping[str, Any]) -> None:
-    """Imports the user's own modules. Raises UserError, before any work, for a precision, a package or a compiler that
-    isn't there."""
+    """Imports the user's own modules. Raises UserError, before any work, for a callback, a precision, a package or a
+    compiler that isn't there."""
     import_modules(config)
+    callback_classes(config)
     optimizers.check_name(config["optimizer"].get("name", "adamw"))
     precision_of(config["trainer"].get("precision"))
     compiler_for(config, device_for(config))
