@@ -44,6 +44,7 @@ def test_a_caption_beside_an_image_comes_before_its_name(tmp_path):
     ("names", "message"),
     [
         ([f"frame of a long film {i}" for i in range(9)] + [*SENTENCES], ""),
+        ([f"1a79a4d60de{i}718e8e5b326e338ae533" for i in range(4)], ""),
         ([f"a photo of a {word}_{i}" for word in ("cat", "dog") for i in range(3)], "names look like captions"),
     ],
 )

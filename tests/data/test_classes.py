@@ -40,6 +40,20 @@ def test_folders_of_cameras_phones_and_dates_are_no_classes(tmp_path, folders):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        [f"{name[:2]}/{name}" for name in ("3fa85f64", "3fb85f64", "c12de0aa", "0912aaee")],
+        [f"{name[0]}/{name}" for name in ("3FA85F64-5717-4562", "C3B85F64-5717-4562", "C12DE0AA-5717-4562")],
+        [f"{i % 1000:04}/{i}" for i in range(1234998, 1235002)],
+    ],
+)
+def test_folders_over_which_files_are_distributed_are_no_classes(tmp_path, names):
+    root = lay_out(tmp_path / "d", *[f"{name}.png" for name in names])
+    assert not tables(root)[0].columns
+    assert "over which a program has distributed files aren't classes" in " ".join(facts(root).asides)
+
+
+@pytest.mark.parametrize(
     "folders",
     [["12345678", "23456789"], ["1999", "2000"], ["2023-13", "2023-14"], ["n01440764", "n01443537"],
      ["2023-05-12", "cats"], ["20230512", "20239999"], ["00001", "00002"]],
@@ -108,6 +122,12 @@ def test_folders_named_as_sizes_are_classes_with_a_note():
     assert "named by sizes are read as classes: 256, 512 (data.classes=false" in findings.warnings[0]
     classes_of(["12/0.png", "256/0.png"], None, (), other := Findings())
     assert not other.warnings
+
+
+def test_a_number_and_a_name_around_classes_is_no_repeat(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("101_ObjectCategories/ant", "101_ObjectCategories/bee"))
+    assert tables(root)[0].classes == ("ant", "bee")
+    assert "101_ObjectCategories: not read as repeats" in " ".join(facts(root).asides)
 
 
 NESTED = numbered("animals/cat", "animals/dog", "plants/oak")

@@ -163,3 +163,23 @@ def test_control_images_by_words_that_are_not_known(tmp_path):
     root = lay_out(tmp_path / "d", *images, *[f"_controls/{i}.pose.jpg" for i in range(3)])
     assert names(tables(root)) == images
     assert "in _controls/, with the names of the images" in facts(root).left_out["_controls/0.pose.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("txt2img-grids/2024-01-01/grid-0001.png", "grids of generated images"),
+        ("resources/derivatives/1/1_1_105_c.jpg", "in folders that programs create"),
+        ("originals/0.png_original", "copies by their names"),
+        ("originals/0.png~", "copies by their names"),
+    ],
+)
+def test_what_programs_make_of_images_is_left_out(tmp_path, path, reason):
+    root = lay_out(tmp_path / "d", *numbered("originals"), path)
+    assert names(tables(root)) == numbered("originals")
+    assert reason in facts(root).left_out[path]
+
+
+def test_folders_of_generators_are_no_classes(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("txt2img-images/2024-01-01", "extras-images"))
+    assert not tables(root)[0].classes

@@ -22,7 +22,8 @@ def groups(*paths: str) -> list[list[str]]:
     "name",
     ["X-Edit.tif", "X-edited.jpg", "X (1).jpg", "X(2).jpg", "X_copy.png", "X - Copy (2).jpg", "Copy of X.jpg",
      "X - Kopie.jpg", "X copy 2.jpg", "X-Edit (1).jpg", "x-Edit-2.tif", "X-150x150.jpg", "X-scaled.jpg", "X@2x.png",
-     "X~2.jpg", "X.PORTRAIT.jpg", "X-bearbeitet.jpg"],
+     "X~2.jpg", "X.PORTRAIT.jpg", "X-bearbeitet.jpg",
+     "X (Ann's conflicted copy 2024-01-01).jpg", "X.sync-conflict-20240101-120000-ABC.jpg"],
 )  # fmt: skip
 def test_names_of_copies_and_edits(name):
     assert groups("a/X.jpg", f"a/{name}", "a/Y.jpg") == [["a/X.jpg", f"a/{name}"]]
@@ -58,7 +59,7 @@ def test_the_split_keeps_edits_together_and_reports_it(tmp_path):
     found = tables(lay_out(tmp_path / "d", *every), val_share=0.4)
     train, val = ({name.rstrip(".png").split("-")[0].split(" ")[0] for name in table.names} for table in found)
     assert not train & val and names(found) == sorted(every) and len(found[1]) == 15
-    assert "24 images named as copies, edits or bursts of others" in " ".join(facts(tmp_path / "d").asides)
+    assert "24 images with names of copies, edits or bursts of others" in " ".join(facts(tmp_path / "d").asides)
 
 
 def test_the_split_of_other_names_stays(tmp_path):

@@ -360,3 +360,45 @@ def test_usual_columns_in_any_case(tmp_path):
     train, val = folders.tables(root)
     assert sorted([*train.columns["text"], *val.columns["text"]]) == ["cat 0", "cat 1", "cat 2"]
     assert train.classes == ("x",)
+
+
+# Names from another place --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("/home/me/data/sub/a.png", "/home/me/data/sub/b.png"),
+        ("C:\\Users\\me\\sub\\a.png", "C:\\Users\\me\\sub\\b.png"),
+        ("https://example.org/sub/a.png", "https://example.org/sub/b.png"),
+        ("a.png", "b.png"),
+        ("sub/a", "sub/b"),
+        ("SUB/A.PNG", "SUB/B.PNG"),
+    ],
+)
+def test_names_from_another_place_are_found_by_their_last_parts(tmp_path, name, other):
+    root = images(tmp_path, "sub/a.png", "sub/b.png", "sub/m.png")
+    describe(root, {"file_name": name, "text": "one"}, {"file_name": other, "text": "two", "mask": "/x/sub/m.png"})
+    rows, findings = found(root)
+    assert [(row.image, row.text, row.mask) for row in rows] == [
+        ("sub/a.png", "one", None),
+        ("sub/b.png", "two", "sub/m.png"),
+    ]
+    assert "all are found by the last parts" in findings.remarks[0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "x/a.png", "c.png", "../sub/a.png"])
+def test_names_that_are_not_found_or_stand_for_several_are_refused(tmp_path, name):
+    describe(images(tmp_path, "sub/a.png", "more/a.png"), {"file_name": name})
+    with pytest.raises(UserError, match="none of the images that it names exists|outside the data"):
+        found(tmp_path)
+
+
+def test_where_a_name_is_found_the_others_are_missing(tmp_path):
+    describe(images(tmp_path, "a.png", "sub/b.png"), {"file_name": "a.png"}, {"file_name": "b.png"})
+    assert [row.image for row in found(tmp_path)[0]] == ["a.png", "b.png"]
+
+
+def test_a_table_of_tabs(tmp_path):
+    (images(tmp_path) / "metadata.tsv").write_text("file_name\ttext\tlabel\n0.png\ta cat, sitting\t3\n")
+    assert [(row.image, row.text, row.label) for row in found(tmp_path)[0]] == [("0.png", "a cat, sitting", 3)]

@@ -29,6 +29,7 @@ _SCALE = re.compile(r"[lhs]r|x\d", re.IGNORECASE)  # of one image in several siz
 _SIZE = re.compile(
     r"(images?|imgs?|size|res)?[-_ ]?(\d{2,}x\d{2,}|64|128|256|512|768|1024|2048|4096)(px)?", re.IGNORECASE
 )
+_BUCKET, _HASH = re.compile(r"[0-9a-f]{1,4}", re.IGNORECASE), re.compile(r"[0-9a-f]{8,}")
 _DCIM = "dcim"
 _NONE = "none"
 _LEVELS = (FIRST, LAST, PATH, _NONE)
@@ -185,6 +186,8 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
         return "as img2dataset numbers them"
     if names and all(map(str.isdecimal, names)) and all(map(_is_in_thousand, paths)):
         return "of a thousand numbered images each"
+    if len(names) > 1 and _are_buckets(paths, "/".join(steps)):
+        return "over which a program has distributed files"
     return None
 
 
@@ -212,6 +215,23 @@ def _is_in_thousand(path: str) -> bool:
     folder, name = posixpath.split(stem(path))
     above = posixpath.basename(folder)
     return name.isdecimal() and above.isdecimal() and len(above) > 3 and int(name) // 1000 * 1000 == int(above)
+
+
+def _are_buckets(paths: Sequence[str], base: str) -> bool:
+    """3f/3fa85f64.jpg by a hash, or 0567/1234567.jpg by the last digits, as Danbooru has them."""
+    pairs = [(first_folder(path, base) or "", _letters(path)) for path in paths]
+    if all(_HASH.fullmatch(name) and _BUCKET.fullmatch(folder) for folder, name in pairs):
+        has_letters = any(not name.isdecimal() for _, name in pairs)
+        return has_letters and all(name.startswith(folder.lower()) for folder, name in pairs)
+    return all(
+        len(folder) in (3, 4) and folder.isdecimal() and name.isdecimal() and int(name) % 1000 == int(folder)
+        for folder, name in pairs
+    ) and any(len(name) > 4 for _, name in pairs)  # fmt: skip
+
+
+def _letters(path: str) -> str:
+    """The file's name without its ending and hyphens, in lower case."""
+    return stem(posixpath.basename(path)).lower().replace("-", "")
 
 
 def _refuse(paths: Sequence[str], names: Sequence[str | None]) -> None:

@@ -15,6 +15,7 @@ from ldm.data.reading.store import Store
 _ALBUM = (
     "camera([-_ ]?roll|[-_ ]?uploads?)?|screen[-_ ]?(shots?|captures?|recordings?)|downloads?|whatsapp.+|telegram.+"
     "|saved[-_ ]?(pictures|photos)|my[-_ ]?(pictures|photos)|recents?|recently[-_ ](added|deleted)|favou?rites"
+    "|(txt2img|img2img|extras)-(images|grids)|init-images"  # Automatic1111's
     "|live[-_ ]?photos|bluetooth|scans?|scanned[-_ ]documents|edited|imports?|attachments|dcim"
 )
 _BRAND = "whatsapp|telegram|instagram|snapchat|facebook|messenger|signal|viber|wechat|tiktok|twitter|reddit|pinterest"
@@ -38,7 +39,7 @@ _PAIRS = frozenset(
 )  # fmt: skip
 # Words for versions of the same images, of which each may have a folder.
 _VERSION = re.compile(
-    r"raw|originals?|processed|preprocessed|cropped|crops|resized|rescaled|edited|edits|retouched|final|clean(ed)?"
+    r"raw|colou?rs?|rgb|segmented|masked|originals?|processed|preprocessed|cropped|crops|resized|rescaled|edited|edits|retouched|final|clean(ed)?"
     r"|upscaled|downscaled|enhanced|aligned|augmented|flipped|rotated|colou?ri[sz]ed|gr[ea]y(scale)?|bw|denoised"
     r"|restored|watermarked|compressed|backgrounds?[-_ ]?removed|no[-_ ]?(background|bg)|[248]x",
     re.IGNORECASE,
@@ -56,6 +57,7 @@ _NOT_CLASS = re.compile(
     r"|sample|(img|signal|whatsapp|telegram|screenshot|comfyui|untitled).*|.*[-_ ](at|on)",
     re.IGNORECASE,
 )
+_GRIDS = re.compile(r"(txt2img|img2img)-grids")
 _PREVIEW, _MODELS = ".preview", (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".civitai.info", ".metadata.json")
 _MOSTLY = 0.9  # the share of the files that have such names
 _MOST_WORDS = 0.5  # different words for each file: with more, the words aren't classes
@@ -71,6 +73,12 @@ def previews(store: Store, images: Sequence[str]) -> dict[str, str]:
     names = {path: stem(path)[: -len(_PREVIEW)] for path in images if stem(path).endswith(_PREVIEW)}
     found = {path for path, name in names.items() if any(name + kind in store.entries for kind in _MODELS)}
     return dict.fromkeys(sorted(found), "previews of models beside them")
+
+
+def grids(images: Sequence[str]) -> dict[str, str]:
+    """Automatic1111's grids of the images that it generated, with the reason."""
+    found = [path for path in images if any(map(_GRIDS.fullmatch, path.split("/")[:-1]))]
+    return dict.fromkeys(found, "grids of generated images")
 
 
 def priors(images: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ _WORDS = (  # each with the image's own name as `core`
     r"(?P<core>.+)-\d{2,5}x\d{2,5}",  # WordPress' sizes
     r"(?P<core>.+)@[234]x",
     r"(?P<core>.+)~\d",  # Android's
+    r"(?P<core>.+?) \(.*(conflict|konflikt|conflit|conflicto).*\)",  # Dropbox' and others'
+    r"(?P<core>.+)\.sync-conflict-.+",
 )
 _NUMBERED = re.compile(r"(?P<core>.*[^ ]) ?\(\d{1,2}\)")
 _EDITS = [re.compile(words) for words in _WORDS]
@@ -39,7 +41,8 @@ _SHARED = [
 # At least one of these is in each such name. Most data sets have none, and looking for them is fast.
 _HINTS = (
     "( ~ @ img_e .rf. burst copy copi kopi cópia コピー 副本 копия edit bearbeitet modifi bewerkt effects enhanced "
-    "retouch crop resize scale rotate flip mirror hdr orig portrait night mp animation"
+    "retouch crop resize scale rotate flip mirror hdr orig portrait night mp animation "
+    "conflict"
 )
 _SIZE = re.compile(r"\dx\d")
 
@@ -63,7 +66,7 @@ def with_edits_as_one(
     if max(map(len, labels.values())) < 2:
         return image_of
     pairs = [f"{name} of {other}" for name, other in first.items()]
-    message = f"{plural(len(first), 'image')} named as copies, edits or bursts of others ({examples(pairs)})"
+    message = f"{plural(len(first), 'image')} with names of copies, edits or bursts of others ({examples(pairs)})"
     findings.remark(f"{message}: they stay on one side of the split")
     return lambda path: first.get(name := image_of(path), name)
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
-from ldm.data.folders.common_names import previews, priors
+from ldm.data.folders.common_names import grids, previews, priors
 from ldm.data.folders.companion_arrays import arrays_beside
 from ldm.data.folders.mask_pixels import NAMED, SAMPLED, Pair, mask_evidence, pixel_facts
 from ldm.data.folders.scene_names import companions_by_name
@@ -83,6 +83,7 @@ def excluded_images(
 
     excluded |= previews(store, images)
     excluded |= priors(rest())
+    excluded |= grids(rest())
     excluded |= arrays_beside(store, rest())
     excluded |= _named_as_masks(rest())
     excluded |= companions_by_name(store, rest(), findings)

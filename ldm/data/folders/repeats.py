@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from ldm.common.errors import UserError
-from ldm.data.folders.classes import CAMERA, DATE
+from ldm.data.folders.classes import CAMERA, DATE, is_storage_folder
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import common_folder, first_folder
 from ldm.data.reading.sample import Sample
@@ -33,7 +33,7 @@ def repeats_of(paths: Sequence[str], wanted: bool | None, known: Collection[str]
     excluded = _excluded(paths, found)
     strays = [path for path in paths if path not in found and path not in excluded]
     numbers = {match[0]: int(match["repeats"]) for match in kept.values()}
-    if not wanted and (doubt := _doubt(numbers, strays)):
+    if not wanted and (doubt := _doubt(numbers, strays, _inner_folders(kept))):
         findings.remark(doubt)
         return {}
     findings.leave_out(strays, "in no folder NUMBER_name, where data.repeats=true")
@@ -69,9 +69,20 @@ def repeat_described(samples: Sequence[Sample], wanted: bool | None, findings: F
     return [sample for sample in samples if sample.repeats]
 
 
-def _doubt(numbers: Mapping[str, int], strays: Sequence[str]) -> str | None:
+def _inner_folders(kept: Mapping[str, re.Match[str]]) -> set[str | None]:
+    """The folders right within those of repeats, None for images right in these."""
+    found = set()
+    for path, match in kept.items():
+        steps = path.split("/")
+        found.add(first_folder(path, "/".join(steps[: steps.index(match[0]) + 1])))
+    return found
+
+
+def _doubt(numbers: Mapping[str, int], strays: Sequence[str], inner: Collection[str | None]) -> str | None:
     """Why the numbers may not be repeats, in words."""
     names = examples(sorted(numbers))
+    if len(inner) > 1 and None not in inner and not all(is_storage_folder(str(name)) for name in inner):
+        return f"{names}: not read as repeats, as all images are in folders inside; {_OPTION}"
     if strays:
         lie = "lies" if len(strays) == 1 else "lie"
         where = f"{plural(len(strays), 'image')}, such as {strays[0]}, {lie} elsewhere"

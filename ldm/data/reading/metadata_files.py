@@ -9,14 +9,15 @@ from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.data.reading.findings import Findings, examples, plural
-from ldm.data.reading.paths import ending, inside, is_image
+from ldm.data.reading.paths import Tails, ending, inside, is_image
 from ldm.data.reading.rows import FILE_NAME, Row, is_gap, is_index, number_labels, read_lists, rows_of
-from ldm.data.reading.sample import COLUMNS, PATHS, USUAL, Sample, join_tags, label_of, text_of, usual_names
+from ldm.data.reading.sample import PATHS, USUAL, Sample, join_tags, label_of, merged, text_of, usual_names
 from ldm.data.reading.split_column import read_splits, split_column
 from ldm.data.reading.store import Store
 
 _TAG_WORDS, _TAGS = 2.5, 3  # averages: words of a tag at most, tags of an image at least
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
+TABLES = (".csv", ".tsv")
 
 
 def read_metadata(
@@ -41,7 +42,7 @@ def read_metadata(
         found[path] = _File(store, path, columns, findings).samples(
             lambda image: inside(image, (under,)) and keep(image)
         )
-    return _merged(found, findings) if len(found) > 1 else [sample for rows in found.values() for sample in rows]
+    return merged(found, findings) if len(found) > 1 else [sample for rows in found.values() for sample in rows]
 
 
 def is_metadata(path: str) -> bool:
@@ -56,8 +57,10 @@ class _File:
         self.store, self.path, self.folder, self.findings = store, path, posixpath.dirname(path), findings
         self.where = f"{store.where}/{path}"
         findings.read.add(path)
-        self.is_csv, self.gaps = ending(path) == ".csv", dict[str, None]()
+        self.is_csv, self.gaps = ending(path) in TABLES, dict[str, None]()
         self.rows = rows_of(store, path, findings)
+        self.tails: Tails | None = None
+        self.tails = self._tails()
         self.columns = self._known({key: key for key in PATHS} | dict(columns), columns)
         name = self.columns.get("text", "")  # of the column of captions
         if self.is_csv and (n := read_lists(self.rows, name)):
@@ -90,6 +93,19 @@ class _File:
             kinds = "(null, not-a-number, true, a mapping) and count as missing"
             self.findings.warn(f"{message} {kinds}: {examples(self.gaps)}")
         return found
+
+    def _tails(self) -> Tails | None:
+        """If no name is that of an image, and all are found by their last parts: what finds them."""
+        names = [row[FILE_NAME] for row in self.rows]
+        if not names or any(map(self._is_there, names)):
+            return None
+        tails = Tails(self.store.entries)
+        found = [tails.find(name) for name in names]
+        if None in found:
+            return None
+        message = f"{self.path} names images by other paths, and all are found by the last parts"
+        self.findings.remark(f"{message} ({examples([names[0]])} is {examples([str(found[0])])})")
+        return tails
 
     def _known(self, columns: dict[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
         """The name that each column has in this file: the one that the user gives, else ours, else a usual one."""
@@ -190,6 +206,8 @@ class _File:
 
     def _place(self, name: str) -> str:
         """The path in the store: from the metadata's own folder, or from the data's root if the file is only there."""
+        if self.tails and (path := self.tails.find(name)):
+            return path
         own = _inside(self.path, self.folder, self._below_root(name))
         if own in self.store.entries:
             return own
@@ -223,31 +241,6 @@ def option_of(key: str, name: str) -> str:
         escaped = name.replace("\\", "\\\\").replace('"', '\\"')
         name = f'"{escaped}"'
     return f"data.columns={shlex.quote('{' + f'{key}: {name}' + '}')}"
-
-
-def _merged(files: Mapping[str, Sequence[Sample]], findings: Findings) -> list[Sample]:
-    """The samples of all files. Where several describe an image, the file nearest to it counts, and the others fill in
-    what it leaves empty."""
-    nearest: dict[str, str] = {}
-    for path in sorted(files, key=lambda path: -path.count("/")):
-        for sample in files[path]:
-            nearest.setdefault(sample.image, path)
-    others: dict[str, Sample] = {}
-    for path, samples in files.items():
-        others |= {s.image: s for s in reversed(samples) if nearest[s.image] != path}
-    kept = [sample for path, samples in files.items() for sample in samples if nearest[sample.image] == path]
-    if others:
-        message = f"{plural(len(others), 'image')} described by several files of metadata ({examples(files)})"
-        findings.warn(f"{message}: the nearest file counts, and the others fill its gaps: {examples(others)}")
-    for sample in [sample for sample in kept if sample.image in others]:
-        _fill(sample, others[sample.image])
-    return kept
-
-
-def _fill(sample: Sample, other: Sample) -> None:
-    for key in COLUMNS:
-        if getattr(sample, key) in (None, ""):
-            setattr(sample, key, getattr(other, key))
 
 
 def _are_tags(path: str, name: str, lists: Sequence[list[Any]], findings: Findings) -> bool:

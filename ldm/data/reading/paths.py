@@ -2,7 +2,8 @@
 
 import posixpath
 import re
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
 from ldm.images import IMAGES
@@ -39,7 +40,8 @@ def is_junk(path: str, sure: bool = False) -> bool:
     steps = path.lower().split("/")[:-1]
     if sure:
         return not _SURE_JUNK.isdisjoint(steps)
-    return any(step in _JUNK or _JUNK_LIKE.fullmatch(step) for step in steps)
+    is_derived = "/resources/derivatives/" in f"/{path}" or "/resources/renders/" in f"/{path}"  # by Apple's Photos
+    return is_derived or any(step in _JUNK or _JUNK_LIKE.fullmatch(step) for step in steps)
 
 
 def inside(path: str, folders: Collection[str]) -> bool:
@@ -70,3 +72,30 @@ def join(base: str, name: str) -> str:
 def evenly_spaced(items: Sequence[T], most: int) -> Sequence[T]:
     """At most `most` of the items, at equal distances, the first included."""
     return items[:: -(-len(items) // most) or 1]
+
+
+class Tails:
+    """Finds images by the last parts of a path, for metadata that were written in another place or name only files."""
+
+    def __init__(self, paths: Iterable[str]):
+        self.by_name: dict[str, list[str]] = defaultdict(list)
+        for path in filter(is_image, paths):
+            name = posixpath.basename(path).lower()
+            self.by_name[name].append(path)
+            self.by_name[stem(name)].append(path)
+
+    def find(self, name: str) -> str | None:
+        """The image whose path agrees with `name` in most of its last folders, regardless of case and, where `name` has
+        none, of the ending. None if there is none or several agree as well."""
+        *folders, last = re.split(r"[/\\]", name.strip().lower())
+        if ".." in folders:
+            return None
+        counts = {path: _agreeing(path.lower().split("/")[:-1], folders) for path in self.by_name.get(last, ())}
+        best = [path for path, count in counts.items() if count == max(counts.values())]
+        return best[0] if len(best) == 1 else None
+
+
+def _agreeing(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many of their last items agree."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -34,7 +34,7 @@ def rows_of(store: Store, path: str, findings: Findings) -> list[Row]:
     Raises UserError for a file that isn't of this form.
     """
     where, text = f"{store.where}/{path}", store.text(path)
-    rows = list(_table(where, path, text, findings) if ending(path) == ".csv" else _objects(where, text))
+    rows = list(_table(where, path, text, findings) if ending(path) in (".csv", ".tsv") else _objects(where, text))
     _name_images(where, path, rows, findings)
     return [row for _, row in rows]
 

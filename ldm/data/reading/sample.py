@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ldm.common import annotations
 from ldm.common.errors import UserError
+from ldm.data.reading.findings import Findings, examples, plural
 
 COLUMNS = ("text", "label", "map", "mask", "control")
 PATHS = ("map", "mask", "control")  # columns that name files
@@ -86,6 +87,31 @@ def label_of(value: Any) -> str | int | None:
 def join_tags(text: Text) -> str | None:
     """A list of tags as one caption, separated by commas; other texts as they are."""
     return ", ".join(text) if isinstance(text, list) else text
+
+
+def merged(files: Mapping[str, Sequence[Sample]], findings: Findings) -> list[Sample]:
+    """The samples of all files. Where several describe an image, the file nearest to it counts, and the others fill in
+    what it leaves empty."""
+    nearest: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: -path.count("/")):
+        for sample in files[path]:
+            nearest.setdefault(sample.image, path)
+    others: dict[str, Sample] = {}
+    for path, samples in files.items():
+        others |= {s.image: s for s in reversed(samples) if nearest[s.image] != path}
+    kept = [sample for path, samples in files.items() for sample in samples if nearest[sample.image] == path]
+    if others:
+        message = f"{plural(len(others), 'image')} described by several files of metadata ({examples(files)})"
+        findings.warn(f"{message}: the nearest file counts, and the others fill its gaps: {examples(others)}")
+    for sample in [sample for sample in kept if sample.image in others]:
+        _fill(sample, others[sample.image])
+    return kept
+
+
+def _fill(sample: Sample, other: Sample) -> None:
+    for key in COLUMNS:
+        if getattr(sample, key) in (None, ""):
+            setattr(sample, key, getattr(other, key))
 
 
 def _words(value: Any) -> str | None:

@@ -20,7 +20,7 @@ _UNPACK = "unpack the .zip, and give the folder as data.root"
 _METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95: "XZ"}
 # Hidden files and folders of systems and tools, which nobody means as data.
 _HIDDEN_JUNK = re.compile(
-    r"\._.*|\.ds_store|\.(git|svn|hg|cache|venv|conda|tox|idea|vscode|config|local|npm|thumb.*|@.*|trash.*|nfs.*|fuse.*)"
+    r"\._.*|\.ds_store|\.(git|svn|hg|cache|venv|conda|tox|idea|vscode|config|local|npm|thumb.*|@.*|d?trash.*|nfs.*|fuse.*)"
     r"|\.(appledouble|spotlight.*|fseventsd|documentrevisions.*|temporaryitems|ipynb_checkpoints|__.*|st(folder|versions)"
     r"|sync|dropbox.*|snapshots?|picasa.*\.ini|directory|huggingface|hydra|ruff_cache|pytest_cache|mypy_cache)",
     re.IGNORECASE,

@@ -54,6 +54,7 @@ _STARTS = {
 }
 _KNOWN = frozenset((*IMAGES, *UNREADABLE, *TABLES, ".txt", ".caption", ".cap", ".xml", ".html", ".npz", ".db", ".ovr"))
 _HEAD, _LOOKED_AT = 132, 16  # bytes of a file; endings, and files of each
+_BACKUP = re.compile(r"\.(jpe?g|png|tiff?|webp|gif|bmp|heic)(_original|~)|\.(bak|orig|old)")  # exiftool's, editors'
 _NO_DATA = re.compile(
     r"(readme|licen[sc]e|copying|citation|notice|changelog|thumbs\.db|desktop\.ini|manifest)\b.*", re.I
 )
@@ -80,7 +81,10 @@ def report_disguised(store: Store, paths: Sequence[str], findings: Findings) -> 
     for path in paths:
         if (kind := ending(path)) not in _KNOWN and not is_junk(path):
             by_ending[kind].append(path)
-    for found in list(by_ending.values())[:_LOOKED_AT]:
+    for kind, found in list(by_ending.items())[:_LOOKED_AT]:
+        if _BACKUP.fullmatch(kind):
+            findings.leave_out(found, "copies by their names, as programs make them before they change a file")
+            continue
         kinds = {content for path in found[:_LOOKED_AT] if (content := _kind_by_content(store, path))}
         if kinds == {_DICOM}:
             findings.leave_out(found, f"{_DICOM} by their content, which {_MEDICAL}")

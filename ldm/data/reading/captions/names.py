@@ -19,8 +19,8 @@ _LOOKED_AT = 1000  # names
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """The words in a name, without numbers."""
-    return tuple(re.findall(r"[^\W\d_]+", name))
+    """The words in a name, without numbers and the letters in hashes."""
+    return tuple(re.findall(r"(?<![^\W_])[^\W\d_]+(?![^\W_])", name))
 
 
 def is_prose(name: str, least: int = _PROSE) -> bool:
