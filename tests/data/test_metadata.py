@@ -212,7 +212,7 @@ def test_absolute_paths_inside_of_the_data(tmp_path):
     root = images(tmp_path, "a/0.png", "a/1.png")
     describe(root / "a", {"file_name": str(root / "a/0.png"), "text": "a"})
     assert found(root)[0][0].image == "a/0.png"
-    describe(root / "a", {"file_name": "/elsewhere/0.png"})
+    describe(root / "a", {"file_name": "/elsewhere/2.png"})
     with pytest.raises(UserError, match="lies outside the data: write paths from the metadata's own folder"):
         found(root)
 

@@ -323,7 +323,7 @@ def test_metadata_may_name_paths_from_the_root(tmp_path, caplog):
 
 
 def test_metadata_that_names_nothing_that_is_there(tmp_path):
-    root = lay_out(tmp_path / "d", *numbered("images"))
+    root = lay_out(tmp_path / "d", *numbered("images", "more"))
     describe(root, {"file_name": "0.png"}, {"file_name": "1.png"})
     with pytest.raises(UserError, match=r"names '0.png', and none .* exists, but images/0.png does: file_name"):
         tables(root)
