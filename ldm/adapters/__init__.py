@@ -1,4 +1,4 @@
-"""What is put on a trained model: small files that name by its hash the base they were trained on."""
+"""Adapters: small additions to a trained model, whose files identify the base they were trained on by its hash."""
 
 from ldm.adapters.adaptable import Adaptable
 from ldm.adapters.adapter import Adapter, base_of, read

@@ -1,4 +1,4 @@
-"""The side of the model that adapters are put on."""
+"""The part of a model that puts adapters on it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from ldm.common.errors import UserError
 
 
 class Adaptable(WithLora):
-    """A model that keeps a list of what was put on it: `adapters`, by name, each with its scale."""
+    """A model with adapters on it: `adapters`, by name, each with its scale."""
 
     adapters: dict[str, tuple[Adapter, float]]
-    base_hash: str | None = None  # of the model as it was loaded, before anything was put on it
+    base_hash: str | None = None  # the hash of the model as it was loaded, before any adapter was put on
 
     @check_arguments
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
-        """Puts an adapter on, under a name of its own. Refuses one of another base unless forced."""
+        """Puts an adapter on the model under `name`. Raises UserError for one of another base, unless forced."""
         if name in self.adapters:
             raise UserError(f"there is an adapter '{name}' on this model already: give another name=.")
         adapter.check_base(self, where or name, force)
@@ -41,8 +41,9 @@ class Adaptable(WithLora):
     ) -> None:
         """Puts on the ControlNet at `path`: a run, a model folder, a folder of diffusers, a CompVis checkpoint.
 
-        It counts `scale` in the steps from the share `start` to the share `end` of all, for images that get a control
-        image (`control=`). Several add up. Its `name` is that of its run or folder unless given.
+        Its residuals are multiplied by `scale`, in the steps from the share `start` to the share `end` of all, for
+        images with a control image (`control=`). Several ControlNets add up. Its `name` is that of its run or folder
+        unless given.
         """
         check_span(start, end)
         path = Path(path)
@@ -54,7 +55,10 @@ class Adaptable(WithLora):
         )
 
     def bare(self, what: str, controlnets: bool = False) -> Any:
-        """The model, if nothing is on it that its file wouldn't hold; some files hold `controlnets` too."""
+        """The model itself. Raises UserError if an adapter on it would be missing in its file.
+
+        Some files hold `controlnets` too. `what` starts the message.
+        """
         held = (WordEmbedding, Control) if controlnets else WordEmbedding
         lost = [name for name, (adapter, _) in self.adapters.items() if not isinstance(adapter, held)]
         if lost:

@@ -1,4 +1,4 @@
-"""What adapters have in common: the base that they belong to, and their model folder."""
+"""What adapters have in common: their base and their model folder."""
 
 import os
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from ldm.common.errors import UserError
 
 
 class Adapter(nn.Module):
-    """Weights that change a base model, in a model folder of their own (`ldm.artifact`): the base's are not in it.
+    """Weights that change a base model, stored in their own model folder (`ldm.artifact`) without those of the base.
 
-    A subclass is registered, keeps its weights as parameters, and puts them on a model by `attach(model, name, scale)`,
-    which may be called once a name. `base` is plain data, `{"hash": ..., "path": ...}`: `artifact.model_hash` of the
-    model that it was trained on, and where that lay, seen from the adapter's model folder or absolute. An adapter of
-    unknown origin (a file of another tool's) has none and is put on whatever its shapes fit.
+    A subclass is registered, has its weights as parameters, and puts them on a model by `attach(model, name, scale)`,
+    once for each name. `base` is plain data, `{"hash": ..., "path": ...}`: `artifact.model_hash` of the model that it
+    was trained on, and the path of that model, absolute or relative to the adapter's model folder. An adapter of
+    unknown origin (a file of another tool) has no base, and can be put on any model that its shapes fit.
     """
 
     def __init__(self, base: Mapping[str, str] | None = None):
@@ -29,7 +29,7 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def check_base(self, model: Any, where: str, force: bool = False) -> None:
-        """Refuses a model that isn't the base, unless forced."""
+        """Raises UserError for a model other than the base, unless forced. `where` names the adapter."""
         wanted, found = self.base.get("hash"), hash_of(model)
         if wanted and wanted != found and not force:
             raise UserError(
@@ -38,7 +38,7 @@ class Adapter(nn.Module):
             )
 
     def find_base(self, folder: Path) -> Path:
-        """Where the base lies, for an adapter in the model folder `folder`. Raises UserError if it isn't there."""
+        """The path of the base, for an adapter in the model folder `folder`. Raises UserError if it isn't there."""
         path = self.base.get("path")
         if not path:
             raise UserError(f"{folder} is an adapter that names no base: load a base, then put it on.")
@@ -52,16 +52,16 @@ class Adapter(nn.Module):
 
 
 def hash_of(model: Any) -> str:
-    """The hash that names a base: of the model as it was loaded, whatever has been put on it since."""
+    """The hash that identifies a base: that of the model as it was loaded, whatever was put on it since."""
     if getattr(model, "base_hash", None) is None:
         model.base_hash = artifact.model_hash(model)
     return model.base_hash
 
 
 def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
-    """What an adapter in the model folder `folder` records of its base `model`, which lies at `path`.
+    """Hash and path of the base `model` at `path`, as an adapter in the model folder `folder` records them.
 
-    The path is a relative one where both lie in the same tree, so that a tree of runs can be moved.
+    The path is relative if both are in the same tree, so that a tree of runs can be moved.
     """
     path, folder = path.expanduser().resolve(), folder.expanduser().resolve()
     near = len(Path(os.path.commonpath([path, folder])).parts) > 1
@@ -69,7 +69,7 @@ def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
 
 
 def read(path: str | Path) -> Adapter:
-    """The adapter in a run folder or a model folder."""
+    """The adapter in a run folder or a model folder. Raises UserError if there is none."""
     path = Path(path).expanduser()
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file():

@@ -1,4 +1,4 @@
-"""ControlNets on a model: their model folder, their control images, and how much each of them counts."""
+"""ControlNets on a model: their model folder, their control images, scales and spans."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,8 +24,11 @@ Settings = float | Mapping[str, float] | None  # for all ControlNets, or by name
 
 @register
 class Control(Adapter):
-    """A ControlNet and the kind of control image that it was trained on. It counts `scale`, in the steps from the share
-    `start` to the share `end` of all, unless given otherwise for an image."""
+    """A ControlNet and the kind of control image that it was trained on.
+
+    Unless given otherwise when generating, its residuals are multiplied by `scale`, in the steps from the share `start`
+    to the share `end` of all.
+    """
 
     scale, start, end = 1.0, 0.0, 1.0
 
@@ -34,6 +37,7 @@ class Control(Adapter):
         self.network, self.hint = network, hint
 
     def attach(self, model: Any, name: str, scale: float) -> None:
+        """Puts the ControlNet on the network of `model`. Raises UserError if it doesn't fit."""
         inner = model.denoiser.network
         base = inner.network if isinstance(inner, Controlled) else inner
         factor = model.first_stage.factor * getattr(base, "patch", 1)
@@ -66,8 +70,11 @@ def open_control(path: str | Path) -> Control:
 
 @dataclass(frozen=True)
 class ControlImages:
-    """What ControlNets are given for some images, by the ControlNet's name: control images (B, C, H, W) in [0, 1], how
-    much each counts (`scales`), and from which to which share of the steps (`spans`). `guess`: see `control_images`."""
+    """Control images (B, C, H, W) in [0, 1] by the names of their ControlNets, with scales and spans.
+
+    `scales` multiply the residuals. `spans` are the first and last share of the steps in which a ControlNet acts.
+    `guess` is guess mode: see `control_images`.
+    """
 
     images: dict[str, Tensor]
     scales: dict[str, float]
@@ -79,39 +86,44 @@ class ControlImages:
         return replace(self, images={name: _repeated(image, n, name) for name, image in self.images.items()})
 
     def take(self, rows: Tensor) -> "ControlImages":
-        """Those of some of the images."""
+        """The control images of some of the images, by their indices `rows`."""
         return replace(self, images={name: image[send(rows, image.device)] for name, image in self.images.items()})
 
     def put_on(self, denoiser: Any, terms: Terms, sigmas: Tensor, guidance: Any) -> tuple[Any, Terms]:
-        """Denoiser and terms with the ControlNets taking part, each in its span.
+        """Denoiser and terms with the ControlNets, each acting in its span.
 
-        A span holds a step, as in diffusers, if it holds all of it; the steps' noise levels are `sigmas` (N + 1,).
+        As in diffusers, a span includes a step only if it includes all of it; `sigmas` (N + 1,) are the noise levels of
+        the steps.
         """
         if self.guess and not terms.others and isinstance(guidance, (int, float)) and guidance != 1:
-            terms = classifier_free(terms.full, terms.full, float(guidance))  # away from what nothing controls
+            terms = classifier_free(terms.full, terms.full, float(guidance))  # away from the prediction without control
         names, networks = denoiser.network.names, denoiser.network.controlnets
         outputs = {name: net.outputs for name, net in zip(names, networks, strict=True) if name in self.images}
-        elsewhere = 0.0 if self.guess else 1.0
-        others = tuple((self._added(cond, outputs, elsewhere), weight) for cond, weight in terms.others)
+        share = 0.0 if self.guess else 1.0
+        others = tuple((self._added(cond, outputs, share), weight) for cond, weight in terms.others)
         return self._within_spans(denoiser, sigmas), Terms(self._added(terms.full, outputs, 1.0), others)
 
     def _added(self, cond: Cond, outputs: Mapping[str, int], share: float) -> Cond:
-        """`cond` with the control images, whose residuals count `share` times their scales."""
+        """`cond` with the control images and the weights of their residuals: `share` times the scales.
+
+        `outputs` are the numbers of residuals of the ControlNets. In guess mode weights rise from a tenth to 1.
+        """
         control, weights = dict(cond.control), dict(cond.control_weights)
         for name, n in outputs.items():
-            even = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
+            profile = torch.logspace(-1, 0, n) if self.guess and n > 1 else torch.ones(n)
             image = self.images[name]
             control[name] = image
-            weights[name] = send(share * self.scales[name] * even, image.device).expand(len(image), n)
+            weights[name] = send(share * self.scales[name] * profile, image.device).expand(len(image), n)
         return replace(cond, control=control, control_weights=weights)
 
     def _within_spans(self, denoiser: Any, sigmas: Tensor) -> Any:
-        """`denoiser` without the ControlNets whose span doesn't hold the step."""
+        """`denoiser`, at each step without the ControlNets whose span doesn't include the step."""
         if all(span == (0.0, 1.0) for span in self.spans.values()):
             return denoiser
         levels = {name: _levels(span, sigmas) for name, span in self.spans.items()}
 
         def within(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            """`x` (B, C, H, W) at `sigma` (B,), all the same -> x0 (B, C, H, W)."""
             now = sigma[0].item()
             off = {name for name, (low, high) in levels.items() if not low <= now <= high}
             return denoiser(x, sigma, cond.without_control(off))
@@ -124,45 +136,50 @@ def control_images(
     control: Any,
     preprocess: Preprocess,
     scale: Settings = None,
-    begin: Settings = None,
+    start: Settings = None,
     end: Settings = None,
     guess: bool = False,
-    made_from: Any = None,
+    control_from: Any = None,
 ) -> ControlImages | None:
-    """The control images for `model`, read and checked; None where none is given.
+    """The control images for `model`, read and checked; None if none is given.
 
-    `control` is a control image or a list of them, or several by the names of their ControlNets; in its place
-    `made_from` are images that control images are made from.
+    `control` is a control image or a list of them, or several by the names of their ControlNets. Instead,
+    `control_from` are images from which control images are made. `scale`, `start` and `end` replace those with which
+    the ControlNets were loaded.
 
-    With `guess`, diffusers' guess mode, the control image counts for the conditional prediction alone, and its finer
-    residuals less, down to a tenth: what is there is guessed from it without a prompt, best with a guidance of 3 to 5.
+    In guess mode, as in diffusers, only the conditional prediction uses the control image, and its finer residuals
+    count less, down to a tenth. The content is then guessed from the control image without a prompt, best with a
+    guidance scale of 3 to 5.
     """
     controls = {name: a for name, (a, _) in model.adapters.items() if isinstance(a, Control)}
-    if control is None and made_from is None:
-        if guess or scale is not None or begin is not None or end is not None:
+    if control is None and control_from is None:
+        if guess or scale is not None or start is not None or end is not None:
             raise UserError("a ControlNet's scale, start, end and guess mode need a control image: give control=.")
         return None
-    if control is not None and made_from is not None:
+    if control is not None and control_from is not None:
         raise UserError("give control images or images to make them from, not both.")
-    given = _by_name(made_from if control is None else control, controls)
-    take = _made if control is None else _read
+    given = _by_name(control_from if control is None else control, controls)
+    read_or_make = _made if control is None else _read
     device = model.latent_mean.device
-    hints = {name: send(take(controls[name], image, preprocess), device) for name, image in given.items()}
-    spans = {}
+    images = {name: send(read_or_make(controls[name], image, preprocess), device) for name, image in given.items()}
+    scales: dict[str, float] = {}
+    spans: dict[str, tuple[float, float]] = {}
     for name in given:
-        first, last = _setting(begin, name, controls[name].start), _setting(end, name, controls[name].end)
+        own = controls[name]
+        first, last = _setting(start, name, own.start), _setting(end, name, own.end)
         check_span(first, last)
-        spans[name] = (first, last)
-    return ControlImages(hints, {name: _setting(scale, name, controls[name].scale) for name in given}, spans, guess)
+        scales[name], spans[name] = _setting(scale, name, own.scale), (first, last)
+    return ControlImages(images, scales, spans, guess)
 
 
 def check_span(start: float, end: float) -> None:
     """Raises UserError for shares of the steps that aren't rising from 0 to 1."""
     if not 0 <= start < end <= 1:
-        raise UserError(f"a ControlNet acts from start={start} to end={end}: shares of the steps, 0 to 1, rising.")
+        raise UserError(f"a ControlNet's start={start}, end={end}: give rising shares of the steps, between 0 and 1.")
 
 
 def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
+    """The images by the names of the ControlNets on the model. Raises UserError for unknown or missing names."""
     if not controls:
         raise UserError("the model has no ControlNet: put one on with load_controlnet (sample.py: control=RUN).")
     if not isinstance(given, Mapping):
@@ -177,7 +194,7 @@ def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
 
 
 def _read(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
-    """Control images (B, C, H, W) as they are."""
+    """Control images (B, C, H, W) in [0, 1], read as they are."""
     if isinstance(given, Tensor):
         hints = _finite(given)
     else:
@@ -190,7 +207,7 @@ def _read(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def _made(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
-    """Control images (B, C, H, W) of the edges, greys or colours of images."""
+    """Control images (B, C, H, W) in [0, 1] made from images: their edges, grey values or colours."""
     if control.hint.column != "image":
         raise UserError(
             f"this ControlNet's control images are made from a {control.hint.column}, not from an image: give control=."
@@ -203,9 +220,9 @@ def _made(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def _finite(given: Tensor) -> Tensor:
-    """A tensor of control images, or of those that they are made of, with a batch dimension."""
+    """A tensor of images (C, H, W) or (B, C, H, W) with a batch dimension. Raises UserError if it isn't finite."""
     if not is_finite(given):
-        raise UserError("a control image has values that are infinite or no numbers: give finite ones.")
+        raise UserError("a control image has infinite values or NaN: give finite ones.")
     return given[None] if given.ndim == 3 else given
 
 
@@ -215,7 +232,7 @@ def _setting(value: Settings, name: str, own: float) -> float:
 
 
 def _levels(span: tuple[float, float], sigmas: Tensor) -> tuple[float, float]:
-    """Lowest and highest sigma at which the steps of a span begin."""
+    """The lowest and highest sigma at which steps in the span start."""
     n = len(sigmas) - 1
     steps = [i for i in range(n) if i / n >= span[0] and (i + 1) / n <= span[1]]
     if not steps:

@@ -1,4 +1,4 @@
-"""LoRAs that make a model generate in few steps: while one is on, it is sampled as the LoRA was trained for."""
+"""LoRAs with which a model generates in few steps: while one is on, its sampling defaults are those of the LoRA."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def set_sampling_defaults(model: Any) -> None:
     if few:
         own = vars(model).setdefault("_own", (model.sampling, model.distilled, model._spec))
         model.sampling, model.distilled = {**own[0], **few[-1]["sampling"]}, dict(few[-1]["distilled"])
-        # so that a merged model is saved with them
+        # A merged model is saved with them too.
         model._spec = {**own[2], "sampling": model.sampling, "distilled": model.distilled}
     elif "_own" in vars(model):
         model.sampling, model.distilled, model._spec = vars(model).pop("_own")

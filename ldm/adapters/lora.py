@@ -1,4 +1,4 @@
-"""LoRA on a model: which layers, its model folder, and the files of other tools."""
+"""LoRA on a model: its layers, its model folder, and the files of other tools."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -25,10 +25,11 @@ PRESETS = ("attention", "convolutions", "linear", "all")
 
 @register
 class LoraAdapter(Adapter):
-    """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`, with `alphas` by
-    `unet.LAYER`; layers of the text encoder begin with `text_encoder.`. `shapes` are those of the weights. `trigger` is
-    the word that it was trained with, for whoever reads the config. `few`, of one that makes its base fast, are the
-    model's `sampling` and `distilled` while it is on.
+    """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`.
+
+    `alphas` are by `unet.LAYER`; names of layers in the text encoder begin with `text_encoder.`. `shapes` are those of
+    the weights. `trigger` is the word that it was trained with, recorded for information. `few` has the model's
+    `sampling` and `distilled` while a LoRA for few steps is on it.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class LoraAdapter(Adapter):
             _grow(self, name, nn.Parameter(torch.empty(tuple(shape)), requires_grad=False))
 
     @classmethod
-    def holding(
+    def of_tensors(
         cls,
         weights: Mapping[str, Tensor],
         alphas: Mapping[str, float],
@@ -53,7 +54,7 @@ class LoraAdapter(Adapter):
         base: Mapping[str, str] | None = None,
         few: Mapping[str, Any] | None = None,
     ) -> "LoraAdapter":
-        """Around the given tensors, without copying them."""
+        """A LoRA with the given tensors as weights, which aren't copied."""
         about = {"few": few} if few else {}
         adapter = cls({name: list(tensor.shape) for name, tensor in weights.items()}, alphas, trigger, base, **about)
         for name, tensor in weights.items():
@@ -62,11 +63,11 @@ class LoraAdapter(Adapter):
 
     @property
     def lora(self) -> formats.Lora:
-        """Its weights and alphas, as files hold them."""
+        """Weights and alphas, as in files."""
         return formats.Lora(dict(self.state_dict()), dict(self.alphas))
 
     def attach(self, model: Any, name: str, scale: float) -> None:
-        """Puts the weights into layers of peft's; none of the base's changes."""
+        """Puts the weights into peft's layers on `model`; the weights of the base don't change."""
         lora, inner = self.lora, inner_name(name)
         formats.check_strength(lora, scale, f"the LoRA '{name}'")
         fitted = {}
@@ -80,7 +81,7 @@ class LoraAdapter(Adapter):
             for where, weight in layers.weights(module, inner).items():
                 weight.data.copy_(given[where].reshape(weight.shape))
                 weight.requires_grad_(False)
-            for _, layer in layers.holding(module, inner):
+            for _, layer in layers.injected(module, inner):
                 layer.eval()
             layers.scale(module, inner, scale)
 
@@ -95,7 +96,7 @@ def start(
     text_encoder: bool = False,
     dropout: float = 0.0,
 ) -> None:
-    """A new LoRA on `model`, which changes nothing yet, ready to train."""
+    """Puts a new LoRA on `model`, ready to train; as yet it changes nothing. `wanted` are the layers: see `chosen`."""
     if text_encoder and not any(isinstance(part, Text) for part in model.conditioner.parts.values()):
         raise UserError("text_encoder=true adapts the built-in text encoder, which this base doesn't have.")
     parts = components(model, {UNET, TEXT} if text_encoder else {UNET})
@@ -111,13 +112,13 @@ def start(
 def trained(
     model: Any, name: str, trigger: str | None, base: Mapping[str, str], few: Mapping[str, Any] | None = None
 ) -> LoraAdapter:
-    """The LoRA `name` on `model`, as what is saved: the tensors themselves."""
+    """The LoRA `name` on `model` as an adapter to save. It shares the tensors with the model."""
     weights: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for kind, module in components(model, None).items():
         weights |= {f"{kind}.{k}": v for k, v in layers.weights(module, name).items()}
-        alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.holding(module, name)}
-    return LoraAdapter.holding(weights, alphas, trigger, base=base, few=few)
+        alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.injected(module, name)}
+    return LoraAdapter.of_tensors(weights, alphas, trigger, base=base, few=few)
 
 
 def names_in_model(model: Any, name: str) -> dict[str, str]:
@@ -125,23 +126,24 @@ def names_in_model(model: Any, name: str) -> dict[str, str]:
     prefixes = {module: prefix for prefix, module in model.named_modules()}
     found = {}
     for kind, module in components(model, None).items():
-        for layer, _ in layers.holding(module, name):
+        for layer, _ in layers.injected(module, name):
             for matrix in ("lora_A", "lora_B"):
                 found[f"{kind}.{layer}.{matrix}.weight"] = f"{prefixes[module]}.{layer}.{matrix}.{name}.weight"
     return found
 
 
 def chosen(names: Mapping[str, nn.Module], wanted: str | Sequence[str]) -> list[str]:
-    """The layers that `wanted` means: attention, convolutions, linear, all, or parts of names (`attn2`, `mid_block`,
-    `up_blocks.*.conv1`), or a list of such."""
+    """The names of layers that match `wanted`: attention, convolutions, linear, all, or parts of names (`attn2`,
+    `mid_block`, `up_blocks.*.conv1`), or a list of these."""
     patterns = _listed(wanted)
     return [n for n, layer in names.items() if any(_matches(n, layer, pattern) for pattern in patterns)]
 
 
 def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
-    """The parts of a model that LoRA files know: its network, and its text encoder where there is one.
+    """The parts of a model that LoRA files know, by `kinds`: its network, and its text encoders if there are any.
 
-    None: whatever is in memory, a frozen encoder that hasn't been read is not.
+    With None these are all parts in memory, so without a frozen encoder that hasn't been read. Raises UserError for a
+    kind that the model doesn't have.
     """
     network = model.denoiser.network
     found: dict[str, nn.Module] = {UNET: network.network if isinstance(network, Controlled) else network}
@@ -158,7 +160,7 @@ def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
 
 
 def changes_frozen_text(model: Any, adapter: LoraAdapter) -> bool:
-    """Whether a LoRA is on a text encoder that isn't part of the model."""
+    """Whether a LoRA changes a text encoder that isn't part of the model."""
     return any(_of(adapter.alphas, TEXT + part.suffix) for part in frozen_texts(model))
 
 
@@ -168,14 +170,14 @@ def frozen_texts(model: Any) -> list[FrozenText]:
 
 
 def xl_modules(model: Any) -> list[str]:
-    """The layers of a base that is Stable Diffusion XL's, of which kohya's tools have other names; of others none."""
+    """The layers of a Stable Diffusion XL base, which have other names in kohya's tools; none for other bases."""
     network = components(model, {UNET})[UNET]
     is_xl = getattr(network, "add_embedding", None) is not None
     return [f"{UNET}.{name}" for name in layers.adaptable(network)] if is_xl else []
 
 
 def read_file(path: Path, model: Any) -> LoraAdapter:
-    """A LoRA out of another tool's .safetensors file (diffusers', peft's, kohya's): of no known base."""
+    """The LoRA in a .safetensors file of another tool (diffusers, peft, kohya), which names no base."""
     state, metadata = formats.contents(path)
     texts = {TEXT, *(TEXT + part.suffix for part in frozen_texts(model))}
     parts = components(model, {UNET, *texts} if any(map(is_of_text, state)) else {UNET})
@@ -186,11 +188,11 @@ def read_file(path: Path, model: Any) -> LoraAdapter:
     base_differences.warn_of_differences(
         metadata, model.denoiser.parameterization, str(path), clip_skip=next(iter(skips), 1), context_dim=width
     )
-    return LoraAdapter.holding(lora.weights, lora.alphas)
+    return LoraAdapter.of_tensors(lora.weights, lora.alphas)
 
 
 def inner_name(name: str) -> str:
-    """`name` as a name of a submodule."""
+    """`name` as a valid name of a submodule, without dots."""
     return "+" + name.replace(".", "·")
 
 
@@ -199,12 +201,12 @@ def _listed(wanted: str | Sequence[str]) -> list[str]:
 
 
 def _check_targets(found: Mapping[str, Mapping[str, nn.Module]], wanted: str | Sequence[str]) -> None:
-    """Refuses a pattern that means no layer of any component."""
+    """Raises UserError for a pattern that matches no layer of any component."""
     named = [(name, layer) for names in found.values() for name, layer in names.items()]
     for pattern in _listed(wanted):
         if not any(_matches(name, layer, pattern) for name, layer in named):
             words = {part for name, _ in named for part in name.split(".") if not part.isdigit()}
-            raise UserError(f"targets: no layer is meant by '{pattern}'.{did_you_mean(pattern, {*PRESETS, *words})}")
+            raise UserError(f"targets: no layer matches '{pattern}'.{did_you_mean(pattern, {*PRESETS, *words})}")
 
 
 def _matches(name: str, layer: nn.Module, pattern: str) -> bool:
@@ -221,10 +223,11 @@ def _of(values: Mapping[str, float], kind: str) -> dict[str, float]:
 
 
 def _installed(values: Mapping[str, Any], found: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """By the names that the installed libraries give the layers: files call CLIP's otherwise."""
+    """`values` by the names of layers in the installed libraries, which differ from those in files for CLIP."""
     own = installed(found)
 
     def name_of(name: str) -> str:
+        """The name in the installed library of a layer or weight called `name` in files."""
         layer, dot, leaf = name.partition(".lora_")
         return own.get(canonical(layer), layer) + dot + leaf
 
@@ -232,7 +235,7 @@ def _installed(values: Mapping[str, Any], found: Mapping[str, nn.Module]) -> dic
 
 
 def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what: str) -> None:
-    """Refuses weights of layers that aren't there or are of another size."""
+    """Raises UserError for weights of layers that aren't there or have another size. `what` names the LoRA."""
     problems = []
     for name in {n.rpartition(".lora_")[0] for n in given}:
         layer: Any = found.get(name)
@@ -253,7 +256,7 @@ def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A 1x1 convolution's shape as a matrix's, which is how some tools write it."""
+    """The shape of a 1x1 convolution as that of a matrix, as some tools write it."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 

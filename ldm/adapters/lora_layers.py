@@ -1,7 +1,7 @@
-"""peft's LoRA layers in a module: put in, read, scaled, merged, taken out. Nothing else here knows peft.
+"""peft's LoRA layers in a module: injected, read, scaled, merged and removed. No other module of ours uses peft.
 
-The change of a weight W is scale * alpha / rank * B A (Hu et al. 2021, eq. 3), where A (rank, in) is drawn at random
-and B (out, rank) starts at zero; of a convolution A has its kernel, and B is 1x1.
+The change of a weight W is scale * alpha / rank * B A (Hu et al. 2021, eq. 3), where A (rank, in) starts at random
+and B (out, rank) at zero. For a convolution, A has its kernel and B is 1x1.
 """
 
 import re
@@ -19,7 +19,7 @@ BASE = ".base_layer"
 
 
 def adaptable(module: nn.Module) -> dict[str, Any]:
-    """The layers that a LoRA can change, by name, whether there is one on them or not."""
+    """The layers that a LoRA can change, by name, whether there is a LoRA on them or not."""
     found: dict[str, Any] = {}
     for name, layer in module.named_modules():
         plain = name.removesuffix(BASE)
@@ -31,28 +31,28 @@ def adaptable(module: nn.Module) -> dict[str, Any]:
 def inject(
     module: nn.Module, name: str, ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float = 0.0
 ) -> None:
-    """Puts a LoRA called `name`, new, on the layers of `module` that `ranks` lists. It alone requires gradients."""
+    """Puts a new LoRA called `name` on the layers of `module` in `ranks`. Only its weights require gradients."""
     peft = _peft()
     rank, alpha = most_frequent(ranks.values()), most_frequent(alphas.values())
     config = peft.LoraConfig(
         r=int(rank),
         lora_alpha=alpha,
         target_modules=f"({'|'.join(map(re.escape, ranks))})",
-        # of the others alone: peft tries each pattern on each layer
+        # Only for layers that differ, since peft tries each pattern on each layer.
         rank_pattern={f"^{re.escape(layer)}": r for layer, r in ranks.items() if r != rank},
         alpha_pattern={f"^{re.escape(layer)}": a for layer, a in alphas.items() if a != alpha},
         lora_dropout=dropout,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is another LoRA already
+        warnings.simplefilter("ignore")  # about another LoRA on the module
         peft.inject_adapter_in_model(config, module, name)
     _activate(module)
     for weight in weights(module, name).values():
         weight.requires_grad_(True)
 
 
-def holding(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Any]]:
-    """The layers of peft's with the LoRA `name`, or with any, by the name of the layer that they took the place of."""
+def injected(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, Any]]:
+    """peft's layers with the LoRA `name`, or with any LoRA, each with the name of the layer that it replaces."""
     for where, layer in module.named_modules():
         if hasattr(layer, "base_layer") and (name is None or name in layer.lora_A):
             yield where, layer
@@ -61,7 +61,7 @@ def holding(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, A
 def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
     """`LAYER.lora_A.weight` and `LAYER.lora_B.weight` of the LoRA `name`: the tensors themselves."""
     found = {}
-    for where, layer in holding(module, name):
+    for where, layer in injected(module, name):
         found[f"{where}.lora_A.weight"] = layer.lora_A[name].weight
         found[f"{where}.lora_B.weight"] = layer.lora_B[name].weight
     return found
@@ -69,13 +69,13 @@ def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def scale(module: nn.Module, name: str, factor: float) -> None:
     """Sets the factor of the LoRA `name` in every layer."""
-    for _, layer in holding(module, name):
+    for _, layer in injected(module, name):
         layer.set_scale(name, factor)
 
 
 def remove(module: nn.Module, name: str) -> None:
-    """Takes the LoRA `name` out again; a layer without any is the one it was."""
-    for where, layer in list(holding(module, name)):
+    """Removes the LoRA `name`. A layer without any LoRA becomes the original one again."""
+    for where, layer in list(injected(module, name)):
         layer.delete_adapter(name)
         if not layer.lora_A:
             _replace(module, where, layer.base_layer)
@@ -86,11 +86,11 @@ def remove(module: nn.Module, name: str) -> None:
 
 
 def merge(module: nn.Module) -> dict[str, Tensor]:
-    """Adds every LoRA to the weights and takes it out: the module is a plain one again. Returns the weights of before.
+    """Adds every LoRA to the weights and removes it, and returns the earlier weights by the names of their layers.
 
-    Raises nothing halfway: the sums are made before any weight changes.
+    All sums are computed before any weight changes, so an error leaves the module as it was.
     """
-    changes = {where: (layer, _sum(layer)) for where, layer in holding(module)}
+    changes = {where: (layer, _sum(layer)) for where, layer in injected(module)}
     before = {}
     for where, (layer, changed) in changes.items():
         before[where] = layer.base_layer.weight.data
@@ -101,13 +101,14 @@ def merge(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _activate(module: nn.Module) -> None:
-    """Has all LoRAs that there are act together: peft switches off those that the newest isn't beside."""
-    for _, layer in holding(module):
+    """Makes all LoRAs act together: peft switches the earlier ones off when it adds one."""
+    for _, layer in injected(module):
         layer.set_adapter(list(layer.lora_A))
     module.requires_grad_(False)
 
 
 def _sum(layer: Any) -> Tensor:
+    """The weight of peft's `layer` plus the changes of all its LoRAs, added in float32."""
     weight = layer.base_layer.weight.data
     total = weight.float()
     for name in layer.lora_A:

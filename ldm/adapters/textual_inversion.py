@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022): one new word of the built-in text encoder, and nothing else."""
+"""Textual inversion (Gal et al. 2022): the embedding of one new word for the built-in text encoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from ldm.conditioning.text import tokenizer
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding table with one more row, `added` (1, D), which alone trains."""
+    """An embedding table with one more row, `added` (1, D), the only one that is trained."""
 
     def __init__(self, table: nn.Embedding, row: Tensor):
         super().__init__()
@@ -23,6 +23,7 @@ class ExtendedEmbedding(nn.Module):
         self.added = nn.Parameter(row[None].clone())
 
     def forward(self, ids: Tensor) -> Tensor:
+        """`ids` (B, L) int64 -> (B, L, D)."""
         return F.embedding(ids, torch.cat([self.weight, self.added]))
 
 
@@ -36,21 +37,22 @@ class WordEmbedding(Adapter):
         self.row = nn.Parameter(torch.empty(1, dim), requires_grad=False)
 
     @classmethod
-    def holding(cls, word: str, row: Tensor, base: Mapping[str, str] | None = None) -> "WordEmbedding":
-        """Around the given tensor, without copying it."""
+    def of_tensor(cls, word: str, row: Tensor, base: Mapping[str, str] | None = None) -> "WordEmbedding":
+        """The word with the given embedding (1, dim), which isn't copied."""
         made = cls(word, row.shape[1], base)
         made.row = nn.Parameter(row.detach(), requires_grad=False)
         return made
 
     def attach(self, model: Any, name: str, scale: float) -> None:
-        """Makes the word a part of the model, which is a plain one as before, with a vocabulary of one more."""
+        """Adds the word to the vocabulary of `model`, which is otherwise the same. Raises UserError for a scale."""
         if scale != 1:
             raise UserError(f"'{self.word}' is a word: it has no scale.")
         part = text_part(model)
         old = part.encoder.token_embedding
         if old.weight.shape[1] != self.row.shape[1]:
             raise UserError(
-                f"'{self.word}' has {self.row.shape[1]} numbers, a word of this model {old.weight.shape[1]}."
+                f"the embedding of '{self.word}' has {self.row.shape[1]} numbers, those of this model "
+                f"{old.weight.shape[1]}: load a word that was trained on this model."
             )
         add_word(part, self.word)
         rows = torch.cat([old.weight, self.row.to(old.weight)])  # (N + 1, D)
@@ -58,7 +60,7 @@ class WordEmbedding(Adapter):
 
 
 def text_part(model: Any) -> Text:
-    """The built-in text encoder of a model. Raises UserError if it has none."""
+    """The condition of a model with the built-in text encoder. Raises UserError if it has none."""
     for part in model.conditioner.parts.values():
         if isinstance(part, Text):
             return part
@@ -66,14 +68,14 @@ def text_part(model: Any) -> Text:
 
 
 def add_word(part: Text, word: str) -> None:
-    """Makes `word` one token of its own, the last one; the text around it is split as before."""
+    """Makes `word` a token of its own, with the last id; the text around it is split as before."""
     from tokenizers import AddedToken
 
     if not word or word != word.strip() or any(c.isspace() for c in word):
         raise UserError(f"word='{word}' has to be one word, without blanks.")
     if part.tokenizer.token_to_id(word) is not None:
-        raise UserError(f"word='{word}' is a token of the model's already: take another, such as <{word}>.")
-    grown = part.tokenizer.from_str(part.tokenizer.to_str())  # the one that others share stays as it is
+        raise UserError(f"word='{word}' is a token of the model already: use another word, such as <{word}>.")
+    grown = part.tokenizer.from_str(part.tokenizer.to_str())  # a copy, since other models may share the tokenizer
     grown.add_tokens([AddedToken(word, single_word=True, lstrip=True, normalized=False)])
     text = grown.to_str()
     part.tokenizer = tokenizer.load(text)
@@ -82,7 +84,10 @@ def add_word(part: Text, word: str) -> None:
 
 
 def start(model: Any, word: str, init: str | None) -> None:
-    """Has the new word's embedding trained, from the mean over the tokens of `init`, or over the whole table."""
+    """Adds `word` to the text encoder of `model`, with an embedding to train.
+
+    It starts as the mean over the tokens of `init`, or over the whole table if `init` is None.
+    """
     part: Any = text_part(model)
     table = part.encoder.token_embedding
     if init is None:
@@ -98,9 +103,9 @@ def start(model: Any, word: str, init: str | None) -> None:
 
 
 def trained(model: Any, word: str, base: Mapping[str, str]) -> WordEmbedding:
-    """The word as what is saved: the tensor itself."""
+    """The word of `model` as an adapter to save. It shares the tensor with the model."""
     table: Any = text_part(model).encoder.token_embedding
-    return WordEmbedding.holding(word, table.added, base)
+    return WordEmbedding.of_tensor(word, table.added, base)
 
 
 def names_in_model(model: Any) -> dict[str, str]:

@@ -20,50 +20,53 @@ from ldm.interop.lora import formats
 
 @dataclass(frozen=True)
 class Merged:
-    """What unmerging restores: LoRAs with their scales, and the earlier weights by component and layer."""
+    """What `unmerge_lora` restores: LoRAs with their scales, and the earlier weights by component and layer."""
 
     adapters: dict[str, tuple[Adapter, float]]
     weights: dict[str, dict[str, Tensor]]
 
 
 class WithLora:
-    """LoRAs on a model, by name; all that are loaded act together, each at its scale."""
+    """A model with LoRAs, by name; all that are loaded act together, each with its scale."""
 
     adapters: dict[str, tuple[Adapter, float]]
     merged: Merged | None = None
 
     def put_on(self, adapter: Adapter, name: str, scale: float = 1.0, where: str = "", force: bool = False) -> None:
+        """Puts an adapter on the model: see `Adaptable.put_on`."""
         raise NotImplementedError
 
     @check_arguments
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
-        """Puts on the LoRA at `path`: a run, a model folder, or a .safetensors file of diffusers, peft or kohya, or the
-        folder of one.
+        """Puts on the LoRA at `path`: a run, a model folder, a .safetensors file of diffusers, peft or kohya, or its
+        folder.
 
-        Its `name` is that of its run or file unless given. One that was trained on another base is refused unless
-        forced; a file of another tool's names no base and is taken if it fits. The base's own weights don't change.
+        Its `name` is that of its run or file unless given. A LoRA that was trained on another base is refused unless
+        forced; a file of another tool names no base, and is used if it fits. The weights of the base don't change.
         """
         path = Path(path).expanduser()
-        hash_of(self)  # while nothing is on it
+        hash_of(self)  # computed before anything is on the model
         file = formats.file_at(path)
         adapter = read(path) if file is None else lora.read_file(file, self)
         if not isinstance(adapter, LoraAdapter):
-            raise UserError(f"{path} holds a {type(adapter).__name__}, which is no LoRA; ldm.load(...) opens it.")
+            raise UserError(f"{path} holds a {type(adapter).__name__}, not a LoRA: load it by ldm.load(...).")
         self.put_on(adapter, name or _name_of(path), scale, where=str(path), force=force)
         if file is not None:
             user_metadata.warn(file, scale, formats.metadata_of(file))
 
     def load_word(self, path: str | Path, force: bool = False) -> str:
-        """Teaches the model the word of a textual inversion's run or model folder, and returns it."""
+        """Adds the word of a textual inversion, in a run or a model folder, to the model, and returns the word."""
         adapter = read(path)
         if not isinstance(adapter, WordEmbedding):
-            raise UserError(f"{path} holds a {type(adapter).__name__}, which is no word of a textual inversion.")
+            raise UserError(
+                f"{path} holds a {type(adapter).__name__}, not a textual inversion's word: load it by ldm.load(...)."
+            )
         self.put_on(adapter, adapter.word, 1.0, where=str(path), force=force)
         return adapter.word
 
     @check_arguments
     def scale_lora(self, name: str, scale: float) -> None:
-        """Changes how much the LoRA `name` counts: 0 leaves the base as it is, 1 is as trained."""
+        """Sets the scale of the LoRA `name`: 0 is the base without it, 1 is as trained."""
         adapter = self._lora(name)
         formats.check_strength(adapter.lora, scale, f"the LoRA '{name}'")
         for _, module in lora.components(self, None).items():
@@ -71,7 +74,7 @@ class WithLora:
         self.adapters[name] = (adapter, scale)
 
     def unload_lora(self, name: str | None = None) -> None:
-        """Takes a LoRA off again, or all of them: the base is then bit for bit the one it was."""
+        """Removes the LoRA `name`, or all of them; the base is then bit for bit as before."""
         for one in self.loras if name is None else [name]:
             self._lora(one)
             for _, module in lora.components(self, None).items():
@@ -80,9 +83,9 @@ class WithLora:
         set_sampling_defaults(self)
 
     def merge_lora(self) -> None:
-        """Adds all LoRAs to the weights: a plain model, as fast as the base, which can be saved and exported.
+        """Adds all LoRAs to the weights. The model is then as fast as the base, and can be saved and exported.
 
-        The earlier weights are kept for `unmerge_lora`, which costs their memory.
+        The earlier weights are kept in memory for `unmerge_lora`.
         """
         names = self.loras
         if not names:
@@ -126,7 +129,7 @@ class WithLora:
 
     @property
     def loras(self) -> list[str]:
-        """The names of the LoRAs that are on it, merged ones not among them."""
+        """The names of the LoRAs on the model, without merged ones."""
         return [name for name, (adapter, _) in self.adapters.items() if isinstance(adapter, LoraAdapter)]
 
     def _lora(self, name: str) -> Any:

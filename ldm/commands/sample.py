@@ -156,19 +156,19 @@ def _from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> Generated:
     if config["autoguide"]:
         model.load_autoguide(find_run("ldm", config["autoguide"], config["runs_dir"]))
     images_given = {key: config[key] for key in _IMAGES}
-    model.check_pictures(**images_given, control=config["control_image"], control_from=config["control_from"])
+    model.check_images(**images_given, control=config["control_image"], control_from=config["control_from"])
     also = ("strength", "feather", "embed_image", "noise_level", "size", *_FRAME)
     initial, image_conditions = model.read(**images_given, **{key: config[key] for key in also})
     control = _control_images(model, conditions | image_conditions, initial, config)
-    images = model.draw(
+    images = model.generate_for(
         conditions | image_conditions,
         config["n"],
         negative=config["negative"],
         seed=config["seed"],
         size=config["size"],
         batch_size=config["batch_size"],
-        start=initial,
-        steering=control,
+        initial=initial,
+        control=control,
         **options,
     )
     if config["then"]:
@@ -213,22 +213,22 @@ def _control_images(
     names = config["control"] or ()
     for name in names if isinstance(names, (list, tuple)) else [names]:
         model.load_controlnet(find_run("ldm", name, config["runs_dir"]), name=str(name))
-    control, made_from = config["control_image"], config["control_from"]
+    control, control_from = config["control_image"], config["control_from"]
     on = [name for name, (adapter, _) in model.adapters.items() if isinstance(adapter, Control)]
-    if on and control is None and made_from is None:
+    if on and control is None and control_from is None:
         if names:
             raise UserError(
                 "control= needs a control image: give control_image=, or control_from=, an image to make it from."
             )
         print(f"no control_image= or control_from=: generated as by the base of {', '.join(on)}", flush=True)
-    return model.steering(
+    return model.control_images(
         conditions,
         initial,
         config["size"],
         control=control,
-        made_from=made_from,
+        control_from=control_from,
         scale=config["control_scale"],
-        begin=config["control_start"],
+        start=config["control_start"],
         end=config["control_end"],
         guess=config["guess_mode"],
     )

@@ -34,5 +34,5 @@ def generate_set(
     """`n` images of the first `n` conditions, the i-th from seed + i, sampled as the config and then `options` say."""
     options = chosen_options(config) | options
     some = {key: values[:n] for key, values in conditions.items()}
-    images = model.draw(some, 1 if some else n, seed=seed, batch_size=config["batch_size"], **options)
+    images = model.generate_for(some, 1 if some else n, seed=seed, batch_size=config["batch_size"], **options)
     return ImageSet.of_tensor(images, model.preprocess, "generated images")

@@ -1,1 +1,1 @@
-"""The trained model as its user sees it: load it, generate, edit, interpolate, and save."""
+"""The trained model as its user sees it: loading, generating, editing, interpolating, saving."""

@@ -1,4 +1,4 @@
-"""Autoguidance: a model led away from a worse one of the same data (Karras et al. 2024, arXiv 2406.02507)."""
+"""Autoguidance: a model guided away from a worse one of the same data (Karras et al. 2024, arXiv 2406.02507)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ DEFAULT = 1.5
 
 
 def load_autoguide(model: Any, path: str | Path | Any) -> None:
-    """Takes the model at `path` to lead away from: a run's folder, a checkpoint, what `ldm.load` reads; or a model.
-    It is smaller, or an earlier checkpoint of the model's own run. Generate with `autoguidance=1.5`, with or without
-    conditions; classifier-free guidance is then off unless `guidance` is given too.
+    """Loads the worse model for autoguidance from `path`: a run, a checkpoint, whatever `ldm.load` reads, or a model.
 
-    Raises UserError if it isn't of the same latents.
+    It is a smaller model, or an earlier checkpoint of the same run. Then generate with `autoguidance=1.5`, with or
+    without conditions; classifier-free guidance is off unless `guidance` is given too. Raises UserError for a model of
+    other latents.
     """
     guide: Any = path
     where = "the model"
@@ -32,7 +32,7 @@ def load_autoguide(model: Any, path: str | Path | Any) -> None:
 def check_guide(model: Any, guide: Any, where: str) -> None:
     """Raises UserError unless `guide` is a diffusion model on the latents of `model`."""
     if not hasattr(guide, "denoiser") or not hasattr(guide, "latent_mean"):
-        raise UserError(f"autoguide={where} is no diffusion model: name a run of train_ldm.py or a checkpoint of it.")
+        raise UserError(f"autoguide={where} isn't a diffusion model: name a run of train_ldm.py or its checkpoint.")
     mine, other = (torch.stack([m.latent_mean.cpu(), m.latent_std.cpu()]) for m in (model, guide))
     if mine.shape != other.shape or not torch.allclose(mine, other, rtol=1e-4, atol=1e-5):
         raise UserError(
@@ -41,7 +41,7 @@ def check_guide(model: Any, guide: Any, where: str) -> None:
 
 
 def conditions_of_guide(model: Any, given: Mapping[str, list], n: int, size: tuple[int, int]) -> Conditions | None:
-    """The same conditions for the worse model, as far as it takes them; None where there is none."""
+    """The conditions for the worse model: those of `given` that it was trained with; None without a worse model."""
     if not model.guide:
         return None
     conditioner = model.guide[0].conditioner
@@ -59,7 +59,7 @@ def autoguided(
     interval: tuple[float, float] | None,
     seeds: Sequence[int],
 ) -> DenoiseFn:
-    """`denoise` led away from the worse model by `scale`, within `interval`."""
+    """`denoise` guided away from the worse model with `scale`, for noise levels within `interval`."""
     if conditions is None:
         if scale not in (None, 1):
             raise UserError(

@@ -1,4 +1,4 @@
-"""A small model and models that enlarge its images, in one call (Ho et al. 2021; Imagen, Saharia et al. 2022)."""
+"""A small model and models that enlarge its images, in one call (Ho et al. 2021; Saharia et al. 2022, Imagen)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,10 +43,10 @@ class Cascade(nn.Module):
         on_step: Any = None,
         **options: Any,
     ) -> Any:
-        """Images of the last model's size, from what `generate` of the base takes.
+        """Images of the last model's size, from the options of `LatentDiffusion.generate`.
 
-        `guidance`, `steps` and the other options of sampling are for the base. The enlarging models are sampled by
-        their own defaults, with noise of `noise_level` added to the images they enlarge.
+        `guidance`, `steps` and the other options of sampling are those of the base. The enlarging models are sampled
+        with their own defaults, with noise of `noise_level` added to the images they enlarge.
         """
         check_output(output)
         base: Any = self.stages[0]
@@ -60,7 +60,7 @@ class Cascade(nn.Module):
         return as_output(images, output, last.preprocess)
 
     def _conditions(self, stage: Any, prompt: Any, options: dict[str, Any], count: int) -> dict[str, list]:
-        """The conditions of the base that this model was trained with too, one for each image."""
+        """Those of the base's conditions that the model `stage` was trained with too, one for each image."""
         conditions = {}
         for key, value in {"text": prompt, "label": options.get("labels")}.items():
             if value is not None and key in stage.conditioner.inputs:
@@ -80,12 +80,11 @@ def enlarge(
     given = {**conditions, "low_res": list(images.to(model.latent_mean.device))}
     if noise_level is not None:
         given["noise_level"] = [noise_level]
-    return model.draw(given, **options)
+    return model.generate_for(given, **options)
 
 
 def check_fit(before: LatentDiffusion, after: LatentDiffusion) -> None:
-    """Raises UserError for a model that doesn't enlarge, or was trained to enlarge images of other channels or
-    sizes."""
+    """Raises UserError if the model `after` doesn't enlarge, or enlarges images of another size than `before`'s."""
     if after.scale == 1:
         raise UserError("a cascade's models after the first must have been trained to enlarge (conditioner=low_res).")
     made, wanted = before.preprocess.shape, after.preprocess.shape
@@ -98,7 +97,7 @@ def check_fit(before: LatentDiffusion, after: LatentDiffusion) -> None:
 
 
 def cascade(models: Sequence[Any], device: str | torch.device) -> Cascade:
-    """The cascade of some loaded models, the smallest first."""
+    """The cascade of loaded models, the smallest first. Raises UserError for adapters and autoencoders."""
     for model in models:
         if not isinstance(model, LatentDiffusion):
             raise UserError(f"a {type(model).__name__} can't be part of a cascade; name runs of train_ldm.py.")

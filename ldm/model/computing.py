@@ -1,4 +1,4 @@
-"""On which device, and in which precision, a command's model computes."""
+"""The device and the precision in which the model of a command computes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,18 @@ from ldm.networks.computing.precision import name_of
 
 
 def coding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How networks are computed, for `load`."""
+    """The options of a command that say how networks compute, for `load`."""
     return {key: config[key] for key in ("precision", "tile", "tile_statistics", "compile")}
 
 
 def computed_in(model: Any) -> dict[str, str]:
-    """The precision to state beside a model's images and figures; nothing for float32."""
+    """The precision to record with a model's images and figures; nothing for float32."""
     dtype = model.coding.dtype(device_of(model))
     return {} if dtype == torch.float32 else {"precision": name_of(dtype)}
 
 
 def device(name: str) -> str:
-    """The torch device called `name`; auto: a GPU where there is one. From then on float32 products are fast ones."""
+    """The torch device called `name`; "auto" is a GPU if there is one. It also sets `fast_products` for the process."""
     if name != "auto":
         try:
             found = str(torch.empty(0, device=name).device)

@@ -1,4 +1,4 @@
-"""What is particular to models that `finetune=distill` made: few steps, and guidance that may be a condition."""
+"""What is special about models made by `finetune=distill`: few steps, and a guidance scale that may be a condition."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ log = logging.getLogger("ldm")
 
 
 def check_few(distilled: Mapping[str, Any], options: Mapping[str, Any]) -> None:
-    """Refuses more steps than a distilled model was trained for."""
+    """Raises UserError for more steps than a distilled model was trained for."""
     most = distilled.get("steps")
     if most is not None and options["steps"] > most:
         raise UserError(
-            f"steps={options['steps']}: this model was distilled to generate in few steps, at most {most}; 1 to 4 are "
-            "usual, and more is what its base is for."
+            f"steps={options['steps']}: this model was distilled to generate in at most {most} steps; give 1 to 4, or "
+            "use its base for more."
         )
 
 
@@ -32,15 +32,15 @@ def warn_of_negative(network: Any, distilled: Mapping[str, Any], guidance: Any, 
 
 
 def embeds_guidance(network: Any) -> bool:
-    """Whether the guidance scale is a condition of `network`, which may have ControlNets on it."""
+    """Whether the guidance scale is a condition of `network`, or of the network below ControlNets."""
     return bool(getattr(getattr(network, "network", network), "guidance_dim", None))
 
 
 def terms_of(
     network: Any, conditions: Conditions, guidance: float | Mapping[str, float], encode: EncodeFn, seeds: Sequence[int]
 ) -> Terms:
-    """What is evaluated at each step: one condition where the guidance scale is part of it, else the terms of
-    classifier-free guidance (`Conditions.terms`)."""
+    """The terms to evaluate at each step: a single one if the guidance scale is a condition of the network, otherwise
+    those of classifier-free guidance (`Conditions.terms`)."""
     if not embeds_guidance(network):
         return conditions.terms(guidance, encode, seeds)
     if isinstance(guidance, Mapping):

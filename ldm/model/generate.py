@@ -25,8 +25,8 @@ OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, denoised 
 
 
 class ImageNoise:
-    """Standard normal noise (B, *shape). Each row has its own generator on the CPU, so it is the same on every
-    device."""
+    """Standard normal noise (B, *shape). Each row has its own generator on the CPU, so that it is the same on all
+    devices."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], device: torch.device):
         self.generators = [torch.Generator().manual_seed(int(s)) for s in seeds]
@@ -39,7 +39,7 @@ class ImageNoise:
 
 @torch.no_grad()
 def generate(model: Any, request: Request, batch_size: int = 32, on_step: OnStep | None = None) -> Tensor:
-    """The images (N, C, H, W) in [-1, 1] of a request. Raises UserError for values that aren't finite."""
+    """The images (N, C, H, W) in [-1, 1] for a request. Raises UserError for values that aren't finite."""
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: has to be at least 1.")
     batches = torch.arange(len(request.seeds)).split(batch_size)
@@ -47,7 +47,7 @@ def generate(model: Any, request: Request, batch_size: int = 32, on_step: OnStep
 
 
 def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) -> Tensor:
-    """The images (B, C, H, W) of one batch: noise, or the initial image with noise added, is sampled and decoded."""
+    """The images (B, C, H, W) of one batch, sampled from noise or from the initial image with noise, and decoded."""
     height, width = (side // model.first_stage.factor for side in request.size)
     noise = ImageNoise(request.seeds, (model.first_stage.latent_channels, height, width), model.latent_mean.device)
     sigmas = sigmas_of(model, request)
@@ -68,7 +68,7 @@ def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) 
 
 
 def sigmas_of(model: Any, request: Request) -> Tensor:
-    """The noise levels (N + 1,) of the steps, starting at the level that the initial image's strength stands for."""
+    """The noise levels (N + 1,) of the steps, starting at the level for the initial image's strength."""
     sampling, shift = request.sampling, request.sampling.shift
     if shift == "auto":  # relative to the size of the training data
         trained = model.preprocess.height * model.preprocess.width
@@ -95,7 +95,7 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
 @check_arguments
 @torch.no_grad()
 def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
-    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I): what an autoencoder generates by itself."""
+    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I), as an autoencoder alone generates them."""
     check_size(*size, vae.factor)
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, seeds_of(seed, n)

@@ -33,11 +33,11 @@ class InitialImage:
             raise UserError(f"the mask is {mask} and the image {image}: give both the same size.")
 
     def repeated(self, n: int) -> "InitialImage":
-        """With as many rows as the `n` images to generate. Raises UserError unless `n` is a multiple of those given."""
+        """With a row for each of `n` images. Raises UserError unless `n` is a multiple of the present rows."""
         return self._map(lambda t: _repeated(t, n))
 
     def padded(self, pad: int | Sequence[int] | None) -> "InitialImage":
-        """With a margin to be generated: `pad` pixels on every side, or (left, top, right, bottom)."""
+        """With a margin to be generated of `pad` pixels on every side, or of (left, top, right, bottom) pixels."""
         if pad is None:
             return self
         left, top, right, bottom = margins(pad)

@@ -1,4 +1,4 @@
-"""The images that a user gives a model, read and checked: initial image, mask, and images that are conditions."""
+"""The images that a user gives to a model, read and checked: initial image, mask, and images as conditions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def check_images(
     fits = model.preprocess.height, model.preprocess.width
     check_alike({"image": image, "mask": mask}, fits)
     over = {"map": map, **_by_name("control image", control), **_by_name("image of the ControlNet", control_from)}
-    if pad is not None and image is not None:  # what lies over a padded image shows its margin too
+    if pad is not None and image is not None:  # maps and control images of a padded image include its margin
         left, top, right, bottom = margins(pad)
         height, width = image.shape[-2:] if isinstance(image, Tensor) else fits
         padded = torch.empty(1, height + top + bottom, width + left + right, device="meta")
@@ -159,7 +159,9 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
     if isinstance(given, Tensor):
         images = given[None] if given.ndim == 3 else given
         if images.ndim != 4 or images.shape[1] != preprocess.channels:
-            raise UserError(f"a tensor {tuple(given.shape)} is no image (C, H, W) of {preprocess.channels} channels.")
+            raise UserError(
+                f"a tensor {tuple(given.shape)} isn't an image (C, H, W) of {preprocess.channels} channels."
+            )
         if not (images.abs() <= 1.5).all():  # a decoder's own overshoot is fine
             raise UserError("a tensor of images has to have values in [-1, 1], and no NaN.")
         return images
@@ -173,8 +175,7 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
-    """Masks (B, 1, H, W) of 0 and 1, from files, PIL images, arrays or a tensor that are white, or 1, where to
-    generate."""
+    """Masks (B, 1, H, W) of 0 and 1, from files, PIL images, arrays or a tensor, white or 1 where to generate."""
     if isinstance(given, Tensor):
         mask = given.float()
         if not is_finite(mask):
@@ -189,8 +190,8 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
 
 
 def read_maps(given: Any, preprocess: Preprocess) -> list[Tensor]:
-    """Maps (H, W) int64 of class ids at the size of `preprocess`, from files, PIL images (grey or with a palette),
-    arrays or tensors."""
+    """Maps (H, W) int64 of class ids at the size of `preprocess`, from files, grey or palette images, arrays or
+    tensors."""
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     arrays: list[np.ndarray] = []
     for item in items:
@@ -216,7 +217,7 @@ def _ids(item: Any) -> np.ndarray:
     plain = item.detach().cpu() if isinstance(item, Tensor) else item
     values = np.asarray(plain.float() if isinstance(plain, Tensor) and plain.is_floating_point() else plain)
     if values.dtype.kind not in "bui" and not (values.dtype.kind == "f" and (values == np.rint(values)).all()):
-        raise UserError(f"a map of {values.dtype} holds values that are no class ids: give whole numbers from 0 on.")
+        raise UserError(f"a map of {values.dtype} holds values that aren't class ids: give whole numbers from 0 on.")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError("a map has infinite values: give whole numbers from 0 on.")
     return values
@@ -224,5 +225,5 @@ def _ids(item: Any) -> np.ndarray:
 
 def _mask(item: Any, notes: Notes) -> np.ndarray:
     if isinstance(item, np.ndarray) and item.ndim != 2 and item.shape[2:] not in ((1,), (3,), (4,)):
-        raise UserError(f"a mask {item.shape} is no image (H, W), white or 1 where to generate.")
+        raise UserError(f"a mask {item.shape} isn't an image (H, W): give one that is white or 1 where to generate.")
     return open_mask(item, notes)

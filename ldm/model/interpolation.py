@@ -1,4 +1,4 @@
-"""From one image to another, or from one prompt to another, in even steps; and variations of an image."""
+"""Interpolation between two images or two prompts, and variations of an image."""
 
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -42,18 +42,19 @@ def interpolate(
 ) -> Any:
     """`n` images from `a` to `b`, both included: two prompts, two class labels, or two images.
 
-    Between prompts the encoded texts go spherically, and all images begin from the noise of `seed`: the first and the
-    last are those that `model(a, seed=seed)` and `model(b, seed=seed)` generate. Between images (PIL images, files,
-    arrays) the latents go spherically and are decoded; with a `strength` above 0 they are then generated anew with that
-    much noise, the same for all (Ho et al. 2020, section 4.3), led by `prompt` if given, which takes out the double
-    exposure of the middle. `options` are those of sampling: steps, guidance, sampler, ...
+    Between prompts, the encoded texts are interpolated spherically, and all images start from the noise of `seed`: the
+    first and the last are those that `model(a, seed=seed)` and `model(b, seed=seed)` generate. Between images (PIL
+    images, files, arrays), the latents are interpolated spherically and decoded. With a `strength` above 0 noise is
+    added to them, the same for all, and they are sampled again from there (Ho et al. 2020, section 4.3), under `prompt`
+    if it is given; this removes the double exposure in the middle. `options` are those of sampling: steps, guidance,
+    sampler, ...
     """
     if n < 2:
-        raise UserError(f"n={n}: an interpolation has at least its two ends.")
+        raise UserError(f"n={n}: an interpolation includes both ends, so give at least 2.")
     ends = [_given(end) for end in (a, b)]
     kinds = [None if one is None else set(one) for one in ends]
     if kinds[0] != kinds[1]:
-        raise UserError("an interpolation goes between two prompts, two labels or two images: both ends of one kind.")
+        raise UserError("the ends of an interpolation differ in kind: give two prompts, two labels or two images.")
     t = torch.linspace(0, 1, n, device=model.latent_mean.device)
     if ends[0] is None:
         latents = _latents_between(model, a, b, t)
@@ -73,22 +74,24 @@ def interpolate(
 def variations(
     model: Any, image: Any, n: int = 4, strength: float = 0.6, prompt: str | None = None, **options: Any
 ) -> Any:
-    """`n` images near `image`: image to image with seeds of their own. See `generate`."""
+    """`n` images similar to `image`: image to image, each with its own seed. See `generate`."""
     return model.generate(prompt, image=image, n=n, strength=strength, **options)
 
 
 @dataclass(frozen=True)
 class Between(Conditions):
-    """Conditions on the way to those of `other`: image i at t[i] from 0 to 1."""
+    """Conditions interpolated to those of `other`: those of image i at t[i], from 0 to 1."""
 
     other: Conditions
     t: Tensor
 
     def take(self, rows: Tensor) -> "Between":
+        """The conditions of some of the images, by their indices `rows`."""
         taken = super().take(rows)
         return replace(taken, other=self.other.take(rows), t=self.t[send(rows, self.t.device)])  # type: ignore[return-value, call-arg]
 
     def terms(self, *arguments: Any) -> Terms:
+        """The terms of guidance, interpolated one by one: see `Conditions.terms`."""
         ours, theirs = super().terms(*arguments), self.other.terms(*arguments)
         pairs = zip(ours.others, theirs.others, strict=True)
         others = tuple((between(a, b, self.t), weight) for (a, weight), (b, _) in pairs)
@@ -96,10 +99,10 @@ class Between(Conditions):
 
 
 def between(a: Cond, b: Cond, t: Tensor) -> Cond:
-    """Conditions between those of two batches, at t (B,): vectors, and the tokens at each place, go spherically.
+    """Conditions between those of two batches, at t (B,). Vectors and tokens are interpolated spherically.
 
-    The shorter of two token sequences goes on with its last token, which is that of the end; where t is 0 or 1 it
-    remains as long as it is.
+    The shorter of two token sequences is extended by repeating its last token, the end token; where t is 0 or 1 the
+    repeated ones are masked.
     """
     if a.control or b.control:
         raise UserError("control images can't be interpolated.")
@@ -122,7 +125,8 @@ def between(a: Cond, b: Cond, t: Tensor) -> Cond:
 
 
 def _lengthened(cond: Cond, length: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, length, D), each row's last one repeated, and the mask (B, length) of those that are its own."""
+    """Tokens (B, length, D), extended by repeating each row's last one, and the mask (B, length) of the original
+    ones."""
     assert cond.tokens is not None
     places = torch.arange(length, device=cond.tokens.device)
     mask = cond.tokens.new_ones(cond.tokens.shape[:2], dtype=torch.bool) if cond.mask is None else cond.mask
@@ -133,21 +137,21 @@ def _lengthened(cond: Cond, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _latents_between(model: Any, a: Any, b: Any, t: Tensor) -> Tensor:
-    """Latents (n, C, h, w) from the image `a` to the image `b`, on the sphere."""
+    """Latents (n, C, h, w) from the image `a` to the image `b`, interpolated spherically."""
     ends = [model.encode(send(read_images(end, model.preprocess), t.device)) for end in (a, b)]
     if any(len(end) != 1 for end in ends):
-        raise UserError("an interpolation goes from one image to one other.")
+        raise UserError("an interpolation has one image at each end: give one image, not several.")
     return slerp(ends[0], ends[1], t[:, None, None, None], (1, 2, 3))
 
 
 def _from_latents(
     model: Any, latents: Tensor, *, prompt: str | None, strength: float, seed: int, batch_size: int, **options: Any
 ) -> Tensor:
-    """Images (n, C, H, W) of `latents`: decoded, and with `strength` generated anew from there."""
+    """Images (n, C, H, W) of `latents`: decoded, and with a `strength` above 0 used as initial images."""
     images = torch.cat([model.decode(some) for some in latents.split(batch_size)])
     if not strength:
         if prompt is not None:
-            raise UserError("a prompt has no effect at strength 0, which only decodes: give strength=0.5, say.")
+            raise UserError("a prompt has no effect at strength 0, which only decodes: give a strength such as 0.5.")
         return finite(images)
     given: dict[str, list] = {} if prompt is None else {"text": [prompt]}
     initial, seeds = InitialImage(images, None, strength), [seed] * len(latents)

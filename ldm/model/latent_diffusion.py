@@ -33,7 +33,7 @@ OUTPUTS = ("pil", "pt", "np")
 
 @register
 class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
-    """First stage, denoiser and conditioner in one: prompts in, images out.
+    """First stage, denoiser and conditioner in one model: from prompts to images.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images, computed in `model.precision`. A call takes the
     options of `generate`:
@@ -59,13 +59,13 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     `crop` is (top, left). By default the image is as large as it is generated, and uncropped.
 
     `control` is the control image of a ControlNet (`load_controlnet`), or `control_from` an image from which it is
-    made: one for all, one for each, or by name for several ControlNets; see `ldm.adapters.control_images`.
+    made: one for all, one for each, or by name for several ControlNets. See `ldm.adapters.control_images`.
 
     Initial image, mask, map and control images must have the same aspect ratio; they are cropped to the model's. Images
     are turned as their EXIF says, and converted to sRGB by their colour profile.
     """
 
-    guide: tuple[Any, ...] = ()  # autoguidance's worse model; in a tuple, so that its weights aren't part of this
+    guide: tuple[Any, ...] = ()  # the worse model of autoguidance; in a tuple, so that its weights aren't part of this
 
     def __init__(
         self,
@@ -77,8 +77,10 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         scheduler: str | None = None,
         distilled: Mapping[str, Any] | None = None,
     ):
-        """`scheduler` names the class of diffusers in whose place our nearest sampler stands, for whoever reads it;
-        `distilled` is what a model of `finetune=distill` says of itself: {"steps": how many it takes at most}."""
+        """`scheduler` is the class of diffusers that the default sampler replaces, recorded for information.
+
+        `distilled` describes a model of `finetune=distill`: {"steps": the most steps that it was trained for}.
+        """
         super().__init__()
         self.scheduler = scheduler
         self.first_stage, self.denoiser, self.conditioner = first_stage, denoiser, conditioner
@@ -95,11 +97,11 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         return next((dict(p.table) for p in self.conditioner.parts.values() if isinstance(p, ClassLabel)), {})
 
     def facts(self) -> dict[str, Any]:
-        """What the model is and how it generates, for `describe`."""
+        """Size, conditions, networks and sampling of the model, for `Described`."""
         own = {key: value for key, value in self.sampling.items() if value not in (None, 1.0)}
         size, given = self.preprocess, ", ".join(self.conditioner.parts) or "nothing"
         return {
-            "draws": f"{size.height}x{size.width}, {size.channels} channels, from {given}",
+            "generates": f"{size.height}x{size.width}, {size.channels} channels, from {given}",
             "first stage": f"{type(self.first_stage).__name__}, {millions(self.first_stage.parameters())}",
             "network": f"{type(self.denoiser.network).__name__}, {millions(self.denoiser.network.parameters())}",
             "predicts": type(self.denoiser.parameterization).__name__,
@@ -154,18 +156,18 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         check_output(output)
         given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
         images = {"image": image, "mask": mask, "pad": pad, "map": map}
-        self.check_pictures(**images, control=control, control_from=control_from)
+        self.check_images(**images, control=control, control_from=control_from)
         images |= {"strength": strength, "feather": feather, "embed_image": embed_image, "noise_level": noise_level}
         images |= {"original_size": original_size, "crop": crop, "target_size": target_size}
         initial, conditions = self.read(**images, size=size)
         given |= conditions
-        shares = {"scale": control_scale, "begin": control_start, "end": control_end, "guess": guess_mode}
-        steering = self.steering(given, initial, size, control=control, made_from=control_from, **shares)
+        spans = {"scale": control_scale, "start": control_start, "end": control_end, "guess": guess_mode}
+        controls = self.control_images(given, initial, size, control=control, control_from=control_from, **spans)
         counts: dict[str, Any] = {"n": n, "negative": negative, "seed": seed, "size": size}
-        request = request_of(self, given, sampling, **counts, initial=initial, control=steering)
+        request = request_of(self, given, sampling, **counts, initial=initial, control=controls)
         return as_output(generate(self, request, batch_size, on_step), output, self.preprocess)
 
-    def draw(
+    def generate_for(
         self,
         given: Mapping[str, list],
         n: int = 1,
@@ -174,19 +176,21 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         size: Size = None,
         batch_size: int = 32,
         on_step: OnStep | None = None,
-        start: InitialImage | None = None,
-        steering: ControlImages | None = None,
+        initial: InitialImage | None = None,
+        control: ControlImages | None = None,
         **sampling: Any,
     ) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] for conditions given by column, `{"text": [...]}`; `start` and `steering` are
-        what `read` and `steering` make. Raises UserError for values that aren't finite."""
+        """`n` images (B, C, H, W) in [-1, 1] for each of the conditions in `given`, lists by column: `{"text": [...]}`.
+
+        `initial` comes from `read`, `control` from `control_images`. Raises UserError for values that aren't finite.
+        """
         options: dict[str, Any] = {"n": n, "negative": negative, "seed": seed, "size": size}
-        request = request_of(self, given, sampling, **options, initial=start, control=steering)
+        request = request_of(self, given, sampling, **options, initial=initial, control=control)
         return generate(self, request, batch_size, on_step)
 
-    check_pictures = check_images
+    check_images = check_images
     read = read
-    start = initial_image
+    initial_image = initial_image
     interpolate = interpolate
     variations = variations
     load_autoguide = load_autoguide
@@ -201,23 +205,52 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         """The factor by which it enlarges the sides of an image; 1 if it isn't a model for super-resolution."""
         return scale_of(self)
 
+    def control_images(
+        self,
+        given: Mapping[str, list],
+        initial: InitialImage | None = None,
+        size: Size = None,
+        **options: Any,
+    ) -> ControlImages | None:
+        """Control images for `generate_for`, read and checked at the size of the images: see
+        `ldm.adapters.control_images`."""
+        preprocess = resized(self.preprocess, *size_of(self, given, initial, size))
+        return control_images(self, preprocess=preprocess, **options)
+
+    # Earlier names, which keep working.
+    check_pictures = check_images
+    start = initial_image
+
+    def draw(
+        self,
+        given: Mapping[str, list],
+        *args: Any,
+        start: InitialImage | None = None,
+        steering: ControlImages | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """The earlier name of `generate_for`, with its earlier keywords."""
+        return self.generate_for(given, *args, initial=start, control=steering, **options)
+
     def steering(
         self,
         given: Mapping[str, list],
         start: InitialImage | None = None,
         size: Size = None,
+        *,
+        begin: Any = None,
+        made_from: Any = None,
         **options: Any,
     ) -> ControlImages | None:
-        """Control images for `draw`, read and checked at the size of what is generated: see `control_images`."""
-        preprocess = resized(self.preprocess, *size_of(self, given, start, size))
-        return control_images(self, preprocess=preprocess, **options)
+        """The earlier name of `control_images`, with its earlier keywords."""
+        return self.control_images(given, start, size, start=begin, control_from=made_from, **options)
 
     def export(self, out: str | Path, to: str = "diffusers", dtype: str | None = None) -> Any:
         """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
 
-        `to` is "diffusers", or "ldm": a model folder with a frozen text encoder's files in it. A ControlNet that is on
-        it goes to diffusers with it, if the model is a StableDiffusionPipeline there. "single_file" writes the file
-        `out` that ComfyUI and A1111 open. `dtype` is "float16", "bfloat16" or "float32".
+        `to` is "diffusers", or "ldm" for a model folder that includes the files of a frozen text encoder. A ControlNet
+        on the model is exported to diffusers too, if the model is a StableDiffusionPipeline there. "single_file" writes
+        the file `out`, which ComfyUI and A1111 open. `dtype` is "float16", "bfloat16" or "float32".
         """
         from ldm.interop.export import export
 

@@ -1,4 +1,4 @@
-"""Between images and whitened latents, and in which precision and parts that is computed."""
+"""From images to whitened latents and back, and the precision and parts in which that is computed."""
 
 import math
 from collections.abc import Callable
@@ -28,25 +28,27 @@ class InLatents:
 
     @property
     def precision(self) -> str:
-        """What the networks compute in when generating, encoding and decoding: "float32", "bfloat16", "float16" or
-        "auto", which is bfloat16 on a GPU that has it. It may be set anew.
+        """The precision in which the networks generate, encode and decode; it may be set.
 
-        Weights stay in float32, and so do noise levels, the sampler's sums, and the encoders of conditions.
+        It is "float32", "bfloat16", "float16", or "auto": bfloat16 on a GPU that supports it. Weights stay in float32,
+        and so do noise levels, the sampler's sums, and the encoders of conditions.
         """
         return self.coding.precision
 
     @precision.setter
     def precision(self, precision: Any) -> None:
+        """Sets the precision, by name or as a torch.dtype."""
         self.compute(precision, self.coding.tile, self.coding.tile_statistics, self.coding.compile)
 
     @property
     def tile(self) -> int | None:
-        """Images of more than `tile` x `tile` pixels are encoded and decoded in parts; None: none are. It may be set
-        anew."""
+        """Images of more than `tile` x `tile` pixels are encoded and decoded in parts, unless it is None; it may be
+        set."""
         return self.coding.tile
 
     @tile.setter
     def tile(self, tile: int | None) -> None:
+        """Sets the side of a tile in pixels."""
         self.compute(self.coding.precision, tile, self.coding.tile_statistics, self.coding.compile)
 
     def compute(
@@ -56,17 +58,18 @@ class InLatents:
         tile_statistics: str = "image",
         compile: Any = False,
     ) -> None:
-        """Sets how it computes: see `ldm.networks.computing.coding.Coding`."""
+        """Sets how the model computes: see `ldm.networks.computing.coding.Coding`."""
         if tile is not None and isinstance(self.first_stage, Identity):
             raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
         self.coding = Coding(precision, tile, tile_statistics, compile)
 
     @check_arguments
     def load_decoder(self, path: str | Path) -> None:
-        """Takes the decoder of the autoencoder at `path`, for good: a run of `train_vae.py train=decoder`, or whatever
-        `ldm.load` reads. What the model is saved as has it too. Latents, and so adapters, stay what they are.
+        """Replaces the decoder permanently by that of the autoencoder at `path`.
 
-        Raises UserError where that autoencoder's encoder isn't this model's, bit for bit.
+        That is a run of `train_vae.py train=decoder`, or whatever `ldm.load` reads. If the model is saved, the new
+        decoder is saved with it. Latents, and so adapters, stay the same. Raises UserError unless that autoencoder has
+        exactly the same encoder.
         """
         mine: Any = self.first_stage
         if isinstance(mine, Identity):
@@ -74,41 +77,48 @@ class InLatents:
         other = autoencoder(self._opener(path, precision="float32"), str(path))
         if encoder_hash(other) != encoder_hash(mine):
             raise UserError(
-                f"{path} can't decode this model's latents, the encoders differ: take one that train_vae.py made of "
-                "this model's first stage, by base=... train=decoder."
+                f"{path} can't decode this model's latents, since the encoders differ: use a decoder trained on this "
+                "model's first stage, by train_vae.py base=... train=decoder."
             )
-        hash_of(self)  # by which adapters know it, before it is changed
+        hash_of(self)  # adapters identify the model by its hash, so it is computed before the change
         mine.load_state_dict(other.weights_of(other.DECODING), strict=False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in where the model is."""
+        """The type in which the networks compute on the model's device."""
         return self.coding.dtype(self.latent_mean.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to whitened latents (the posterior's mean), under autocast too in the model's
-        own precision."""
+        """Images (B, C, H, W) in [-1, 1] -> whitened latents (B, z, h, w), the mean of the posterior.
+
+        It is computed in the model's own precision, even under autocast.
+        """
         with torch.autocast(images.device.type, enabled=False):
             return self.whiten(self.coding.encode(self.first_stage, images).mode())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Whitened latents to images (B, C, H, W), clamped to [-1, 1], under autocast too in the model's own
-        precision. Values that aren't finite are NaN: clamped, an infinite one would look like white or black."""
+        """Whitened latents (B, z, h, w) -> images (B, C, H, W), clamped to [-1, 1].
+
+        It is computed in the model's own precision, even under autocast. Values that aren't finite become NaN, since an
+        infinite one would look white or black when clamped.
+        """
         with torch.autocast(latents.device.type, enabled=False):
             images = self.coding.decode(self.first_stage, self.unwhiten(latents.float()))
             return images.clamp(-1, 1).where(images.isfinite(), math.nan)
 
     def whiten(self, latents: Tensor) -> Tensor:
+        """(latents - latent_mean) / latent_std for `latents` (B, z, h, w)."""
         return (latents - _spread(self.latent_mean)) / _spread(self.latent_std)
 
     def unwhiten(self, latents: Tensor) -> Tensor:
+        """The inverse of `whiten`, for `latents` (B, z, h, w)."""
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
 
 
 def autoencoder(model: Any, where: str) -> AutoencoderKL:
-    """What was loaded, or of a whole model its first stage. Raises UserError for pixels and for what has none."""
+    """The loaded autoencoder, or the first stage of a whole model. Raises UserError if there is none."""
     found = getattr(model, "first_stage", model)
     if not isinstance(found, AutoencoderKL):
         raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
@@ -116,18 +126,20 @@ def autoencoder(model: Any, where: str) -> AutoencoderKL:
 
 
 def finite(images: Tensor) -> Tensor:
-    """`images`, which a model generated. Raises UserError where they hold values that are infinite or no number."""
+    """The generated `images` themselves. Raises UserError if they hold values that are infinite or NaN."""
     if not is_finite(images):
         raise UserError(
-            "the images hold values that are infinite or no numbers, so there is nothing to see: take guidance, shift "
-            "and scales nearer to 1, precision=float32, or another checkpoint."
+            "the generated images hold infinite values or NaN: use guidance, shift and scales nearer to 1, "
+            "precision=float32, or another checkpoint."
         )
     return images
 
 
 def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, compile: Any = False) -> Any:
-    """Has a loaded model, or an autoencoder by itself, compute so. Raises UserError where something is asked of another
-    kind."""
+    """Sets how a loaded model or autoencoder computes, and returns it.
+
+    Raises UserError for settings other than the defaults of anything else, such as an adapter.
+    """
     if isinstance(model, AutoencoderKL):
         model.coding = Coding(precision, tile, tile_statistics, compile)
     elif isinstance(model, InLatents):

@@ -1,4 +1,4 @@
-"""`ldm.load`: a run, a model folder or a checkpoint becomes the model it holds."""
+"""`ldm.load`: from a run, a model folder or a checkpoint to the model that it holds."""
 
 import inspect
 import zipfile
@@ -33,22 +33,23 @@ def load(
     compile: bool | str = False,
     **options: Any,
 ) -> Any:
-    """The trained model at `path`, in eval mode: a run folder, its `model/` folder, or a checkpoint file of a run; a
-    folder of diffusers, or a single-file checkpoint of CompVis's kind (Stable Diffusion 1 and 2).
+    """The trained model at `path`, in eval mode.
 
-    Needs neither Lightning nor Hydra, nor the data or the config that it was trained with. `device` defaults to the
-    CPU. `options` are for single-file checkpoints alone: see `ldm.interop.load_single_file`. Several paths make a
-    cascade: the first model draws, the others enlarge.
+    `path` is a run folder, its `model/` folder or a checkpoint file of a run; a folder of diffusers; or a single-file
+    checkpoint with CompVis's names (Stable Diffusion 1 and 2). Several paths make a cascade: the first model generates,
+    the others enlarge. Neither Lightning nor Hydra is needed, nor the data and the config of the training. `device`
+    defaults to the CPU. `options` are only for single-file checkpoints: see `ldm.interop.load_single_file`.
 
-    In `precision` the networks compute, wherever the model is moved: "float32", "bfloat16", "float16", or "auto", which
-    is bfloat16 on a CUDA GPU that has it and float32 elsewhere. The weights stay in float32: see
-    `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and decoded in parts,
-    with norms over the whole `image` or over each `tile`: see `Coding` in ldm/networks/computing. With `compile`, true
-    or the name of a backend, they run compiled by torch.compile: see `Compiler` there.
+    `precision` is the one in which the networks compute, also after the model is moved: "float32", "bfloat16",
+    "float16", or "auto", which is bfloat16 on a CUDA GPU that supports it and float32 elsewhere. The weights stay in
+    float32: see `LatentDiffusion.precision`. With `tile`, images of more than tile x tile pixels are encoded and
+    decoded in parts, with norms over the whole "image" or over each "tile" (`tile_statistics`): see `Coding` in
+    ldm/networks/computing. With `compile`, true or the name of a backend, networks run compiled by torch.compile: see
+    `Compiler` there.
     """
     coding: dict[str, Any] = {"precision": check_precision(precision), "tile": tile, "tile_statistics": tile_statistics}
     coding["compile"] = compile
-    check_tools(Coding(**coding).compile, torch.device(device or "cpu"))  # refuses all that can't be meant, first
+    check_tools(Coding(**coding).compile, torch.device(device or "cpu"))  # refuses wrong settings before any work
     if not isinstance(path, (str, Path)):
         return cascade([load(one, **coding, **options) for one in path], device or "cpu")
     model = _load(Path(path), device or "cpu", options)
@@ -63,14 +64,14 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
                 raise UserError(f"a single-file checkpoint has no option '{key}'.{did_you_mean(key, known)}")
         return interop.load_single_file(path, **options).to(device)
     if options:
-        raise UserError(f"{', '.join(options)}: such options are for single-file checkpoints, and {path} is none.")
+        raise UserError(f"{', '.join(options)}: {path} isn't a single-file checkpoint, so leave its options out.")
     if path.is_file():
         if path.suffix.lower() == ".safetensors":
             if words := interop.embedding_in(interop.check_readable(path)):
                 raise UserError(f"{path} holds {words}.")
             raise UserError(
-                f"{path} holds no Stable Diffusion 1 or 2 under CompVis's names. A part alone, a LoRA or a ControlNet, "
-                "goes on a loaded model: model.load_lora, model.load_controlnet; a folder of diffusers is loaded whole."
+                f"{path} holds no Stable Diffusion 1 or 2 with CompVis's names. Load a LoRA or a ControlNet on a "
+                "model, by model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
             )
         model = _from_checkpoint(path)
         return _on_base(model, path.parent.parent / "model", path).to(device)
@@ -95,15 +96,17 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
 
 
 def _with_control(model: Any, path: Path) -> Any:
-    """The model of a diffusers folder, with the ControlNet that its pipeline steers it by."""
+    """The model of a diffusers folder, with the ControlNet of its pipeline if there is one."""
     if control := interop.controlnet_in(path):
         model.load_controlnet(control)
     return model
 
 
 def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
-    """The model; of an adapter, its base with the adapter on: found by the path that the adapter's `folder` records,
-    and known by its hash."""
+    """The model itself, or for an adapter its base with the adapter on.
+
+    The base is found by the path that the adapter in `folder` records, and checked by its hash.
+    """
     if not isinstance(model, Adapter):
         return model
     base = load(model.find_base(folder), precision="float32")
@@ -113,8 +116,10 @@ def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
 
 
 def _from_checkpoint(path: Path) -> nn.Module:
-    """The model of a training checkpoint, with its EMA weights. Refuses one whose bytes aren't those that were written:
-    by the record beside it, or where it was copied without, by the file's own checksums."""
+    """The model of a training checkpoint, with its EMA weights.
+
+    Raises UserError for a damaged file, found by the record beside it, or without a record by its own checksums.
+    """
     if record_of(path).exists() and not is_whole(path):
         raise UserError(f"{path} is damaged: size or SHA-256 differ from the record beside it; load the one before it.")
     try:

@@ -1,4 +1,4 @@
-"""What is to be generated, read and checked before any work: conditions, seeds, size and sampling."""
+"""A request for images, checked before any work: conditions, seeds, size and sampling."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,9 +23,12 @@ _SHARED = (*DEFAULTS, "interval", "rescale", "autoguidance")  # the options that
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. `guidance` is a scale, or a scale for each condition by name. `shift` "auto" depends on the size
-    of the image. `interval` are the noise levels between which there is guidance. `options` are those that only this
-    sampler has, such as eta."""
+    """How to sample.
+
+    `guidance` is a scale, or a scale for each condition by name. With `shift` "auto" it depends on the size of the
+    image. `interval` are the noise levels between which there is guidance. `options` are those that only this sampler
+    has, such as eta.
+    """
 
     sampler: str
     steps: int

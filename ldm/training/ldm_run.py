@@ -284,6 +284,6 @@ def sample_function(
     def sample(task: DiffusionTask) -> Tensor:
         """Images of the average model, (N, C, H, W) in [-1, 1] on the CPU."""
         each = 1 if conditions else n
-        return task.model().draw(conditions, each, seed=config["seed"], steps=steps, **options).cpu()
+        return task.model().generate_for(conditions, each, seed=config["seed"], steps=steps, **options).cpu()
 
     return sample

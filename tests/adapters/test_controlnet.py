@@ -120,7 +120,7 @@ def test_a_span_holds_the_steps_that_diffusers_means(n, span):
 @torch.no_grad()
 def test_guess_mode_controls_the_conditional_alone_and_the_finer_less():
     model = steered()
-    images = replace(model.steering({}, control=HINT, guess=True), images={"a": HINT[None]})
+    images = replace(model.control_images({}, control=HINT, guess=True), images={"a": HINT[None]})
     x, sigma = torch.randn(1, 4, 8, 8), torch.tensor([3.0])
     null = Cond(vector=torch.zeros(1, 6), tokens=torch.zeros(1, 1, 6))
     full = Cond(torch.ones(1, 6), torch.ones(1, 1, 6))
@@ -241,8 +241,8 @@ def test_a_controlnet_of_diffusers_is_put_on(tmp_path):
         ({"control": HINT, "control_from": HINT}, "not both"),
         ({"control": HINT, "control_start": 0.6, "control_end": 0.5}, "from start=0.6 to end=0.5"),
         ({"control_scale": 0.5}, "need a control image"),
-        ({"control": HINT / 0}, "infinite or no numbers"),
-        ({"control_from": HINT * torch.nan}, "infinite or no numbers"),
+        ({"control": HINT / 0}, "infinite values or NaN"),
+        ({"control_from": HINT * torch.nan}, "infinite values or NaN"),
         ({"guess_mode": True}, "need a control image"),
     ],
 )

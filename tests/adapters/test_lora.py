@@ -42,7 +42,7 @@ def model():
 def test_a_new_lora_changes_no_bit_of_the_output(model):
     before = generated_latents(model)
     lora.start(model, "new", **ALL)
-    assert len(list(layers.holding(model.denoiser.network, "new"))) > 10
+    assert len(list(layers.injected(model.denoiser.network, "new"))) > 10
     assert torch.equal(generated_latents(model), before)
 
 

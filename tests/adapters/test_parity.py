@@ -36,7 +36,7 @@ def test_ours_computes_what_diffusers_unet_does(config, targets):
     state = peft.get_peft_model_state_dict(theirs)
     weights = {f"unet.{name}": 0.1 * torch.randn_like(tensor) for name, tensor in state.items()}
     peft.set_peft_model_state_dict(theirs, {name: weights[f"unet.{name}"] for name in state})
-    adapter = LoraAdapter.holding(weights, dict.fromkeys({n.rpartition(".lora_")[0] for n in weights}, 6.0))
+    adapter = LoraAdapter.of_tensors(weights, dict.fromkeys({n.rpartition(".lora_")[0] for n in weights}, 6.0))
     model = SimpleNamespace(denoiser=SimpleNamespace(network=ours), conditioner=Conditioner())
     adapter.attach(model, "theirs", 1.0)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def test_a_word_starts_as_the_one_it_is_made_from_and_all_others_stay(tmp_path):
 
 def test_a_model_that_learnt_a_word_is_saved_with_it(tmp_path):
     model = small()
-    model.load_word(ldm.save(WordEmbedding.holding("猫", torch.ones(1, 8)), tmp_path / "word"))
+    model.load_word(ldm.save(WordEmbedding.of_tensor("猫", torch.ones(1, 8)), tmp_path / "word"))
     loaded = ldm.load(ldm.save(model, tmp_path / "model"))
     torch.testing.assert_close(generate(loaded, "a 猫"), generate(model, "a 猫"), atol=1e-5, rtol=0)
     assert not equal(loaded.state_dict(), small().state_dict())
@@ -44,18 +44,18 @@ def test_what_is_no_new_word_is_refused():
     for word, reason in (
         ("two words", "without blanks"),
         ("", "without blanks"),
-        ("a", "token of the model's already"),
+        ("a", "token of the model already"),
     ):
         with pytest.raises(UserError, match=reason):
             words.start(model, word, None)
     with pytest.raises(UserError, match="no scale"):
-        model.put_on(WordEmbedding.holding("<x>", torch.ones(1, 8)), "x", 0.5)
+        model.put_on(WordEmbedding.of_tensor("<x>", torch.ones(1, 8)), "x", 0.5)
     with pytest.raises(UserError, match="has 4 numbers"):
-        model.put_on(WordEmbedding.holding("<x>", torch.ones(1, 4)), "x")
+        model.put_on(WordEmbedding.of_tensor("<x>", torch.ones(1, 4)), "x")
 
 
 def test_a_word_whose_numbers_arent_finite_is_refused(tmp_path):
-    word = WordEmbedding.holding("<it>", torch.full((1, 8), float("inf")))
+    word = WordEmbedding.of_tensor("<it>", torch.full((1, 8), float("inf")))
     ldm.save(word, tmp_path / "word")
     with pytest.raises(UserError, match="row isn't finite"):
         small().load_word(tmp_path / "word")

@@ -94,7 +94,7 @@ def test_what_is_refused():
     good, bad = make(), make(seed=1)
     with pytest.raises(UserError, match="load_autoguide"):
         latents(good, autoguidance=2.0)
-    with pytest.raises(UserError, match="no diffusion model"):
+    with pytest.raises(UserError, match="a diffusion model: name a run"):
         good.load_autoguide(bad.first_stage)
     bad.latent_std.mul_(2)
     with pytest.raises(UserError, match="other latents"):

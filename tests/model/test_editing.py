@@ -43,12 +43,12 @@ def test_given_images_masks_and_maps_have_finite_values(bad: float) -> None:
         (read_masks, tensor, "a mask has infinite values or NaN"),
         (read_masks, values, "holds values that are not numbers"),
         (read_masks, Image.fromarray(values), "holds values that are not numbers"),
-        (read_maps, tensor, "no class ids|a map has infinite values"),
-        (read_maps, values, "no class ids|a map has infinite values"),
+        (read_maps, tensor, "aren't class ids|a map has infinite values"),
+        (read_maps, values, "aren't class ids|a map has infinite values"),
     ):
         with pytest.raises(UserError, match=message):
             read(given, preprocess)
-    with pytest.raises(UserError, match="no class ids: give whole numbers"):
+    with pytest.raises(UserError, match="aren't class ids: give whole numbers"):
         read_maps(np.full((4, 4), 0.5), preprocess)
     assert read_maps(torch.ones(4, 4, dtype=torch.bfloat16), preprocess)[0].unique().tolist() == [1]
 
@@ -159,7 +159,7 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
     assert wanted.mean() == 0.5
     for same in (grey // 255 + 1, grey > 0, grey / 255.0, np.stack([grey] * 3, 2), np.stack([grey] * 3, 2) // 255):
         assert torch.equal(read_masks(same, model.preprocess), wanted)
-    with pytest.raises(UserError, match="is no image"):
+    with pytest.raises(UserError, match="isn't an image"):
         read_masks(np.zeros((2, *size)), model.preprocess)
 
 

@@ -98,9 +98,9 @@ def test_variations_differ_from_each_other_and_not_much_from_the_image(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((SHORT, 1), "both ends of one kind"),
-        ((SHORT, LONG, 1), "at least its two ends"),
-        (([1.0], SHORT), "both ends of one kind"),
+        ((SHORT, 1), "two prompts, two labels or two images"),
+        ((SHORT, LONG, 1), "includes both ends"),
+        (([1.0], SHORT), "two prompts, two labels or two images"),
     ],
 )
 def test_what_has_no_way_between_is_refused(model, arguments, message):

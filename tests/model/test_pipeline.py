@@ -357,14 +357,21 @@ def test_a_number_that_float32_does_not_hold_is_refused(given, model):
         model("a cat", **given)
 
 
+def test_earlier_names_of_methods_keep_working(model):
+    given = {"text": ["a cat"]}
+    assert torch.equal(model.draw(given, 1, start=None, steps=1), model.generate_for(given, 1, steps=1))
+    assert model.steering(given, begin=None, made_from=None) is None
+    assert model.check_pictures(image=None) is None
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_images_that_are_no_numbers_are_refused(model, monkeypatch, value):
     monkeypatch.setattr(type(model.coding), "decode", lambda *given: torch.full((len(given[-1]), 1, 12, 8), value))
-    with pytest.raises(UserError, match="infinite or no numbers"):
+    with pytest.raises(UserError, match="infinite values or NaN"):
         model("a cat", steps=1)
-    with pytest.raises(UserError, match="infinite or no numbers"):
-        model.draw({"text": ["a cat"]}, steps=1)
-    with pytest.raises(UserError, match="infinite or no numbers"):
+    with pytest.raises(UserError, match="infinite values or NaN"):
+        model.generate_for({"text": ["a cat"]}, steps=1)
+    with pytest.raises(UserError, match="infinite values or NaN"):
         model.interpolate("a cat", "a dog", n=2, steps=1)
 
 

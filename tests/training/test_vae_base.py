@@ -129,7 +129,7 @@ def test_another_encoders_decoder_is_refused(runs, train, tmp_path):
     model = ldm.load(runs / "ldm" / "digits")
     other = ldm.load(runs / "vae" / "digits")
     other.quant_conv.bias[0] += 1e-7
-    with pytest.raises(UserError, match="can't decode this model's latents, the encoders differ"):
+    with pytest.raises(UserError, match="can't decode this model's latents, since the encoders differ"):
         model.load_decoder(ldm.save(other, tmp_path / "other"))
     pixels = ldm.load(runs / "ldm" / "digits")
     pixels.first_stage = ldm.networks.Identity(2)

@@ -92,7 +92,7 @@ class ControlFinetune(Finetune):
             hints = self.hint(batch[self.hint.column]).to(model.latent_mean.device)
             control = ControlImages({NAME: hints}, {NAME: 1.0}, {NAME: (0.0, 1.0)})
             each, steps = 1 if conditions else len(rows), min(model.sampling["steps"], 50)
-            images = model.draw(conditions, each, seed=seed, steps=steps, steering=control).cpu()
+            images = model.generate_for(conditions, each, seed=seed, steps=steps, control=control).cpu()
             return alternating(self.hint.show(hints).cpu(), images)
 
         return sample

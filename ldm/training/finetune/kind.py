@@ -92,7 +92,7 @@ class Finetune:
             batch = val.batch(np.arange(min(n, len(val))), model.conditioner.needs)
             conditions = model.conditioner.examples(batch, seed)
             steps = min(model.sampling["steps"], 50)
-            return model.draw(conditions, 1 if conditions else n, seed=seed, steps=steps).cpu()
+            return model.generate_for(conditions, 1 if conditions else n, seed=seed, steps=steps).cpu()
 
         return sample
 
