@@ -224,13 +224,16 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     def draw(
         self,
         given: Mapping[str, list],
-        *args: Any,
+        n: int = 1,
+        negative: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0,
+        *,
         start: InitialImage | None = None,
         steering: ControlImages | None = None,
         **options: Any,
     ) -> Tensor:
         """The earlier name of `generate_for`, with its earlier keywords."""
-        return self.generate_for(given, *args, initial=start, control=steering, **options)
+        return self.generate_for(given, n, negative, seed, initial=start, control=steering, **options)
 
     def steering(
         self,
