@@ -137,7 +137,7 @@ def test_a_missing_file_is_refused(folder, name):
 
 
 @pytest.mark.parametrize("manifest", ["[]", "null", '{"files": []}', '{"files": {"config.json": 3}}', "\ufffd"])
-def test_a_spoilt_manifest_is_refused(folder, manifest):
+def test_a_damaged_manifest_is_refused(folder, manifest):
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(UserError, match="is damaged"):
         ldm.load(folder)

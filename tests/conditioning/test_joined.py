@@ -1,4 +1,4 @@
-"""Two frozen text encoders at once: their last but one states side by side, the second's projected pooled state."""
+"""Two frozen text encoders together: their joined penultimate states and the second one's projected pooled state."""
 
 import copy
 import shutil

@@ -146,7 +146,7 @@ def test_arrays_that_metadata_name_as_masks_are_read(tmp_path):
         ("1.mpo", b"\xff\xd8\xff\xe0" + bytes(200), ".jpg by their content"),
     ],
 )
-def test_tiffs_of_other_endings_are_told_apart(tmp_path, name, content, message):
+def test_tiffs_of_other_endings_are_distinguished(tmp_path, name, content, message):
     root = lay_out(tmp_path / "d", "0.png", "2.png")
     (root / name).write_bytes(content)
     tables(root)

@@ -1,4 +1,4 @@
-"""What goes to another process: names of files in place of what is in them, and the same batches there."""
+"""What is sent to another process: names of files instead of their contents, and the same batches there."""
 
 import io
 import itertools

@@ -35,7 +35,7 @@ def test_few_bits_in_sixteen_are_reported(tmp_path, caplog, top, bits):
     assert train.images.max() == 65535 and not caplog.records
 
 
-def test_colour_of_16_bits_that_is_cut_is_reported_a_cache_of_before_too(tmp_path, caplog):
+def test_colour_of_16_bits_that_is_cut_is_reported_for_an_older_cache_too(tmp_path, caplog):
     root = tmp_path / "d"
     root.mkdir()
     for i in range(3):

@@ -1,4 +1,4 @@
-"""Sets of images: what was prepared otherwise isn't compared."""
+"""Sets of images: sets that were prepared differently aren't compared."""
 
 from pathlib import Path
 

@@ -60,7 +60,7 @@ def test_the_real_set_against_itself_is_near_zero(scores: dict[str, dict[str, fl
 
 
 @pytest.mark.parametrize("spoilt", ["noisy", "blurred", "half"])
-def test_spoilt_images_rank_below_real_ones(
+def test_damaged_images_rank_below_real_ones(
     scores: dict[str, dict[str, float]], features: Features, spoilt: str
 ) -> None:
     assert scores[spoilt]["frechet"] > 1.2 * scores["real"]["frechet"]

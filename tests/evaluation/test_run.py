@@ -129,7 +129,7 @@ def test_a_sweep_s_jobs_report_apart(config, tmp_path: Path) -> None:
     assert (tmp_path / "guidance-2" / "evaluation.json").exists()
 
 
-def test_another_run_s_data_prepared_otherwise_are_refused(config, tmp_path: Path) -> None:
+def test_another_run_s_data_prepared_differently_are_refused(config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prepared differently.*height 16 against 8"):
         evaluation.main(config(reference="other", out=str(tmp_path)))
 

@@ -1,4 +1,4 @@
-"""A folder of diffusers with a value of a wrong kind, or of another pipeline: one sentence with file and key."""
+"""A diffusers folder with a value of a wrong type, or of another pipeline: one sentence with file and key."""
 
 import json
 import shutil

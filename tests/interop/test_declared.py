@@ -1,4 +1,4 @@
-"""What a single file's settings and metadata say of prediction, heads, sizes and conditions: honoured or refused."""
+"""What a single file's settings and metadata declare about prediction, heads, sizes and conditions: used or refused."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Distilled models out to diffusers and in from there, with the noise of each step injected."""
+"""Distilled models exported to diffusers and imported from there, with the noise of each step injected."""
 
 import pytest
 import torch

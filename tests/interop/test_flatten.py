@@ -1,4 +1,4 @@
-"""Every class that an export writes beside the weights fits one file, in which no name means two things."""
+"""Every class that an export writes beside the weights fits one file, in which each name has one meaning."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""What single files say of latents and of their prediction, wherever they say it: files without weights are enough."""
+"""What single files declare about latents and their prediction, in all places: files without weights are enough."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What tools write about a LoRA's strength, wherever they write it, as tensors alone: no model is needed to hold it."""
+"""What tools write about a LoRA's strength, in all places, as tensors alone: no model is needed."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The noise schedule of a checkpoint, read off its tables in any precision."""
+"""The noise schedule of a checkpoint, from its tables in any precision."""
 
 import pytest
 import torch

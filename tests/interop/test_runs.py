@@ -1,4 +1,4 @@
-"""An autoencoder of diffusers as first stage of a run, and the run's way out by the command."""
+"""A diffusers autoencoder as first stage of a run, and the run's export by the command."""
 
 import json
 import runpy

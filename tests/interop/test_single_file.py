@@ -1,4 +1,4 @@
-"""Single-file checkpoints of CompVis's kind, made out of random models of diffusers."""
+"""Single-file CompVis checkpoints, made from random diffusers models."""
 
 import json
 from types import SimpleNamespace

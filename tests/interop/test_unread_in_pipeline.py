@@ -1,4 +1,4 @@
-"""LoRAs and embeddings in a pipeline's folder are named: they aren't read with it."""
+"""LoRAs and embeddings in a pipeline's folder are named, as they aren't loaded with it."""
 
 import torch
 from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Small random models that every device has to generate alike with, and what they are requested."""
+"""Small random models that every device has to generate alike with, and the calls to generate."""
 
 from collections.abc import Callable
 from typing import Any

@@ -526,7 +526,7 @@ def test_another_first_stage_under_a_trained_second_one_is_refused(here, stage_o
     assert "belongs to another first stage: encoding the data again" in (tmp_path / "new").read_text()
 
 
-def test_interrupted_latents_are_gone_on_with(here, stage_one, monkeypatch, capfd):
+def test_interrupted_latents_are_continued(here, stage_one, monkeypatch, capfd):
     vae = load(stage_one)
     pixels = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), np.uint8)
     table = Table(pixels, {}, vae.preprocess, "data")

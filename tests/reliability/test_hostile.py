@@ -131,7 +131,7 @@ def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path, name):
 
 @FUZZ
 @given(st.data())
-def test_a_spoilt_zip_is_refused_or_its_images_counted(tmp_path_factory, data):
+def test_a_damaged_zip_is_refused_or_its_images_counted(tmp_path_factory, data):
     root = tmp_path_factory.mktemp("zip")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:

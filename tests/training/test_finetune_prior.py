@@ -1,4 +1,4 @@
-"""Images by the base among those that it is tuned on."""
+"""Images by the base among those that it is fine-tuned on."""
 
 from dataclasses import replace
 from types import SimpleNamespace

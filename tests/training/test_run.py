@@ -159,7 +159,7 @@ def test_a_stale_lock_is_taken_over(runs):
     open_run("ldm", "reused", runs_dir=runs).close()
 
 
-def test_a_lock_of_another_host_or_a_spoilt_one_is_respected(runs):
+def test_a_lock_of_another_host_or_a_damaged_one_is_respected(runs):
     lock_of(runs / "ldm" / "far", host="elsewhere", pid=dead_pid())
     (runs / "ldm" / "spoilt").mkdir()
     (runs / "ldm" / "spoilt" / lock.NAME).write_text("{")

@@ -1,4 +1,4 @@
-"""Stage one that continues from another autoencoder: what it begins with, what stays, and what stands on it."""
+"""Stage one that starts from another autoencoder: its start, what stays, and what depends on it."""
 
 import contextlib
 import io
