@@ -8,7 +8,7 @@ from ldm.images.files.axes import SURE
 from ldm.images.files.colour import CONVERTED, Notes
 from ldm.images.files.metadata import check_metadata
 from ldm.images.files.probing import probe
-from ldm.images.files.reading import IMAGES, READER, open_image, open_map, turned
+from ldm.images.files.reading import IMAGES, READER, ReadOptions, open_image, open_map, open_unconverted
 from ldm.images.files.unreadable import BadImage
 from ldm.images.masks import open_mask
 from ldm.images.output import ImageList, grid, save_png, to_pil8
@@ -24,6 +24,7 @@ __all__ = [
     "ImageList",
     "Notes",
     "Preprocess",
+    "ReadOptions",
     "alike",
     "check_alike",
     "check_metadata",
@@ -31,9 +32,9 @@ __all__ = [
     "open_image",
     "open_map",
     "open_mask",
+    "open_unconverted",
     "probe",
     "save_png",
     "shape_of",
-    "turned",
     "to_pil8",
 ]

@@ -1,7 +1,7 @@
-"""Images that lie over each other, such as an image and its map, mask or control image, must have the same aspect.
+"""The aspect ratios of images that belong together, such as an image and its map, mask or control image.
 
-Each is resized to the model's size and cropped at the centre by itself, so one with another aspect would be cropped
-differently, and would no longer fit the others. Another size with the same aspect is fine.
+Each is resized to the model's size and cropped at the centre separately, so one with a different aspect ratio would be
+cropped differently, and would no longer match the others. A different size with the same aspect ratio is fine.
 """
 
 import io
@@ -20,8 +20,11 @@ Shape = tuple[int, int]  # height, width
 
 
 def shape_of(item: Any, channels: int | None = None) -> Shape:
-    """Height and width of an image: a file or its bytes (only the head is read), a PIL image, an array, with so many
-    channels if that is known, or a tensor (..., H, W). Raises BadImage."""
+    """Height and width of a file or its bytes, of which only the head is read, a PIL image, an array or a tensor
+    (..., H, W).
+
+    `channels`, if known, tells which axis of an array has the channels. Raises BadImage.
+    """
     if isinstance(item, bytes):
         return probe(io.BytesIO(item), channels)[:2]
     if isinstance(item, np.ndarray):
@@ -32,16 +35,16 @@ def shape_of(item: Any, channels: int | None = None) -> Shape:
 
 
 def alike(a: Shape, b: Shape) -> bool:
-    """Whether two shapes (height, width) have the same aspect."""
+    """Whether two shapes (height, width) have the same aspect ratio, within TOLERANCE."""
     return abs(a[0] * b[1] - b[0] * a[1]) <= TOLERANCE * max(a[0] * b[1], b[0] * a[1])
 
 
 def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
-    """Raises UserError unless all images have the aspect of the first. `given` has images, lists of images or None, by
-    the names for messages.
+    """Raises UserError unless all images have the aspect ratio of the first.
 
-    Of two lists the i-th images are compared; in a shorter list each image stands for several of the longer one. A
-    tensor with the model's own shape, `fits`, is cropped already, and is compared with none.
+    `given` has images, lists of images or None, by their names for messages. Two lists are compared image by image; an
+    image of a shorter list belongs to several of the longer one. A tensor with the model's own shape `fits` is cropped
+    already, and isn't compared.
     """
     named = {name: _items(value) for name, value in given.items() if value is not None}
     first = next(iter(named), "")
@@ -53,7 +56,7 @@ def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
             if not alike((h, w), (height, width)):
                 raise UserError(
                     f"the {first} is {h}x{w}, the {name} {height}x{width} (height x width): cropped to the model's "
-                    "aspect they wouldn't lie over each other; give both the same aspect."
+                    "aspect ratio they wouldn't match; give both the same aspect ratio."
                 )
 
 

@@ -13,7 +13,7 @@ _SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 
 
 def canny(images: Tensor, low: float = 0.2, high: float = 0.5, sigma: float = 1.0) -> Tensor:
-    """Edges (B, 1, H, W), 1 on 0, of `images` (B, C, H, W) in [-1, 1].
+    """Edges (B, 1, H, W), 1 at edges and 0 elsewhere, of `images` (B, C, H, W) in [-1, 1].
 
     The image is blurred by a 5x5 Gaussian of `sigma` pixels, and Sobel's gradient taken in the channel where it is
     largest. Of its magnitudes only the maxima along the gradient remain, and of these only those above `high`, or above
@@ -31,7 +31,10 @@ def canny(images: Tensor, low: float = 0.2, high: float = 0.5, sigma: float = 1.
 
 
 def luminance(images: Tensor) -> Tensor:
-    """The luminance (B, 1, H, W) in [0, 1] of `images` in [-1, 1] (ITU-R BT.601); of one or two channels the first."""
+    """The luminance (B, 1, H, W) in [0, 1] of `images` (B, C, H, W) in [-1, 1] (ITU-R BT.601).
+
+    With one or two channels it is the first one.
+    """
     unit = images.float() * 0.5 + 0.5
     if unit.shape[1] < 3:
         return unit[:, :1]
@@ -61,12 +64,13 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _is_steepest(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where no neighbour along the gradient is larger. Of two equal ones, as at a clean step, one remains."""
+    """Where no neighbour along the gradient is larger. If two are equal, as at a clean step, one of them remains."""
     octant = torch.round(torch.atan2(dy, dx) * (4 / math.pi)).long() % 4  # (B, 1, H, W), index in _DIRECTIONS
     height, width = magnitude.shape[2:]
     padded = F.pad(magnitude, (1, 1, 1, 1))
 
     def moved(rows: int, columns: int) -> Tensor:
+        """The magnitude (B, 1, H, W) of the neighbour so many rows below and columns to the right."""
         return padded[:, :, 1 + rows : 1 + rows + height, 1 + columns : 1 + columns + width]
 
     ahead = torch.cat([moved(r, c) for r, c in _DIRECTIONS], 1).gather(1, octant)
@@ -78,7 +82,7 @@ def _connected(strong: Tensor, weak: Tensor) -> Tensor:
     """The part of `weak` that is connected to `strong`, also diagonally."""
     while True:
         grown = strong
-        for _ in range(8):  # between two tests whether it has grown, each of which waits for the device
+        for _ in range(8):  # several steps before each test of growth, which waits for the device
             grown = (F.max_pool2d(grown.float(), 3, 1, 1) > 0) & weak
         if torch.equal(grown, strong):
             return strong

@@ -1,4 +1,4 @@
-"""Control images, from which a ControlNet learns what is where: made from batches in training, read from files later.
+"""Kinds of control images for ControlNets: made from batches in training, and read from files in generation.
 
 A control image is (C, H, W) in [0, 1]. It is in RGB wherever possible, so that files and other tools can hold it.
 """
@@ -39,8 +39,10 @@ class Hint:
         raise NotImplementedError
 
     def on_host(self, values: Tensor) -> Tensor:
-        """What `__call__` takes in place of the column, computed on the host with the batch: for kinds that would
-        otherwise make the host wait for the device."""
+        """Values for `__call__` that replace the column, computed on the host together with the batch.
+
+        It is for kinds that would otherwise make the host wait for the device.
+        """
         return values
 
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
@@ -50,7 +52,7 @@ class Hint:
         return _matching(torch.from_numpy(values).float() / 255, self.channels)
 
     def show(self, hints: Tensor) -> Tensor:
-        """Control images in a form that can be shown, (B, 1 or 3, H, W) in [-1, 1]."""
+        """Control images as images for display, (B, 1 or 3, H, W) in [-1, 1]."""
         return hints[:, : 1 if hints.shape[1] < 3 else 3] * 2 - 1
 
 
@@ -70,8 +72,8 @@ class Canny(Hint):
         return edges.float().expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
     def on_host(self, values: Tensor) -> Tensor:
-        """Edges (B, 1, H, W) bool. How far edges have to be followed depends on the values, so a device would be waited
-        for."""
+        """Edges (B, 1, H, W) bool. How far edges are followed depends on the values, so on a device the host would
+        wait."""
         return canny(values, self.low, self.high, self.sigma) > 0
 
 
@@ -123,6 +125,7 @@ class MapHint(Hint):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of classes in the data's maps."""
         return {"classes": len(table.map_classes) or int(np.max(table.columns["map"])) + 1}
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -133,12 +136,13 @@ class MapHint(Hint):
         return (values[:, None] == ids).float()  # (B, classes, H, W)
 
     def on_host(self, values: Tensor) -> Tensor:
-        """The ids as they are. Raises UserError for an id that is too high."""
+        """The ids (B, H, W) themselves. Raises UserError for an id that is too high."""
         if (highest := int(values.max())) >= self.classes:
             raise UserError(f"the map has id {highest}; this ControlNet knows 0 to {self.classes - 1}.")
         return values
 
     def read(self, item: Any, preprocess: Preprocess) -> Tensor:
+        """The control image (channels, H, W) for a map of ids, or with `coloured` for an image in these colours."""
         try:
             ids = open_map(item)
         except BadImage:
@@ -148,10 +152,11 @@ class MapHint(Hint):
         return self(torch.from_numpy(preprocess.resize_map(ids.astype(np.uint8)).copy())[None])[0]
 
     def show(self, hints: Tensor) -> Tensor:
+        """The classes in distinct colours, (B, 3, H, W) in [-1, 1]."""
         return super().show(hints if self.coloured else self._palette(hints.device)[hints.argmax(1)].movedim(-1, 1))
 
     def _palette(self, device: torch.device) -> Tensor:
-        """Colours (classes, 3): black for 0, then hues a golden section apart, which are distinct for any number."""
+        """Colours (classes, 3): black for 0, then hues a golden section apart, which stay distinct however many."""
         hues = [
             colorsys.hsv_to_rgb(i * 0.618034 % 1, (1.0, 0.6)[i % 2], (1.0, 0.7, 0.85)[i % 3])
             for i in range(self.classes)
@@ -168,6 +173,7 @@ class ColumnHint(Hint):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of channels of the data's column. Raises UserError if it doesn't hold images."""
         column = options["column"]
         shape = np.shape(table.columns[column])
         if len(shape) not in (3, 4):
@@ -181,9 +187,9 @@ class ColumnHint(Hint):
 
 
 def hint_for(control: str, table: Any, options: Mapping[str, Any] | None = None) -> Hint:
-    """The kind of control image named `control`, or the data's column of that name, for the data in `table`.
+    """The kind of control image called `control`, or the column of this name in the data of `table`.
 
-    Raises UserError if the data don't have the column that it is made from.
+    Raises UserError if the data lack the column from which it is made.
     """
     if control not in KINDS and control not in table.columns:
         known = (*KINDS, *table.columns)

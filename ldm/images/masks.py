@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ldm.images.files.colour import Notes
-from ldm.images.files.reading import turned
+from ldm.images.files.reading import open_unconverted
 from ldm.images.files.sources import Source, is_jpeg, naming, with_name
 from ldm.images.files.unreadable import BadImage
 
@@ -26,13 +26,13 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 def open_mask(source: Source, notes: Notes | None = None) -> np.ndarray:
     """A mask (h, w) uint8 of 0 and 255.
 
-    Of exactly two values or colours the higher one is masked, whatever they are; shades are divided at half. Where
-    nothing but transparency varies, it is the mask. Ambiguous masks add a sentence to `notes`. Raises BadImage, also
-    for several small numbers (a trimap's 1, 2, 3), which don't say what is masked.
+    If there are exactly two values or colours the higher one is masked, whatever they are; shades are divided at half.
+    If only transparency varies, it is the mask. A sentence about an ambiguous mask is added to `notes`. Raises
+    BadImage, also for several small numbers (a trimap's 1, 2, 3), which don't tell what is masked.
     """
     notes = [] if notes is None else notes
     with naming(source):
-        given = turned(source)
+        given = open_unconverted(source)
         _check_finite(given)
         values = _of_array(given) if isinstance(given, np.ndarray) else _of_image(given, notes)
     try:
@@ -45,6 +45,7 @@ def open_mask(source: Source, notes: Notes | None = None) -> np.ndarray:
 
 
 def _check_finite(given: "Image | np.ndarray") -> None:
+    """Raises BadImage for infinite values and NaN."""
     if isinstance(given, np.ndarray) or given.mode == "F":
         values = np.asarray(given)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -52,7 +53,8 @@ def _check_finite(given: "Image | np.ndarray") -> None:
 
 
 def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
-    """Which values (h, w), or colours (h, w, 3), are masked. `blurred` by JPEG, two values needn't be two kinds."""
+    """Which values (h, w), or colours (h, w, 3), are masked. If they are `blurred` by JPEG, two values needn't be two
+    kinds of pixels."""
     if values.ndim == 3:
         return _cut_colours(values, blurred, notes)
     if values.dtype == bool:
@@ -72,7 +74,7 @@ def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
 
 
 def _top(kind: np.dtype, highest: float) -> float:
-    """The value of white; 1 if no value is higher."""
+    """The value of white in values of type `kind`; 1 if no value is higher."""
     if highest <= 1:
         return 1.0
     if kind.kind in "ui" and kind.itemsize <= 2:
@@ -87,7 +89,7 @@ def _unclear(distinct: np.ndarray) -> str:
 
 
 def _cut_colours(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
-    """Which of the colours (h, w, 3) are masked: of two the one that isn't black, or the brighter one."""
+    """Which of the colours (h, w, 3) are masked: of two colours the one that isn't black, or the brighter one."""
     brightness = values.astype(np.float64) @ _LUMA  # (h, w)
     colours = _distinct(values)
     if len(colours) == 2 and not blurred:
@@ -124,6 +126,7 @@ def _of_array(array: np.ndarray) -> np.ndarray:
 
 
 def _of_image(image: "Image", notes: Notes) -> np.ndarray:
+    """The values (h, w) of a Pillow image, or (h, w, 3) in colour."""
     if image.mode[0] in "1IF" or image.mode == "L" and not image.has_transparency_data:
         return np.asarray(image)
     if image.has_transparency_data:
@@ -135,8 +138,10 @@ def _of_image(image: "Image", notes: Notes) -> np.ndarray:
 
 
 def _of_palette(image: "Image", notes: Notes) -> np.ndarray:
-    """The palette's values if they are distinct greys; otherwise what isn't black or, if nothing is black, what doesn't
-    have the lowest index."""
+    """The values of the palette if they are distinct greys, otherwise True for pixels that are masked.
+
+    These are the ones that aren't black or, if none is black, those that don't have the lowest index.
+    """
     index, colours = np.asarray(image), np.asarray(image.convert("RGB"))
     used = np.unique(index)
     grey = _grey(colours)

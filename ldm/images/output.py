@@ -1,4 +1,4 @@
-"""Images for people: grids, and PNGs with text."""
+"""Images for display: grids, and PNGs with text."""
 
 import math
 from collections.abc import Mapping
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 
 def grid(images: Tensor, columns: int, gap: int = 2) -> "Image":
-    """Images (N, C, H, W) in [-1, 1] as one image of 8 bits, row by row with white gaps. Of many channels it shows the
-    first three."""
+    """Images (N, C, H, W) in [-1, 1] as one image of 8 bits, row by row with white gaps.
+
+    If there are more than three channels, it shows the first three.
+    """
     n, channels, height, width = images.shape
     shown = images[:, : 1 if channels < 3 else 3].detach().float().cpu()
     columns = max(1, min(columns, n))
@@ -32,7 +34,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> "Image":
 
 
 class ImageList(list):
-    """A list of PIL images that shows itself in a notebook, as one grid."""
+    """A list of PIL images that a notebook displays as one grid."""
 
     def grid(self, columns: int | None = None, gap: int = 2) -> "Image":
         """All images as one, row by row with white gaps; by default nearly a square, with at most 8 columns."""

@@ -14,7 +14,7 @@ from ldm.common.registry import register
 from ldm.images.files.axes import channels_last
 from ldm.images.files.colour import Notes
 from ldm.images.files.pillow import CUT, is_transparent, pixels_of
-from ldm.images.files.reading import MAX_PIXELS, open_image
+from ldm.images.files.reading import MAX_PIXELS, ReadOptions, open_image
 from ldm.images.files.sixteen_bits import read_deep
 from ldm.images.files.sources import Source, bytes_of, naming, with_name
 from ldm.images.files.unreadable import BadImage
@@ -31,7 +31,7 @@ RESIZE = ("cover", "contain", "stretch", "none")
 
 @register
 class Preprocess:
-    """What is done to an image before it is a training sample; saved with the model, which treats inputs the same.
+    """How images are prepared for training. It is saved with the model, which prepares its inputs in the same way.
 
     - `channels`: 1 for grey, 3 for RGB, 2 and 4 for the same with alpha; arrays may have any number.
     - `height`, `width`: the size in pixels.
@@ -40,7 +40,7 @@ class Preprocess:
       ignores the aspect, `none` refuses other sizes. Resizing is antialiased (Lanczos).
     - `background`: 0 to 255, one value or one for each channel, by default white. Transparency is blended with it
       unless alpha is a channel.
-    - `low`, `high`: values between them become the full range. Without them uint8 and uint16 keep theirs, and floats
+    - `low`, `high`: the values that become black and white. Without them uint8 and uint16 keep their range, and floats
       are refused.
     """
 
@@ -56,7 +56,7 @@ class Preprocess:
         high: float | None = None,
     ):
         if resize not in RESIZE:
-            raise UserError(f"resize={resize} isn't a way of resizing.{did_you_mean(resize, RESIZE)}")
+            raise UserError(f"resize={resize} is unknown.{did_you_mean(resize, RESIZE)}")
         if bits not in (8, 16):
             raise UserError(f"bits={bits}: images have 8 or 16 bits.")
         if min(channels, height, width) < 1:
@@ -71,24 +71,26 @@ class Preprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of an image."""
         return self.channels, self.height, self.width
 
     @property
     def dtype(self) -> type[Any]:
-        """numpy's uint8 or uint16."""
+        """The type of the values on disk, np.uint8 or np.uint16."""
         return np.uint8 if self.bits == 8 else np.uint16
 
     def open(self, source: Source, notes: Notes | None = None) -> "Image | np.ndarray":
-        """The image as it is meant to look (see `open_image`). Large JPEGs are decoded no larger than needed. With bits
-        16, colour of 16 bits keeps them."""
+        """The image as `open_image` reads it. Large JPEGs are decoded no larger than needed.
+
+        With `bits` 16, colour of 16 bits isn't reduced to 8. Notes on colours are added to `notes`.
+        """
         if self.bits == 16 and isinstance(source, (str, Path, bytes)):
             notes = [] if notes is None else notes
             with naming(source):
                 if (deep := read_deep(bytes_of(source), notes, MAX_PIXELS)) is not None:
                     return self._fitted(deep, notes)
         draft = 0 if self.resize == "none" else 2 * max(self.height, self.width)
-        return open_image(source, draft=draft, notes=notes, channels=self.channels)
+        return open_image(source, ReadOptions(draft=draft, channels=self.channels), notes)
 
     def array(self, source: Source, notes: Notes | None = None) -> np.ndarray:
         """The image as (C, H, W) uint8 or uint16. Raises BadImage if it can't be read or doesn't fit."""
@@ -111,11 +113,11 @@ class Preprocess:
         return self._pad(np.asarray(image)[:, :, None].astype(array.dtype), [0])[:, :, 0]  # (H, W)
 
     def frame(self, height: int, width: int) -> tuple[int, int, int, int, int, int]:
-        """What SDXL's conditions say of an image of this size (Podell et al. 2023, 2.2): its height and width, top and
-        left of the crop in pixels of the resized image, and the height and width after preprocessing.
+        """SDXL's size condition for an image of this size (Podell et al. 2023, section 2.2).
 
-        For an image that is shown whole, as "contain" and "stretch" do, the corner is 0, 0. Raises BadImage for a size
-        that is refused.
+        It is the image's height and width, top and left of the crop in pixels of the resized image, and height and
+        width after preprocessing. If the whole image is kept, as with "contain" and "stretch", top and left are 0.
+        Raises BadImage for a size that is refused.
         """
         left = top = 0.0
         if (height, width) != (self.height, self.width):
@@ -149,8 +151,10 @@ class Preprocess:
         return to_pil8(shown)
 
     def _fitted(self, pixels: np.ndarray, notes: Notes) -> np.ndarray:
-        """(h, w, C) of 16 bits with the wanted channels, as Pillow converts those of 8: transparency is blended with
-        the background or alpha added, and colour becomes grey."""
+        """Pixels (h, w, C) of 16 bits, converted to `channels` as Pillow converts those of 8.
+
+        Transparency is blended with the background, or an opaque alpha is added, and colour becomes grey.
+        """
         if self.channels in (1, 3) and pixels.shape[2] in (2, 4):
             share = pixels[..., -1:] / np.float64(2**16 - 1)
             if share.min() < 1:
@@ -246,13 +250,14 @@ def _lanczos(pixels: np.ndarray, height: int, width: int, box: Box) -> np.ndarra
     """(h, w, C) resized with antialiasing: RGB of 8 bits at once, everything else channel by channel."""
     from PIL import Image
 
-    def one(plane: np.ndarray) -> np.ndarray:
+    def resized(plane: np.ndarray) -> np.ndarray:
+        """A plane (h, w), or RGB (h, w, 3), at the new size."""
         return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS, box))
 
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
-        return one(pixels)
+        return resized(pixels)
     if pixels.dtype == np.uint8:
-        return np.stack([one(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, 2, 0)], 2)
+        return np.stack([resized(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, 2, 0)], 2)
     # Pillow resizes 16 bits as floats, which overshoot at edges
-    planes = [one(np.ascontiguousarray(plane, np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
+    planes = [resized(np.ascontiguousarray(plane, np.float32)) for plane in np.moveaxis(pixels, 2, 0)]
     return np.rint(np.stack(planes, 2)).clip(0, 2**16 - 1).astype(pixels.dtype)

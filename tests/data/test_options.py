@@ -17,7 +17,7 @@ WRONG = [
     ({"size": 0}, "make no image"),
     ({"channels": 0}, "make no image"),
     ({"size": 16, "channels": 0}, "make no image"),
-    ({"resize": "fit"}, "isn't a way of resizing"),
+    ({"resize": "fit"}, "resize=fit is unknown"),
 ]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ldm.data.reading.paths import evenly_spaced
 from ldm.data.reading.store import Store
-from ldm.images import alike, turned
+from ldm.images import ReadOptions, alike, open_unconverted
 
 SAMPLED = 8  # files that are looked at
 _MASK_VALUES, _MASK_SHARE = 8, 0.9  # the most frequent values of a mask, and the share of its pixels that have them
@@ -58,7 +58,7 @@ def mask_evidence(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str)
 def pixel_facts(store: Store, path: str) -> PixelFacts | None:
     """What the pixels of an image file show; None for a file that can't be read."""
     try:
-        image = turned(store.read(path), _SIDE)
+        image = open_unconverted(store.read(path), ReadOptions(draft=_SIDE))
         values = np.asarray(image)
     except Exception:  # whatever it is, it is counted when it is decoded
         return None

@@ -8,11 +8,14 @@ from einops import rearrange
 
 from ldm.images.files.unreadable import BadImage
 
-SURE = 4  # up to so many channels may be more than rows or columns
+SURE = 4  # an axis of up to this length may hold the channels even if rows or columns are fewer
 
 
 def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
-    """(H, W), (H, W, C) or (C, H, W) as (H, W, C). Where both ends fit, the last axis has the channels."""
+    """(H, W), (H, W, C) or (C, H, W) as (H, W, C). If both the first and the last axis fit, the last has the channels.
+
+    Raises BadImage for other numbers of axes.
+    """
     if array.ndim == 2:
         return array[:, :, None]
     if array.ndim != 3:
@@ -23,8 +26,11 @@ def channels_last(array: np.ndarray, channels: int) -> np.ndarray:
 
 
 def shape_of_array(shape: Sequence[int], channels: int | None = None) -> tuple[int, int]:
-    """Height and width of (H, W), (H, W, C) or (C, H, W). The end with `channels`, otherwise the shorter end, has the
-    channels. Raises BadImage where they would be at least as many as rows or columns."""
+    """Height and width of (H, W), (H, W, C) or (C, H, W).
+
+    Of the first and the last axis the one of length `channels`, otherwise the shorter one, has the channels. Raises
+    BadImage if there would be at least as many channels as rows or columns.
+    """
     if len(shape) not in (2, 3):
         raise BadImage(f"has shape {tuple(shape)}; an image has (H, W), (H, W, C) or (C, H, W)")
     first, last = shape[0], shape[-1]

@@ -16,16 +16,8 @@ if TYPE_CHECKING:
 Notes = list[str]
 CONVERTED = "colour profile converted to sRGB"
 SRGB_GAMMA = 0.45455
-SRGB_PRIMARIES = (
-    0.3127,
-    0.329,
-    0.64,
-    0.33,
-    0.3,
-    0.6,
-    0.15,
-    0.06,
-)  # white, red, green, blue, in the order of PNG's cHRM
+# Chromaticities of white, red, green and blue, in the order of PNG's cHRM.
+SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _SAME = 2  # levels of 8 bits: a profile that changes no colour by more is sRGB
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # ICC's signatures and Pillow's modes
 _EXIF, _INTEROP, _INDEX = 0x8769, 0xA005, 1  # Exif's tags; the index R03 stands for Adobe RGB (DCF 2.0), R98 for sRGB

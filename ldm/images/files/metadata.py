@@ -1,7 +1,7 @@
-"""The metadata in an image file, measured before Pillow reads them, as its time grows with the square of their size.
+"""The size of the metadata in an image file, checked before Pillow reads them in time that grows with its square.
 
-Pillow joins the Exif data of a JPEG segment by segment and the comments of a GIF block by block, each time copying all
-before (50 MB take half a minute), and it visits every piece of a file, however small.
+Pillow joins the Exif data of a JPEG segment by segment and the comments of a GIF block by block, each time copying
+everything before (50 MB take half a minute), and it visits every piece of a file, however small.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from ldm.images.files.unreadable import BadImage
 
 METADATA = 4 * 2**20  # bytes of a JPEG's Exif data, and of a PNG's text, Exif data and colour profile
 COMMENTS = 2**16  # bytes of a GIF's comments
-PIECES, PIECE = 10_000, 128  # a file may have so many pieces, and one more for each so many bytes
+PIECES, PIECE = 10_000, 128  # a file may have PIECES pieces, and one more for each PIECE bytes
 _TEXT = (b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"iCCP")
 _EXIF = b"Exif\0"
 
@@ -19,7 +19,7 @@ _EXIF = b"Exif\0"
 def check_metadata(stream: BinaryIO, head_only: bool = False) -> None:
     """Raises BadImage for a JPEG, PNG or GIF that would take long to open. The stream's position stays the same.
 
-    With `head_only` nothing after the first pixels is looked at, as Pillow doesn't before it decodes them.
+    With `head_only` nothing after the first pixels is checked, since Pillow reads no further before it decodes them.
     """
     begin = stream.tell()
     magic = stream.read(8)

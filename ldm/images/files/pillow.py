@@ -18,13 +18,13 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PPM_MAXIMUM = re.compile(r"'RGB', (\d+)\)")  # in Pillow's description of how it decodes a PPM
 
 
-def open_by_pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image | None":
+def open_by_pillow(stream: BinaryIO, channels: int | None, max_pixels: int) -> "Image | None":
     """The image as Pillow opens it, or None for a TIFF that holds more than Pillow can represent.
 
-    Pillow represents grey, colour and palettes of 8 bits with alpha, and grey of 16 bits. Of a file with several pages
+    Pillow represents grey, colour and palettes of 8 bits with alpha, and grey of 16 bits. In a file with several pages
     it reads the first. That suffices unless the pages are grey and may be the channels of one image, which pages of a
-    fax or scanner never are. `channels` are those that are wanted, if known. Raises BadImage, also for more than `most`
-    pixels.
+    fax or scanner never are. `channels` is the wanted number, if known. Raises BadImage, also for more than
+    `max_pixels` pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -39,9 +39,9 @@ def open_by_pillow(stream: BinaryIO, channels: int | None, most: int) -> "Image 
         raise BadImage(kind_of(head)) from None
     if image.format in DRAWINGS:
         raise BadImage(f"is {image.format}, which only another program can render: save it as .png or .jpg")
-    if image.width * image.height > most:
+    if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
-        raise BadImage(f"has {size} pixels, which are too many (up to {most // 10**6} million are read)")
+        raise BadImage(f"has {size} pixels, which are too many (up to {max_pixels // 10**6} million are read)")
     if is_preview(image):
         raise BadImage("is a camera's raw data, which begins with a preview: develop it to .jpg, .png or .tif")
     return None if image.format == "TIFF" and _holds_more(image, channels) else image
@@ -63,7 +63,7 @@ def upright(image: Any) -> "Image":
 
     if not isinstance(image, Image.Image):
         raise BadImage(f"{type(image).__name__} isn't an image: give a file, a PIL image or an array")
-    is_cut = _is_cut(image)  # before its pixels are read: later Pillow doesn't know any more
+    is_cut = _is_cut(image)  # only known to Pillow until it reads the pixels
     turned = ImageOps.exif_transpose(image)
     turned.info[CUT] = is_cut or image.info.get(CUT, False)
     return turned

@@ -1,10 +1,11 @@
-"""Reading images as they are meant to look: upright, with their colours, in all their bits.
+"""Reading images as they are meant to look: upright, in sRGB, with all their bits.
 
-Pillow reads what it can represent. For .npy files and other TIFFs (the `tiff` extra) there are arrays, as Pillow has no
-colour of 16 bits and no more than four channels.
+Pillow reads what it can represent. Files of .npy and other TIFFs (the `tiff` extra) are read as arrays, because Pillow
+has no colour of 16 bits and at most four channels.
 """
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,28 +25,36 @@ if TYPE_CHECKING:
 IMAGES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .npy .ppm .pgm .pbm .pnm .avif .jp2 .tga .jfif".split()  # noqa: SIM905
 )
-READER = 5  # in the keys of decoded data; raise it whenever some image is read otherwise than before
+READER = 5  # in the keys of decoded data; raise it whenever some image is read differently than before
 MAX_PIXELS = 2**27  # an image with more counts as a decompression bomb
 _READ = "ldm_as_meant"  # marks, in its info, an image that open_image has returned
-_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # formats of frames; an MPO has depths behind a phone's image
+_SEVERAL = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")  # formats with frames; those of an MPO are depths of a phone's image
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How an image file is read.
+
+    With `draft`, a JPEG may be decoded at a fraction of its size with no side below `draft` pixels, which is much
+    faster. With `channels` 4, the fourth channel of a TIFF is read even if the file doesn't declare it as alpha. A file
+    of more than `max_pixels` pixels is refused.
+    """
+
+    draft: int = 0
+    channels: int | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 def open_image(
-    source: Source,
-    draft: int = 0,
-    notes: Notes | None = None,
-    channels: int | None = None,
-    most: int | None = None,
+    source: Source, options: ReadOptions = ReadOptions(), notes: Notes | None = None
 ) -> "Image | np.ndarray":
     """An image as it is meant to look: an upright Pillow image in sRGB, or an array from .npy and TIFF.
 
-    With `draft`, a JPEG may be decoded at a fraction of its size with no side below `draft` pixels, which is much
-    faster. `notes` gets sentences about the conversion of colours. With `channels` 4, the fourth of a TIFF is read even
-    if the file doesn't declare it as alpha. Raises BadImage, also for more than `most` pixels.
+    Sentences about the conversion of colours are added to `notes`. Raises BadImage.
     """
     notes = [] if notes is None else notes
     with naming(source):
-        image = turned(source, draft=draft, notes=notes, channels=channels, most=most)
+        image = open_unconverted(source, options, notes)
         if isinstance(image, np.ndarray) or image.info.get(_READ):
             return image
         image = in_srgb(image, notes)
@@ -53,14 +62,10 @@ def open_image(
         return image
 
 
-def turned(
-    source: Source,
-    draft: int = 0,
-    notes: Notes | None = None,
-    channels: int | None = None,
-    most: int | None = None,
+def open_unconverted(
+    source: Source, options: ReadOptions = ReadOptions(), notes: Notes | None = None
 ) -> "Image | np.ndarray":
-    """The same as `open_image`, but with the colours as they are in the file."""
+    """The image as `open_image` reads it, but with the colours of the file, not converted to sRGB."""
     if isinstance(source, np.ndarray):
         return source
     if not isinstance(source, (str, Path, bytes)):
@@ -68,16 +73,18 @@ def turned(
     content, notes = bytes_of(source), [] if notes is None else notes
     if content.startswith(NPY):
         return read_npy(content)
-    stream, most = io.BytesIO(content), most or MAX_PIXELS
+    stream = io.BytesIO(content)
     check_metadata(stream)
-    image = open_by_pillow(stream, channels, most)
-    return read_tiff(stream, notes, most) if image is None else _finished(image, content, draft, notes)
+    image = open_by_pillow(stream, options.channels, options.max_pixels)
+    if image is None:
+        return read_tiff(stream, notes, options.max_pixels)
+    return _finished(image, content, options.draft, notes)
 
 
 def open_map(source: Source) -> np.ndarray:
     """A map of ids, (h, w) uint8: grey values or palette indices as they are. Raises BadImage."""
     with naming(source):
-        values = np.asarray(turned(source))  # not in sRGB, as ids aren't colours
+        values = np.asarray(open_unconverted(source))  # ids aren't colours
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as colour
     if values.ndim != 2 or is_jpeg(source):
@@ -89,7 +96,7 @@ def open_map(source: Source) -> np.ndarray:
 
 
 def _finished(image: Any, content: bytes, draft: int, notes: Notes) -> "Image":
-    """A file that Pillow has opened as an upright image, with what Pillow doesn't read of it."""
+    """An opened `image` of Pillow, upright, with what Pillow doesn't read from its `content`."""
     if image.format in _SEVERAL and getattr(image, "is_animated", False):
         notes.append(FIRST)
     if code := cicp(content):

@@ -23,18 +23,18 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _TOP = 2**16 - 1
 
 
-def read_deep(content: bytes, notes: Notes, most: int) -> np.ndarray | None:
+def read_deep(content: bytes, notes: Notes, max_pixels: int) -> np.ndarray | None:
     """The image (H, W, C) uint16, upright, with alpha as the last of 2 or 4 channels; None for any other file.
 
-    Colours that can't be converted are added to `notes`. Raises BadImage, also for more than `most` pixels.
+    Notes on colours that can't be converted are added to `notes`. Raises BadImage, also for more than `max_pixels`.
     """
     if match := _PPM.match(content):
         width, height, top = map(int, match.groups())
-        return _ppm(content[match.end() :], (height, width), top, most) if top > 255 else None
+        return _ppm(content[match.end() :], (height, width), top, max_pixels) if top > 255 else None
     if content[: len(_PNG)] != _PNG or content[12:16] != b"IHDR" or content[24] != 16 or content[25] not in _CHANNELS:
         return None
     width, height = struct.unpack(">II", content[16:24])
-    _check(width, height, most)
+    _check(width, height, max_pixels)
     chunks = list(_chunks(content))
     packed = b"".join(body for kind, body in chunks if kind == b"IDAT")
     passes = _ADAM7 if content[28] else _WHOLE
@@ -58,14 +58,14 @@ def _orientation(content: bytes, notes: Notes, mode: str) -> int:
         return int(image.getexif().get(ORIENTATION, 1))
 
 
-def _check(width: int, height: int, most: int) -> None:
-    if not 0 < width * height <= most:
-        raise BadImage(f"has {width}x{height} pixels, where 1 to {most // 10**6} million are read")
+def _check(width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise BadImage(f"has {width}x{height} pixels, where 1 to {max_pixels // 10**6} million are read")
 
 
-def _ppm(body: bytes, shape: tuple[int, int], top: int, most: int) -> np.ndarray:
+def _ppm(body: bytes, shape: tuple[int, int], top: int, max_pixels: int) -> np.ndarray:
     height, width = shape
-    _check(width, height, most)
+    _check(width, height, max_pixels)
     if len(body) < 6 * width * height:
         raise BadImage("is cut off: the download or the disk has failed")
     values = np.frombuffer(body, ">u2", 3 * width * height).reshape(height, width, 3)

@@ -1,4 +1,4 @@
-"""What images are given as: the path or the bytes of a file, a Pillow image, or an array."""
+"""The forms in which images are given: the path or the bytes of a file, a Pillow image, or an array."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ def with_name(source: Source, reason: str) -> str:
 
 @contextmanager
 def naming(source: Source) -> Iterator[None]:
-    """Turns every exception inside into a BadImage with the file's name: Pillow's readers raise any."""
+    """Turns every exception in the block into a BadImage with the file's name: Pillow's readers raise any kind."""
     try:
         yield
     except UserError as error:

@@ -49,10 +49,10 @@ def inverted(image: "Image", tags: Any) -> "Image":
     return made
 
 
-def read_tiff(stream: BinaryIO, notes: Notes, most: int, head_only: bool = False) -> np.ndarray:
-    """A TIFF's first image (H, W) or (H, W, C), which may have up to `most` pixels.
+def read_tiff(stream: BinaryIO, notes: Notes, max_pixels: int, head_only: bool = False) -> np.ndarray:
+    """The first image (H, W) or (H, W, C) of a TIFF, which may have up to `max_pixels` pixels.
 
-    With `head_only` it has zeros, which take no memory, in place of its values. Raises BadImage.
+    With `head_only` its values are zeros, which take no memory. Raises BadImage.
     """
     try:
         import tifffile
@@ -67,7 +67,7 @@ def read_tiff(stream: BinaryIO, notes: Notes, most: int, head_only: bool = False
             if len(file.pages) > 1:
                 notes.append(FIRST)
         other = [i for i, axis in enumerate(first.axes) if axis not in "YX"]
-        if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > most:
+        if np.prod([first.shape[first.axes.index(axis)] for axis in "YX"]) > max_pixels:
             raise BadImage(f"has {first.shape} pixels, which are too many: reduce it, or cut it into parts")
         if other and len(getattr(first, "pages", ())) > 1:
             notes.append(PAGES)
@@ -91,8 +91,8 @@ def _check_colours(page: Any) -> None:
 
 
 def oriented(array: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, ...) turned as TIFF's orientation says: 2 to 4 mirror it or turn it by 180 degrees; 5 to 8 transpose it
-    before."""
+    """An array (H, W, ...) turned by TIFF's `orientation`: 2 to 4 mirror it or rotate it by 180 degrees, 5 to 8
+    transpose it before."""
     if orientation not in range(2, 9):
         return array
     if orientation >= 5:

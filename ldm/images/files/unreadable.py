@@ -1,4 +1,4 @@
-"""What a file that Pillow can't open is, by its first bytes, and what to do about it."""
+"""Messages about files that Pillow can't open: what they are, by their first bytes, and what to do."""
 
 import re
 
@@ -21,7 +21,7 @@ _KINDS = (  # patterns of the first bytes, and what they mean
     (rb"\0+", "is full of zeros: the download or the disk has failed"),
 )
 DRAWINGS = ("EPS", "WMF", "EMF")  # formats that Pillow has another program render, such as Ghostscript
-HEAD = 512  # bytes that are looked at
+HEAD = 512  # the number of first bytes that are compared
 
 
 class BadImage(UserError):
@@ -29,7 +29,7 @@ class BadImage(UserError):
 
 
 def kind_of(head: bytes) -> str:
-    """What a file is that can't be read as an image, by its first bytes, in words."""
+    """The kind of a file that can't be read as an image, in words with a next step, by its first bytes."""
     for pattern, kind in _KINDS:
         if re.fullmatch(pattern, head, re.DOTALL | re.IGNORECASE):
             return kind

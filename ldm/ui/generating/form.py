@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.common import annotations
 from ldm.common.errors import UserError
-from ldm.images import open_image
+from ldm.images import ReadOptions, open_image
 from ldm.ui.generating.image_generator import enlarge_pixels
 from ldm.ui.generating.models import Traits
 from ldm.ui.generating.page_store import PageStore
@@ -82,7 +82,7 @@ def open_upload(file: Any, what: str, uploads: Path) -> "Image":
 
     path = upload_path(file, what, uploads)
     try:
-        image = open_image(path.read_bytes(), most=MAX_PIXELS)
+        image = open_image(path.read_bytes(), ReadOptions(max_pixels=MAX_PIXELS))
     except OSError:
         raise UserError(f"the {what} isn't stored here any more: upload it again.") from None
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.conditioning.text.truncation import sentences
-from ldm.images import grid, to_pil8, turned
+from ldm.images import grid, open_unconverted, to_pil8
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.ui.generating.models import Models, Traits, traits
 from ldm.ui.generating.page_store import PageStore
@@ -114,7 +114,7 @@ class ImageGenerator:
             inputs: dict[str, Any] = {}
             if names := _input_names(settings):
                 reading.enter_context(self._reads.turn(on_wait))
-                inputs = {name: turned(self.store.input_path(name)) for name in names}
+                inputs = {name: open_unconverted(self.store.input_path(name)) for name in names}
             with self._turns.turn(on_wait):
                 reading.close()
                 yield inputs

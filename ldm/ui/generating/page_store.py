@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.common.errors import UserError
 from ldm.common.files import atomic_write
-from ldm.images import open_image, save_png, turned
+from ldm.images import open_image, open_unconverted, save_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ class PageStore:
 
         The name is 16 hexadecimal digits of the hash of pixels and profile, so the same image is stored once.
         """
-        upright: Any = turned(image)
+        upright: Any = open_unconverted(image)
         if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):  # those of a PNG
             upright = open_image(upright).convert("RGB")  # type: ignore[union-attr]
         buffer = io.BytesIO()
