@@ -61,6 +61,10 @@ def test_a_full_disk() -> None:
         (-1, 1, "", ""),
         (1, 1, "loss above 2", ""),
         (1, 1, "loss > much", ""),
+        (1, 1, "loss > nan", ""),
+        (1, 1, "> 2", ""),
+        (1, 1, " " * 50_000 + "loss", ""),  # at once: the server answers nobody while it looks
+        (1, 1, "loss" + " " * 50_000 + "!", ""),
         (1, 1, "", "file:///etc/passwd"),
         (1, 1, "", "http://"),
     ],

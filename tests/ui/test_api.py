@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -375,6 +376,71 @@ def test_each_endpoint_says_what_is_wrong_with_what_it_is_sent(
             message,
         )
     assert spawned == [] and "Traceback" not in capfd.readouterr().err
+
+
+def joined(page: Any, function: int, data: list[Any], event: Any = None) -> dict[str, Any]:
+    """How a call of a function by its number ends, as the page's own script makes them."""
+    address, session = f"{page.src.rstrip('/')}/gradio_api/queue", uuid.uuid4().hex
+    body = {"fn_index": function, "session_hash": session, "data": data, "event_data": event}
+    request = urllib.request.Request(
+        f"{address}/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=20).close()
+    with urllib.request.urlopen(f"{address}/data?session_hash={session}", timeout=20) as lines:
+        for line in lines:
+            said = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+            if said.get("msg") == "process_completed":
+                return said
+    raise AssertionError("the stream ended without an answer")
+
+
+ODD = [None, -1, 1e308, 10**30, "x", [[1]], {"path": "/etc/passwd"}, {"value": FILE, "selected_index": "a"}]
+EVENTS = [None, [1], {"index": "a"}, {"index": -7, "value": 1}]
+
+
+def private(served: Any) -> list[dict[str, Any]]:
+    """The page's own functions, which no name of the API leads to."""
+    return [one for one in served.page.config["dependencies"] if one["api_visibility"] != "public"]
+
+
+@pytest.mark.parametrize("name", ["pick", "reuse_seed", "js_fn"])
+def test_the_pages_own_functions_take_what_no_page_sends(
+    page: Any, served: Any, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`js_fn` is the browser's alone."""
+    (one,) = [one for one in private(served) if one["api_name"] == name]
+    tries = [*((value, None) for value in ODD), *((None, event) for event in EVENTS)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda given: joined(page, one["id"], [given[0]] * len(one["inputs"]), given[1]), tries))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_of_the_pages_own_functions_take_what_no_page_sends(
+    page: Any, served: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for one in private(served):
+        for value in ODD:
+            joined(page, one["id"], [value] * len(one["inputs"]))
+        assert "Traceback" not in capfd.readouterr().err, one["api_name"]
+
+
+def test_what_is_clicked_is_one_of_the_files(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from ldm.ui.page.widgets import selected_file
+
+    for index in (None, "a", -1, 2, True, 1e9, [0]):
+        assert selected_file(SimpleNamespace(selected_index=index), ["a"]) == "a"  # type: ignore[arg-type]
+    assert selected_file(SimpleNamespace(selected_index=1), ["a", "b"]) == "b"  # type: ignore[arg-type]
+
+
+def test_images_of_a_gallery_are_not_decoded_to_be_sent_on(served: Any) -> None:
+    """Else a request of a megabyte could name one large upload thousands of times."""
+    galleries = [one for one in served.page.blocks.values() if type(one).__name__ == "Gallery"]
+    asked = {id(field) for function in served.page.fns.values() for field in function.inputs}
+    used = [gallery for gallery in galleries if id(gallery) in asked]
+    assert used and all(gallery.type == "filepath" for gallery in used)
 
 
 def test_no_file_of_the_server_can_be_passed_off_as_an_upload(page: Any, served: Any, photo: Path) -> None:

@@ -204,12 +204,21 @@ def test_the_connection_without_progress_for_the_longest_gives_way(others: Any, 
 
 
 def test_addresses_of_one_client_are_one() -> None:
-    from ldm.ui.server.connections import address_of, is_trusted
+    from ldm.ui.server.addresses import client_of, is_trusted
 
-    at = {a: address_of(Line(set(), a, 0.0)) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1", "10.0.0.1")}
+    at = {a: client_of((a, 1)) for a in ("2001:db8::1", "2001:db8::2:3", "2001:db8:0:1::1", "10.0.0.1")}
     assert at["2001:db8::1"] == at["2001:db8::2:3"] != at["2001:db8:0:1::1"] and at["10.0.0.1"] == "10.0.0.1"
-    assert address_of(Line(set(), "::ffff:10.0.0.1", 0.0)) == "10.0.0.1"
+    assert client_of(("::ffff:10.0.0.1", 1)) == "10.0.0.1" and client_of(None) == ""
     assert is_trusted("10.0.0.1", "10.0.0.0/8") and is_trusted("x", "*") and not is_trusted("10.0.0.1", "")
+
+
+def test_an_address_written_out_is_no_path_to_what_is_closed() -> None:
+    """uvicorn passes on `GET http://gpu.example/ldm/monitoring` whole, and FastAPI, told its address, reads a part."""
+    from ldm.ui.server.guard import refuse_closed
+
+    for path in ("http://gpu.example/ldm/monitoring", "https://gpu.example/config", "monitoring", "*", ""):
+        assert refuse_closed({"method": "GET", "path": path}) == (404, "the page doesn't serve this")
+    assert refuse_closed({"method": "GET", "path": "/config"}) is None
 
 
 # Passwords -----------------------------------------------------------------------------------------------------------
@@ -232,11 +241,13 @@ def test_wrong_passwords_in_a_row_make_a_client_wait_and_no_other_one() -> None:
     assert [logins.refusal("a") for _ in range(FREE + 1)] == [None] * (FREE + 1), "forgotten by then"
 
 
-def answers(guard: Guard, path: str, cookie: str = "", body: bytes = b"", method: str = "POST") -> tuple[int, str]:
+def answers(
+    guard: Guard, path: str, cookie: str = "", body: bytes = b"", method: str = "POST", client: str = "a"
+) -> tuple[int, str]:
     """What is answered to a request."""
     sent: list[Any] = []
     headers = [(b"host", b"h"), (b"content-length", str(len(body)).encode()), (b"cookie", cookie.encode())]
-    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": ("a", 1)}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": (client, 1)}
 
     async def receive() -> Any:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -270,6 +281,12 @@ def guard() -> Guard:
 def test_a_flood_of_wrong_passwords_is_answered_without_looking(guard: Guard, path: str) -> None:
     assert [answers(guard, path, body=b"400")[0] for _ in range(FREE + 3)] == [400] * (FREE + 1) + [429] * 2
     assert "try again in" in answers(guard, path, body=b"200")[1]
+
+
+def test_all_addresses_of_one_network_are_one_who_tries(guard: Guard) -> None:
+    tries = [answers(guard, "/login", body=b"400", client=f"2001:db8::{i}")[0] for i in range(1, FREE + 3)]
+    assert tries == [400] * (FREE + 1) + [429]
+    assert answers(guard, "/login", body=b"400", client="2001:db8:0:1::1")[0] == 400, "another network"
 
 
 def test_a_right_password_clears_the_wrong_ones_before(guard: Guard) -> None:

@@ -165,6 +165,8 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
         {"width": 8},
         {"mask": "x"},
         {"feather": 999},
+        {"prompt": "a" * 10_001},
+        {"negative": "a" * 10_001},
         {"guidance": float("nan")},
         {"guidance": -1e299},
         {"guidance": 1e37},

@@ -92,6 +92,23 @@ def test_samples_and_report(tmp_path: Path) -> None:
     assert figures == {"validation loss": 0.5} and [p.name for p in images] == ["samples.png"]
 
 
+def test_links_out_of_a_run_and_pipes_in_it_are_not_read(tmp_path: Path) -> None:
+    path = make_run(tmp_path)
+    (path / "evaluation").mkdir()
+    (tmp_path / "secret.png").write_text("secret")
+    for name in ("samples/step-00000001.png", "evaluation/x.png"):
+        (path / name).symlink_to(tmp_path / "secret.png")
+    for name in ("metrics.csv", "config.yaml"):
+        (path / name).unlink()
+        os.mkfifo(path / name)
+    os.mkfifo(path / "evaluation" / "x.json")
+    assert runs.sample_grids(path) == [] and runs.evaluation(path) == ({}, [])
+    assert runs.curves(path) == {} and runs.config_of(path) == {}
+    (tmp_path / "other").symlink_to(make_run(tmp_path, "elsewhere/run"))
+    (tmp_path / "other" / "samples" / "step-00000001.png").touch()
+    assert len(runs.sample_grids(tmp_path / "other")) == 1, "a run may itself lie elsewhere"
+
+
 @pytest.mark.parametrize("key", ["ldm/none", "../etc", "/etc", "ldm/../../x", ""])
 def test_nothing_but_runs_can_be_named(tmp_path: Path, key: str) -> None:
     make_run(tmp_path)
@@ -136,6 +153,46 @@ def test_alerts_of_a_running_run(tmp_path: Path, process: int) -> None:
     clock.now += 301
     assert [alert.kind for alert in watch.look()] == ["stall"]
     assert watch.look() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.csv", "step,train/loss\n--5,1\n\u00b2,1\n" + "9" * 5000 + ",1\n19,1\n"),
+        ("config.yaml", "trainer: 5"),
+        ("config.yaml", "[" * 5000),
+        ("evaluation/x.json", "[" * 100_000),
+        (lock.NAME, "[" * 100_000),
+        ("model/config.json", "[" * 100_000),
+    ],
+)
+def test_a_damaged_run_hides_nothing_of_the_others(tmp_path: Path, process: int, file: str, text: str) -> None:
+    from ldm.ui.generating.models import Models
+
+    damaged, watch = make_run(tmp_path, "ldm/damaged", "step,train/loss\n19,1\n"), watcher(tmp_path)
+    (damaged / file).parent.mkdir(exist_ok=True)
+    (damaged / file).write_text(text, "utf-8")
+    hold(make_run(tmp_path), process)
+    assert [(alert.run, alert.kind) for alert in watch.look() if alert.kind != "disk"] == [("ldm/emoji", "nan")]
+    assert watch.state("ldm/damaged").step == 19
+    assert runs.evaluation(damaged) == ({}, []) and Models(tmp_path).names() == []
+
+
+def test_a_run_that_cannot_be_read_hides_no_alerts_of_others(
+    tmp_path: Path, process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldm.ui.runs import watch as watching
+
+    hold(make_run(tmp_path), process), make_run(tmp_path, "ldm/gone")
+    whole, watch = watching.read_state, watcher(tmp_path)
+
+    def read(root: Path, key: str, *args: Any, **options: Any) -> Any:
+        if key == "ldm/gone":
+            raise FileNotFoundError(key)
+        return whole(root, key, *args, **options)
+
+    monkeypatch.setattr(watching, "read_state", read)
+    assert [alert.run for alert in watch.look() if alert.kind != "disk"] == ["ldm/emoji"]
 
 
 # Starting and stopping -----------------------------------------------------------------------------------------------

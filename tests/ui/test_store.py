@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ldm.common.errors import UserError
 from ldm.images import Preprocess, open_map
+from ldm.ui.generating import form as forms
 from ldm.ui.generating.form import canvas, painted_mask
 from ldm.ui.generating.image_generator import ImageGenerator, Progress, Waiting, enlarge_pixels, undo_enlarging
 from ldm.ui.generating.models import Models
@@ -268,6 +270,25 @@ def test_the_mask_is_what_was_painted(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(made.resize((16, 16), Image.Resampling.NEAREST)), np.asarray(mask))
     assert painted_mask([]) is None
     assert painted_mask([Image.new("RGBA", (4, 4), (0, 0, 0, 0))]) is None
+
+
+def test_layers_of_a_mask_are_few_and_read_one_at_a_time() -> None:
+    """A request can name one large upload as thousands of layers."""
+    held: list[weakref.ref[Image.Image]] = []
+    read: list[str] = []
+
+    def open_one(file: Any, what: str) -> Image.Image:
+        assert sum(one() is not None for one in held) < 2, "more than the one before"
+        image = Image.new("RGBA", (2, 2), "white")
+        read.append(what)
+        held.append(weakref.ref(image))
+        return image
+
+    assert forms._editor_images({"background": "x", "layers": ["y"] * forms.MAX_LAYERS}, open_one)[1].size == (2, 2)
+    for layers in (["y"] * (forms.MAX_LAYERS + 1), "y" * 3, {"a": 1}):
+        with pytest.raises(UserError, match="up to 8 layers"):
+            forms._editor_images({"background": "x", "layers": layers}, open_one)
+    assert read == ["mask"] * forms.MAX_LAYERS + ["initial image"]
 
 
 def test_words_that_are_left_out_of_prompts_are_named(generator: ImageGenerator) -> None:

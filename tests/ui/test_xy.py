@@ -1,5 +1,7 @@
 """Axes of a grid, and the sheet."""
 
+import time
+
 import pytest
 from PIL import Image
 
@@ -24,11 +26,26 @@ def test_values_as_they_are_typed(name: str, text: str, values: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("seed", "x"), ("guidance", ""), ("height", "1"), ("seed", "9-1"), ("seed", "1-999")]
+    ("name", "text"), [("seed", "x"), ("guidance", ""), ("height", "1"), ("seed", "9-1"), ("seed", "1-999"), ("seed", "0-99,1-100")]
 )
 def test_what_is_no_axis_is_refused(name: str, text: str) -> None:
     with pytest.raises(UserError):
         parse_axis(name, text)
+
+
+def test_a_text_of_many_ranges_is_not_written_out() -> None:
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="up to 100 images"):
+        parse_axis("seed", ",".join(f"{i}-{i + 99}" for i in range(0, 10_000_000, 100)))
+    assert parse_axis("seed", ",".join(["0-99"] * 3)).values == tuple(range(100))
+    assert time.monotonic() - begun < 5
+
+
+def test_a_part_of_a_prompt_is_not_replaced_by_more_than_a_prompt_may_have() -> None:
+    base = Settings("run", prompt="a" * 5000)
+    with pytest.raises(UserError, match="prompt has 5,000,000 characters"):
+        cells(base, parse_axis("prompt part", "a, " + "b" * 1000), parse_axis(NOT_VARIED, ""))
+    assert cells(base, parse_axis("prompt part", "a, bb"), parse_axis(NOT_VARIED, ""))[1].prompt == "bb" * 5000
 
 
 def test_cells_go_row_by_row() -> None:

@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return unknown | dict(json.loads((folder / NAME).read_text()))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # a damaged lock doesn't tell who wrote it
+    except (ValueError, TypeError, RecursionError):  # a damaged lock doesn't tell who wrote it
         return unknown
 
 

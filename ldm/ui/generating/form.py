@@ -3,7 +3,7 @@
 import functools
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ FINISHED = "finished"  # in the list of checkpoints: the model of the finished r
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
 NEW_SEED = -1
 CANVAS = 384  # pixels; smaller images are enlarged to about this size to be painted on
+MAX_LAYERS = 8  # of the image editor; the page itself sends one
 
 
 def settings_of(form: Mapping[str, Any], store: PageStore, uploads: Path) -> Settings:
@@ -156,8 +157,9 @@ def canvas(image: "Path | Image | None", mask: Path | None = None) -> dict[str, 
     return {"background": enlarge_pixels(ground, times), "layers": layers, "composite": None}
 
 
-def painted_mask(layers: "Sequence[Image]") -> "Image | None":
-    """The mask, white where the layers of the image editor were painted on; None if they are empty."""
+def painted_mask(layers: "Iterable[Image]") -> "Image | None":
+    """The mask, white where the layers of the image editor were painted on; None if they are empty. The layers are
+    read one at a time."""
     from PIL import Image, ImageChops
 
     mask = None
@@ -188,7 +190,10 @@ def _editor_images(editor: Any, read: Reader) -> "tuple[Image, Image]":
     ground = editor.get("background")
     if ground is None:
         raise UserError("inpainting needs an initial image: upload one into the editor.")
-    mask = painted_mask([read(layer, "mask") for layer in editor.get("layers") or () if layer is not None])
+    layers = editor.get("layers") or ()
+    if not isinstance(layers, (list, tuple)) or len(layers) > MAX_LAYERS:
+        raise UserError(f"the mask has to be a list of up to {MAX_LAYERS} layers: paint it anew.")
+    mask = painted_mask(read(layer, "mask") for layer in layers if layer is not None)
     if mask is None:
         raise UserError("inpainting needs a mask: paint the area to regenerate.")
     return read(ground, "initial image").convert("RGB"), mask

@@ -56,6 +56,8 @@ class Models:
 
     def path(self, name: str) -> Path:
         """The folder of a run in `names`: the page opens no other files. Raises UserError for any other name."""
+        if not isinstance(name, str) or not name:
+            raise UserError("no run is chosen: choose one to generate with.")
         if name not in self.names():
             raise UserError(f"there is no run '{name}' to generate with.{did_you_mean(name, self.names())}")
         return find_run("ldm", name, self.runs_dir)
@@ -144,7 +146,7 @@ def _kind(path: Path) -> str:
     """The class in a run's model folder; empty if its config.json doesn't name one."""
     try:
         read = json.loads((path / "model" / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last, of deep nesting
         return ""
     model = read.get("model") if isinstance(read, dict) else None
     return str(model.get("class", "")) if isinstance(model, dict) else ""

@@ -8,6 +8,7 @@ from ldm.common import annotations
 from ldm.common.errors import UserError, did_you_mean
 from ldm.diffusion import SAMPLERS
 
+MAX_PROMPT = 10_000  # characters; no text encoder reads nearly as many
 MAX_N = 64  # images of each class
 MAX_IMAGES = 1024  # in one request, over all of its classes
 SLOTS = 2  # for LoRAs, and as many for ControlNets
@@ -68,6 +69,8 @@ class Settings:
 
 def check_settings(settings: Settings) -> Settings:
     """The settings themselves. Raises UserError, which names the first of them that is invalid."""
+    for key in ("prompt", "negative"):
+        check_length(key, len(getattr(settings, key)))
     if not 1 <= settings.n <= MAX_N:
         raise UserError(f"n={settings.n}: take between 1 and {MAX_N} images at a time.")
     if settings.n * len(settings.labels) > MAX_IMAGES:
@@ -95,6 +98,12 @@ def check_settings(settings: Settings) -> Settings:
     if settings.mask and not settings.image:
         raise UserError("the mask needs an initial image: upload one first.")
     return settings
+
+
+def check_length(what: str, length: int) -> None:
+    """Raises UserError for a prompt of too many characters."""
+    if length > MAX_PROMPT:
+        raise UserError(f"{what} has {length:,} characters: write up to {MAX_PROMPT:,}.")
 
 
 def _numbers(settings: Settings) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.ui.generating.form import FINISHED
-from ldm.ui.generating.settings import Settings
+from ldm.ui.generating.settings import Settings, check_length
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,17 +42,26 @@ def parse_axis(name: str, text: str) -> Axis:
         raise UserError("an axis is a name and its values, both as text.")
     if name not in KINDS:
         raise UserError(f"there is no axis '{name}'.{did_you_mean(name, KINDS)}")
-    pieces = [piece.strip() for piece in re.split(r"[,\n]", text) if piece.strip()]
-    kind = KINDS[name]
-    if kind is int:
-        pieces = [value for piece in pieces for value in _expand_range(piece)]
     try:
-        values = tuple(dict.fromkeys(kind(piece) for piece in pieces))
+        values = _values(name, text)
     except ValueError:
         raise UserError(f"{name}: '{text}' has to be numbers separated by commas, as in 1, 2, 5.") from None
     if not values:
         raise UserError(f"{name}: give values separated by commas.")
     return Axis(name, values)
+
+
+def _values(name: str, text: str) -> tuple[Any, ...]:
+    """The different values in a text. Raises UserError once there are more than a grid holds: a text of many ranges
+    stands for a hundred times its length."""
+    kind = KINDS[name]
+    found: dict[Any, None] = {}
+    for piece in filter(None, map(str.strip, re.split(r"[,\n]", text))):
+        for value in _expand_range(piece) if kind is int else (piece,):
+            found[kind(value)] = None
+            if len(found) > MAX_CELLS:
+                raise UserError(f"{name}: a grid has up to {MAX_CELLS} images: take fewer values.")
+    return tuple(found)
 
 
 def cells(settings: Settings, x: Axis, y: Axis) -> list[Settings]:
@@ -99,14 +108,20 @@ def _with_value(settings: Settings, axis: Axis, value: Any) -> Settings:
     if axis.name == NOT_VARIED:
         return settings
     if axis.name == "prompt part":
-        part = str(axis.values[0])
-        if part not in settings.prompt:
-            raise UserError(
-                f"the prompt has no '{part}', the axis's first value, for the others to replace: write it there."
-            )
-        return replace(settings, prompt=settings.prompt.replace(part, value))
+        return replace(settings, prompt=_with_part(settings.prompt, str(axis.values[0]), value))
     changed: dict[str, Any] = {axis.name: None if value == FINISHED else value}
     return replace(settings, **changed)
+
+
+def _with_part(prompt: str, part: str, value: str) -> str:
+    """A prompt with `value` in place of `part`. Raises UserError where it has none, and before it grows too long."""
+    count = prompt.count(part)
+    if not count:
+        raise UserError(
+            f"the prompt has no '{part}', the axis's first value, for the others to replace: write it there."
+        )
+    check_length("prompt", len(prompt) + count * (len(value) - len(part)))
+    return prompt.replace(part, value)
 
 
 def _expand_range(piece: str) -> Iterator[str]:

@@ -21,12 +21,12 @@ class CheckedBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As gradio's, with one sentence on a value that doesn't fit its field."""
+        if block_fn.fn is None:  # its work is the browser's
+            raise error_message(UserError("the page has no such function."))
         try:
             inputs = clean_input(inputs)
             _check_count(block_fn, inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except gr.Error:
-            raise
         except InvalidPathError:
             raise error_message(UserError("a file has to be uploaded: a path isn't read.")) from None
         except UserError as error:

@@ -40,9 +40,9 @@ class Fields:
         self._field("mode", gr.Textbox("text", visible=False, label="Mode"))
         self._field(
             "prompt",
-            gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt", max_length=4000),
+            gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt"),
         )
-        self._field("negative", gr.Textbox(label="Negative prompt", lines=1, max_length=4000))
+        self._field("negative", gr.Textbox(label="Negative prompt", lines=1))
         self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
         self._field("map", _image("Map of what goes where", visible=False))
         self._modes()

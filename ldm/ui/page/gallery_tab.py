@@ -5,10 +5,9 @@ from typing import Any
 import gradio as gr
 
 from ldm.ui.app import App
-from ldm.ui.generating import png_settings
 from ldm.ui.page.generate_tab import GenerateTab
 from ldm.ui.page.messages import show_errors
-from ldm.ui.page.widgets import quiet_event, selected_file
+from ldm.ui.page.widgets import quiet_event, selected_file, settings_of_clicked
 
 
 class GalleryTab:
@@ -26,6 +25,7 @@ class GalleryTab:
                 label="Newest first",
                 columns=8,
                 object_fit="contain",
+                type="filepath",
                 format="png",
                 height=560,
                 elem_id="all-images",
@@ -50,9 +50,9 @@ class GalleryTab:
             map(str, found)
         )
 
-    def pick(self, files: list[str], event: gr.SelectData) -> Any:
+    def pick(self, files: list[str], event: gr.EventData) -> Any:
         """The settings of the image that was clicked."""
-        return png_settings.read_settings(files[event.index])[0].as_dict() if event.index < len(files) else {}
+        return settings_of_clicked(files, event)
 
     def use(self, gallery: gr.Gallery, files: list[str]) -> list[Any]:
         """The fields filled with the settings of the selected image."""

@@ -15,6 +15,7 @@ from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings
 from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage, Progress, Waiting
+from ldm.ui.generating.settings import MAX_SEED
 from ldm.ui.page import field_updates
 from ldm.ui.page.fields import Fields
 from ldm.ui.page.messages import show_errors
@@ -27,6 +28,7 @@ from ldm.ui.page.widgets import (
     open_mode,
     quiet_event,
     selected_file,
+    settings_of_clicked,
     with_field_parameters,
 )
 
@@ -57,6 +59,7 @@ class GenerateTab:
             label="Images",
             columns=4,
             object_fit="contain",
+            type="filepath",  # else each image that a button sends on would be decoded, all at once
             format="png",
             elem_id="images",
             height=620,
@@ -183,7 +186,7 @@ class GenerateTab:
 
     def reuse_seed(self, seed: float | None) -> tuple[Any, Any]:
         """Seed and `new_seed` so that the last seed is used again."""
-        if seed is None:
+        if seed is None or not 0 <= seed < MAX_SEED:
             gr.Info("There is no last seed yet: generate an image first.")
             return gr.skip(), gr.skip()
         return int(seed), False
@@ -221,9 +224,9 @@ class GenerateTab:
         form = forms.form_of(settings, self.app.models.traits(settings.run, settings.checkpoint), self.app.store)
         return _shown_canvas(form["editor"])
 
-    def pick(self, files: list[str], event: gr.SelectData) -> Any:
+    def pick(self, files: list[str], event: gr.EventData) -> Any:
         """The settings of the image that was clicked."""
-        return png_settings.read_settings(files[event.index])[0].as_dict() if event.index < len(files) else gr.skip()
+        return settings_of_clicked(files, event)
 
     def send(self, gallery: gr.Gallery, files: list[str]) -> Any:
         """The selected image, for an image field."""

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ldm.ui.generating.image_generator import enlarge_pixels
+from ldm.ui.generating.png_settings import read_settings
 
 PREVIEW_SIZE = 320  # pixels; smaller images are enlarged to about this height in the preview
 
@@ -65,11 +66,26 @@ def browser_form(name: str) -> gr.BrowserState:
     return gr.BrowserState({}, storage_key=f"ldm.{name}", secret="ldm")
 
 
+def settings_of_clicked(files: list[str], event: gr.EventData | None) -> Any:
+    """The settings in the one of a gallery's files that was clicked. The event is as the browser sent it: an index
+    that is none of the files', from a gallery that has changed or from a program, changes nothing."""
+    sent = getattr(event, "_data", None)
+    index = sent.get("index") if isinstance(sent, Mapping) else None
+    return read_settings(files[index])[0].as_dict() if _is_index(index, files) else gr.skip()
+
+
 def selected_file(gallery: gr.Gallery, files: list[str]) -> str:
     """The file of the image that is selected in the gallery, or else of the first."""
     if not files:
         raise gr.Error("Generate an image first.", title="No image", print_exception=False)
     index = getattr(gallery, "selected_index", None)
-    if index is None and len(files) > 1:
+    if _is_index(index, files):
+        return files[index]
+    if len(files) > 1:
         gr.Info("The first image is used: click another to use that.")
-    return files[index or 0]
+    return files[0]
+
+
+def _is_index(index: Any, files: list[str]) -> bool:
+    """Whether what a browser or a program sent is the index of one of the files."""
+    return type(index) is int and 0 <= index < len(files)

@@ -21,7 +21,8 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
-_THRESHOLD = re.compile(r"\s*([\w/ .-]+?)\s*(>=|<=|>|<)\s*(\S+)\s*")
+_METRIC = re.compile(r"[\w/ .-]+")
+_SIGN = re.compile("[<>]=?")
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,13 @@ def _identity(alert: Alert) -> tuple[str, ...]:
 
 
 def _threshold(line: str) -> Threshold:
-    match = _THRESHOLD.fullmatch(line)
+    """`METRIC SIGN NUMBER`, split at the sign: a single pattern would try every division of long blanks."""
+    sign = _SIGN.search(line)
+    metric, value = (line[: sign.start()].strip(), line[sign.end() :]) if sign else ("", "")
     try:
-        return Threshold(match[1], match[2], float(match[3]))  # type: ignore[index]
-    except (TypeError, ValueError):
-        raise UserError(f"the threshold '{line.strip()}' has to be like val/loss > 2.") from None
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not sign or not _METRIC.fullmatch(metric) or math.isnan(number):
+        raise UserError(f"the threshold '{line.strip()}' has to be like val/loss > 2.")
+    return Threshold(metric, sign[0], number)

@@ -1,6 +1,7 @@
 """The contents of a run's folder: its state, curves, sample grids and report. Nothing is written."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -18,7 +19,9 @@ from ldm.training.runs.folder import DONE, is_run, run_names
 
 STAGES = ("vae", "ldm")
 ORDERLY_EXITS = (0, 130, 143, -15, -2)  # done, or ended by SIGINT or SIGTERM
+UNREADABLE = (OSError, ValueError, RecursionError)  # what reading a damaged file raises; the last, deep nesting
 POINTS = 400  # at most, in a curve
+_STEP = re.compile(r"-?\d{1,18}", re.ASCII)  # what `int` reads, of a length that it reads
 _LINE = re.compile(r"step (\d+)(?:/(\d+))?  loss (\S+)  (\d+) samples/s")
 
 
@@ -117,9 +120,8 @@ def thinned(points: list[Any], most: int = POINTS) -> list[Any]:
 
 def sample_grids(path: Path, limit: int = 24) -> list[tuple[int, Path]]:
     """(step, file) of the sample grids of training, in order; if there are many, evenly spaced ones."""
-    found = sorted(
-        (int(file.stem[5:]), file) for file in (path / "samples").glob("step-*.png") if file.stem[5:].isdigit()
-    )
+    files = [file for file in (path / "samples").glob("step-*.png") if _STEP.fullmatch(file.stem[5:])]
+    found = sorted((int(file.stem[5:]), file) for file in files if _is_own(file, path))
     return thinned(found, limit)
 
 
@@ -128,18 +130,18 @@ def evaluation(path: Path) -> tuple[dict[str, Any], list[Path]]:
     figures: dict[str, Any] = {}
     for file in sorted((path / "evaluation").glob("*.json")):
         try:
-            read = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError):
+            read = json.loads(_text(file))
+        except UNREADABLE:
             continue
         figures |= read if isinstance(read, dict) else {file.stem: read}
-    return figures, sorted((path / "evaluation").glob("*.png"))
+    return figures, sorted(file for file in (path / "evaluation").glob("*.png") if _is_own(file, path))
 
 
 def config_of(path: Path) -> dict[str, Any]:
     """The run's config.yaml; empty if it can't be read."""
     try:
-        read = yaml.safe_load((path / "config.yaml").read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        read = yaml.safe_load(_text(path / "config.yaml"))
+    except (*UNREADABLE, yaml.YAMLError):
         return {}
     return read if isinstance(read, dict) else {}
 
@@ -147,6 +149,8 @@ def config_of(path: Path) -> dict[str, Any]:
 def tail(path: Path, lines: int) -> list[str]:
     """The last lines of a log; of a line that was overwritten, as progress bars do, the last state."""
     try:
+        if not path.is_file():
+            return []
         with path.open(encoding="utf-8", errors="replace") as file:
             return [line.rstrip("\n").rpartition("\r")[2] for line in deque(file, lines)]
     except OSError:
@@ -178,15 +182,29 @@ def _latest(path: Path, lines: list[str]) -> tuple[int | None, float | None, flo
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("step") or "").lstrip("-").isdigit()]
-    except (OSError, ValueError, csv.Error):
+        rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+        return [row for row in rows if _STEP.fullmatch(row.get("step") or "")]
+    except (*UNREADABLE, csv.Error):
         return []
 
 
 def _planned(path: Path) -> int | None:
-    steps = (config_of(path).get("trainer") or {}).get("max_steps")
+    trainer = config_of(path).get("trainer")
+    steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
     return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def _text(path: Path) -> str:
+    """The text of a file. Raises OSError for what isn't one: a pipe or a device in a folder from elsewhere has no
+    end."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text("utf-8")
+
+
+def _is_own(file: Path, run: Path) -> bool:
+    """Whether a file lies in the run's folder, so that a link in a folder from elsewhere shows no other file."""
+    return file.is_file() and file.resolve().is_relative_to(run.resolve())
 
 
 def _number(text: str) -> float | None:

@@ -73,14 +73,21 @@ class Watcher:
         """Records the state of the running runs; returns the alerts that are new."""
         active: list[Alert] = []
         for key in self.listed():
-            run = self.state(key)
-            if run.status in ("running", "failed"):
-                active += run_alerts(run, curves(run.path), self._idle(run), self.rules)
-            if run.status == "running" and run.pid and run.on_this_host:
-                self._append_record(run)
+            try:
+                active += self._look_at(self.state(key))
+            except Exception:  # one damaged folder, or one that is removed meanwhile, hides no alerts of others
+                log.exception("the run %s can't be read", key)
         if self.runs_dir.is_dir():
             active += disk_alerts(shutil.disk_usage(self.runs_dir).free, self.rules)
         return self.alerter.update(active, self.rules.webhook)
+
+    def _look_at(self, run: RunState) -> list[Alert]:
+        """Records the state of a run; returns its alerts."""
+        if run.status == "running" and run.pid and run.on_this_host:
+            self._append_record(run)
+        if run.status not in ("running", "failed"):
+            return []
+        return run_alerts(run, curves(run.path), self._idle(run), self.rules)
 
     def record(self, key: str) -> Path:
         """The file of a run's record: COLUMNS, with a row for each look while it ran."""

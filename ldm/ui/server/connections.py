@@ -7,11 +7,12 @@ the longest gives way.
 """
 
 import asyncio
-import ipaddress
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from ldm.ui.server.addresses import client_of, is_trusted
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ def make_room(new: Any, limits: Limits) -> None:
     idle = [one for one in others if _is_idle(one)]
     if len(idle) >= limits.waiting:
         _end(_least_active(idle, new))
-    address = address_of(new)
-    same = [one for one in others if not one.ended and address_of(one) == address]
-    if len(same) >= limits.each and not is_trusted(address, limits.trusted):
+    client = _client_of(new)
+    same = [one for one in others if not one.ended and _client_of(one) == client]
+    if len(same) >= limits.each and not is_trusted(client, limits.trusted):
         _end(_least_active(same, new))
     left = [one for one in others if not one.ended]
     if len(left) >= limits.most:
@@ -156,30 +157,8 @@ def _end(connection: Any) -> None:
         connection.transport.close()
 
 
-def address_of(connection: Any) -> str:
-    """The client's address; for IPv6 its network of 64 bits, which belongs to one client."""
-    address = connection.client[0] if connection.client else ""
-    try:
-        known = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    known = getattr(known, "ipv4_mapped", None) or known
-    if known.version == 6:
-        return str(ipaddress.ip_network((int(known), 64), strict=False).network_address)
-    return str(known)
-
-
-def is_trusted(address: str, trusted: str) -> bool:
-    """Whether an address is in a comma-separated list of addresses and networks, or the list is "*"."""
-    named = [one.strip() for one in trusted.split(",")]
-    return "*" in named or any(_contains(one, address) for one in named if one)
-
-
-def _contains(network: str, address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address) in ipaddress.ip_network(network, strict=False)
-    except ValueError:
-        return network == address
+def _client_of(connection: Any) -> str:
+    return client_of(connection.client)
 
 
 def _least_active(connections: Iterable[Any], new: Any) -> Any:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 from ldm.ui.generating.page_store import ServedFiles
+from ldm.ui.server.addresses import client_of
 from ldm.ui.server.bodies import Bodies, Message, Receive, Refusal, Scope, Send
 from ldm.ui.server.logins import Logins, is_attempt, refuse_unknown
 
@@ -67,7 +68,7 @@ class Guard:
         refusal = refuse_foreign(scope, self.proxy) or refuse_closed(scope) or refuse_oversized(scope)
         refusal = refusal or refuse_unknown(scope, "; ".join(_headers(scope, b"cookie")), OF_VISITORS)
         if is_attempt(scope) and not refusal:
-            client = (scope.get("client") or ("",))[0]
+            client = client_of(scope.get("client"))
             refusal, send = self.logins.refusal(client), self.logins.watched(client, send)
         if refusal:
             return await _refuse(send, *refusal)
@@ -98,8 +99,8 @@ class Guard:
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Lets the app receive a request's body, and answers in its place if the body is given up."""
-        is_upload, client = scope["path"].startswith(UPLOAD), scope.get("client") or ("",)
-        body = self.bodies.open(client[0], receive)
+        is_upload = scope["path"].startswith(UPLOAD)
+        body = self.bodies.open(client_of(scope.get("client")), receive)
         started = False
 
         async def answer(message: Message) -> None:
@@ -142,7 +143,8 @@ def refuse_closed(scope: Scope) -> Refusal | None:
     """The refusal of a request for which the page has no use, if it is one."""
     method, path = scope["method"], scope["path"]
     reads = method in ("GET", "HEAD", "OPTIONS")
-    if path.startswith(CLOSED) or not (reads or (method == "POST" and path.startswith(POSTED))):
+    is_plain = path.startswith("/")  # not a whole address, as proxies get it, of which the app reads a part
+    if not is_plain or path.startswith(CLOSED) or not (reads or (method == "POST" and path.startswith(POSTED))):
         return 404, "the page doesn't serve this"
     return None
 
