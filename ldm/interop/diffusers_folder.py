@@ -91,17 +91,8 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
-    """The weights in a part's folder, in float32, from one file or several: safetensors, or pickled tensors."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        files = _files(folder, index)
-    else:
-        found = [
-            *folder.glob(f"{stem}.safetensors"),
-            *folder.glob(f"{stem}.*.safetensors"),
-            *folder.glob(f"{stem}*.bin"),
-        ]
-        files = sorted(found, key=lambda file: shards.rank(file, stem))[:1]
+    """The weights in a part's folder in float32: one file or several, safetensors or, weights only, pickled."""
+    files = shards.weight_files(folder, stem)
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")
     if any(shards.NON_EMA in file.name for file in files):
@@ -115,11 +106,6 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
             )
         weights |= {name: as_float32(tensor) for name, tensor in tensors.items()}
     return weights
-
-
-def _files(folder: Path, index: Path) -> list[Path]:
-    """The files that an index names, all beside it."""
-    return sorted(folder / name for name in shards.names(read_json(index).get("weight_map"), index))
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -214,13 +200,13 @@ def _restore(spec: Mapping[str, Any], state: Mapping[str, Tensor], where: Path) 
 def _pipeline(folder: Path) -> nn.Module:
     where = folder / "model_index.json"
     index = read_json(where)
-    warn_of_unread(folder)
     config_checks.check_index(index, _KNOWN, str(where))
     # A part is [library, class], a pipeline class of its own [module, class] under _class_name; options are neither.
     parts = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     present = {name for name, value in parts.items() if len(value) == 2 and isinstance(value[0], str)}
     if extra := sorted(present - _KNOWN):
         raise UserError(f"{folder} has parts with no counterpart here: {', '.join(extra)}.")
+    warn_of_unread(folder, present)
     options = {name: value for name, value in index.items() if name not in parts}
     refuse(options, _INDEX, {}, f"{where}: the pipeline")
     if missing := [name for name in ("unet", "scheduler") if name not in present]:

@@ -100,6 +100,9 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     beside_checkpoint.warn_of_vae(path)
     whole = any(name.startswith(compvis.VAE) for name in names)
     if not whole:
+        if any(name.startswith((compvis.TEXT, sdxl_file.TEXT)) for name in names):
+            log.warning("%s has a U-Net and a text encoder, but no autoencoder (first_stage_model.): it isn't a whole "
+                        "model, and the U-Net alone is read", path)  # fmt: skip
         _check_alone(
             "a U-Net",
             ("heads", "head_dim", "ema"),

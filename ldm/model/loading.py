@@ -63,8 +63,6 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
             if key not in known:
                 raise UserError(f"a single-file checkpoint has no option '{key}'.{did_you_mean(key, known)}")
         return interop.load_single_file(path, **options).to(device)
-    if options:
-        raise UserError(f"{', '.join(options)}: {path} isn't a single-file checkpoint, so leave its options out.")
     if path.is_file():
         if path.suffix.lower() == ".safetensors":
             if words := interop.embedding_in(interop.check_readable(path)):
@@ -74,7 +72,10 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
                 "model, by model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
             )
         model = _from_checkpoint(path)
+        _refuse_options(options, path)
         return _on_base(model, path.parent.parent / "model", path).to(device)
+    if path.is_dir():
+        _refuse_options(options, path)
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
     if not whole and interop.is_diffusers(path):
         return _with_control(interop.load_folder(path), path).to(device)
@@ -93,6 +94,11 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
     likely = [run for stage in stages if (run := Path("runs", stage, path)).is_dir()]
     hint = f" Did you mean '{likely[0]}'?" if likely else ""
     raise UserError(f"there is no model at {path}: name a run folder, its model/ folder, or a checkpoint.{hint}")
+
+
+def _refuse_options(options: dict[str, Any], path: Path) -> None:
+    if options:
+        raise UserError(f"{', '.join(options)}: {path} isn't a single-file checkpoint, so leave its options out.")
 
 
 def _with_control(model: Any, path: Path) -> Any:
@@ -136,7 +142,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
-            "which isn't run."
+            "which isn't run: another tool's file can be read if that tool saves its weights as .safetensors."
         ) from None
     return artifact.restore(config, weights, str(path))
 

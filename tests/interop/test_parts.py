@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import ldm
 from ldm.common.errors import UserError
@@ -270,6 +270,38 @@ def test_half_precision_and_shards_are_read(tmp_path):
     ours = ldm.load(tmp_path)
     assert torch.equal(ours.quant_conv.weight, theirs.quant_conv.weight.float())
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("index", ["bin.index.json", "safetensors.index.fp16.json"])
+def test_pieces_of_another_kind_are_read_by_their_index(index, tmp_path):
+    """Pickled ones, and those of a variant alone."""
+    theirs = randomised(diffusers.AutoencoderKL(**VAES["one level"]))
+    theirs.save_pretrained(tmp_path)
+    state = load_file(tmp_path / WEIGHTS)
+    (tmp_path / WEIGHTS).unlink()
+    stem, pickled, table = WEIGHTS.removesuffix(".safetensors"), index.startswith("bin"), {}
+    for i, names in enumerate((sorted(state)[:9], sorted(state)[9:])):
+        name = f"{stem}-0000{i + 1}-of-00002.bin" if pickled else f"{stem}.fp16-0000{i + 1}-of-00002.safetensors"
+        (torch.save if pickled else save_file)({n: state[n] for n in names}, tmp_path / name)
+        table |= dict.fromkeys(names, name)
+    with pytest.raises(UserError, match="a piece of the weights, and the index of the pieces is missing"):
+        ldm.load(tmp_path)
+    (tmp_path / f"{stem}.{index}").write_text(json.dumps({"weight_map": table}))
+    ours = ldm.load(tmp_path)
+    assert torch.equal(ours.quant_conv.weight, theirs.quant_conv.weight)
+    (tmp_path / f"{stem}.{index}").write_text(json.dumps({"weight_map": {"x": "../x.bin"}}))
+    with pytest.raises(UserError, match="where a file beside it belongs"):
+        ldm.load(tmp_path)
+
+
+def test_averaged_weights_of_a_training_script_are_a_unet(tmp_path):
+    theirs = randomised(diffusers.UNet2DConditionModel(**UNETS["two levels"]))
+    averages = diffusers.training_utils.EMAModel(
+        theirs.parameters(), model_cls=type(theirs), model_config=theirs.config
+    )
+    averages.save_pretrained(tmp_path)
+    assert "decay" in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(ldm.load(tmp_path).conv_in.weight, theirs.conv_in.weight)
 
 
 @pytest.mark.parametrize(

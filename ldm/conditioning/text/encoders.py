@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning.text.clip_names import canonical
 from ldm.networks.computing.finite import not_finite
 
+log = logging.getLogger("ldm")
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 _TEXT_SIDE = {  # the class of the text encoder in models that have another part too
@@ -23,6 +26,7 @@ _TEXT_SIDE = {  # the class of the text encoder in models that have another part
     "clip_text_model": "CLIPTextModel",
     "siglip": "SiglipTextModel",
 }
+_NUMBER = re.compile(r"\.\d+\.")
 _PROJECTED = ("clip", "clip_text_model")
 
 
@@ -62,7 +66,10 @@ def load_encoder(path: str, projected: bool = False) -> Any:
     """
     transformers = _transformers()
     try:
-        kind = transformers.AutoConfig.from_pretrained(path).model_type
+        config = transformers.AutoConfig.from_pretrained(path)
+        _refuse_quantised(config, path)
+        check_activation(getattr(config, "hidden_act", "gelu"), path)
+        kind = config.model_type
         if projected and kind not in _PROJECTED:
             raise UserError(f"the text encoder at '{path}' is a {kind}, which has no projection: leave projected out.")
         name = "CLIPTextModelWithProjection" if projected else _TEXT_SIDE.get(kind, "AutoModel")
@@ -70,6 +77,13 @@ def load_encoder(path: str, projected: bool = False) -> Any:
         encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
+    except UserError:
+        raise
+    except Exception as error:  # of settings of a wrong kind, which each version of transformers reports in another way
+        raise UserError(
+            f"the text encoder at '{path}' can't be built by its config.json ({type(error).__name__}: "
+            f"{_first_line(error)}): correct it, or download the encoder again."
+        ) from None
     _check_loaded(encoder, info, path)
     return encoder
 
@@ -85,6 +99,55 @@ def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
         )
     if bad := not_finite(encoder.state_dict()):
         raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; download it again.")
+    if idle := _unused_layers(encoder, info["unexpected_keys"]):
+        log.warning(
+            "the text encoder at '%s' is shallower by its config.json than its file: %d weights from %s on aren't used",
+            path, len(idle), idle[0],
+        )  # fmt: skip
+
+
+def _refuse_quantised(config: Any, path: str) -> None:
+    """Raises UserError for an encoder that transformers would quantise while it is read, whatever its file holds."""
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"the config.json of the text encoder at '{path}' says quantization_config, which isn't read: get it "
+            "unquantised."
+        )
+
+
+def check_activation(name: Any, path: str) -> None:
+    """Raises UserError for a `hidden_act` that transformers doesn't know."""
+    from transformers.activations import ACT2FN
+
+    if not isinstance(name, str) or name not in ACT2FN:
+        raise UserError(
+            f"hidden_act is {str(name)[:40]!r} in the config of the text encoder at '{path}', which transformers "
+            "doesn't know: correct it, or download the encoder again."
+        )
+
+
+def _unused_layers(encoder: Any, unexpected: Iterable[str]) -> list[str]:
+    """Weights of further layers of the encoder itself; those of a two-sided model's other side are none."""
+    stacks = {_stack(name) for name in encoder.state_dict()} - {""}
+    return sorted(name for name in map(str, unexpected) if _stack(name) in stacks)
+
+
+def _stack(name: str) -> str:
+    """The stack of layers that a weight is in, whatever the version of transformers calls it; empty without one."""
+    parts = _NUMBER.split(canonical(name), maxsplit=1)
+    return parts[0] if len(parts) > 1 else ""
+
+
+def check_tokens(ids: torch.Tensor, encoder: Any, tokenizer: Any, path: str) -> None:
+    """Raises UserError at a token (B, L) for which the encoder has no embedding: a word that was added to the tokenizer
+    alone."""
+    rows, largest = encoder.get_input_embeddings().num_embeddings, int(ids.max())
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer's '{tokenizer.convert_ids_to_tokens(largest)}' is token {largest}, and the text encoder at "
+            f"'{path}' has embeddings for {rows}: the word was added to the tokenizer alone, so take the encoder that "
+            "was trained with it, or leave the word out."
+        )
 
 
 def save_encoder(encoder: Any, folder: Path) -> None:
@@ -123,17 +186,27 @@ def width_of(path: str, key: str = "hidden_size") -> int:
     """The width of a state, from the encoder's config; that of a projected state with the `key` "projection_dim"."""
     file = Path(path) / "config.json"
     if file.is_file():
-        config = json.loads(file.read_text())
+        config = _read_config(file)
     elif not Path(path).exists():
         config = _config_of_name(path)
     else:
         config = {}
-    text = config.get("text_config") or {}
+    text = config.get("text_config")
     other = config.get("d_model") if key == "hidden_size" else None
-    width = config.get(key) or other or text.get(key)
-    if not width:
+    width = config.get(key) or other or (text.get(key) if isinstance(text, Mapping) else None)
+    if type(width) is not int or width < 1:
         raise UserError(f"there is no text encoder at '{path}' whose width can be read: name its folder, or give dim=.")
-    return int(width)
+    return width
+
+
+def _read_config(file: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(file.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} can't be read as JSON ({type(error).__name__}): download the text encoder again."
+        ) from None
+    return config if isinstance(config, dict) else {}
 
 
 def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ from ldm.conditioning.part import Part
 from ldm.conditioning.text.encoders import (
     TOKENIZER,
     WEIGHTS,
+    check_tokens,
     copy_files,
     fingerprint,
     folder_of,
@@ -177,6 +178,7 @@ class FrozenText(Part):
         encoder = self.encoder.to(device)
         batch = self._tokens(values)
         ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+        check_tokens(ids, encoder, self.tokenizer, self.path)
         # Some tokenizers give "" no token at all, and attention to nothing is NaN.
         mask[mask.sum(1) == 0, 0] = 1
         ids, mask = send(ids, device), send(mask, device)

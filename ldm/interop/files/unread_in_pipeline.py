@@ -1,6 +1,7 @@
-"""Adapters and embeddings in a pipeline's folder that the pipeline's own index doesn't name."""
+"""What lies in the folder of a pipeline of diffusers and isn't named by its index: adapters, embeddings, parts."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from ldm.interop.files.foreign_embeddings import embedding_in
@@ -10,8 +11,16 @@ _PATTERNS = ("adapter_config.json", "adapter_model.*", "*lora_weights.*", "learn
 _MOST = 6
 
 
-def warn_of_unread(folder: Path) -> None:
-    """Warns, in one line, of LoRAs and embeddings in a pipeline's folder, which aren't loaded with it."""
+def warn_of_unread(folder: Path, parts: Collection[str]) -> None:
+    """Warns of LoRAs and embeddings in a pipeline's folder, and of networks that aren't among its `parts`: they aren't
+    loaded with it."""
+    others = sorted(file.parent.name for file in folder.glob("*/config.json") if file.parent.name not in parts)
+    if others := [name for name in others if any((folder / name).glob("diffusion_pytorch_model*"))]:
+        log.warning(
+            "%s: %s isn't read, since model_index.json doesn't name it: a ControlNet goes on the model with "
+            "load_controlnet(PATH), averaged weights in the place of unet",
+            folder, ", ".join(others[:_MOST]),
+        )  # fmt: skip
     named = {file for pattern in _PATTERNS for file in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))}
     found = sorted(file.relative_to(folder).as_posix() for file in named | _by_content(folder))
     if not found:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.conditioning import FrozenText
 from ldm.conditioning.text.clip_names import TEXT_MODEL
-from ldm.conditioning.text.encoders import load_tokenizer
+from ldm.conditioning.text.encoders import check_activation, load_tokenizer
 from ldm.interop.files.name_tables import by_prefix, inverse, rename
 from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
@@ -136,4 +136,6 @@ def _config(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
         sizes["projection_dim"] = len(weights[PROJECTION])
     guess = {"num_attention_heads": max(1, dim // 64), "hidden_act": "gelu" if second else "quick_gelu"}
     kept = ("num_attention_heads", "hidden_act", "bos_token_id", "eos_token_id", "pad_token_id", "layer_norm_eps")
-    return guess | {k: given[k] for k in kept if k in given} | sizes
+    config = guess | {k: given[k] for k in kept if k in given} | sizes
+    check_activation(config["hidden_act"], str(file))
+    return config

@@ -24,6 +24,8 @@ _KNOWN = (
     "upcast_attention",  # matters in half precision only
     "addition_embed_type", "addition_time_embed_dim",
     "addition_embed_type_num_heads",  # for another addition_embed_type
+    # how averaged weights came about, in the folder unet_ema of diffusers' training scripts
+    "decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power",
 )  # fmt: skip
 _FIXED = {
     "flip_sin_to_cos": True,
