@@ -182,7 +182,6 @@ def test_statistics_by_channel_go_out_as_they_came_in(tmp_path):
 
 
 def test_a_file_that_lacks_one_convolution_only_is_refused(tmp_path):
-    from safetensors.torch import save_file
 
     export(ldm.AutoencoderKL(3, 4, channels=32), tmp_path / "one.safetensors", "single_file")
     state = load_file(tmp_path / "one.safetensors")
@@ -253,7 +252,6 @@ def test_a_config_that_makes_no_sense_of_latents_is_refused_by_name(given, messa
 
 
 def test_missing_and_unexpected_weights_are_named(tmp_path):
-    from safetensors.torch import save_file
 
     diffusers.AutoencoderKL(**VAES["one level"]).save_pretrained(tmp_path)
     state = load_file(tmp_path / WEIGHTS)

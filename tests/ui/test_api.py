@@ -382,9 +382,7 @@ def joined(page: Any, function: int, data: list[Any], event: Any = None) -> dict
     """How a call of a function by its number ends, as the page's own script makes them."""
     address, session = f"{page.src.rstrip('/')}/gradio_api/queue", uuid.uuid4().hex
     body = {"fn_index": function, "session_hash": session, "data": data, "event_data": event}
-    request = urllib.request.Request(
-        f"{address}/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{address}/join", json.dumps(body).encode(), {"Content-Type": "application/json"})
     urllib.request.urlopen(request, timeout=20).close()
     with urllib.request.urlopen(f"{address}/data?session_hash={session}", timeout=20) as lines:
         for line in lines:

@@ -26,7 +26,8 @@ def test_values_as_they_are_typed(name: str, text: str, values: tuple) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("seed", "x"), ("guidance", ""), ("height", "1"), ("seed", "9-1"), ("seed", "1-999"), ("seed", "0-99,1-100")]
+    ("name", "text"),
+    [("seed", "x"), ("guidance", ""), ("height", "1"), ("seed", "9-1"), ("seed", "1-999"), ("seed", "0-99,1-100")],
 )
 def test_what_is_no_axis_is_refused(name: str, text: str) -> None:
     with pytest.raises(UserError):

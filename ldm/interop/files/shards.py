@@ -25,7 +25,9 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if indices:
         return _named(indices[0])
     if pieces := sorted(folder.glob(f"{stem}*-of-*")):
-        raise UserError(f"{folder}: {pieces[0].name} is a piece of the weights, and the index of the pieces is missing.")
+        raise UserError(
+            f"{folder}: {pieces[0].name} is a piece of the weights, and the index of the pieces is missing."
+        )
     return []
 
 
