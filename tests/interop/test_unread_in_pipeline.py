@@ -19,7 +19,7 @@ def test_adapters_and_embeddings_in_a_pipelines_folder_are_named_in_one_line(tmp
     (tmp_path / "unet_ema" / "config.json").write_text("{}")
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "unet_ema" / "diffusion_pytorch_model.safetensors")
     warn_of_unread(tmp_path, ["unet"])
-    assert "unet_ema isn't read, since model_index.json doesn't name it" in caplog.text
+    assert "unet_ema isn't loaded, since model_index.json doesn't name it" in caplog.text
     caplog.clear()
     warn_of_unread(tmp_path, ["unet", "unet_ema"])
     assert not caplog.records
@@ -30,5 +30,5 @@ def test_adapters_and_embeddings_in_a_pipelines_folder_are_named_in_one_line(tmp
     save_file({"emb_params": torch.zeros(1)}, tmp_path / "word.safetensors")
     warn_of_unread(tmp_path, ["unet", "unet_ema"])
     [record] = caplog.records
-    named = "learned_embeds.bin, style.safetensors, unet/adapter_config.json, word.safetensors aren't read"
+    named = "learned_embeds.bin, style.safetensors, unet/adapter_config.json, word.safetensors aren't loaded"
     assert named in record.getMessage()

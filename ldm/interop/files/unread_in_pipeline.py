@@ -17,8 +17,8 @@ def warn_of_unread(folder: Path, parts: Collection[str]) -> None:
     others = sorted(file.parent.name for file in folder.glob("*/config.json") if file.parent.name not in parts)
     if others := [name for name in others if any((folder / name).glob("diffusion_pytorch_model*"))]:
         log.warning(
-            "%s: %s isn't read, since model_index.json doesn't name it: a ControlNet goes on the model with "
-            "load_controlnet(PATH), averaged weights in the place of unet",
+            "%s: %s isn't loaded, since model_index.json doesn't name it: load_controlnet(PATH) adds a ControlNet to "
+            "the model; averaged weights are used if their folder is called unet",
             folder, ", ".join(others[:_MOST]),
         )  # fmt: skip
     named = {file for pattern in _PATTERNS for file in (*folder.glob(pattern), *folder.glob(f"*/{pattern}"))}
