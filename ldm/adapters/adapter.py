@@ -9,6 +9,8 @@ from torch import nn
 
 from ldm import artifact
 from ldm.common.errors import UserError
+from ldm.interop.files.foreign_adapters import adapter_in
+from ldm.interop.recognition import check_readable
 
 
 class Adapter(nn.Module):
@@ -78,6 +80,8 @@ def read(path: str | Path) -> Adapter:
                 raise UserError(f"{path} holds a whole {type(adapter).__name__}, which is no adapter: load it itself.")
             return adapter
     files = [path] if path.is_file() else sorted(path.glob("adapter_model.*")) + sorted(path.glob("*lora_weights.*"))
+    if files and files[0].suffix.lower() == ".safetensors":
+        raise UserError(f"{files[0]} holds {adapter_in(check_readable(files[0]))}.")
     if files:
         raise UserError(
             f"{files[0]} is no .safetensors file, and others (.bin, .pt, .ckpt, .gguf) aren't read for adapters, since "

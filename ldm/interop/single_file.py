@@ -36,8 +36,8 @@ log = logging.getLogger("ldm")
 _IGNORED = (
     "model_ema.", "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "loss.", "logvar", "lvlb_weights",
 )  # fmt: skip
-# in the name of another tensor: it would change what the model generates
-_SIGNIFICANT = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred")
+# in the name of another tensor: it would change what the model generates; a `difference` is of weights from a base's
+_SIGNIFICANT = ("scal", "shift", "mean", "std", "sigma", "latent", "edm", "snr", "pred", "difference")
 
 
 @check_arguments
@@ -92,6 +92,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
     sdxl_file.refuse_refiner(names, str(path))
     if any(name.startswith(controlnet_config.COMPVIS) for name in names):
         _check_alone("a ControlNet", ("heads", "head_dim"), given, latents=latents, tensors=tensors, path=path)
+        _check_rest(tensors, path)
         sizes = head_counts.of_file(declared, given, head_counts.CONTROLNET, str(path))
         return controlnet_config.from_compvis(_floats(tensors), str(path), **sizes)
     if is_bare_vae(tensors):
@@ -112,6 +113,7 @@ def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
             path=path,
             noise=_of_noise(declared, str(path)),
         )
+        _check_rest(tensors, path)
     state = _floats(tensors)
     has_averages = any(name.startswith("model_ema.") for name in names)
     trainer_settings.warn_of_averages(declared, has_averages, given.get("ema", False), str(path))
@@ -261,7 +263,7 @@ def _conditioner(
 
 def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
     """Refuses other tensors in the file that concern latents or noise, and warns of the remaining ones."""
-    read = (compvis.UNET, compvis.VAE, compvis.TEXT, sdxl_file.TEXT, *_IGNORED)
+    read = (compvis.UNET, compvis.VAE, compvis.TEXT, sdxl_file.TEXT, controlnet_config.COMPVIS, *_IGNORED)
     rest = [name for name in state if not name.startswith(read)]
     if telling := [name for name in rest if any(word in name.rsplit(".", 1)[-1].lower() for word in _SIGNIFICANT)]:
         raise UserError(f"{path} can't be represented here: it holds {', '.join(telling[:4])}, which isn't supported.")

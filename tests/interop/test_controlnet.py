@@ -200,3 +200,31 @@ def test_with_a_base_or_another_that_no_stock_pipeline_takes_it_is_refused_and_n
 
 
 _OURS = {"scale": "control_scale", "start": "control_start", "end": "control_end", "guess": "guess_mode"}
+
+
+def test_weights_less_those_of_a_base_are_refused(tmp_path):
+    """A1111's ControlNets of this kind hold an empty tensor `difference` as a mark."""
+    net = ControlNet(ldm.UNet(4, channels=[8, 8], heads=1, context_dim=8), factor=2, hint_widths=[4, 6])
+    state = {name: tensor.contiguous() for name, tensor in controlnet_config.to_compvis(net).items()}
+    save_file(state | {"difference": torch.zeros(0)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="difference, which isn't supported"):
+        ldm.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lora_controlnet", "a Control-LoRA"),
+        ("lllite_unet_x.down.0.weight", "a ControlNet-LLLite"),
+        ("adapter.body.0.block1.weight", "a T2I-Adapter"),
+        ("controlnet_cond_embedding.conv_in.weight", "under diffusers' names, without its settings.*config.json"),
+        ("lora_unet_x.lora_down.weight", "a LoRA: load it by load_lora"),
+        ("surprise", "holds surprise, which is no adapter"),
+    ],
+)
+def test_adapters_of_other_kinds_are_named(name, message, tmp_path):
+    from ldm.adapters import adapter
+
+    save_file({name: torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=message):
+        adapter.read(tmp_path / "a.safetensors")

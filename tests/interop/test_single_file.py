@@ -289,6 +289,26 @@ def test_parts_alone_take_their_own_options_and_name_what_is_left_out(checkpoint
             ldm.load(tmp_path / f"{name}.safetensors", **given)
 
 
+def test_what_else_is_beside_a_part_alone_is_named(checkpoint, tmp_path, caplog):
+    state = torch.load(checkpoint[0] / "sd.ckpt", weights_only=True)["state_dict"]
+    kept = {n: t.contiguous() for n, t in state.items() if n.startswith((compvis.UNET, compvis.TEXT))}
+    save_file(kept | {"embedding_manager.word": T([1.0])}, tmp_path / "a.safetensors")
+    assert isinstance(ldm.load(tmp_path / "a.safetensors"), ldm.UNet)
+    assert "a U-Net and a text encoder, but no autoencoder" in caplog.text
+    assert "1 tensors have no counterpart here and are left out: embedding_manager.word" in caplog.text
+    save_file(kept | {"scaled_fp8": T([])}, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="scaled_fp8"):
+        ldm.load(tmp_path / "b.safetensors")
+
+
+def test_code_in_a_checkpoint_is_the_reason_whatever_options_are_given(tmp_path):
+    torch.save({"state_dict": {}, "callbacks": {SimpleNamespace: 1}}, tmp_path / "sd.ckpt")
+    with pytest.raises(UserError, match="hold code, which isn't run.*as .safetensors"):
+        ldm.load(tmp_path / "sd.ckpt", size=16)
+    with pytest.raises(UserError, match="there is no model"):
+        ldm.load(tmp_path / "nowhere.safetensors", size=16)
+
+
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 def test_the_text_encoder_comes_in_under_either_spelling(prefix, checkpoint, tmp_path):
     root, _ = checkpoint
