@@ -4,7 +4,7 @@ import html
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import gradio as gr
 
@@ -86,6 +86,6 @@ def selected_file(gallery: gr.Gallery, files: list[str]) -> str:
     return files[0]
 
 
-def _is_index(index: Any, files: list[str]) -> bool:
+def _is_index(index: Any, files: list[str]) -> TypeGuard[int]:
     """Whether what a browser or a program sent is the index of one of the files."""
     return type(index) is int and 0 <= index < len(files)
