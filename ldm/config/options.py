@@ -20,6 +20,8 @@ PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
 PATHS |= {"reference", "samples", "features"}
 PATH_ENDINGS = ("path", "root", "dir")
+SECTIONS_WITH_TEXT = ("data", "finetune", "distance")
+SWITCHES = ("lora", "finetune.lora")  # a path where images are generated, true or false where a student is trained
 
 # Options that are one value, or a mapping with one for each condition or ControlNet of the model that is loaded later.
 BY_NAME = ("guidance", "control_image", "control_from", "control_scale", "control_start", "control_end")

@@ -11,11 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
-from ldm.config.options import PATH_ENDINGS, PATHS, TEXTS
+from ldm.config.options import BY_NAME, PATH_ENDINGS, PATHS, SECTIONS_WITH_TEXT, SWITCHES, TEXTS
 
-_BY_CONDITION = re.compile(
-    r"(conditioner|guidance)\.\w+"
-)  # there `text` and `map` are names of conditions, not options with raw text
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
 _FLAGS |= {"--shell-completion", "-sc", "--help", "-h"}
@@ -107,19 +104,28 @@ def _override(word: str, groups: Collection[str], sweeping: bool) -> str:
 
 
 def _value(key: str, value: str, sweeping: bool) -> str:
-    if _BY_CONDITION.fullmatch(key):
-        return value
-    last = key.rsplit(".", 1)[-1]
-    if last in TEXTS and not (value == "null" and last not in ("prompt", "negative", "text")):
+    if _is(key, TEXTS) and not (value == "null" and key.rsplit(".", 1)[-1] not in ("prompt", "negative", "text")):
         return quote(
             re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
         )  # `${` is text here, not an interpolation
-    if last not in PATHS and not last.endswith(PATH_ENDINGS):
+    if not _is(key, PATHS) and not key.endswith(PATH_ENDINGS):
         return value
     if sweeping and (value[:1] in ("'", '"') or _SWEEP_FUNCTION.fullmatch(value)):
         return value
+    literal = {"null", "true", "false"} if key in SWITCHES else {"null"}
     pieces = value.split(",") if sweeping else [value]
-    return ",".join(piece if piece == "null" else quote(piece) for piece in pieces)
+    return ",".join(piece if piece in literal else quote(piece) for piece in pieces)
+
+
+def _is(key: str, names: Collection[str]) -> bool:
+    """Whether `key` is an option of `names`: at the top, in a section that has such options, or one of each ControlNet.
+
+    Elsewhere the same word means something else: `diffusion.weighting.features` is a number.
+    """
+    section, _, rest = key.partition(".")
+    if not rest:
+        return key in names
+    return rest in names if section in SECTIONS_WITH_TEXT else section in BY_NAME and section in names
 
 
 def _for_file_name(value: Any) -> str:

@@ -85,6 +85,16 @@ def test_a_condition_named_as_an_option_for_raw_text_is_no_text():
     assert read(*prepared("conditioner.map={class: MapTokens, grid: 8}")) == {"class": "MapTokens", "grid": 8}
     assert read(*prepared("guidance.text=4")) == 4
     assert read(*prepared("conditioner.text.path=a, b")) == "a, b"
+    assert read(*prepared("control_image.edges=it's, mine.png")) == "it's, mine.png"
+
+
+def test_a_number_or_a_switch_of_the_same_name_as_a_path_stays_one() -> None:
+    assert read(*prepared("diffusion.weighting.features=64")) == 64
+    assert read(*prepared("conditioner.size.features=32")) == 32
+    assert read(*prepared("lora=true")) is True
+    assert read(*prepared("finetune.lora=false")) is False
+    assert read(*prepared("run=true")) == "true"
+    assert read(*prepared("distance.features=a, b.pt")) == "a, b.pt"
 
 
 def test_a_new_word_needs_no_quotes():
