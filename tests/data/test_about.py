@@ -31,7 +31,7 @@ def fill(folder: Path, kind: str, n: int = 3, size: tuple[int, int] = (16, 16), 
     "others",
     [
         numbered("masks"),
-        ["images/0-masklabel.png", "images/1_mask.png"],
+        ["images/0-masklabel.png", "images/1_mask.png", "images/2.openpose.png"],
         numbered("__MACOSX", "@eaDir/images", "images/thumbnails"),
         numbered("#recycle/images", "@Recycle", "$RECYCLE.BIN", "#snapshot", "My Previews.lrdata/a"),
         numbered("images/thumb", "thumbnails128x128"),

@@ -169,6 +169,8 @@ def test_nested_classes_that_are_none(tmp_path):
         tables(root, classes="last")
     with pytest.raises(UserError, match="data.classes=lats is unknown. Did you mean 'last'"):
         tables(root, classes="lats")
+    with pytest.raises(UserError, match="data.classes=3 is unknown"):
+        tables(root, classes=3)
     with pytest.raises(UserError, match="data.classes=path and data.repeats=true"):
         tables(root, classes="path", repeats=True)
 

@@ -66,6 +66,9 @@ def test_metadata_come_first(tmp_path):
     ("pairs", "message"),
     [
         ({"contrl": "m"}, "'contrl' can't be paired. Did you mean 'control'"),
+        ({"control": ["m"]}, r"control is \['m'\]; give a folder's name"),
+        ({"mask": ""}, "mask is ''; give a folder's name"),
+        (["control"], "isn't a mapping: write data.pairs='{control: FOLDER}'"),
         ({"control": "n"}, "there is no folder with such files named 'n'"),
         ({"mask": "*_m.png"}, "there is no file like"),
         ({"control": "other"}, "none of 4 images .* has its control image in other"),
@@ -74,6 +77,6 @@ def test_metadata_come_first(tmp_path):
 )
 def test_pairs_that_can_not_be(tmp_path, pairs, message):
     root = lay_out(tmp_path / "d", *numbered("a", "b", n=2), "m/0.png", "other/8.png")
-    without = [name for name in ("m", "other") if name not in pairs.values()]
+    without = [name for name in ("m", "other") if name not in (pairs.values() if isinstance(pairs, dict) else pairs)]
     with pytest.raises(UserError, match=message):
         tables(root, pairs=pairs, without=without)

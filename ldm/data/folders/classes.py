@@ -97,12 +97,12 @@ def nested_classes(
 
 def level_of(classes: bool | str | None) -> tuple[bool | None, str]:
     """The option `classes` as whether folders are classes, None for automatic, and which of them. Raises UserError."""
-    if isinstance(classes, str):
+    if classes not in (None, True, False):
         if classes not in _LEVELS:
-            guess = did_you_mean(classes, _LEVELS)
+            guess = did_you_mean(str(classes), _LEVELS)
             raise UserError(f"data.classes={classes} is unknown.{guess} It can be true, false, {', '.join(_LEVELS)}.")
-        return classes != _NONE, FIRST if classes == _NONE else classes
-    return classes, FIRST
+        return classes != _NONE, FIRST if classes == _NONE else str(classes)
+    return None if classes is None else bool(classes), FIRST
 
 
 def is_storage_folder(name: str) -> bool:

@@ -12,7 +12,7 @@ MOST = 4  # numbered copies of an image; with more, numbers tell different image
 _COPY = r"copy|kopie|kopia|kopi|copie|copia|cópia|copi|コピー|副本|копия"
 _EDIT = (
     r"edit(ed|s)?|bearbeitet|modifi[ée]e?|editad[ao]|modificat[ao]|bewerkt|effects|enhanced(-nr)?|retouch(ed)?|crop(ped)?"
-    r"|resized?|scaled|rotated?|flip(ped)?|mirror(ed)?|upscaled?|hdr|orig(inal)?|portrait|night|mp|animation"
+    r"|resized?|scaled|rotated?|flip(ped)?|mirror(ed)?|upscaled?|hdr|orig(inal)?|cover|portrait|night|mp|animation"
 )
 _WORDS = (  # each with the image's own name as `core`
     rf"(?P<core>.+?)[-_ ]+(- )?({_COPY})([-_ ]?\(?\d+\)?)?",  # Windows' and macOS' copies
@@ -41,7 +41,7 @@ _SHARED = [
 # At least one of these is in each such name. Most data sets have none, and looking for them is fast.
 _HINTS = (
     "( ~ @ img_e .rf. burst copy copi kopi cópia コピー 副本 копия edit bearbeitet modifi bewerkt effects enhanced "
-    "retouch crop resize scale rotate flip mirror hdr orig portrait night mp animation "
+    "retouch crop resize scale rotate flip mirror hdr orig cover portrait night mp animation "
     "conflict"
 )
 _SIZE = re.compile(r"\dx\d")

@@ -36,7 +36,8 @@ _IMAGE_FOLDER = re.compile(
     re.IGNORECASE,
 )
 _MASK_WORDS = (
-    "mask|masklabel|condlabel|map|seg|segmentation|parts|depth|canny|control|matte|alpha|thumb|thumbnail"
+    "mask|masklabel|condlabel|map|seg|segmentation|parts|depth|canny|openpose|softedge|lineart|mlsd|control|matte|alpha"
+    "|thumb|thumbnail"
     "|gt(fine|coarse)_(color|labelids|labeltrainids|instanceids)"
 )
 _MASK_WORD = re.compile(_MASK_WORDS, re.IGNORECASE)

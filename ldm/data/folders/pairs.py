@@ -22,8 +22,13 @@ _Key = tuple[str, str]  # the folder around, and the image's path below it, both
 
 
 def check_pairs(pairs: Mapping[str, str] | None) -> dict[str, str]:
-    """The option `pairs` without slashes around its folders. Raises UserError for a column that has no files."""
-    for key in pairs or ():
+    """The option `pairs` without slashes around its folders. Raises UserError for a column that has no files, and for
+    what is no place."""
+    if pairs is not None and not isinstance(pairs, Mapping):
+        raise UserError(f"data.pairs={pairs} isn't a mapping: write data.pairs='{{control: FOLDER}}'.")
+    for key, place in (pairs or {}).items():
+        if not isinstance(place, str) or not place.strip("/"):
+            raise UserError(f"data.pairs: {key} is {place!r}; give a folder's name or path, or a pattern of names.")
         if key not in _NOUNS:
             raise UserError(f"data.pairs: '{key}' can't be paired.{did_you_mean(key, _NOUNS)} It can be "
                             f"{', '.join(_NOUNS)}.")  # fmt: skip

@@ -18,7 +18,7 @@ from ldm.data.reading.store import Store
 _WORDS = (
     "mask masks label labels seg segm segmentation gt groundtruth annotation anno parsing trimap matte alpha instance "
     "semantic depth disparity disp flow edge edges canny normal normals albedo basecolor roughness metallic metalness "
-    "ao height displacement specular emissive opacity"
+    "ao height displacement specular emissive opacity pose openpose lineart softedge scribble hed"
 )
 _COMPANIONS = frozenset(_WORDS.split())
 _LAST = re.compile(r"(?P<core>.+)(?P<mark>[-_. ][a-z]+([-_ ]?\d+k?)?)")  # also normal_2k
