@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` with control characters escaped, a line end as \\n: a file's name can hold some that steer a terminal."""
+    """`text` with control characters escaped, a line end as \\n: those in a file's name could control a terminal."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 

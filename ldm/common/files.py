@@ -45,25 +45,25 @@ def replace_together(folder: Path, contents: Mapping[str, Content], seal: str) -
 
 @contextlib.contextmanager
 def staged(path: Path, content: Content) -> Iterator[Path]:
-    """Writes `content`, synced, to a new file beside `path`, to be moved there; it is removed if it isn't moved."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """Writes `content`, synced, to a new file beside `path`, for the block to move there; otherwise it is removed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with open(temporary, "wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        yield beside
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns an OSError in the block into a UserError that says that `path` can't be written, and why."""
+    """Turns an OSError in the block into a UserError with the reason why `path` can't be written."""
     try:
         yield
     except OSError as error:
@@ -104,7 +104,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder and those above it, or a UserError that says why it can't be made or written to."""
+    """Makes the folder `path` with those above it, and returns it. Raises UserError if it can't be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -141,18 +141,18 @@ class Hashing:
     def write(self, content: Any) -> int:
         """Writes bytes or another buffer; returns their number."""
         view = memoryview(content)
-        beside = Thread(target=self.sha256.update, args=(view,)) if view.nbytes >= self.LARGE else None
-        if beside:
-            beside.start()
+        hashing = Thread(target=self.sha256.update, args=(view,)) if view.nbytes >= self.LARGE else None
+        if hashing:
+            hashing.start()
         try:
             self.file.write(view)
         except OSError as error:
             self.failure = error  # torch.save turns it into a RuntimeError that hides the cause
             raise
         finally:
-            if beside:
-                beside.join()  # the caller may change `content` once this returns
-        if not beside:
+            if hashing:
+                hashing.join()  # the caller may change `content` once this returns
+        if not hashing:
             self.sha256.update(view)
         self.size += view.nbytes
         return view.nbytes

@@ -146,5 +146,5 @@ def _negatives(
 ) -> list[str]:
     texts = [negative] if isinstance(negative, str) else list(negative)
     if len(texts) not in (1, count):
-        raise UserError(f"{len(texts)} negative prompts for {count} images; give one, or one an image.")
+        raise UserError(f"{len(texts)} negative prompts for {count} images: give one, or one for each image.")
     return conditioner.parse({"text": texts * (count // len(texts))}, size)["text"]

@@ -65,12 +65,12 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
     heads[-1][1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("pooled", inputs[0]))
     pools = [m for m in model.modules() if isinstance(m, (nn.AdaptiveAvgPool2d, nn.AvgPool2d))]
     if pools:
-        pools[-1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("places", inputs[0]))
+        pools[-1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("positions", inputs[0]))
 
     def states(images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) -> states (B, 1 + L, D)."""
         model(images)
-        return _with_places(seen["pooled"], seen.get("places"))
+        return _joined(seen["pooled"], seen.get("positions"))
 
     return model, states
 
@@ -113,20 +113,20 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
     def states(images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) -> states (B, 1 + L, D)."""
         output = model(pixel_values=images)
-        places, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
-        return _with_places(pooled.flatten(1) if pooled is not None else None, places)
+        pooled = getattr(output, "pooler_output", None)
+        return _joined(None if pooled is None else pooled.flatten(1), output.last_hidden_state)
 
     return model, states
 
 
-def _with_places(pooled: Tensor | None, places: Tensor | None) -> Tensor:
+def _joined(pooled: Tensor | None, positions: Tensor | None) -> Tensor:
     """The pooled state, and those of the positions if they have the same width: (B, 1 + L, D)."""
-    if places is not None and places.ndim == 4:
-        places = rearrange(places, "b d h w -> b (h w) d")
+    if positions is not None and positions.ndim == 4:
+        positions = rearrange(positions, "b d h w -> b (h w) d")
     if pooled is None:
-        assert places is not None
-        pooled = places.mean(1)
+        assert positions is not None
+        pooled = positions.mean(1)
     pooled = pooled.flatten(1)[:, None].float()  # (B, 1, D)
-    if places is None or places.shape[2] != pooled.shape[2]:
+    if positions is None or positions.shape[2] != pooled.shape[2]:
         return pooled
-    return torch.cat([pooled, places.float()], 1)
+    return torch.cat([pooled, positions.float()], 1)

@@ -200,7 +200,7 @@ def _diffusion() -> Options:
 
 
 def _sampling() -> Options:
-    from ldm.diffusion.options import sampling_kinds
+    from ldm.diffusion.sampling_options import sampling_kinds
 
     return {name: Option(kind) for name, kind in sampling_kinds().items()}
 

@@ -27,9 +27,9 @@ class Denoiser(nn.Module):
     `loss` is "mse", "l1" or "huber", which is the pseudo-Huber 2 c (sqrt(d^2 + c^2) - c) with c = `huber_c`: d^2 for
     small errors, 2 c |d| for large ones.
 
-    `offset_noise` s adds s times a standard normal number a channel, the same at all places, to the noise of training
-    (Guttenberg 2023), so that a model whose schedule doesn't end in pure noise learns to change the mean colour. 0 is
-    off, 0.1 is usual; zero-terminal SNR solves the same problem more cleanly.
+    `offset_noise` s adds to the noise of training, for each channel, s times a standard normal number that is the same
+    at all positions (Guttenberg 2023), so that a model whose schedule doesn't end in pure noise learns to change the
+    mean colour. 0 is off, 0.1 is usual; zero-terminal SNR solves the same problem more cleanly.
 
     Where `cond` has a `base` b (B, C, H, W), an image that lacks only details, the difference from it is diffused:
     D(x, sigma) = b + D'(x - b, sigma), with x = x0 + sigma noise as before.

@@ -59,7 +59,7 @@ class MinSNR(Weighting):
             self.zero_terminal = sigma_max > PURE_NOISE
 
     def weight(self, sigma: Tensor, coefficients: Coefficients) -> Tensor:
-        """c_out^2 min(S, gamma), or with S + 1 in the place of S: (B,)."""
+        """c_out^2 min(S, gamma), or with `zero_terminal` c_out^2 min(S + 1, gamma): (B,)."""
         snr = sigma**-2 + float(self.zero_terminal or False)
         return coefficients.c_out**2 * snr.clamp(max=self.gamma)
 

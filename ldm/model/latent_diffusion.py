@@ -40,7 +40,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
 
     Each image has its own generator of noise, seeded with seed + i (or seed[i]), so it is the same image in any batch.
     `guidance` is the guidance scale, 1 is off; each guided step costs two evaluations of the network. It may also be a
-    scale for each condition, `{"text": 3, "map": 1.5}`: see `Conditions.terms`. `negative` takes the place of the null
+    scale for each condition, `{"text": 3, "map": 1.5}`: see `Conditions.terms`. `negative` replaces the null
     caption.
 
     `labels` are names of classes, or their numbers in `model.labels` if no class has that name. `map` is an image or

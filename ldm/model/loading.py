@@ -57,6 +57,7 @@ def load(
 
 
 def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> Any:
+    """The model at `path` on `device`. Raises UserError if there is none, or for `options` that it doesn't have."""
     if path.is_file() and interop.is_single_file(path):
         known = [key for key in inspect.signature(interop.load_single_file).parameters if key != "path"]
         for key in options:
@@ -64,18 +65,29 @@ def _load(path: Path, device: str | torch.device, options: dict[str, Any]) -> An
                 raise UserError(f"a single-file checkpoint has no option '{key}'.{did_you_mean(key, known)}")
         return interop.load_single_file(path, **options).to(device)
     if path.is_file():
-        if path.suffix.lower() == ".safetensors":
-            if words := interop.embedding_in(interop.check_readable(path)):
-                raise UserError(f"{path} holds {words}.")
-            raise UserError(
-                f"{path} holds no Stable Diffusion 1 or 2 with CompVis's names. Load a LoRA or a ControlNet on a "
-                "model, by model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
-            )
+        _check_checkpoint(path)
         model = _from_checkpoint(path)
         _refuse_options(options, path)
         return _on_base(model, path.parent.parent / "model", path).to(device)
     if path.is_dir():
         _refuse_options(options, path)
+    return _load_folder(path, device)
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raises UserError for a .safetensors file, which holds a part of a model at most."""
+    if path.suffix.lower() != ".safetensors":
+        return
+    if words := interop.embedding_in(interop.check_readable(path)):
+        raise UserError(f"{path} holds {words}.")
+    raise UserError(
+        f"{path} holds no Stable Diffusion 1 or 2 with CompVis's names. Load a LoRA or a ControlNet on a model, by "
+        "model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
+    )
+
+
+def _load_folder(path: Path, device: str | torch.device) -> Any:
+    """The model of a run folder, a model folder or a folder of diffusers. Raises UserError if there is none."""
     whole = [folder for folder in (path, path / "model") if (folder / "manifest.json").is_file()]
     if not whole and interop.is_diffusers(path):
         return _with_control(interop.load_folder(path), path).to(device)

@@ -11,7 +11,7 @@ from ldm.adapters import ControlImages
 from ldm.common.annotations import check_argument, check_guidance
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditions, conditions_of
-from ldm.diffusion.options import sampling_kinds
+from ldm.diffusion.sampling_options import sampling_kinds
 from ldm.model.autoguidance import conditions_of_guide
 from ldm.model.distilled import check_few, warn_of_negative
 from ldm.model.initial_image import InitialImage

@@ -360,7 +360,7 @@ def test_a_number_that_float32_does_not_hold_is_refused(given, model):
 def test_earlier_names_of_methods_keep_working(model):
     given = {"text": ["a cat"]}
     assert torch.equal(model.draw(given, 1, start=None, steps=1), model.generate_for(given, 1, steps=1))
-    assert model.steering(given, begin=None, made_from=None) is None
+    assert model.steering(given, control=None, begin=None, made_from=None) is None
     assert model.check_pictures(image=None) is None
 
 

@@ -23,7 +23,7 @@ class Cut(NamedTuple):
         return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {bounded(self.lost)}"
 
 
-class Conditions(Protocol):
+class HasParts(Protocol):
     """What this module needs of a `Conditioner`, which it can't import."""
 
     @property
@@ -62,7 +62,7 @@ def cuts(tokenizer: Any, captions: Iterable[str], limit: int) -> list[Cut]:
     return found
 
 
-def report(conditioner: "Conditions", captions: Sequence[str]) -> None:
+def report(conditioner: HasParts, captions: Sequence[str]) -> None:
     """Warns once, before training, of captions of the data that are cut. Images of them cause no further warnings."""
     for name, part in conditioner.parts.items():
         if not (found := part.cut(captions)):
@@ -80,7 +80,7 @@ def report(conditioner: "Conditions", captions: Sequence[str]) -> None:
         )
 
 
-def sentences(conditioner: "Conditions", prompts: Iterable[str]) -> list[str]:
+def sentences(conditioner: HasParts, prompts: Iterable[str]) -> list[str]:
     """Sentences on the words of prompts that are left out; beyond SHOWN prompts, on their number and the first."""
     distinct = [prompt for prompt in dict.fromkeys(prompts) if hash(prompt) not in _reported]
     words = []

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.common.errors import UserError, did_you_mean
-from ldm.diffusion.samplers.consistency import lcm
+from ldm.diffusion.samplers.lcm import lcm
 from ldm.diffusion.samplers.multistep import dpmpp_2m, dpmpp_2m_sde
 from ldm.diffusion.samplers.single_step import ddim, ddpm, euler, euler_ancestral, heun
 from ldm.diffusion.samplers.steps import DenoiseFn, NoiseFn, OnStep
