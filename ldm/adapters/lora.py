@@ -14,7 +14,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
 from ldm.conditioning import FrozenText, Text
 from ldm.conditioning.text.clip_names import canonical, installed
-from ldm.interop.lora import base_differences, formats
+from ldm.interop.lora import base_differences, formats, kinds
 from ldm.interop.lora.tensor_names import is_of_text
 from ldm.networks import Controlled
 
@@ -25,7 +25,8 @@ PRESETS = ("attention", "convolutions", "linear", "all")
 
 @register
 class LoraAdapter(Adapter):
-    """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`.
+    """The two small matrices of each changed layer, `unet.LAYER.lora_A.weight` and `.lora_B.weight`, or the tensors of
+    another of `ldm.interop.lora.kinds`.
 
     `alphas` are by `unet.LAYER`; names of layers in the text encoder begin with `text_encoder.`. `shapes` are those of
     the weights. `trigger` is the word that it was trained with, recorded for information. `few` has the model's
@@ -71,18 +72,13 @@ class LoraAdapter(Adapter):
         lora, inner = self.lora, inner_name(name)
         formats.check_strength(lora, scale, f"the LoRA '{name}'")
         fitted = {}
-        for kind, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
+        for component, module in components(model, {m.partition(".")[0] for m in self.alphas}).items():
             found = layers.adaptable(module)
-            given, alphas = _installed(lora.of(kind), found), _installed(_of(self.alphas, kind), found)
+            given = _installed(kinds.by_module(lora.of(component)), found)
             _check_fit(found, given, f"the LoRA '{name}'")
-            fitted[kind] = module, given, alphas
+            fitted[component] = module, given, _installed(_of(self.alphas, component), found)
         for module, given, alphas in fitted.values():
-            layers.inject(module, inner, {m: given[f"{m}.lora_A.weight"].shape[0] for m in alphas}, alphas)
-            for where, weight in layers.weights(module, inner).items():
-                weight.data.copy_(given[where].reshape(weight.shape))
-                weight.requires_grad_(False)
-            for _, layer in layers.injected(module, inner):
-                layer.eval()
+            _inject(module, inner, given, alphas)
             layers.scale(module, inner, scale)
 
 
@@ -95,18 +91,28 @@ def start(
     wanted: str | Sequence[str],
     text_encoder: bool = False,
     dropout: float = 0.0,
+    kind: str = "lora",
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
 ) -> None:
-    """Puts a new LoRA on `model`, ready to train; as yet it changes nothing. `wanted` are the layers: see `chosen`."""
+    """Puts a new LoRA of a `kind` on `model`, ready to train; as yet it changes nothing. `wanted` are the layers: see
+    `chosen`. The patterns give layers that match another rank or alpha, where the first match counts; alpha is the rank
+    unless given.
+    """
     if text_encoder and not any(isinstance(part, Text) for part in model.conditioner.parts.values()):
         raise UserError("text_encoder=true adapts the built-in text encoder, which this base doesn't have.")
     parts = components(model, {UNET, TEXT} if text_encoder else {UNET})
     found = {kind: layers.adaptable(module) for kind, module in parts.items()}
-    _check_targets(found, wanted)
-    for kind, module in parts.items():
-        if names := chosen(found[kind], wanted):
-            layers.inject(
-                module, name, dict.fromkeys(names, rank), alphas=dict.fromkeys(names, alpha or rank), dropout=dropout
-            )
+    _check_targets(found, wanted, "targets")
+    meant = {component: {n: found[component][n] for n in chosen(found[component], wanted)} for component in found}
+    _check_targets(meant, list(rank_pattern or {}), "rank_pattern")
+    _check_targets(meant, list(alpha_pattern or {}), "alpha_pattern")
+    for component, module in parts.items():
+        named = meant[component]
+        ranks = {n: _by_pattern(rank_pattern, n, named[n]) or rank for n in named}
+        alphas = {n: _by_pattern(alpha_pattern, n, named[n]) or alpha or float(ranks[n]) for n in named}
+        if named:
+            layers.inject(module, name, ranks, alphas, dropout=dropout, kind=kind)
 
 
 def trained(
@@ -117,7 +123,7 @@ def trained(
     alphas: dict[str, float] = {}
     for kind, module in components(model, None).items():
         weights |= {f"{kind}.{k}": v for k, v in layers.weights(module, name).items()}
-        alphas |= {f"{kind}.{k}": float(layer.lora_alpha[name]) for k, layer in layers.injected(module, name)}
+        alphas |= {f"{kind}.{k}": alpha for k, alpha in layers.alphas(module, name).items()}
     return LoraAdapter.of_tensors(weights, alphas, trigger, base=base, few=few)
 
 
@@ -126,9 +132,8 @@ def names_in_model(model: Any, name: str) -> dict[str, str]:
     prefixes = {module: prefix for prefix, module in model.named_modules()}
     found = {}
     for kind, module in components(model, None).items():
-        for layer, _ in layers.injected(module, name):
-            for matrix in ("lora_A", "lora_B"):
-                found[f"{kind}.{layer}.{matrix}.weight"] = f"{prefixes[module]}.{layer}.{matrix}.{name}.weight"
+        for ours, own in layers.names_in_module(module, name).items():
+            found[f"{kind}.{ours}"] = f"{prefixes[module]}.{own}"
     return found
 
 
@@ -169,6 +174,15 @@ def frozen_texts(model: Any) -> list[FrozenText]:
     return [part for part in model.conditioner.modules() if isinstance(part, FrozenText)]
 
 
+def weight_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of the weights that a LoRA can change, by component and layer, under either spelling."""
+    found = {}
+    for kind, module in components(model, None).items():
+        for name, layer in layers.adaptable(module).items():
+            found[f"{kind}.{name}"] = found[f"{kind}.{canonical(name)}"] = tuple(layer.weight.shape)
+    return found
+
+
 def xl_modules(model: Any) -> list[str]:
     """The layers of a Stable Diffusion XL base, which have other names in kohya's tools; none for other bases."""
     network = components(model, {UNET})[UNET]
@@ -200,13 +214,28 @@ def _listed(wanted: str | Sequence[str]) -> list[str]:
     return [wanted] if isinstance(wanted, str) else list(wanted)
 
 
-def _check_targets(found: Mapping[str, Mapping[str, nn.Module]], wanted: str | Sequence[str]) -> None:
+def _inject(module: nn.Module, inner: str, given: Mapping[str, kinds.Layer], alphas: Mapping[str, float]) -> None:
+    """Puts the tensors `given` by layer into layers of peft's, whatever kinds they are of."""
+    for kind in kinds.KINDS:
+        own = {layer: tensors for layer, tensors in given.items() if kinds.kind_of(tensors) == kind}
+        if own:
+            ranks = {layer: kinds.rank(tensors) for layer, tensors in own.items()}
+            layers.inject(module, inner, ranks, {layer: alphas[layer] for layer in own}, kind=kind)
+    layers.put(module, inner, {f"{layer}.{leaf}": t for layer, tensors in given.items() for leaf, t in tensors.items()})
+
+
+def _by_pattern(values: Mapping[str, Any] | None, name: str, layer: nn.Module) -> Any:
+    """The value of the first pattern that matches a layer; None if none does."""
+    return next((value for pattern, value in (values or {}).items() if _matches(name, layer, pattern)), None)
+
+
+def _check_targets(found: Mapping[str, Mapping[str, nn.Module]], wanted: str | Sequence[str], option: str) -> None:
     """Raises UserError for a pattern that matches no layer of any component."""
     named = [(name, layer) for names in found.values() for name, layer in names.items()]
     for pattern in _listed(wanted):
         if not any(_matches(name, layer, pattern) for name, layer in named):
             words = {part for name, _ in named for part in name.split(".") if not part.isdigit()}
-            raise UserError(f"targets: no layer matches '{pattern}'.{did_you_mean(pattern, {*PRESETS, *words})}")
+            raise UserError(f"{option}: no layer matches '{pattern}'.{did_you_mean(pattern, {*PRESETS, *words})}")
 
 
 def _matches(name: str, layer: nn.Module, pattern: str) -> bool:
@@ -226,29 +255,26 @@ def _installed(values: Mapping[str, Any], found: Mapping[str, nn.Module]) -> dic
     """`values` by the names of layers in the installed libraries, which differ from those in files for CLIP."""
     own = installed(found)
 
-    def name_of(name: str) -> str:
-        """The name in the installed library of a layer or weight called `name` in files."""
-        layer, dot, leaf = name.partition(".lora_")
-        return own.get(canonical(layer), layer) + dot + leaf
-
-    return {name_of(name): value for name, value in values.items()}
+    return {own.get(canonical(layer), layer): value for layer, value in values.items()}
 
 
-def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, Tensor], what: str) -> None:
+def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, kinds.Layer], what: str) -> None:
     """Raises UserError for weights of layers that aren't there or have another size. `what` names the LoRA."""
     problems = []
-    for name in {n.rpartition(".lora_")[0] for n in given}:
+    for name, tensors in given.items():
         layer: Any = found.get(name)
         if layer is None:
             problems.append(f"no layer {name}")
             continue
-        down, up = given[f"{name}.lora_A.weight"], given[f"{name}.lora_B.weight"]
-        shape, implied = tuple(layer.weight.shape), (up.shape[0], *down.shape[1:])
-        if down.shape[0] != up.shape[1]:
-            problems.append(f"{name} has rank {down.shape[0]} by lora_A and {up.shape[1]} by lora_B")
-        elif max(up.shape[2:], default=1) > 1:
-            problems.append(f"lora_B of {name} has a kernel, {tuple(up.shape)}")
-        elif _plain(implied) != _plain(shape):
+        shape = tuple(layer.weight.shape)
+        try:
+            implied = kinds.change_shape(tensors)
+        except ValueError as error:
+            problems.append(f"{name} {error}")
+            continue
+        is_matrix = kinds.kind_of(tensors) in ("lora", "dora")  # whose kernel is always in its lora_A
+        fits = _plain(implied) == _plain(shape) if is_matrix else kinds.fits(implied, shape)
+        if not fits:
             problems.append(f"{name} is {shape}, the LoRA's {implied}")
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""

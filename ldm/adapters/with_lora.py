@@ -15,7 +15,9 @@ from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop.files import user_metadata
-from ldm.interop.lora import formats
+from ldm.interop.lora import formats, writing
+
+EXPORTS = (*formats.FORMATS, "peft")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class WithLora:
     @check_arguments
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
         """Puts on the LoRA at `path`: a run, a model folder, a .safetensors file of diffusers, peft or kohya, or its
-        folder.
+        folder. DoRA, LoHa and LoKr are LoRAs too.
 
         Its `name` is that of its run or file unless given. A LoRA that was trained on another base is refused unless
         forced; a file of another tool names no base, and is used if it fits. The weights of the base don't change.
@@ -114,17 +116,25 @@ class WithLora:
             self.adapters[name] = (adapter, scale)
 
     def export_lora(self, out: str | Path, to: str = "diffusers", name: str | None = None) -> Path:
-        """Writes the LoRA `name`, or the only one, as a .safetensors file for diffusers or for kohya's tools."""
+        """Writes the LoRA `name`, or the only one: as a .safetensors file for diffusers (LoRA and DoRA) or for kohya's
+        tools and web UIs (LoHa and LoKr too), or with to="peft" as a folder of peft's.
+        """
         names = self.loras
         if name is None and len(names) != 1:
             raise UserError(
                 f"give the name= of the LoRA to export: {', '.join(names) or 'there is none on this model'}."
             )
-        out = Path(out)
+        out, chosen = Path(out), self._lora(name or names[0]).lora
+        if to not in EXPORTS:
+            raise UserError(f"to={to} isn't a LoRA format.{did_you_mean(to, EXPORTS)}")
+        if to == "peft":
+            if out.suffix == ".safetensors":
+                raise UserError(f"to=peft writes a folder, and {out} names a file: leave the ending out.")
+            return writing.to_peft(out, chosen, lora.weight_shapes(self))
         if out.suffix != ".safetensors":
             out = out / "pytorch_lora_weights.safetensors"  # where diffusers looks
         out.parent.mkdir(parents=True, exist_ok=True)
-        formats.write(out, self._lora(name or names[0]).lora, to, lora.xl_modules(self))
+        formats.write(out, chosen, to, lora.xl_modules(self))
         return out
 
     @property

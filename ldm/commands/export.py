@@ -8,7 +8,8 @@
     run        a run by name, or a path to anything that ldm.load opens
     out        the folder or file to write
     to         diffusers: a pipeline's folder (default); ldm: a model folder that holds all it needs;
-               single_file: one .safetensors file, for web UIs; kohya: the same of a LoRA's run
+               single_file: one .safetensors file, for web UIs; kohya: the same of a LoRA's run;
+               peft: a folder of peft's, of a LoRA's run
     dtype      float32, float16 or bfloat16; by default float32
     stage      ldm (default) or vae: where the run is looked for by name
     licence    the licence for the model's card
@@ -60,6 +61,8 @@ def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
     if to == "single_file":
         raise UserError("a LoRA's run is exported by to=kohya, for web UIs; merge_lora() makes it part of a model.")
     path: Path = model.export_lora(out, to)
-    if dtype is not None:
+    if dtype is not None and path.is_dir():
+        dtypes.cast_folder(path, dtype)
+    elif dtype is not None:
         dtypes.cast_file(path, dtype)
     return path

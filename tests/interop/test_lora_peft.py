@@ -155,11 +155,16 @@ def test_what_a_config_says_and_isnt_here_is_refused_by_name(settings, message, 
     assert not model.adapters
 
 
-def test_a_real_dora_is_refused_by_its_tensors_even_without_its_config(unet, model, tmp_path):
-    written(unet, tmp_path, r=4, use_dora=True, target_modules=["to_q"])
-    (tmp_path / "adapter_config.json").unlink()
-    with pytest.raises(UserError, match="can't be represented here: DoRA"):
+def test_a_dora_is_one_by_its_tensors_even_without_its_config_which_mustnt_deny_it(unet, model, tmp_path):
+    theirs = written(unet, tmp_path, r=4, lora_alpha=4, use_dora=True, target_modules=["to_q", "conv1"])
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"use_dora": False}))
+    with pytest.raises(UserError, match="adapter_config.json.*use_dora=False"):
         model.load_lora(tmp_path)
+    file.unlink()
+    model.load_lora(tmp_path)
+    same_output(model, theirs, unet)
 
 
 def test_without_its_config_a_file_of_pefts_is_loaded_with_a_word(unet, model, tmp_path, caplog):
@@ -347,7 +352,7 @@ def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, ex
         (True, {}, {"lora_unet_mid_block_attentions_0_to_q.alpha": torch.tensor(2.0)}, "unexpected"),
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_out.alpha": torch.tensor(2.0)}, "missing .*proj_out.lora_A"),
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": torch.ones(4, 1)}, "DoRA"),
-        (True, {}, {"lora_unet_mid_block_attentions_0_proj_out.hada_w1_a": torch.ones(4, 1)}, "LoHa"),
+        (True, {}, {"lora_unet_mid_block_attentions_0_proj_out.hada_w1_a": torch.ones(4, 1)}, "missing .*hada_w1_b"),
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_in.lora_mid.weight": torch.ones(4, 1)}, "Tucker"),
         (True, {"lora_adapter_metadata": '{"unet.lora_alpha": 16}'}, {}, "alpha of .* is 16 by its metadata and 2 by"),
     ],

@@ -21,6 +21,9 @@ LORA = ("finetune=lora", "base=digits", "rank=2", "optimizer.lr=0.1", "samples.e
 KINDS = {
     "lora": lambda: LoRAFinetune(rank=2, targets="all", text_encoder=True),
     "attention": lambda: LoRAFinetune(rank=2),
+    "dora": lambda: LoRAFinetune(rank=2, kind="dora", targets=["attention", "conv1"], rank_pattern={"attn2": 3}),
+    "loha": lambda: LoRAFinetune(rank=2, kind="loha", targets=["attention", "conv1"], alpha_pattern={"conv1": 0.5}),
+    "lokr": lambda: LoRAFinetune(rank=1, kind="lokr", targets=["attention", "conv1"]),
     "full": FullFinetune,
     "word": lambda: TextualInversion("<mine>", "cat"),
 }
@@ -66,7 +69,7 @@ def test_two_steps_reach_everything_that_trains_and_nothing_else(name):
     assert all(named[k] is named[k.replace("trained.", "average.", 1)] for k in frozen), "shared, not copied"
 
 
-@pytest.mark.parametrize("name", ["lora", "attention"])
+@pytest.mark.parametrize("name", ["lora", "attention", "dora", "loha", "lokr"])
 def test_at_step_0_images_are_the_bases(name):
     assert torch.equal(generated_latents(task_of(KINDS[name]()).model()), generated_latents(small()))
 
@@ -94,9 +97,15 @@ def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, tra
     assert len(set(grids)) > 1  # four steps change a few pixels by 1 of 255
 
 
-def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
-    words = (*LORA, "finetune.dropout=0.1", "trainer.max_steps=7", "checkpoint.every_n_steps=2")
-    whole = train("ldm", runs, *words, "name=lora-whole")
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "loha", "lokr")]
+
+
+@pytest.mark.parametrize("kind", ["lora", *SLOW])
+def test_a_resumed_lora_is_the_run(kind, runs, train, monkeypatch):
+    dropout = 0.1 if kind in ("lora", "dora") else 0
+    own = (f"kind={kind}", "optimizer.lr=0.01", f"finetune.dropout={dropout}", "trainer.max_steps=7")
+    words = (*LORA, *own, "checkpoint.every_n_steps=2")
+    whole = train("ldm", runs, *words, f"name={kind}-whole")
     step, calls = Task.training_step, []
 
     def struck(self, batch, batch_idx):
@@ -107,11 +116,11 @@ def test_a_resumed_lora_is_the_run(runs, train, monkeypatch):
 
     monkeypatch.setattr(Task, "training_step", struck)
     with pytest.raises(ZeroDivisionError):
-        train("ldm", runs, *words, "name=lora-cut")
+        train("ldm", runs, *words, f"name={kind}-cut")
     monkeypatch.undo()
-    cut = train("ldm", runs, *words, "name=lora-cut", "resume=true")
+    cut = train("ldm", runs, *words, f"name={kind}-cut", "resume=true")
     assert_same_run(whole, cut, 7)
-    assert isinstance(load(cut).adapters["lora-cut"][0], LoraAdapter)
+    assert isinstance(load(cut).adapters[f"{kind}-cut"][0], LoraAdapter)
 
 
 def test_a_full_fine_tuning_continues_from_the_base_and_gives_a_whole_model(runs, train):
@@ -135,6 +144,10 @@ def test_what_cant_be_fine_tuned_is_refused_before_work_starts(runs, train):
         ((*LORA, "text_encoder=true", "name=c"), "built-in text encoder"),
         (("finetune=textual_inversion", "base=digits", "word=x", "name=d"), "built-in text encoder"),
         ((*LORA, "rank=0", "name=e"), "rank=0"),
+        ((*LORA, "kind=loah", "name=f"), "kind=loah.*Did you mean 'loha'"),
+        ((*LORA, "kind=loha", "finetune.dropout=0.1", "name=g"), "dropout=0.1 is of a LoRA's"),
+        ((*LORA, "rank_pattern={attn1: 0}", "name=h"), "rank_pattern=.*at least 1"),
+        ((*LORA, "rank_pattern={conv1: 2}", "name=i"), "rank_pattern: no layer matches 'conv1'"),
     ]
     for words, reason in refused:
         with pytest.raises(UserError, match=reason):

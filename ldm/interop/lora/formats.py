@@ -1,14 +1,12 @@
 """LoRA files in the formats of diffusers/peft and of kohya's tools, as pure conversions of state dicts that keep alpha.
 
-Here a LoRA's weights have the names `unet.<module>.lora_A.weight` (down, (rank, in)) and `.lora_B.weight` (up), and
-`alphas` maps `unet.<module>` to alpha: the change of a weight is alpha / rank * B A. Modules of CLIP's text encoder
-keep `text_model.` in their names, as in files, whatever version of transformers is installed.
+Here a LoRA's weights have the names `unet.<module>.lora_A.weight` (down, (rank, in)) and `.lora_B.weight` (up), or
+those of another of `kinds`, and `alphas` maps `unet.<module>` to alpha. Modules of CLIP's text encoder keep
+`text_model.` in their names, as in files, whatever version of transformers is installed.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +18,14 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.clip_names import canonical, spellings
 from ldm.interop.files.name_tables import bijection, report
 from ldm.interop.files.values import read_json
-from ldm.interop.lora import kohya_xl, trainer_files
+from ldm.interop.lora import kinds, kohya_xl, trainer_files, writing
 from ldm.interop.lora import strength as lora_strength
-from ldm.interop.lora.tensor_names import KOHYA, has_peft_names, split, unsupported
+from ldm.interop.lora.kinds import Lora
+from ldm.interop.lora.tensor_names import ALPHA, DORA_SCALE, KOHYA, has_peft_names, split, unsupported
 
 log = logging.getLogger("ldm")
 FORMATS = ("diffusers", "kohya")
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")  # peft's and diffusers', in their folders
-
-
-@dataclass(frozen=True)
-class Lora:
-    """`weights` by full name, `alphas` by `component.module`."""
-
-    weights: dict[str, Tensor]
-    alphas: dict[str, float]
-
-    def rank(self, module: str) -> int:
-        """The rank of a module, by its first matrix (rank, in)."""
-        return self.weights[f"{module}.lora_A.weight"].shape[0]
-
-    def of(self, component: str = "unet") -> dict[str, Tensor]:
-        """The weights of one component without its prefix, as peft names them."""
-        prefix = f"{component}."
-        return {n.removeprefix(prefix): t for n, t in self.weights.items() if n.startswith(prefix)}
 
 
 def adaptable(model: nn.Module, component: str = "unet") -> list[str]:
@@ -122,13 +104,17 @@ def write(path: str | Path, lora: Lora, to: str = "diffusers", xl: Iterable[str]
     """Writes a LoRA as diffusers reads it (the file is usually called `pytorch_lora_weights.safetensors`) or as kohya's
     tools do.
 
+    diffusers reads LoRA and DoRA; LyCORIS and ComfyUI all `kinds` under kohya's names; `writing.to_peft` is a folder.
     `xl` are all modules of a Stable Diffusion XL base (`adaptable`), for which kohya's tools use other names.
     """
     from safetensors.torch import save_file
 
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a LoRA format.{did_you_mean(to, FORMATS)}")
-    state, metadata = to_diffusers(lora) if to == "diffusers" else (to_kohya(lora, xl), {})
+    if to == "diffusers":
+        state, metadata = writing.to_diffusers(lora, {module: _canonical(module) for module in lora.alphas})
+    else:
+        state, metadata = writing.to_kohya(lora, _kohya_names(lora, xl)), {}
     save_file({name: t.contiguous() for name, t in state.items()}, path, {"format": "pt", **metadata})
 
 
@@ -155,59 +141,35 @@ def from_state(
         if module is None or leaf is None:
             unexpected.append(name)
             continue
-        kept, key = (alphas, module) if leaf == "alpha" else (weights, f"{module}.lora_{leaf}.weight")
+        if leaf == DORA_SCALE:
+            leaf, tensor = kinds.MAGNITUDE, _magnitudes(tensor, f"{where}: {name}")
+        kept, key = (alphas, module) if leaf == ALPHA else (weights, f"{module}.{leaf}")
         if key in kept:
             raise UserError(f"{where}: {name} is there twice, under two spellings: keep the right one.")
         kept[key] = tensor
-    found = {*alphas, *(name.rsplit(".lora_", 1)[0] for name in weights)}
-    missing = [f"{m}.lora_{x}" for m in sorted(found) for x in "AB" if f"{m}.lora_{x}.weight" not in weights]
+    layers = {module: {} for module in alphas} | kinds.by_module(weights)
+    missing = [f"{module}.{leaf}" for module in sorted(layers) for leaf in kinds.missing(layers[module])]
+    unexpected += [f"{module}.{leaf}" for module in sorted(layers) for leaf in kinds.surplus(layers[module])]
     if unexpected or missing or not weights:
         raise UserError(f"{where}: {_misfit(missing, unexpected)}")
     _check_matrices(weights, where)
-    ordered = {module: weights[f"{module}.lora_A.weight"] for module in sorted(found)}
+    _check_products(layers, where)
+    ordered = {module: layers[module] for module in sorted(layers)}
     lora = Lora(
-        weights,
+        _with_natural_magnitudes(weights),
         lora_strength.alphas(ordered, alphas, metadata, config=config, where=where, pefts=has_peft_names(state)),
     )
     check_strength(lora, 1.0, where)
     return lora
 
 
-def to_diffusers(lora: Lora) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors under the names that diffusers uses today, and metadata with ranks and alphas.
-
-    CLIP's modules are named without `text_model.`: peft matches the end of a name, so this fits both spellings.
-    """
-    config: dict[str, object] = {}
-    for component in sorted({module.partition(".")[0] for module in lora.alphas}):
-        own = {spellings(m.partition(".")[2])[-1]: m for m in lora.alphas if m.startswith(f"{component}.")}
-        ranks = {short: lora.rank(m) for short, m in own.items()}
-        alphas = {short: lora.alphas[m] for short, m in own.items()}
-        rank, alpha = most_frequent(ranks.values()), most_frequent(alphas.values())
-        settings = {
-            "r": rank,
-            "lora_alpha": _plain(alpha),
-            "rank_pattern": {m: r for m, r in ranks.items() if r != rank},
-            "alpha_pattern": {m: _plain(a) for m, a in alphas.items() if a != alpha},
-            "target_modules": sorted(own),
-        }
-        config |= {f"{component}.{key}": value for key, value in settings.items()}
-    weights = {_canonical(name): tensor for name, tensor in lora.weights.items()}
-    return weights, {lora_strength.DIFFUSERS: json.dumps(config, sort_keys=True)}
-
-
-def to_kohya(lora: Lora, xl: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Tensors under kohya's names, with the alphas; `xl` as for `write`."""
-    state: dict[str, Tensor] = {}
+def _kohya_names(lora: Lora, xl: Iterable[str]) -> dict[str, str]:
+    """{ours: kohya's} for the modules of a LoRA; `xl` as for `write`."""
     table = kohya_table(lora.alphas)
     if named := kohya_xl.kohya_names(xl):
         table |= {ours: named[ours] for ours in table if ours in named}
         table = {ours: theirs.replace("lora_te_", "lora_te1_", 1) for ours, theirs in table.items()}
-    for ours, theirs in table.items():
-        down, up = (lora.weights[f"{ours}.lora_{x}.weight"] for x in "AB")
-        state |= {f"{theirs}.lora_down.weight": down, f"{theirs}.lora_up.weight": up}
-        state[f"{theirs}.alpha"] = torch.tensor(lora.alphas[ours])
-    return state
+    return table
 
 
 def _known(modules: Iterable[str]) -> dict[str, str]:
@@ -240,18 +202,48 @@ def _kohya(module: str) -> str:
 def _check_matrices(weights: Mapping[str, Tensor], where: str) -> None:
     """Refuses tensors that can't be matrices of a LoRA, or aren't finite in float32, in which they are used."""
     for name, tensor in weights.items():
-        if tensor.ndim not in (2, 4) or not tensor.numel() or not tensor.is_floating_point():
+        dimensions = (1, 2, 4) if name.endswith(kinds.MAGNITUDE) else (2, 4)
+        if tensor.ndim not in dimensions or not tensor.numel() or not tensor.is_floating_point():
             kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
             raise UserError(f"{where}: {name} is {kind}, which a LoRA's matrix can't be: download the file again.")
     refuse_not_finite({name: tensor.float() for name, tensor in weights.items()}, where)
 
 
+def _check_products(layers: Mapping[str, Mapping[str, Tensor]], where: str) -> None:
+    for module, layer in layers.items():
+        try:
+            kinds.change_shape(layer)
+        except ValueError as error:
+            raise UserError(f"{where}: {module} {error}: get the file anew.") from None
+
+
+def _magnitudes(tensor: Tensor, what: str) -> Tensor:
+    """LyCORIS's magnitudes (out, 1) or (out, 1, 1, 1) of a DoRA, flat."""
+    if tensor.ndim > 1 and tensor.shape[0] == 1 < tensor.numel():
+        raise UserError(
+            f"{what} holds a DoRA's magnitudes by input, {tuple(tensor.shape)}, which isn't read here: train it with "
+            "magnitudes by output (wd_on_output=True in LyCORIS), or merge it in the tool that made it."
+        )
+    return tensor.flatten()
+
+
+def _with_natural_magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With a DoRA's magnitudes in peft's shapes: (out,) of a matrix, (1, out, 1, 1) of a convolution."""
+    shaped = dict(weights)
+    for name, tensor in weights.items():
+        module, leaf = kinds.split_leaf(name)
+        if leaf == kinds.MAGNITUDE:
+            is_matrix = weights[f"{module}.{kinds.DOWN}"].ndim == 2
+            shaped[name] = tensor.flatten() if is_matrix else tensor.reshape(1, -1, 1, 1)
+    return shaped
+
+
 def check_strength(lora: Lora, scale: float, where: str) -> None:
     """Refuses a LoRA that changes some weight by scale * alpha / rank * B A of a useless size: the bound on it is above
     the square root of float32's largest number, so products with it may not be finite."""
+    layers = kinds.by_module(lora.weights)
     for module, alpha in lora.alphas.items():
-        down, up = (lora.weights[f"{module}.lora_{x}.weight"].float().abs().amax().item() for x in "AB")
-        if not abs(scale * alpha) * down * up < torch.finfo(torch.float32).max ** 0.5:
+        if not abs(scale * alpha) * kinds.bound(layers[module]) < torch.finfo(torch.float32).max ** 0.5:
             raise UserError(
                 f"{where}: alpha {alpha:g} at scale {scale:g} makes changes of {module} that are too large to be "
                 "computed: take a smaller scale, or download the file again."
@@ -262,13 +254,3 @@ def _misfit(missing: list[str], unexpected: list[str]) -> str:
     if kinds := unsupported(unexpected):
         return f"the LoRA can't be represented here: {kinds}."
     return f"the LoRA doesn't fit the model: {report(missing, unexpected) or 'it is empty'}."
-
-
-def most_frequent(values: Iterable[float]) -> float:
-    """The most frequent value, and the smallest of several."""
-    values = list(values)
-    return max(sorted(set(values)), key=values.count)
-
-
-def _plain(value: float) -> float | int:
-    return int(value) if float(value).is_integer() else value

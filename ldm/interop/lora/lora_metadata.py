@@ -9,13 +9,13 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
-
-from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.declared import each_setting, of_metadata
 from ldm.interop.files.values import flag, is_off, number, table, word
+from ldm.interop.lora import kinds
 
 log = logging.getLogger("ldm")
 CONFIGS = ("lora_adapter_metadata", "adapter_config", "adapter_config_json", "lora_config", "peft_config")
@@ -76,8 +76,8 @@ def plain(
     return {module: value for module, value in by_metadata.items() if module not in known}
 
 
-def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], where: str) -> dict[str, float]:
-    """Alpha by kohya's log, for the modules `without_alpha`, given with their first matrices.
+def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, kinds.Layer], where: str) -> dict[str, float]:
+    """Alpha by kohya's log, for the modules `without_alpha`, given with their tensors.
 
     There is one alpha for linear layers and 1x1 convolutions, and `conv_alpha` for the others, which is 1 by default
     where there is a `conv_dim`. 0 means the rank.
@@ -85,32 +85,40 @@ def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, Tensor], whe
     given = _get(metadata, _ARGS)
     args = {} if is_off(given) else table(given, f"{where}, {_ARGS}")
     if without_alpha:
-        _refuse_unread(metadata, args, where)
+        _refuse_unread(args, {kinds.kind_of(layer) for layer in without_alpha.values()}, where)
     found = {}
-    for module, down in without_alpha.items():
+    for module, layer in without_alpha.items():
         rank: tuple[str, Any]
         alpha: tuple[str, Any]
         rank, alpha = (_RANK, _get(metadata, _RANK)), (_ALPHA, _get(metadata, _ALPHA) or None)
-        if max(down.shape[2:], default=1) > 1 and args.keys() & {"conv_alpha", "conv_dim"}:
+        if _has_kernel(layer) and args.keys() & {"conv_alpha", "conv_dim"}:
             rank, alpha = ("conv_dim", args.get("conv_dim")), ("conv_alpha", args.get("conv_alpha", 1))
         if str(rank[1]).replace(".", "").isdigit():
-            _check_rank((rank[0], rank[1]), {module: down.shape[0]}, where)
+            _check_rank((rank[0], rank[1]), {module: kinds.rank(layer)}, where)
         if not is_off(alpha[1]):
-            found[module] = number(alpha[1], f"{where}: {alpha[0]}") or float(down.shape[0])
+            found[module] = number(alpha[1], f"{where}: {alpha[0]}") or float(kinds.rank(layer))
     return found
 
 
 def check(
-    metadata: Mapping[str, str], alphas: Mapping[str, float], ranks: Mapping[str, int], without_alpha: bool, where: str
+    metadata: Mapping[str, str],
+    alphas: Mapping[str, float],
+    ranks: Mapping[str, int],
+    *,
+    without_alpha: bool,
+    families: AbstractSet[str],
+    where: str,
 ) -> None:
     """Refuses other settings that change the strength, and warns of the log of another LoRA.
 
     `without_alpha`: some layers have no alpha anywhere, so a tool's own settings, which aren't read, might hold it.
+    `families` are the kinds of all layers.
     """
     unread = [
         key for key, value in metadata.items() if _is_unread(key, value) and not _agrees(key, value, alphas, ranks)
     ]
-    inside = [(path, value) for path, name, value in _settings(metadata) if not _is_real(name, value, alphas, ranks)]
+    settings = _settings(metadata, families)
+    inside = [(path, value) for path, name, value in settings if not _is_real(name, value, alphas, ranks)]
     unread += [path for path, _ in inside] if without_alpha else []
     if unread:
         raise UserError(
@@ -146,11 +154,14 @@ def _check_rank(declared: tuple[str, Any] | None, ranks: Mapping[str, int], wher
         )
 
 
-def _refuse_unread(metadata: Mapping[str, str], args: Mapping[str, Any], where: str) -> None:
+def _refuse_unread(args: Mapping[str, Any], families: AbstractSet[str], where: str) -> None:
     """Raises UserError if the log, on which the strength depends, has settings that aren't supported."""
-    unread = [f"{_ARGS}.{k}" for k, v in args.items() if _is_of_strength(word(k)) and not is_off(v) and str(v) != "0"]
-    if (algorithm := args.get("algo", "lora")) not in _PLAIN_ALGORITHMS:
-        unread.append(f"{_ARGS}.algo={algorithm}")
+    given = {k: v for k, v in args.items() if _is_of_strength(word(k)) and not is_off(v) and str(v) != "0"}
+    unread = [f"{_ARGS}.{k}" for k, v in given.items() if word(k) not in _KINDS or not _is_of(families, word(k), v)]
+    if "algo" in args and not _is_of(families, "algo", args["algo"]):
+        unread.append(f"{_ARGS}.algo={args['algo']}")
+    if not families <= {"lora", "dora"}:  # a convolution's tensors don't always show its kernel
+        unread += [f"{_ARGS}.{key}" for key in ("conv_alpha", "conv_dim") if key in args]
     if unread:
         raise UserError(
             f"{where}: its metadata set {', '.join(unread)} for layers without alpha, which isn't supported."
@@ -182,7 +193,7 @@ def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[st
     return factor == 1 or (bool(scalings) and all(math.isclose(factor, s, rel_tol=5e-3) for s in scalings))
 
 
-def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
+def _settings(metadata: Mapping[str, str], families: AbstractSet[str]) -> Iterator[tuple[str, str, Any]]:
     """The alphas, ranks and kinds in tables of a tool's own settings: path, name, value.
 
     Of kohya's log only the kind of network is among them. The rest of the log, and how a sample image was made, don't
@@ -196,8 +207,19 @@ def _settings(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, Any]]:
             yield path, name, value
     text = _get(metadata, _ARGS)
     for key, value in () if is_off(text) else table(text, _ARGS).items():
-        if word(key) in _KINDS and not is_off(value) and value not in _PLAIN_ALGORITHMS:
+        if word(key) in _KINDS and not is_off(value) and not _is_of(families, word(key), value):
             yield f"{_ARGS}.{key}", word(key), value
+
+
+def _is_of(families: AbstractSet[str], name: str, value: Any) -> bool:
+    """Whether a setting of kohya's log names a kind that some layer is of."""
+    if name != "algo":
+        return "dora" in families
+    return value in families or (value in _PLAIN_ALGORITHMS and bool({"lora", "dora"} & families))
+
+
+def _has_kernel(layer: kinds.Layer) -> bool:
+    return max((size for tensor in layer.values() for size in tensor.shape[2:]), default=1) > 1
 
 
 def _is_real(name: str, value: Any, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:

@@ -10,6 +10,7 @@ from ldm.common.errors import UserError
 from ldm.conditioning.text.clip_names import spellings
 from ldm.interop.files.name_tables import refuse
 from ldm.interop.files.values import number
+from ldm.interop.lora import kinds
 
 log = logging.getLogger("ldm")
 # read here, or about training, or about which layers have weights, which the tensors show
@@ -20,32 +21,41 @@ _KNOWN = (
     "fan_in_fan_out",  # peft itself sets it to false for linear layers and convolutions
     "megatron_config", "megatron_core", "qalora_group_size", "loftq_config",  # matter with settings that are refused
 )  # fmt: skip
+_LYCORIS = (  # of LoHa and LoKr: beside dropout, what the tensors' shapes say
+    "alpha", "rank_dropout", "module_dropout", "rank_dropout_scale", "use_effective_conv2d", "init_weights",
+    "decompose_both", "decompose_factor",
+)  # fmt: skip
+_TYPES = {"lora": "LORA", "dora": "LORA", "loha": "LOHA", "lokr": "LOKR"}
 _FIXED = {
-    "peft_type": "LORA",
     "bias": "none",
     # other ways to begin change the base's weights too, and the LoRA fits no other base
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
-_DEFAULT_ALPHA = 8  # peft's
+_DEFAULT = 8  # peft's alpha, and its rank
 _BEFORE = r"(.*\.)?"  # what peft lets a pattern leave out of a module's name
 _MOST_REPEATS = 4  # in a pattern: matching takes a time that grows with this power of a name's length
 
 
-def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
-    """Alpha of each module of `ranks`, such that the change of a weight is alpha / rank * B A.
+def alphas(config: Mapping[str, Any], layers: Mapping[str, kinds.Layer], where: str) -> dict[str, float]:
+    """Alpha of each module of `layers`, such that the change of a weight is alpha / rank * B A, or that of its kind.
 
     With `use_rslora` peft scales by lora_alpha / sqrt(rank) (Kalajdzievski 2023), so alpha is lora_alpha sqrt(rank).
-    Raises UserError for each setting without a counterpart here, and if the config belongs to another LoRA.
+    A LoKr of two whole matrices has no rank in its weights: alpha is then peft's factor, alpha / r. Raises UserError
+    for each setting without a counterpart here, and if the config belongs to another LoRA.
     """
-    refuse(config, _KNOWN, _FIXED, f"{where}: the LoRA")
+    found_kinds = {kinds.kind_of(layer) for layer in layers.values()}
+    is_lora = found_kinds <= {"lora", "dora"}
+    known = tuple(k for k in _KNOWN if is_lora or k != "lora_alpha") + (() if is_lora else _LYCORIS)
+    refuse(config, known, _fixed(found_kinds), f"{where}: the LoRA")
+    alpha_key = "lora_alpha" if is_lora else "alpha"
     given_rank = None if config.get("r") is None else _number(config["r"], "r", where)
-    given_alpha = _number(config.get("lora_alpha", _DEFAULT_ALPHA), "lora_alpha", where)
+    given_alpha = _number(config.get(alpha_key, _DEFAULT), alpha_key, where)
     rank_of, alpha_of = (_patterns(config, name, where) for name in ("rank_pattern", "alpha_pattern"))
     stable = _flag(config.get("use_rslora"), "use_rslora", where)
     found = {}
-    for module, rank in ranks.items():
-        declared = _first(rank_of, module, given_rank)
-        if declared is not None and declared != rank:
+    for module, layer in layers.items():
+        rank, declared = kinds.rank(layer), _first(rank_of, module, given_rank)
+        if declared is not None and declared != rank and kinds.has_rank(layer):
             raise UserError(
                 f"{where} declares rank {declared:g} for {module}, whose weights have {rank}: it belongs to "
                 "another LoRA; remove it, or get the one that belongs to this file."
@@ -53,7 +63,18 @@ def alphas(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> d
         alpha = _first(alpha_of, module, given_alpha)
         assert alpha is not None
         found[module] = alpha * math.sqrt(rank) if stable else alpha
+        if not kinds.has_rank(layer):
+            found[module] = alpha / (declared or _DEFAULT)
     return found
+
+
+def _fixed(found: set[str]) -> dict[str, Any]:
+    """The values that settings must have for layers of the kinds that were `found`."""
+    types = {_TYPES[kind] for kind in found}
+    return _FIXED | {
+        "peft_type": next(iter(types)) if len(types) == 1 else (),
+        "use_dora": True if found == {"dora"} else (False, None),
+    }
 
 
 def _number(value: Any, key: str, where: str) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.values import number
-from ldm.interop.lora import lora_metadata, peft_config
+from ldm.interop.lora import kinds, lora_metadata, peft_config
 
 log = logging.getLogger("ldm")
 T = TypeVar("T")
@@ -24,33 +24,41 @@ _ROUNDING = 5e-3  # alpha in bfloat16
 
 
 def alphas(
-    downs: Mapping[str, Tensor],
+    layers: Mapping[str, kinds.Layer],
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     config: tuple[str, Mapping[str, Any]] | None,
     where: str,
     pefts: bool = False,
 ) -> dict[str, float]:
-    """Alpha of each module of `downs`, the first matrices (rank, in).
+    """Alpha of each module of `layers`, given with its tensors by leaf.
 
-    `tensors` are the alphas in the file; `config` is the peft config beside it, with its path. `pefts`: the file has
-    peft's names, so that its strength is unknown without a config.
+    A LoKr of two whole matrices has no rank: alpha is its factor, 1 unless peft's config gives another. `tensors` are
+    the alphas in the file; `config` is the peft config beside it, with its path. `pefts`: the file has peft's names, so
+    that its strength is unknown without a config.
     """
-    ranks = {module: down.shape[0] for module, down in downs.items()}
+    rankless = [module for module, layer in layers.items() if not kinds.has_rank(layer)]
     declared: dict[str, Mapping[str, float]] = {}
     if config is not None:
-        declared[config[0]] = _of_config(config[1], ranks, config[0])
+        declared[config[0]] = _of_config(config[1], layers, config[0])
     for key, content in lora_metadata.configs(metadata, where):
-        declared["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, ranks, f"{where}, {key}")
+        declared["its metadata" if key == DIFFUSERS else f"its {key}"] = _of_config(content, layers, f"{where}, {key}")
     declared["its tensor"] = {
-        module: _scalar(tensor, f"{where}: alpha of {module}") for module, tensor in tensors.items()
+        module: _scalar(tensor, f"{where}: alpha of {module}")
+        for module, tensor in tensors.items()
+        if module not in rankless
     }
     found = _agreed(declared, where)
-    found |= lora_metadata.plain(metadata, found, ranks, where)
-    without_alpha = {module: down for module, down in downs.items() if module not in found}
+    ranks = {module: kinds.rank(layer) for module, layer in layers.items() if module not in rankless}
+    ranked = {module: alpha for module, alpha in found.items() if module in ranks}
+    found |= lora_metadata.plain(metadata, ranked, ranks, where)
+    without_alpha = {module: layers[module] for module in ranks if module not in found}
     found |= lora_metadata.of_log(metadata, without_alpha, where)
-    whole = {module: found.get(module, float(rank)) for module, rank in ranks.items()}
-    lora_metadata.check(metadata, whole, ranks, without_alpha=bool(without_alpha), where=where)
+    whole = {module: found.get(module, float(kinds.rank(layer))) for module, layer in layers.items()}
+    families = {kinds.kind_of(layer) for layer in layers.values()}
+    lora_metadata.check(
+        metadata, {m: whole[m] for m in ranks}, ranks, without_alpha=bool(without_alpha), families=families, where=where
+    )
     if pefts and not found:
         log.warning(
             "%s: no adapter_config.json beside it gives its strength: alpha is taken to be the rank",
@@ -72,16 +80,16 @@ def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str
     return {module: alpha for module, (_, alpha) in found.items()}
 
 
-def _of_config(config: Mapping[str, Any], ranks: Mapping[str, int], where: str) -> dict[str, float]:
+def _of_config(config: Mapping[str, Any], layers: Mapping[str, kinds.Layer], where: str) -> dict[str, float]:
     """Alpha by component: diffusers puts `unet.` and `text_encoder.` before the settings, peft's settings are for all
     layers."""
     found: dict[str, float] = {}
     own = {component: _under(config, f"{component}.") for component in _COMPONENTS}
     shared = {key: value for key, value in config.items() if not key.startswith(tuple(f"{c}." for c in _COMPONENTS))}
-    peft_config.warn_of_unused(shared, [module.partition(".")[2] for module in ranks], where)
+    peft_config.warn_of_unused(shared, [module.partition(".")[2] for module in layers], where)
     for component, settings in own.items():
         start = f"{component}."
-        short = _under(ranks, start)
+        short = _under(layers, start)
         both = _joined(shared, settings, component, where)
         if short and both:
             peft_config.warn_of_unused(settings, short, where)

@@ -4,29 +4,28 @@ import re
 from collections.abc import Iterable
 
 from ldm.conditioning.text.clip_names import TEXT_MODEL, canonical
+from ldm.interop.lora import kinds
 
 _PEFT = "base_model.model."
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-_LEAVES = {  # what formats call the two matrices, the newest of diffusers first
-    ".lora_A.weight": "A",
-    ".lora_B.weight": "B",
-    ".lora.down.weight": "A",
-    ".lora.up.weight": "B",
-    ".lora_linear_layer.down.weight": "A",
-    ".lora_linear_layer.up.weight": "B",
-    ".lora_down.weight": "A",
-    ".lora_up.weight": "B",
-    ".lora.alpha": "alpha",
-    ".alpha": "alpha",
+ALPHA, DORA_SCALE = "alpha", "dora_scale"  # LyCORIS's magnitudes of a DoRA, with dimensions of their own
+_LEAVES = {  # what formats call them, the newest of diffusers first
+    **{f".{leaf}": leaf for leaf in kinds.LEAVES},
+    ".lora_magnitude_vector.weight": kinds.MAGNITUDE,
+    ".lora.down.weight": kinds.DOWN,
+    ".lora.up.weight": kinds.UP,
+    ".lora_linear_layer.down.weight": kinds.DOWN,
+    ".lora_linear_layer.up.weight": kinds.UP,
+    ".lora_down.weight": kinds.DOWN,
+    ".lora_up.weight": kinds.UP,
+    ".dora_scale": DORA_SCALE,
+    ".lora.alpha": ALPHA,
+    ".alpha": ALPHA,
 }
 _OLD_UNET = {"to_out": "to_out.0"}
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _OTHERS = {  # by what is in a tensor's name
-    "lora_magnitude_vector": "DoRA",
-    "dora_scale": "DoRA",
     "lora_mid": "LoCon with a Tucker decomposition",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
     "oft_": "OFT",
     "boft_": "BOFT",
     "ia3_": "IA3",
@@ -49,9 +48,9 @@ def is_of_text(name: str) -> bool:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """A tensor's module, and which part of it the tensor is: A, B or alpha; None if it is no part of a LoRA."""
+    """A tensor's module and what it is of it: a leaf of `kinds`, "alpha" or "dora_scale"; None for any other."""
     name = name.removeprefix(_PEFT)
-    name = re.sub(r"\.(lora_[AB])\.default\.weight$", r".\1.weight", name)  # as peft calls them in memory
+    name = re.sub(r"\.default(\.weight)?$", r"\1", name)  # as peft calls them in memory
     # diffusers before 0.20: attn1.processor.to_q_lora.down.weight, self_attn.to_q_lora.down.weight
     name = re.sub(r"\.processor\.(to_\w+)_lora\.", lambda m: f".{_OLD_UNET.get(m[1], m[1])}.lora.", name)
     name = re.sub(r"\.self_attn\.(to_\w+)_lora\.", lambda m: f".self_attn.{_OLD_TEXT.get(m[1], m[1])}.lora.", name)

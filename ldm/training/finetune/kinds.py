@@ -1,13 +1,15 @@
 """The kinds of fine-tuning that conf/finetune/ names."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from ldm.adapters import lora
 from ldm.adapters import textual_inversion as words
-from ldm.common.errors import UserError
+from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
+from ldm.interop.lora import kinds as adapter_kinds
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.training.finetune.controlnet import ControlFinetune
 from ldm.training.finetune.distill import DistillFinetune
@@ -45,8 +47,10 @@ class FullFinetune(Finetune):
 class LoRAFinetune(Finetune):
     """A low-rank change of the layers that `targets` names (`ldm.adapters.lora.chosen`); the base stays frozen.
 
-    The change is alpha / rank * B A (Hu et al. 2021); alpha is the rank unless given. With `text_encoder` the built-in
-    text encoder is adapted too, in layers that are chosen in the same way. `dropout` is that of the LoRA's inputs.
+    The change is alpha / rank * B A (Hu et al. 2021), or that of another `kind` (`ldm.interop.lora.kinds`); alpha is
+    the rank unless given. `rank_pattern` and `alpha_pattern` give layers that they mean a rank or alpha of their own.
+    With `text_encoder` the built-in text encoder is adapted too, in layers that are chosen in the same way. `dropout`
+    is that of the inputs of a LoRA or DoRA.
     """
 
     suffix = "lora"
@@ -58,12 +62,21 @@ class LoRAFinetune(Finetune):
         targets: str | Sequence[str] = "attention",
         text_encoder: bool = False,
         dropout: float = 0.0,
+        kind: str = "lora",
+        rank_pattern: Mapping[str, int] | None = None,
+        alpha_pattern: Mapping[str, float] | None = None,
         trigger: str | None = None,
         caption_dropout: float | None = None,
     ):
         if rank < 1 or (alpha is not None and not alpha > 0) or not 0 <= dropout < 1:
             raise UserError(f"rank={rank}, alpha={alpha}, dropout={dropout}: at least 1, above 0, and a share below 1.")
+        if kind not in adapter_kinds.KINDS:
+            raise UserError(f"kind={kind} is no kind of LoRA.{did_you_mean(kind, adapter_kinds.KINDS)}")
+        if dropout and kind in ("loha", "lokr"):
+            raise UserError(f"dropout={dropout} is of a LoRA's or DoRA's inputs, which a {kind} has not: leave it out.")
+        _check_patterns(rank_pattern, alpha_pattern)
         self.rank, self.alpha, self.targets = rank, alpha, targets
+        self.kind, self.rank_pattern, self.alpha_pattern = kind, rank_pattern, alpha_pattern
         self.text_encoder, self.dropout = text_encoder, dropout
         self.trigger, self.caption_dropout = trigger, caption_dropout
 
@@ -82,6 +95,9 @@ class LoRAFinetune(Finetune):
             wanted=self.targets,
             text_encoder=self.text_encoder,
             dropout=self.dropout,
+            kind=self.kind,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
         )
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
@@ -91,6 +107,13 @@ class LoRAFinetune(Finetune):
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
         """Those of the LoRA's matrices."""
         return lora.names_in_model(model, NEW)
+
+
+def _check_patterns(ranks: Mapping[str, int] | None, alphas: Mapping[str, float] | None) -> None:
+    if bad := {p: r for p, r in (ranks or {}).items() if type(r) is not int or r < 1}:
+        raise UserError(f"rank_pattern={bad}: a rank is a whole number, at least 1.")
+    if bad_alphas := {p: a for p, a in (alphas or {}).items() if type(a) not in (int, float) or not 0 < a < math.inf}:
+        raise UserError(f"alpha_pattern={bad_alphas}: an alpha is a number above 0.")
 
 
 @register
