@@ -1,5 +1,5 @@
-"""peft's layers of LoRA, DoRA, LoHa and LoKr in a module: injected, read, scaled, merged and removed. No other module of
-ours trains or computes with peft.
+"""peft's layers of LoRA, DoRA, LoHa and LoKr in a module: injected, read, scaled, merged and removed. No other module
+of ours computes with peft.
 
 The change of a weight W is scale * alpha / rank * B A (Hu et al. 2021, eq. 3), where A (rank, in) starts at random
 and B (out, rank) at zero. For a convolution, A has its kernel and B is 1x1. `ldm.interop.lora.kinds` has the changes of
