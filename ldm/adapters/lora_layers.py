@@ -83,7 +83,7 @@ def injected(module: nn.Module, name: str | None = None) -> Iterator[tuple[str, 
 
 def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
     """`LAYER.lora_A.weight` and the other tensors of the LoRA `name`: the tensors themselves."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for where, layer in injected(module, name):
         found |= {f"{where}.{leaf}": weight for leaf, weight in _weights_of(layer, name).items()}
     return found
@@ -91,7 +91,7 @@ def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 def alphas(module: nn.Module, name: str) -> dict[str, float]:
     """alpha of the LoRA `name` by layer, as `ldm.interop.lora.kinds` counts it."""
-    found = {}
+    found: dict[str, float] = {}
     for where, layer in injected(module, name):
         alpha = float(layer.lora_alpha[name] if hasattr(layer, "lora_A") else layer.alpha[name])
         has_rank = kinds.has_rank(_weights_of(layer, name))
@@ -169,7 +169,8 @@ def _take_any_layout(module: nn.Module, name: str) -> None:
     for _, layer in injected(module, name):
         magnitudes = layer.lora_magnitude_vector[name]
         if layer.lora_A[name].weight.ndim == 4:
-            magnitudes.__class__ = _any_layout(type(magnitudes))
+            cls: Any = type(magnitudes)
+            magnitudes.__class__ = _any_layout(cls)
 
 
 @cache

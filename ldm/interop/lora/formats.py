@@ -147,7 +147,8 @@ def from_state(
         if key in kept:
             raise UserError(f"{where}: {name} is there twice, under two spellings: keep the right one.")
         kept[key] = tensor
-    layers = {module: {} for module in alphas} | kinds.by_module(weights)
+    empty: dict[str, dict[str, Tensor]] = {module: {} for module in alphas}
+    layers = empty | kinds.by_module(weights)
     missing = [f"{module}.{leaf}" for module in sorted(layers) for leaf in kinds.missing(layers[module])]
     unexpected += [f"{module}.{leaf}" for module in sorted(layers) for leaf in kinds.surplus(layers[module])]
     if unexpected or missing or not weights:
