@@ -1,5 +1,6 @@
 """From the columns of a batch to the conditions that a network reads."""
 
+from ldm.conditioning.augmentation import Augmentation
 from ldm.conditioning.class_label import ClassLabel, classes_line
 from ldm.conditioning.conditioner import Conditioner, merge
 from ldm.conditioning.conditions import Conditions, conditions_of
@@ -14,6 +15,7 @@ from ldm.conditioning.text.joined import JoinedText
 from ldm.conditioning.text.trained import Text
 
 __all__ = [
+    "Augmentation",
     "Conditions",
     "ClassLabel",
     "Conditioner",

@@ -65,7 +65,7 @@ def measure(
         "validation loss": validation_loss(model, val, config),
         **over_seeds(each),
     }
-    floor = ImageSet.of_table(train, np.sort(permutation(1, 0, len(train))[:n]), "training images")
+    floor = ImageSet.of_table(train, np.sort(permutation(1, 0, train.originals)[:n]), "training images")
     figures["as many training images"] = score(features.of(floor, cache_of(config)), real, features)
     figures |= memorisation(sets[0], train, val, report=report, device=device_of(model))
     labels, cache = label_codes(train, val, rows), cache_of(config)

@@ -1,6 +1,7 @@
 """The preprocessing of images: declared once, done once and saved with the model."""
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]
 TRANSPARENT = "transparency blended with"
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in Pillow
+_WHOLE = (1.0, 0.5, 0.5)  # zoom, and the place of the part from left to right and from top to bottom
 RESIZE = ("cover", "contain", "stretch", "none")
 
 
@@ -68,6 +70,16 @@ class Preprocess:
         self.channels, self.height, self.width, self.bits = channels, height, width, bits
         self.resize, self.low, self.high = resize, low, high
         self.background = tuple(background or (255.0,))
+        self._crop = _WHOLE
+
+    def cropped(self, zoom: float, across: float, down: float) -> "Preprocess":
+        """The same for a part of each image, whose sides are 1/`zoom` of what is otherwise shown, at `across` from left
+        (0) to right (1) and `down` from top to bottom."""
+        if self.resize == "none":
+            raise UserError("resize=none shows images at their own size: random crops need another way of resizing.")
+        other = copy(self)
+        other._crop = (zoom, across, down)
+        return other
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,7 +101,7 @@ class Preprocess:
             with naming(source):
                 if (deep := read_deep(bytes_of(source), notes, MAX_PIXELS)) is not None:
                     return self._fitted(deep, notes)
-        draft = 0 if self.resize == "none" else 2 * max(self.height, self.width)
+        draft = 0 if self.resize == "none" else int(2 * self._crop[0] * max(self.height, self.width))
         return open_image(source, ReadOptions(draft=draft, channels=self.channels), notes)
 
     def array(self, source: Source, notes: Notes | None = None) -> np.ndarray:
@@ -106,7 +118,7 @@ class Preprocess:
         """A map or mask (h, w) at the images' size and crop, (H, W); by nearest neighbour, as ids can't be mixed."""
         from PIL import Image
 
-        if array.shape == (self.height, self.width):
+        if array.shape == (self.height, self.width) and self._crop == _WHOLE:
             return array
         height, width, box = self._geometry(*array.shape)
         image = Image.fromarray(array.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST, box)
@@ -120,7 +132,7 @@ class Preprocess:
         Raises BadImage for a size that is refused.
         """
         left = top = 0.0
-        if (height, width) != (self.height, self.width):
+        if (height, width) != (self.height, self.width) or self._crop != _WHOLE:
             _, _, (x, y, right, bottom) = self._geometry(height, width)
             left, top = x * self.width / (right - x), y * self.height / (bottom - y)
         return height, width, round(top), round(left), self.height, self.width
@@ -214,7 +226,7 @@ class Preprocess:
         return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
     def _resize(self, pixels: np.ndarray) -> np.ndarray:
-        if pixels.shape[:2] == (self.height, self.width):
+        if pixels.shape[:2] == (self.height, self.width) and self._crop == _WHOLE:
             return pixels
         height, width, box = self._geometry(*pixels.shape[:2])
         resized = _lanczos(pixels, height, width, box)  # (h', w', C)
@@ -227,13 +239,19 @@ class Preprocess:
         if self.resize == "cover":
             scale = max(self.height / height, self.width / width)
             h, w = self.height / scale, self.width / scale
-            left, top = max(0.0, (width - w) / 2), max(0.0, (height - h) / 2)
-            return self.height, self.width, (left, top, min(left + w, width), min(top + h, height))
-        whole = (0.0, 0.0, float(width), float(height))
+            return self.height, self.width, self._part(height, width, h, w)
+        whole = self._part(height, width, height, width)
         if self.resize == "stretch":
             return self.height, self.width, whole
         scale = min(self.height / height, self.width / width)
         return max(1, round(height * scale)), max(1, round(width * scale)), whole
+
+    def _part(self, height: float, width: float, h: float, w: float) -> Box:
+        """The box of h x w, or with a crop its part, in an image of height x width; in its middle unless cropped."""
+        zoom, across, down = self._crop
+        h, w = h / zoom, w / zoom
+        left, top = max(0.0, across * (width - w)), max(0.0, down * (height - h))
+        return (left, top, min(left + w, width), min(top + h, height))
 
     def _pad(self, pixels: np.ndarray, background: Sequence[float]) -> np.ndarray:
         height, width, channels = pixels.shape

@@ -11,12 +11,12 @@ from torch import Tensor
 from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import build, check, lookup, spec_of
-from ldm.conditioning import ClassLabel, Conditioner, classes_line
+from ldm.conditioning import Augmentation, ClassLabel, Conditioner, classes_line
 from ldm.data.caches.captions import remember_captions
 from ldm.data.caches.labels import check_labelled, numbered_as
 from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import Gathers
-from ldm.data.storage.table import FRAME, Table
+from ldm.data.storage.table import AUGMENT, FRAME, Table
 from ldm.diffusion import Denoiser
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL, Identity
@@ -66,7 +66,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
         resume.recorded(folder, start),
         latent_size=(height // first_stage.factor, width // first_stage.factor),
         inputs=network_inputs(first_stage, conditioner),
-        images=len(tables[0]),
+        images=tables[0].originals,
     )
     denoiser = build_denoiser(config, first_stage, conditioner)
     depends_on = {"data": tables[0].key, "first_stage": encoder_hash(first_stage)}
@@ -165,7 +165,7 @@ def build_conditioner(
     config: Mapping[str, Any], default: str | None, table: Table, first_stage: FirstStage
 ) -> Conditioner:
     """The conditions that the config names, or with `auto` those that the data has; their arguments come from the data
-    and the first stage."""
+    and the first stage. Labels of augmentation are always a condition, without which it would leak into samples."""
     chosen = {name: spec for name, spec in config.items() if name != "auto"}
     if config.get("auto") and default and not chosen:
         chosen = {default: {"class": {"text": "Text", "label": "ClassLabel"}[default]}}
@@ -177,6 +177,8 @@ def build_conditioner(
         _check_columns(where, part.sources or (part.column,), table)
         parts[name] = build(spec, where, **part.derive(table, spec), **part.derive_latent(first_stage, spec))
         _check_columns(where, parts[name].needs, table)
+    if AUGMENT in table.columns and not any(part.column == AUGMENT for part in parts.values()):
+        parts[AUGMENT] = build({"class": "Augmentation"}, "conditioner.augment", **Augmentation.derive(table, {}))
     return Conditioner(parts)
 
 

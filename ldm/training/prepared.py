@@ -57,7 +57,7 @@ def complete(
 ) -> None:
     """Trains a prepared run to its end, marks its folder as finished, and prints the result. `measure_of` makes what
     validation measures of generated images."""
-    sizes = f"{len(run.train)} images, {len(run.val)} for validation"
+    sizes = f"{_images(run.train)}, {len(run.val)} for validation"
     measured = [measure_of(run.tables, config)] if measure_of and run.tables and measures_images(config) else []
     for line in (f"{folder.path}: {sizes}; {run.trains}", *run.notes, *measured):
         print(line, flush=True)
@@ -93,6 +93,12 @@ def best_of(trainer: pl.Trainer) -> best.Best | None:
     """What chose the run's best model; None for a run that keeps its last."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, best.Best)), None)
+
+
+def _images(train: Gathers) -> str:
+    """'150 images', or '150 images in 16 variants'."""
+    variants = getattr(getattr(train, "table", train), "variants", 1)
+    return f"{len(train) // variants} images" + (f" in {variants} variants" if variants > 1 else "")
 
 
 def _validation_loss(trainer: pl.Trainer, task: Task) -> str:

@@ -52,7 +52,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
     channels, (height, width) = train.preprocess.channels, train.images.shape[2:]
     recorded = resume.recorded(folder, start)
     base = vae_base.settle(config, recorded, channels)
-    settle_vae(config, recorded, channels=channels, size=(height, width), images=len(train))
+    settle_vae(config, recorded, channels=channels, size=(height, width), images=train.originals)
     vae = initial_autoencoder(config, base, train)
     depends_on = {"data": train.key}
     if config.get("base"):

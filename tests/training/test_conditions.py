@@ -121,3 +121,22 @@ def test_a_model_of_images_by_their_meaning(runs: Path, tmp_path: Path) -> None:
     words = ["conditioner=image", "conditioner.image.encoder=resnet18", f"conditioner.image.weights={tmp_path}/r.pt"]
     model = train(runs, "meaning", *words, "conditioner.image.image_size=32")
     assert model(embed_image=IMAGE, output="pt").shape == (1, 3, 16, 16)
+
+
+def test_augmented_data_bring_their_condition_and_resume_to_the_same_bits(runs: Path, tmp_path: Path) -> None:
+    words = ["data.variants=2", "data.augment=0.5", "checkpoint.every_n_steps=1", "trainer.max_steps=4"]
+    data = ["data=digits", "data.val_share=0.9", "~data.n", "~data.val_n", "~data.objects"]
+    vae_run.main(config("train_vae", tmp_path, *data, *words, "name=v"))
+    made = ["first_stage=v", "name=a", *data, *words]
+    run = ldm_run.main(config("train_ldm", tmp_path, *made))
+    model = ldm.load(run / "model")
+    assert [part.column for part in model.conditioner.parts.values()] == ["label", "augment"]
+    assert model.generate(labels=3, n=2, steps=2)[0].size == (16, 16)
+    whole = model.state_dict()
+    (run / "DONE").unlink()
+    last = sorted((run / "checkpoints").iterdir())[-1].name.split(".")[0]
+    for file in (run / "checkpoints").glob(f"{last}*"):
+        file.unlink()
+    ldm_run.main(config("train_ldm", tmp_path, *made, "resume=true"))
+    for name, tensor in ldm.load(run / "model").state_dict().items():
+        assert torch.equal(tensor, whole[name]), name

@@ -18,6 +18,7 @@ from ldm.training.trainer.fit import cache_of, check_environment, import_modules
 
 MOST_LINES = 20
 PAGE, NUMBERS = "check.html", "check.json"
+SMALL_SET, FLIP_BELOW = 500, 20_000  # images up to which augmentation, and mirror images, are worth their time
 _FACTS = 7  # lines about files, at most
 
 
@@ -58,8 +59,22 @@ def advice_lines(found: Prepared, report: Report, chosen: Plan, config: Mapping[
     if chosen.refusal:
         return [*lines, f"training stops at these data: {chosen.refusal}"]
     lines += [*_cut_captions(report, chosen), *chosen.lines]
+    lines += augmentation_lines(found.facts.training, report, config["data"])
     words = data_words({**config["data"], **found.options})
     return [*lines, f"ldm train-vae {words} && ldm train-ldm {words}"]
+
+
+def augmentation_lines(images: int, report: Report, spec: Mapping[str, Any]) -> list[str]:
+    """What variants of the images suit their number."""
+    if any(spec.get(key) for key in ("variants", "augment")) or spec.get("flip", "none") != "none":
+        return []
+    if images <= SMALL_SET:
+        return [f"few images are soon learned by heart: experiment=small_set trains on variants of these {images}"]
+    if images > FLIP_BELOW:
+        return []
+    if report.texts is not None and (sides := len(report.texts.sides)):
+        return [f"{sides} captions say left or right, so images shouldn't be mirrored"]
+    return ["if mirror images are as good (no writing): data.flip=horizontal doubles the images"]
 
 
 def _cut_captions(report: Report, chosen: Plan) -> list[str]:

@@ -3,16 +3,18 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ldm.common.registry import build
+from ldm.data.augmenting.options import Variants
 from ldm.data.preparing.decode import TooManyBad
 from ldm.data.preparing.heads import SizesDiffer
 from ldm.data.preparing.summary import Facts
 from ldm.data.storage.table import Table
 
+_VARIANTS = [option.name for option in fields(Variants)]
 Suggest = Callable[[Sequence[tuple[int, int]]], Any]  # (height, width) of all images -> data.size
 
 
@@ -36,9 +38,11 @@ class Prepared:
 def prepared(spec: Mapping[str, Any], cache: Path, suggest: Suggest) -> Iterator[Prepared]:
     """The tables of the source `spec`, in the cache where training finds them.
 
-    Where images of several sizes need `data.size`, `suggest` chooses it. Where more images are bad than training
-    accepts, the tables are made in a temporary folder, which is removed in the end: training couldn't use them.
+    The images are checked without the variants that training makes of them. Where images of several sizes need
+    `data.size`, `suggest` chooses it. Where more images are bad than training accepts, the tables are made in a
+    temporary folder, which is removed in the end: training couldn't use them.
     """
+    spec = {key: value for key, value in spec.items() if key not in _VARIANTS}
     options: dict[str, Any] = {}
     refusal = ""
     with tempfile.TemporaryDirectory(prefix="ldm-check-") as scratch:

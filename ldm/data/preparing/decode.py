@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,11 +190,17 @@ class Decoder:
         from tqdm import tqdm
 
         chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
-        decoded = in_order(lambda sample: self._one(store, sample), rows, chunk, threads=big_files(store, rows))
+        decoded = in_order(lambda sample: self.one(store, sample), rows, chunk, threads=big_files(store, rows))
         bar = tqdm(decoded, desc="decoding", total=len(rows), disable=len(rows) < _SHOW_PROGRESS, mininterval=1)
         return zip(rows, bar, strict=True)
 
-    def _one(self, store: Store, sample: Sample) -> tuple[dict[str, np.ndarray] | BadImage, list[str]]:
+    def cropped(self, zoom: float, across: float, down: float) -> "Decoder":
+        """A decoder of the same part of images, maps, masks and control images: see `Preprocess.cropped`."""
+        control = self.control and self.control.cropped(zoom, across, down)
+        return replace(self, preprocess=self.preprocess.cropped(zoom, across, down), control=control)
+
+    def one(self, store: Store, sample: Sample) -> tuple[dict[str, np.ndarray] | BadImage, list[str]]:
+        """The arrays of a sample, or what is wrong with it, and notes about it."""
         notes: list[str] = []
         try:
             content = _read(store, sample.image)

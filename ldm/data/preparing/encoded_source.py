@@ -10,7 +10,10 @@ import numpy as np
 
 from ldm.common.errors import UserError
 from ldm.common.ranks import rank
+from ldm.data.augmenting.options import Variants
+from ldm.data.augmenting.tables import with_variants
 from ldm.data.folders.common_names import report_similar_classes
+from ldm.data.preparing.crops import cropped_table
 from ldm.data.preparing.decode import Decoder, Split, Tally
 from ldm.data.preparing.heads import Head, Heads, common_channels, common_size, read_heads
 from ldm.data.preparing.options import WHOLE, as_shape, check_captions, check_val_share, metadata_names
@@ -53,12 +56,16 @@ class EncodedSource:
         bucket_step: int | None = None,
         bucket_least: int = 1,
         captions: str = WHOLE,
+        variants: Variants | None = None,
     ):
         self.size, self.val_share = as_shape(size), check_val_share(val_share)
         self.channels, self.bits, self.max_bad_share = channels, bits, max_bad_share
         self.columns, self.options = metadata_names(columns), dict(options)
         self.bucket_step, self.bucket_least = bucket_step, bucket_least
         self.captions, self.findings = check_captions(captions), Findings()
+        self.variants = variants or Variants()
+        if self.variants.zoom > 1 and options.get("resize") == "none":
+            raise UserError(f"data.zoom={self.variants.zoom:g} resizes: it can't be combined with data.resize=none.")
         # refuses wrong options before any file is read
         height, width = self.size or (1, 1)
         others = {name: value for name, value in options.items() if name != "background"}
@@ -81,7 +88,24 @@ class EncodedSource:
             _ = self._heads  # refuses arrays with ambiguous axes, also if an earlier version has decoded them
         home = Path(cache) / key
         self._summarize(home, pair[0].preprocess)
-        return pair
+        return with_variants(pair, self.variants, cache, self._crop)
+
+    def _crop(self, table: Table, version: int, folder: Path) -> Table:
+        """Version `version` of the images of a training table, each a random part of its image."""
+        train, val = self._splits
+        decoder = self._decoder(train, val, table.preprocess)
+        zoom = self.variants.zoom
+        return cropped_table(decoder, [train], table, version=version, zoom=zoom, folder=folder / table.key)
+
+    def _decoder(self, train: Split, val: Split, preprocess: Preprocess) -> Decoder:
+        return Decoder.of(
+            train,
+            val,
+            preprocess,
+            classes=self._classes(),
+            captions=self.captions,
+            text=self.columns.get("text", OURS),
+        )
 
     def facts(self, cache: Path) -> Facts:
         """What was found when the tables under `cache` were made."""
@@ -175,14 +199,7 @@ class EncodedSource:
         tally = Tally(len(train[1]) + len(val[1]), self.max_bad_share)
         tables = {}
         for part in parts:
-            decoder = Decoder.of(
-                train,
-                val,
-                part.preprocess,
-                classes=self._classes(),
-                captions=self.captions,
-                text=self.columns.get("text", OURS),
-            )
+            decoder = self._decoder(train, val, part.preprocess)
             for split, samples, purpose in (("train", part.train, "training"), ("val", part.val, "validation")):
                 if samples[1]:
                     name = split + part.suffix

@@ -7,6 +7,8 @@ import numpy as np
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
+from ldm.data.augmenting.options import Variants
+from ldm.data.augmenting.tables import with_variants
 from ldm.data.preparing.options import check_val_share
 from ldm.data.storage.table import Table, cached, hash_of, made_so
 from ldm.images import Preprocess
@@ -23,12 +25,16 @@ class Digits:
 
     - `size`: the side to which they are enlarged, by bicubic interpolation with clipping.
     - `val_share`: the share of the images, chosen once and for all, that is held out for validation.
+    - `flip`, `variants`, `augment`: as for `Folder`.
     """
 
-    def __init__(self, size: int = 16, val_share: float = 0.2):
+    def __init__(
+        self, size: int = 16, val_share: float = 0.2, flip: str = "none", variants: int = 1, augment: float = 0.0
+    ):
         if size < 8:
             raise UserError(f"data.size={size}: the digits have 8x8 pixels; use at least 8.")
         self.size, self.val_share = size, check_val_share(val_share)
+        self.variants = Variants(flip, variants, augment=augment)
 
     @property
     def name(self) -> str:
@@ -44,7 +50,7 @@ class Digits:
         """Train and validation tables, cached under `cache`."""
         key = hash_of(_VERSION, self.size, self.val_share)
         train, val = cached(Path(cache), key, lambda folder: self._make(key))
-        return made_so(train), made_so(val)
+        return with_variants((made_so(train), made_so(val)), self.variants, cache)
 
     def _make(self, key: str) -> tuple[Table, Table]:
         from sklearn.datasets import load_digits

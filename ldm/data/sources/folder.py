@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldm.common.errors import UserError
 from ldm.common.registry import register
+from ldm.data.augmenting.options import Variants
 from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
 from ldm.data.folders.classes import image_of, level_of, report_inner_folders
 from ldm.data.folders.edits import with_edits_as_one
@@ -75,6 +76,8 @@ class Folder(EncodedSource):
     - `pairs`: where the files of columns lie that have the names of their images: a folder ({control: source}) or a
       pattern of names ({mask: "*_mask.png", text: "*.prompt"}).
     - `without`: names or paths of folders, and patterns of files (`*_mask.*`), that are left out.
+    - `flip` (horizontal, both), `variants`, `zoom`, `augment`: further versions of training images, made once: see
+      docs/howto-augmentation.md.
     """
 
     def __init__(
@@ -99,6 +102,10 @@ class Folder(EncodedSource):
         classes: bool | str | None = None,
         without: Sequence[str] = (),
         pairs: Mapping[str, str] | None = None,
+        flip: str = "none",
+        variants: int = 1,
+        zoom: float = 1.0,
+        augment: float = 0.0,
     ):
         if buckets and not isinstance(size, int):
             raise UserError(
@@ -122,6 +129,7 @@ class Folder(EncodedSource):
             bucket_step=step,
             bucket_least=bucket_least,
             captions=captions,
+            variants=Variants(flip, variants, zoom, augment),
         )
         self.root, self.val_root, self.repeats = root, val_root, repeats
         self.folder_options = FolderOptions(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
+from ldm.data.augmenting.options import Variants
 from ldm.data.preparing.decode import Split
 from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
 from ldm.data.preparing.encoded_source import EncodedSource
@@ -42,7 +43,8 @@ class HuggingFace(EncodedSource):
     - `image`: the column of images; by default one with a usual name.
     - `columns`: a list restricts which columns are read ([text]); a mapping gives their names in the data set
       ({text: en, label: breed}). By default columns with usual names are read.
-    - `size`, `channels`, `bits`, `resize`, `background`, `low`, `high`, `max_bad_share`: as for `Folder`.
+    - `size`, `channels`, `bits`, `resize`, `background`, `low`, `high`, `max_bad_share`, `flip`, `variants`, `zoom`,
+      `augment`: as for `Folder`.
     - `cache_dir`: where `datasets` keeps its files, by default its own place.
     """
 
@@ -65,6 +67,10 @@ class HuggingFace(EncodedSource):
         high: float | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
+        flip: str = "none",
+        variants: int = 1,
+        zoom: float = 1.0,
+        augment: float = 0.0,
     ):
         super().__init__(
             size=size,
@@ -74,6 +80,7 @@ class HuggingFace(EncodedSource):
             columns=columns,
             max_bad_share=max_bad_share,
             options={"resize": resize, "background": background, "low": low, "high": high},
+            variants=Variants(flip, variants, zoom, augment),
         )
         self.dataset, self.config, self.split, self.val_split = dataset, config, split, val_split
         self.image, self.revision, self.cache_dir = image, revision, cache_dir

@@ -16,6 +16,8 @@ import numpy as np
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
+from ldm.data.augmenting.options import Variants
+from ldm.data.augmenting.tables import with_variants
 from ldm.data.folders.common_names import report_similar_classes
 from ldm.data.preparing.decode import Decoder, Tally
 from ldm.data.preparing.labels import class_names
@@ -50,7 +52,8 @@ class Shards:
       out and counted.
     - `captions`: `whole` (default): a caption file is one caption; `lines`: each of its lines is an alternative;
       `tags`: a list is one caption, joined by commas.
-    - `columns`, `resize`, `background`, `low`, `high`, `max_bad_share`: as for `Folder`.
+    - `columns`, `resize`, `background`, `low`, `high`, `max_bad_share`, `flip`, `variants`, `augment`: as for
+      `Folder`.
     """
 
     reports = True  # whether `tables` prints the summary
@@ -70,10 +73,14 @@ class Shards:
         low: float | None = None,
         high: float | None = None,
         captions: str = WHOLE,
+        flip: str = "none",
+        variants: int = 1,
+        augment: float = 0.0,
     ):
         self.root, self.val_root, self.max_bad_share = root, val_root, max_bad_share
         self.val_share, self.size = check_val_share(val_share), as_shape(size)
         self.captions = check_captions(captions, (WHOLE, LINES, TAGS))
+        self.variants = Variants(flip, variants, augment=augment)
         self.channels, self.bits, self.columns = channels, bits, metadata_names(columns)
         self._made: tuple[Table, Table] | None = None
         height, width = self.size or (1, 1)  # refuses wrong options before any shard is read
@@ -117,7 +124,7 @@ class Shards:
         shutil.rmtree(pieces, ignore_errors=True)
         if self.reports:
             report(Facts.load(home), home / FILE)
-        return self._made
+        return with_variants(self._made, self.variants, cache)
 
     def facts(self, cache: Path) -> Facts:
         """What was found when the tables under `cache` were made."""

@@ -13,6 +13,8 @@ import numpy as np
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import permutation
 from ldm.common.registry import register
+from ldm.data.augmenting.options import Variants
+from ldm.data.augmenting.tables import with_variants
 from ldm.data.preparing.options import as_shape, check_val_share
 from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
 from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
@@ -34,6 +36,7 @@ class TorchVision:
     - `val_share`: the share of the images held out for validation if the data set has no test split.
     - `resize`: see Preprocess.
     - `options`: further arguments of the class, such as EMNIST's `{"split": "balanced"}`.
+    - `flip`, `variants`, `augment`: as for `Folder`.
     """
 
     def __init__(
@@ -45,6 +48,9 @@ class TorchVision:
         val_share: float = 0.1,
         resize: str = "cover",
         options: Mapping[str, Any] | None = None,
+        flip: str = "none",
+        variants: int = 1,
+        augment: float = 0.0,
     ):
         height, width = as_shape(size) or (1, 1)  # refuses wrong options before anything is downloaded
         Preprocess(3 if channels is None else channels, height, width, resize=resize)
@@ -52,6 +58,7 @@ class TorchVision:
         self.size, self.channels, self.resize = size, channels, resize
         self.val_share = check_val_share(val_share)
         self.options = dict(options or {})
+        self.variants = Variants(flip, variants, augment=augment)
 
     @property
     def name(self) -> str:
@@ -68,7 +75,8 @@ class TorchVision:
         train, val = self._datasets()
         about = [self.size, self.channels, self.resize, None if val else self.val_share]
         key = hash_of(_VERSION, self.dataset, self.options, about, _fingerprint(train), val and _fingerprint(val))
-        return cached(Path(cache), key, lambda folder: self._make(train, val, key, folder))
+        pair = cached(Path(cache), key, lambda folder: self._make(train, val, key, folder))
+        return with_variants(pair, self.variants, cache)
 
     def _datasets(self) -> tuple[Any, Any]:
         """Both splits, or the whole data set and None. Raises UserError."""

@@ -28,6 +28,7 @@ from ldm.images import Preprocess
 Column = np.ndarray | list | Lazy
 BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
 FRAME = "frame"  # an entry of batches: see `Table.frames`
+AUGMENT = "augment"  # a column: what was done to a variant, (N, 11), zeros for the image itself
 REPEATS = "repeats"  # a column: how often an epoch visits each sample; without it once
 _PAIR = ("train", "val")
 
@@ -40,8 +41,9 @@ class Table(ByPath):
     `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, and `control` (N, C', H, W) uint8.
     Others are kept as they are. `frames`, whole numbers (N, 6), or (6,) if all images have the same, are what
     `Preprocess.frame` says of each image: its own size, the corner of its crop, and the size that it is resized to. It
-    is None for tables of earlier versions. `key` names data and preprocessing: equal keys mean equal arrays. A loaded
-    table is pickled as the names of its files, a table in memory as a copy.
+    is None for tables of earlier versions. Of each image there are `variants` versions, the images themselves
+    first, then all first variants, and so on. `key` names data and preprocessing: equal keys mean equal arrays. A
+    loaded table is pickled as the names of its files, a table in memory as a copy.
     """
 
     images: np.ndarray
@@ -52,6 +54,7 @@ class Table(ByPath):
     classes: tuple[str, ...] = ()
     map_classes: tuple[str, ...] = field(default=())
     frames: np.ndarray | None = None
+    variants: int = 1
 
     def __post_init__(self) -> None:
         for name, column in self.columns.items():
@@ -60,6 +63,11 @@ class Table(ByPath):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def originals(self) -> int:
+        """The number of images without their variants, which are the first rows."""
+        return len(self) // self.variants
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:
         """The samples `index` (B,) as a batch with the entries `keys`. Raises UserError for a column that isn't there.
@@ -123,6 +131,7 @@ class Table(ByPath):
             "key": self.key,
             "classes": self.classes,
             "map_classes": self.map_classes,
+            "variants": self.variants,
         }
         _replace(folder / "table.json", json.dumps(about, indent=1).encode())
 
@@ -141,6 +150,7 @@ class Table(ByPath):
             classes=tuple(about["classes"]),
             map_classes=tuple(about["map_classes"]),
             frames=_load_frames(folder, length) if framed else None,
+            variants=about.get("variants", 1),
         )
 
 

@@ -12,7 +12,7 @@ from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
 from ldm.common.registry import build, lookup, spec_of
 from ldm.data.caches.captions import remember_captions
-from ldm.data.storage.table import Table
+from ldm.data.storage.table import AUGMENT, Table
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
@@ -57,6 +57,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     tables = kind.tables(source.tables(cache_of(config) / "data"))
     tables = number_labels(tables, class_names(model.conditioner), "the base")
     check_preprocess(tables[0], model)
+    check_augmentation(tables[0], model, config)
     kind.check(model, tables)
     device, cache, seed = device_for(config), cache_of(config), config["seed"]
     tables = with_prior(tables, model, path=config.get("prior_path"), cache=cache, seed=seed, device=device)
@@ -144,6 +145,19 @@ def check_preprocess(table: Table, model: LatentDiffusion) -> None:
     if keys:
         differing = ", ".join(f"{key} {own.get(key)} there, {given[key]} here" for key in keys)
         raise UserError(f"the base was trained on images prepared differently ({differing}): leave these options out.")
+
+
+def check_augmentation(table: Table, model: LatentDiffusion, config: Mapping[str, Any]) -> None:
+    """Raises UserError for augmentation that would leak into samples, since the base doesn't know its labels."""
+    if AUGMENT not in table.columns:
+        return
+    if AUGMENT not in model.conditioner.needs:
+        raise UserError(
+            "data.augment=: the base wasn't trained with it, so augmentation would leak into its samples. Leave it "
+            "out; data.flip=horizontal and data.zoom= work with any base."
+        )
+    if config.get("prior_path"):
+        raise UserError("data.augment= can't be combined with prior_path=: leave one of them out.")
 
 
 def check_base_hash(start: resume.Start, base: Mapping[str, str]) -> None:

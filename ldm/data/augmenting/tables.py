@@ -1,0 +1,157 @@
+"""Tables with variants of their images: N images, then the first variants of them all, then the second ones, ..."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.common.ranks import rank
+from ldm.data.augmenting.options import FLIPS, Variants
+from ldm.data.augmenting.transforms import LABELS, parameters, settled, transform
+from ldm.data.checking.texts import alternatives, says_sides
+from ldm.data.storage.buckets import Buckets
+from ldm.data.storage.table import AUGMENT, Column, Table, cached_parts, hash_of, new_array
+
+_VERSION = "variants-1"
+Crop = Callable[[Table, int, Path], Table]  # (table, k, folder) -> version k of its images, cropped
+_log = logging.getLogger("ldm")
+
+
+def with_variants(
+    pair: tuple[Table, Table], options: Variants, cache: Path, crop: Crop | None = None
+) -> tuple[Table, Table]:
+    """Both tables, that of training with the variants, made once under `cache`. `crop` makes random crops.
+
+    Row v N + i of the new table is variant v of image i. Validation images stay as they are; with labels of
+    augmentation, theirs are zero.
+    """
+    if options.count == 1:
+        return pair
+    train, val = (getattr(table, "buckets", None) or [table] for table in pair)
+    made = [_cached(table, options, cache, crop) for table in train]
+    if options.flip != "none":
+        _report_sides(pair[0])
+    seen = [_unchanged(table) for table in val] if options.augment else val
+    if not isinstance(pair[0], Buckets):
+        return made[0], seen[0]
+    return Buckets.of(made, _key(pair[0], options)), Buckets.of(seen, pair[1].key)
+
+
+def _key(table: Table, options: Variants) -> str:
+    return f"{hash_of(_VERSION, table.key, vars(options))}-train"
+
+
+def _cached(table: Table, options: Variants, cache: Path, crop: Crop | None) -> Table:
+    key = _key(table, options)
+
+    def make(folder: Path) -> dict[str, Table]:
+        return {"train": _make(table, options, key=key, folder=folder, crop=crop)}
+
+    found = cached_parts(Path(cache), key.removesuffix("-train"), make)["train"]
+    if rank() == 0:
+        print(f"{options.count} variants of each of {len(table)} training images", flush=True)
+    return replace(found, variants=options.count)
+
+
+def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop | None) -> Table:
+    """The table with all variants, its arrays in `folder`/train."""
+    n, count = len(table), options.count
+    arrays = {
+        name: new_array(folder / "train" / f"{name}.npy", old.dtype.type, (count * n, *old.shape[1:]))
+        for name, old in {"images": table.images, **_spatial(table)}.items()
+    }
+    labels = _labels(table, options)  # (count, n, 11)
+    frames: list[np.ndarray] = []
+    for version in range(options.variants):
+        is_cropped = crop is not None and options.zoom > 1 and version > 0
+        of = crop(table, version, folder / "crops") if crop and is_cropped else table
+        frames += [] if of.each_frame is None else [np.asarray(of.each_frame)]
+        for number, axes in enumerate(FLIPS[options.flip]):
+            block = number * options.variants + version
+            for name, array in arrays.items():
+                _fill(array[block * n : (block + 1) * n], _array(of, name), axes, labels[block])
+    shutil.rmtree(folder / "crops", ignore_errors=True)
+    return Table(
+        images=arrays.pop("images"),
+        columns=_columns(table, arrays, count) | ({AUGMENT: labels.reshape(-1, LABELS)} if options.augment else {}),
+        preprocess=table.preprocess,
+        key=key,
+        names=_repeated(table.names, count),
+        classes=table.classes,
+        map_classes=table.map_classes,
+        frames=np.concatenate(frames * len(FLIPS[options.flip])) if frames else None,
+        variants=count,
+    )
+
+
+def _labels(table: Table, options: Variants) -> np.ndarray:
+    """The labels of all variants (count, n, 11), drawn by the row of the new table; the first version of each flip is
+    unchanged."""
+    n = len(table)
+    labels = settled(parameters(torch.arange(options.count * n), options.augment), *table.images.shape[2:])
+    shaped = labels.view(-1, options.variants, n, LABELS) * float(options.augment > 0)
+    shaped[:, 0] = 0
+    return shaped.reshape(-1, n, LABELS).numpy()
+
+
+def _fill(array: np.ndarray, source: np.ndarray, axes: tuple[int, ...], labels: np.ndarray) -> None:
+    """Writes the images (n, ...) of `source` into `array`, flipped and then transformed as their labels (n, 11) say."""
+    for row in range(len(array)):
+        array[row] = _moved(np.flip(source[row], axes), labels[row])
+
+
+def _spatial(table: Table) -> dict[str, np.ndarray]:
+    """The columns that move with the image: maps and masks (N, H, W), control images (N, C, H, W)."""
+    size = table.images.shape[2:]
+    columns = {name: column for name, column in table.columns.items() if isinstance(column, np.ndarray)}
+    return {name: column for name, column in columns.items() if column.ndim > 2 and column.shape[-2:] == size}
+
+
+def _array(table: Table, name: str) -> np.ndarray:
+    return table.images if name == "images" else np.asarray(table.columns[name])
+
+
+def _moved(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """An image (C, H, W), or map or mask (H, W), transformed as its label says; unchanged for a label of zeros."""
+    if not label.any():
+        return image
+    planes = image if image.ndim == 3 else image[None]
+    signed = planes.astype(np.int32) if planes.dtype == np.uint16 else planes  # torch does little with uint16
+    moved = transform(torch.from_numpy(np.array(signed)), torch.from_numpy(label), image.ndim == 2).numpy()
+    if moved.dtype != planes.dtype:
+        moved = np.rint(moved).clip(0, np.iinfo(planes.dtype).max).astype(planes.dtype)
+    return moved if image.ndim == 3 else moved[0]
+
+
+def _columns(table: Table, arrays: dict[str, np.memmap], count: int) -> dict[str, Column]:
+    """All columns: those that move with the image as they were made, the others repeated."""
+    return {name: arrays[name] if name in arrays else _repeated(table.columns[name], count) for name in table.columns}
+
+
+def _repeated(column: Column | Sequence[str], count: int) -> Column:
+    if isinstance(column, np.ndarray):
+        return np.concatenate([np.asarray(column)] * count)
+    return list(column) * count
+
+
+def _unchanged(table: Table) -> Table:
+    """A table whose images are as they are, by their labels."""
+    return replace(table, columns={**table.columns, AUGMENT: np.zeros((len(table), LABELS), np.float32)})
+
+
+def _report_sides(table: Table) -> None:
+    """Warns of captions that say left or right, which flipped images belie."""
+    parts = getattr(table, "buckets", None) or [table]
+    captions = [alternatives(each) for part in parts for each in part.columns.get("text", ())]
+    found = [each for each in captions if says_sides(each)]
+    if found and rank() == 0:
+        images = "1 caption says" if len(found) == 1 else f"{len(found)} of {len(captions)} captions say"
+        _log.warning(
+            "data.flip: %s left or right, as '%s' does, which is wrong for mirror images: leave it out, or reword",
+            images,
+            found[0][0][:80],
+        )

@@ -1,0 +1,102 @@
+"""Non-leaking augmentation: random geometric transforms, each with a label that says what was done.
+
+Karras et al. 2020 (ADA) choose the transforms; Karras et al. 2022 (EDM, appendix F.2) make the parameters a condition
+of the network, which is zero when images are generated. What is augmented then doesn't leak into what is generated.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.common.randomness import normal, uniform
+
+LABELS = 11
+SHIFT = 0.125  # of the side: the largest whole translation, and the standard deviation of the fractional one
+OCTAVES = 0.2  # the standard deviation of the binary logarithm of both kinds of scaling
+
+
+def parameters(position: Tensor, probability: float, seed: int = 0) -> Tensor:
+    """The labels (B, 11) of random transforms for the images at `position` (B,), by (seed, position).
+
+    Columns: flip to the left or right (0 or 1, one half each) and upside down; whole translation to the right and down,
+    -1 to 1 in units of an eighth of the side; binary logarithm of isotropic scaling in units of 0.2; rotation by r as
+    cos r - 1 and sin r; anisotropic scaling by a along the angle b as a cos b and a sin b; fractional translation in
+    units of an eighth of the side. Each but the first is there with the given probability, otherwise 0.
+    """
+
+    def chosen(name: str) -> Tensor:
+        return (uniform(seed, f"augment {name}", position) < probability).float()  # (B,)
+
+    def angle(name: str) -> Tensor:
+        return math.pi * (2 * uniform(seed, f"{name} angle", position) - 1)
+
+    coin = (uniform(seed, "flips", position, (2,)) < 0.5).float()  # (B, 2)
+    whole = (2 * uniform(seed, "whole shift", position, (2,)) - 1) * chosen("whole shift")[:, None]
+    scale = normal(seed, "scaling", position) * chosen("scaling")
+    turn = angle("rotation") * chosen("rotation")
+    stretch, along = normal(seed, "stretch", position) * chosen("stretch"), angle("stretch")
+    shift = normal(seed, "shift", position, (2,)) * chosen("shift")[:, None]
+    columns = [coin[:, 0], coin[:, 1] * chosen("upside down"), whole[:, 0], whole[:, 1], scale]
+    columns += [turn.cos() - 1, turn.sin(), stretch * along.cos(), stretch * along.sin(), shift[:, 0], shift[:, 1]]
+    return torch.stack(columns, 1)
+
+
+def settled(labels: Tensor, height: int, width: int) -> Tensor:
+    """The labels with whole translations that are whole numbers of pixels."""
+    side = labels.new_tensor([width, height]) * SHIFT  # (2,)
+    labels = labels.clone()
+    labels[:, 2:4] = torch.where(side >= 0.5, (labels[:, 2:4] * side).round() / side, 0)
+    return labels
+
+
+def transform(images: Tensor, label: Tensor, nearest: bool = False) -> Tensor:
+    """Images (C, H, W) of any type, transformed as `label` (11,) says; what comes in from outside is their reflection.
+
+    Flips and whole translations move pixels as they are. The rest is one bicubic interpolation, in float32, or the
+    nearest pixel for maps.
+    """
+    height, width = images.shape[1:]
+    axes = [axis for axis, flips in ((2, label[0]), (1, label[1])) if flips]
+    moved = images.flip(axes) if axes else images
+    right, down = round(float(label[2]) * SHIFT * width), round(float(label[3]) * SHIFT * height)
+    if right or down:
+        columns, rows = (_reflected(torch.arange(n) - by, n) for n, by in ((width, right), (height, down)))
+        moved = moved[:, rows][:, :, columns]
+    if not label[4:].any():
+        return moved
+    grid = F.affine_grid(_inverse(label, height, width)[None, :2], [1, 1, height, width], align_corners=False)
+    if nearest:
+        return _nearest(moved, grid[0])
+    shown = F.grid_sample(moved[None].float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return shown[0]
+
+
+def _inverse(label: Tensor, height: int, width: int) -> Tensor:
+    """The matrix (3, 3) from places in the result to places in the image, both from -1 to 1."""
+    scale, turn_cos, turn_sin = 2.0 ** (OCTAVES * float(label[4])), float(label[5]) + 1, float(label[6])
+    amount, along = math.hypot(float(label[7]), float(label[8])), math.atan2(float(label[8]), float(label[7]))
+    stretch = 2.0 ** (OCTAVES * amount)
+    to_pixels = torch.diag(torch.tensor([width / 2, height / 2, 1.0]))
+    rotation = torch.tensor([[turn_cos, turn_sin, 0], [-turn_sin, turn_cos, 0], [0, 0, 1]])
+    axis = torch.tensor([[math.cos(along), math.sin(along), 0], [-math.sin(along), math.cos(along), 0], [0, 0, 1.0]])
+    along_axis = axis.T @ torch.diag(torch.tensor([1 / stretch, stretch, 1])) @ axis
+    shift = torch.eye(3)
+    shift[0, 2], shift[1, 2] = -float(label[9]) * SHIFT * width, -float(label[10]) * SHIFT * height
+    shrink = torch.diag(torch.tensor([1 / scale, 1 / scale, 1]))
+    return torch.linalg.inv(to_pixels) @ shrink @ rotation @ along_axis @ shift @ to_pixels
+
+
+def _reflected(index: Tensor, n: int) -> Tensor:
+    """Places reflected into 0 to n - 1, edges repeated: -1 is 0, n is n - 1."""
+    index = index % (2 * n)
+    return torch.where(index < n, index, 2 * n - 1 - index)
+
+
+def _nearest(images: Tensor, grid: Tensor) -> Tensor:
+    """The nearest pixels of (C, H, W), of any type, at the places (H, W, 2) from -1 to 1."""
+    height, width = images.shape[1:]
+    columns, rows = ((grid[..., i] + 1) * n / 2 - 0.5 for i, n in ((0, width), (1, height)))
+    columns, rows = (_reflected(place.round().long(), n) for place, n in ((columns, width), (rows, height)))
+    return images[:, rows, columns]
