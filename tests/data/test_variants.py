@@ -141,7 +141,7 @@ def test_a_flipped_image_is_augmented_by_labels_of_its_own(tmp_path):
     assert not labels[4 * n : 5 * n].any() and (labels[5 * n : 6 * n] != labels[n : 2 * n]).any()
     row = 5 * n + int(np.flatnonzero(labels[5 * n : 6 * n].any(1) & ~labels[5 * n : 6 * n, 4:].any(1))[0])
     mirrored = torch.from_numpy(np.flip(train.images[row % n], -1).copy())
-    np.testing.assert_array_equal(train.images[row], transform(mirrored, torch.from_numpy(labels[row])).numpy())
+    np.testing.assert_array_equal(train.images[row], transform(mirrored, torch.from_numpy(labels[row].copy())).numpy())
 
 
 def test_crops_are_parts_of_the_file_and_maps_go_with_them(tmp_path):
