@@ -78,7 +78,7 @@ def probe_figures(
     """
     if not labels:
         return {}
-    seen, held = (np.sort(permutation(0, 0, len(table))[:most]) for table in tables)
+    seen, held = (np.sort(permutation(0, 0, table.originals)[:most]) for table in tables)
     x = features.of(ImageSet.of_table(tables[0], seen, "training images"), cache)
     y = features.of(ImageSet.of_table(tables[1], held, "validation images"), cache)
     figures: dict[str, Any] = {}

@@ -92,6 +92,18 @@ def test_a_twice_given_training_image_hides_no_copy(digits: tuple[Table, Table])
         assert torch.allclose(found.second, once.second) and torch.allclose(found.first, once.first)
 
 
+def test_variants_of_an_image_hide_no_copy_of_it(digits: tuple[Table, Table]) -> None:
+    train, _ = digits
+    images = train.images[:200]
+    shifted = np.roll(images, 1, -1)
+    varied = Table(np.concatenate([images, images, shifted]), {}, train.preprocess, "varied", variants=3)
+    once = neighbours(train.batch(np.arange(10), ["image"])["image"], Table(images, {}, train.preprocess, "once"))
+    found = neighbours(train.batch(np.arange(10), ["image"])["image"], varied, chunk=64)
+    assert found.memorised.all() and found.row.tolist() == list(range(10)) and once.memorised.all()
+    moved = neighbours(varied.batch(np.arange(405, 410), ["image"])["image"], varied, chunk=64)
+    assert moved.row.tolist() == [5, 6, 7, 8, 9] and moved.memorised.all()  # a copy of a variant is a copy
+
+
 def test_nearest_finds_the_image_itself(digits: tuple[Table, Table]) -> None:
     images = digits[0].batch(np.array([7, 300]), ["image"])["image"]
     found, distance = nearest(images + 0.01, digits[0], chunk=64)

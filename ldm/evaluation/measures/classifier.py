@@ -143,7 +143,7 @@ def train_classifier(
         model.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
-        n = min(len(table), MOST_IMAGES)
+        n = min(table.originals, MOST_IMAGES)
         for _ in range(steps):
             rows = torch.randint(n, (batch_size,)).sort().values
             images = as_bytes(torch.from_numpy(np.ascontiguousarray(table.images[rows.numpy()])))

@@ -33,16 +33,18 @@ class Neighbours:
 
 @torch.inference_mode()
 def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.device | str = "cpu") -> Neighbours:
-    """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels, found on `device`."""
+    """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels, found on `device`.
+
+    The distance to an image that has variants is that to the nearest of them: a copy of a variant is a copy.
+    """
     flat = send(images.flatten(1), device)
     n, scale = len(flat), flat.shape[1] ** -0.5
     chunk = max(1, min(chunk, MOST_VALUES // flat.shape[1]))
     best, other = flat.new_full((n,), float("inf")), flat.new_full((n,), float("inf"))
     which = torch.zeros(n, dtype=torch.long, device=flat.device)
-    for start in range(0, len(table), chunk):
-        rows = np.arange(start, min(start + chunk, len(table)))
-        found = images_on(device, table, rows).flatten(1)
-        distance = torch.cdist(flat, found) * scale  # (N, chunk)
+    for start in range(0, table.originals, chunk):
+        rows = np.arange(start, min(start + chunk, table.originals))
+        distance = _to_variants(flat, table, rows) * scale  # (N, chunk)
         near, index = distance.min(1)
         # a training image at the same distance, up to rounding, is taken for a copy of the nearest one
         nearest = torch.minimum(near, best)
@@ -51,6 +53,15 @@ def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.de
         which = torch.where(near < best, index + start, which)
         best, other = nearest, pool.min(1).values
     return Neighbours(*to_host(which, best, other))
+
+
+def _to_variants(flat: Tensor, table: Table, rows: np.ndarray) -> Tensor:
+    """The distances (N, rows) of flat images (N, D) to the nearest variant of each row."""
+    found = torch.full((len(flat), len(rows)), float("inf"), device=flat.device)
+    for variant in range(table.variants):
+        images = images_on(flat.device, table, rows + variant * table.originals).flatten(1)
+        found = torch.minimum(found, torch.cdist(flat, images))
+    return found
 
 
 def nearest(images: Tensor, table: Table, chunk: int = 4096) -> tuple[Tensor, Tensor]:
