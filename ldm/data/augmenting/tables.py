@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop
         columns=_columns(table, arrays, count) | ({AUGMENT: labels.reshape(-1, LABELS)} if options.augment else {}),
         preprocess=table.preprocess,
         key=key,
-        names=_repeated(table.names, count),
+        names=list(table.names) * count,
         classes=table.classes,
         map_classes=table.map_classes,
         frames=np.concatenate(frames * len(FLIPS[options.flip])) if frames else None,
@@ -132,7 +132,7 @@ def _columns(table: Table, arrays: dict[str, np.memmap], count: int) -> dict[str
     return {name: arrays[name] if name in arrays else _repeated(table.columns[name], count) for name in table.columns}
 
 
-def _repeated(column: Column | Sequence[str], count: int) -> Column:
+def _repeated(column: Column, count: int) -> Column:
     if isinstance(column, np.ndarray):
         return np.concatenate([np.asarray(column)] * count)
     return list(column) * count
@@ -153,5 +153,5 @@ def _report_sides(table: Table) -> None:
         _log.warning(
             "data.flip: %s left or right, as '%s' does, which is wrong for mirror images: leave it out, or reword",
             images,
-            found[0][0][:80],
+            next(caption for caption in found[0] if says_sides([caption]))[:80],
         )
