@@ -143,7 +143,7 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
         ({"alpha_pattern": {"(" * 2000: 1}}, "which is none"),
         ({"alpha_pattern": {"a{99999999999999999}": 1}}, "which is none"),
         ({"alpha_pattern": {"to_q": "a"}}, "alpha_pattern of to_q is 'a'"),
-        ({"r": 8}, "rank 8 of .*, whose weights have 4: it belongs to another LoRA"),
+        ({"r": 8}, "rank 8 for .*, whose weights have 4: it belongs to another LoRA"),
     ],
 )
 def test_what_a_config_says_and_isnt_here_is_refused_by_name(settings, message, unet, model, tmp_path):

@@ -174,7 +174,7 @@ def test_an_autoencoder_whose_images_are_no_numbers_is_reported(tmp_path, capsys
     with pytest.raises(UserError, match="infinite values or NaN"):
         ldm.sample_prior(vae, 1, (8, 8))
     vae_run.save_prior(vae, {"samples": {"n": 1}, "seed": 0, "batch_size": 1}, tmp_path / "prior.png")
-    assert "no prior.png: the images hold values" in capsys.readouterr().out
+    assert "no prior.png: the generated images hold infinite values" in capsys.readouterr().out
     with torch.no_grad():
         with pytest.raises(UserError, match="reconstructions hold values that are infinite"):
             stage_one._decoded(vae, torch.zeros(1, 2, 8, 8))
