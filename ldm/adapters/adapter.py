@@ -77,15 +77,17 @@ def read(path: str | Path) -> Adapter:
         if (folder / "manifest.json").is_file():
             adapter = artifact.load(folder)
             if not isinstance(adapter, Adapter):
-                raise UserError(f"{path} holds a whole {type(adapter).__name__}, which is no adapter: load it itself.")
+                raise UserError(
+                    f"{path} holds a whole {type(adapter).__name__}, not an adapter: load it by ldm.load(...)."
+                )
             return adapter
     files = [path] if path.is_file() else sorted(path.glob("adapter_model.*")) + sorted(path.glob("*lora_weights.*"))
     if files and files[0].suffix.lower() == ".safetensors":
         raise UserError(f"{files[0]} holds {adapter_in(check_readable(files[0]))}.")
     if files:
         raise UserError(
-            f"{files[0]} is no .safetensors file, and others (.bin, .pt, .ckpt, .gguf) aren't read for adapters, since "
-            "they may hold code: get it as .safetensors, or convert it in the tool that it came from."
+            f"{files[0]} isn't a .safetensors file, and others (.bin, .pt, .ckpt, .gguf) aren't read for adapters, "
+            "since they may hold code: get it as .safetensors, or convert it in the tool that it came from."
         )
     if below := sorted(path.glob("*/adapter_model.safetensors")) + sorted(path.glob("*/*lora_weights.safetensors")):
         raise UserError(

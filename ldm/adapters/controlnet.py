@@ -64,7 +64,8 @@ def open_control(path: str | Path) -> Control:
         if isinstance(adapter, ControlNet):
             adapter = Control(adapter, ColumnHint(channels=adapter.hint_channels))
     if not isinstance(adapter, Control):
-        raise UserError(f"{path} holds a {type(adapter).__name__}, which is no ControlNet.")
+        kind = type(adapter).__name__
+        raise UserError(f"{path} holds a {kind}, not a ControlNet: name a run that trained one, or its folder.")
     return adapter
 
 

@@ -119,14 +119,14 @@ class Decoder(nn.Module):
 
 @register
 class AutoencoderKL(Described, nn.Module):
-    """Images to the normal distribution of their latents, and latents back to images.
+    """The variational autoencoder of latent diffusion (Kingma and Welling 2014; Rombach et al. 2022, section 3.1).
 
-    (Kingma and Welling 2014; Rombach et al. 2022, section 3.1.) `channels` is the base width, multiplied by
-    `multipliers` for each level, or a list with the width of each level; each further level halves the size. A `stem`
-    of s moves s x s pixels into channels before the first convolution and back after the last one, without arithmetic
-    (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is stem * 2^(levels - 1).
-    Without `quant_convs` there are no 1x1 convolutions between the networks and the latents, as in Stable Diffusion 3
-    and Flux.
+    It maps images to normal distributions of latents, and latents back to images. `channels` is the base width,
+    multiplied by `multipliers` for each level, or a list with the width of each level; each further level halves the
+    size. A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one,
+    without arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is
+    stem * 2^(levels - 1). Without `quant_convs` there are no 1x1 convolutions between the networks and the latents, as
+    in Stable Diffusion 3 and Flux.
     """
 
     # Mean and standard deviation of the latents by channel, where the file of diffusers declared (z - shift) * scale.
@@ -160,7 +160,7 @@ class AutoencoderKL(Described, nn.Module):
         if bad := [w for w in widths if w % groups]:
             raise UserError(f"vae: widths {bad} can't be split into {groups} groups; choose other vae.channels.")
         if stem < 1 or stem & (stem - 1):
-            raise UserError(f"vae.stem={stem} isn't a power of two.")
+            raise UserError(f"vae.stem={stem} isn't a power of two: give 1, 2 or 4.")
         self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
         self.factor = stem * 2 ** (len(widths) - 1)
         pixels = in_channels * stem**2
@@ -283,6 +283,4 @@ def check_size(height: int, width: int, factor: int) -> None:
     """Refuses sizes that the autoencoder can't halve evenly."""
     if height % factor or width % factor:
         fit = f"{-(-height // factor) * factor}x{-(-width // factor) * factor}"
-        raise UserError(
-            f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}, say."
-        )
+        raise UserError(f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}.")

@@ -239,7 +239,7 @@ def test_a_controlnet_of_diffusers_is_put_on(tmp_path):
         ({"control": {"b": HINT}}, "no ControlNet 'b'"),
         ({"control": HINT[:1]}, r"takes \(3, 16, 16\)"),
         ({"control": HINT, "control_from": HINT}, "not both"),
-        ({"control": HINT, "control_start": 0.6, "control_end": 0.5}, "from start=0.6 to end=0.5"),
+        ({"control": HINT, "control_start": 0.6, "control_end": 0.5}, "start=0.6, end=0.5"),
         ({"control_scale": 0.5}, "need a control image"),
         ({"control": HINT / 0}, "infinite values or NaN"),
         ({"control_from": HINT * torch.nan}, "infinite values or NaN"),

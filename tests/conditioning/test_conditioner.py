@@ -120,7 +120,7 @@ def test_merge_joins_each_role_over_its_own_dimension():
 
 
 def test_parts_that_disagree_on_the_token_dim_are_refused():
-    with pytest.raises(UserError, match=r"same dim.*'a': 8.*'b': 16"):
+    with pytest.raises(UserError, match=r"differ in dim.*'a': 8.*'b': 16"):
         Conditioner({"a": ClassLabel(2, dim=8), "b": ClassLabel(2, dim=16)})
 
 

@@ -91,7 +91,7 @@ def test_null_is_what_is_dropped() -> None:
 
 def test_mistakes_are_answered_in_words() -> None:
     table = Table(np.zeros((2, 3, 9, 8), np.uint8), {}, Preprocess(3, 9, 8), "k")
-    with pytest.raises(UserError, match="can't be made 2 times smaller"):
+    with pytest.raises(UserError, match="can't be reduced by 2"):
         LowRes.derive(table, {})
     assert LowRes.derive_latent(Identity(3), {}) == {"factor": 1, "latent_channels": 3}
     for wrong in ({"scale": 1}, {"level": 0.5, "max_level": 0.2}, {"encoded": True}):
