@@ -12,7 +12,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
 from ldm.diffusion.noise import TrainingNoise, default_noise
 from ldm.diffusion.parameterization import Coefficients, Parameterization, at_least_float32, broadcast
-from ldm.diffusion.weighting import Uniform, Weighting
+from ldm.diffusion.weighting import Uniform, Weighting, weighted_mean
 
 
 @register
@@ -82,10 +82,13 @@ class Denoiser(nn.Module):
         twin._modules, twin.reads = {**self._modules, "network": network}, dtype
         return twin
 
-    def loss(self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+    def loss(
+        self, x0: Tensor, noise: Tensor, sigma: Tensor, cond: Any = None, *, places: Tensor | None = None
+    ) -> Tensor:
         """The weighted loss (B,) of each sample `x0` (B, C, H, W) with `noise` (B, C, H, W) at `sigma` (B,).
 
-        It is the penalty of the difference between the network's output and its target, averaged over C, H, W.
+        It is the penalty of the difference between the network's output and its target, averaged over C, H, W, and
+        where `places` (B, 1, H, W) are given, by their weights (`weighted_mean`).
         """
         x0, noise, sigma = at_least_float32(x0), at_least_float32(noise), at_least_float32(sigma)
         base = getattr(cond, "base", None)
@@ -93,7 +96,9 @@ class Denoiser(nn.Module):
         c = self._coefficients(x0, sigma)
         raw = self._raw(x0 + broadcast(sigma, x0) * noise, c, cond)
         error = raw - self.parameterization.target(x0, noise, sigma)
-        return self.weighting.weighted(self.penalty(error, self.huber_c).flatten(1).mean(1), sigma, c)
+        penalty = self.penalty(error, self.huber_c)
+        each = penalty.flatten(1).mean(1) if places is None else weighted_mean(penalty, places)
+        return self.weighting.weighted(each, sigma, c)
 
     def _coefficients(self, x: Tensor, sigma: Tensor) -> Coefficients:
         """The four numbers on the device of x. Samplers have sigma on the CPU, so they are computed there and moved

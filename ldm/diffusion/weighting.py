@@ -12,6 +12,16 @@ from ldm.diffusion.parameterization import Coefficients
 PURE_NOISE = 100.0  # the sigma above which nothing of whitened data is left: the signal-to-noise ratio is below 1e-4
 
 
+def weighted_mean(values: Tensor, places: Tensor) -> Tensor:
+    """The mean (B,) of `values` (B, C, H, W) over channels and places, by the places' weights (B, 1, H, W) >= 0.
+
+    It is sum(w v) / (C sum(w)), so an image counts as much whatever share of it is weighted; 0 where all weights are 0.
+    A place of weight 0 has a gradient of exactly 0.
+    """
+    total = places.flatten(1).sum(1) * values.shape[1]
+    return (values * places).flatten(1).sum(1) / torch.where(total > 0, total, torch.ones_like(total))
+
+
 class Weighting:
     """The base of loss weights."""
 

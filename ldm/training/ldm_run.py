@@ -20,6 +20,7 @@ from ldm.data.storage.table import AUGMENT, FRAME, Table
 from ldm.diffusion import Denoiser
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL, Identity
+from ldm.training import loss_mask
 from ldm.training.auto.settle import settle_network
 from ldm.training.ldm_task import DiffusionTask
 from ldm.training.prepared import Clock, PreparedRun, complete, open_folder, parameters_line, task_options
@@ -57,6 +58,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
     whose = f"{folder.path}, which goes on,"
     tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
     check_labelled(tables[0], start.classes, whose)
+    loss_mask.check(config, tables)
     first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
     torch.manual_seed(config["seed"])
     conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
@@ -89,7 +91,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
         task,
         train,
         val,
-        columns=columns_for(train, conditioner.needs),
+        columns=columns_for(train, (*conditioner.needs, *loss_mask.columns_of(config))),
         samples=SampleGrids(folder, sample, columns=4, every_n_steps=config["samples"]["every_n_steps"]),
         start=start,
         trains=parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner),

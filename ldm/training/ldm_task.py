@@ -11,6 +11,7 @@ from ldm.diffusion import Denoiser
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.networks import AutoencoderKL, Cond, Gaussian, Identity
+from ldm.training.loss_mask import mean_counted, sample_weights
 from ldm.training.task import Task
 from ldm.training.trainer.means import Split, by_quarter
 
@@ -57,9 +58,11 @@ class DiffusionTask(Task):
         seed = self.seed if training else self.seed + 1  # validation has noise of its own, the same every time
         cond = self.condition(batch, network, seed, training)
         x0 = self.latents(batch, seed)
-        each = diffusion_loss(network["denoiser"], cond, x0, seed=seed, position=position)
-        loss = each.mean()
-        return loss, {"loss": loss, "loss_q": by_quarter(each, noise_quantiles(seed, position))}
+        places = self.places(batch, x0.shape[2:])
+        each = diffusion_loss(network["denoiser"], cond, x0, seed=seed, position=position, places=places)
+        loss = mean_counted(each, places)
+        weights = None if places is None else sample_weights(places)
+        return loss, {"loss": loss, "loss_q": by_quarter(each, noise_quantiles(seed, position), weights)}
 
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
         """The batch's conditions, some of them dropped in training.
@@ -67,6 +70,9 @@ class DiffusionTask(Task):
         For a condition made of pixels and latents (inpainting's masked image), the first stage encodes here.
         """
         conditioner = network["conditioner"]
+        if self.loss_mask and self.loss_mask.column not in conditioner.needs:
+            # inpainting takes a mask in the batch for its own, and else draws one
+            batch = {key: value for key, value in batch.items() if key != self.loss_mask.column}
         batch = conditioner.prepare(batch, self.encode, seed)
         if not training:
             return conditioner(batch)
@@ -134,13 +140,16 @@ def _put_own_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
     state |= {prefix + name: weight.detach() for name, weight in module.named_parameters(recurse=False)}
 
 
-def diffusion_loss(denoiser: Denoiser, cond: Cond, x0: Tensor, *, seed: int, position: Tensor) -> Tensor:
-    """The loss of each sample, (B,), at a noise and a noise level that are functions of (seed, position)."""
+def diffusion_loss(
+    denoiser: Denoiser, cond: Cond, x0: Tensor, *, seed: int, position: Tensor, places: Tensor | None = None
+) -> Tensor:
+    """The loss of each sample, (B,), at a noise and a noise level that are functions of (seed, position). `places`
+    (B, 1, h, w) are weights of the latents' places."""
     noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
     if denoiser.offset_noise:
         noise = noise + denoiser.offset_noise * normal(seed, "offset noise", position, (x0.shape[1], 1, 1))
     sigma = denoiser.noise.sigma(noise_quantiles(seed, position), denoiser.parameterization)
-    return denoiser.loss(x0, noise, sigma, cond)
+    return denoiser.loss(x0, noise, sigma, cond, places=places)
 
 
 def noise_quantiles(seed: int, position: Tensor) -> Tensor:

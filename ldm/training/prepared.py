@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 
 from ldm.data.datamodule import BatchModule, Gathers, Read, as_gathered
 from ldm.data.storage.table import Table
+from ldm.training.loss_mask import loss_mask_of
 from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder, open_run
@@ -135,6 +136,7 @@ def task_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "ema_decay": config["ema"]["decay"],
         "power_lengths": [float(length) for length in config["ema"].get("lengths") or ()],
         "seed": config["seed"],
+        "loss_mask": loss_mask_of(config),
         "log_every_n_steps": config["trainer"].get("log_every_n_steps") or 10,
     }
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm import artifact
 from ldm.training.averages import ema, power_ema
+from ldm.training.loss_mask import LossMask, pooled
 from ldm.training.optimization import gradients, optimizers
 from ldm.training.optimization.learning_rate import LearningRate
 from ldm.training.trainer import sharded
@@ -45,6 +46,7 @@ class Task(pl.LightningModule):
         seed: int = 0,
         log_every_n_steps: int = 20,
         depends_on: dict[str, str] | None = None,
+        loss_mask: LossMask | None = None,
     ):
         super().__init__()
         self.trained = trained.to(memory_format=torch.channels_last)
@@ -54,7 +56,7 @@ class Task(pl.LightningModule):
         self.optimizer_name = optimizers.check_name(optimizer)
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.ema_decay, self.seed, self.every = ema_decay, seed, log_every_n_steps
-        self.depends_on = depends_on or {}
+        self.depends_on, self.loss_mask = depends_on or {}, loss_mask
         self._steps_averaged = 0
         self.shown: dict[str, float] = {}
         self.measured: dict[str, float] = {}
@@ -71,6 +73,14 @@ class Task(pl.LightningModule):
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, Mapping[str, Tensor | Split]]:
         """The loss to minimise, and what to log."""
         raise NotImplementedError
+
+    def places(self, batch: dict[str, Any], size: Sequence[int] | None = None) -> Tensor | None:
+        """The weight of each place in the loss, (B, 1, h, w), for pixels or latents of `size` (h, w); None without a
+        mask of the loss."""
+        if self.loss_mask is None:
+            return None
+        places = self.loss_mask.places(batch)
+        return places if size is None else pooled(places, tuple(size))
 
     def assemble(self, trained: Any) -> nn.Module:
         """The model as users load it, around the given weights, without copying them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import uniform
 from ldm.networks.discriminator import PatchDiscriminator, adaptive_weight, hinge, smallest_side
+from ldm.training.loss_mask import mean_counted, mean_of_places
 
 PIXEL = ("mse", "l1")
 NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # the networks of LPIPS, with the smallest side of images they take
@@ -59,12 +60,16 @@ class VAELoss(nn.Module):
         for net in self._lpips:
             net.to(device)
 
-    def reconstruction(self, decoded: Tensor, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The pixel and perceptual part of the loss, and its figures to log."""
+    def reconstruction(
+        self, decoded: Tensor, images: Tensor, places: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The pixel and perceptual part of the loss, and its figures to log. `places` (B, 1, H, W) are weights of the
+        pixels; the perceptual part sees `shown`."""
         error = (decoded - images).square() if self.pixel == "mse" else (decoded - images).abs()
-        loss, logged = error.mean(), {}
+        loss, logged = mean_of_places(error, places), {}
         if self._lpips and min(images.shape[2:]) >= self.smallest_for_lpips:
-            logged["lpips"] = self._lpips[0](_rgb(decoded), _rgb(images)).float().mean()
+            each = self._lpips[0](_rgb(shown(decoded, images, places)), _rgb(images)).float()
+            logged["lpips"] = mean_counted(each.flatten(), places)
             loss = loss + self.perceptual * logged["lpips"]
         return loss, logged
 
@@ -106,6 +111,12 @@ class VAELoss(nn.Module):
         if not self.turns or not turns:
             return latents, images
         return torch.rot90(latents, turns, (2, 3)), torch.rot90(images, turns, (2, 3))
+
+
+def shown(decoded: Tensor, images: Tensor, places: Tensor | None) -> Tensor:
+    """What networks that judge whole images see of `decoded`: where nothing counts the image itself, so that these
+    places have a gradient of exactly 0."""
+    return decoded if places is None else images + places * (decoded - images)
 
 
 def lpips(net: str, channels: int, side: int) -> nn.Module:

@@ -18,7 +18,7 @@ from ldm.model.generate import sample_prior
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
-from ldm.training import vae_base
+from ldm.training import loss_mask, vae_base
 from ldm.training.auto.settle import settle_vae
 from ldm.training.prepared import Clock, PreparedRun, best_of, complete, open_folder, parameters_line, task_options
 from ldm.training.runs import best, resume
@@ -48,6 +48,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedRun:
     """Prepares a run from the data to the task: replaces `auto` in `config`, and saves it."""
     train, val = source.tables(cache_of(config) / "data")
+    loss_mask.check(config, (train, val))
     start = resume.start_of(folder)
     channels, (height, width) = train.preprocess.channels, train.images.shape[2:]
     recorded = resume.recorded(folder, start)
@@ -79,7 +80,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
         task,
         train,
         val,
-        columns=("image",),
+        columns=("image", *loss_mask.columns_of(config)),
         samples=SampleGrids(folder, sample, columns=2, every_n_steps=config["samples"]["every_n_steps"]),
         start=start,
         trains=trains,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.common.randomness import normal
+from ldm.diffusion.weighting import weighted_mean
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
+from ldm.training.loss_mask import mean_counted, mean_of_places
 from ldm.training.task import Task
-from ldm.training.vae_losses import VAELoss
+from ldm.training.vae_losses import VAELoss, shown
 
 
 class VAETask(Task):
@@ -58,22 +60,37 @@ class VAETask(Task):
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
         # Validation decodes the mode, since the latents that stage two gives to the decoder lie near it.
         latents = posterior.sample(noise) if training else posterior.mode()
+        places, kl = self.places(batch), posterior.kl()  # (B, 1, H, W) or None, (B, C, h, w)
+        mean_kl = mean_of_places(kl, self.places(batch, kl.shape[2:]))
         if training and terms.equivariance:
-            latents, images = terms.transformed(latents, images, network.factor, seed=self.seed, start=batch["start"])
+            latents, images, places = self._transformed(latents, images, places, batch["start"])
         decoded = network.decode(latents)
-        errors = (decoded - images).square().mean((1, 2, 3))  # (B,)
-        kl = posterior.kl()  # (B, C, h, w)
-        reconstruction, logged = terms.reconstruction(decoded, images)
-        loss = reconstruction if self.decoder_only else reconstruction + self.beta_now(training) * kl.mean()
-        logged |= {"loss": loss, "mse": errors.mean(), "psnr": psnr(errors).mean(), "kl": kl.mean()}
+        square = (decoded - images).square()
+        errors = square.mean((1, 2, 3)) if places is None else weighted_mean(square, places)  # (B,)
+        reconstruction, logged = terms.reconstruction(decoded, images, places)
+        loss = reconstruction if self.decoder_only else reconstruction + self.beta_now(training) * mean_kl
+        logged |= {"loss": loss, "mse": mean_counted(errors, places), "kl": mean_kl}
+        logged["psnr"] = mean_counted(psnr(errors), places)
         if network is self.average:
             logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         if terms.critic is not None and training and torch.is_grad_enabled():
             added, figures = terms.against_critic(
-                reconstruction, decoded, images, last_layer=network.last_layer, step=self.global_step
+                reconstruction,
+                shown(decoded, images, places),
+                images,
+                last_layer=network.last_layer,
+                step=self.global_step,
             )
             loss, logged = loss + added, logged | figures
         return loss, logged
+
+    def _transformed(
+        self, latents: Tensor, images: Tensor, places: Tensor | None, start: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Latents, images and the pixels' weights, all transformed alike by the criterion (`VAELoss.transformed`)."""
+        joined, channels = images if places is None else torch.cat([images, places], 1), images.shape[1]
+        latents, joined = self.criterion.transformed(latents, joined, self.trained.factor, seed=self.seed, start=start)
+        return latents, joined[:, :channels], None if places is None else joined[:, channels:]
 
     def beta_now(self, training: bool) -> float:
         """Beta at this step of training; in validation the full beta."""

@@ -262,6 +262,8 @@ def _value(key: str, value: Any, preprocess: Preprocess) -> Any:
         return preprocess.to_tensor(value)
     if key == "mask":
         return (value > 127).float()[:, None]  # (B, 1, H, W)
+    if key == "loss_mask":
+        return value.float()[:, None] / 255  # (B, 1, H, W)
     return value.long()
 
 

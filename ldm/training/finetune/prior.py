@@ -3,6 +3,7 @@
 Without them, a model that is trained on one object for long starts to generate it for every prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,19 @@ Device = torch.device | str | None
 
 
 def with_prior(
-    tables: Tables, model: LatentDiffusion, *, path: str | None, cache: Path, seed: int, device: Device = None
+    tables: Tables,
+    model: LatentDiffusion,
+    *,
+    path: str | None,
+    cache: Path,
+    seed: int,
+    device: Device = None,
+    white: Sequence[str] = (),
 ) -> Tables:
     """Training data with one more image for each line of the text file `path`; validation data stay the same.
 
-    The base generates the images on `device`, unless they are in the cache.
+    The base generates the images on `device`, unless they are in the cache. In the columns `white`, masks of the loss,
+    they are white: the loss counts everywhere.
     """
     if path is None:
         return tables
@@ -34,15 +43,16 @@ def with_prior(
     if "text" not in model.conditioner.inputs:
         raise UserError("prior_path holds prompts, which this base doesn't take: it was trained without captions.")
     train, val = tables
-    key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed)
+    key = data.hash_of("prior-1", train.key, hash_of(model), prompts, seed, *white)
 
     def make(folder: Path) -> dict[str, Table]:
         """The training table joined with images that the base generates from `prompts`."""
         print(f"the base generates {len(prompts)} images of {path}", flush=True)
         with temporarily_on(model, device):
             images = model(prompts, seed=seed, output="np").transpose(0, 3, 1, 2)  # (N, C, H, W)
-        names = [name for name in ("text", data.REPEATS) if name in train.columns]
+        names = [name for name in ("text", data.REPEATS, *white) if name in train.columns]
         new: dict[str, Column] = {"text": prompts, data.REPEATS: np.ones(len(prompts), np.int64)}
+        new |= {name: np.full((len(prompts), *images.shape[2:]), 255, np.uint8) for name in white}
         own = replace(train, columns={name: train.columns[name] for name in names})
         generated = replace(
             own,

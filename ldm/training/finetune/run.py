@@ -16,6 +16,7 @@ from ldm.data.storage.table import AUGMENT, Table
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
+from ldm.training import loss_mask
 from ldm.training.finetune import kinds as finetune_kinds
 from ldm.training.finetune.kind import Finetune
 from ldm.training.finetune.prior import with_prior
@@ -44,6 +45,8 @@ def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf |
             f"generated images can't be measured while {type(kind).__name__} trains, as they need "
             f"{', '.join(kind.needs)} too: leave out distance.n, and choose the best by checkpoint.best=val/loss."
         )
+    if config.get("loss_mask") and kind.task is not None:
+        raise UserError(f"loss_mask= can't be used with {type(kind).__name__}, whose loss has no places: leave it out.")
     with open_folder("ldm", f"{run_name(path)}-{kind.suffix}", config, job) as folder:
         if not folder.finished:
             complete(prepare(config, folder, kind, path), folder, config, clock, measure_of=measure_of)
@@ -59,8 +62,10 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     check_preprocess(tables[0], model)
     check_augmentation(tables[0], model, config)
     kind.check(model, tables)
+    loss_mask.check(config, tables)
     device, cache, seed = device_for(config), cache_of(config), config["seed"]
-    tables = with_prior(tables, model, path=config.get("prior_path"), cache=cache, seed=seed, device=device)
+    prior = {"path": config.get("prior_path"), "white": loss_mask.columns_of(config)}
+    tables = with_prior(tables, model, **prior, cache=cache, seed=seed, device=device)
     base = base_of(model, path, folder.model)
     depends_on = {"data": tables[0].key, "first_stage": encoder_hash(model.first_stage), "base": base["hash"]}
     start = resume.check(folder, config, depends_on, whole=lambda: model_hash(model.first_stage))
@@ -80,7 +85,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
         task,
         train,
         val,
-        columns=columns_for(train, (*model.conditioner.needs, *kind.needs)),
+        columns=columns_for(train, (*model.conditioner.needs, *kind.needs, *loss_mask.columns_of(config))),
         samples=SampleGrids(folder, lambda task: sample(task.model()), columns=4, every_n_steps=every, at_start=True),
         start=start,
         trains=f"{count} parameters train",

@@ -36,6 +36,7 @@ IMPLIED: dict[str, Any] = {
     "latents_dtype": "float32",
     "train": "all",
     "callbacks": [],
+    "unmasked_weight": 0.0,
     "distance": {"n": 0, "steps": 20, "features": "auto"},
 }
 

@@ -19,11 +19,13 @@ class Split(NamedTuple):
     counts: Tensor
 
 
-def by_quarter(values: Tensor, u: Tensor) -> Split:
-    """`values` (B,) split by the quarter of (0, 1) that `u` (B,) lies in. The host doesn't wait for the device."""
+def by_quarter(values: Tensor, u: Tensor, weights: Tensor | None = None) -> Split:
+    """`values` (B,), which count by their `weights` (B,), split by the quarter of (0, 1) that `u` (B,) lies in. The
+    host doesn't wait for the device."""
     inside = torch.arange(QUARTERS, device=u.device) == (u[:, None] * QUARTERS).floor()  # (B, 4)
     spread = values.detach().float()[:, None].expand(-1, QUARTERS)
-    return Split(spread.masked_fill(~inside, 0.0).sum(0), inside.float().sum(0))
+    counts = inside.float() if weights is None else inside * weights[:, None]
+    return Split((spread.masked_fill(~inside, 0.0) * counts).sum(0), counts.sum(0))
 
 
 class Means:
