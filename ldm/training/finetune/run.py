@@ -64,7 +64,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     kind.check(model, tables)
     loss_mask.check(config, tables)
     device, cache, seed = device_for(config), cache_of(config), config["seed"]
-    prior = {"path": config.get("prior_path"), "white": loss_mask.columns_of(config)}
+    prior: dict[str, Any] = {"path": config.get("prior_path"), "white": loss_mask.columns_of(config)}
     tables = with_prior(tables, model, **prior, cache=cache, seed=seed, device=device)
     base = base_of(model, path, folder.model)
     depends_on = {"data": tables[0].key, "first_stage": encoder_hash(model.first_stage), "base": base["hash"]}
