@@ -44,6 +44,7 @@ PLAIN = {
     "export": "ldm.commands.export",
     "compare": "ldm.commands.compare",
     "rebuild_ema": "ldm.commands.rebuild_ema",
+    "merge": "ldm.commands.merge",
     "demo": "ldm.commands.demo",
     "doctor": "ldm.commands.doctor",
 }
