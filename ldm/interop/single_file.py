@@ -149,7 +149,6 @@ def _whole(
     two = network.context_dim == 1024
     kind = prediction.of_file(tensors, declared, given.get("prediction"), path) or ("v" if two else "eps")
     parameterization, sampling = parameterizations.of_file(kind, tensors, declared, str(path))
-    sdxl_file.check_sigmas(tensors, parameterization, str(path))
     _check_rest(tensors, path)
     usual = sdxl_file.SIZE if is_xl else 768 if two and kind == "v" else 512
     declared_size = None if "size" in given else trainer_settings.size(declared, first_stage.factor, str(path))

@@ -19,11 +19,12 @@ ENDS = [("scaled_linear", 0.00085, 0.012), ("linear", 1e-4, 0.02), ("linear", 0.
         {"kind": "scaled_linear", "zero_terminal_snr": True},
     ],
 )
-def test_it_is_read_off_either_table_and_off_both(given):
+def test_it_is_read_off_any_table_and_off_several(given):
     wanted = Schedule(**given)
     one, other = {"betas": wanted.betas.float()}, {"alphas_cumprod": wanted.alphas_cumprod.float()}
-    for state in (one, other, one | other):
-        found = schedule(state, {}, "the file")
+    sigmas = {"denoiser.sigmas": wanted.sigmas.flip(0).float()}
+    for state in (one, other, one | other, sigmas, one | sigmas):
+        found = schedule(dict(state), {}, "the file")
         torch.testing.assert_close(found.sigmas[:-1], wanted.sigmas[:-1], rtol=1e-3, atol=1e-6)
 
 
@@ -52,6 +53,9 @@ B = STABLE.betas.float()
     [
         ({"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()}, {}, "holds two noise schedules"),
         ({"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()}, {}, "holds two noise schedules|neither"),
+        ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "by betas and by denoiser.sigmas"),
+        ({"betas": torch.tensor([0.1, 0.2, 0.3])}, {}, "neither linear nor scaled_linear"),
+        ({"denoiser.sigmas": STABLE.sigmas.float() * 2}, {}, "neither linear nor scaled_linear"),
         ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a row"),
         ({"betas": torch.zeros(0)}, {}, r"betas is float32 of shape \(0,\)"),
         ({"betas": torch.ones(1000, dtype=torch.int64)}, {}, "betas is int64"),

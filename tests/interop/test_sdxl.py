@@ -290,7 +290,7 @@ SIGMAS = ((1 / Schedule().alphas_cumprod - 1).sqrt()).float()
     [
         ({"denoiser.sigmas": SIGMAS}, None),
         ({"denoiser.sigmas": SIGMAS.flip(0).half()}, None),
-        ({"denoiser.sigmas": SIGMAS * 2}, "it holds denoiser.sigmas, which aren't"),
+        ({"denoiser.sigmas": SIGMAS * 2}, "its noise schedule is neither linear nor scaled_linear"),
         ({"conditioner.embedders.0.model.ln_final.bias": torch.zeros(2)}, "holds Stable Diffusion XL's refiner"),
         (
             {"conditioner.embedders.2.weight": torch.zeros(2)},

@@ -200,7 +200,7 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, declared, option
             {"edm_mean": T(MEANS), "edm_std": T(STDS)},
             "it holds edm_mean, edm_std, which isn't supported",
         ),
-        ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "it holds denoiser.sigmas"),
+        ("a.safetensors", {"denoiser.sigmas": T(MEANS)}, "neither linear nor scaled_linear"),
         ("a.safetensors", {"first_stage_model.scale_factor": T(0.2)}, "unexpected scale_factor"),
         ("a.safetensors", {"metadata": {"modelspec.prediction_type": "x0"}}, "prediction_type=x0: give prediction=eps"),
         ("a.ckpt", {"settings": {"scale_factor": [0.2]}}, "scaling_factor is '.0.2.'"),

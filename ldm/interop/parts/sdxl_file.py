@@ -17,7 +17,6 @@ TEXT = "conditioner.embedders."
 SIZE = 1024
 FEATURES = 256
 _REFINER = f"{TEXT}0.model."
-_SIGMAS = "denoiser.sigmas"
 ACTIVATIONS = ("quick_gelu", "gelu")  # of the two encoders; no file declares them
 
 
@@ -30,21 +29,6 @@ def refuse_refiner(names: Iterable[str], where: str) -> None:
     """Raises UserError for the refiner of Stable Diffusion XL."""
     if any(name.startswith(_REFINER) for name in names):
         raise UserError(f"{where} holds Stable Diffusion XL's refiner ({_REFINER}), which can't be represented here.")
-
-
-def check_sigmas(state: dict[str, Tensor], parameterization: Any, where: str) -> None:
-    """Removes the table of noise levels from `state`. Raises UserError if it isn't the table of the
-    parameterization."""
-    table = state.pop(_SIGMAS, None)
-    schedule = getattr(parameterization, "schedule", None)
-    if table is None:
-        return
-    abar = 1 / (1 + table.double().flatten() ** 2)
-    own = torch.empty(0) if schedule is None else schedule.alphas_cumprod.double()
-    if len(own) != len(abar) or not torch.allclose(abar.sort().values, own.sort().values, rtol=2e-2, atol=1e-4):
-        raise UserError(
-            f"{where} can't be represented here: it holds {_SIGMAS}, which aren't its schedule's noise levels."
-        )
 
 
 def conditioner(

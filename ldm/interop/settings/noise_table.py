@@ -1,4 +1,4 @@
-"""The noise schedule of a CompVis checkpoint, from its table of betas, of alpha-bars, or both."""
+"""The noise schedule of a single file, from its tables of betas, of alpha-bars, or of sigmas (SDXL)."""
 
 import itertools
 import logging
@@ -14,7 +14,12 @@ from ldm.diffusion import Schedule
 from ldm.interop.files.declared import each_setting
 
 log = logging.getLogger("ldm")
-_TABLES = ("betas", "alphas_cumprod")
+SIGMAS = "denoiser.sigmas"  # of Stability AI's generative-models, in either order
+_TABLES = {  # our names for a checkpoint's tables, and how near ours must be, relatively and absolutely
+    "betas": ("betas", 1e-4, 2e-7),
+    "alphas_cumprod": ("alphas_cumprod", 1e-3, 1e-7),
+    SIGMAS: ("sigmas", 1e-3, 0.0),
+}
 _USUAL = (  # Stable Diffusion, DDPM, latent diffusion
     ("scaled_linear", 0.00085, 0.012),
     ("linear", 1e-4, 0.02),
@@ -38,6 +43,9 @@ def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) 
     """
     zero = state.pop("ztsnr", None) is not None
     tables = {name: _checked(state[name], name, where) for name in _TABLES if name in state}
+    if SIGMAS in tables:
+        tables[SIGMAS] = tables[SIGMAS].sort().values
+        state.pop(SIGMAS)
     if not tables:
         _refuse_settings(declared, where)
         return Schedule(zero_terminal_snr=zero)
@@ -49,7 +57,7 @@ def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) 
             kind, start, end, timesteps=len(next(iter(tables.values()))), zero_terminal_snr=zero or found[1]
         )
     if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
-        raise UserError(f"{where} holds two noise schedules, by betas and by alphas_cumprod: remove the wrong one.")
+        raise UserError(f"{where} holds two noise schedules, by {' and by '.join(tables)}: remove the wrong one.")
     raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
 
 
@@ -78,17 +86,20 @@ def _candidates(tables: Mapping[str, Tensor]) -> Iterator[Found]:
 def _betas(tables: Mapping[str, Tensor]) -> list[float]:
     if "betas" in tables:
         return tables["betas"].double().tolist()
-    abar = tables["alphas_cumprod"].double()
+    abar = tables["alphas_cumprod"].double() if "alphas_cumprod" in tables else 1 / (1 + tables[SIGMAS].double() ** 2)
     return (1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])).nan_to_num().tolist()
 
 
 def _is_of(found: Found, name: str, table: Tensor) -> bool:
     """Whether a table is that of a schedule, to the precision in which it is stored."""
     (kind, start, end), zero = found
-    ours = getattr(Schedule(kind, start, end, timesteps=len(table), zero_terminal_snr=zero), name)
+    own_name, relative, absolute = _TABLES[name]
+    try:
+        ours = getattr(Schedule(kind, start, end, timesteps=len(table), zero_terminal_snr=zero), own_name)
+    except UserError:  # of so few timesteps it would be none
+        return False
     rounding = torch.finfo(table.dtype).eps
-    close = {"betas": (max(1e-4, rounding), 2e-7), "alphas_cumprod": (max(1e-3, rounding), 1e-7)}[name]
-    return torch.allclose(ours, table.double(), rtol=close[0], atol=close[1])
+    return torch.allclose(ours, table.double(), rtol=max(relative, rounding), atol=absolute)
 
 
 def unread(declared: Mapping[str, Any]) -> list[str]:
@@ -102,8 +113,9 @@ def unread(declared: Mapping[str, Any]) -> list[str]:
 
 
 def warn_of_unused(state: dict[str, Tensor], kind: str, where: str) -> None:
-    """Warns of tables and of the marker `ztsnr`, which is removed from `state`, in a model without timesteps."""
-    marker = [name for name in ("ztsnr",) if state.pop(name, None) is not None]
+    """Warns of tables and of the marker `ztsnr` in a model without timesteps. The marker, and a table that no other
+    reader of the file knows, are removed from `state`."""
+    marker = [name for name in ("ztsnr", SIGMAS) if state.pop(name, None) is not None]
     if idle := [*marker, *(name for name in _TABLES if name in state)]:
         log.warning(
             "%s: its %s isn't used: the model predicts %s, over all noise levels", where, " and ".join(idle), kind
