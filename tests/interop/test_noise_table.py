@@ -54,7 +54,7 @@ B = STABLE.betas.float()
         ({"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()}, {}, "holds two noise schedules"),
         ({"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()}, {}, "holds two noise schedules|neither"),
         ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "by betas and by denoiser.sigmas"),
-        ({"betas": torch.tensor([0.1, 0.2, 0.3])}, {}, "neither linear nor scaled_linear"),
+        ({"betas": torch.tensor([0.1, 0.25, 0.3])}, {}, "neither linear nor scaled_linear"),
         ({"denoiser.sigmas": STABLE.sigmas.float() * 2}, {}, "neither linear nor scaled_linear"),
         ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a row"),
         ({"betas": torch.zeros(0)}, {}, r"betas is float32 of shape \(0,\)"),
