@@ -180,3 +180,10 @@ def test_folders_of_programs_are_no_classes_even_if_folders_are(tmp_path):
     train, _ = tables(root, classes=True)
     assert list(train.classes) == ["cat", "dog", "thumbs"]
     assert list(facts(root).left_out) == ["cat/@eaDir/0.png/THUMB.jpg"]
+
+
+def test_classes_within_folders_of_dates_are_named(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("2023-05-12/cat", "2023-05-12/dog", "2023-06-12/cat"))
+    assert not tables(root)[0].classes
+    assert "data.classes=last those inside, cat, dog)" in facts(root).asides[0]
+    assert tables(root, classes="last")[0].classes == ("cat", "dog")

@@ -89,6 +89,13 @@ def test_tables_by_another_name_are_reported(tmp_path, content, is_table):
     assert (message in " ".join(facts(root).notes)) == is_table
 
 
+@pytest.mark.parametrize("line", ["images/0.png", "0.png 3", "0.jpg: a cat on a mat", "0.png,cat"])
+def test_lists_of_images_are_reported(tmp_path, line):
+    lay_out(tmp_path / "d", "images/0.png", "images/1.png")
+    (tmp_path / "d" / "train.txt").write_text(f"{line}\n")
+    assert f"train.txt looks like a list of images ({line})" in notes(tmp_path / "d")
+
+
 def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("instance_images", "class_images"))
     found = tables(root)

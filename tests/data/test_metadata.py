@@ -402,3 +402,11 @@ def test_where_a_name_is_found_the_others_are_missing(tmp_path):
 def test_a_table_of_tabs(tmp_path):
     (images(tmp_path) / "metadata.tsv").write_text("file_name\ttext\tlabel\n0.png\ta cat, sitting\t3\n")
     assert [(row.image, row.text, row.label) for row in found(tmp_path)[0]] == [("0.png", "a cat, sitting", 3)]
+
+
+def test_several_labels_of_one_image_are_reported(tmp_path):
+    rows = [("0.png", "cat"), ("0.png", "dog"), ("1.png", "cat"), ("1.png", "cat")]
+    describe(images(tmp_path), *({"file_name": name, "label": label} for name, label in rows))
+    assert found(tmp_path)[1].warnings == [
+        "1 image has several labels in the metadata, and is a sample of each (0.png: cat, dog)"
+    ]

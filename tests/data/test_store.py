@@ -140,3 +140,12 @@ def test_runs_and_caches_in_the_folder_of_the_images_are_no_data(tmp_path):
     found = tables(root)
     assert names(found) == ["0.png", "1.png", "2.png", "mine/checkpoints/3.png"] and len(before) == 2
     assert "aren't read as data: runs/cache, runs/vae/a" in " ".join(facts(root).asides)
+
+
+def test_placeholders_of_icloud_and_links_to_nothing_are_named(tmp_path):
+    root = lay_out(tmp_path / "d", "0.png", "1.png", "2.png", ".3.heic.icloud", ".tmp.driveupload/4.png")
+    (root / "5.png").symlink_to(tmp_path / "nowhere.png")
+    tables(root, max_bad_share=0.5)
+    about = facts(root)
+    assert "not downloaded from iCloud" in about.left_out[".3.heic.icloud"] and len(about.left_out) == 1
+    assert about.bad == {"5.png": "is a link to a missing file"}

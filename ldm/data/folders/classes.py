@@ -58,7 +58,11 @@ def classes_of(
     if wanted or known:
         return names
     if kind := _storage_kind(paths, steps, distinct):
-        findings.remark(f"folders {kind} aren't classes: {examples(distinct)} (data.classes=true reads them as such)")
+        message = f"folders {kind} aren't classes: {examples(distinct)} (data.classes=true reads them as such"
+        inner = {posixpath.basename(posixpath.dirname(path)) for path in paths} - {*distinct}
+        is_nested = len(inner) > 1 and not any(map(is_storage_folder, inner))
+        others = f", data.classes=last those inside, {examples(sorted(inner))}" if is_nested else ""
+        findings.remark(f"{message}{others})")
         return [None] * len(paths)
     all_in_folders = bool(distinct) and None not in names
     if all_in_folders and all(map(_PART.fullmatch, distinct)):

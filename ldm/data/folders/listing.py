@@ -75,8 +75,10 @@ class _Listing:
             without = [sample for sample in found if not sample.text and not sample.caption]
             find_captions(without, self.store, self.findings, self.columns["text"])
             report_unread_captions([sample for sample in found if sample.text], self.store, self.findings)
-        if "label" in self.columns and all(sample.label is None for sample in found):
-            self._classify_described(found)
+        if "label" in self.columns:
+            self._report_several_labels(found)
+            if all(sample.label is None for sample in found):
+                self._classify_described(found)
         return found
 
     def _from_files(self, paths: Sequence[str], excluded: Mapping[str, str]) -> list[Sample]:
@@ -155,6 +157,16 @@ class _Listing:
         if None not in names and 1 < len(distinct) <= len(found) // 2:
             message = f"the folders {examples(distinct)} aren't read as classes, as there are metadata without labels"
             self.findings.remark(f"{message}: data.classes=true reads them")
+
+    def _report_several_labels(self, found: Sequence[Sample]) -> None:
+        """Warns of images with several labels: a sample has one."""
+        labels: dict[str, set[str]] = {}
+        for sample in found:
+            labels.setdefault(sample.image, set()).add(str(sample.label))
+        if several := [f"{image}: {', '.join(sorted(names))}" for image, names in labels.items() if len(names) > 1]:
+            count = plural(len(several), "image") + (" has" if len(several) == 1 else " have")
+            message = f"{count} several labels in the metadata, and is a sample of each ({examples(several, 2)})"
+            self.findings.warn(message if len(several) == 1 else message.replace("and is a", "and each is a"))
 
     def _name_by_folder(self, sample: Sample, name: str) -> None:
         """The folder's name as the caption, or as the class where captions aren't wanted."""

@@ -249,7 +249,8 @@ def _read(store: Store, path: str) -> bytes:
     try:
         return store.read(path)
     except (KeyError, FileNotFoundError):
-        raise BadImage("doesn't exist") from None
+        is_link = path in store.entries
+        raise BadImage("is a link to a missing file" if is_link else "doesn't exist") from None
     except Exception as error:  # a zip's members fail in many ways
         raise BadImage(f"can't be read ({error})") from None
 

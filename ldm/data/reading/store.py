@@ -22,7 +22,7 @@ _METHODS: dict[int, object] = {9: "Deflate64, Windows' own", 93: "Zstandard", 95
 _HIDDEN_JUNK = re.compile(
     r"\._.*|\.ds_store|\.(git|svn|hg|cache|venv|conda|tox|idea|vscode|config|local|npm|thumb.*|@.*|d?trash.*|nfs.*|fuse.*)"
     r"|\.(appledouble|spotlight.*|fseventsd|documentrevisions.*|temporaryitems|ipynb_checkpoints|__.*|st(folder|versions)"
-    r"|sync|dropbox.*|snapshots?|picasa.*\.ini|directory|huggingface|hydra|ruff_cache|pytest_cache|mypy_cache)",
+    r"|sync|tmp\.drive(up|down)load|dropbox.*|snapshots?|picasa.*\.ini|directory|huggingface|hydra|ruff_cache|pytest_cache|mypy_cache)",
     re.IGNORECASE,
 )
 

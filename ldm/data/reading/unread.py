@@ -55,8 +55,11 @@ _STARTS = {
 _KNOWN = frozenset((*IMAGES, *UNREADABLE, *TABLES, ".txt", ".caption", ".cap", ".xml", ".html", ".npz", ".db", ".ovr"))
 _HEAD, _LOOKED_AT = 132, 16  # bytes of a file; endings, and files of each
 _BACKUP = re.compile(r"\.(jpe?g|png|tiff?|webp|gif|bmp|heic)(_original|~)|\.(bak|orig|old)")  # exiftool's, editors'
+_ICLOUD = ".icloud"  # .IMG_1.heic.icloud stands for a file that is only in the cloud
 _NO_DATA = re.compile(
-    r"(readme|licen[sc]e|copying|citation|notice|changelog|thumbs\.db|desktop\.ini|manifest)\b.*", re.I
+    r"(readme|licen[sc]e|copying|citation|notice|changelog|(eh)?thumbs(_vista)?\.db|desktop\.ini|manifest"
+    r"|zbthumbnail\.info|picasa\.ini)\b.*|icon\r",
+    re.I,
 )
 
 
@@ -64,6 +67,8 @@ def report_unreachable(store: Store, findings: Findings) -> None:
     """Reports what the store can't read: hidden images, what isn't a regular file, and folders without permission."""
     findings.left_out |= {path: reason for path, reason in store.passed.items() if not is_junk(path)}
     hidden = [path for path in store.hidden if is_image(path) and not is_junk(path)]
+    waiting = [path for path in store.hidden if ending(path) == _ICLOUD]
+    findings.leave_out(waiting, "not downloaded from iCloud: download them in Finder or by brctl download")
     findings.leave_out(hidden, "hidden, as the name of the file or of a folder begins with a dot: rename it")
     if store.own:
         findings.remark(f"runs and caches of ldm in the folder aren't read as data: {examples(sorted(store.own))}")

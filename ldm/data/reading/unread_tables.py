@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ldm.common.errors import UserError
 from ldm.data.reading.findings import Findings, examples
-from ldm.data.reading.paths import ending
+from ldm.data.reading.paths import ending, is_image
 from ldm.data.reading.rows import image_column
 from ldm.data.reading.store import Store
 
@@ -15,21 +15,31 @@ _LARGE = 2**24  # bytes
 
 
 def report_tables(store: Store, paths: Sequence[str], findings: Findings) -> None:
-    """Warns of files whose first line names columns like those of metadata.csv: Flickr's captions.txt, say."""
+    """Warns of files whose first line names an image (train.txt), or columns like those of metadata.csv: Flickr's
+    captions.txt, say."""
     for path in [path for path in paths if ending(path) in _KINDS and path not in findings.unread][:_LOOKED_AT]:
-        columns = _columns(store, path)
-        if len(columns) > 1 and image_column(columns):
+        first = _first_line(store, path)
+        columns = [name.strip().strip('"') for name in re.split(r"[,;\t|]", first)]
+        if _names_image(first):
+            message = f"{path} looks like a list of images ({first[:60]}), which isn't read"
+            findings.warn(f"{message}: metadata.csv can say the same in columns file_name, split, text and label")
+        elif len(columns) > 1 and image_column(columns):
             message = f"{path} looks like a table of images (its columns: {examples(columns, 4)})"
             findings.warn(
                 f"{message}: to read it, rename it to metadata.csv and put it beside the images that it lists"
             )
 
 
-def _columns(store: Store, path: str) -> list[str]:
+def _first_line(store: Store, path: str) -> str:
+    """The first line of a file; empty for a large one, and for one that isn't text."""
     if store.entries[path][0] > _LARGE:
-        return []
+        return ""
     try:
-        first = store.text(path).split("\n", 1)[0]
+        return store.text(path).split("\n", 1)[0].strip()
     except UserError:
-        return []
-    return [name.strip().strip('"') for name in re.split(r"[,;\t|]", first)]
+        return ""
+
+
+def _names_image(line: str) -> bool:
+    """Whether a line begins with an image's name, perhaps followed by a label or a caption."""
+    return is_image(re.split(r"[\s,;:|]", line)[0])
