@@ -17,6 +17,7 @@ from ldm.images import grid, save_png, to_pil8
 from ldm.model.cascade import check_fit, enlarge
 from ldm.model.computing import coding, computed_in, device
 from ldm.model.generate import sample_prior
+from ldm.model.inputs import prompts_of
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
@@ -27,14 +28,19 @@ _SAMPLING = (
     *("sampler", "steps", "guidance", "interval", "rescale", "spacing", "shift", "eta", "variance", "clip"),
     *("order", "variant", "autoguidance"),
 )
-_STAGE_TWO = ("prompt", "prompts_file", "negative", "labels", "map", "image", "mask", "embed_image", "control", "then")
+_STAGE_TWO = (
+    *("prompt", "prompts_file", "prompt_2", "negative", "labels", "map", "image", "mask", "embed_image", "control"),
+    "then",
+)
 _IMAGES = ("image", "mask", "pad", "map")
 _FRAME = ("original_size", "crop", "target_size")
+# What is negative, by its name in Python
+_NEGATIVE = {"negative": "prompt", "negative_2": "prompt_2", **{f"negative_{name}": name for name in _FRAME}}
 # What the PNGs say of an image beside how it was sampled, in this order.
 _RECORDED = (
     *("negative", "image", "mask", "strength", "pad", "map", "embed_image", "then", "autoguide", "lora", "decoder"),
     *("control", "control_scale", "control_start", "control_end", "control_image", "control_from"),
-    *_FRAME,
+    *("prompt_2", "negative_2", *_FRAME, *(f"negative_{name}" for name in _FRAME)),
 )
 Generated = tuple[
     Tensor, list[str], dict[str, Any]
@@ -152,6 +158,8 @@ def _from_prior(vae: Any, config: Mapping[str, Any]) -> Generated:
 def _from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> Generated:
     """`n` images for each prompt or label."""
     conditions = _prompts_or_labels(config)
+    if config["prompt_2"] is not None:
+        conditions["text"] = prompts_of(model, conditions.get("text"), config["prompt_2"])
     options = {key: config[key] for key in _SAMPLING if config.get(key) is not None}
     if config["autoguide"]:
         model.load_autoguide(find_run("ldm", config["autoguide"], config["runs_dir"]))
@@ -163,7 +171,7 @@ def _from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> Generated:
     images = model.generate_for(
         conditions | image_conditions,
         config["n"],
-        negative=config["negative"],
+        negative={name: config[key] for key, name in _NEGATIVE.items() if config[key] is not None},
         seed=config["seed"],
         size=config["size"],
         batch_size=config["batch_size"],
@@ -174,7 +182,11 @@ def _from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> Generated:
     if config["then"]:
         images = _enlarged(model, images, conditions, config)
     prompts = next(iter(conditions.values()), [""])
-    captions = [str(prompt) for prompt in prompts for _ in range(len(images) // len(prompts))]
+    captions = [
+        str(prompt[0] if isinstance(prompt, tuple) else prompt)
+        for prompt in prompts
+        for _ in range(len(images) // len(prompts))
+    ]
     recorded = {key: config[key] for key in _RECORDED if config[key] is not None}
     return images.cpu(), captions, {**model.sampling, **options, **recorded, **computed_in(model)}
 
@@ -245,7 +257,8 @@ def _enlarged(
     repeated = {}
     for column, values in conditions.items():
         if column in larger.conditioner.inputs:
-            repeated[column] = [value for value in values for _ in range(config["n"])]
+            first = [value[0] if isinstance(value, tuple) else value for value in values]
+            repeated[column] = [value for value in first for _ in range(config["n"])]
     options = {"seed": config["seed"], "batch_size": config["batch_size"]}
     return enlarge(larger, images, repeated, config["noise_level"], **options)
 

@@ -108,8 +108,11 @@ class Conditioner(nn.Module):
         return self(self.null_batch(n, size))
 
     def null_batch(self, n: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """A prepared batch of null values: see `null`."""
-        return {part.column: _to(part.null_sized(n, size), self.device) for part in self.parts.values()}
+        """A batch of null values for `prepare`: see `null`."""
+        batch: dict[str, Any] = {}
+        for part in self.parts.values():
+            batch |= {key: _to(value, self.device) for key, value in part.null_inputs(n, size).items()}
+        return batch
 
     def check(self, given: Iterable[str]) -> None:
         """Raises UserError for names of conditions that this model doesn't have."""
@@ -130,7 +133,7 @@ class Conditioner(nn.Module):
             named = [key for key in part.inputs if key in given]
             batch |= {key: _to(part.parse(given[key]), self.device) for key in named}
             if not named:
-                batch[part.column] = _to(part.null_sized(n, size), self.device)
+                batch |= {key: _to(value, self.device) for key, value in part.null_inputs(n, size).items()}
         return batch
 
     def examples(self, batch: Mapping[str, Any], seed: int = 0) -> dict[str, list]:

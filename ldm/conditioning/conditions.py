@@ -2,8 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,9 @@ Scale = float | Mapping[str, float]
 class Conditions:
     """The conditions of `count` images.
 
-    `batch` has their columns before `Conditioner.prepare`, and `null` those of the unconditional or negative
-    counterpart after it. `conditional` are the columns in which the two differ.
+    `batch` has their columns and `null` those of the unconditional or negative counterpart, both before
+    `Conditioner.prepare`. `conditional` are the columns in which the two differ, and `guided` those of them that are
+    guided though their condition doesn't follow guidance: those with negative values, such as negative sizes.
     """
 
     conditioner: Conditioner
@@ -37,6 +38,7 @@ class Conditions:
     null: dict[str, Any]
     conditional: frozenset[str]
     count: int
+    guided: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     def take(self, rows: Tensor) -> "Conditions":
         """The conditions of some of the images, by their indices `rows`."""
@@ -65,21 +67,31 @@ class Conditions:
         out. D_{1..k}, with all conditions together, is evaluated as it was trained. Each different scale costs an
         evaluation of the network, and D_0 another one unless the smallest scale is 1.
         """
-        position = send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner.device)
-        batch = self.conditioner.prepare(self.batch | {"position": position}, encode, 0)
         scales = self._scales(guidance)
         levels = sorted({scale for scale in scales.values() if scale != 0})
-        if not levels:
-            return Terms(self._cond(batch, set()))
-        others = [(self._cond(batch, set()), 1 - levels[0])] if levels[0] != 1 else []
+        known: list[tuple[set[str], float]] = []  # the columns of each further term, and its weight
+        if levels and levels[0] != 1:
+            known.append((set(), 1 - levels[0]))
         for level, after in itertools.pairwise(levels):
-            others.append((self._cond(batch, _up_to(level, scales)), level - after))
-        return Terms(self._cond(batch, _up_to(levels[-1], scales)), tuple(others))
+            known.append((_up_to(level, scales), level - after))
+        every = _up_to(levels[-1], scales) if levels else set()
+        batch, null = self._prepared(encode, seeds, min([*(columns for columns, _ in known), every], key=len))
+        others = tuple((self._cond(batch, null, columns), weight) for columns, weight in known)
+        return Terms(self._cond(batch, null, every), others)
+
+    def _prepared(self, encode: EncodeFn, seeds: Sequence[int], fewest: set[str]) -> tuple[dict, dict]:
+        """Both batches as the conditioner reads them, the null one as far as terms of at least the columns `fewest`
+        need it: null may have to be encoded."""
+        position = {"position": send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner.device)}
+        missing = {part.column for part in self.conditioner.parts.values()} - fewest - self.null.keys()
+        null = self.conditioner.prepare(self.null | position, encode, 0) if missing else self.null
+        return self.conditioner.prepare(self.batch | position, encode, 0), null
 
     def _scales(self, guidance: Scale) -> dict[str, float]:
         """The scale of each column that is conditional."""
         check_guidance(guidance)
-        guided = {part.column: part.follows_guidance for part in self.conditioner.parts.values()}
+        parts = self.conditioner.parts.values()
+        guided = {part.column: part.follows_guidance or part.column in self.guided for part in parts}
         if not isinstance(guidance, Mapping):
             scales = {column: float(guidance) if is_guided else 1.0 for column, is_guided in guided.items()}
         else:
@@ -88,10 +100,10 @@ class Conditions:
                 scales |= dict.fromkeys(self.conditioner.columns(name), float(scale))
         return {column: scale for column, scale in scales.items() if column in self.conditional}
 
-    def _cond(self, batch: Mapping[str, Any], conditional: set[str]) -> Cond:
+    def _cond(self, batch: Mapping[str, Any], null: Mapping[str, Any], conditional: set[str]) -> Cond:
         """The condition with the columns `conditional`, and the null values of the others."""
         columns = {part.column for part in self.conditioner.parts.values()}
-        return self.conditioner({c: batch[c] if c in conditional else self.null[c] for c in columns})
+        return self.conditioner({c: batch[c] if c in conditional else null[c] for c in columns})
 
 
 def _up_to(level: float, scales: Mapping[str, float]) -> set[str]:
@@ -103,16 +115,18 @@ def conditions_of(
     conditioner: Conditioner,
     given: Mapping[str, list],
     n: int = 1,
-    negative: str | Sequence[str] | None = None,
+    negative: str | Sequence[str] | Mapping[str, list] | None = None,
     size: tuple[int, int] | None = None,
 ) -> Conditions:
     """The conditions of `n` images for each entry of the lists in `given`, by name. `size` is (height, width).
 
-    `negative` replaces the null caption. Raises UserError for a condition that the model doesn't have, and for lists of
-    different lengths. Words that the text encoder doesn't read are listed in a warning.
+    `negative` replaces null values: captions, or lists by column with one entry for all images or one for each. Raises
+    UserError for a condition that the model doesn't have, and for lists of different lengths. Words that the text
+    encoder doesn't read are listed in a warning.
     """
     conditioner.check(given)
     most = max(map(len, given.values()), default=1)
+    _check_prompts(conditioner, given.get("text", ()))
     given = {k: list(v) * most if k in ONE_FOR_ALL and len(v) == 1 else v for k, v in given.items()}
     lengths = {len(values) for values in given.values()}
     if len(lengths) > 1:
@@ -125,13 +139,16 @@ def conditions_of(
     batch = take(batch, torch.arange(count // n).repeat_interleave(n))
     null = conditioner.null_batch(count, size)
     conditional = {part.column for part in conditioner.parts.values() if any(key in given for key in part.inputs)}
-    if negative is not None:
-        null |= {"text": _negatives(conditioner, negative, count, size)}
-        conditional.add("text")
-    prompts = [*given.get("text", ()), *(null["text"] if negative is not None else ())]
-    for sentence in sentences(conditioner, (replace_surrogates(str(prompt)) for prompt in prompts)):
+    if not isinstance(negative, Mapping):
+        texts = [negative] if isinstance(negative, str) else negative
+        negative = {} if texts is None else {"text": list(texts)}
+    for column, values in negative.items():
+        null[column] = _negatives(conditioner, column, values, count=count, size=size)
+    prompts = [*given.get("text", ()), *(null["text"] if "text" in negative else ())]
+    for sentence in sentences(conditioner, map(replace_surrogates, _texts(prompts))):
         log.warning(sentence)
-    return Conditions(conditioner, batch, null, conditional=frozenset(conditional), count=count)
+    columns = frozenset(conditional | negative.keys())
+    return Conditions(conditioner, batch, null, conditional=columns, count=count, guided=frozenset(negative))
 
 
 def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
@@ -141,10 +158,23 @@ def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     }
 
 
-def _negatives(
-    conditioner: Conditioner, negative: str | Sequence[str], count: int, size: tuple[int, int] | None
-) -> list[str]:
-    texts = [negative] if isinstance(negative, str) else list(negative)
-    if len(texts) not in (1, count):
-        raise UserError(f"{len(texts)} negative prompts for {count} images: give one, or one for each image.")
-    return conditioner.parse({"text": texts * (count // len(texts))}, size)["text"]
+def _negatives(conditioner: Conditioner, column: str, values: list, *, count: int, size: tuple[int, int] | None) -> Any:
+    if len(values) not in (1, count):
+        what = "prompts" if column == "text" else f"values of {column}"
+        raise UserError(f"{len(values)} negative {what} for {count} images; give one, or one an image.")
+    return conditioner.parse({column: values * (count // len(values))}, size)[column]
+
+
+def _check_prompts(conditioner: Conditioner, prompts: Iterable[Any]) -> None:
+    """Refuses a prompt for each text encoder where there aren't several."""
+    several = any(part.prompts > 1 for part in conditioner.parts.values())
+    if not several and any(isinstance(prompt, tuple) for prompt in prompts):
+        raise UserError(
+            "a tuple of prompts is for models of several text encoders; this one reads one prompt an image."
+        )
+
+
+def _texts(prompts: Iterable[Any]) -> Iterator[str]:
+    """Every prompt, also where there is another one for each text encoder."""
+    for prompt in prompts:
+        yield from map(str, prompt) if isinstance(prompt, tuple) else [str(prompt)]

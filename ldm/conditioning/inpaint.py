@@ -14,17 +14,22 @@ from ldm.conditioning.random_masks import random_masks
 from ldm.networks import Cond
 
 MASKS = ("random", "data")
+SHARE, STABLE = LAYOUTS = ("share", "stable_diffusion")
 
 
 @register
 class Inpaint(Part):
     """Mask and masked image, concatenated with the latent (Rombach et al. 2022, section 4.5; Stable Diffusion).
 
-    Masked pixels are made grey and the image is encoded by the first stage; latents whose pixels are all masked are set
-    to 0. The result is (B, 1 + latent_channels, h, w), where the first channel is the share of masked pixels. This is
-    the only call of the first stage in the training loop of stage two. `masks` are "random" boxes and strokes, or
-    "data", the column `mask` of the data. The null condition is a mask of everything, so that the model also generates
-    whole images. `latent_channels`, `factor` and `size` are derived from the first stage and the data.
+    Masked pixels are made grey and the image is encoded by the first stage. The result is (B, 1 + latent_channels, h,
+    w), where the first channel is the mask's. This is the only call of the first stage in the training loop of stage
+    two. In the `layout` "share" the mask's channel is the share of masked pixels, and latents whose pixels are all
+    masked are set to 0. In "stable_diffusion", which Stable Diffusion's inpainting models and diffusers' pipelines
+    have, it is 1 where the first pixel of a latent is masked, else 0, and masked latents are those of grey.
+
+    `masks` are "random" boxes and strokes, or "data", the column `mask` of the data. The null condition is a mask of
+    everything, so that the model also generates whole images. `latent_channels`, `factor`, `size` and the images'
+    `channels` are derived from the first stage and the data.
     """
 
     column = "masked"
@@ -38,8 +43,15 @@ class Inpaint(Part):
         size: list[int] | None = None,
         masks: str = "random",
         drop_prob: float = 0.05,
+        layout: str = SHARE,
+        channels: int = 3,
     ):
         super().__init__(drop_prob)
+        if layout not in LAYOUTS:
+            raise UserError(
+                f"layout={layout} isn't a choice; take {' or '.join(LAYOUTS)}.{did_you_mean(layout, LAYOUTS)}"
+            )
+        self.layout, self.channels = layout, channels
         if masks not in MASKS:
             raise UserError(f"masks={masks} is unknown: give random or data.{did_you_mean(masks, MASKS)}")
         self.latent_channels, self.factor = latent_channels, factor
@@ -50,8 +62,9 @@ class Inpaint(Part):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The size (height, width) of the data's images."""
-        return {"size": list(table.images.shape[2:])}
+        """The size (height, width) of the data's images, and for Stable Diffusion's layout their channels."""
+        channels = {"channels": int(table.images.shape[1])} if options.get("layout") == STABLE else {}
+        return {"size": list(table.images.shape[2:]), **channels}
 
     @classmethod
     def derive_latent(cls, first_stage: Any, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,9 +83,18 @@ class Inpaint(Part):
             mask = random_masks(seed, batch["position"], (image.shape[2], image.shape[3]))
         else:
             mask = batch["mask"]
-        share = F.avg_pool2d(mask, self.factor)  # (B, 1, h, w)
         latents = encode(image * (1 - mask))  # (B, C, h, w)
-        return torch.cat([share, latents * (share < 1)], 1)
+        if self.layout == STABLE:
+            return self._with_grey(torch.cat([mask[..., :: self.factor, :: self.factor], latents], 1), image, encode)
+        share = F.avg_pool2d(mask, self.factor)  # (B, 1, h, w)
+        return torch.cat([share, latents * (share < 1)], 1)  # (B, 1 + C, h, w)
+
+    def _with_grey(self, values: Tensor, image: Tensor, encode: EncodeFn) -> Tensor:
+        """With the latents of grey after them, (B, 1 + 2 C, h, w), which dropped samples have, if any are dropped."""
+        if not self.drop_prob:
+            return values
+        grey = encode(torch.zeros_like(image[:1])).expand(len(values), -1, -1, -1)
+        return torch.cat([values, grey], 1)
 
     def example(self, batch: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """The batch's images with its masks, or with random ones, decided by (seed, position)."""
@@ -90,19 +112,38 @@ class Inpaint(Part):
         """Masks of everything (n, 1 + C, h, w), for the size of the training data."""
         return self.null_sized(n, None)
 
-    def null_sized(self, n: int, size: tuple[int, int] | None) -> Tensor:
-        """Masks of everything (n, 1 + C, h, w), for images of `size` (height, width)."""
+    def null_inputs(self, n: int, size: tuple[int, int] | None) -> dict[str, Any]:
+        """In Stable Diffusion's layout a grey image and its mask, from which `prepare` makes the null values."""
+        if self.layout != STABLE:
+            return super().null_inputs(n, size)
+        height, width = self._sides(size)
+        return {"image": torch.zeros(n, self.channels, height, width), "mask": torch.ones(n, 1, height, width)}
+
+    def _sides(self, size: tuple[int, int] | None) -> tuple[int, int]:
         size = size or self.size
         if size is None:
             raise UserError("the image's size isn't known: give size=(height, width).")
-        masked = torch.zeros(n, 1 + self.latent_channels, size[0] // self.factor, size[1] // self.factor)
+        return size
+
+    def null_sized(self, n: int, size: tuple[int, int] | None) -> Tensor:
+        """Masks of everything (n, 1 + C, h, w), for images of `size` (height, width), in the layout "share".
+
+        In Stable Diffusion's layout the first stage has to encode them: see `null_inputs`.
+        """
+        if self.layout == STABLE:
+            raise ValueError("layout=stable_diffusion: null values are what `prepare` makes of `null_inputs`")
+        height, width = self._sides(size)
+        masked = torch.zeros(n, 1 + self.latent_channels, height // self.factor, width // self.factor)
         masked[:, 0] = 1
         return masked
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
-        """What `prepare` computes, (B, 1 + C, h, w) -> `concat` of the same shape."""
+        """What `prepare` computes, (B, 1 + C, h, w), or more with the latents of grey -> `concat` (B, 1 + C, h, w)."""
+        values, grey = values.tensor_split([self.concat_channels], 1)  # grey: (B, C, h, w), or no channels
         if drop is not None:
             null = torch.zeros_like(values)
             null[:, 0] = 1
+            if grey.shape[1]:
+                null[:, 1:] = grey
             values = torch.where(drop[:, None, None, None], null, values)
         return Cond(concat=values)

@@ -30,6 +30,7 @@ class Part(nn.Module):
     sources: tuple[str, ...] = ()
     follows_guidance: bool = True
     nothing: str = ""  # replaces a dropped caption
+    prompts: int = 1  # that it reads of one image, each with a text encoder of its own
 
     def __init__(self, drop_prob: float):
         super().__init__()
@@ -84,6 +85,10 @@ class Part(nn.Module):
     def null_sized(self, n: int, size: tuple[int, int] | None) -> Any:
         """Null values for images of `size` (height, width) in pixels, by default the size of the training data."""
         return self.null_values(n)
+
+    def null_inputs(self, n: int, size: tuple[int, int] | None) -> dict[str, Any]:
+        """Null values as they go into a batch that `Conditioner.prepare` takes: the column, or what it is made of."""
+        return {self.column: self.null_sized(n, size)}
 
     def parse(self, values: Any) -> Any:
         """The column for the values that a user passes. Raises UserError, with the possible values, for others."""

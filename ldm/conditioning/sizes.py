@@ -68,21 +68,22 @@ def framed(
     original_size: Any = None,
     crop: Any = None,
     target_size: Any = None,
+    prefix: str = "",
 ) -> list[int]:
     """The six numbers of an image generated at `size` (height, width).
 
     Original and target size default to `size`, the crop's top and left to (0, 0). Raises UserError for other values
-    than one or two whole numbers.
+    than one or two whole numbers; `prefix` precedes their names in it.
     """
-    original = _pair(original_size, "original_size", 1) if original_size is not None else size
-    target = _pair(target_size, "target_size", 1) if target_size is not None else size
-    corner = _pair(crop, "crop", 0) if crop is not None else (0, 0)
+    original = _pair(original_size, f"{prefix}original_size", 1) if original_size is not None else size
+    target = _pair(target_size, f"{prefix}target_size", 1) if target_size is not None else size
+    corner = _pair(crop, f"{prefix}crop", 0) if crop is not None else (0, 0)
     return [*original, *corner, *target]
 
 
 def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
     pair = [value, value] if isinstance(value, int) else list(value) if isinstance(value, (list, tuple)) else []
     if len(pair) != 2 or not all(isinstance(v, int) and least <= v <= LARGEST for v in pair):
-        what = "(top, left)" if name == "crop" else "(height, width)"
+        what = "(top, left)" if name.endswith("crop") else "(height, width)"
         raise UserError(f"{name}={value}: give {what} in pixels, whole numbers from {least} to {LARGEST}.")
     return pair[0], pair[1]

@@ -15,7 +15,8 @@ from ldm.common.errors import UserError
 
 # Options whose value is raw text up to the end of the word, by the last part of their key: text in any language, where
 # `${` is text too, and names and paths, which a sweep splits at commas.
-TEXTS = {"prompt", "negative", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
+TEXTS = {"prompt", "prompt_2", "negative", "negative_2", "text", "auth", "webhook", "proxy", "word", "init", "trigger"}
+NULL_IS_TEXT = {"prompt", "prompt_2", "negative", "negative_2", "text"}  # of these `null` is a word
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
 PATHS |= {"reference", "samples", "features"}
@@ -111,6 +112,7 @@ def _sample() -> Options:
     shared += " control_scale control_start control_end"
     return {
         **{name: generate[name] for name in shared.split()},
+        **{f"negative_{name}": generate[name] for name in ("original_size", "crop", "target_size")},
         **_sampling(),
         "compile": Option(bool | str),
         "seed": Option(int),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
-from ldm.config.options import BY_NAME, PATH_ENDINGS, PATHS, SECTIONS_WITH_TEXT, SWITCHES, TEXTS
+from ldm.config.options import BY_NAME, NULL_IS_TEXT, PATH_ENDINGS, PATHS, SECTIONS_WITH_TEXT, SWITCHES, TEXTS
 
 _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"}
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
@@ -104,7 +104,7 @@ def _override(word: str, groups: Collection[str], sweeping: bool) -> str:
 
 
 def _value(key: str, value: str, sweeping: bool) -> str:
-    if _is(key, TEXTS) and not (value == "null" and key.rsplit(".", 1)[-1] not in ("prompt", "negative", "text")):
+    if _is(key, TEXTS) and not (value == "null" and key.rsplit(".", 1)[-1] not in NULL_IS_TEXT):
         return quote(
             re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", value)
         )  # `${` is text here, not an interpolation

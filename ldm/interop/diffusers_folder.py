@@ -21,7 +21,7 @@ from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantis
 from ldm.interop.files.name_tables import refuse
 from ldm.interop.files.unread_in_pipeline import warn_of_unread
 from ldm.interop.files.values import read_json, whole
-from ldm.interop.parts import conditions, controlnet_config, sdxl, unet_config, vae_config
+from ldm.interop.parts import conditions, controlnet_config, inpainting, sdxl, unet_config, vae_config
 from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
@@ -226,6 +226,7 @@ def _pipeline(folder: Path) -> nn.Module:
         conditioner: Any = load_part(folder / "conditioner")
     else:
         conditioner = conditions.of_pipeline(folder, present, index, network=network, size=(height, width))
+    conditioner = inpainting.with_mask(conditioner, network, first_stage, size=(height, width), where=str(folder))
     declared = dict(index.get("sampling") or {})
     stable = "text_encoder" in present and "conditioner" not in present
     own, is_distilled = _defaults(sampling["sampler"], network, stable)
@@ -250,7 +251,7 @@ def _defaults(sampler: str, network: Any, is_stable_diffusion: bool) -> tuple[di
     """The sampling defaults of the pipeline's class, and whether the model is distilled."""
     if sampler == "lcm":  # guidance is a condition, as in LatentConsistencyModelPipeline, or distilled into the weights
         return {"guidance": 8.5} if getattr(network, "guidance_dim", None) else {}, True
-    guidance = sdxl.GUIDANCE if sdxl.is_xl_unet(network) else 7.5
+    guidance = sdxl.guidance_of(network) if sdxl.is_xl_unet(network) else 7.5
     return {"guidance": guidance} if is_stable_diffusion else {}, False
 
 

@@ -30,7 +30,7 @@ from ldm.interop.exporting.bundle import bundle, frozen_in
 from ldm.interop.exporting.card import card
 from ldm.interop.exporting.export_report import Report
 from ldm.interop.exporting.flatten import flat
-from ldm.interop.parts import controlnet_config, sdxl, unet_config, vae_config
+from ldm.interop.parts import controlnet_config, inpainting, sdxl, unet_config, vae_config
 from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
 from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
@@ -131,10 +131,8 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         )
     index |= _write_conditions(model.conditioner, out, report)
     reason = pipelines.why_own(model, index)
-    if reason and sdxl.encoders_of(model.conditioner):
-        raise UserError(
-            f"the model is no StableDiffusionXLPipeline, and two text encoders go to no other: {reason}. to=ldm can."
-        )
+    if reason:
+        _check_own(model.conditioner, reason)
     if controlnets:
         if reason or len(controlnets) > 1:
             reason = reason or f"there are {len(controlnets)} of them"
@@ -156,6 +154,18 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         report.parts["pipeline"] = "stock"
         index |= pipelines.settings(model, network, scheduler["_class_name"], bool(controlnets))
     _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
+
+
+def _check_own(conditioner: Conditioner, reason: str) -> None:
+    """Refuses conditions that a pipeline of our own can't have, for a model that is no stock one for this `reason`."""
+    if inpainting.part_of(conditioner):
+        raise UserError(
+            f"the model is no inpainting pipeline of diffusers, and its mask goes to no other: {reason}. to=ldm can."
+        )
+    if sdxl.encoders_of(conditioner):
+        raise UserError(
+            f"the model is no StableDiffusionXLPipeline, and two text encoders go to no other: {reason}. to=ldm can."
+        )
 
 
 def _write_unet(
@@ -214,7 +224,7 @@ def _write_vae(
 def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> dict[str, list[str]]:
     if encoders := sdxl.encoders_of(conditioner):
         return _write_encoders(encoders, out, report)
-    parts = dict(conditioner.parts)
+    parts = inpainting.others(conditioner)
     frozen = [name for name, part in parts.items() if isinstance(part, FrozenText)]
     if unknown := [n for n, p in parts.items() if not isinstance(p, (FrozenText, Text, ClassLabel))]:
         raise UserError(f"conditions {', '.join(unknown)} can't be exported to diffusers; text and class labels can.")

@@ -17,7 +17,7 @@ from ldm.interop import trainer_settings
 from ldm.interop.diffusers_folder import as_float32, assemble, read_all
 from ldm.interop.files import beside_checkpoint, user_metadata
 from ldm.interop.files.name_tables import by_prefix, inverse, rename
-from ldm.interop.parts import compvis, compvis_shapes, controlnet_config, sdxl, sdxl_file
+from ldm.interop.parts import compvis, compvis_shapes, controlnet_config, inpainting, sdxl, sdxl_file
 from ldm.interop.parts.clip_text import load_clip
 from ldm.interop.recognition import is_bare_vae
 from ldm.interop.settings import (
@@ -56,9 +56,9 @@ def load_single_file(
 
     Arguments give what the file doesn't declare: `heads` or `head_dim` (by default from the trainer's settings, else 8
     heads, or 64 channels per head with linear projections); `prediction` ("eps", "v" or "flow"; by default as declared,
-    else v for a context of 1024, which is Stable Diffusion 2); the latents' `scaling_factor` (by default as declared,
-    else 0.18215, for XL 0.13025); the images' `size` (by default as declared, else 512, 768 for v of Stable Diffusion
-    2, 1024 for XL). A part alone takes only those that concern it.
+    else v for a context of 1024, which is Stable Diffusion 2, except for inpainting); the latents' `scaling_factor` (by
+    default as declared, else 0.18215, for XL 0.13025); the images' `size` (by default as declared, else 512, 768 for v
+    of Stable Diffusion 2, 1024 for XL). A part alone takes only those that concern it.
 
     `ema` loads the averaged weights. `text_encoder` is a folder with the tokenizer, which no such file contains; the
     encoder's weights are the file's if it has them, else the folder's. Without it the model takes no prompt.
@@ -147,7 +147,8 @@ def _whole(
     z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, where=str(path), usual=factor)
     two = network.context_dim == 1024
-    kind = prediction.of_file(tensors, declared, given.get("prediction"), path) or ("v" if two else "eps")
+    usual_kind = "v" if two and not network.concat_channels else "eps"  # Stable Diffusion 2's inpainting model is eps
+    kind = prediction.of_file(tensors, declared, given.get("prediction"), path) or usual_kind
     parameterization, sampling = parameterizations.of_file(kind, tensors, declared, str(path))
     _check_rest(tensors, path)
     usual = sdxl_file.SIZE if is_xl else 768 if two and kind == "v" else 512
@@ -157,12 +158,15 @@ def _whole(
     folder = given.get("text_encoder")
     if is_xl and folder is not None:
         two_encoders = _under(state, sdxl_file.TEXT)
-        conditioner = sdxl_file.conditioner(two_encoders, Path(folder), path, network=network, size=(height, width))
+        conditioner = sdxl_file.conditioner(
+            two_encoders, Path(folder), path, declared=declared, network=network, size=(height, width)
+        )
     else:
         conditioner = _conditioner(_under(state, sdxl_file.TEXT if is_xl else compvis.TEXT), folder, path, declared)
-    guidance = sdxl.GUIDANCE if is_xl else 7.5
+    guidance = sdxl.guidance_of(network) if is_xl else 7.5
     sampling |= {"guidance": guidance} | sampler_settings.of_file(declared, str(path))
     sampling |= {} if conditioner.parts else {"guidance": 1.0}
+    conditioner = inpainting.with_mask(conditioner, network, first_stage, size=(height, width), where=str(path))
     return assemble(
         first_stage,
         network,

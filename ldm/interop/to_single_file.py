@@ -15,7 +15,7 @@ from ldm.common.tensors import write_safetensors
 from ldm.diffusion import V
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting.export_report import Report
-from ldm.interop.parts import compvis, sdxl, sdxl_file, stable_diffusion, vae_config
+from ldm.interop.parts import compvis, inpainting, sdxl, sdxl_file, stable_diffusion, vae_config
 from ldm.interop.parts.to_clip import to_clip_names, to_open_clip_names
 from ldm.interop.settings import latent_scale, modelspec
 from ldm.interop.single_file import to_compvis
@@ -90,7 +90,7 @@ def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
 def _text(model: Any, version: str) -> dict[str, Tensor]:
     if version == "XL":
         return sdxl_file.to_text(sdxl.encoders_of(model.conditioner))
-    (text,) = model.conditioner.parts.values()
+    (text,) = inpainting.others(model.conditioner).values()
     state = text.encoder.state_dict()
     return _under(compvis.TEXT, to_clip_names(state) if version == "1" else to_open_clip_names(state))
 

@@ -25,10 +25,12 @@ def check_few(distilled: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         )
 
 
-def warn_of_negative(network: Any, distilled: Mapping[str, Any], guidance: Any, negative: Any) -> None:
-    """Warns that a negative prompt has no effect where guidance is baked in."""
-    if negative is not None and distilled and (guidance == 1 or embeds_guidance(network)):
+def warn_of_negative(network: Any, distilled: Mapping[str, Any], guidance: Any) -> None:
+    """Warns that a negative prompt, or negative sizes, have no effect where guidance is baked in or off."""
+    if distilled and (guidance == 1 or embeds_guidance(network)):
         log.warning("the negative prompt has no effect: this model was distilled with its guidance baked in")
+    elif guidance == 1:
+        log.warning("what is negative has no effect at guidance 1: give guidance=3, for example")
 
 
 def embeds_guidance(network: Any) -> bool:

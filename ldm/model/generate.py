@@ -52,13 +52,14 @@ def generate_batch(model: Any, request: Request, on_step: OnStep | None = None) 
     noise = ImageNoise(request.seeds, (model.first_stage.latent_channels, height, width), model.latent_mean.device)
     sigmas = sigmas_of(model, request)
     denoise = denoiser_of(model, request, sigmas)
-    x = noise() * sigmas[0].item()  # (B, C, h, w)
+    first = noise()  # (B, C, h, w)
+    x = first * sigmas[0].item()
     initial = request.initial
     if initial is not None:
         known = model.encode(initial.image)
         x = x + (known if initial.strength < 1 else 0)
         if initial.mask is not None and not fills(model):
-            denoise = keeping(denoise, known, initial.kept_latents(known.shape[2:]), noise())
+            denoise = keeping(denoise, known, initial.kept_latents(known.shape[2:]), first)
     if len(sigmas) > 1:
         run = get_sampler(request.sampling.sampler, **request.sampling.options)
         with constant_contexts():

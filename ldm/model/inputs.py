@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.common.devices import send
-from ldm.common.errors import UserError
+from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import build, spec_of
 from ldm.conditioning import ImageSize, LowRes
 from ldm.conditioning.sizes import framed
@@ -20,6 +20,7 @@ from ldm.networks.computing.finite import is_finite
 
 _log = logging.getLogger("ldm")
 FRAME = ImageSize.column
+NEGATIVES = ("prompt", "prompt_2", "original_size", "crop", "target_size")  # what may lead guidance, by name
 Size = int | tuple[int, int] | None  # of an image: its side, or (height, width); None: the size of the training data
 
 
@@ -90,12 +91,62 @@ def read(
         given["embed_image"] = list(read_images(embed_image, model.preprocess))
     if map is not None:
         given["map"] = read_maps(map, resized(model.preprocess, *size_of(model, given, initial, size)))
-    frame = {"original_size": original_size, "crop": crop, "target_size": target_size}
-    if sizes := {name: value for name, value in frame.items() if value is not None}:
-        if FRAME not in model.conditioner.inputs:
-            raise UserError(f"{', '.join(sizes)}: this model was trained without the images' own sizes; leave it out.")
-        given[FRAME] = [framed(size_of(model, given, initial, size), **sizes)]
-    return initial, given
+    sizes = {"original_size": original_size, "crop": crop, "target_size": target_size}
+    return initial, given | frame_of(model, sizes, size_of(model, given, initial, size))
+
+
+def frame_of(model: Any, sizes: Mapping[str, Any], pixels: tuple[int, int], prefix: str = "") -> dict[str, list]:
+    """The condition of an image of `pixels` (height, width) that has `sizes`, by column; empty where all are None.
+    `prefix` is what stands before their names in messages."""
+    if not (given := {name: value for name, value in sizes.items() if value is not None}):
+        return {}
+    if FRAME not in model.conditioner.inputs:
+        names = ", ".join(prefix + name for name in given)
+        raise UserError(f"{names}: this model was trained without the images' own sizes; leave it out.")
+    return {FRAME: [framed(pixels, **given, prefix=prefix)]}
+
+
+def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") -> list:
+    """The prompts as a list; with `prompt_2` pairs, of which the second is for the second of several text encoders.
+
+    Raises UserError for a model that reads one prompt, and where there isn't one `prompt_2` for all or for each.
+    """
+    first = _listed(prompt)
+    if prompt_2 is None:
+        return first
+    second = _listed(prompt_2)
+    name = f"{prefix}prompt_2"
+    reads = max((part.prompts for part in model.conditioner.parts.values()), default=0)
+    if reads != 2:
+        raise UserError(
+            f"{name}: this model has {'one' if reads == 1 else 'no'} text encoder: leave it out. Models of Stable "
+            "Diffusion XL's kind have two."
+            if reads < 2
+            else f"{name}: this model has {reads} text encoders: give prompt= a tuple of as many prompts."
+        )
+    if not first or len(second) not in (1, len(first)):
+        raise UserError(
+            f"{len(first)} of {prefix}prompt and {len(second)} of {name}: give one {name} for all, or as many."
+        )
+    return list(zip(first, second * (len(first) // len(second)), strict=True))
+
+
+def negatives_of(model: Any, negative: Any, pixels: tuple[int, int]) -> dict[str, list]:
+    """By column what guidance leads away from: a prompt or several, or by name `prompt`, `prompt_2`, `original_size`,
+    `crop` and `target_size`. `pixels` is the size (height, width) of what is generated."""
+    if not isinstance(negative, Mapping):
+        return {} if negative is None else {"text": _listed(negative)}
+    if unknown := [key for key in negative if key not in NEGATIVES]:
+        near = did_you_mean(str(unknown[0]), NEGATIVES)
+        raise UserError(f"negative has no '{unknown[0]}'; it takes {', '.join(NEGATIVES)}.{near}")
+    given = {key: value for key, value in negative.items() if value is not None}
+    texts = prompts_of(model, given.get("prompt"), given.get("prompt_2"), prefix="negative ")
+    sizes = {key: given[key] for key in NEGATIVES[2:] if key in given}
+    return ({"text": texts} if texts else {}) | frame_of(model, sizes, pixels, prefix="negative ")
+
+
+def _listed(prompts: Any) -> list:
+    return [] if prompts is None else [prompts] if isinstance(prompts, str) else list(prompts)
 
 
 def initial_image(

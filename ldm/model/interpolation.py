@@ -17,7 +17,7 @@ from ldm.diffusion import Terms, slerp
 from ldm.images import IMAGES
 from ldm.model.generate import generate
 from ldm.model.initial_image import InitialImage
-from ldm.model.inputs import read_images, size_of
+from ldm.model.inputs import negatives_of, read_images, size_of
 from ldm.model.latent_space import finite
 from ldm.model.request import Request, request_of, sampling_of
 from ldm.networks import Cond
@@ -63,8 +63,9 @@ def interpolate(
     if strength or prompt is not None:
         raise UserError("strength and prompt are for interpolations between images.")
     pixels = size_of(model, {}, None, size)
+    unlike = negatives_of(model, negative, pixels)
     first, last = (
-        conditions_of(model.conditioner, one, n, negative=negative, size=pixels) for one in ends if one is not None
+        conditions_of(model.conditioner, one, n, negative=unlike, size=pixels) for one in ends if one is not None
     )
     between = Between(**vars(first), other=last, t=t)
     request = Request(between, (seed,) * n, pixels, sampling_of(model, options))

@@ -20,7 +20,7 @@ from ldm.images import ImageList, Preprocess
 from ldm.model.autoguidance import load_autoguide
 from ldm.model.generate import OnStep, generate
 from ldm.model.initial_image import InitialImage
-from ldm.model.inputs import Size, check_images, fills, initial_image, read, resized, scale_of, size_of
+from ldm.model.inputs import Size, check_images, fills, initial_image, prompts_of, read, resized, scale_of, size_of
 from ldm.model.interpolation import interpolate, variations
 from ldm.model.latent_space import InLatents
 from ldm.model.request import DEFAULTS, request_of
@@ -41,7 +41,9 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     Each image has its own generator of noise, seeded with seed + i (or seed[i]), so it is the same image in any batch.
     `guidance` is the guidance scale, 1 is off; each guided step costs two evaluations of the network. It may also be a
     scale for each condition, `{"text": 3, "map": 1.5}`: see `Conditions.terms`. `negative` replaces the null
-    caption.
+    caption; or it is a mapping, `{"prompt": "blurry", "original_size": (64, 64)}`, with `prompt`, `prompt_2`,
+    `original_size`, `crop` and `target_size`. For models with two text encoders `prompt_2` is what the second one
+    reads; by default both read `prompt`.
 
     `labels` are names of classes, or their numbers in `model.labels` if no class has that name. `map` is an image or
     array of class ids, and `embed_image` an image whose embedding is the condition. These are for models that were
@@ -120,12 +122,13 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str | tuple[str, ...]] | None = None,
         *,
+        prompt_2: str | Sequence[str] | None = None,
         labels: int | str | Sequence[int | str] | None = None,
         map: Any = None,
         embed_image: Any = None,
-        negative: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | Mapping[str, Any] | None = None,
         n: int = 1,
         seed: int | Sequence[int] = 0,
         size: Size = None,
@@ -149,12 +152,9 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         on_step: OnStep | None = None,
         **sampling: Any,
     ) -> Any:
-        """`n` images of each prompt, label or map, as "pil", "pt" (B, C, H, W) in [-1, 1] or "np" (B, H, W, C) uint8.
-
-        The class describes every option. `sampling` are steps, guidance, sampler and the sampler's own options.
-        """
+        """`n` images of each prompt, label or map, as the class describes; `sampling` are the sampler's options."""
         check_output(output)
-        given = {k: _as_list(v) for k, v in {"text": prompt, "label": labels}.items() if v is not None}
+        given = words_of(self, prompt, prompt_2, labels)
         images = {"image": image, "mask": mask, "pad": pad, "map": map}
         self.check_images(**images, control=control, control_from=control_from)
         images |= {"strength": strength, "feather": feather, "embed_image": embed_image, "noise_level": noise_level}
@@ -171,7 +171,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
         self,
         given: Mapping[str, list],
         n: int = 1,
-        negative: str | Sequence[str] | None = None,
+        negative: str | Sequence[str] | Mapping[str, Any] | None = None,
         seed: int | Sequence[int] = 0,
         size: Size = None,
         batch_size: int = 32,
@@ -262,6 +262,12 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     def as_output(self, images: Tensor, output: str = "pil") -> Any:
         """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""
         return as_output(images, output, self.preprocess)
+
+
+def words_of(model: Any, prompt: Any, prompt_2: Any = None, labels: Any = None) -> dict[str, list]:
+    """What is given in words and numbers, by column."""
+    given = {} if prompt is None and prompt_2 is None else {"text": prompts_of(model, prompt, prompt_2)}
+    return given if labels is None else given | {"label": _as_list(labels)}
 
 
 def _as_list(value: Any) -> list:

@@ -15,7 +15,7 @@ from ldm.diffusion.sampling_options import sampling_kinds
 from ldm.model.autoguidance import conditions_of_guide
 from ldm.model.distilled import check_few, warn_of_negative
 from ldm.model.initial_image import InitialImage
-from ldm.model.inputs import Size, fills, size_of
+from ldm.model.inputs import Size, fills, negatives_of, size_of
 
 DEFAULTS: dict[str, Any] = {"sampler": "dpmpp_2m", "steps": 20, "guidance": 1.0, "spacing": None, "shift": 1.0}
 _SHARED = (*DEFAULTS, "interval", "rescale", "autoguidance")  # the options that all samplers have
@@ -78,7 +78,7 @@ def request_of(
     options: Mapping[str, Any],
     *,
     n: int = 1,
-    negative: str | Sequence[str] | None = None,
+    negative: str | Sequence[str] | Mapping[str, Any] | None = None,
     seed: int | Sequence[int] = 0,
     size: Size = None,
     initial: InitialImage | None = None,
@@ -86,10 +86,12 @@ def request_of(
 ) -> Request:
     """A request for `n` images of each of the conditions in `given`, lists by column.
 
-    They are sampled as `model.sampling` says, except for `options`. Raises UserError for what the model can't take.
+    They are sampled as `model.sampling` says, except for `options`. `negative` is as for `negatives_of`. Raises
+    UserError for what the model can't take.
     """
     pixels = size_of(model, given, initial, size)
-    conditions = conditions_of(model.conditioner, given, n, negative=negative, size=pixels)
+    unlike = negatives_of(model, negative, pixels)
+    conditions = conditions_of(model.conditioner, given, n, negative=unlike, size=pixels)
     guide = conditions_of_guide(model, given, n, pixels)
     if initial is not None:
         initial = initial.repeated(conditions.count)
@@ -100,7 +102,8 @@ def request_of(
     if control is not None:
         control = control.repeated(conditions.count)
     seeds, sampling = seeds_of(seed, conditions.count), sampling_of(model, options)
-    warn_of_negative(model.denoiser.network, model.distilled, sampling.guidance, negative)
+    if unlike:
+        warn_of_negative(model.denoiser.network, model.distilled, sampling.guidance)
     return Request(conditions, seeds, pixels, sampling, initial=initial, control=control, guide=guide)
 
 

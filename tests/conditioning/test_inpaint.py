@@ -93,3 +93,21 @@ def test_sizes_are_read_off_data_and_first_stage() -> None:
     derived = {**Inpaint.derive(table, {}), **Inpaint.derive_latent(Identity(3), {})}
     assert derived == {"size": [8, 6], "factor": 1, "latent_channels": 3}
     assert Inpaint(**derived).null_values(1).shape == (1, 4, 8, 6)
+
+
+def test_in_stable_diffusions_layout_the_mask_is_each_first_pixel_and_what_is_hidden_is_grey() -> None:
+    part = Inpaint(1, factor=2, size=[8, 8], layout="stable_diffusion", drop_prob=0.5)
+    images, mask = torch.rand(2, 3, 8, 8), torch.zeros(2, 1, 8, 8)
+    mask[..., 3:8, 2:6] = 1
+    values = part.prepare({"image": images, "mask": mask}, lambda x: halved(x) + 5, 0)
+    cond = part(values)
+    assert cond.concat is not None and cond.concat.shape == (2, part.concat_channels, 4, 4)
+    assert torch.equal(cond.concat[:, :1], mask[..., ::2, ::2])
+    torch.testing.assert_close(cond.concat[:, 1:], halved(images * (1 - mask)) + 5)
+    everything = part.prepare({k: v for k, v in part.null_inputs(2, None).items()}, lambda x: halved(x) + 5, 0)
+    dropped = part(values, torch.tensor([True, False])).concat
+    assert dropped is not None
+    assert torch.equal(dropped[0], everything[0, :2]) and torch.equal(dropped[1], cond.concat[1])
+    assert (everything[:, 0] == 1).all() and (everything[:, 1] == 5).all()
+    with pytest.raises(UserError, match="layout=stable isn't a choice"):
+        Inpaint(1, layout="stable")

@@ -143,6 +143,15 @@ def test_every_setting_other_than_its_classs_default_is_honoured_or_named(config
     assert message in caplog.text
 
 
+def test_what_only_other_classes_have_needs_no_word_where_it_is_their_default(caplog):
+    """As in SDXL-Turbo's config, which is one of EulerDiscreteScheduler under another class's name."""
+    others = {"interpolation_type": "linear", "skip_prk_steps": True, "set_alpha_to_one": False, "clip_sample": False}
+    turbo = {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing", **others}
+    with caplog.at_level(logging.WARNING, "ldm"):
+        assert schedulers.from_diffusers(turbo)[1]["sampler"] == "euler_ancestral"
+    assert "left out" not in caplog.text
+
+
 @pytest.mark.parametrize("name", scheduler_settings.DEFAULTS)
 def test_a_config_of_diffusers_own_defaults_needs_no_word(name, caplog):
     config = dict(getattr(diffusers, name)().config)

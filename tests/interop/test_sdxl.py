@@ -153,6 +153,7 @@ NONE = [None, None]
             {},
             "text_encoder_2, tokenizer_2 is missing, which its U-Net",
         ),
+        ({"force_zeros_for_empty_prompt": "no"}, {}, "force_zeros_for_empty_prompt is 'no', where true or false"),
         ({}, {"text_encoder_2": {"projection_dim": 21}}, "a vector of 69 numbers, the U-Net reads 68"),
         (
             {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]},
@@ -318,3 +319,98 @@ def test_without_tokenizers_the_file_opens_and_says_that_it_takes_no_prompt(file
         model(steps=1)
     with pytest.raises(UserError, match="tokenizer is missing, of Stable Diffusion XL.s two tokenizers"):
         ldm.load(file, text_encoder=str(folder / "tokenizer").replace("tokenizer", "unet"))
+
+
+NEGATIVE_SIZES = {"original_size": (4, 6), "crop": (2, 1), "target_size": (12, 9)}
+THEIR_NEGATIVE_SIZES = {
+    "negative_original_size": (4, 6),
+    "negative_crops_coords_top_left": (2, 1),
+    "negative_target_size": (12, 9),
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "negative", "theirs"),
+    [
+        (SIZES, NEGATIVE_SIZES, THEIRS | THEIR_NEGATIVE_SIZES),
+        ({}, {"prompt": "a dog", **NEGATIVE_SIZES}, {"negative_prompt": "a dog", **THEIR_NEGATIVE_SIZES}),
+        ({"prompt_2": "a boat"}, None, {"prompt_2": "a boat"}),
+        (
+            {"prompt_2": "a boat"},
+            {"prompt": "a dog", "prompt_2": "a fish"},
+            {"prompt_2": "a boat", "negative_prompt": "a dog", "negative_prompt_2": "a fish"},
+        ),
+    ],
+)
+def test_what_is_negative_and_a_second_prompt_are_taken_as_diffusers_takes_them(options, negative, theirs, model, pipe):
+    ours, latents = generate(model, prompt=PROMPT, negative=negative, steps=5, **options)
+    sides = {"num_inference_steps": 5, "height": 16, "width": 16}
+    expected, wanted = run_pipeline(pipe, start_of(model), prompt=PROMPT, **sides, **theirs)
+    assert_same_image(ours, expected, latents, wanted)
+    plain = generate(model, prompt=PROMPT, steps=5)[0]
+    assert (ours - plain).std() > 1e-3
+
+
+def test_what_is_negative_is_refused_by_name_and_said_where_it_does_nothing(model, caplog):
+    for options, says in (
+        ({"negative": {"size": 3}}, "negative has no 'size'; it takes prompt, prompt_2, original_size"),
+        ({"negative": {"crop": -1}}, r"negative crop=-1: give \(top, left\)"),
+        ({"negative": {"prompt_2": "a"}}, "0 of negative prompt and 1 of negative prompt_2"),
+        ({"prompt_2": ["a", "b"]}, "1 of prompt and 2 of prompt_2"),
+    ):
+        with pytest.raises(UserError, match=says):
+            model("a cat", **options)
+    assert "no effect" not in caplog.text
+    plain = model("a cat", steps=1, guidance=1.0, output="pt")
+    assert torch.equal(model("a cat", steps=1, guidance=1.0, negative="a dog", output="pt"), plain)
+    assert "what is negative has no effect at guidance 1" in caplog.text
+
+
+def test_two_prompts_for_each_of_several_images_are_the_same_alone(model):
+    pairs = [("a cat", "a boat"), ("a dog", "a fish")]
+    both = model([first for first, _ in pairs], prompt_2=[second for _, second in pairs], steps=1, output="pt")
+    for i, (first, second) in enumerate(pairs):
+        alone = model(first, prompt_2=second, seed=i, steps=1, output="pt")
+        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4, rtol=0)
+
+
+def in_half(file, name):
+    """Puts float16 weights of a file under another name in its place."""
+    state = {key: t.half() if t.is_floating_point() else t for key, t in load_file(file).items()}
+    file.unlink()
+    save_file(state, file.with_name(name), {"format": "pt"})
+
+
+def test_a_folder_of_half_precision_variants_alone_is_read_and_goes_out_under_plain_names(folder, model, tmp_path):
+    copy, weights = shutil.copytree(folder, tmp_path / "copy"), "diffusion_pytorch_model"
+    for suffix in ("", "_2"):
+        in_half(copy / f"text_encoder{suffix}/model.safetensors", "model.fp16.safetensors")
+    in_half(copy / f"vae/{weights}.safetensors", f"{weights}.fp16.safetensors")
+    in_half(copy / f"unet/{weights}.safetensors", f"{weights}.fp16-00001-of-00001.safetensors")
+    names = dict.fromkeys(model.denoiser.network.state_dict(), f"{weights}.fp16-00001-of-00001.safetensors")
+    index = copy / "unet" / f"{weights}.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    back = ldm.load(copy)
+    for name, tensor in back.denoiser.network.state_dict().items():
+        assert torch.equal(tensor, model.denoiser.network.state_dict()[name].half().float())
+    back.export(tmp_path / "out")
+    assert (tmp_path / "out/text_encoder_2/model.safetensors").is_file()
+    own, other = (m.conditioner.parts["text"](["a cat"]).tokens for m in (back, ldm.load(tmp_path / "out")))
+    assert torch.equal(own, other)
+
+
+def test_a_text_encoder_that_holds_more_or_isnt_there_is_refused_by_name(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    file = copy / "text_encoder_2/model.safetensors"
+    save_file({**load_file(file), "adapter.weight": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="a CLIPTextModelWithProjection has no adapter.weight"):
+        ldm.load(copy)("a cat", steps=1)
+    shutil.rmtree(copy / "tokenizer_2")
+    with pytest.raises(UserError, match="tokenizer_2 is missing, which its model_index.json names"):
+        ldm.load(copy)
+
+
+def test_a_clip_skip_that_isnt_applied_is_said(file, folder, tmp_path, caplog):
+    save_file(load_file(file), tmp_path / "a.safetensors", {"ss_clip_skip": "3"})
+    ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)
+    assert "ss_clip_skip=3 isn't applied: the last layer but one is read" in caplog.text

@@ -74,7 +74,8 @@ def load_encoder(path: str, projected: bool = False) -> Any:
             raise UserError(f"the text encoder at '{path}' is a {kind}, which has no projection: leave projected out.")
         name = "CLIPTextModelWithProjection" if projected else _TEXT_SIDE.get(kind, "AutoModel")
         cls = getattr(transformers, name)
-        encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        variant = variant_of(Path(path))
+        encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True, variant=variant)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
     except UserError:
@@ -88,8 +89,18 @@ def load_encoder(path: str, projected: bool = False) -> Any:
     return encoder
 
 
+def variant_of(folder: Path) -> str | None:
+    """The variant, such as fp16, of which alone a folder has weights; None where there are plain ones, or none."""
+    plain = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    if any((folder / name).is_file() for name in plain):
+        return None
+    names = [file.name.removeprefix("model.") for file in sorted(folder.glob("model.*.safetensors"))]
+    return re.split(r"[.-]", names[0])[0] if names else None
+
+
 def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
-    """Raises UserError if files lack weights of the encoder, which transformers fills at random with a warning."""
+    """Raises UserError if files lack weights of the encoder, which transformers fills at random with a warning, or have
+    more than its class. Files of other classes, such as a CLIP for text and images, may have more."""
     lacking = sorted(str(name) for name in info["missing_keys"] if not name.endswith("position_ids"))
     if any(name.startswith("pooler.") for name in lacking):
         encoder.pooler = None  # many files of BERT's kind don't have it; the mean of the states replaces it
@@ -99,7 +110,15 @@ def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
         )
     if bad := not_finite(encoder.state_dict()):
         raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; download it again.")
-    if idle := _unused_layers(encoder, info["unexpected_keys"]):
+    idle = _unused_layers(encoder, info["unexpected_keys"])
+    more = sorted(str(name) for name in info["unexpected_keys"] if not str(name).endswith("position_ids"))
+    more = [name for name in more if name not in idle]
+    if more and type(encoder).__name__ in (encoder.config.architectures or ()):
+        raise UserError(
+            f"the text encoder at '{path}' can't be represented here: a {type(encoder).__name__} has no "
+            f"{', '.join(more[:4])}."
+        )
+    if idle:
         log.warning(
             "the text encoder at '%s' is shallower by its config.json than its file: %d weights from %s on aren't used",
             path, len(idle), idle[0],

@@ -27,6 +27,7 @@ from ldm.conditioning.text.encoders import (
     load_tokenizer,
     save_encoder,
     tokenizer_of,
+    variant_of,
     width_of,
 )
 from ldm.conditioning.text.truncation import Cut, cuts
@@ -281,6 +282,9 @@ def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
         save_encoder(part.encoder, encoder)
         part.tokenizer.save_pretrained(tokenizer)
         return
-    copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
+    if variant_of(source):
+        save_encoder(part.encoder, encoder)  # under the plain name that every reader looks for
+    else:
+        copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
     if part.tokenizer_path != "byt5":
         copy_files(Path(part.tokenizer_path or tokenizer_of(part.path)), tokenizer, TOKENIZER)

@@ -24,8 +24,9 @@ class JoinedText(Part):
     """Captions through several `encoders`, whose states are concatenated over channels, token by token.
 
     So none may be masked, and all have the same length. The pooled states of those that pool are concatenated in the
-    vector. With `zeros` the null condition has zeros for states and vector, as SDXL was trained, instead of the states
-    of the empty caption, which is then a caption like any other.
+    vector. All encoders read the same caption, or, of a tuple of captions, one each. With `zeros` the null condition
+    has zeros for states and vector, as SDXL was trained, instead of the states of the empty caption, which is then a
+    caption like any other.
     """
 
     column = "text"
@@ -57,9 +58,21 @@ class JoinedText(Part):
         """The null caption `n` times."""
         return [self.nothing] * n
 
-    def parse(self, values: Any) -> list[str]:
-        """Captions as text that can be written in UTF-8."""
-        return [replace_surrogates(str(v)) for v in values]
+    @property
+    def prompts(self) -> int:  # type: ignore[override]
+        """How many captions of one image it reads: one for each encoder."""
+        return len(self.encoders)
+
+    def parse(self, values: Any) -> list[Any]:
+        """Captions, or tuples of one for each encoder, as text that can be written in UTF-8."""
+        return [self._parsed(v) for v in values]
+
+    def _parsed(self, value: Any) -> str | tuple[str, ...]:
+        if not isinstance(value, tuple):
+            return replace_surrogates(str(value))
+        if len(value) != self.prompts:
+            raise UserError(f"{len(value)} prompts of one image for {self.prompts} text encoders: give as many.")
+        return tuple(replace_surrogates(str(v)) for v in value)
 
     def reader(self) -> Callable[[list[str]], Any] | None:
         """The function from captions to their known states, if all encoders know some."""
@@ -76,7 +89,7 @@ class JoinedText(Part):
         """Captions, or their states -> `tokens` (B, L, sum of widths), and `vector` (B, sum of pooled widths)."""
         if not isinstance(values, States):
             captions = without(values, drop, self.nothing)
-            values = joined([part(_texts(captions)) for part in self.encoders], captions)
+            values = joined([part(_texts(captions, i)) for i, part in enumerate(self.encoders)], captions)
         device: torch.device = self._device_marker.device
         return Cond(tokens=values.tokens, vector=values.vector).map(lambda t: send(t, device))
 
@@ -90,14 +103,15 @@ class RememberJoined:
         self.known = known
 
     def __call__(self, captions: list[str]) -> States | list[str]:
-        found = [remember(_texts(captions)) for remember in self.known]
+        found = [remember(_texts(captions, i)) for i, remember in enumerate(self.known)]
         states = [one for one in found if isinstance(one, States)]
         return joined(states, captions) if len(states) == len(found) else captions
 
 
-def _texts(captions: Sequence[str]) -> list[str]:
-    """The texts that encoders read: the empty one for NOTHING."""
-    return ["" if caption == NOTHING else caption for caption in captions]
+def _texts(captions: Sequence[str | tuple[str, ...]], i: int) -> list[str]:
+    """The texts that encoder `i` reads: the empty one for NOTHING."""
+    own = [caption[i] if isinstance(caption, tuple) else caption for caption in captions]
+    return ["" if caption == NOTHING else caption for caption in own]
 
 
 def joined(states: Sequence[States | Cond], captions: Sequence[str]) -> States:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.common.registry import spec_of
+from ldm.interop.parts import inpainting
 
 _SHOWN = 12
 
@@ -30,6 +31,7 @@ def _use(model: Any, own: bool) -> list[str]:
     if not hasattr(model, "denoiser"):
         return ["Loads with `from_pretrained` of its class in diffusers, and with `ldm.load(FOLDER)`."]
     argument = "labels=[0]" if "label" in model.conditioner.parts else '"a prompt"' if model.conditioner.parts else ""
+    argument += ", image=IMAGE, mask_image=MASK" if inpainting.part_of(model.conditioner) else ""
     return [
         "```python",
         "from diffusers import DiffusionPipeline",

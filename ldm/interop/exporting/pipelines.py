@@ -5,13 +5,12 @@ from typing import Any
 
 from ldm.conditioning import FrozenText
 from ldm.diffusion.parameterization import VariancePreserving
-from ldm.interop.parts import sdxl
+from ldm.interop.parts import inpainting, sdxl
 from ldm.networks import Identity
 
 
 def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
     """Why none of diffusers' own pipelines can run the model whose parts are in `index`; None if one can."""
-    parts = list(model.conditioner.parts.values())
     stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
     if isinstance(model.first_stage, Identity):
         return "it generates pixels, without an autoencoder"
@@ -20,7 +19,8 @@ def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
     if sdxl.encoders_of(model.conditioner):
         reasons = sdxl.obstacles(model.conditioner)
     else:
-        reasons = _of_one_encoder(parts, model.conditioner.parts, index)
+        reasons = _of_one_encoder(inpainting.others(model.conditioner), index)
+    reasons += inpainting.obstacles(model.conditioner)
     if reasons:
         return "; ".join(reasons)
     if not isinstance(model.denoiser.parameterization, VariancePreserving):
@@ -30,18 +30,20 @@ def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
 
 def settings(model: Any, network: Any, scheduler: str, controlled: bool) -> dict[str, Any]:
     """The diffusers class that runs a stock model, its optional parts, and its options."""
+    what = ("ControlNet" if controlled else "") + ("Inpaint" if inpainting.part_of(model.conditioner) else "")
     if sdxl.encoders_of(model.conditioner):
-        name = "StableDiffusionXLControlNetPipeline" if controlled else "StableDiffusionXLPipeline"
+        name = f"StableDiffusionXL{what}Pipeline"
         index: dict[str, Any] = dict.fromkeys(("feature_extractor", "image_encoder"), [None, None])
         return index | {"_class_name": name, "force_zeros_for_empty_prompt": sdxl.zeros_of(model.conditioner)}
-    name = "StableDiffusionControlNetPipeline" if controlled else "StableDiffusionPipeline"
-    if network.guidance_dim and scheduler == "LCMScheduler" and not controlled:
+    name = f"StableDiffusion{what}Pipeline"
+    if network.guidance_dim and scheduler == "LCMScheduler" and not what:
         name = "LatentConsistencyModelPipeline"
     index = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
     return index | {"_class_name": name, "requires_safety_checker": False}
 
 
-def _of_one_encoder(parts: list[Any], named: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
+def _of_one_encoder(named: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
+    parts = list(named.values())
     if len(parts) != 1 or not isinstance(parts[0], FrozenText):
         return [f"its conditions are {', '.join(named) or 'none'}, not one frozen text encoder's"]
     if parts[0].masked or parts[0].pooled or index["text_encoder"][1] != "CLIPTextModel":

@@ -57,6 +57,8 @@ def check_index(index: Mapping[str, Any], known: set[str], where: str) -> None:
         value = index[part]
         if value is not None and not (isinstance(value, list) and len(value) == 2):
             raise UserError(f"{where}: {part} is {str(value)[:60]!r}, where a library and a class belong.")
+    for key in ("force_zeros_for_empty_prompt", "requires_safety_checker"):
+        _switch(index.get(key), f"{where}: {key}")
     for key in ("text", "sampling"):
         if not isinstance(index.get(key) or {}, Mapping):
             raise UserError(f"{where}: {key} is {str(index[key])[:40]!r}, where a table of settings belongs.")

@@ -25,6 +25,9 @@ def of_pipeline(
 
 def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> FrozenText:
     """A pipeline's text encoder as Stable Diffusion uses it, padded and without a mask, unless `options` differ."""
+    for part in (encoder, tokenizer):
+        if not part.is_dir():
+            raise UserError(f"{part} is missing, which its model_index.json names: get the folder anew.")
     file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
     length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
     limit = read_json(file).get("model_max_length") if file.is_file() else None

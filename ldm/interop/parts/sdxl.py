@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.common.errors import UserError
 from ldm.conditioning import Conditioner, FrozenText, ImageSize, JoinedText
+from ldm.interop.parts import inpainting
 from ldm.networks import UNet
 
 LAYER = {"clip_skip": 2, "final_norm": False}  # how both encoders are read
@@ -13,6 +14,7 @@ POOL = {"pooled": True, "projected": True}  # of the second one in addition
 READINGS: tuple[dict[str, Any], ...] = (LAYER, LAYER | POOL)
 FACTOR = 0.13025  # that latents are multiplied by
 GUIDANCE = 5.0
+INPAINTING_GUIDANCE = 7.5
 
 
 def conditioner(encoders: list[FrozenText], zeros: bool, features: int, size: tuple[int, int]) -> Conditioner:
@@ -34,8 +36,9 @@ def check_fit(network: Any, found: Conditioner, where: str) -> None:
 
 def encoders_of(found: Conditioner) -> list[FrozenText]:
     """The two text encoders of Stable Diffusion XL's conditions; empty for other conditions."""
-    text, size = (list(found.parts.values()) + [None, None])[:2]
-    is_xl = len(found.parts) == 2 and isinstance(text, JoinedText) and isinstance(size, ImageSize)
+    parts = list(inpainting.others(found).values())
+    text, size = (parts + [None, None])[:2]
+    is_xl = len(parts) == 2 and isinstance(text, JoinedText) and isinstance(size, ImageSize)
     return list(text.encoders) if is_xl and isinstance(text, JoinedText) else []
 
 
@@ -63,6 +66,11 @@ def features_of(found: Conditioner) -> int | None:
 def zeros_of(found: Conditioner) -> bool:
     """Whether no prompt is represented by zeros."""
     return any(part.nothing != "" for part in found.parts.values())
+
+
+def guidance_of(network: Any) -> float:
+    """The default guidance scale of diffusers' pipelines for Stable Diffusion XL with this U-Net."""
+    return INPAINTING_GUIDANCE if network.concat_channels else GUIDANCE
 
 
 def is_xl_unet(network: Any) -> bool:

@@ -11,6 +11,7 @@ from ldm.conditioning import Conditioner, FrozenText
 from ldm.interop.parts import sdxl
 from ldm.interop.parts.clip_text import encoder_from_weights, from_clip_names, from_open_clip_names
 from ldm.interop.parts.to_clip import to_clip_names, to_open_clip_names
+from ldm.interop.settings import text_settings
 
 TEXT = "conditioner.embedders."
 SIZE = 1024
@@ -31,11 +32,17 @@ def refuse_refiner(names: Iterable[str], where: str) -> None:
 
 
 def conditioner(
-    state: Mapping[str, Tensor], folder: Path, path: Path, network: Any, size: tuple[int, int]
+    state: Mapping[str, Tensor],
+    folder: Path,
+    path: Path,
+    declared: Mapping[str, Any],
+    network: Any,
+    size: tuple[int, int],
 ) -> Conditioner:
     """The two text encoders of a file's weights (prefix removed), with the tokenizers in `folder`, a pipeline's, and
-    the image sizes."""
-    parts = []
+    the image sizes. `declared` is what the file says of its text encoders."""
+    parts: list[FrozenText] = []
+    read: dict[str, Any] = {}
     for i, (names, suffix) in enumerate((("transformer.", ""), ("model.", "_2"))):
         weights = {n.removeprefix(f"{i}."): t for n, t in state.items() if n.startswith(f"{i}.{names}")}
         words, encoder = folder / f"tokenizer{suffix}", folder / f"text_encoder{suffix}"
@@ -44,7 +51,9 @@ def conditioner(
         if not weights:
             raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
         ours = from_clip_names(weights) if i == 0 else from_open_clip_names(weights, whole=True)
-        parts.append(encoder_from_weights(ours, encoder, words, where=path, options=sdxl.READINGS[i]))
+        if i == 0:
+            read = text_settings.of_xl(declared, len(ours["embeddings.position_embedding.weight"]), str(path))
+        parts.append(encoder_from_weights(ours, encoder, words, where=path, options=sdxl.READINGS[i] | read))
     if unread := [n for n in state if not n.startswith(("0.transformer.", "1.model."))]:
         raise UserError(f"{path} can't be represented here: it holds {TEXT}{unread[0]}, which isn't supported.")
     text = sum(part.vector_dim or 0 for part in parts)

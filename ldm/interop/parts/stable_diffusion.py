@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.conditioning import FrozenText
 from ldm.diffusion import Eps, Schedule, V
-from ldm.interop.parts import sdxl, sdxl_file, unet_config, vae_config
+from ldm.interop.parts import inpainting, sdxl, sdxl_file, unet_config, vae_config
 from ldm.networks import AutoencoderKL, UNet
 
 GROUPS, HEADS, HEAD_DIM = 32, 8, 64
@@ -41,7 +41,7 @@ def obstacles(model: Any) -> list[str]:
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
     else:
         found += text_obstacles(model)
-    return [*found, *_of_noise(model.denoiser.parameterization)]
+    return [*found, *inpainting.obstacles(model.conditioner), *_of_noise(model.denoiser.parameterization)]
 
 
 def unet_obstacles(network: nn.Module) -> list[str]:
@@ -75,7 +75,7 @@ def vae_obstacles(first_stage: nn.Module) -> list[str]:
 
 def text_obstacles(model: Any) -> list[str]:
     """Why a model's conditions aren't Stable Diffusion's; empty if they are."""
-    parts = dict(model.conditioner.parts)
+    parts = inpainting.others(model.conditioner)
     text = next(iter(parts.values()), None)
     if len(parts) != 1 or not isinstance(text, FrozenText):
         kinds = ", ".join(parts) or "nothing"
@@ -109,14 +109,14 @@ def version_of(model: Any) -> str:
     """ "1" where the text encoder has CLIP's own names, "2" for OpenCLIP's, "XL" for both."""
     if sdxl.encoders_of(model.conditioner):
         return "XL"
-    (text,) = model.conditioner.parts.values()
+    (text,) = inpainting.others(model.conditioner).values()
     return _ACTIVATIONS[text.encoder.config.hidden_act]
 
 
 def differences(model: Any, version: str) -> list[str]:
     """How sizes differ from Stable Diffusion `version`. ldm and diffusers read any sizes, web UIs only those."""
     network, first_stage = _sizes(model.denoiser.network), _sizes(model.first_stage)
-    encoders = sdxl.encoders_of(model.conditioner) or list(model.conditioner.parts.values())
+    encoders = sdxl.encoders_of(model.conditioner) or list(inpainting.others(model.conditioner).values())
     wanted = ("XL, first", "XL, second") if version == "XL" else (version,)
     texts = [
         _different("text encoder", part.encoder.config.to_dict(), _CLIPS[own])

@@ -92,7 +92,8 @@ def left_out(name: str, config: Mapping[str, Any], settings: Mapping[str, Any], 
             usual = [DEFAULTS[name][key]]
         else:
             usual = [default[key] for default in DEFAULTS.values() if key in default]
-            value = None if is_off(value) or value in usual else value
+            if is_off(value) or value in usual:
+                continue
         if not (is_off(value) and any(map(is_off, usual or [None]))) and value not in usual:
             found.append(f"{key}={value!r}")
     return found

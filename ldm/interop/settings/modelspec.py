@@ -50,10 +50,11 @@ def resolution(declared: Mapping[str, Any], where: str) -> tuple[int, int] | Non
 
 
 def _architecture(model: Any, version: str, predicts_v: bool) -> str:
-    """The identifier of the architecture. Stable Diffusion 2 has two, which differ in what is predicted."""
+    """The identifier of the architecture. Stable Diffusion 2 has three: by what is predicted, and for inpainting."""
     kinds = {"1": "", "2": "-768-v" if predicts_v else "-512", "XL": "-v1-base"}
-    name = _SERIES[version] + kinds[version]
-    return f"{name}-inpainting" if model.denoiser.network.concat_channels == 5 else name
+    inpaints = bool(model.denoiser.network.concat_channels)
+    kinds |= {"1": "-inpainting", "2": "-inpainting"} if inpaints else {}  # of XL there is no identifier of its own
+    return _SERIES[version] + kinds[version]
 
 
 def _hint(sampling: Mapping[str, Any]) -> str:

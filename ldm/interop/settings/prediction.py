@@ -25,7 +25,11 @@ _KIND = "model_type"  # tools also use these names for other things
 _BASE = "ss_base_model_version"
 _SCALING = "scaling_config.target"
 _SCALINGS = {"EpsScaling": "eps", "VScaling": "v", "EDMScaling": "edm"}  # of Stability AI's generative-models (sgm)
-ARCHITECTURES = {"stable-diffusion-v2-512": "eps", "stable-diffusion-v2-768-v": "v"}  # ModelSpec's, one for each kind
+ARCHITECTURES = {  # ModelSpec's
+    "stable-diffusion-v2-512": "eps",
+    "stable-diffusion-v2-768-v": "v",
+    "stable-diffusion-v2-inpainting": "eps",
+}
 
 
 def of_file(state: dict[str, Tensor], declared: Mapping[str, Any], given: str | None, path: Path) -> str | None:

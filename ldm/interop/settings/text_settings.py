@@ -34,6 +34,13 @@ def of_file(declared: Mapping[str, Any], encoder: Encoder | None, positions: int
     return options | _length(declared, positions, where)
 
 
+def of_xl(declared: Mapping[str, Any], positions: int, where: str) -> dict[str, Any]:
+    """Options of `FrozenText` for both encoders of Stable Diffusion XL, which are always read at their last layer but
+    one: a declared clip skip beyond it is named in a warning."""
+    list(_skips(declared, (0, True), where))
+    return _length(declared, positions, where)
+
+
 def _section(declared: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """The settings of a text encoder."""
     for key, name, value in each_setting(declared, NO_SETTINGS):
@@ -73,7 +80,7 @@ def _skips(declared: Mapping[str, Any], encoder: Encoder | None, where: str) -> 
         skip = max(1, whole(number(value, f"{where}: {key}"), f"{where}: {key}", 0, 99))
         if encoder and encoder[1]:  # its penultimate layer is read: 2 in ModelSpec, 1 in kohya's tools
             if skip > 2:
-                log.warning("%s: %s=%s isn't applied: OpenCLIP's penultimate layer is read", where, key, value)
+                log.warning("%s: %s=%s isn't applied: the penultimate layer is read", where, key, value)
         else:
             yield f"{key}={skip}", skip, True
 
