@@ -413,4 +413,4 @@ def test_a_text_encoder_that_holds_more_or_isnt_there_is_refused_by_name(folder,
 def test_a_clip_skip_that_isnt_applied_is_said(file, folder, tmp_path, caplog):
     save_file(load_file(file), tmp_path / "a.safetensors", {"ss_clip_skip": "3"})
     ldm.load(tmp_path / "a.safetensors", text_encoder=str(folder), size=16)
-    assert "ss_clip_skip=3 isn't applied: the last layer but one is read" in caplog.text
+    assert "ss_clip_skip=3 isn't applied: the penultimate layer is read" in caplog.text
