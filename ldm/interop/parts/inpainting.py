@@ -4,7 +4,7 @@ own (9 channels with latents of 4)."""
 from typing import Any
 
 from ldm.common.errors import UserError
-from ldm.conditioning import Conditioner, Inpaint, Part
+from ldm.conditioning import Conditioner, Inpaint
 from ldm.conditioning.inpaint import STABLE
 
 NAME = "inpaint"
@@ -35,7 +35,7 @@ def part_of(found: Conditioner) -> Inpaint | None:
     return next((part for part in found.parts.values() if isinstance(part, Inpaint)), None)
 
 
-def others(found: Conditioner) -> dict[str, Part]:
+def others(found: Conditioner) -> dict[str, Any]:
     """The other conditions by name."""
     return {name: part for name, part in found.parts.items() if not isinstance(part, Inpaint)}
 
