@@ -95,6 +95,8 @@ def _features(val: Table, train: Table, config: Mapping[str, Any]) -> Features:
     side = max(val.images.shape[2:])
 
     def own() -> Features | None:
+        """With `auto` random features, as nothing is trained for it; with `own` those of a classifier trained on these
+        data."""
         return (
             random_features(side, device) if choice == "auto" else own_features(train, cache_of(config), device=device)
         )

@@ -32,7 +32,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
         out = Path(config["out"] or Path(config["runs_dir"]) / "check" / found.source.name)
         advice = advice_lines(found, report, chosen, config)
         numbers = _numbers(found, report, chosen)
-        write_page(out, found, report, advice, numbers, (PAGE, NUMBERS))
+        write_page(out, found, report, advice, numbers=numbers, names=(PAGE, NUMBERS))
     for line in summary_lines(found, report, advice, out):
         print(printable(line).encode("utf-8", "backslashreplace").decode(), flush=True)
     return out

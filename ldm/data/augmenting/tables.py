@@ -49,6 +49,7 @@ def _cached(table: Table, options: Variants, cache: Path, crop: Crop | None) -> 
     key = _key(table, options)
 
     def make(folder: Path) -> dict[str, Table]:
+        """The table of variants, with its arrays in `folder`."""
         return {"train": _make(table, options, key=key, folder=folder, crop=crop)}
 
     found = cached_parts(Path(cache), key.removesuffix("-train"), make)["train"]

@@ -27,9 +27,11 @@ def parameters(position: Tensor, probability: float, seed: int = 0) -> Tensor:
     """
 
     def chosen(name: str) -> Tensor:
+        """1 for samples that get the transformation `name`, else 0: (B,)."""
         return (uniform(seed, f"augment {name}", position) < probability).float()  # (B,)
 
     def angle(name: str) -> Tensor:
+        """An angle (B,) in radians, uniform in [-pi, pi)."""
         return math.pi * (2 * uniform(seed, f"{name} angle", position) - 1)
 
     coin = (uniform(seed, "flips", position, (2,)) < 0.5).float()  # (B, 2)

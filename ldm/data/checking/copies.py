@@ -101,6 +101,7 @@ def _joined(pairs: np.ndarray) -> list[list[int]]:
     parent: dict[int, int] = {}
 
     def root(i: int) -> int:
+        """The representative of the set that `i` belongs to, with paths halved on the way (union-find)."""
         while (above := parent.setdefault(i, i)) != i:
             parent[i] = parent[above]
             i = above

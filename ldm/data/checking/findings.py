@@ -75,6 +75,7 @@ def _about(key: str, rows: Sequence[int] | np.ndarray, what: str, collection: Co
 
 def _about_copies(copies: Copies, collection: Collection) -> Iterator[Finding]:
     def shown(groups: list[list[int]]) -> str:
+        """The first groups of copies, each by the names of two of them."""
         return examples([" = ".join(collection.names(group[:2])) for group in groups[:4]])
 
     if copies.mixed:

@@ -57,7 +57,7 @@ def prepared(spec: Mapping[str, Any], cache: Path, suggest: Suggest) -> Iterator
             except TooManyBad as error:
                 refusal = str(error)
         facts = _facts(source, train, val, Path(scratch) if refusal else cache)
-        yield Prepared(source, train, val, facts, options, refusal)
+        yield Prepared(source, train, val, facts, options=options, refusal=refusal)
 
 
 def _facts(source: Any, train: Table, val: Table, cache: Path) -> Facts:

@@ -115,7 +115,7 @@ class _Listing:
         images = [sample.image for sample in found]
         if self.options.level == FIRST:
             return classes_of(images, self.options.classes, self.known, findings)
-        return nested_classes(images, self.options.level, self.known, findings, self.splits)
+        return nested_classes(images, self.options.level, self.known, findings, splits=self.splits)
 
     def _report_unknown_columns(self, found: Sequence[Sample]) -> None:
         """Warns of columns that the user has renamed where there are no metadata and no NAME.json with such names."""

@@ -35,6 +35,8 @@ def cropped_table(
     crops = crops_of(version * len(table) + np.arange(len(table)), zoom)
 
     def decode(row: int) -> dict[str, np.ndarray]:
+        """The arrays of one sample, cropped. Raises UserError for an image that could be read before and can't any
+        more."""
         (store, sample), crop = samples[row], crops[row]
         found, _ = decoder.cropped(*crop.tolist()).one(store, sample)
         if isinstance(found, BadImage):

@@ -107,17 +107,12 @@ class Folder(EncodedSource):
         zoom: float = 1.0,
         augment: float = 0.0,
     ):
-        if buckets and not isinstance(size, int):
-            raise UserError(
-                "data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes."
-            )
         wanted, level = level_of(classes)
         if wanted and repeats:
             raise UserError(
                 f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
                 "choose one."
             )
-        step = (bucket_step or max(8, int(str(size)) // 8)) if buckets else None
         super().__init__(
             size=size,
             channels=channels,
@@ -126,7 +121,7 @@ class Folder(EncodedSource):
             columns=columns,
             max_bad_share=max_bad_share,
             options={"resize": resize, "background": background, "low": low, "high": high},
-            bucket_step=step,
+            bucket_step=_bucket_step(bucket_step, size) if buckets else None,
             bucket_least=bucket_least,
             captions=captions,
             variants=Variants(flip, variants, zoom, augment),
@@ -271,6 +266,13 @@ class Folder(EncodedSource):
         if "text" in self.columns:
             read_other_captions(found, candidates.store, self.captions, self.findings)
         return found
+
+
+def _bucket_step(step: int | None, size: int | Sequence[int] | None) -> int:
+    """The step of the buckets' sides, by default an eighth of `size`. Raises UserError unless `size` is one number."""
+    if not isinstance(size, int):
+        raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes.")
+    return step or max(8, size // 8)
 
 
 def _report_columns(train: Sequence[Sample], val: Sequence[Sample], findings: Findings) -> None:

@@ -37,6 +37,7 @@ def vae_seconds(vae: AutoencoderKL, table: Table, config: Mapping[str, Any], dev
     images = table.batch(_rows(table, n), ["image"])["image"].to(device)
 
     def step() -> None:
+        """One training step of the autoencoder."""
         with _autocast(config, device):
             posterior = vae.encode(images)
             decoded = vae.decode(posterior.sample())
@@ -45,6 +46,7 @@ def vae_seconds(vae: AutoencoderKL, table: Table, config: Mapping[str, Any], dev
 
     @torch.no_grad()
     def encode() -> None:
+        """Encodes a batch, as caching does."""
         vae.encode(images)
 
     return Seconds(share * _timed(step, config["steps"], device), share * _timed(encode, 1, device))
@@ -72,6 +74,7 @@ def network_seconds(
     batch = conditioner.prepare(batch, lambda images: vae.encode(images).mode().detach(), 0)
 
     def step() -> None:
+        """One training step of the denoiser."""
         with _autocast(config, device):
             loss = denoiser.loss(x0, noise, sigma, conditioner(batch)).mean()
         _update(optimizer, loss)
