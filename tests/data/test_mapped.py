@@ -19,9 +19,10 @@ from ldm.data.caches.labels import numbered_as
 from ldm.data.caches.latents import cached_latents
 from ldm.data.datamodule import BatchModule, TrainBatches
 from ldm.data.storage.buckets import Buckets
+from ldm.data.storage.cached import cached
 from ldm.data.storage.lazy import Joined, Json
 from ldm.data.storage.mapped import file_map
-from ldm.data.storage.table import REPEATS, cached, new_array
+from ldm.data.storage.table import REPEATS, new_array
 from ldm.images import Preprocess
 from ldm.networks import AutoencoderKL
 from ldm.training.finetune.kind import with_word

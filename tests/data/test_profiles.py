@@ -13,7 +13,8 @@ from ldm.data.sources import torchvision_sets as vision
 from ldm.data.sources.folder import Folder
 from ldm.data.sources.shards import Shards
 from ldm.data.sources.torchvision_sets import TorchVision
-from ldm.data.storage.table import Table, cached, hash_of
+from ldm.data.storage.cached import cached
+from ldm.data.storage.table import Table, hash_of
 from ldm.images import Preprocess
 from tests.icc import display_p3
 

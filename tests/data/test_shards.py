@@ -15,7 +15,7 @@ from ldm.common.errors import UserError
 from ldm.data import Shards
 from ldm.data.preparing.decode import Decoder
 from ldm.data.reading import tar
-from ldm.data.sources.shards import expand
+from ldm.data.sources.shard_names import expand
 from tests.data.sources import encoded, is_sample_image, train_both
 
 

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from ldm.common.errors import UserError
+from ldm.data.storage.cached import cached
 from ldm.data.storage.strings import Strings
-from ldm.data.storage.table import Table, cached, column_names, hash_of, new_array
+from ldm.data.storage.table import Table, column_names, hash_of, new_array
 from ldm.images import Preprocess
 
 

@@ -14,7 +14,8 @@ from ldm.data.augmenting.options import FLIPS, Variants
 from ldm.data.augmenting.transforms import LABELS, parameters, settled, transform
 from ldm.data.checking.texts import alternatives, says_sides
 from ldm.data.storage.buckets import Buckets
-from ldm.data.storage.table import AUGMENT, Column, Table, cached_parts, hash_of, new_array
+from ldm.data.storage.cached import cached_parts
+from ldm.data.storage.table import AUGMENT, Column, Table, hash_of, new_array
 
 _VERSION = "variants-1"
 Crop = Callable[[Table, int, Path], Table]  # (table, k, folder) -> version k of its images, cropped

@@ -22,7 +22,8 @@ from ldm.data.preparing.summary import FILE, Facts, by_reason, facts_of, report
 from ldm.data.reading.captions.json_files import OURS
 from ldm.data.reading.findings import Findings
 from ldm.data.storage.buckets import Buckets, Shape, assign, shapes
-from ldm.data.storage.table import Table, cached_parts
+from ldm.data.storage.cached import cached_parts
+from ldm.data.storage.table import Table
 from ldm.images import READER, SURE, Preprocess
 
 

@@ -10,7 +10,8 @@ from ldm.common.registry import register
 from ldm.data.augmenting.options import Variants
 from ldm.data.augmenting.tables import with_variants
 from ldm.data.preparing.options import check_val_share
-from ldm.data.storage.table import Table, cached, hash_of, made_so
+from ldm.data.storage.cached import cached
+from ldm.data.storage.table import Table, hash_of, made_so
 from ldm.images import Preprocess
 
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

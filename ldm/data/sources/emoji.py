@@ -18,7 +18,8 @@ from ldm.common.registry import register
 from ldm.data.sources.languages import NAMED, SENTENCES
 from ldm.data.sources.placing import Placing
 from ldm.data.sources.scenes import Scenes, draw_held_out, draw_scenes, hold_out
-from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
+from ldm.data.storage.cached import cached
+from ldm.data.storage.table import Table, hash_of, made_so, new_array
 from ldm.images import Preprocess
 
 _VERSION = "emoji-3"

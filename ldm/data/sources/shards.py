@@ -1,6 +1,5 @@
 """WebDataset shards: tars on disk or by URL, decoded shard by shard into a table."""
 
-import glob
 import io
 import re
 import shutil
@@ -26,13 +25,14 @@ from ldm.data.preparing.shard_duplicates import images_of, report_shared, save_d
 from ldm.data.preparing.summary import FILE, Facts, facts_of, report
 from ldm.data.reading.findings import Findings, plural
 from ldm.data.reading.tar import opened, samples_of
+from ldm.data.sources.shard_names import expand, identity, is_url
+from ldm.data.storage.cached import cached
 from ldm.data.storage.joining import join_tables
 from ldm.data.storage.pieces import share
-from ldm.data.storage.table import Table, cached, hash_of
+from ldm.data.storage.table import Table, hash_of
 from ldm.images import READER, Preprocess, probe
 
 _VERSION = "shards-3"
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @register
@@ -138,8 +138,8 @@ class Shards:
     @cached_property
     def _urls(self) -> list[str]:
         """The shards to train on, without those that are validated on. Raises UserError if none is left."""
-        validated = {_identity(url) for url in self._val_urls}
-        left = [url for url in expand(self.root) if _identity(url) not in validated]
+        validated = {identity(url) for url in self._val_urls}
+        left = [url for url in expand(self.root) if identity(url) not in validated]
         if not left:
             raise UserError("data.val_root has every shard of data.root: give other shards to validate on, or none.")
         return left
@@ -260,41 +260,11 @@ def _rows_by_table(tables: Sequence[Table], rows: np.ndarray) -> list[np.ndarray
     return [rows[(start <= rows) & (rows < end)] - start for start, end in pairwise(ends)]
 
 
-def expand(pattern: str | Sequence[str]) -> list[str]:
-    """The shards in a folder, or those that match a pattern or a list of patterns, in order. Raises UserError."""
-    if not isinstance(pattern, str):
-        return [shard for part in pattern for shard in expand(part)]
-    if found := _RANGE.search(pattern):
-        first, last = found.groups()
-        start, end = pattern[: found.start()], pattern[found.end() :]
-        numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
-        return [shard for number in numbers for shard in expand(start + number + end)]
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        shards = sorted(str(p) for kind in ("*.tar", "*.tar.gz", "*.tgz") for p in path.glob(kind))
-    else:
-        shards = sorted(glob.glob(str(path))) if any(mark in pattern for mark in "*?[") else [pattern]
-    if not shards:
-        raise UserError(f"data.root={pattern}: there are no shards (.tar); give a folder, a file or a pattern.")
-    if missing := [s for s in shards if not _is_url(s) and not Path(s).expanduser().is_file()]:
-        raise UserError(f"data.root: there is no shard at {missing[0]}.")
-    return shards
-
-
-def _is_url(shard: str) -> bool:
-    return re.match(r"[a-z0-9]+:", shard) is not None
-
-
-def _identity(shard: str) -> str:
-    """What all names of one shard have in common."""
-    return shard if _is_url(shard) else str(Path(shard).expanduser().resolve())
-
-
 def _by_key(urls: Sequence[str]) -> dict[str, str]:
     """The shards by a key that changes with a file."""
     found = {}
     for url in urls:
-        stat = None if _is_url(url) else Path(url).expanduser().stat()
+        stat = None if is_url(url) else Path(url).expanduser().stat()
         found[hash_of(_VERSION, url, stat and [stat.st_size, stat.st_mtime_ns])] = url
     return found
 

@@ -16,7 +16,8 @@ from ldm.common.registry import register
 from ldm.data.augmenting.options import Variants
 from ldm.data.augmenting.tables import with_variants
 from ldm.data.preparing.options import as_shape, check_val_share
-from ldm.data.storage.table import Table, cached, hash_of, made_so, new_array
+from ldm.data.storage.cached import cached
+from ldm.data.storage.table import Table, hash_of, made_so, new_array
 from ldm.images import READER, BadImage, Notes, Preprocess, shape_of
 
 _VERSION = "torchvision-1"

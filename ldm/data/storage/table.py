@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ from torch import Tensor
 from ldm.common.devices import send
 from ldm.common.errors import UserError
 from ldm.common.files import reserve_space, writing
-from ldm.common.ranks import rank
 from ldm.common.registry import build, spec_of
 from ldm.data.storage.lazy import Json, Lazy
 from ldm.data.storage.mapped import ByPath
@@ -30,7 +25,6 @@ BATCH_KEYS = ("image", "label", "text", "map", "mask", "control")
 FRAME = "frame"  # an entry of batches: see `Table.frames`
 AUGMENT = "augment"  # a column: what was done to a variant, (N, 11), zeros for the image itself
 REPEATS = "repeats"  # a column: how often an epoch visits each sample; without it once
-_PAIR = ("train", "val")
 
 
 @dataclass
@@ -133,7 +127,7 @@ class Table(ByPath):
             "map_classes": self.map_classes,
             "variants": self.variants,
         }
-        _replace(folder / "table.json", json.dumps(about, indent=1).encode())
+        replace_file(folder / "table.json", json.dumps(about, indent=1).encode())
 
     @classmethod
     def load(cls, folder: Path) -> "Table":
@@ -178,57 +172,6 @@ def new_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
 def hash_of(*parts: Any) -> str:
     """Sixteen hexadecimal digits that identify plain data (SHA-256 of its JSON)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def cached(cache: Path, key: str, make: Callable[[Path], tuple[Table, Table]]) -> tuple[Table, Table]:
-    """Train and validation tables from `cache/key`, made there by `make(folder)` if they don't exist yet."""
-    tables = cached_parts(cache, key, lambda folder: dict(zip(_PAIR, make(folder), strict=True)))
-    return tables["train"], tables["val"]
-
-
-def cached_parts(cache: Path, key: str, make: Callable[[Path], Mapping[str, Table]]) -> dict[str, Table]:
-    """Tables by name from `cache/key`, made there by `make(folder)` if they don't exist yet.
-
-    They are made in a temporary folder, renamed when complete, so that neither processes that start together nor an
-    interrupted one do harm. `make` may put memory-mapped arrays into folders there that are named like the tables.
-    """
-    home = cache / key
-    while rank() > 0 and not _is_complete(home):  # the first of several processes makes it
-        time.sleep(0.2)
-    if not _is_complete(home):
-        cache.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=cache))
-        try:
-            tables = make(work)
-            for name, table in tables.items():
-                table.save(work / name)
-            _replace(work / "tables.json", json.dumps(list(tables)).encode())
-            work.chmod(0o755)  # mkdtemp makes folders that others can't read
-            _move(work, home)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return {name: Table.load(home / name) for name in _names(home)}
-
-
-def _names(home: Path) -> Sequence[str]:
-    try:
-        return json.loads((home / "tables.json").read_text())
-    except OSError:
-        return _PAIR
-
-
-def _is_complete(home: Path) -> bool:
-    return all((home / name / "table.json").exists() for name in _names(home))
-
-
-def _move(work: Path, home: Path) -> None:
-    if home.exists() and not _is_complete(home):
-        shutil.rmtree(home)
-    try:
-        os.rename(work, home)
-    except OSError:
-        if not _is_complete(home):  # otherwise another process was faster, with the same content
-            raise
 
 
 def _captions(column: Column, index: np.ndarray, draw: np.ndarray | None) -> list[str]:
@@ -282,7 +225,7 @@ def _save_column(folder: Path, name: str, column: Any) -> str:
     if Strings.fits(column):
         Strings.save(folder, name, column)
         return "strings"
-    _replace(folder / f"{name}.json", json.dumps(list(column), ensure_ascii=False).encode())
+    replace_file(folder / f"{name}.json", json.dumps(list(column), ensure_ascii=False).encode())
     return "json"
 
 
@@ -300,7 +243,8 @@ def _load_frames(folder: Path, length: int) -> np.ndarray:
     return frames[:length] if frames.ndim > 1 else frames
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes `content` under a temporary name beside `path`, then renames it."""
     part = path.with_suffix(".part")
     part.write_bytes(content)
     part.replace(path)

@@ -14,6 +14,7 @@ from ldm.adapters.adapter import hash_of
 from ldm.common.devices import temporarily_on
 from ldm.common.errors import UserError
 from ldm.data.storage import table as data
+from ldm.data.storage.cached import cached_parts
 from ldm.data.storage.joining import join_tables
 from ldm.data.storage.table import Column, Table
 from ldm.model.latent_diffusion import LatentDiffusion
@@ -67,7 +68,7 @@ def with_prior(
         both = join_tables([own, generated], rows, folder / "train", key)
         return {"train": replace(both, classes=train.classes, map_classes=train.map_classes)}
 
-    return data.cached_parts(cache / "prior", key, make)["train"], val
+    return cached_parts(cache / "prior", key, make)["train"], val
 
 
 def _lines(path: Path) -> list[str]:
