@@ -160,7 +160,7 @@ def test_what_doesnt_fit_is_named(other, message):
     [
         ({"channels": 16}, "channels 8"),
         ({"patch": 2}, "patch 1"),
-        ({"depth": 1}, "steers 2 blocks"),
+        ({"depth": 1}, "controls 2 blocks"),
         ({"concat_channels": 2}, "concat_channels 0"),
         ({"vector_dim": None}, "vector_dim 5"),
     ],

@@ -184,7 +184,7 @@ def test_images_are_read_beside_generating_and_one_at_a_time(
         assert go.wait(60)
         return Image.open(path).copy()
 
-    monkeypatch.setattr("ldm.ui.generating.image_generator.turned", slow)
+    monkeypatch.setattr("ldm.ui.generating.image_generator.open_unconverted", slow)
     first, second = (generator.generate(Settings("plain", n=1, steps=1, image=name, strength=0.5)) for name in names)
     others = threading.Thread(target=list, args=(first,))
     others.start()
