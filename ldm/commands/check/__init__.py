@@ -61,6 +61,8 @@ def advice_lines(found: Prepared, report: Report, chosen: Plan, config: Mapping[
     lines += [*_cut_captions(report, chosen), *chosen.lines]
     lines += augmentation_lines(found.facts.training, report, config["data"])
     words = data_words({**config["data"], **found.options})
+    if any("experiment=small_set" in line for line in lines):
+        words = f"experiment=small_set {words}"
     return [*lines, f"ldm train-vae {words} && ldm train-ldm {words}"]
 
 
