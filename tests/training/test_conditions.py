@@ -1,6 +1,7 @@
 """Stage two with every kind of condition, tiny, from the command line's config to an image."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +12,13 @@ from omegaconf import OmegaConf
 import ldm
 from ldm.commands import train_ldm
 from ldm.common.errors import UserError
+from ldm.conditioning import Augmentation, Conditioner
 from ldm.config import overrides
 from ldm.config.checking import checked
 from ldm.config.compose import CONF, compose, group_names
+from ldm.data.sources.digits import Digits
 from ldm.training import ldm_run, vae_run
+from ldm.training.finetune.run import check_augmentation
 
 COMMON = [
     *("data=emoji", "data.size=16", "data.n=48", "data.val_n=8", "data.objects=[cat,dog,fish]", "logger=none"),
@@ -123,6 +127,7 @@ def test_a_model_of_images_by_their_meaning(runs: Path, tmp_path: Path) -> None:
     assert model(embed_image=IMAGE, output="pt").shape == (1, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_augmented_data_bring_their_condition_and_resume_to_the_same_bits(runs: Path, tmp_path: Path) -> None:
     words = ["data.variants=2", "data.augment=0.5", "checkpoint.every_n_steps=1", "trainer.max_steps=4"]
     data = ["data=digits", "data.val_share=0.9", "~data.n", "~data.val_n", "~data.objects"]
@@ -140,3 +145,15 @@ def test_augmented_data_bring_their_condition_and_resume_to_the_same_bits(runs: 
     ldm_run.main(config("train_ldm", tmp_path, *made, "resume=true"))
     for name, tensor in ldm.load(run / "model").state_dict().items():
         assert torch.equal(tensor, whole[name]), name
+
+
+def test_a_base_that_does_not_know_augmentation_refuses_it(tmp_path: Path) -> None:
+    table, _ = Digits(variants=2, augment=0.1, val_share=0.9).tables(tmp_path)
+    plain, _ = Digits(val_share=0.9).tables(tmp_path)
+    knows, without = (SimpleNamespace(conditioner=Conditioner(p)) for p in ({"augment": Augmentation()}, {}))
+    with pytest.raises(UserError, match="would leak into its samples"):
+        check_augmentation(table, without, {})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="prior_path"):
+        check_augmentation(table, knows, {"prior_path": "prompts.txt"})  # type: ignore[arg-type]
+    check_augmentation(table, knows, {})  # type: ignore[arg-type]
+    check_augmentation(plain, without, {"prior_path": "prompts.txt"})  # type: ignore[arg-type]
