@@ -65,7 +65,7 @@ def with_edits_as_one(
         labels[str(sample.label)].add(first.get(name, name))
     if max(map(len, labels.values())) < 2:
         return image_of
-    pairs = [f"{name} of {other}" for name, other in first.items()]
+    pairs = [f"{name} beside {other}" for name, other in first.items()]
     message = f"{plural(len(first), 'image')} with names of copies, edits or bursts of others ({examples(pairs)})"
     findings.remark(f"{message}: they stay on one side of the split")
     return lambda path: first.get(name := image_of(path), name)
