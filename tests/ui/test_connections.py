@@ -203,6 +203,39 @@ def test_the_connection_without_progress_for_the_longest_gives_way(others: Any, 
     assert [i for i, one in enumerate(lines) if one.ended] == ([] if ended is None else [ended]) and not new.ended
 
 
+def test_what_is_sent_and_taken_is_progress() -> None:
+    """Else newer connections in which nothing happens would end a visitor's stream of results."""
+    from ldm.ui.server.connections import Limits, _bounded_protocol
+
+    class Plain(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.connections, self.client = {self}, ("a", 1)
+            self.cycle, self.flow = SimpleNamespace(response_complete=False), SimpleNamespace(write_paused=False)
+
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+    unread, sent = [0], []
+    transport = SimpleNamespace(
+        get_write_buffer_size=lambda: unread[0], get_extra_info=lambda name: None, write=sent.append
+    )
+
+    async def stream() -> None:
+        line: Any = _bounded_protocol(Plain, Limits())()
+        line.connection_made(transport)
+        begun = line.progress_at
+        await asyncio.sleep(0.01)
+        unread[0] = 3
+        line.transport.write(b"more")
+        assert line.progress_at == begun, "what came before is not read yet"
+        unread[0] = 0
+        line.transport.write(b"yet more")
+        assert line.progress_at > begun and sent == [b"more", b"yet more"]
+        line.connection_lost(None)
+
+    asyncio.run(stream())
+
+
 def test_addresses_of_one_client_are_one() -> None:
     from ldm.ui.server.addresses import client_of, is_trusted
 

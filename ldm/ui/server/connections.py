@@ -8,7 +8,7 @@ the longest gives way.
 
 import asyncio
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,7 @@ class _Bounds(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Starts the deadline for a first request, and closes connections beyond the bounds."""
-        super().connection_made(transport)
+        super().connection_made(_Noting(transport, self.note_written))
         self._expect_progress()
         make_room(self, self.limits)
 
@@ -59,6 +59,12 @@ class _Bounds(asyncio.Protocol):
         """What the client sends is progress while a request or an upload is being read."""
         super().data_received(data)
         if not _awaits_client(self):
+            self._note_progress()
+
+    def note_written(self) -> None:
+        """More of an answer is about to be sent: that is progress if the client has taken all that came before. So a
+        stream that is being read doesn't give way to newer ones in which nothing happens."""
+        if not _awaits_client(self) and not _unread_bytes(self):
             self._note_progress()
 
     def on_response_complete(self) -> None:
@@ -105,6 +111,21 @@ class _Bounds(asyncio.Protocol):
             self._expect_progress()
         else:
             _end(self)
+
+
+class _Noting:
+    """A transport that calls `note` before each write."""
+
+    def __init__(self, transport: Any, note: Callable[[], None]):
+        self._transport, self._note = transport, note
+
+    def write(self, data: bytes) -> None:
+        """Notes, and writes."""
+        self._note()
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def make_room(new: Any, limits: Limits) -> None:
