@@ -51,7 +51,8 @@ class _Bounds(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Starts the deadline for a first request, and closes connections beyond the bounds."""
-        super().connection_made(_Noting(transport, self.note_written))
+        noting: Any = _Noting(transport, self.note_written)
+        super().connection_made(noting)
         self._expect_progress()
         make_room(self, self.limits)
 
