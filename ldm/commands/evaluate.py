@@ -10,6 +10,7 @@ import yaml
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.randomness import permutation
 from ldm.common.registry import build
+from ldm.data.caption_changes import CaptionChanges
 from ldm.data.storage.table import Table
 from ldm.evaluation import stage_one, stage_two
 from ldm.evaluation.measures.classifier import own_features
@@ -108,7 +109,9 @@ def _finish(figures: dict[str, Any], report: HtmlReport, config: Mapping[str, An
 
 def data_of(path: Path, config: Mapping[str, Any]) -> Tables:
     """The data set that the run was trained on, for training and for validation."""
-    return _source_of(path).tables(cache_of(config) / "data")
+    train, val = _source_of(path).tables(cache_of(config) / "data")
+    changes = CaptionChanges.of({"seed": 0} | _config_of_run(path))
+    return (train, changes.fixed(val)) if changes else (train, val)
 
 
 def _source_of(path: Path) -> Any:

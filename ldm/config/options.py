@@ -183,6 +183,16 @@ def _checkpoint() -> Options:
     }
 
 
+def _captions() -> Options:
+    return {
+        "shuffle": Option(bool, nullable=False),
+        "keep_first": Option(int, low=0, nullable=False),
+        "drop": Option(low=0, high=1, nullable=False),
+        "separator": Option(str, nullable=False),
+        "wildcards": Option(bool, nullable=False),
+    }
+
+
 def _distance() -> Options:
     return {"n": Option(int, low=0), "steps": Option(int, low=1), "features": Option(str)}
 
@@ -235,6 +245,7 @@ _DECLARED: dict[str, Callable[[], Options]] = {
     "optimizer": _optimizer,
     "ema": _ema,
     "checkpoint": _checkpoint,
+    "captions": _captions,
     "distance": _distance,
     "samples": _samples,
     "loader": _loader,

@@ -15,6 +15,7 @@ from ldm.conditioning import Augmentation, ClassLabel, Conditioner, classes_line
 from ldm.data.caches.captions import remember_captions
 from ldm.data.caches.labels import check_labelled, numbered_as
 from ldm.data.caches.latents import cached_latents
+from ldm.data.caption_changes import changing, prepare_captions
 from ldm.data.datamodule import Gathers
 from ldm.data.storage.table import AUGMENT, FRAME, Table
 from ldm.diffusion import Denoiser
@@ -59,6 +60,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
     tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
     check_labelled(tables[0], start.classes, whose)
     loss_mask.check(config, tables)
+    changes, tables = prepare_captions(tables, config)
     first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
     torch.manual_seed(config["seed"])
     conditioner = build_conditioner(config["conditioner"], source.default_condition, tables[0], first_stage)
@@ -96,7 +98,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
         start=start,
         trains=parameters_line(first_stage=first_stage, network=denoiser.network, conditioner=conditioner),
         notes=class_lines(conditioner),
-        read=conditioner.reader(config["seed"]),
+        read=changing(conditioner.reader(config["seed"]), changes),
         tables=tables,
     )
 

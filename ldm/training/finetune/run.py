@@ -12,6 +12,7 @@ from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
 from ldm.common.registry import build, lookup, spec_of
 from ldm.data.caches.captions import remember_captions
+from ldm.data.caption_changes import changing, prepare_captions
 from ldm.data.storage.table import AUGMENT, Table
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
@@ -63,6 +64,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     check_augmentation(tables[0], model, config)
     kind.check(model, tables)
     loss_mask.check(config, tables)
+    changes, tables = prepare_captions(tables, config)
     device, cache, seed = device_for(config), cache_of(config), config["seed"]
     prior: dict[str, Any] = {"path": config.get("prior_path"), "white": loss_mask.columns_of(config)}
     tables = with_prior(tables, model, **prior, cache=cache, seed=seed, device=device)
@@ -90,7 +92,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
         start=start,
         trains=f"{count} parameters train",
         notes=class_lines(model.conditioner),
-        read=kind.reader(model.conditioner.reader(seed), tables[0].preprocess),
+        read=changing(kind.reader(model.conditioner.reader(seed), tables[0].preprocess), changes),
         tables=tables,
     )
 
