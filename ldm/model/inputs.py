@@ -116,7 +116,7 @@ def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") 
         return first
     second = _listed(prompt_2)
     name = f"{prefix}prompt_2"
-    reads = max((part.prompts for part in model.conditioner.parts.values()), default=0)
+    reads = max((part.prompts for part in model.conditioner.parts.values() if part.column == "text"), default=0)
     if reads != 2:
         raise UserError(
             f"{name}: this model has {'one' if reads == 1 else 'no'} text encoder: leave it out. Models of Stable "

@@ -115,10 +115,12 @@ class ControlNet(Encoder):
         return len(self.controlnet_down_blocks) + 1
 
     def misfits(self, network: Any) -> list[str]:
-        """The reasons why this can't be put on `network`; empty if it can."""
+        """The reasons why this can't be put on `network`; empty if it can. One that reads latents alone also fits a
+        network that reads more, such as an inpainting model."""
         if not isinstance(network, UNet):
             return [f"the network is a {type(network).__name__}, not a UNet"]
-        reasons = differences(self, network, ("concat_channels", "context_dim", "in_channels", "patch"))
+        names = ["concat_channels"] if self.concat_channels else []
+        reasons = differences(self, network, [*names, "context_dim", "in_channels", "patch"])
         if skip_widths(self) != skip_widths(network):
             reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
         return reasons

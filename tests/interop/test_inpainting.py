@@ -190,3 +190,26 @@ def test_a_model_trained_here_with_this_layout_goes_out(text_folder, tmp_path):
     model = random_model({"text": frozen_text(text_folder), "inpaint": part}, concat_channels=5)
     assert model.export(tmp_path / "out").stock
     assert ldm.load(tmp_path / "out").fills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "xl"])
+def test_with_a_controlnet_it_goes_out_as_one_pipeline_and_fills_as_that_does(kind, request, tmp_path):
+    """The ControlNet is of latents alone, as those are that people have."""
+    model = ldm.load(root := request.getfixturevalue(kind))
+    config = {**diffusers.UNet2DConditionModel.load_config(root / "unet"), "in_channels": 4}
+    torch.manual_seed(0)
+    network = diffusers.UNet2DConditionModel.from_config(config)
+    net = diffusers.ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(8, 16))
+    randomised(net, 0.02).save_pretrained(tmp_path / "control")
+    plain = model(PROMPT, image=IMAGE, mask=MASK, steps=2, output="pt")
+    model.load_controlnet(tmp_path / "control")
+    control = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    options = {"image": IMAGE, "mask": MASK, "steps": 2, "output": "pt", "control": control * 2 - 1}
+    ours = model(PROMPT, **options)
+    assert (ours - plain).std() > 1e-3
+    model.export(tmp_path / "out")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    name = "StableDiffusionXLControlNetInpaintPipeline" if kind == "xl" else "StableDiffusionControlNetInpaintPipeline"
+    assert type(pipe).__name__ == name
+    torch.testing.assert_close(ldm.load(tmp_path / "out")(PROMPT, **options), ours, atol=1e-4, rtol=0)
