@@ -39,7 +39,7 @@ def write_inpainting(folder, text_folder, channels=9, **options):
         unet=randomised(diffusers.UNet2DConditionModel(**network), 0.02),
         vae=randomised(diffusers.AutoencoderKL(**vae(32, 32, norm_num_groups=32, scaling_factor=0.18215))),
         scheduler=scheduler(**options),
-        text_encoder=quick_gelu(text_folder),
+        text_encoder=quick_gelu(),
         tokenizer=transformers.CLIPTokenizer.from_pretrained(text_folder / "tokenizer"),
         safety_checker=None,
         feature_extractor=None,
@@ -49,7 +49,7 @@ def write_inpainting(folder, text_folder, channels=9, **options):
     return folder
 
 
-def quick_gelu(text_folder):
+def quick_gelu():
     config = clip_config()
     config.hidden_act = "quick_gelu"
     encoder = transformers.CLIPTextModel(config)
