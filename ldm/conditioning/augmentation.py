@@ -28,14 +28,18 @@ class Augmentation(Part):
 
     @classmethod
     def derive(cls, table: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The number of labels of an augmentation, if the data have them."""
         return {"labels": int(table.columns[cls.column].shape[1])} if cls.column in table.columns else {}
 
     @property
     def inputs(self) -> tuple[str, ...]:
+        """Nothing: images are always generated as without augmentation."""
         return ()
 
     def null_values(self, n: int) -> Tensor:
+        """Zeros (n, labels), which stand for no augmentation."""
         return torch.zeros(n, self.vector_dim or 0)
 
     def forward(self, values: Tensor, drop: Tensor | None = None) -> Cond:
+        """Labels (B, labels) -> `vector` of the same shape."""
         return Cond(vector=values.float())

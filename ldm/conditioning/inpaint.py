@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import register
 from ldm.conditioning.part import EncodeFn, Part
-from ldm.conditioning.random_masks import random_masks
+from ldm.images.random_masks import random_masks
 from ldm.networks import Cond
 
 MASKS = ("random", "data")

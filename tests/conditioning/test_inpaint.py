@@ -6,9 +6,9 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.conditioning import Inpaint
-from ldm.conditioning.random_masks import boxes, random_masks, strokes
 from ldm.data import Table
 from ldm.images import Preprocess
+from ldm.images.random_masks import boxes, random_masks, strokes
 from ldm.networks import Identity
 
 
