@@ -423,6 +423,13 @@ def test_all_of_the_pages_own_functions_take_what_no_page_sends(
         assert "Traceback" not in capfd.readouterr().err, one["api_name"]
 
 
+def test_a_request_of_very_many_values_is_refused(page: Any, served: Any) -> None:
+    """gradio keeps them for each visitor, of whom there can be as many as a program makes up."""
+    for value in ([[]] * 50_001, {str(i): 0 for i in range(50_001)}, [[[0] * 30_000], [0] * 30_000]):
+        assert "more than 50,000 values" in failure(called(page, "run_state", [value]))
+    assert served.page.app.state_holder.capacity == 1000
+
+
 def test_what_is_clicked_is_one_of_the_files(tmp_path: Path) -> None:
     from types import SimpleNamespace
 

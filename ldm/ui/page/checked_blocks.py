@@ -12,6 +12,7 @@ from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.page.messages import error_message
 
+MAX_VALUES = 50_000  # in one request; a gallery of 1024 images has about 15,000
 log = logging.getLogger(__name__)
 
 
@@ -24,6 +25,7 @@ class CheckedBlocks(gr.Blocks):
         if block_fn.fn is None:  # its work is the browser's
             raise error_message(UserError("the page has no such function."))
         try:
+            _check_size(inputs)
             inputs = clean_input(inputs)
             _check_count(block_fn, inputs)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
@@ -34,6 +36,19 @@ class CheckedBlocks(gr.Blocks):
         except Exception as error:
             log.info("an invalid value was sent", exc_info=error)
             raise error_message(UserError(_misfit(block_fn.inputs, inputs))) from None
+
+
+def _check_size(value: Any) -> None:
+    """Raises UserError for more than MAX_VALUES values at any depth: gradio keeps what a visitor has sent, and empty
+    lists take twenty times the memory that they take in a request."""
+    count, left = 0, [value]
+    while left:
+        one = left.pop()
+        inner = one if isinstance(one, (list, tuple)) else one.values() if isinstance(one, dict) else ()
+        count += len(inner)
+        if count > MAX_VALUES:
+            raise UserError(f"the request has more than {MAX_VALUES:,} values: send fewer.")
+        left.extend(inner)
 
 
 def clean_input(value: Any) -> Any:

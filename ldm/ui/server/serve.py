@@ -18,6 +18,7 @@ from ldm.ui.server import connections
 from ldm.ui.server.bodies import Bodies
 from ldm.ui.server.guard import UPLOAD_BYTES, Guard
 
+SESSIONS = 1000  # visitors whose last values are kept in memory
 QUEUED = 64  # waiting requests; further ones are refused with a message
 
 
@@ -51,6 +52,7 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
         server_name=config["host"], server_port=config["port"], auth=user, share=False, allowed_paths=[],
         prevent_thread_lock=True, quiet=True, theme=theme(gradio), css=CSS, head=HEAD, ssr_mode=False, _frontend=False,
         show_error=False,  # messages of other packages name folders of this machine
+        state_session_capacity=SESSIONS,
         enable_monitoring=False, footer_links=[], max_file_size=UPLOAD_BYTES, mcp_server=False,
         root_path=proxy,
         app_kwargs={"middleware": _middleware(app.served_files, bodies, None if user else config["host"], proxy)},
