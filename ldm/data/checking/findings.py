@@ -94,21 +94,21 @@ def _about_copies(copies: Copies, collection: Collection) -> Iterator[Finding]:
 
 def _about_pixels(pixels: Pixels, collection: Collection) -> Iterator[Finding]:
     yield from _about("uniform", pixels.uniform(), "of a single colour: remove", collection)
-    yield from _about("blurred", pixels.blurred(), "very blurred, or smooth: remove, unless meant so", collection)
+    yield from _about("blurred", pixels.blurred(), "blurred or smooth: remove, unless meant so", collection)
 
 
 def _about_sizes(sizes: Sizes, collection: Collection) -> Iterator[Finding]:
-    small = f"small, enlarged up to {sizes.scale.max():.1f} times: remove them, or train at a smaller data.size"
+    small = f"enlarged, up to {sizes.scale.max():.1f} times: remove them, or train at a smaller data.size"
     yield from _about("enlarged", sizes.enlarged(), small, collection)
-    most = f"lose 30% or more by cropping, up to {100 * sizes.lost.max():.0f}%: data.buckets=true keeps aspects"
+    most = f"cropped by 30% or more, up to {100 * sizes.lost.max():.0f}%: data.buckets=true keeps aspects"
     yield from _about("cropped", sizes.cropped(), most, collection)
-    change = f"change their aspect, up to {sizes.stretch.max():.1f} times: data.resize=cover doesn't"
+    change = f"stretched, up to {sizes.stretch.max():.1f} times: data.resize=cover keeps aspects"
     yield from _about("stretched", sizes.stretched(), change, collection)
 
 
 def _about_texts(texts: Texts, collection: Collection) -> Iterator[Finding]:
     n = len(texts.lengths)
-    yield from _about("no_caption", texts.missing, "without a caption: they count as unconditional", collection)
+    yield from _about("no_caption", texts.missing, "without a caption, which makes them unconditional", collection)
     if texts.same is not None:
         yield Finding("same_caption", f"all captions are the same ({examples([texts.same])}): train without captions")
     elif n and texts.repeated >= _MOST_REPEATED * n:
@@ -126,7 +126,7 @@ def _about_classes(classes: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     if counts and max(counts.values()) >= UNBALANCED * max(1, min(counts.values())):
         most, least = (choose(counts, key=lambda name: counts[name]) for choose in (max, min))
         sentence = f"classes are unbalanced: {counts[most]} training images of {most}, {counts[least]} of {least}"
-        yield Finding("unbalanced_classes", f"{sentence}; folders named 10_NAME repeat images")
+        yield Finding("unbalanced_classes", f"{sentence}: add images of the small ones")
 
 
 def _about_maps(maps: MapIds) -> Iterator[Finding]:

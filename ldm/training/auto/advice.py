@@ -1,7 +1,7 @@
 """What a data set might be trained with: a size, what `auto` chooses, and how long that takes, by a few steps."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,14 @@ class Plan:
     refusal: str = ""
     conditioner: Conditioner | None = None
 
+    def says(self, stage: str) -> Callable[[str], None]:
+        """A function that adds a line about a stage."""
+
+        def say(line: str) -> None:
+            self.lines.append(line if "=auto:" in line else f"{stage}: {line}")
+
+        return say
+
 
 def size_for(sizes: Sequence[tuple[int, int]], config: dict[str, Any]) -> int | list[int]:
     """A size for images of several sizes (height, width): a side, or [height, width] where most have one aspect.
@@ -63,7 +71,7 @@ def plan(config: dict[str, Any], source: Any, train: Table, images: int) -> Plan
     found, first, second = Plan(), copy.deepcopy(config), copy.deepcopy(config)
     try:
         channels, (height, width) = train.preprocess.channels, train.images.shape[2:]
-        settle_vae(first, {}, channels=channels, size=(height, width), images=images, say=found.lines.append)
+        settle_vae(first, {}, channels=channels, size=(height, width), images=images, say=found.says("stage one"))
         vae = build(first["vae"], "vae", in_channels=channels)
         check_images(vae, train)
         conditioner = ldm_run.build_conditioner(config["conditioner"], source.default_condition, train, vae)
@@ -73,7 +81,7 @@ def plan(config: dict[str, Any], source: Any, train: Table, images: int) -> Plan
             latent_size=(height // vae.factor, width // vae.factor),
             inputs=ldm_run.network_inputs(vae, conditioner),
             images=images,
-            say=found.lines.append,
+            say=found.says("stage two"),
         )
     except UserError as error:
         found.refusal = str(error)
