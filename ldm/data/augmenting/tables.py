@@ -18,6 +18,7 @@ from ldm.data.storage.cached import cached_parts
 from ldm.data.storage.table import AUGMENT, Column, Table, hash_of, new_array
 
 _VERSION = "variants-1"
+_SHOW_PROGRESS = 2000  # versions from which on a bar is shown
 Crop = Callable[[Table, int, Path], Table]  # (table, k, folder) -> version k of its images, cropped
 _log = logging.getLogger("ldm")
 
@@ -61,6 +62,8 @@ def _cached(table: Table, options: Variants, cache: Path, crop: Crop | None) -> 
 
 def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop | None) -> Table:
     """The table with all variants, its arrays in `folder`/train."""
+    from tqdm import tqdm
+
     n, count = len(table), options.count
     arrays = {
         name: new_array(folder / "train" / f"{name}.npy", old.dtype.type, (count * n, *old.shape[1:]))
@@ -68,6 +71,7 @@ def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop
     }
     labels = _labels(table, options)  # (count, n, 11)
     frames: list[np.ndarray] = []
+    bar = tqdm(desc="making variants", total=count * n, disable=count * n < _SHOW_PROGRESS, mininterval=1)
     for version in range(options.variants):
         is_cropped = crop is not None and options.zoom > 1 and version > 0
         of = crop(table, version, folder / "crops") if crop and is_cropped else table
@@ -76,6 +80,8 @@ def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop
             block = number * options.variants + version
             for name, array in arrays.items():
                 _fill(array[block * n : (block + 1) * n], _array(of, name), axes, labels[block])
+            bar.update(n)
+    bar.close()
     shutil.rmtree(folder / "crops", ignore_errors=True)
     return Table(
         images=arrays.pop("images"),
