@@ -77,7 +77,7 @@ def test_a_run_and_a_fine_tuning_keep_the_numbers_of_a_model_of_before(tmp_path,
             Image.new("RGB", (8, 8), (25 * int(name), i, 0)).save(tmp_path / "d" / name / f"{i}.png")
     words = [*TINY.split(), f"data.root={tmp_path / 'd'}", f"runs_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}"]
     with monkeypatch.context() as before:
-        before.setattr("ldm.data.preparing.decode._natural", lambda word: word)
+        before.setattr("ldm.data.preparing.labels._natural", lambda word: word)
         cli.run("train_ldm", [*words, "name=run", "trainer.max_steps=2"])
     (tmp_path / "ldm" / "run" / "DONE").unlink()
     shutil.rmtree(tmp_path / "cache")
