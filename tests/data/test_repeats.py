@@ -86,3 +86,19 @@ def test_validation_is_not_held_to_repeats(tmp_path):
     root = lay_out(tmp_path / "c", *numbered("train/1_dogs", "train/2_cats", "val/2_cats"))
     train, val = tables(root)
     assert train.classes == ("1_dogs", "2_cats") and val.columns["label"].tolist() == [1, 1, 1]
+
+
+def test_numbers_of_folders_are_given_by_name_or_path(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("dog/a", "dog/b", "cat", n=4))
+    numbers = {"dog": 3, "dog/b": 5, "cat": 2}
+    train = tables(root, repeats=numbers)[0]
+    wanted = {"dog/a": 3, "dog/b": 5, "cat": 2}
+    assert train.columns["repeats"].tolist() == [wanted[name.rpartition("/")[0]] for name in train.names]
+    assert train.classes == ("cat", "dog")  # folders may be both
+    plain = tables(root)[0]
+    assert plain.key != train.key and "repeats" not in plain.columns
+    only = tables(root, repeats={"b": 2})[0]
+    assert [2 if "/b/" in name else 1 for name in only.names] == only.columns["repeats"].tolist()
+    for wrong, message in [({"dogs": 2}, "Did you mean 'dog'"), ({"dog": 0}, "at least 1")]:
+        with pytest.raises(UserError, match=message):
+            tables(root, repeats=wrong)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from ldm.common.errors import UserError
+from ldm.common.errors import UserError, did_you_mean
 from ldm.data.folders.classes import CAMERA, DATE, is_storage_folder
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import common_folder, first_folder
@@ -52,6 +52,43 @@ def check_repeats(samples: Sequence[Sample]) -> None:
         raise UserError(
             "data.repeats=true, but no folder of images is named NUMBER_name, such as 10_dog: name them so."
         )
+
+
+def set_repeats(samples: Sequence[Sample], numbers: Mapping[str, int], findings: Findings) -> None:
+    """Gives samples the `numbers` of their folders, by name or path in the root; the innermost folder decides, and
+    samples in other folders keep theirs.
+
+    Raises UserError for numbers below 1, and for folders without a sample.
+    """
+    given = {name.strip("/"): number for name, number in numbers.items()}
+    if wrong := [f"{name}: {number}" for name, number in given.items() if number < 1]:
+        raise UserError(f"data.repeats={{{wrong[0]}}}: has to be at least 1; data.without=[NAME] leaves out a folder.")
+    counts = dict.fromkeys(given, 0)
+    for sample in samples:
+        if name := _innermost(sample.image, given):
+            sample.repeats = given[name]
+            counts[name] += 1
+    if unused := [name for name, count in counts.items() if not count]:
+        around = {name for sample in samples for name in _folders(sample.image)}
+        raise UserError(
+            f"data.repeats: no training image lies in a folder '{unused[0]}'.{did_you_mean(unused[0], around)}"
+        )
+    each = ", ".join(f"{plural(counts[name], 'image')} of {name} {number} times" for name, number in given.items())
+    findings.remark(f"repeats: an epoch visits {each}")
+
+
+def _innermost(path: str, given: Collection[str]) -> str | None:
+    """The entry of `given`, names or paths of folders, that stands for the innermost of the folders around a file."""
+    parts = path.split("/")[:-1]
+    for depth in range(len(parts), 0, -1):
+        for name in ("/".join(parts[:depth]), parts[depth - 1]):
+            if name in given:
+                return name
+    return None
+
+
+def _folders(path: str) -> list[str]:
+    return path.split("/")[:-1]
 
 
 def repeat_described(samples: Sequence[Sample], wanted: bool | None, findings: Findings) -> list[Sample]:

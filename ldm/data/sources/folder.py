@@ -12,7 +12,7 @@ from ldm.data.folders.classes import image_of, level_of, report_inner_folders
 from ldm.data.folders.edits import with_edits_as_one
 from ldm.data.folders.listing import samples
 from ldm.data.folders.pairs import check_pairs, report_pairs
-from ldm.data.folders.repeats import check_repeats
+from ldm.data.folders.repeats import check_repeats, set_repeats
 from ldm.data.preparing.decode import Split
 from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
 from ldm.data.preparing.encoded_source import EncodedSource
@@ -68,7 +68,8 @@ class Folder(EncodedSource):
       `embedded`: captions are read from inside the images; `names`: an image's name is its caption; `tags`: a list in
       the metadata is one caption, joined by commas, instead of alternatives (columns named tags or keywords are read so
       anyway).
-    - `repeats`: whether folders `10_name` are repeats; by default if they look like it.
+    - `repeats`: whether folders `10_name` are repeats, by default if they look like it; or how often an epoch visits
+      the images of each folder, by name or path ({dog: 10}).
     - `classes`: whether subfolders are classes; by default they are, unless they are named by dates, as cameras and
       other tools name folders, or hold masks and the like of the images beside them. Of folders within folders,
       `first` (also true) is the outermost, `last` the one that holds the image, `path` all of them (animals/cat);
@@ -98,7 +99,7 @@ class Folder(EncodedSource):
         bucket_step: int | None = None,
         bucket_least: int = 16,
         captions: str = WHOLE,
-        repeats: bool | None = None,
+        repeats: bool | Mapping[str, int] | None = None,
         classes: bool | str | None = None,
         without: Sequence[str] = (),
         pairs: Mapping[str, str] | None = None,
@@ -108,7 +109,7 @@ class Folder(EncodedSource):
         augment: float = 0.0,
     ):
         wanted, level = level_of(classes)
-        if wanted and repeats:
+        if wanted and repeats is True:
             raise UserError(
                 f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
                 "choose one."
@@ -127,8 +128,9 @@ class Folder(EncodedSource):
             variants=Variants(flip, variants, zoom, augment),
         )
         self.root, self.val_root, self.repeats = root, val_root, repeats
+        by_name = repeats if isinstance(repeats, bool) else None
         self.folder_options = FolderOptions(
-            wanted, repeats, [name.strip("/") for name in without], level, pairs=check_pairs(pairs)
+            wanted, by_name, [name.strip("/") for name in without], level, pairs=check_pairs(pairs)
         )
 
     @property
@@ -185,8 +187,10 @@ class Folder(EncodedSource):
     def _splits(self) -> tuple[Split, Split]:
         layout = self._layout
         train = self._listed(self._candidates, layout.train, layout.trains)
-        if self.repeats:
+        if self.repeats is True:
             check_repeats(train)
+        elif self.repeats:
+            set_repeats(train, self.repeats, self.findings)
         if self.val_root is None and not layout.val:
             if self.findings.splits:
                 train, val = by_column(train, self.findings)
