@@ -253,7 +253,10 @@ def encoder_hash(first_stage: Any) -> str:
 
 def to_json(data: Any) -> bytes:
     """Plain data as indented JSON in UTF-8; equal data give equal bytes."""
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(
+        "utf-8", "backslashreplace"
+    )  # a lone surrogate, as in the name of a file, becomes its escape in JSON
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

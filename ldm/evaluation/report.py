@@ -78,7 +78,8 @@ class HtmlReport:
         """Writes the page, and `figures` as JSON."""
         body = "\n".join(self.parts)
         head = f"<!doctype html><meta charset='utf-8'><title>{html.escape(self.title)}</title><style>{STYLE}</style>"
-        atomic_write(self.folder / page, f"{head}\n<h1>{html.escape(self.title)}</h1>\n{body}\n")
+        text = f"{head}\n<h1>{html.escape(self.title)}</h1>\n{body}\n"
+        atomic_write(self.folder / page, text.encode("utf-8", "backslashreplace"))  # a file's name may not be UTF-8
         atomic_write(self.folder / numbers, to_json(plain(figures)))
 
 

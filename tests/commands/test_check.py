@@ -1,6 +1,7 @@
 """`ldm check`: a folder with every fault, each of which is found, and what training uses again."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,17 @@ def test_good_data_have_no_findings(tmp_path, capsys):
         noise(i).save(tmp_path / "good" / f"{i}.png")
     assert check(tmp_path, tmp_path / "good")["findings"] == []
     assert "nothing suspicious" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf_8_and_names_of_html_are_shown_as_text(tmp_path, capsys):
+    root = tmp_path / "odd"
+    root.mkdir()
+    for i in range(8):
+        noise(i).save(root / f"{i}.png")
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png")).write_bytes((root / "0.png").read_bytes())
+    (root / "<b>\x1b[31m.png").write_bytes((root / "1.png").read_bytes())
+    found = check(tmp_path, root)
+    (copies,) = [finding["groups"] for finding in found["findings"] if finding["key"] == "exact_copies"]
+    assert ["0.png", "caf\udce9.png"] in [sorted(group) for group in copies]
+    page = (tmp_path / "runs" / "check" / "odd" / "check.html").read_text("utf-8")
+    assert "<b>" not in page and "\x1b" not in capsys.readouterr().out
