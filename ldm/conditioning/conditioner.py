@@ -58,8 +58,10 @@ class Conditioner(nn.Module):
             )
         conds = []
         for name, part in self.parts.items():
-            values = ready[name] if name in ready else batch[part.column]
-            conds.append(part(values, drop.get(name)))
+            values, dropped = (ready[name] if name in ready else batch[part.column]), drop.get(name)
+            if name in ready and isinstance(values, list):  # captions of data, in which brackets aren't weights
+                dropped = torch.zeros(len(values), dtype=torch.bool)
+            conds.append(part(values, dropped))
         return merge(conds)
 
     def unguided(self, batch: Mapping[str, Any], drop: Mapping[str, Tensor] | None = None) -> Cond:

@@ -78,6 +78,10 @@ class Part(nn.Module):
         """The captions that are cut because they have more tokens than the encoder reads."""
         return []
 
+    def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
+        """The same for prompts, which some encoders read in chunks."""
+        return self.cut(prompts)
+
     def null_values(self, n: int) -> Any:
         """`n` null values of the column."""
         raise NotImplementedError

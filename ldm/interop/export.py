@@ -21,7 +21,7 @@ from ldm.common.errors import UserError, did_you_mean
 from ldm.common.files import atomic_write
 from ldm.common.registry import spec_of
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
-from ldm.conditioning.text.frozen import write_encoder
+from ldm.conditioning.text.encoders import write_encoder
 from ldm.diffusion import Flow
 from ldm.interop import schedulers
 from ldm.interop.exporting import dtype as precision

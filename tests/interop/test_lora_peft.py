@@ -378,8 +378,7 @@ def test_a_1x1_convolutions_lora_may_be_written_as_matrices(unet, model, tmp_pat
 
 
 def test_an_encoder_that_came_without_a_folder_is_written_under_the_names_of_files(text_folder, tmp_path):
-    from ldm.conditioning.text.encoders import load_encoder, load_tokenizer
-    from ldm.conditioning.text.frozen import write_encoder
+    from ldm.conditioning.text.encoders import load_encoder, load_tokenizer, write_encoder
 
     whole = load_encoder(str(text_folder / "text_encoder"))
     part = FrozenText("nowhere", str(text_folder / "tokenizer"), length=16, dim=16)

@@ -27,7 +27,7 @@ _TEXT_SIDE = {  # the class of the text encoder in models that have another part
     "siglip": "SiglipTextModel",
 }
 _NUMBER = re.compile(r"\.\d+\.")
-_PROJECTED = ("clip", "clip_text_model")
+CLIP_KINDS = ("clip", "clip_text_model")
 
 
 def folder_of(path: str) -> Path | None:
@@ -46,6 +46,12 @@ def folder_of(path: str) -> Path | None:
     folder = Path(found).parent if isinstance(found, str) else None
     whole = folder and any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
     return folder if whole else None
+
+
+def kind_of(path: str) -> str:
+    """The kind of the encoder at `path` by its config, such as "clip"; "" if there is no config."""
+    file = (folder_of(path) or Path(path)) / "config.json"
+    return str(json.loads(file.read_text()).get("model_type", "")) if file.is_file() else ""
 
 
 def fingerprint(folder: str | Path, patterns: tuple[str, ...] = ("config.json", *WEIGHTS)) -> str:
@@ -70,7 +76,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
         _refuse_quantised(config, path)
         check_activation(getattr(config, "hidden_act", "gelu"), path)
         kind = config.model_type
-        if projected and kind not in _PROJECTED:
+        if projected and kind not in CLIP_KINDS:
             raise UserError(f"the text encoder at '{path}' is a {kind}, which has no projection: leave projected out.")
         name = "CLIPTextModelWithProjection" if projected else _TEXT_SIDE.get(kind, "AutoModel")
         cls = getattr(transformers, name)
@@ -226,6 +232,21 @@ def _read_config(file: Path) -> Mapping[str, Any]:
             f"{file} can't be read as JSON ({type(error).__name__}): download the text encoder again."
         ) from None
     return config if isinstance(config, dict) else {}
+
+
+def write_encoder(part: Any, encoder: Path, tokenizer: Path) -> None:
+    """Writes encoder and tokenizer of `part` to two folders, as copies of their files if there are any."""
+    source = Path(part.path)
+    if not source.is_dir():
+        save_encoder(part.encoder, encoder)
+        part.tokenizer.save_pretrained(tokenizer)
+        return
+    if variant_of(source):
+        save_encoder(part.encoder, encoder)  # under the plain name that every reader looks for
+    else:
+        copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
+    if part.tokenizer_path != "byt5":
+        copy_files(Path(part.tokenizer_path or tokenizer_of(part.path)), tokenizer, TOKENIZER)
 
 
 def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:

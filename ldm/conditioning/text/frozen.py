@@ -3,9 +3,9 @@
 It isn't part of the model: a model folder records its path or name and its hash, or with `bundle` holds a copy.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,44 +16,22 @@ from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.conditioning.on_host import States, without
 from ldm.conditioning.part import Part
+from ldm.conditioning.text import prompts as syntax
 from ldm.conditioning.text.encoders import (
-    TOKENIZER,
-    WEIGHTS,
+    CLIP_KINDS,
     check_tokens,
-    copy_files,
     fingerprint,
     folder_of,
+    kind_of,
     load_encoder,
     load_tokenizer,
-    save_encoder,
     tokenizer_of,
-    variant_of,
     width_of,
+    write_encoder,
 )
-from ldm.conditioning.text.truncation import Cut, cuts
+from ldm.conditioning.text.known import Known, Remember
+from ldm.conditioning.text.truncation import Cut, CutClip, cuts
 from ldm.networks import Cond
-
-
-class Known(Protocol):
-    """States of captions that were computed beforehand."""
-
-    def get(self, captions: list[str]) -> Cond | None:
-        """The states of `captions`, or None if those of one of them aren't known."""
-        ...
-
-
-class Remember:
-    """Replaces captions by their known `States`; if one of them isn't known, all stay captions."""
-
-    def __init__(self, known: Known):
-        self.known = known
-
-    def __call__(self, captions: list[str]) -> States | list[str]:
-        cond = self.known.get(captions)
-        if cond is None:
-            return captions
-        assert cond.tokens is not None
-        return States(cond.tokens, cond.mask, cond.vector)
 
 
 @register
@@ -168,17 +146,36 @@ class FrozenText(Part):
             values = without(values, drop)
             values = Remember(self.known)(values) if self.known else values
         if not isinstance(values, States):
-            return self.encode(values)
+            return self.encode_prompts(values) if drop is None else self.encode(values)
         device: torch.device = self._device_marker.device
         return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, device))
 
-    @torch.no_grad()
     def encode(self, values: list[str]) -> Cond:
         """Captions through the encoder: `tokens` (B, L, D), `mask` (B, L) if masked, `vector` (B, D) if pooled."""
+        batch = self._tokens(values)
+        return self._run(batch["input_ids"], batch["attention_mask"])
+
+    def encode_prompts(self, prompts: list[str], least: Sequence[int] | None = None) -> Cond:
+        """The same for what isn't a caption in training: see `ldm.conditioning.text.prompts`, for CLIP's encoders.
+
+        Prompts without the syntax have the states of `encode`. `least` are the least numbers of the prompts' chunks.
+        """
+        least = least or [1] * len(prompts)
+        if not self.chunked(prompts) and max(least, default=1) == 1:
+            return self.encode(prompts)
+        limit = self.limit(self.tokenizer)
+        return syntax.encode(prompts, least, self.tokenizer, limit=limit, masked=self.masked, run=self._run)
+
+    def chunked(self, prompts: Iterable[str]) -> dict[str, int]:
+        """The prompts with the syntax of CLIP's encoders, with the number of their chunks; for other encoders none."""
+        tokenizer = self._clip_tokenizer()
+        return {} if tokenizer is None else syntax.counts(prompts, tokenizer, self.limit(tokenizer))
+
+    @torch.no_grad()
+    def _run(self, ids: Tensor, mask: Tensor) -> Cond:
+        """Token `ids` (B, L) through the encoder, with `mask` (B, L) 1 on tokens and 0 on padding: see `encode`."""
         device: torch.device = self._device_marker.device
         encoder = self.encoder.to(device)
-        batch = self._tokens(values)
-        ids, mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
         check_tokens(ids, encoder, self.tokenizer, self.path)
         # Some tokenizers give "" no token at all, and attention to nothing is NaN.
         mask[mask.sum(1) == 0, 0] = 1
@@ -211,10 +208,31 @@ class FrozenText(Part):
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
         """The captions that are cut, found by the tokenizer alone, without reading the encoder."""
+        tokenizer = self._tokenizer_alone()
+        return cuts(tokenizer, captions, self.limit(tokenizer))
+
+    def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
+        """The prompts that are cut: of CLIP's those without the syntax, with which they are read in chunks."""
+        if self._clip_tokenizer() is None:
+            return self.cut(prompts)
+        return [CutClip(*cut) for cut in self.cut(p for p in prompts if syntax.parse(p) is None)]
+
+    def _tokenizer_alone(self) -> Any:
         if not self._held and not self._tokenizer_only:
             self._tokenizer_only.append(load_tokenizer(self._tokenizer_folder()))
-        tokenizer = (self._held or self._tokenizer_only)[0]
-        return cuts(tokenizer, captions, self.limit(tokenizer))
+        return (self._held or self._tokenizer_only)[0]
+
+    def _clip_tokenizer(self) -> Any:
+        """The tokenizer, if the encoder is CLIP's and the tokenizer marks begin and end; else None."""
+        if self._held:
+            is_clip = type(self._held[1]).__name__.startswith("CLIPText")
+        else:
+            is_clip = kind_of(self.path) in CLIP_KINDS
+        if not is_clip:
+            return None
+        tokenizer = self._tokenizer_alone()
+        marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        return None if None in marks else tokenizer
 
     def _tokenizer_folder(self) -> str:
         return self.tokenizer_path or tokenizer_of(self.path)
@@ -273,18 +291,3 @@ class FrozenText(Part):
 
     _spec: dict[str, Any]
     _device_marker: Tensor
-
-
-def write_encoder(part: FrozenText, encoder: Path, tokenizer: Path) -> None:
-    """Writes encoder and tokenizer of `part` to two folders, as copies of their files if there are any."""
-    source = Path(part.path)
-    if not source.is_dir():
-        save_encoder(part.encoder, encoder)
-        part.tokenizer.save_pretrained(tokenizer)
-        return
-    if variant_of(source):
-        save_encoder(part.encoder, encoder)  # under the plain name that every reader looks for
-    else:
-        copy_files(source, encoder, ("config.json", *WEIGHTS, "*.index.json"))
-    if part.tokenizer_path != "byt5":
-        copy_files(Path(part.tokenizer_path or tokenizer_of(part.path)), tokenizer, TOKENIZER)

@@ -12,7 +12,8 @@ from ldm.common.errors import UserError
 from ldm.common.registry import build, register
 from ldm.conditioning.on_host import States, without
 from ldm.conditioning.part import Part
-from ldm.conditioning.text.frozen import FrozenText, Remember
+from ldm.conditioning.text.frozen import FrozenText
+from ldm.conditioning.text.known import Remember
 from ldm.conditioning.text.truncation import Cut
 from ldm.networks import Cond
 
@@ -89,9 +90,26 @@ class JoinedText(Part):
         """Captions, or their states -> `tokens` (B, L, sum of widths), and `vector` (B, sum of pooled widths)."""
         if not isinstance(values, States):
             captions = without(values, drop, self.nothing)
-            values = joined([part(_texts(captions, i)) for i, part in enumerate(self.encoders)], captions)
+            each = [_texts(captions, i) for i in range(len(self.encoders))]
+            values = joined(self._states(each, training=drop is not None), captions)
         device: torch.device = self._device_marker.device
-        return Cond(tokens=values.tokens, vector=values.vector).map(lambda t: send(t, device))
+        return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, device))
+
+    def _states(self, each: Sequence[list[str]], training: bool) -> list[Cond]:
+        """The states of the captions `each` encoder reads, where they are chunked in as many chunks by all."""
+        found = [part.chunked(captions) for part, captions in zip(self.encoders, each, strict=True)]
+        if training or not any(found):
+            drop = torch.zeros(len(each[0]), dtype=torch.bool) if training else None
+            return [part(captions, drop) for part, captions in zip(self.encoders, each, strict=True)]
+        counts = [[own.get(caption, 1) for caption in captions] for own, captions in zip(found, each, strict=True)]
+        least = [max(column) for column in zip(*counts, strict=True)]
+        return [part.encode_prompts(captions, least) for part, captions in zip(self.encoders, each, strict=True)]
+
+    def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
+        """The prompts that an encoder cuts: see `FrozenText.cut_prompts`."""
+        prompts = list(prompts)
+        found = {cut.caption: cut for part in reversed(self.encoders) for cut in part.cut_prompts(prompts)}
+        return list(found.values())
 
     _device_marker: Tensor
 
@@ -120,4 +138,5 @@ def joined(states: Sequence[States | Cond], captions: Sequence[str]) -> States:
     vectors = [s.vector for s in states if s.vector is not None]
     absent = send(torch.tensor([caption == NOTHING for caption in captions], dtype=torch.bool), tokens.device)
     vector = torch.cat(vectors, 1).masked_fill(absent[:, None], 0) if vectors else None
-    return States(tokens.masked_fill(absent[:, None, None], 0), None, vector)
+    mask = next((s.mask for s in states if s.mask is not None), None)  # of prompts in different numbers of chunks
+    return States(tokens.masked_fill(absent[:, None, None], 0), mask, vector)

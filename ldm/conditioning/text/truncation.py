@@ -23,12 +23,19 @@ class Cut(NamedTuple):
         return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {bounded(self.lost)}"
 
 
+class CutClip(Cut):
+    """A prompt that a CLIP encoder cuts, and would read in chunks: see `ldm.conditioning.text.prompts`."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; with BREAK at its end, a prompt is read in chunks"
+
+
 class HasParts(Protocol):
     """What this module needs of a `Conditioner`, which it can't import."""
 
     @property
     def parts(self) -> Any:
-        """Conditions by name, each with a method `cut(captions)`."""
+        """Conditions by name, each with methods `cut(captions)` and `cut_prompts(prompts)`."""
         ...
 
 
@@ -85,7 +92,7 @@ def sentences(conditioner: HasParts, prompts: Iterable[str]) -> list[str]:
     distinct = [prompt for prompt in dict.fromkeys(prompts) if hash(prompt) not in _reported]
     words = []
     for part in conditioner.parts.values():
-        found = part.cut(distinct)
+        found = part.cut_prompts(distinct)
         if len(found) > SHOWN:
             words.append(f"{len(found)} of {len(distinct)} prompts are too long; {found[0]}")
         else:
