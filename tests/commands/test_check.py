@@ -129,6 +129,7 @@ def test_good_data_have_no_findings(tmp_path, capsys):
     assert "nothing suspicious" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_and_names_of_html_are_shown_as_text(tmp_path, capsys):
     root = tmp_path / "odd"
     root.mkdir()
