@@ -212,7 +212,7 @@ def test_options_that_a_page_does_not_take_are_refused(options: str) -> None:
         option_words(options)
 
 
-@pytest.mark.parametrize("name", ["", " ", "../x", "a/../../b"])
+@pytest.mark.parametrize("name", ["", " ", "../x", "a/../../b", "null", "a-${oc.env:HOME}"])
 def test_a_run_needs_a_plain_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="name"):
         Launcher(tmp_path, tmp_path / "app").start("vae", name, "")

@@ -125,6 +125,8 @@ def _check_run_name(name: str) -> None:
     """Raises UserError for text that can't name the run's folder, its log and its record."""
     if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
         raise UserError("the run needs a name: give a plain word, which its folder is called, too.")
+    if name == "null" or "${" in name:  # which the run's command line would read as something else
+        raise UserError(f"the name '{name[:40]}' isn't the name of a folder on a command line: give a plain word.")
     if len(name.encode()) > NAME_BYTES:
         raise UserError(f"the name '{name[:40]}...' is too long for a folder: take up to {NAME_BYTES} bytes.")
 
