@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.common.annotations import check_argument
 from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import build, spec_of
@@ -124,7 +125,9 @@ def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") 
             if reads < 2
             else f"{name}: this model has {reads} text encoders: give prompt= a tuple of as many prompts."
         )
-    if not first or len(second) not in (1, len(first)):
+    if not first:
+        raise UserError(f"{name} is for the second text encoder: give {prefix}prompt, for the first one, too.")
+    if len(second) not in (1, len(first)):
         raise UserError(
             f"{len(first)} of {prefix}prompt and {len(second)} of {name}: give one {name} for all, or as many."
         )
@@ -140,6 +143,8 @@ def negatives_of(model: Any, negative: Any, pixels: tuple[int, int]) -> dict[str
         near = did_you_mean(str(unknown[0]), NEGATIVES)
         raise UserError(f"negative has no '{unknown[0]}'; it takes {', '.join(NEGATIVES)}.{near}")
     given = {key: value for key, value in negative.items() if value is not None}
+    for key in NEGATIVES[:2]:
+        check_argument(given.get(key), str | Sequence[str] | None, f"negative {key}")
     texts = prompts_of(model, given.get("prompt"), given.get("prompt_2"), prefix="negative ")
     sizes = {key: given[key] for key in NEGATIVES[2:] if key in given}
     return ({"text": texts} if texts else {}) | frame_of(model, sizes, pixels, prefix="negative ")

@@ -36,7 +36,7 @@ def load(
     """The trained model at `path`, in eval mode.
 
     `path` is a run folder, its `model/` folder or a checkpoint file of a run; a folder of diffusers; or a single-file
-    checkpoint with CompVis's names (Stable Diffusion 1 and 2). Several paths make a cascade: the first model generates,
+    checkpoint with CompVis's names (Stable Diffusion 1, 2 and XL). Several paths make a cascade: the first generates,
     the others enlarge. Neither Lightning nor Hydra is needed, nor the data and the config of the training. `device`
     defaults to the CPU. `options` are only for single-file checkpoints: see `ldm.interop.load_single_file`.
 
@@ -81,7 +81,7 @@ def _check_checkpoint(path: Path) -> None:
     if words := interop.embedding_in(interop.check_readable(path)):
         raise UserError(f"{path} holds {words}.")
     raise UserError(
-        f"{path} holds no Stable Diffusion 1 or 2 with CompVis's names. Load a LoRA or a ControlNet on a model, by "
+        f"{path} holds no Stable Diffusion 1, 2 or XL with CompVis's names. Load a LoRA or a ControlNet on a model, by "
         "model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
     )
 

@@ -355,7 +355,8 @@ def test_what_is_negative_is_refused_by_name_and_said_where_it_does_nothing(mode
     for options, says in (
         ({"negative": {"size": 3}}, "negative has no 'size'; it takes prompt, prompt_2, original_size"),
         ({"negative": {"crop": -1}}, r"negative crop=-1: give \(top, left\)"),
-        ({"negative": {"prompt_2": "a"}}, "0 of negative prompt and 1 of negative prompt_2"),
+        ({"negative": {"prompt_2": "a"}}, "negative prompt_2 is for the second text encoder: give negative prompt"),
+        ({"negative": {"prompt": 3}}, "negative prompt=3: give a word or a list"),
         ({"prompt_2": ["a", "b"]}, "1 of prompt and 2 of prompt_2"),
     ):
         with pytest.raises(UserError, match=says):

@@ -123,7 +123,7 @@ def test_memory_of_a_full_size_lora_is_as_the_docs_say(network, monkeypatch):
         "autoencoder": 4 * decoder,
         "LoRA": (4 + 4 + 4 + 8) * trained,  # weights, average, gradients, AdamW's two moments
         "kept between blocks": MIXED * stored.bytes + copies,
-        "inside of the largest block": max(inside.values()),
+        "inside the largest block": max(inside.values()),
     }
     figures["together"] = sum(figures.values())
     print(figures, trained)
