@@ -51,6 +51,7 @@ ARCHITECTURE = "modelspec.architecture"
         (of_metadata({"config": SGM.replace("NAME", "VScaling")}, "m"), "v"),
         ({ARCHITECTURE: "stable-diffusion-v2-512"}, "eps"),
         ({ARCHITECTURE: "stable-diffusion-v2-512-inpainting"}, "eps"),
+        ({ARCHITECTURE: "stable-diffusion-v2-inpainting"}, "eps"),
         ({ARCHITECTURE: "stable-diffusion-v2-768-v", "modelspec.prediction_type": "v"}, "v"),
         ({ARCHITECTURE: "stable-diffusion-v1"}, None),
         (sgm("EDMScaling"), "edm"),

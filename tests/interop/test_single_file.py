@@ -482,5 +482,5 @@ def test_a_table_that_isnt_one_to_one_is_refused():
 
 def test_a_file_of_something_else_is_named_as_such(tmp_path):
     save_file({"lora_unet_down.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match="no Stable Diffusion 1 or 2.*load_lora"):
+    with pytest.raises(UserError, match="no Stable Diffusion 1, 2 or XL.*load_lora"):
         ldm.load(tmp_path / "lora.safetensors")
