@@ -152,7 +152,7 @@ def test_kinds_stack_on_one_layer_and_come_off_in_any_order(model, tmp_path):
     assert torch.equal(outputs(model.denoiser.network), plain) and equal(model.state_dict(), before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["lokr", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "loha"))])
 def test_what_is_trained_is_saved_and_goes_out_to_kohyas_tools_and_peft(kind, model, tmp_path):
     other = small()
     lora.start(other, "new", rank=2, alpha=3.0, wanted=["attention", "conv1"], kind=kind, alpha_pattern={"attn2": 1.0})

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -27,13 +28,19 @@ def varied(seed, like):
     return model
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A folder of three runs of stage two, a, b and c."""
-    base = small()
+    folder, base = tmp_path_factory.mktemp("runs"), small()
     for name, model in {"a": base, "b": varied(1, base), "c": varied(2, base)}.items():
-        keep(model, tmp_path, name)
-    return tmp_path
+        keep(model, folder, name)
+    return folder
+
+
+@pytest.fixture
+def runs(made, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(made, tmp_path / "runs")
 
 
 def keep(model, runs, name):
