@@ -48,9 +48,8 @@ def hydra():
 
 @pytest.mark.parametrize(("script", "options"), cases())
 def test_every_choice_is_valid(script, options):
-    open_values = (
-        ["++data.root=x"] if options[0] in ("data=folder", "experiment=folder", "experiment=characters") else []
-    )
+    of_folders = ("data=folder", *(f"experiment={name}" for name in ("folder", "characters", "small_set")))
+    open_values = ["++data.root=x"] if options[0] in of_folders else []
     open_values += ["++data.root=x"] if "data=shards" in options else []
     open_values += ["++data.dataset=x"] if "data=huggingface" in options else []
     open_values += ["++conditioner.text.path=x"] if "conditioner=frozen_text" in options else []
