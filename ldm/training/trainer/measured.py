@@ -99,5 +99,5 @@ class Measured(pl.Callback):
         return (
             f"{share:.0%} of the generated images are copies of training images (val/memorised; {before:.0%} {whose}). "
             "The model begins to learn them by heart: checkpoint.best=val/fd keeps the model from before that; more "
-            "images, augment.py or a smaller network put it off."
+            "images, data.augment= or a smaller network put it off."
         )
