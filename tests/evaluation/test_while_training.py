@@ -39,7 +39,7 @@ class Giving:
         self.preprocess = Preprocess(3, *images.shape[2:])
         self.conditioner = SimpleNamespace(needs=(), examples=lambda batch, seed: {})
 
-    def draw(self, conditions, n, **options):
+    def generate_for(self, conditions, n, **options):
         self.calls.append(options)
         return self.images[:n]
 
