@@ -109,6 +109,20 @@ def test_classes_of_one_image_each_are_refused_with_the_way(tmp_path):
     assert len(tables(root, classes=False)[0]) == 2
 
 
+def test_copies_of_one_image_are_no_class_to_hold_out_from(tmp_path):
+    root = lay_out(tmp_path / "d", "a/0.png", "b/0.png")
+    for i in range(1, 4):
+        (root / "a" / f"{i}.png").write_bytes((root / "a/0.png").read_bytes())
+    with pytest.raises(UserError, match="an image and its copies count as one"):
+        tables(root)
+
+
+def test_numbered_folders_of_images_are_no_classes(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("images_001/images", "images_002/images"))
+    assert "label" not in tables(root)[0].columns
+    assert "parts of one set aren't classes: images_001, images_002" in facts(root).asides[0]
+
+
 def test_a_split_with_every_class_in_training_stays(tmp_path):
     samples = [Sample(f"{i}.png", label=i % 2) for i in range(20)]
     plain = [Sample(f"{i}.png") for i in range(20)]

@@ -18,6 +18,7 @@ def notes(root, *paths: str, **options) -> str:
             ("cat", "dog", "rejected"),
             "rejected/: named like folders of discarded or temporary files, and read as a class",
         ),
+        (("depth", "rgb", "thermal"), "depth/: named as folders of maps or masks of other images, and read as a class"),
         (("cat", "Screenshots"), "data.without='[Screenshots]' leaves it out"),
         (("source", "target"), "source/ and target/ hold files of the same names, as pairs of images do"),
         (("A", "B"), "A/ and B/ hold files of the same names"),
@@ -190,3 +191,12 @@ def test_what_programs_make_of_images_is_left_out(tmp_path, path, reason):
 def test_folders_of_generators_are_no_classes(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("txt2img-images/2024-01-01", "extras-images"))
     assert not tables(root)[0].classes
+
+
+def test_a_grid_beside_the_samples_that_it_shows_is_left_out(tmp_path):
+    samples = [f"txt2img-samples/samples/0000{i}.png" for i in range(3)]
+    root = lay_out(tmp_path / "d", *samples, "txt2img-samples/grid-0000.png")
+    assert names(tables(root)) == samples
+    assert facts(root).left_out == {"txt2img-samples/grid-0000.png": "grids of generated images"}
+    plain = [f"grid-000{i}.png" for i in range(3)]
+    assert names(tables(lay_out(tmp_path / "e" / "d", *plain))) == plain

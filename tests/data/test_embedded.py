@@ -99,6 +99,15 @@ def test_the_caption_of_an_image(content, text):
     assert text_in(io.BytesIO(content)) == text
 
 
+@pytest.mark.parametrize(("key", "reported"), [("parameters", True), ("Comment", False)])
+def test_one_prompt_of_all_images_is_reported_and_one_comment_is_not(tmp_path, caplog, key, reported):
+    (tmp_path / "d").mkdir()
+    for i in range(2):
+        (tmp_path / "d" / f"{i}.png").write_bytes(png(**{key: "a red fox"}))
+    tables(tmp_path / "d")
+    assert ("2 of 2 images that were looked at hold text" in caplog.text) == reported
+
+
 def test_captions_inside_are_reported_and_read(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "plain.png")
     for i in range(3):

@@ -42,3 +42,25 @@ def test_several_of_one_scene_are_reported_and_left_out_by_a_pattern(tmp_path):
 def test_other_names_are_taken_without_a_word(tmp_path, paths):
     assert names(tables(lay_out(tmp_path / "d", *paths))) == sorted(paths)
     assert not facts(tmp_path / "d").notes
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (["a/B02.png", "a/B8A.png", "b/B02.png", "b/B8A.png"], "2 b02, 2 b8a"),
+        (["T1_B02_10m.png", "T1_B03_10m.png", "T2_B02_10m.png", "T2_B03_10m.png"], "2 b02, 2 b03"),
+        (["A01_s1_w1.png", "A01_s1_w2.png", "A02_s1_w1.png", "A02_s1_w2.png"], "2 w1, 2 w2"),
+        (
+            ["r1f1p1-ch1sk1fk1.png", "r1f1p1-ch2sk1fk1.png", "r2f1p1-ch1sk1fk1.png", "r2f1p1-ch2sk1fk1.png"],
+            "2 ch1, 2 ch2",
+        ),
+        (["x_EV-2.png", "x_EV+2.png", "y_EV-2.png", "y_EV+2.png"], "2 ev+2, 2 ev-2"),
+        (["ch01_p01.png", "ch01_p02.png", "ch02_p01.png", "ch02_p02.png"], None),
+        (["b01.png", "b02.png", "b03.png", "b04.png"], None),
+    ],
+)
+def test_bands_of_a_scene_in_several_files_are_reported(tmp_path, names, counts):
+    tables(lay_out(tmp_path / "d", *names))
+    notes = " ".join(facts(tmp_path / "d").notes)
+    assert f"2 scenes have bands or channels in several files by their names ({counts})" in notes or not counts
+    assert counts or "bands" not in notes

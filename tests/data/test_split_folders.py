@@ -53,6 +53,9 @@ def test_an_image_beside_class_folders_is_reported(tmp_path, caplog):
         ("x/train_set", "x/dev"),
         ("trn", "valid"),
         ("train", "test1"),
+        ("train", "validate"),
+        ("train_256", "val_256"),
+        ("train", "hold-out"),
         ("DIV2K_train_HR", "DIV2K_valid_HR"),
         ("cars_train", "cars_test"),
     ],
@@ -129,6 +132,19 @@ def test_classes_within_splits_of_several_sets_are_reported(tmp_path, caplog):
     folders = [f"{root}/{part}/{name}" for root in "ab" for part in ("train", "val") for name in ("cat", "dog")]
     assert tables(lay_out(tmp_path / "d", *numbered(*folders)))[0].classes == ("a", "b")
     assert "the classes are the folders around a/train, b/train, not those inside (cat, dog)" in caplog.text
+
+
+def test_a_training_folder_beside_an_unknown_name_is_reported(tmp_path, caplog):
+    assert tables(lay_out(tmp_path / "d", *numbered("train", "prüfung")))[0].classes == ("prüfung", "train")
+    assert "prüfung/, train/ are read as classes, as prüfung is no usual name for validation" in caplog.text
+    caplog.clear()
+    tables(lay_out(tmp_path / "e", *numbered("bus", "car", "train")))
+    assert "usual name" not in caplog.text
+
+
+def test_a_former_choice_among_splits_stays(tmp_path):
+    found = tables(lay_out(tmp_path / "d", *numbered("train", "test", "holdout")))
+    assert found[1].names == numbered("test")
 
 
 def test_several_folders_for_validation_beside_the_classes(tmp_path):
@@ -299,8 +315,9 @@ def test_missing_captions_are_reported_once(tmp_path, caplog):
 
 
 def test_formats_that_cannot_be_read_are_counted_with_the_reason(tmp_path, caplog):
-    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.HEIC", "4.jxl", "5.heic")
+    root = lay_out(tmp_path / "d", "1.png", "2.png", "3.HEIC", "4.jxl", "5.heic", "6.cbz")
     tables(root)
+    assert ".cbz files are archives, which aren't opened" in caplog.text
     assert ".heic files can't be read: convert them to .jpg or .png (2 files: 3.HEIC, 5.heic)" in caplog.text
     with pytest.raises(UserError, match=r"too few images \(0\).*\.heic files can't be read.*2 files"):
         tables(lay_out(tmp_path / "h", "1.heic", "2.heic"))

@@ -24,7 +24,7 @@ _FORMAT = re.compile(
 # Google Takeout's: Photos from 2023, Fotos von 2023, Photos de 2023; albums lie beside them
 _TAKEOUT = re.compile(r"(photos|fotos|foto|foto's|zdjęcia)( (from|von|aus|de|del|uit|z)) (19|20)\d\d", re.IGNORECASE)
 _YEARS, _MONTHS = re.compile(_YEAR), re.compile(rf"{_MONTH}(\D.*)?")
-_PART = re.compile(r"(folds?|parts?|batch|chunk|shard)[-_ ]?\d+", re.IGNORECASE)
+_PART = re.compile(r"(folds?|parts?|batch|chunk|shard)[-_ ]?\d+|(images?|imgs?|data)[-_ ]?\d+", re.IGNORECASE)
 _SCALE = re.compile(r"[lhs]r|x\d", re.IGNORECASE)  # of one image in several sizes, for super-resolution
 _SIZE = re.compile(
     r"(images?|imgs?|size|res)?[-_ ]?(\d{2,}x\d{2,}|64|128|256|512|768|1024|2048|4096)(px)?", re.IGNORECASE

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from ldm.data.reading.captions.names import is_prose
 from ldm.data.reading.findings import Findings, examples
-from ldm.data.reading.paths import stem
+from ldm.data.reading.paths import join, stem
+from ldm.data.reading.split_folders import is_training
 from ldm.data.reading.store import Store
 
 # Where phones, computers and their programs keep images. The brands may be classes too: logos, say.
@@ -27,7 +28,16 @@ _ASIDE = re.compile(
     r"|new[-_ ]folder.*|untitled[-_ ]folder.*|copy[-_ ]of .*|.+[-_ ]copy( \d+)?)[-_. ]*",
     re.IGNORECASE,
 )
-_ODD = {_ASIDE: "like folders of discarded or temporary files", _IS_ALBUM: "as phones and computers name folders"}
+_MAPS = re.compile(
+    r"depths?([-_ ]?(maps?|images?|raw))?|disparit(y|ies)|normals|normal[-_ ]?maps?|masks|segmentations?"
+    r"|optical[-_ ]?flow|ground[-_ ]?truths?|gt",
+    re.IGNORECASE,
+)
+_ODD = {
+    _ASIDE: "like folders of discarded or temporary files",
+    _IS_ALBUM: "as phones and computers name folders",
+    _MAPS: "as folders of maps or masks of other images",
+}
 # Pairs of folders that hold two images of each scene, from which models learn to turn one into the other.
 _PAIRS = frozenset(
     frozenset(pair.split())
@@ -54,10 +64,11 @@ _PRIOR = re.compile(
 _NUMBERED = re.compile(r"(?P<word>.*[^\W\d_])[-_. ]*\(?\d+\)?")  # cat.0, dog_12, "oak (3)", keeshond12
 _NOT_CLASS = re.compile(
     r"im(g|ages?)?|dsc[a-z]?|pxl|mvi|vid|pano|burst|p|pict?(ures?)?|photos?|frames?|scan(ned)?|screen[-_ ]?shots?"
-    r"|sample|(img|signal|whatsapp|telegram|screenshot|comfyui|untitled).*|.*[-_ ](at|on)",
+    r"|.*\d.*|sample|(img|signal|whatsapp|telegram|screenshot|comfyui|untitled).*|.*[-_ ](at|on)",
     re.IGNORECASE,
 )
 _GRIDS = re.compile(r"(txt2img|img2img)-grids")
+_GRID = re.compile(r"grid-\d{4,}")  # that Stable Diffusion's scripts write beside samples/
 _PREVIEW, _MODELS = ".preview", (".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".civitai.info", ".metadata.json")
 _MOSTLY = 0.9  # the share of the files that have such names
 _MOST_WORDS = 0.5  # different words for each file: with more, the words aren't classes
@@ -76,8 +87,14 @@ def previews(store: Store, images: Sequence[str]) -> dict[str, str]:
 
 
 def grids(images: Sequence[str]) -> dict[str, str]:
-    """Automatic1111's grids of the images that it generated, with the reason."""
+    """The grids of generated images, as Automatic1111 and Stable Diffusion's own scripts write them, with the
+    reason."""
+    samples = {posixpath.dirname(path) for path in images}
     found = [path for path in images if any(map(_GRIDS.fullmatch, path.split("/")[:-1]))]
+    for path in images:
+        folder, name = posixpath.split(stem(path))
+        if _GRID.fullmatch(name) and join(folder, "samples") in samples:
+            found.append(path)
     return dict.fromkeys(found, "grids of generated images")
 
 
@@ -103,6 +120,7 @@ def report_odd_classes(
             read, them = ("a class", "it") if len(odd) == 1 else ("classes", "them")
             message = f"{examples([name + '/' for name in odd])}: named {kind}, and read as {read}"
             findings.warn(f"{message}; data.without='[{', '.join(odd)}]' leaves {them} out")
+    _report_lone_training(distinct, findings)
     are_pairs = distinct == ["A", "B"] or frozenset(map(str.lower, distinct)) in _PAIRS
     are_versions = not are_pairs and len(distinct) > 1 and all(map(_VERSION.fullmatch, distinct))
     if are_versions and _share_names(paths, classes):
@@ -144,6 +162,15 @@ def report_class_like_names(paths: Sequence[str], findings: Findings) -> None:
 def aside(names: Iterable[str]) -> list[str]:
     """Those of the folders that are named like places for discarded, temporary or generated images."""
     return sorted(name for name in names if _ASIDE.fullmatch(name) or _WRITTEN.fullmatch(name))
+
+
+def _report_lone_training(classes: Sequence[str], findings: Findings) -> None:
+    """Warns of a class `train` beside one other. Among more classes, it is more likely a vehicle."""
+    others = [name for name in classes if not is_training(name)]
+    if len(others) == 1 and len(classes) == 2:
+        message = f"{examples([f'{name}/' for name in classes])} are read as classes"
+        step = "rename it to val/ if that is what it is for, or give another folder by data.val_root="
+        findings.warn(f"{message}, as {others[0]} is no usual name for validation: {step}")
 
 
 def _share_names(paths: Sequence[str], classes: Sequence[str]) -> bool:

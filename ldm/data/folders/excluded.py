@@ -13,7 +13,7 @@ from functools import lru_cache
 from ldm.data.folders.common_names import grids, previews, priors
 from ldm.data.folders.companion_arrays import arrays_beside
 from ldm.data.folders.mask_pixels import NAMED, SAMPLED, Pair, mask_evidence, pixel_facts
-from ldm.data.folders.scene_names import companions_by_name
+from ldm.data.folders.scene_names import companions_by_name, report_bands
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.paths import JUNK, evenly_spaced, first_folder, is_junk, join, stem
 from ldm.data.reading.split_folders import FIRST, FolderOptions, is_split
@@ -89,6 +89,7 @@ def excluded_images(
     excluded |= _named_as_masks(rest())
     excluded |= companions_by_name(store, rest(), findings)
     excluded |= _in_mask_folders(store, rest(), known, findings)
+    report_bands(rest(), findings)
     return excluded if len(excluded) < len(images) else {}
 
 

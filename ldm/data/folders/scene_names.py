@@ -24,6 +24,12 @@ _COMPANIONS = frozenset(_WORDS.split())
 _LAST = re.compile(r"(?P<core>.+)(?P<mark>[-_. ][a-z]+([-_ ]?\d+k?)?)")  # also normal_2k
 _FIRST = re.compile(r"(?P<mark>[a-z]+[-_. ]?)(?P<core>.*\d.*)")
 _WORD = re.compile(r"\*?[-_. ]?([a-z]+).*")
+# Bands of satellites, channels of microscopes and exposures: T32_B02_10m.tif, A01_s1_w1.tif, r01c01f01-ch1sk1.tiff
+_BAND = re.compile(
+    r"(?P<before>(.*[-_. ])?)"
+    r"(?P<mark>b(0\d|1[0-2]|8a)|(band|ch(annel)?)[-_]?\d+|w\d|ev[-+]?\d(\.\d+)?|dapi|gfp|yfp|nir)"
+    r"(?P<after>(sk\d.*|[-_. ](\d+m|[a-z]+))?)"  # not ch01_p02, a page of a chapter
+)
 _MOST_PATTERNS, _LOOKED_AT = 12, 1000  # patterns that a warning names, files
 Scene = dict[str, str]  # files by the pattern of their names, such as "*_mask.*"
 
@@ -46,6 +52,33 @@ def companions_by_name(store: Store, images: Sequence[str], findings: Findings) 
     used = [{pattern: path for pattern, path in scene.items() if path not in excluded} for scene in scenes]
     _report(used, findings)
     return excluded
+
+
+def report_bands(images: Sequence[str], findings: Findings) -> None:
+    """Warns that bands, channels or exposures of one scene are files of their own, as each is read as an image."""
+    looked_at = random.Random(0).sample(images, min(len(images), _LOOKED_AT))
+    if not any(map(_band, looked_at)):
+        return
+    scenes: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
+    for path in images:
+        if found := _band(path):
+            scene, mark = found
+            scenes[scene].setdefault(mark, path)
+    several = [scene for scene in scenes.values() if len(scene) > 1]
+    if len(several) < 2 or 2 * sum(map(len, several)) < len(images):
+        return
+    counts = Counter(mark for scene in several for mark in scene)
+    each = ", ".join(f"{count} {mark}" for mark, count in counts.most_common(4)) + (", ..." if len(counts) > 4 else "")
+    message = f"{len(several)} scenes have bands or channels in several files by their names ({each})"
+    result = "each is read as an image of its own, and some of a scene may be for validation"
+    findings.warn(f"{message}: {result}; put the bands of a scene into one .tif or .npy to train on them together")
+
+
+def _band(path: str) -> tuple[tuple[str, str, str], str] | None:
+    """The scene of a file by its folder and the rest of its name, and its band; None for other names."""
+    folder, name = posixpath.split(stem(path).lower())
+    match = _BAND.fullmatch(name)
+    return ((folder, match["before"], match["after"]), match["mark"]) if match else None
 
 
 def _scenes(images: Sequence[str]) -> list[Scene]:

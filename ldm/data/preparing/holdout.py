@@ -73,7 +73,8 @@ def _held_without_last(found: Sequence[Sample], image: np.ndarray, order: np.nda
             chosen.append(i)
             left.subtract(labels[i])
     if not chosen:
-        raise UserError(f"no image can be held out for validation, as each is the only one of its class. {CLASS_HINT}")
+        reason = "each is the only one of its class (an image and its copies count as one)"
+        raise UserError(f"no image can be held out for validation, as {reason}. {CLASS_HINT}")
     return chosen
 
 

@@ -10,13 +10,19 @@ from ldm.common.errors import UserError
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.paths import common_folder, first_folder, inside, join
 
-_PARTS = r"([-_ ]?(set|data|split|images|imgs|img))?[-_]?(\d{4})?"  # train_images, val2017
+# train_images, val2017, and Places' val_256
+_PARTS = r"([-_ ]?(set|data|split|images|imgs|img))?[-_]?(\d{4}|64|128|256|512|768)?"
 _TRAIN = re.compile(rf"(train|training|trn){_PARTS}", re.IGNORECASE)
 _VALIDATION = [
     re.compile(f"({names}){_PARTS}", re.IGNORECASE)
-    for names in ("val|valid|validation", "dev|eval", "test(ing)?[1-9]?")  # Kaggle's test1
+    for names in (
+        "val|valid|validate|validation",
+        "dev|eval",
+        "test(ing)?[1-9]?",  # Kaggle's test1
+        "evaluation|h[eo]ld[-_ ]?out",
+    )
 ]
-_NEVER_CLASS = re.compile(rf"val(idation)?{_PARTS}", re.IGNORECASE)  # "valid" may be a class
+_NEVER_CLASS = re.compile(rf"val(idation|idate)?{_PARTS}", re.IGNORECASE)  # "valid" may be a class
 # DIV2K_train_HR and DIV2K_valid_HR, cars_train and cars_test: the same words around them
 _AROUND = r"(?P<before>(.*[-_ .])?)(?i:{})(?P<after>[A-Z]|([-_ .].*)?)"  # also trainA
 _TRAIN_IN = re.compile(_AROUND.format("train|training|trn"))
@@ -100,6 +106,11 @@ def matches(path: str, names: Collection[str]) -> bool:
 def is_split(name: str) -> bool:
     """Whether a folder has the name of a split."""
     return any(pattern.fullmatch(name) for pattern in (_TRAIN, *_VALIDATION))
+
+
+def is_training(name: str) -> bool:
+    """Whether a folder is named as the one for training."""
+    return _TRAIN.fullmatch(name) is not None
 
 
 def split_rank(word: str) -> int | None:

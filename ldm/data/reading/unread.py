@@ -25,6 +25,7 @@ _UNFINISHED = "are downloads that haven't finished: download them again"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _VIDEO = "are videos: extract images from them"
 _ARCHIVE = "are archives, which aren't opened: unpack them (a single .zip can be data.root itself)"
+_ARCHIVES = ".zip .7z .rar .gz .bz2 .xz .zst .cbz .cbr .cb7 .cbt .epub"
 _SHARD = "are archives, which aren't opened: unpack them, or read WebDataset shards by data=shards"
 _OTHERS = ".heic .heif .hif .livp .jxl .psd .psb .xcf .kra .clip .exr .hdr .svg .ai .ico .icns .eps .dds .dpx .jxr"
 _CAMERAS = (
@@ -41,7 +42,9 @@ UNREADABLE = {
     **dict.fromkeys(_CAMERAS.split(), _RAW),
     **dict.fromkeys(_SCIENCE.split(), _MEDICAL),
     **dict.fromkeys((".part", ".crdownload", ".partial", ".aria2", ".!ut", ".download"), _UNFINISHED),
-    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _ARCHIVE),
+    **dict.fromkeys(
+        (".zip", ".7z", ".rar", ".gz", ".bz2", ".xz", ".zst", ".cbz", ".cbr", ".cb7", ".cbt", ".epub"), _ARCHIVE
+    ),
     **dict.fromkeys((".tar", ".tgz"), _SHARD),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp"), _VIDEO),
 }

@@ -1,7 +1,7 @@
 """Captions inside image files, as generators, cameras and photo managers write them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from ldm.common.errors import UserError
@@ -29,20 +29,22 @@ _PROGRAMS = re.compile(
 )
 
 
-def text_in(file: BinaryIO) -> str:
+def text_in(file: BinaryIO, texts_in: Callable[[Any], Iterator[Any]] | None = None) -> str:
     """The caption inside an image file, empty if there is none. It is the first of
 
     - a generator's prompt;
     - Exif's description and comment, and what Windows writes there;
     - caption, headline, title and keywords of IPTC, then of XMP;
     - the texts of a PNG and the comment of a JPEG or GIF.
+
+    `texts_in` restricts it to some of these.
     """
     from PIL import Image
 
     try:
         check_metadata(file)
         with Image.open(file) as image:
-            return next((text for found in _texts(image) if (text := _words(found))), "")
+            return next((text for found in (texts_in or _texts)(image) if (text := _words(found))), "")
     except Exception:  # whatever it is, it is counted when it is decoded
         return ""
 
@@ -56,8 +58,9 @@ def report_embedded(found: Sequence[Sample], store: Store, findings: Findings) -
     """Warns that images without captions beside them hold some inside, judged by a few of them."""
     looked_at = evenly_spaced(found, _LOOKED_AT)
     texts = {sample.image: text for sample in looked_at if (text := _peek(store, sample.image))}
-    if len({*texts.values()}) > 1 or len(texts) == len(looked_at) == 1:
-        path, text = next(iter(texts.items()))
+    path, text = next(iter(texts.items()), ("", ""))
+    # one text in all images may be a program's or a studio's, unless a generator has written it
+    if len({*texts.values()}) > 1 or len(texts) == len(looked_at) == 1 or text and _peek(store, path, _prompts):
         message = f"{len(texts)} of {len(looked_at)} images that were looked at hold text that may be a caption"
         findings.warn(f"{message} ({path}: {_shortened(text)}), which isn't read: data.captions=embedded reads it")
 
@@ -73,10 +76,10 @@ def check_embedded(found: Sequence[Sample], store: Store) -> None:
         )
 
 
-def _peek(store: Store, path: str) -> str:
+def _peek(store: Store, path: str, texts_in: Callable[[Any], Iterator[Any]] | None = None) -> str:
     try:
         with store.open(path) as file:
-            return text_in(file)
+            return text_in(file, texts_in)
     except Exception:
         return ""
 
@@ -84,9 +87,8 @@ def _peek(store: Store, path: str) -> str:
 def _texts(image: Any) -> Iterator[Any]:
     from PIL import IptcImagePlugin
 
-    yield from (image.info.get(name) for name in _GENERATED)
+    yield from _prompts(image)
     exif = image.getexif()
-    yield from (str(exif.get(tag, "")).removeprefix("prompt:") for tag in (_MODEL, _MAKE) if _is_graph(exif.get(tag)))
     yield exif.get(_DESCRIPTION)
     yield _comment(exif.get_ifd(_EXIF).get(_COMMENT, b""))
     yield from (_wide(exif.get(tag)) for tag in _WINDOWS)
@@ -95,6 +97,13 @@ def _texts(image: Any) -> Iterator[Any]:
     xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
     yield from xmp_texts(xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else str(xmp))
     yield from (image.info.get(name) for name in _PLAIN)
+
+
+def _prompts(image: Any) -> Iterator[Any]:
+    """What a generator has written."""
+    yield from (image.info.get(name) for name in _GENERATED)
+    exif = image.getexif()
+    yield from (str(exif.get(tag, "")).removeprefix("prompt:") for tag in (_MODEL, _MAKE) if _is_graph(exif.get(tag)))
 
 
 def _is_graph(value: Any) -> bool:
