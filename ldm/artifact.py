@@ -163,7 +163,9 @@ def _built(make: Callable[[], Any], where: str) -> Any:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except Exception as error:  # an argument of the wrong type
-        raise UserError(f"{where}: its config can't be built ({type(error).__name__}: {error}); restore it.") from None
+        raise UserError(
+            f"{where}: no model can be built from its config ({type(error).__name__}: {error}); restore it."
+        ) from None
 
 
 def _bound_numbers(value: Any, where: str) -> None:

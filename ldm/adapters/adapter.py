@@ -78,7 +78,7 @@ def read(path: str | Path) -> Adapter:
             adapter = artifact.load(folder)
             if not isinstance(adapter, Adapter):
                 raise UserError(
-                    f"{path} holds a whole {type(adapter).__name__}, not an adapter: load it by ldm.load(...)."
+                    f"{path} holds a whole {type(adapter).__name__}, not an adapter: load it with ldm.load(...)."
                 )
             return adapter
     files = [path] if path.is_file() else sorted(path.glob("adapter_model.*")) + sorted(path.glob("*lora_weights.*"))

@@ -51,7 +51,7 @@ class WithLora:
         file = formats.file_at(path)
         adapter = read(path) if file is None else lora.read_file(file, self)
         if not isinstance(adapter, LoraAdapter):
-            raise UserError(f"{path} holds a {type(adapter).__name__}, not a LoRA: load it by ldm.load(...).")
+            raise UserError(f"{path} holds a {type(adapter).__name__}, not a LoRA: load it with ldm.load(...).")
         self.put_on(adapter, name or _name_of(path), scale, where=str(path), force=force)
         if file is not None:
             user_metadata.warn(file, scale, formats.metadata_of(file))
@@ -61,7 +61,7 @@ class WithLora:
         adapter = read(path)
         if not isinstance(adapter, WordEmbedding):
             raise UserError(
-                f"{path} holds a {type(adapter).__name__}, not a textual inversion's word: load it by ldm.load(...)."
+                f"{path} holds a {type(adapter).__name__}, not a textual inversion's word: load it with ldm.load(...)."
             )
         self.put_on(adapter, adapter.word, 1.0, where=str(path), force=force)
         return adapter.word
@@ -91,9 +91,9 @@ class WithLora:
         """
         names = self.loras
         if not names:
-            raise UserError("there is no LoRA to merge: load one by load_lora(path).")
+            raise UserError("there is no LoRA to merge: load one with load_lora(path).")
         if self.merged:
-            raise UserError("there is a merged LoRA already: unmerge_lora() first, then load both and merge them.")
+            raise UserError("a LoRA is merged already: call unmerge_lora(), then load both and merge them.")
         if frozen := [name for name in names if lora.changes_frozen_text(self, self._lora(name))]:
             raise UserError(
                 f"{', '.join(frozen)} changes the frozen text encoder too, which the model's file doesn't hold, so it "

@@ -40,7 +40,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         raise UserError("augment.py takes images of one shape: leave data.buckets out.")
     _refuse_other_preprocessing(vae, train.preprocess, str(path))
     count = _write(vae, train, out / "train", config) + _write(vae, val, out / "val", config)
-    print(f"{count} images: {out}; train on them by data=folder data.root={out}", flush=True)
+    print(f"{count} images: {out}; train on them with data=folder data.root={out}", flush=True)
 
 
 def _check(config: Mapping[str, Any], out: Path) -> None:

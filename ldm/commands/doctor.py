@@ -72,7 +72,7 @@ def _machine(runs_dir: Path) -> Iterator[str]:
     found = device("auto")
     computing = name_of(dtype_of("auto", torch.device(found)))
     name = f" ({torch.cuda.get_device_name()})" if found == "cuda" else ""
-    yield f"  device       {found}{name}, by device=auto"
+    yield f"  device       {found}{name}, chosen by device=auto"
     yield f"  precision    {precision_of('auto')} to train, {computing} to generate"
     yield f"  CPU threads  {torch.get_num_threads()} of {os.cpu_count()} cores; OMP_NUM_THREADS changes it"
     yield f"  free disk    {shutil.disk_usage(_existing(runs_dir)).free / 1e9:.1f} GB for {runs_dir}"

@@ -73,7 +73,7 @@ def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
 
 
 def _measure_images(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, Any], HtmlReport]:
-    """The figures of a folder of images, or of a split of the run's own data, which shows what real images score."""
+    """The figures of a folder of images, or of a split of the run's own data to show what real images score."""
     tables, path = None, Path()
     if config["run"] is not None:
         path = find_run(config["stage"], config["run"], config["runs_dir"])
@@ -136,8 +136,8 @@ def _reference(config: Mapping[str, Any], tables: Tables | None, preprocess: Pre
     found = _images(config["reference"] or ("train" if few else "val"), tables, preprocess, config)
     if len(found) < LEAST:
         raise UserError(
-            f"{found.what} are {len(found)} images, and a distance needs at least {LEAST}: name others by reference=, "
-            "such as reference=train, another run, or a folder."
+            f"{found.what} are {len(found)} images, and a distance needs at least {LEAST}: name others with "
+            "reference=, such as reference=train, another run, or a folder."
         )
     return found
 

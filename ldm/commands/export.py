@@ -59,7 +59,7 @@ def _folder(options: dict[str, str]) -> Path:
 
 def _lora(model: Any, out: str, to: str, dtype: str | None) -> Path:
     if to == "single_file":
-        raise UserError("a LoRA's run is exported by to=kohya, for web UIs; merge_lora() makes it part of a model.")
+        raise UserError("export a LoRA's run with to=kohya, for web UIs; merge_lora() makes it part of a model.")
     path: Path = model.export_lora(out, to)
     if dtype is not None and path.is_dir():
         dtypes.cast_folder(path, dtype)

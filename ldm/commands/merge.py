@@ -166,7 +166,7 @@ def _open(path: Path) -> LatentDiffusion:
     if not isinstance(model, LatentDiffusion):
         raise UserError(f"{path} holds a {type(model).__name__}: merge takes models of stage two.")
     if model.adapters:
-        raise UserError(f"{path} is an adapter on a base: merge it into its base first, by run=BASE lora={path}.")
+        raise UserError(f"{path} is an adapter on a base: merge it into its base first, with run=BASE lora={path}.")
     model.base_hash = model.base_hash or artifact.model_hash(model)
     return model
 

@@ -1,4 +1,4 @@
-"""The number of this process in a distributed run, from environment variables: before the processes are connected."""
+"""The rank of this process in a distributed run, known from environment variables before the processes connect."""
 
 import os
 

@@ -1,4 +1,7 @@
-"""From the columns of a batch to the conditions that a network reads."""
+"""From the columns of a batch to the conditions that a network reads.
+
+`on_host` drops captions and other conditions in training, for classifier-free guidance.
+"""
 
 from ldm.conditioning.augmentation import Augmentation
 from ldm.conditioning.class_label import ClassLabel, classes_line

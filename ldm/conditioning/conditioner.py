@@ -102,7 +102,7 @@ class Conditioner(nn.Module):
         return {**batch, **made}
 
     def coins(self, seed: int, position: Tensor) -> dict[str, Tensor]:
-        """By name of condition, which samples (B,) bool drop it: independent coins, decided by (seed, position)."""
+        """{condition: the samples (B,) bool that drop it}, by independent coins decided by (seed, position)."""
         return coins(seed, position, {name: part.drop_prob for name, part in self.parts.items()})
 
     def null(self, n: int, size: tuple[int, int] | None = None) -> Cond:

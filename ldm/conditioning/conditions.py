@@ -45,7 +45,7 @@ class Conditions:
         return replace(self, batch=take(self.batch, rows), null=take(self.null, rows), count=len(rows))
 
     def to_fill(self, image: Tensor, mask: Tensor) -> "Conditions":
-        """The same with an `image` (N, C, H, W) whose `mask` (N, 1, H, W) is 1 where it is to be filled in.
+        """The same conditions with an `image` (N, C, H, W) whose `mask` (N, 1, H, W) is 1 where it is to be filled in.
 
         It is for models that were trained for it.
         """

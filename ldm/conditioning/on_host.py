@@ -62,7 +62,7 @@ class HostReader:
 
 
 def coins(seed: int, position: Tensor, shares: Mapping[str, float]) -> dict[str, Tensor]:
-    """By name of condition, which samples (B,) bool drop it: an independent coin for each with a share above 0."""
+    """{condition: the samples (B,) bool that drop it}, by an independent coin for each with a share above 0."""
     return {name: uniform(seed, f"drop {name}", position) < share for name, share in shares.items() if share > 0}
 
 

@@ -190,7 +190,7 @@ class BatchModule(pl.LightningDataModule):
         return DataLoader(self._train_batches(), sampler=sampler, **self._options)
 
     def train_batch(self, start: int) -> dict[str, Any]:
-        """This rank's part of the training batch that begins at `start`, the same as the loader gives."""
+        """This rank's part of the training batch that begins at `start`, as the loader would give it."""
         return self._train_batches()[next(iter(PositionSampler(self.batch_size, start=start, **self._share)))]
 
     def _train_batches(self) -> TrainBatches:

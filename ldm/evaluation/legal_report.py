@@ -32,7 +32,7 @@ def generated_figures(
     rows: np.ndarray,
     report: HtmlReport,
 ) -> dict[str, dict]:
-    """Figures of sets of images (N, 3, H, W) uint8, one for each seed, each of the captions of `table`'s rows (N,).
+    """Figures of generated images: `sets` has (N, 3, H, W) uint8 for each seed, for the captions of `table`'s `rows`.
 
     {} if the data aren't `Emoji`, or if none of the names of `conditions` determines the scene.
     """
@@ -51,7 +51,7 @@ def generated_figures(
 def reconstructed_figures(
     source: object, images: Tensor, *, table: Table, rows: np.ndarray, report: HtmlReport
 ) -> dict[str, float]:
-    """The same figures of reconstructions (N, 3, H, W) uint8 of `table`'s rows (N,)."""
+    """The figures of `generated_figures`, for reconstructions (N, 3, H, W) uint8 of `table`'s rows (N,)."""
     if not isinstance(source, Emoji):
         return {}
     fitted = fit(source, images, scenes_of(table, rows))

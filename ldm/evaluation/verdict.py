@@ -108,7 +108,7 @@ def _unbounded(latents: LatentStatistics) -> Finding | None:
 
 
 def _without_kl(latents: LatentStatistics, beta: float | None) -> Finding | None:
-    """No KL term at all, although the latents may still look well when they are measured."""
+    """No KL term at all, although the latents may still look fine when they are measured."""
     if beta is None or beta > 0:
         return None
     std, width = float(latents.std.max()), float(latents.posterior_std.min())

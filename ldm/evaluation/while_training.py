@@ -40,7 +40,7 @@ class ImageDistance:
         if min(self.n, len(self.val)) < LEAST:
             raise UserError(
                 f"val/fd compares {self.n} generated images with {len(self.val)} of validation, and needs at least "
-                f"{LEAST} of each: hold out more by data.val_share=, or take checkpoint.best=val/loss."
+                f"{LEAST} of each: hold out more with data.val_share=, or take checkpoint.best=val/loss."
             )
         order = permutation(self.seed, 0, len(self.val))
         self.rows = np.resize(order, self.n)
@@ -84,7 +84,7 @@ def _of_same_shape(val: Table, train: Table) -> Table:
     if not found:
         size = "x".join(map(str, shape))
         raise UserError(
-            f"val/fd: no validation image is {size}, as generated ones are; hold out more by data.val_share=."
+            f"val/fd: no validation image is {size}, as generated ones are; hold out more with data.val_share=."
         )
     return found[0]
 

@@ -20,8 +20,8 @@ Shape = tuple[int, int]  # height, width
 
 
 def shape_of(item: Any, channels: int | None = None) -> Shape:
-    """Height and width of a file or its bytes, of which only the head is read, a PIL image, an array or a tensor
-    (..., H, W).
+    """Height and width of a PIL image, an array, a tensor (..., H, W), or a file or its bytes, of which only the head
+    is read.
 
     `channels`, if known, tells which axis of an array has the channels. Raises BadImage.
     """

@@ -112,9 +112,10 @@ class MaskHint(Hint):
 
 @register
 class MapHint(Hint):
-    """The data's map of `classes` ids: a channel for each class, or with `coloured` a colour, as in other tools.
+    """The data's map of `classes` ids: one channel for each class, or if `coloured` RGB with one colour for
+    each, as in other tools.
 
-    It is read from maps of ids (grey values or palette indices), with `coloured` from RGB too.
+    It is read from maps of ids (grey values or palette indices), and if `coloured` from RGB too.
     """
 
     column = "map"

@@ -73,8 +73,8 @@ class Preprocess:
         self._crop = _WHOLE
 
     def cropped(self, zoom: float, across: float, down: float) -> "Preprocess":
-        """The same for a part of each image, whose sides are 1/`zoom` of what is otherwise shown, at `across` from left
-        (0) to right (1) and `down` from top to bottom."""
+        """The same preprocessing for a part of each image. Its sides are 1/`zoom` of what is otherwise
+        shown, at `across` from left (0) to right (1) and `down` from top to bottom."""
         if self.resize == "none":
             raise UserError("resize=none shows images at their own size: random crops need another way of resizing.")
         other = copy(self)
@@ -194,7 +194,7 @@ class Preprocess:
             pixels = channels_last(image, self.channels)  # (h, w, C)
         elif self.bits == 16 and image.info.get(CUT):
             raise BadImage(
-                "is a colour PNG or PPM of 16 bits, of which Pillow reads 8: give the file itself (a PPM as P6), or "
+                "is a colour PNG or PPM of 16 bits, which Pillow reads as 8: give the file itself (a PPM as P6), or "
                 "set bits=8"
             )
         else:
@@ -217,7 +217,7 @@ class Preprocess:
             return np.where(pixels, top, 0).astype(self.dtype)
         if pixels.dtype not in (np.uint8, np.uint16):
             raise BadImage(
-                f"holds {pixels.dtype}, not 8 or 16 bits: give black's and white's values by data.low= and data.high="
+                f"holds {pixels.dtype}, not 8 or 16 bits: give the values of black and white: data.low= and data.high="
             )
         if pixels.dtype == self.dtype:
             return pixels

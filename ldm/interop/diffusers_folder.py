@@ -101,9 +101,7 @@ def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     for file in files:
         tensors = read_tensors(file)
         if twice := weights.keys() & tensors.keys():
-            raise UserError(
-                f"{folder}: {min(twice)} is in two files, of which {file.name} is one: download the folder again."
-            )
+            raise UserError(f"{folder}: {min(twice)} is in {file.name} and in another file: download the folder again.")
         weights |= {name: as_float32(tensor) for name, tensor in tensors.items()}
     return weights
 
@@ -274,7 +272,7 @@ def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Modu
     config = read_json(folder / "vae" / "config.json")
     first_stage: Any = load_part(folder / "vae")
     if not hasattr(first_stage, "factor"):
-        raise UserError(f"{folder / 'vae'} holds a {type(first_stage).__name__}, no autoencoder.")
+        raise UserError(f"{folder / 'vae'} holds a {type(first_stage).__name__}, not an autoencoder.")
     where = str(folder / "vae" / "config.json")
     if config["_class_name"] in _OWN:
         mean, std = (

@@ -121,7 +121,7 @@ def _factor_notes(model: Any, usual: float) -> list[str]:
     if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
     return [
-        f"latents are scaled by {usual:g} here, not by {factor:.5g}: in a config for diffusers set the VAE's factor so"
+        f"latents are scaled by {usual:g} here, not by {factor:.5g}: in diffusers' config, set the VAE's factor to this"
     ]
 
 

@@ -1,1 +1,4 @@
-"""The trained model as its user sees it: loading, generating, editing, interpolating, saving."""
+"""The trained model as its user sees it: loading, generating, editing, interpolating, saving.
+
+What a model folder on disk holds is in `ldm.artifact`.
+"""

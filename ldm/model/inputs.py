@@ -108,7 +108,7 @@ def frame_of(model: Any, sizes: Mapping[str, Any], pixels: tuple[int, int], pref
 
 
 def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") -> list:
-    """The prompts as a list; with `prompt_2` pairs, of which the second is for the second of several text encoders.
+    """The prompts as a list; with `prompt_2`, a list of pairs, the second for the second of several text encoders.
 
     Raises UserError for a model that reads one prompt, and where there isn't one `prompt_2` for all or for each.
     """
@@ -226,7 +226,7 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
     arrays = [preprocess.array(item, notes) for item in items]
     for note in dict.fromkeys(notes):
         if not note.startswith(CONVERTED):
-            _log.warning("an image that is given: %s", note.split("; data.")[0])
+            _log.warning("an image that you gave: %s", note.split("; data.")[0])
     return preprocess.to_tensor(np.stack(arrays))
 
 
@@ -241,7 +241,7 @@ def read_masks(given: Any, preprocess: Preprocess) -> Tensor:
     notes: Notes = []
     arrays = [preprocess.resize_map(_mask(item, notes)) for item in items]
     for note in dict.fromkeys(notes):
-        _log.warning("a mask that is given: %s", note.removeprefix("mask "))
+        _log.warning("a mask that you gave: %s", note.removeprefix("mask "))
     return torch.from_numpy(np.stack(arrays) > 127).float()[:, None]
 
 

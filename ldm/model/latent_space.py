@@ -78,7 +78,7 @@ class InLatents:
         if encoder_hash(other) != encoder_hash(mine):
             raise UserError(
                 f"{path} can't decode this model's latents, since the encoders differ: use a decoder trained on this "
-                "model's first stage, by train_vae.py base=... train=decoder."
+                "model's first stage, with train_vae.py base=... train=decoder."
             )
         hash_of(self)  # adapters identify the model by its hash, so it is computed before the change
         mine.load_state_dict(other.weights_of(other.DECODING), strict=False)
@@ -138,7 +138,7 @@ def finite(images: Tensor) -> Tensor:
 def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, compile: Any = False) -> Any:
     """Sets how a loaded model or autoencoder computes, and returns it.
 
-    Raises UserError for settings other than the defaults of anything else, such as an adapter.
+    Anything else, such as an adapter, has only the defaults: other settings raise UserError.
     """
     if isinstance(model, AutoencoderKL):
         model.coding = Coding(precision, tile, tile_statistics, compile)

@@ -1,6 +1,7 @@
 """ControlNet (Zhang et al. 2023): a control image tells a frozen network what goes where.
 
-For the U-Net with the state-dict names of diffusers, for the DiT after PixArt-delta.
+For the U-Net with the state-dict names of diffusers, for the DiT after PixArt-delta. A ControlNet computes residuals,
+which `UNet.forward` and `DiT.forward` add to what they compute.
 """
 
 from collections.abc import Sequence
@@ -152,7 +153,7 @@ class DiTControlNet(Patched):
             raise UserError(f"a DiTControlNet copies blocks of a DiT; the base's network is {type(network).__name__}.")
         blocks = (len(network.blocks) + 1) // 2 if blocks is None else blocks
         if not 1 <= blocks <= len(network.blocks):
-            raise UserError(f"blocks={blocks}: the base has {len(network.blocks)}, of which at least one is copied.")
+            raise UserError(f"blocks={blocks}: give 1 to {len(network.blocks)}, the number of the base's blocks.")
         copy_parts(self, network, _DIT_PLAIN, _DIT_COPIED)
         self.blocks = nn.ModuleList([deepcopy(block).requires_grad_(True) for block in network.blocks[:blocks]])
         self.hint_channels, self.factor = hint_channels, factor
@@ -262,7 +263,7 @@ class Controlled(nn.Module):
         self.controlnets.append(net)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """`x` (B, C, h, w), `c_noise` (B,) -> (B, out, h, w), as of the network itself."""
+        """`x` (B, C, h, w), `c_noise` (B,) -> (B, out, h, w), as from the network itself."""
         cond = cond or Cond()
         total: list[Tensor] | None = None
         for name, net in zip(self.names, self.controlnets, strict=True):

@@ -46,8 +46,8 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def smallest_side(layers: int) -> int:
-    """The smallest side of an image, in pixels, for which `layers` halvings leave an output: 3 before the last two
-    convolutions."""
+    """The smallest side of an image, in pixels, of which `layers` halvings leave the 3 pixels that the last two
+    convolutions need."""
     return 3 * 2**layers
 
 

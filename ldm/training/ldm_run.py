@@ -113,7 +113,7 @@ def precheck(config: dict[str, Any]) -> Path | None:
     """The path of the first stage; None for pixels. Raises UserError if it doesn't exist, before any work."""
     if config.get("base"):
         raise UserError(
-            "base= is the model that a fine-tuning starts from: choose its kind by finetune=lora, full, ..."
+            "base= is the model that a fine-tuning starts from: choose its kind with finetune=lora, full, ..."
         )
     check_best(config)
     whitening = config.get("whitening", "channels")
@@ -129,7 +129,9 @@ def precheck(config: dict[str, Any]) -> Path | None:
     except UserError as error:
         if named:
             raise
-        raise UserError(f"{error} Or name one by first_stage=, or train on pixels by first_stage=identity.") from None
+        raise UserError(
+            f"{error} Or name one with first_stage=, or train on pixels with first_stage=identity."
+        ) from None
 
 
 def check_best(config: dict[str, Any]) -> None:
@@ -159,7 +161,7 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     if own and own != given and not named:
         differing = ", ".join(f"{k} {own[k]} there, {given[k]} here" for k in own if own[k] != given.get(k))
         raise UserError(
-            f"{path} was trained on images prepared differently ({differing}): name it by first_stage={path.name} if "
+            f"{path} was trained on images prepared differently ({differing}): name it with first_stage={path.name} if "
             "you mean it, or train another one."
         )
     return vae

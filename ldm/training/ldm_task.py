@@ -116,7 +116,7 @@ class DiffusionTask(Task):
         return model.eval()
 
     def weight_names(self) -> dict[str, str]:
-        """Those of the whole model."""
+        """The names of all weights of the model."""
         return {name: self.name_of(name) for name in self.model().state_dict()}
 
     def name_of(self, name: str) -> str:

@@ -78,7 +78,7 @@ def check(config: Mapping[str, Any], tables: tuple[Table, Table]) -> None:
     chosen = config.get("loss_mask")
     if not chosen:
         if config.get("unmasked_weight"):
-            raise UserError("unmasked_weight= is the weight outside of a mask: choose its column by loss_mask=mask.")
+            raise UserError("unmasked_weight= is the weight outside of a mask: choose its column with loss_mask=mask.")
         return
     if chosen not in COLUMNS:
         raise UserError(f"loss_mask={chosen} isn't a column for it.{did_you_mean(str(chosen), COLUMNS)}")

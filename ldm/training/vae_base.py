@@ -31,7 +31,9 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
     """The path of the base; None without one. Raises UserError if it doesn't exist, before any work."""
     base, decoder = config.get("base"), config.get("train") == "decoder"
     if decoder and not base:
-        raise UserError("train=decoder needs an autoencoder whose encoder is kept: name it by base=, as in base=emoji.")
+        raise UserError(
+            "train=decoder needs an autoencoder whose encoder is kept: name it with base=, as in base=emoji."
+        )
     return find_run("vae", base, config["runs_dir"]) if base and not config["resume"] else None
 
 

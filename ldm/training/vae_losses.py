@@ -1,4 +1,4 @@
-"""The terms that stage one may minimise besides squared error and KL: perceptual, adversarial and equivariance."""
+"""The optional terms of stage one's loss: perceptual, adversarial and equivariance. `vae_task` adds the KL term."""
 
 from typing import Any
 

@@ -117,7 +117,7 @@ class VAETask(Task):
         return trained
 
     def weight_names(self) -> dict[str, str]:
-        """Those of the average autoencoder."""
+        """The names of the average autoencoder's weights."""
         return {name: f"average.{name}" for name in self.average.state_dict()}
 
 

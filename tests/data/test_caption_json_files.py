@@ -40,7 +40,7 @@ def captions(pair) -> list[str]:
 def test_what_else_is_in_there_is_reported(tmp_path):
     root = beside(tmp_path / "d", *({"caption": f"cat {i}", "title": f"Tom {i}", "width": 4} for i in range(3)))
     assert captions(tables(root)) == ["cat 0", "cat 1", "cat 2"]
-    assert "of 3 files NAME.json the caption is read, but not title" in facts(root).asides
+    assert "in 3 files NAME.json, the caption is read, but not title" in facts(root).asides
 
 
 def test_another_key_is_named_and_read(tmp_path):

@@ -430,7 +430,7 @@ def test_arrays_of_more_channels_than_rows_need_their_number(tmp_path, monkeypat
         with monkeypatch.context() as before:
             before.setattr("ldm.images.files.axes.SURE", 99)
             assert load(root)[0].images.shape[1:] == (24, 24, 30)
-    with pytest.raises(UserError, match="give their number by data.channels="):
+    with pytest.raises(UserError, match="give their number as data.channels="):
         load(root)
     train, _ = load(root, channels=30)
     assert train.images.shape[1:] == (30, 24, 24) and (train.images[0, 3] == 3).all()

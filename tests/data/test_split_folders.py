@@ -420,7 +420,7 @@ def test_a_summary_of_another_version_is_printed_again(tmp_path, caplog):
 def test_the_split_without_a_usable_image_is_named(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("train"), "val/0.png")
     (root / "val/0.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"of the 1 image for validation in .* none can be used \(val/0.png: is empty"):
+    with pytest.raises(UserError, match=r"none of the 1 image for validation in .* can be used \(val/0.png: is empty"):
         tables(root, max_bad_share=0.5)
 
 

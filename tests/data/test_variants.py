@@ -173,7 +173,7 @@ def test_a_crop_of_an_image_is_the_part_it_says():
         ({"flip": "left"}, "data.flip=left is unknown"),
         ({"variants": 0}, "data.variants=0"),
         ({"variants": 3}, "say how they differ"),
-        ({"augment": 0.1}, "say how many by data.variants=8"),
+        ({"augment": 0.1}, "say how many with data.variants=8"),
         ({"augment": 1.5, "variants": 2}, "probability"),
         ({"zoom": 0.5, "variants": 2}, "data.zoom=0.5"),
     ],

@@ -99,7 +99,7 @@ def test_16_bit_grey_png_keeps_all_bits_and_scales_to_8():
 
 
 def test_16_bit_colour_png_opened_by_pillow_is_refused_where_its_bits_would_be_lost():
-    with pytest.raises(BadImage, match="of which Pillow reads 8: give the file itself"):
+    with pytest.raises(BadImage, match="which Pillow reads as 8: give the file itself"):
         Preprocess(3, 4, 4, bits=16).array(Image.open(io.BytesIO(colour_png_16())))
     assert Preprocess(3, 4, 4, bits=16).array(colour_png_16()).dtype == np.uint16
     assert Preprocess(3, 4, 4).array(colour_png_16()).shape == (3, 4, 4)
@@ -117,7 +117,7 @@ def test_npy_holds_any_number_of_channels(channels_first):
 def test_channels_that_look_like_rows_have_to_be_given(shape, channels):
     content = npy(np.zeros(shape, np.uint8))
     with pytest.raises(
-        BadImage, match=rf"any axis may be the channels: give their number by data.channels= .*{channels}"
+        BadImage, match=rf"any of its axes may be the channels: give their number as data.channels= .*{channels}"
     ):
         probe(io.BytesIO(content))
     side = min(shape)

@@ -126,7 +126,12 @@ TWICE = '{"r": 4, "lora_alpha": 16, "lora_alpha": 4}'
         (weights(), {"peft_config": '{"default": {"lora_alpha": 16}}'}, None, "represented here: default="),
         (weights(), None, SAYS_16 | {"scale": 0}, "represented here: scale=0"),
         (weights(), None, SAYS_16 | {"_lora_alpha": 4}, "represented here: _lora_alpha=4"),
-        (kohyas(alpha=2.0), {"lora_alpha": "16"}, None, "is 2 in the file and 16 by lora_alpha of its metadata"),
+        (
+            kohyas(alpha=2.0),
+            {"lora_alpha": "16"},
+            None,
+            "is 2 in the file, but 16 according to lora_alpha in its metadata",
+        ),
         (weights(), {"lora_alpha": "16", "network_alpha": "8"}, None, "alpha=(16|8) and .*alpha=(8|16): keep"),
         (weights(), {"rank": "8"}, None, "set rank=8, .* has rank 4: they belong to another LoRA"),
         (weights(), {"use_rslora": "true"}, None, "set use_rslora without alpha"),

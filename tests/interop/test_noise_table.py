@@ -51,8 +51,16 @@ B = STABLE.betas.float()
 @pytest.mark.parametrize(
     ("state", "declared", "message"),
     [
-        ({"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()}, {}, "holds two noise schedules"),
-        ({"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()}, {}, "holds two noise schedules|neither"),
+        (
+            {"betas": B, "alphas_cumprod": Schedule("linear").alphas_cumprod.float()},
+            {},
+            "holds different noise schedules",
+        ),
+        (
+            {"betas": B, "alphas_cumprod": STABLE.alphas_cumprod[:500].float()},
+            {},
+            "holds different noise schedules|neither",
+        ),
         ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "by betas and by denoiser.sigmas"),
         ({"betas": torch.tensor([0.1, 0.25, 0.3])}, {}, "neither linear nor scaled_linear"),
         ({"denoiser.sigmas": STABLE.sigmas.float() * 2}, {}, "neither linear nor scaled_linear"),

@@ -335,5 +335,5 @@ def test_at_full_size_nothing_differs_and_diffusers_finds_every_name(version):
 
 
 def test_the_run_of_a_lora_is_exported_to_the_same_tools_in_kohyas_names():
-    with pytest.raises(UserError, match="a LoRA's run is exported by to=kohya"):
+    with pytest.raises(UserError, match="export a LoRA's run with to=kohya"):
         _lora(None, "out", "single_file", None)

@@ -148,7 +148,7 @@ def test_a_profile_that_cannot_be_read_is_reported(model: LatentDiffusion, caplo
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG", icc_profile=b"junk" * 40)
     read_images([file.getvalue()], model.preprocess)
-    assert "an image that is given: colour profile is broken, read as sRGB" in caplog.text
+    assert "an image that you gave: colour profile is broken, read as sRGB" in caplog.text
 
 
 def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torch.Tensor) -> None:
@@ -165,7 +165,7 @@ def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torc
 
 def test_an_empty_mask_is_reported_where_it_is_given(model: LatentDiffusion, caplog: Any) -> None:
     assert not read_masks(Image.new("L", (8, 8)), model.preprocess).any()
-    assert "a mask that is given: is entirely black: nothing is masked" in caplog.text
+    assert "a mask that you gave: is entirely black: nothing is masked" in caplog.text
 
 
 @pytest.mark.parametrize(

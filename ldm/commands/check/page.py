@@ -94,7 +94,7 @@ def _show_sizes(page: HtmlReport, found: Prepared, report: Report) -> None:
         shown = {row: image for row in rows if (image := _with_crop(found, report, row)) is not None}
         if shown:
             names = ", ".join(report.collection.names(list(shown)))
-            caption = f"of these most is lost; what is pale isn't trained on: {names}"
+            caption = f"these lose the most; the pale part isn't trained on: {names}"
             page.images("crops", _together(list(shown.values())), 8, caption)
 
 

@@ -88,7 +88,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
         raise
     except Exception as error:  # of settings of a wrong kind, which each version of transformers reports in another way
         raise UserError(
-            f"the text encoder at '{path}' can't be built by its config.json ({type(error).__name__}: "
+            f"the text encoder at '{path}' can't be built from its config.json ({type(error).__name__}: "
             f"{_first_line(error)}): correct it, or download the encoder again."
         ) from None
     _check_loaded(encoder, info, path)
@@ -96,7 +96,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant, such as fp16, of which alone a folder has weights; None where there are plain ones, or none."""
+    """The variant, such as fp16, if a folder has no other weights; None if it has plain ones, or none at all."""
     plain = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     if any((folder / name).is_file() for name in plain):
         return None

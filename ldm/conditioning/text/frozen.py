@@ -137,7 +137,7 @@ class FrozenText(Part):
         return self._held[0]
 
     def reader(self) -> Callable[[list[str]], States | list[str]] | None:
-        """The function from captions to their known states, if some are known."""
+        """A function that replaces captions by their states in `known`; None if none are known."""
         return Remember(self.known) if self.known else None
 
     def forward(self, values: list[str] | States, drop: Tensor | None = None) -> Cond:
@@ -193,7 +193,9 @@ class FrozenText(Part):
         norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
         if self.clip_skip > layers or (self.final_norm and len(norms) != 1):
             why = f"has {layers} layers" if norms else "has no final_layer_norm (CLIP's has)"
-            raise UserError(f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give less, or 1.")
+            raise UserError(
+                f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give a lower one, such as 1."
+            )
         states = output.hidden_states[-self.clip_skip]
         return norms[0](states) if self.final_norm else states
 

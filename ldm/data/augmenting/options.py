@@ -32,7 +32,7 @@ class Variants:
         if self.flip not in FLIPS:
             raise UserError(f"data.flip={self.flip} is unknown.{did_you_mean(self.flip, FLIPS)}")
         if self.variants < 1:
-            raise UserError(f"data.variants={self.variants}: give 1, which is the images alone, or more.")
+            raise UserError(f"data.variants={self.variants}: give 1 (the images alone) or more.")
         if not 1 <= self.zoom <= MOST_ZOOM:
             raise UserError(f"data.zoom={self.zoom}: give 1 (no crops) to {MOST_ZOOM:g}.")
         if not 0 <= self.augment <= 1:
@@ -40,12 +40,12 @@ class Variants:
         varies = self.zoom > 1 or self.augment > 0
         if self.variants > 1 and not varies:
             raise UserError(
-                f"data.variants={self.variants}: say how they differ, by data.zoom=1.3 (random crops) or "
+                f"data.variants={self.variants}: say how they differ, with data.zoom=1.3 (random crops) or "
                 "data.augment=0.12 (for small sets)."
             )
         if varies and self.variants == 1:
             option = f"data.zoom={self.zoom:g}" if self.zoom > 1 else f"data.augment={self.augment:g}"
-            raise UserError(f"{option} changes the variants of images: say how many by data.variants=8.")
+            raise UserError(f"{option} changes the variants of images: say how many with data.variants=8.")
 
     @property
     def count(self) -> int:

@@ -44,7 +44,7 @@ class Sizes:
 
     @cached_property
     def stretch(self) -> np.ndarray:
-        """By how much the aspect of each image changes (N,): 1 not at all, 2 to the double or the half."""
+        """By how much the aspect of each image changes (N,): 1 is not at all, 2 is doubled or halved."""
         if self.resize != "stretch":
             return np.ones(len(self.height))
         ratio = (self.to[:, 1] / self.to[:, 0]) / (self.width / self.height)

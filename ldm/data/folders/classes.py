@@ -104,7 +104,8 @@ def level_of(classes: bool | str | None) -> tuple[bool | None, str]:
     if classes not in (None, True, False):
         if classes not in _LEVELS:
             guess = did_you_mean(str(classes), _LEVELS)
-            raise UserError(f"data.classes={classes} is unknown.{guess} It can be true, false, {', '.join(_LEVELS)}.")
+            known = f"true, false, {', '.join(_LEVELS[:-1])} or {_LEVELS[-1]}"
+            raise UserError(f"data.classes={classes} is unknown.{guess} It can be {known}.")
         return classes != _NONE, FIRST if classes == _NONE else str(classes)
     return None if classes is None else bool(classes), FIRST
 

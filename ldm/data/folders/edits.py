@@ -72,7 +72,7 @@ def with_edits_as_one(
 
 
 def _first_names(names: Sequence[str]) -> dict[str, str]:
-    """The name of the image of which each is a copy or an edit; only for those that are."""
+    """{name: the image that it is a copy or an edit of}, for the names that are one."""
     spelled = {name.lower(): name for name in reversed(names)}
     found: dict[str, str] = {}
     shared: dict[str, str] = {}

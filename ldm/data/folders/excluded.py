@@ -171,7 +171,7 @@ def _evidence(
 
 
 def _evidence_without_names(store: Store, name: str, pairs: Sequence[Pair], around: FolderImages) -> str | None:
-    """The same for files that have other names than the images."""
+    """As `_evidence`, for files that have other names than the images."""
     bases = {pair.base for pair in pairs}
     if not _SURE_MASK_FOLDER.fullmatch(name) or not _are_image_folders([around.first_folders[base] for base in bases]):
         return None

@@ -38,7 +38,7 @@ def companions_by_name(store: Store, images: Sequence[str], findings: Findings) 
     """Those of `images` that are masks and the like of another image of their scene, by name and by pixels, with the
     reason.
 
-    Scenes of which all files are used are added to `findings`.
+    Scenes whose files are all used are added to `findings`.
     """
     scenes = _scenes(images)
     if not scenes or 2 * sum(map(len, scenes)) < len(images):
@@ -82,7 +82,7 @@ def _band(path: str) -> tuple[tuple[str, str, str], str] | None:
 
 
 def _scenes(images: Sequence[str]) -> list[Scene]:
-    """Sets of two or more files, of which at least one is named as a companion."""
+    """Sets of two or more files, at least one of them named as a companion."""
     looked_at = random.Random(0).sample(images, min(len(images), _LOOKED_AT))  # most data sets have no scenes
     if not any(_is_companion(pattern) for path in looked_at for _, pattern in _patterns(path)):
         return []
@@ -108,7 +108,7 @@ def _is_companion(pattern: str) -> bool:
 
 
 def _pair(scene: Mapping[str, str], pattern: str) -> Pair | None:
-    """The file of this pattern with the image of its scene."""
+    """The scene's file of this pattern, paired with the scene's image; None if the scene has no image."""
     image = next((path for other, path in scene.items() if not _is_companion(other)), None)
     return Pair(path=scene[pattern], inner=scene[pattern], base="", image=image) if image else None
 

@@ -135,7 +135,7 @@ class Decoder:
             images = f"{plural(len(rows), 'image')} {purpose}".rstrip()
             first = rows[0].image
             raise UserError(
-                f"of the {images} in {store.where} none can be used ({first}: {tally.bad[first]}).{_OTHERS}"
+                f"none of the {images} in {store.where} can be used ({first}: {tally.bad[first]}).{_OTHERS}"
             )
         apart = ("images", FRAME)
         columns: dict[str, Column] = {name: array[: len(kept)] for name, array in arrays.items() if name not in apart}

@@ -59,7 +59,7 @@ def _lacks_class(train: Sequence[Sample], found: Sequence[Sample]) -> bool:
 
 
 def _held_without_last(found: Sequence[Sample], image: np.ndarray, order: np.ndarray, count: int) -> list[int]:
-    """The first `count` images in `order` of which training has others of the same class left. Raises UserError.
+    """The first `count` images in `order` that leave others of their class to training. Raises UserError.
 
     `image` (N,) are the numbers of the samples' images.
     """

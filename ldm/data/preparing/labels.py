@@ -7,8 +7,8 @@ from ldm.common.errors import UserError
 from ldm.data.reading.sample import Sample
 
 CLASS_HINT = (
-    "Give each class images for both splits, or train without classes: by data.classes=false if they are folders, by "
-    "data.columns='[text]' if they are in the metadata."
+    "Give each class images for both splits, or train without classes: with data.classes=false if they are folders, "
+    "with data.columns='[text]' if they are in the metadata."
 )
 _MOST_CLASSES, _SPARSE = 2**14, 10  # labels are class numbers up to this, and beyond it if a tenth of them occur
 
@@ -17,13 +17,13 @@ def check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
     """Raises UserError if some samples have labels and others don't."""
     if val and all(sample.label is None for sample in val):
         raise UserError(
-            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, and training images have: "
+            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, but training images have: "
             "sort them into folders of the same names, or leave them out (data.without= names folders), so that "
             "data.val_share holds out others."
         )
     for sample in (*train, *val):
         if sample.label is None:
-            raise UserError(f"{sample.image} has no label while others have; give it one, or remove it.")
+            raise UserError(f"{sample.image} has no label, but other images have one; label it, or remove it.")
 
 
 def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:

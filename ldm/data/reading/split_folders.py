@@ -135,7 +135,7 @@ def _split_names(names: Sequence[str]) -> SplitNames | None:
 
 
 def _longer_split_names(names: Sequence[str]) -> SplitNames | None:
-    """The same for names that contain such words: cars_train and cars_test."""
+    """As `_split_names`, for names that contain such words: cars_train and cars_test."""
     trains = {_words_around(match): name for name in reversed(names) if (match := _TRAIN_IN.fullmatch(name))}
     for kind in _VALIDATION_IN:
         matches = [match for name in names if (match := kind.fullmatch(name)) and _words_around(match) in trains]
@@ -150,8 +150,8 @@ def _longer_split_names(names: Sequence[str]) -> SplitNames | None:
 def _refuse(trains: Sequence[str]) -> None:
     raise UserError(
         f"{' and '.join(f'{name}/' for name in trains)} are both named as the training images: sort them into train/ "
-        "and val/ with a folder for each class, leave some out by data.without='[NAME]', or read them all as classes "
-        "by data.classes=true."
+        "and val/ with a folder for each class, leave some out with data.without='[NAME]', or read them all as classes "
+        "with data.classes=true."
     )
 
 

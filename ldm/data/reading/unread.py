@@ -26,7 +26,7 @@ _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
 _VIDEO = "are videos: extract images from them"
 _ARCHIVE = "are archives, which aren't opened: unpack them (a single .zip can be data.root itself)"
 _ARCHIVES = ".zip .7z .rar .gz .bz2 .xz .zst .cbz .cbr .cb7 .cbt .epub"
-_SHARD = "are archives, which aren't opened: unpack them, or read WebDataset shards by data=shards"
+_SHARD = "are archives, which aren't opened: unpack them, or read WebDataset shards with data=shards"
 _OTHERS = ".heic .heif .hif .livp .jxl .psd .psb .xcf .kra .clip .exr .hdr .svg .ai .ico .icns .eps .dds .dpx .jxr"
 _CAMERAS = (
     ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .gpr .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .ori .pef .raf "
@@ -136,7 +136,7 @@ def report_unread(paths: Sequence[str], findings: Findings) -> None:
         each = [f"{plural(len(found), f'{kind} file'.strip())} ({found[0]})" for kind, found in kinds.items()]
         rest = f" and {plural(len(each) - _KINDS, 'more kind')}" if len(each) > _KINDS else ""
         message = f"not read: {', '.join(each[:_KINDS])}{rest}"
-        findings.warn(f"{message}; captions come from NAME.txt or NAME.caption beside NAME.png, or by data.pairs=")
+        findings.warn(f"{message}; captions come from NAME.txt or NAME.caption beside NAME.png, or from data.pairs=")
 
 
 def _report_metadata_like(tables: Sequence[str], findings: Findings) -> None:

@@ -165,7 +165,7 @@ class Emoji:
         return self.compose_at(scenes, self.places(scenes, seed))
 
     def compose_at(self, scenes: Scenes, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same with given corners of the objects (N, 2 objects, 2)."""
+        """As `compose`, with the top-left corners of the objects given as `places` (N, 2 objects, 2)."""
         images = np.empty((len(scenes), 3, self.size, self.size), np.uint8)
         maps = np.empty((len(scenes), self.size, self.size), np.uint8)
         self._compose(scenes, places, images, maps)

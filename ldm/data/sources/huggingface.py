@@ -171,7 +171,7 @@ class HuggingFace(EncodedSource):
         image = self.image or next((n for n in (*_NAMES["image"], *images) if n in present), None)
         if image is None:
             raise UserError(
-                f"{self.dataset} has no column of images among {', '.join(present)}: name it by data.image=."
+                f"{self.dataset} has no column of images among {', '.join(present)}: name it with data.image=."
             )
         found = {"image": image}
         for key in self.columns:

@@ -276,7 +276,7 @@ def _name_classes(train: Table, val: Table) -> None:
         for table in tables:
             for name, label in zip(table.names, table.columns["label"], strict=True):
                 if label is None:
-                    raise UserError(f"{name} has no label while others have; give it one, or remove it.")
+                    raise UserError(f"{name} has no label, but other images have one; label it, or remove it.")
         classes = class_names(set(train.columns["label"]) | set(val.columns["label"]))
         for table in tables:
             table.classes = classes

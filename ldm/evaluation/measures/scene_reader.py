@@ -79,7 +79,7 @@ def codes(columns: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def caption_scores(reader: SceneReader, images: Tensor, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The shares of images (N, 3, H, W) in [-1, 1] of which a part, and all parts, are read as the caption says."""
+    """The shares of images (N, 3, H, W) in [-1, 1] whose parts are read as the caption says: each part, and all."""
     logits = [reader(batch) for batch in images.split(256)]
     wanted = codes(columns)
     right = {name: torch.cat([batch[name] for batch in logits]).argmax(1) == wanted[name] for name in PARTS}

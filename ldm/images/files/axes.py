@@ -40,7 +40,7 @@ def shape_of_array(shape: Sequence[int], channels: int | None = None) -> tuple[i
     if count > SURE and count != channels and count >= min(height, width):
         either = f"{first}, the first axis, or {last}, the last" if first != last else f"{last}, the last axis"
         raise BadImage(
-            f"has shape {tuple(shape)}, of which any axis may be the channels: give their number by data.channels= "
+            f"has shape {tuple(shape)}, and any of its axes may be the channels: give their number as data.channels= "
             f"({either})"
         )
     return height, width

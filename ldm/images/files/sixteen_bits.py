@@ -1,4 +1,4 @@
-"""PNG and PPM of 16 bits in colour or with alpha, of which Pillow reads 8 bits.
+"""PNG and PPM of 16 bits in colour or with alpha, which Pillow reads as 8 bits.
 
 PNG: ISO/IEC 15948, filters in its section 9 and Adam7 in section 8. PPM: netpbm's P6.
 """
@@ -67,7 +67,7 @@ def _ppm(body: bytes, shape: tuple[int, int], top: int, max_pixels: int) -> np.n
     height, width = shape
     _check(width, height, max_pixels)
     if len(body) < 6 * width * height:
-        raise BadImage("is cut off: the download or the disk has failed")
+        raise BadImage("is truncated: the download or the disk has failed")
     values = np.frombuffer(body, ">u2", 3 * width * height).reshape(height, width, 3)
     if top == _TOP:
         return values.astype(np.uint16)
@@ -96,7 +96,7 @@ def _unpacked(
     total = sum(h * (1 + w * size) for *_, w, h in parts)
     rows = zlib.decompressobj().decompress(packed, total)
     if len(rows) < total:
-        raise BadImage("is cut off: the download or the disk has failed")
+        raise BadImage("is truncated: the download or the disk has failed")
     pixels = np.empty((height, width, channels), np.uint16)
     at = 0
     for x, y, dx, dy, w, h in parts:

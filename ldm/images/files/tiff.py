@@ -33,7 +33,7 @@ def is_preview(image: Any) -> bool:
 
 
 def has_fourth(image: Any) -> bool:
-    """Whether it is a TIFF of four channels of which Pillow reads three, as the last isn't declared as alpha."""
+    """Whether it is a TIFF of four channels whose last isn't declared as alpha, so that Pillow reads three."""
     return image.format == "TIFF" and image.mode == "RGB" and image.tag_v2.get(SAMPLES) == 4
 
 

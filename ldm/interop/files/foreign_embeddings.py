@@ -15,5 +15,5 @@ def embedding_in(names: Iterable[str]) -> str:
         return ""
     return (
         "an embedding of a word (textual inversion), which can't be read from other tools' files: train the word on "
-        "the model by finetune=textual_inversion"
+        "the model with finetune=textual_inversion"
     )

@@ -246,7 +246,7 @@ def check_strength(lora: Lora, scale: float, where: str) -> None:
     for module, alpha in lora.alphas.items():
         if not abs(scale * alpha) * kinds.bound(layers[module]) < torch.finfo(torch.float32).max ** 0.5:
             raise UserError(
-                f"{where}: alpha {alpha:g} at scale {scale:g} makes changes of {module} that are too large to be "
+                f"{where}: with alpha {alpha:g} at scale {scale:g}, the changes to {module} are too large to be "
                 "computed: take a smaller scale, or download the file again."
             )
 

@@ -170,7 +170,7 @@ def _product_shape(layer: Layer, left: str, right: str, tucker: str) -> tuple[in
             raise ValueError(f"has a {tucker} of {tuple(core.shape)}, which doesn't fit {left} and {right}")
         return (a.shape[1], b.shape[1], *core.shape[2:])
     if a.shape[1] != b.shape[0]:
-        raise ValueError(f"has rank {a.shape[1]} by {left} and {b.shape[0]} by {right}")
+        raise ValueError(f"has rank {a.shape[1]} according to {left}, but {b.shape[0]} according to {right}")
     return (a.shape[0], b.shape[1])
 
 

@@ -70,8 +70,8 @@ def plain(
     if known and not any(math.isclose(by_metadata[m], known[m], rel_tol=5e-3) for m in known):
         module = next(iter(known))
         raise UserError(
-            f"{where}: alpha of {module} is {known[module]:g} in the file and {by_metadata[module]:g} by {key} of its "
-            "metadata: keep the right one."
+            f"{where}: alpha of {module} is {known[module]:g} in the file, but {by_metadata[module]:g} according to "
+            f"{key} in its metadata: keep the right one."
         )
     return {module: value for module, value in by_metadata.items() if module not in known}
 

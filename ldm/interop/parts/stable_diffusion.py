@@ -35,7 +35,7 @@ _CLIPS["XL, first"] = _CLIPS["1"]
 
 
 def obstacles(model: Any) -> list[str]:
-    """By part, why a whole model can't be a single Stable Diffusion file, with what could; empty if it can."""
+    """Why a whole model can't be a single Stable Diffusion file, part by part, with what could; empty if it can."""
     found = [*unet_obstacles(model.denoiser.network), *vae_obstacles(model.first_stage)]
     if sdxl.encoders_of(model.conditioner):
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)

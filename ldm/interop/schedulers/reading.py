@@ -76,7 +76,7 @@ def substituted_solver(config: Mapping[str, Any], sampling: Mapping[str, Any], w
     name = config["_class_name"]
     if name not in _WITHOUT_OWN_SOLVER:
         return None
-    log.warning("%s: %s isn't available, so %s is used instead: images differ a little; choose another by sampler=NAME",
+    log.warning("%s: %s isn't available, so %s is used instead: images differ a little; sampler=NAME chooses another",
                 where, name, sampling["sampler"])  # fmt: skip
     return str(name)
 

@@ -57,7 +57,7 @@ def schedule(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) 
             kind, start, end, timesteps=len(next(iter(tables.values()))), zero_terminal_snr=zero or found[1]
         )
     if all(any(_is_of(s, *item) for s in _candidates(dict([item]))) for item in tables.items()):
-        raise UserError(f"{where} holds two noise schedules, by {' and by '.join(tables)}: remove the wrong one.")
+        raise UserError(f"{where} holds different noise schedules in {' and in '.join(tables)}: remove the wrong one.")
     raise UserError(f"{where}: its noise schedule is neither linear nor scaled_linear, and can't be represented here.")
 
 

@@ -124,7 +124,7 @@ def settle_network(
     images: int,
     say: Say = _PRINT,
 ) -> None:
-    """The same for stage two. `inputs` are the arguments with which its network is built in addition to its options."""
+    """As `settle_vae`, for stage two. `inputs` are what its network is built with besides its options."""
     budget, spec = Budget.of(config, images), config["network"]
     given = {key: value for key, value in spec.items() if key != "class"}
     if spec.get("class") == AutoNetwork.__name__:

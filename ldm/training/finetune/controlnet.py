@@ -103,7 +103,7 @@ class ControlFinetune(Finetune):
         return Control(network.controlnets[0], self.hint, base)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
-        """Those of the ControlNet."""
+        """The names of the ControlNet's weights."""
         network: Any = model.denoiser.network
         return {f"network.{name}": f"{CONTROLNET}.{name}" for name in network.controlnets[0].state_dict()}
 

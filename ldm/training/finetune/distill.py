@@ -62,7 +62,7 @@ class DistillFinetune(Finetune):
         """Raises UserError for a base that is itself distilled, and for a guidance scale that the student can't
         have."""
         if model.distilled:
-            raise UserError("the base is itself distilled: name the model that it was made from by base=.")
+            raise UserError("the base is itself distilled: give the model that it was made from as base=.")
         if self.lora and not isinstance(self.guidance, (int, float, type(None))):
             raise UserError("lora=true needs one guidance scale: a LoRA has no place for one as a condition.")
         if "guidance_dim" not in parameters(spec_of(model.denoiser.network)["class"]) and self._is_slider:

@@ -105,7 +105,7 @@ class LoRAFinetune(Finetune):
         return lora.trained(model, NEW, self.trigger, base)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
-        """Those of the LoRA's matrices."""
+        """The names of the LoRA's matrices."""
         return lora.names_in_model(model, NEW)
 
 
@@ -139,5 +139,5 @@ class TextualInversion(Finetune):
         return words.trained(model, self.word, base)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
-        """That of the embedding."""
+        """The name of the embedding."""
         return words.names_in_model(model)

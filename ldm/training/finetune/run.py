@@ -44,7 +44,7 @@ def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf |
     if measures_images(config) and kind.needs:
         raise UserError(
             f"generated images can't be measured while {type(kind).__name__} trains, as they need "
-            f"{', '.join(kind.needs)} too: leave out distance.n, and choose the best by checkpoint.best=val/loss."
+            f"{', '.join(kind.needs)} too: leave out distance.n, and choose the best with checkpoint.best=val/loss."
         )
     if config.get("loss_mask") and kind.task is not None:
         raise UserError(f"loss_mask= can't be used with {type(kind).__name__}, whose loss has no places: leave it out.")
@@ -100,7 +100,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
 def precheck(config: dict[str, Any]) -> Path:
     """The path of the base. Raises UserError if it doesn't exist, before any work."""
     if not config.get("base"):
-        raise UserError("finetune needs a trained model to start from: name its run by base=, as in base=emoji.")
+        raise UserError("finetune needs a trained model to start from: name its run with base=, as in base=emoji.")
     check_best(config)
     check_environment(config)
     return find_run("ldm", config["base"], config["runs_dir"])
@@ -113,7 +113,7 @@ def open_base_model(path: Path) -> LatentDiffusion:
         raise UserError(f"base={path} holds a {type(model).__name__}; name a run of train_ldm.py.")
     if model.adapters:
         raise UserError(
-            f"base={path} is an adapter on another base: start from that one, or make a model of the two by "
+            f"base={path} is an adapter on another base: start from that one, or merge the two with "
             "model.merge_lora() and ldm.save(model, FOLDER), and give base=FOLDER."
         )
     first_stage: Any = model.first_stage

@@ -39,7 +39,7 @@ class FinetuneTask(DiffusionTask):
         return self.kind.saved(self.model(), self.base)
 
     def weight_names(self) -> dict[str, str]:
-        """Those of what the kind saves."""
+        """The names of the weights that the kind saves: see `Task.weight_names`."""
         return {name: self.name_of(own) for name, own in self.kind.weight_names(self.model()).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -121,7 +121,9 @@ def is_over_in(folder: RunFolder, checkpoint: Mapping[str, Any]) -> bool:
     if not is_over(values_in(folder.path / FILE, figure, mode), mode, patience):
         return False
     if rank() == 0:
-        print(f"{folder.path}: ended by checkpoint.patience={patience}; a larger one, or null, goes on", flush=True)
+        print(
+            f"{folder.path}: ended by checkpoint.patience={patience}; a larger one, or null, would continue", flush=True
+        )
     return True
 
 

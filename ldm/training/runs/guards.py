@@ -125,7 +125,7 @@ class FiniteGuard(pl.Callback):
         good = f"The last good checkpoint is {checkpoint}" if checkpoint else "No checkpoint was saved yet"
         return (
             f"{good}; nothing was saved since. Lower optimizer.lr or fix these samples and use resume=true, or leave "
-            "such updates out by skip_bad_batches=10."
+            "such updates out with skip_bad_batches=10."
         )
 
 

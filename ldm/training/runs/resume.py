@@ -130,7 +130,7 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
     longer = seconds is not None and seconds > (limit_of(old) or 0)
     if longer or (before and steps and steps > before) or (seconds is None and steps is None):
         raise UserError(
-            f"{folder.path} is finished and has no checkpoint left to continue from: fine-tune its model by "
+            f"{folder.path} is finished and has no checkpoint left to continue from: fine-tune its model with "
             "finetune=full base=NAME, or start again with overwrite=true or another name=."
         )
     return False

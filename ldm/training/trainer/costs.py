@@ -62,8 +62,8 @@ class Throughput:
 class Costs(pl.Callback):
     """Logs `speed/...` at the steps at which the task logs its figures, and adds them to the task's `shown`.
 
-    The operations of the forward and backward pass are counted once: in the first batch, on a GPU whose peak is known,
-    where networks run uncompiled for that. What is computed twice (`gradient_checkpointing=true`) counts twice.
+    On a GPU whose peak is known, the operations of the forward and backward pass are counted in the first batch, for
+    which networks run uncompiled. What is computed twice (`gradient_checkpointing=true`) counts twice.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ def peak_of(device: torch.device, precision: str) -> float | None:
 
 
 def peak_by_name(name: str, precision: str) -> float | None:
-    """The same, given the name of the GPU that torch reports."""
+    """The peak, as in `peak_of`, of the GPU that torch reports under this name."""
     words = set(name.replace("-", " ").split())
     fitting = [key for key in PEAKS if set(key.split()) <= words]
     if not fitting or words & OTHERS or precision.startswith("64"):
@@ -156,7 +156,7 @@ def _most_resident() -> float | None:
 
 
 def in_words(shown: dict[str, float]) -> dict[str, str]:
-    """A task's figures for the line or bar of progress, under the names that they have there."""
+    """A task's figures for the progress line or bar, under the names used there."""
     words = {}
     bands = [f"{shown[f'loss_q{i}']:.3g}" for i in range(1, 5) if f"loss_q{i}" in shown]
     if bands:

@@ -116,7 +116,7 @@ def _build_trainer(
             enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"Lightning's Trainer can't take these options, trainer.X: {error}") from error
+        raise UserError(f"Lightning's Trainer refuses the trainer.X= options: {error}") from error
 
 
 def _saving(folder: RunFolder, options: Mapping[str, Any], start: Start) -> list[pl.Callback]:

@@ -13,7 +13,7 @@ FIXED: dict[str, Any] = {
     "inference_mode": False,  # weights that FSDP has gathered in this mode can't be gathered outside of it
     "num_sanity_val_steps": 0,
 }
-_ENDS = "a run ends by trainer.max_steps or trainer.max_time; give those."
+_ENDS = "a run ends after trainer.max_steps or trainer.max_time; give one of those."
 _INSTEAD = {  # what to do instead of giving one of these options, or one that the run determines
     "max_epochs": _ENDS,
     "min_epochs": _ENDS,
@@ -23,7 +23,7 @@ _INSTEAD = {  # what to do instead of giving one of these options, or one that t
     "use_distributed_sampler": "a run spreads its data over processes itself; leave it out.",
     "inference_mode": "validation runs under no_grad here, so that weights can be spread; leave it out.",
     "num_sanity_val_steps": "a run begins to train at once; leave it out.",
-    "logger": "loggers are chosen by logger=default, wandb, mlflow or none; leave it out.",
+    "logger": "loggers are chosen with logger=default, wandb, mlflow or none; leave it out.",
     "callbacks": "a run has its own callbacks; leave it out.",
     "plugins": "a run has its own plugins; leave it out, and give trainer.precision or trainer.strategy.",
     "default_root_dir": "a run writes to its own folder, which name= and runs_dir= choose; leave it out.",

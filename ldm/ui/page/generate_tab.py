@@ -203,7 +203,7 @@ class GenerateTab:
         names = self.app.models.names()
         if settings.run not in names:
             remarks.append(
-                f"Its run '{bounded(settings.run)}' isn't here: another is chosen."
+                f"Its run '{bounded(settings.run)}' isn't on this machine: another is chosen."
                 if settings.run
                 else "It names no run: one is chosen."
             )

@@ -6,8 +6,8 @@ from typing import Any
 
 
 def client_of(peer: Sequence[Any] | None) -> str:
-    """The client behind (address, port): its address; for IPv6 its network of 64 bits, of which one client may use
-    every address."""
+    """The client behind (address, port): its address; for IPv6 its network of 64 bits, since one client may use
+    every address in it."""
     address = str(peer[0]) if peer else ""
     try:
         known = ipaddress.ip_address(address.partition("%")[0])

@@ -208,7 +208,7 @@ def _hardened(send: Send) -> Send:
     """`send` with HEADERS added to the answer."""
 
     async def sent(message: Message) -> None:
-        """Sends with the security headers."""
+        """Sends `message`, with HEADERS if it starts the answer."""
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", ()), *HEADERS]
         await send(message)

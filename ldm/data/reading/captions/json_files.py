@@ -44,7 +44,7 @@ def hold_captions(store: Store, paths: Sequence[str], name: str, findings: Findi
     taken = [row for row in rows if caption_in(row, name)]
     others = _others(rows, name)
     if taken and others:
-        findings.remark(f"of {plural(len(paths), 'file')} NAME.json the caption is read, but not {', '.join(others)}")
+        findings.remark(f"in {plural(len(paths), 'file')} NAME.json, the caption is read, but not {', '.join(others)}")
     elif rows and not taken:
         findings.mark_unread(paths, "JSON beside images without a caption under a usual key")
         message = (

@@ -50,7 +50,7 @@ def read_names(found: Sequence[Sample]) -> None:
 
 
 def report_names(found: Sequence[Sample], findings: Findings) -> None:
-    """Warns that images' names may be captions: sentences of which most differ, or longer ones that several share."""
+    """Warns that images' names may be captions: sentences that mostly differ, or longer ones that several share."""
     names = [stem(posixpath.basename(sample.image)) for sample in evenly_spaced(found, _LOOKED_AT)]
     prose = [name for name in names if is_prose(name)]
     long = Counter(words_of(name) for name in names if is_prose(name, _LONG))
