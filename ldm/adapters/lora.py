@@ -215,7 +215,7 @@ def _listed(wanted: str | Sequence[str]) -> list[str]:
 
 
 def _inject(module: nn.Module, inner: str, given: Mapping[str, kinds.Layer], alphas: Mapping[str, float]) -> None:
-    """Puts the tensors `given` by layer into layers of peft's, whatever kinds they are of."""
+    """Replaces layers by peft's, with the tensors `given` for each layer, of any kind."""
     for kind in kinds.KINDS:
         own = {layer: tensors for layer, tensors in given.items() if kinds.kind_of(tensors) == kind}
         if own:

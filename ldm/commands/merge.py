@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> Path:
     if bool(wanted) != (len(paths) == 1):
         raise UserError("merge takes several runs, or one run and lora=: give run=A,B, or run=A lora=NAME.")
     if wanted and (given := [key for key in ("weights", "difference", "blocks") if options.get(key)]):
-        raise UserError(f"{given[0]} is for several runs, and this is one with lora=: leave it out.")
+        raise UserError(f"{given[0]} is for several runs, but with lora= there is only one: leave it out.")
     factors, blocks = ([1.0], {}) if wanted else _factors(options, len(paths))
     models = [_open(path) for path in paths]
     merged = merge(models, factors, blocks, [str(path) for path in paths])

@@ -49,7 +49,9 @@ class CaptionChanges:
         if not made.separator.strip():
             raise UserError("captions.separator is empty: give what stands between tags, such as a comma.")
         if made.keep_first and not (made.shuffle or made.drop):
-            raise UserError("captions.keep_first= protects from captions.shuffle=true and captions.drop=: give one.")
+            raise UserError(
+                "captions.keep_first= has no effect without captions.shuffle=true or captions.drop=: add one."
+            )
         return made if made.shuffle or made.drop or made.wildcards else None
 
     def __call__(self, captions: Sequence[str], position: Tensor) -> list[str]:

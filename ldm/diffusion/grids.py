@@ -103,7 +103,7 @@ class TimestepGrids(Grids):
         return self._sigmas(left, self.schedule.timesteps // steps * (steps * left - 1))
 
     def _lcm(self, left: Tensor, top: float, steps: int) -> Tensor:
-        """Evenly spaced ones of the 50 timesteps at which latent consistency models are distilled, the last one first
+        """Evenly spaced timesteps of the 50 at which latent consistency models are distilled, the last one first
         (Luo et al. 2023; diffusers' LCMScheduler)."""
         gone = ((1 - left) * 50 + 1e-9).floor() if _is_whole(left) else (1 - left) * 50
         return self.schedule.sigma((50 - gone) * (self.schedule.timesteps // 50) - 1)

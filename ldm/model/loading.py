@@ -110,7 +110,7 @@ def _load_folder(path: Path, device: str | torch.device) -> Any:
 
 def _refuse_options(options: dict[str, Any], path: Path) -> None:
     if options:
-        raise UserError(f"{', '.join(options)}: {path} isn't a single-file checkpoint, so leave its options out.")
+        raise UserError(f"{', '.join(options)}: only for single-file checkpoints, which {path} isn't: leave it out.")
 
 
 def _with_control(model: Any, path: Path) -> Any:

@@ -61,7 +61,7 @@ B = STABLE.betas.float()
             {},
             "holds different noise schedules|neither",
         ),
-        ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "by betas and by denoiser.sigmas"),
+        ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "in betas and in denoiser.sigmas"),
         ({"betas": torch.tensor([0.1, 0.25, 0.3])}, {}, "neither linear nor scaled_linear"),
         ({"denoiser.sigmas": STABLE.sigmas.float() * 2}, {}, "neither linear nor scaled_linear"),
         ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a row"),

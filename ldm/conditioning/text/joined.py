@@ -72,7 +72,7 @@ class JoinedText(Part):
         if not isinstance(value, tuple):
             return replace_surrogates(str(value))
         if len(value) != self.prompts:
-            raise UserError(f"{len(value)} prompts of one image for {self.prompts} text encoders: give as many.")
+            raise UserError(f"{len(value)} prompts for one image, but {self.prompts} text encoders: give one for each.")
         return tuple(replace_surrogates(str(v)) for v in value)
 
     def reader(self) -> Callable[[list[str]], Any] | None:

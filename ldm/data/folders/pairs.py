@@ -23,7 +23,7 @@ _Key = tuple[str, str]  # the folder around, and the image's path below it, both
 
 def check_pairs(pairs: Mapping[str, str] | None) -> dict[str, str]:
     """The option `pairs` without slashes around its folders. Raises UserError for a column that has no files, and for
-    what is no place."""
+    a place that is neither a name, a path nor a pattern."""
     if pairs is not None and not isinstance(pairs, Mapping):
         raise UserError(f"data.pairs={pairs} isn't a mapping: write data.pairs='{{control: FOLDER}}'.")
     for key, place in (pairs or {}).items():

@@ -56,7 +56,7 @@ def to_diffusers(net: ControlNet, size_features: int | None = None) -> dict[str,
     `size_features` is as for `unet_config.to_diffusers`.
     """
     if reasons := obstacles(net):
-        raise UserError(f"the ControlNet is no ControlNetModel: {'; '.join(reasons)}.")
+        raise UserError(f"the ControlNet can't be a ControlNetModel: {'; '.join(reasons)}.")
     features = size_features or getattr(net, "size_features", None)
     whole = unet_config.to_diffusers(_network(net), size_features=features)
     config = {k: v for k, v in whole.items() if k not in _OF_THE_WAY_UP}

@@ -98,7 +98,7 @@ def to_diffusers(unet: UNet, sample_size: int | None = None, size_features: int 
     that of the file that the U-Net came from, else SDXL's.
     """
     if reasons := obstacles(unet):
-        raise UserError(f"the U-Net is no UNet2DConditionModel: {'; '.join(reasons)}.")
+        raise UserError(f"the U-Net can't be a UNet2DConditionModel: {'; '.join(reasons)}.")
     spec = full_spec(unet)
     levels = len(unet.widths)
     attends = [level.attentions is not None for level in unet.down_blocks]
@@ -137,7 +137,7 @@ def _text_time(unet: UNet, features: int | None) -> dict[str, Any]:
     features = features or getattr(unet, "size_features", None) or SIZE_FEATURES
     if (unet.vector_dim or 0) <= SIZES * features:
         raise UserError(
-            f"the U-Net is no UNet2DConditionModel: of its vector's {unet.vector_dim} numbers {SIZES * features} "
+            f"the U-Net can't be a UNet2DConditionModel: of its vector's {unet.vector_dim} numbers {SIZES * features} "
             "are for sizes, which leaves none for a text."
         )
     return {"addition_embed_type": "text_time", "addition_time_embed_dim": features}

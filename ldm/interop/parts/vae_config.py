@@ -64,7 +64,7 @@ def to_diffusers(
     `folded` weights (see `fold`) have quantisation convolutions even if `vae` has none.
     """
     if reasons := obstacles(vae):
-        raise UserError(f"the autoencoder is no stock AutoencoderKL: {'; '.join(reasons)}.")
+        raise UserError(f"the autoencoder can't be a stock AutoencoderKL: {'; '.join(reasons)}.")
     widths = [stage.resnets[0].conv1.out_channels for stage in vae.encoder.down_blocks]  # type: ignore[index,union-attr]
     convs = folded or full_spec(vae)["quant_convs"]
     return {

@@ -48,9 +48,9 @@ class LoRAFinetune(Finetune):
     """A low-rank change of the layers that `targets` names (`ldm.adapters.lora.chosen`); the base stays frozen.
 
     The change is alpha / rank * B A (Hu et al. 2021), or that of another `kind` (`ldm.interop.lora.kinds`); alpha is
-    the rank unless given. `rank_pattern` and `alpha_pattern` give layers that they mean a rank or alpha of their own.
+    the rank unless given. `rank_pattern` and `alpha_pattern` give the layers that they match their own rank or alpha.
     With `text_encoder` the built-in text encoder is adapted too, in layers that are chosen in the same way. `dropout`
-    is that of the inputs of a LoRA or DoRA.
+    acts on the inputs of a LoRA or DoRA.
     """
 
     suffix = "lora"

@@ -185,7 +185,7 @@ class GenerateTab:
         return [gr.update(choices=names, **only), *choices]
 
     def reuse_seed(self, seed: float | None) -> tuple[Any, Any]:
-        """Seed and `new_seed` so that the last seed is used again."""
+        """The values of `seed` and `new_seed` that use the last seed again."""
         if seed is None or not 0 <= seed < MAX_SEED:
             gr.Info("There is no last seed yet: generate an image first.")
             return gr.skip(), gr.skip()
