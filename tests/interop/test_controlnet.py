@@ -218,7 +218,7 @@ def test_weights_less_those_of_a_base_are_refused(tmp_path):
         ("lllite_unet_x.down.0.weight", "a ControlNet-LLLite"),
         ("adapter.body.0.block1.weight", "a T2I-Adapter"),
         ("controlnet_cond_embedding.conv_in.weight", "under diffusers' names, without its settings.*config.json"),
-        ("lora_unet_x.lora_down.weight", "a LoRA: load it by load_lora"),
+        ("lora_unet_x.lora_down.weight", "a LoRA: load it with load_lora"),
         ("surprise", "holds surprise, which is no adapter"),
     ],
 )

@@ -7,7 +7,7 @@ _BY_START = {
     "adapter.": "a T2I-Adapter, which isn't read",
     "controlnet_cond_embedding.": "a ControlNet under diffusers' names, without its settings: put it into a folder as "
     "diffusion_pytorch_model.safetensors, with its config.json, and name the folder",
-    "lora_": "a LoRA: load it by load_lora",
+    "lora_": "a LoRA: load it with load_lora",
 }
 
 
