@@ -4,9 +4,11 @@ import re
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from ldm.common.errors import did_you_mean
+
+_LITERAL = r"${ as text, as in a folder's name, is written \${."
 
 
 def explain(error: Exception) -> str:
@@ -22,6 +24,8 @@ def explain(error: Exception) -> str:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}.{tab}"
     if found := _explain_by_text(text):
         return found
+    if isinstance(error, InterpolationKeyError) and error.full_key:
+        return f"{error.full_key}: {first}; {_LITERAL}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {first}"
     if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
@@ -48,6 +52,8 @@ def _explain_by_text(text: str) -> str | None:
         return f"experiment={match[1]} is for stage two: train its stage one by the name of its data, as in data=emoji."
     if match := re.match(r"Could not override '([^']+)'", text):
         return f"this command has no group {match[1]}; --help lists what it has."
+    if match := re.match(r"Error merging override \+*([^=\s]+)=.*(?<!\\)\$\{", text):
+        return f"{match[1]}: what follows ${{ can't be read as a reference; {_LITERAL}"
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = match[1].partition("=")
         key = key.lstrip("+")

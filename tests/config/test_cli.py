@@ -124,6 +124,8 @@ def test_a_user_s_class_is_registered_by_its_module(work, tmp_path):
         ("train_vae", ["trainer.min_steps=3"], "trainer.min_steps=3: a run ends after trainer.max_steps or"),
         ("train_ldm", ["trainer.max_steps=0"], "max_steps=0 trains nothing"),
         ("train_ldm", ["trainer.max_steps=many"], "trainer.max_steps=many: give a whole number"),
+        ("train_vae", ["data=folder", "data.root=/a ${b}"], "as in a folder's name, is written \\${"),
+        ("train_vae", ["data=folder", "data.root=/a ${b c}"], "as in a folder's name, is written \\${"),
         ("train_ldm", ["data.n=x"], "data.n=x: give a whole number"),
         ("train_vae", ["beta=-1"], "beta=-1: has to be at least 0"),
         ("train_vae", ["vae.multipliers=[1,x]"], "vae.multipliers=[1,x]: give a list, each a number"),

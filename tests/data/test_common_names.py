@@ -1,5 +1,8 @@
 """Folders and files by usual names that are hardly classes, and classes that hardly differ."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
@@ -200,3 +203,14 @@ def test_a_grid_beside_the_samples_that_it_shows_is_left_out(tmp_path):
     assert facts(root).left_out == {"txt2img-samples/grid-0000.png": "grids of generated images"}
     plain = [f"grid-000{i}.png" for i in range(3)]
     assert names(tables(lay_out(tmp_path / "e" / "d", *plain))) == plain
+
+
+def test_names_that_are_not_utf8_are_kept_in_json_that_every_program_reads(tmp_path):
+    root = lay_out(tmp_path / "d", *numbered("cat"), "dog/0.png", "dog/1.png")
+    try:
+        (root / "dog").rename(os.fsdecode(bytes(root) + b"/d\xff"))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    tables(root)
+    (file,) = (root.parent / "cache").glob("*/skipped.json")
+    assert json.loads(file.read_bytes().decode("utf-8"))["classes"] == facts(root).classes == ["cat", "d\udcff"]

@@ -68,7 +68,8 @@ class Facts:
     def save(self, folder: Path) -> None:
         """Writes skipped.json into `folder`."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        atomic_write(folder / FILE, text.encode("utf-8", "surrogatepass"))  # a file's name may not be UTF-8
+        # parts of names that are not UTF-8 become \udcff, as JSON has them, so that other programs can read the file
+        atomic_write(folder / FILE, text.encode("utf-8", "backslashreplace"))
 
     @classmethod
     def load(cls, folder: Path) -> "Facts":
