@@ -115,10 +115,10 @@ def precheck(config: dict[str, Any]) -> Path | None:
         raise UserError(
             "base= is the model that a fine-tuning starts from: choose its kind with finetune=lora, full, ..."
         )
-    check_best(config)
     whitening = config.get("whitening", "channels")
     if whitening not in (*WHITENING, "file"):
         raise UserError(f"whitening={whitening} is unknown.{did_you_mean(str(whitening), [*WHITENING, 'file'])}")
+    check_best(config)
     named = config["first_stage"]
     if named == "identity":
         return None

@@ -213,7 +213,7 @@ def test_an_adapters_folder_brings_its_base_and_refuses_another(tmp_path):
         other.load_controlnet(tmp_path / "edges")
     other.load_controlnet(tmp_path / "edges", force=True)
     assert generate(other, control=HINT).isfinite().all()
-    with pytest.raises(UserError, match="is no adapter"):
+    with pytest.raises(UserError, match="holds a whole LatentDiffusion, not an adapter"):
         make().load_controlnet(tmp_path / "base")
 
 

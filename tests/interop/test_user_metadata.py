@@ -177,7 +177,7 @@ def test_pickled_files_run_no_code_and_are_refused_by_that_reason(name, tmp_path
 
 
 def test_names_as_peft_has_them_in_memory_are_read():
-    assert split("base_model.model.mid.to_q.lora_A.default.weight") == ("mid.to_q", "A")
+    assert split("base_model.model.mid.to_q.lora_A.default.weight") == ("mid.to_q", "lora_A.weight")
 
 
 def test_loading_a_lora_warns_of_both(tmp_path, caplog):

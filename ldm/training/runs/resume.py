@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from ldm.common.errors import UserError
+from ldm.common.registry import parameters
 from ldm.training.optimization.learning_rate import LearningRate, parse_time
 from ldm.training.runs.folder import RunFolder
 
@@ -39,6 +40,9 @@ IMPLIED: dict[str, Any] = {
     "unmasked_weight": 0.0,
     "captions": {"shuffle": False, "keep_first": 0, "drop": 0.0, "separator": ",", "wildcards": False},
     "distance": {"n": 0, "steps": 20, "features": "auto"},
+    "kind": "lora",  # of a LoRA, and its patterns
+    "rank_pattern": {},
+    "alpha_pattern": {},
 }
 
 
@@ -197,7 +201,7 @@ def check(
     if start.checkpoint is None:
         return start
     implied = {key: value for key, value in IMPLIED.items() if key in config}
-    changed = differences(implied | dict(_read(folder.config)), config)
+    changed = differences(_with_defaults(implied | dict(_read(folder.config)), config), config)
     described = "; ".join(f"{key} was {_show(old)}, is {_show(new)}" for key, (old, new) in changed.items())
     ways = "Give the old values, or start again with overwrite=true or another name="
     if any(_within(key, ARCHITECTURE) for key in changed):
@@ -217,6 +221,19 @@ def check(
     return start
 
 
+def _with_defaults(old: Any, new: Any) -> Any:
+    """The config `old`, with the options of `new` that its classes didn't have yet at their constructors' defaults."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return old
+    filled = {key: _with_defaults(value, new.get(key)) for key, value in old.items()}
+    if "class" in old and old["class"] == new.get("class"):
+        known = parameters(old["class"])
+        for key in new:
+            if key not in old and key in known and known[key].default is not known[key].empty:
+                filled[key] = known[key].default
+    return filled
+
+
 def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys of two configs whose values differ, with both values."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
@@ -229,6 +246,8 @@ def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping) and not value:
+        return None  # as in a signature, whose defaults can't be mappings
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
