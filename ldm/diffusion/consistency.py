@@ -79,6 +79,9 @@ def consistency_loss(
     with torch.no_grad():
         f = jump(average, ode_step(base, x, sigma, s=s, solver=solver), s, end)
         target = inverse_jump(f, x, sigma, end)
+    # Torch 2.9's autocast keeps the weights that it converts above. A student that is its own average would use these
+    # again, and they have no gradient.
+    torch.clear_autocast_cache()
     return pseudo_huber(student(x, sigma) - target, huber_c)
 
 

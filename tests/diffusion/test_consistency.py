@@ -137,3 +137,18 @@ def test_an_unknown_solver_is_refused():
 
     with pytest.raises(UserError, match="solver=hein is unknown. Did you mean 'heun'"):
         check_solver("hein")
+
+
+def test_a_student_that_is_its_own_average_has_gradients_under_autocast():
+    """Torch 2.9's autocast keeps weights that were converted without gradients (the oldest torch that is supported)."""
+    layer, x, levels = torch.nn.Conv2d(1, 1, 1), torch.randn(2, 1, 4, 4), torch.tensor([[0.8, 0.5], [0.4, 0.2]])
+
+    def student(x, sigma):
+        return layer(x).float()
+
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = consistency_loss(student, student, posterior_mean, x, levels[0], s=levels[1], end=levels[1] / 2)
+        gradients.append(torch.stack([g.flatten() for g in torch.autograd.grad(loss.sum(), layer.parameters())]))
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.02)
