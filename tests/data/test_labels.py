@@ -34,7 +34,7 @@ def test_what_is_numbered_so_already_or_has_no_names_stays():
 def test_a_run_that_has_learnt_classes_continues_with_labels_only():
     """Folders that were classes and count as dates or a phone's now, say."""
     bare = Table(np.zeros((2, 1, 2, 2), np.uint8), {}, Preprocess(1, 2, 2), "key")
-    with pytest.raises(UserError, match=r"run r has learned classes \(a, b\), and the data have no .*classes=true"):
+    with pytest.raises(UserError, match=r"run r has learned classes \(a, b\), but the data have no .*classes=true"):
         check_labelled(bare, ["a", "b"], "run r")
     check_labelled(bare, [], "run r")
     check_labelled(table([0, 1], ("a", "b")), ["a", "b"], "run r")
