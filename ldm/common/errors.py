@@ -22,12 +22,12 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def did_you_mean(word: str, known) -> str:
+def did_you_mean(word: object, known) -> str:
     """`" Did you mean 'steps'?"` for a word near one of `known`, else the list of them, to be added to a message."""
     import difflib
 
     known = sorted(str(k) for k in known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Known: {', '.join(known)}." if known else ""

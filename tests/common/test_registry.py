@@ -106,6 +106,7 @@ def test_did_you_mean():
     assert did_you_mean("stpes", ["steps", "scale"]) == " Did you mean 'steps'?"
     assert did_you_mean("xyz", ["steps", "scale"]) == " Known: scale, steps."
     assert did_you_mean("xyz", []) == ""
+    assert did_you_mean(2, ["steps"]) == " Known: steps."  # whatever a user gives
 
 
 def test_a_fresh_process_builds_by_name_what_yaml_can_name():

@@ -158,6 +158,8 @@ def test_what_compile_means():
     assert compiler_of("aot_eager") == Compiler("aot_eager") == Coding(compile="aot_eager").compile
     with pytest.raises(UserError, match="compile=inducter.*inductor"):
         compiler_of("inducter")
+    with pytest.raises(UserError, match="compile=2: give true, false, or a backend"):
+        compiler_of(2)
     with pytest.raises(UserError, match="compile=nothing"):
         ldm.load("nowhere", compile="nothing")
 

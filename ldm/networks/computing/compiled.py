@@ -95,8 +95,8 @@ def compiler_of(value: Any) -> Compiler | None:
         return None
     if value in (True, "true"):
         return Compiler()
-    known = torch.compiler.list_backends(exclude_tags=())
-    if value not in known:
+    if value not in torch.compiler.list_backends(exclude_tags=()):
+        known = torch.compiler.list_backends()  # without those for debugging
         raise UserError(
             f"compile={value}: give true, false, or a backend of torch.compile.{did_you_mean(value, known)}"
         )
