@@ -13,7 +13,7 @@ from ldm.conditioning import Conditioner
 from ldm.diffusion import V
 from ldm.interop import single_file
 from ldm.interop.files.name_tables import by_prefix, inverse, rename
-from ldm.interop.parts import compvis, stable_diffusion
+from ldm.interop.parts import clip_text, compvis, stable_diffusion
 from ldm.interop.parts.clip_text import from_open_clip_names
 from tests.interop.configs import unet, vae
 from tests.interop.models import clip_config, diffusers, randomised, transformers, write_tokenizer
@@ -307,6 +307,16 @@ def test_code_in_a_checkpoint_is_the_reason_whatever_options_are_given(tmp_path)
         ldm.load(tmp_path / "sd.ckpt", size=16)
     with pytest.raises(UserError, match="there is no model"):
         ldm.load(tmp_path / "nowhere.safetensors", size=16)
+
+
+@pytest.mark.parametrize(("damaged", "said"), [(9, True), (None, False)])
+def test_positions_that_a_merge_rounded_wrongly_are_reported_and_not_used(damaged, said, caplog):
+    name = "transformer.text_model.embeddings.position_ids"
+    ids = torch.arange(77)[None].half()
+    if damaged:
+        ids[0, damaged] -= 1
+    assert clip_text.from_clip_names({name: ids, "transformer.text_model.a": ids}).keys() == {"a"}
+    assert ("damaged at 1 of 77 positions (the first is 9)" in caplog.text) is said
 
 
 @pytest.mark.parametrize("prefix", ["text_model.", ""])

@@ -3,6 +3,7 @@
 This is the way in; `to_clip` is the way out.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.settings import text_settings
 
+log = logging.getLogger(__name__)
 _FIRST = "transformer."
 _IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
 _JOINED = "attn.in_proj_"
@@ -68,7 +70,21 @@ def from_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     `text_model.`, which files written by newer versions lack, is removed too.
     """
     named = {n.removeprefix(_FIRST).removeprefix(TEXT_MODEL): t for n, t in state.items() if n.startswith(_FIRST)}
-    return {n: t for n, t in named.items() if not n.endswith("position_ids")}
+    for name in [n for n in named if n.endswith("position_ids")]:
+        _report_positions(named.pop(name))
+    return named
+
+
+def _report_positions(ids: Tensor) -> None:
+    """Warns of positions other than 0, 1, 2, ...: merging in half precision rounds them wrongly."""
+    expected = torch.arange(ids.numel())
+    wrong = (ids.flatten().float().cpu() != expected).nonzero().flatten().tolist()
+    if wrong:
+        log.warning(
+            f"the text encoder's position_ids are damaged at {len(wrong)} of {len(expected)} positions (the first is "
+            f"{wrong[0]}): each token takes its own position here, as in diffusers; tools that read these numbers "
+            "give other images."
+        )
 
 
 def from_open_clip_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
