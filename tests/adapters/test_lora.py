@@ -206,5 +206,5 @@ def test_ranks_of_two_matrices_that_differ_are_named(tmp_path):
     state = {"lora_unet_conv_in.lora_down.weight": torch.ones(4, *shape[1:])}
     state["lora_unet_conv_in.lora_up.weight"] = torch.ones(shape[0], 1)
     save_file(state, tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match="conv_in has rank 4 by lora_A and 1 by lora_B"):
+    with pytest.raises(UserError, match="conv_in has rank 4 according to lora_A, but 1 according to lora_B"):
         model.load_lora(tmp_path / "one.safetensors")

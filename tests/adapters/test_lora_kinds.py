@@ -219,7 +219,10 @@ def test_a_lokr_of_whole_matrices_has_no_alpha_in_kohyas_tools(model, tmp_path):
         ({"lokr_w1": (2, 2), "lokr_w2_a": (8, 2)}, "missing .*lokr_w2_b"),
         ({"lokr_w1": (2, 2), "lokr_w2": (8, 8), "hada_w1_a": (16, 2)}, "unexpected .*lokr_w1"),
         ({"lokr_w1": (2, 2), "lokr_w2": (8, 9)}, r"is \(16, 16\), the LoRA's \(16, 18\)"),
-        ({"lokr_w1": (2, 2), "lokr_w2_a": (8, 2), "lokr_w2_b": (3, 8)}, "rank 2 by lokr_w2_a and 3 by lokr_w2_b"),
+        (
+            {"lokr_w1": (2, 2), "lokr_w2_a": (8, 2), "lokr_w2_b": (3, 8)},
+            "rank 2 according to lokr_w2_a, but 3 according to lokr_w2_b",
+        ),
         ({"lora_down.weight": (2, 16), "lora_up.weight": (16, 2), "dora_scale": (1, 16)}, "magnitudes by input"),
         (
             {"lora_down.weight": (2, 16), "lora_up.weight": (16, 2), "dora_scale": (8, 1)},
