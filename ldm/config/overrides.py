@@ -17,6 +17,7 @@ _FLAGS_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-name", "-cn", "
 _FLAGS = _FLAGS_WITH_VALUE | {"--multirun", "-m", "--run", "-r", "--resolve", "--version", "--hydra-help"}
 _FLAGS |= {"--shell-completion", "-sc", "--help", "-h"}
 _OVERRIDE = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>\w[\w./@:-]*)=(?P<value>.*)", re.DOTALL)
+_HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 _SWEEP_FUNCTION = re.compile(r"(choice|glob|range|shuffle|sort|interval)\(.*\)", re.DOTALL)
 
 
@@ -95,6 +96,10 @@ def job_name(swept: Iterable[tuple[str, Any]]) -> str | None:
 
 def _override(word: str, groups: Collection[str], sweeping: bool) -> str:
     match = _OVERRIDE.fullmatch(word)
+    if match is not None and match["key"] in _HYDRAS_FOLDERS:
+        raise UserError(
+            f"{match['key']}: a run writes to its own folder, which name= and runs_dir= choose; leave it out."
+        )
     if match is None or match["prefix"] == "~" or re.match(r"hydra[./]", match["key"]):
         return word
     prefix, key, value = match["prefix"] or "", match["key"], match["value"]

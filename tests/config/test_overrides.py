@@ -102,6 +102,12 @@ def test_a_new_word_needs_no_quotes():
     assert read(*prepared("trigger=Mona's cat")) == "Mona's cat"
 
 
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"])
+def test_folders_of_hydra_are_refused_since_runs_have_their_own(key):
+    with pytest.raises(UserError, match="name= and runs_dir="):
+        prepared(f"{key}=/elsewhere")
+
+
 def test_a_given_limit_replaces_the_other_one():
     assert prepared("trainer.max_steps=3") == ["++trainer.max_steps=3", "++trainer.max_time=null"]
     assert len(prepared("trainer.max_steps=3", "trainer.max_time=00:00:01:00")) == 2
