@@ -193,7 +193,7 @@ def test_each_kind_copies_its_own_kind_of_network():
     assert "not a UNet" in ControlNet(unet).misfits(dit)[0] and "not a DiT" in DiTControlNet(dit).misfits(unet)[0]
     with pytest.raises(UserError, match="a DiT; the base's network is UNet"):
         DiTControlNet(unet)
-    with pytest.raises(UserError, match="at least one"):
+    with pytest.raises(UserError, match="blocks=4: give 1 to"):
         DiTControlNet(dit, blocks=4)
     with pytest.raises(UserError, match="Linear"):
         controlnet_for(torch.nn.Linear(1, 1), 3, 2)

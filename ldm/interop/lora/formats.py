@@ -215,7 +215,7 @@ def _check_products(layers: Mapping[str, Mapping[str, Tensor]], where: str) -> N
         try:
             kinds.change_shape(layer)
         except ValueError as error:
-            raise UserError(f"{where}: {module} {error}: get the file anew.") from None
+            raise UserError(f"{where}: {module} {error}: download the file again.") from None
 
 
 def _magnitudes(tensor: Tensor, what: str) -> Tensor:

@@ -134,7 +134,7 @@ def change_shape(layer: Layer) -> tuple[int, ...]:
         return (w1[0] * w2[0], w1[1] * w2[1], *w2[2:])
     down, up = layer[DOWN], layer[UP]
     if down.shape[0] != up.shape[1]:
-        raise ValueError(f"has rank {down.shape[0]} by lora_A and {up.shape[1]} by lora_B")
+        raise ValueError(f"has rank {down.shape[0]} according to lora_A, but {up.shape[1]} according to lora_B")
     if max(up.shape[2:], default=1) > 1:
         raise ValueError(f"has a lora_B with a kernel, {tuple(up.shape)}")
     if kind == "dora" and layer[MAGNITUDE].numel() != up.shape[0]:
