@@ -50,7 +50,8 @@ def checked(script: str, cfg: DictConfig, choices: Mapping[str, Any]) -> dict[st
         _check_section(config, defaults, "", own)
     except UserError as error:
         raise _with_network(error, config, choices) from None
-    _check_trainer(_mapping(config.get("trainer")))
+    if "trainer" in config:  # other commands needn't wait until Lightning is imported
+        _check_trainer(_mapping(config["trainer"]))
     return cut_to_trial(config, int(os.environ.get("LDM_FAST") or 0))
 
 

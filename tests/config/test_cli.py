@@ -1,5 +1,6 @@
 """The command line: what reaches the work, and what is refused in one line."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -284,3 +285,18 @@ def test_a_script_exits_with_2_and_no_traceback(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "sample.py"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: please give run= (a run, by name or path).\n"
+
+
+def test_sampling_does_not_wait_for_lightning(tmp_path):
+    """Its import takes as long as everything else before the first step."""
+    probe = (
+        "import sys; sys.modules['lightning'] = None; from ldm.commands import cli; cli.run('sample', ['run=nowhere'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode and "no run 'nowhere'" in done.stderr, done.stderr
