@@ -109,11 +109,7 @@ class Folder(EncodedSource):
         augment: float = 0.0,
     ):
         wanted, level = level_of(classes)
-        if wanted and repeats is True:
-            raise UserError(
-                f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
-                "choose one."
-            )
+        _check_repeats(repeats, classes if wanted else None)
         super().__init__(
             size=size,
             channels=channels,
@@ -270,6 +266,15 @@ class Folder(EncodedSource):
         if "text" in self.columns:
             read_other_captions(found, candidates.store, self.captions, self.findings)
         return found
+
+
+def _check_repeats(repeats: bool | Mapping[str, int] | None, classes: bool | str | None) -> None:
+    """Raises UserError if names of folders are to be both classes and numbers of repeats."""
+    if classes and repeats is True:
+        raise UserError(
+            f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
+            "choose one."
+        )
 
 
 def _bucket_step(step: int | None, size: int | Sequence[int] | None) -> int:
