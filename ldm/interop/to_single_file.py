@@ -126,7 +126,7 @@ def _factor_notes(model: Any, usual: float) -> list[str]:
 
 
 def _noise_notes(parameterization: Any, version: str, state: Mapping[str, Tensor]) -> list[str]:
-    """What web UIs can't recognise in a file of Stable Diffusion's sizes and have to be told."""
+    """What web UIs can't recognise in a file of Stable Diffusion's sizes, so that it must be declared."""
     predicts_v, zero = isinstance(parameterization, V), parameterization.schedule.zero_terminal_snr
     kind = "v_prediction" if predicts_v else "eps"
     node = f"ModelSamplingDiscrete with {kind}{', zsnr' if zero else ''}"

@@ -8,18 +8,7 @@ from ldm.common.errors import UserError
 from ldm.diffusion import EDM, X0, Eps, Flow, Schedule, V
 from ldm.diffusion.parameterization import Parameterization
 from ldm.diffusion.quantiles import beta_quantile
-
-ALL = [
-    Eps(),
-    X0(),
-    V(),
-    V(Schedule("linear", zero_terminal_snr=True)),
-    X0(Schedule("cosine")),
-    Flow(),
-    EDM(),
-    EDM(sigma_data=0.5),
-]
-NAMES = ["eps", "x0", "v", "v-zero", "x0-cosine", "flow", "edm", "edm-half"]
+from tests.diffusion.parameterizations import ALL, NAMES
 
 
 @pytest.mark.parametrize("parameterization", ALL, ids=NAMES)
