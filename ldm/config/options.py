@@ -80,6 +80,7 @@ def _train() -> Options:
         "compile": Option(bool | str),
         "batch_size": Option(int | Literal["auto"], low=1),
         "skip_bad_batches": Option(low=0),
+        "balance": Option(str),
         "loss_mask": Option(Literal["mask", "loss_mask"]),
         "unmasked_weight": Option(low=0, high=1),
     }

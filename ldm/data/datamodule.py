@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.common.randomness import permutation, uniform
+from ldm.data.balance import balanced_repeats
 from ldm.data.order import PositionSampler, Visits, bucket_rows, index_of
 from ldm.data.storage.table import REPEATS, values
 from ldm.images import Preprocess
@@ -40,10 +41,14 @@ def as_gathered(batch: dict[str, Any], training: bool) -> dict[str, Any]:
     return batch
 
 
-def visits_of(table: Gathers) -> Visits:
-    """The visits of an epoch, by the table's column of repeats if there is one."""
-    columns = getattr(getattr(table, "table", table), "columns", {})
-    return Visits(len(table), columns.get(REPEATS))
+def visits_of(parts: Sequence[Gathers], balance: str | None = None) -> list[Visits]:
+    """The visits of an epoch to each part of the data: by its column of repeats if there is one, and with `balance` so
+    that each value of that column is visited equally often."""
+    tables: list[Any] = [getattr(part, "table", part) for part in parts]
+    if balance:
+        return [Visits(len(repeats), repeats) for repeats in balanced_repeats(tables, balance)]
+    columns = [getattr(table, "columns", {}) for table in tables]
+    return [Visits(len(part), own.get(REPEATS)) for part, own in zip(parts, columns, strict=True)]
 
 
 class TrainBatches(Dataset):
@@ -51,7 +56,7 @@ class TrainBatches(Dataset):
 
     The batch also has `position` and `index` (B,) int64, and `start`, the first position of the batch over all ranks, a
     Python number. `read` adds what conditions compute on the host. `offset` is where this rank's part of each batch
-    begins.
+    begins. With `balance`, the values of that column are visited equally often.
     """
 
     def __init__(
@@ -62,11 +67,12 @@ class TrainBatches(Dataset):
         batch_size: int = 1,
         read: Read = as_gathered,
         offset: int = 0,
+        balance: str | None = None,
     ):
         self.table, self.keys, self.seed, self.batch_size, self.read = table, tuple(keys), seed, batch_size, read
         self.offset = offset
         self.buckets: list[Gathers] = getattr(table, "buckets", [])
-        self.visits = [visits_of(part) for part in self.buckets or [table]]
+        self.visits = visits_of(self.buckets or [table], balance)
 
     def __getitem__(self, position: np.ndarray) -> dict[str, Any]:
         table, index, before = self._rows(position)
@@ -176,10 +182,11 @@ class BatchModule(pl.LightningDataModule):
         pin_memory: bool | None = None,
         val_samples: int = 512,
         read: Read = as_gathered,
+        balance: str | None = None,
     ):
         super().__init__()
         self.train, self.val, self.keys, self.batch_size, self.seed = train, val, keys, batch_size, seed
-        self.val_samples, self.read = val_samples, read
+        self.val_samples, self.read, self.balance = val_samples, read, balance
         self.position = 0
         self.workers = workers
         self.pin_memory = pin_memory
@@ -196,7 +203,15 @@ class BatchModule(pl.LightningDataModule):
     def _train_batches(self) -> TrainBatches:
         share = self._share
         offset = share["rank"] * (self.batch_size // share["world"])
-        return TrainBatches(self.train, self.keys, self.seed, self.batch_size, read=self.read, offset=offset)
+        return TrainBatches(
+            self.train,
+            self.keys,
+            self.seed,
+            self.batch_size,
+            read=self.read,
+            offset=offset,
+            balance=self.balance,
+        )
 
     def val_dataloader(self) -> DataLoader:
         """At most `val_samples` rows of the validation table, always the same (Lightning)."""

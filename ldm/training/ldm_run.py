@@ -12,6 +12,7 @@ from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.registry import build, check, lookup, spec_of
 from ldm.conditioning import Augmentation, ClassLabel, Conditioner, classes_line
+from ldm.data.balance import say_balance
 from ldm.data.caches.captions import remember_captions
 from ldm.data.caches.labels import check_labelled, numbered_as
 from ldm.data.caches.latents import cached_latents
@@ -60,6 +61,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_
     tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
     check_labelled(tables[0], start.classes, whose)
     loss_mask.check(config, tables)
+    say_balance(config.get("balance"), tables[0])
     changes, tables = prepare_captions(tables, config)
     first_stage = open_first_stage(first_stage_path, tables[0], bool(config["first_stage"]))
     torch.manual_seed(config["seed"])

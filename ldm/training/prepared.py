@@ -69,6 +69,7 @@ def complete(
         batch_size=config["batch_size"],
         seed=config["seed"],
         read=run.read,
+        balance=config.get("balance"),
         **config["loader"],
     )
     trainer = fit(

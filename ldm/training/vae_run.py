@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm.common.errors import UserError
 from ldm.common.randomness import permutation
 from ldm.common.registry import build
+from ldm.data.balance import say_balance
 from ldm.data.storage.table import Table
 from ldm.images import grid
 from ldm.model.generate import sample_prior
@@ -49,6 +50,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
     """Prepares a run from the data to the task: replaces `auto` in `config`, and saves it."""
     train, val = source.tables(cache_of(config) / "data")
     loss_mask.check(config, (train, val))
+    say_balance(config.get("balance"), train)
     start = resume.start_of(folder)
     channels, (height, width) = train.preprocess.channels, train.images.shape[2:]
     recorded = resume.recorded(folder, start)

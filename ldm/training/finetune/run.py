@@ -11,6 +11,7 @@ from ldm.adapters import base_of
 from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
 from ldm.common.registry import build, lookup, spec_of
+from ldm.data.balance import say_balance
 from ldm.data.caches.captions import remember_captions
 from ldm.data.caption_changes import changing, prepare_captions
 from ldm.data.storage.table import AUGMENT, Table
@@ -64,6 +65,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     check_augmentation(tables[0], model, config)
     kind.check(model, tables)
     loss_mask.check(config, tables)
+    say_balance(config.get("balance"), tables[0])
     changes, tables = prepare_captions(tables, config)
     device, cache, seed = device_for(config), cache_of(config), config["seed"]
     prior: dict[str, Any] = {"path": config.get("prior_path"), "white": loss_mask.columns_of(config)}

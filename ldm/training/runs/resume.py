@@ -38,6 +38,7 @@ IMPLIED: dict[str, Any] = {
     "train": "all",
     "callbacks": [],
     "unmasked_weight": 0.0,
+    "balance": None,
     "captions": {"shuffle": False, "keep_first": 0, "drop": 0.0, "separator": ",", "wildcards": False},
     "distance": {"n": 0, "steps": 20, "features": "auto"},
     "kind": "lora",  # of a LoRA, and its patterns
