@@ -57,6 +57,15 @@ FLUX = {
     "2": {"class_type": "BasicGuider", "inputs": {"model": ["2", 0], "conditioning": ["3", 0]}},
     "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a red fox", "clip": ["2", 1]}},
 }
+WORKFLOW = {
+    "nodes": [
+        {"id": 3, "type": "KSampler", "inputs": [{"name": "positive", "link": 1}], "widgets_values": [1, "euler"]},
+        {"id": 7, "type": "CLIPTextEncode", "inputs": [{"name": "clip", "link": None}], "widgets_values": ["blurry"]},
+        {"id": 6, "type": "CLIPTextEncode", "inputs": [{"name": "text", "link": 2}], "widgets_values": ["an old one"]},
+        {"id": 9, "type": "PrimitiveString", "inputs": [], "widgets_values": ["a red fox"]},
+    ],
+    "links": [[1, 6, 0, 3, 1, "CONDITIONING"], [2, 9, 0, 6, 1, "STRING"]],
+}
 KEYWORDS = "<dc:subject><rdf:Bag><rdf:li>dog</rdf:li><rdf:li>park</rdf:li></rdf:Bag></dc:subject>"
 
 
@@ -65,6 +74,10 @@ KEYWORDS = "<dc:subject><rdf:Bag><rdf:li>dog</rdf:li><rdf:li>park</rdf:li></rdf:
     [
         (png(parameters=A1111), "a red fox"),
         (png(Description="a cat"), "a cat"),
+        (png(workflow=json.dumps(WORKFLOW)), "a red fox"),
+        (png(workflow=json.dumps(WORKFLOW), prompt=json.dumps(FLUX | {"3": {}})), "a red fox"),
+        (png(workflow=json.dumps({"nodes": [None, {"id": 1}], "links": [3]})), ""),
+        (jpeg({0x010F: "workflow:" + json.dumps(WORKFLOW)}), "a red fox"),
         (png(**{"XML:com_adobe_xmp": XMP}), "a dog & me"),
         (jpeg({0x010E: "a bird"}), "a bird"),
         (jpeg({0x010E: "OLYMPUS DIGITAL CAMERA"}), ""),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.data.folders.common_names import are_albums
+from ldm.data.folders.tiles import are_tiles
 from ldm.data.reading.findings import Findings, examples
 from ldm.data.reading.paths import common_folder, ending, first_folder, inside, stem
 from ldm.data.reading.split_folders import FIRST, LAST, PATH
@@ -32,6 +33,8 @@ _SIZE = re.compile(
 _BUCKET, _HASH = re.compile(r"[0-9a-f]{1,4}", re.IGNORECASE), re.compile(r"[0-9a-f]{8,}")
 _DCIM = "dcim"
 _NONE = "none"
+_SPREAD, _TILES = "over which a program has distributed files", "of tiles of maps and large images"
+_READS = "data.classes=true reads them as such"
 _LEVELS = (FIRST, LAST, PATH, _NONE)
 _SHARD = re.compile(r"\d{5}")
 
@@ -58,9 +61,11 @@ def classes_of(
     if wanted or known:
         return names
     if kind := _storage_kind(paths, steps, distinct):
-        message = f"folders {kind} aren't classes: {examples(distinct)} (data.classes=true reads them as such"
+        is_spread = kind in (_SPREAD, _TILES)
+        message = f"folders {kind} aren't classes: {examples(distinct)} ("
+        message += "data.classes=none confirms it, data.classes=true reads them as such" if is_spread else _READS
         inner = {posixpath.basename(posixpath.dirname(path)) for path in paths} - {*distinct}
-        is_nested = len(inner) > 1 and not any(map(is_storage_folder, inner))
+        is_nested = not is_spread and len(inner) > 1 and not any(map(is_storage_folder, inner))
         others = f", data.classes=last those inside, {examples(sorted(inner))}" if is_nested else ""
         findings.remark(f"{message}{others})")
         return [None] * len(paths)
@@ -192,7 +197,9 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
     if names and all(map(str.isdecimal, names)) and all(map(_is_in_thousand, paths)):
         return "of a thousand numbered images each"
     if len(names) > 1 and _are_buckets(paths, "/".join(steps)):
-        return "over which a program has distributed files"
+        return _SPREAD
+    if len(names) > 1 and (are_tiles(paths) or _are_nested_hex(paths, "/".join(steps))):
+        return _TILES if are_tiles(paths) else _SPREAD
     return None
 
 
@@ -232,6 +239,17 @@ def _are_buckets(paths: Sequence[str], base: str) -> bool:
         len(folder) in (3, 4) and folder.isdecimal() and name.isdecimal() and int(name) % 1000 == int(folder)
         for folder, name in pairs
     ) and any(len(name) > 4 for _, name in pairs)  # fmt: skip
+
+
+def _are_nested_hex(paths: Sequence[str], base: str) -> bool:
+    """3f/a8/5f/holiday.jpg: two or more folders with names of a hash's digits, of the same length everywhere."""
+    folders = [posixpath.dirname(path)[len(base) :].strip("/").split("/") for path in paths]
+    shapes = {tuple(map(len, steps)) for steps in folders}
+    if len(shapes) > 1 or not all(len(steps) > 1 and all(map(_BUCKET.fullmatch, steps)) for steps in folders):
+        return False
+    names = {step.lower() for steps in folders for step in steps}
+    has_mixed = any(not name.isalpha() and not name.isdecimal() for name in names)
+    return {len(name) for name in names} <= {1, 2, 3} and has_mixed
 
 
 def _letters(path: str) -> str:

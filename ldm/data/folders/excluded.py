@@ -14,6 +14,7 @@ from ldm.data.folders.common_names import grids, previews, priors
 from ldm.data.folders.companion_arrays import arrays_beside
 from ldm.data.folders.mask_pixels import NAMED, SAMPLED, Pair, mask_evidence, pixel_facts
 from ldm.data.folders.scene_names import companions_by_name, report_bands
+from ldm.data.folders.tiles import report_tiles
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.paths import JUNK, evenly_spaced, first_folder, is_junk, join, stem
 from ldm.data.reading.split_folders import FIRST, FolderOptions, is_split
@@ -90,6 +91,7 @@ def excluded_images(
     excluded |= companions_by_name(store, rest(), findings)
     excluded |= _in_mask_folders(store, rest(), known, findings)
     report_bands(rest(), findings)
+    report_tiles(rest(), findings)
     return excluded if len(excluded) < len(images) else {}
 
 

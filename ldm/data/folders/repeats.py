@@ -46,6 +46,15 @@ def repeats_of(paths: Sequence[str], wanted: bool | None, known: Collection[str]
     return {path: value for path, value in counted.items() if value[0]}
 
 
+def check_option(repeats: bool | Mapping[str, int] | None, classes: bool | str | None) -> None:
+    """Raises UserError if names of folders are to be both classes and numbers of repeats."""
+    if classes and repeats is True:
+        raise UserError(
+            f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
+            "choose one."
+        )
+
+
 def check_repeats(samples: Sequence[Sample]) -> None:
     """Raises UserError if repeats are wanted and no sample lies in a folder `10_name`."""
     if not any(_numbered(sample.image, True) for sample in samples):

@@ -14,6 +14,10 @@ from ldm.data.reading.findings import Findings, plural
 from ldm.data.reading.sample import Sample
 from ldm.data.reading.store import Store
 
+IMAGE, GROUP = "image", "group"  # what stays on one side of the split
+_ONE = {IMAGE: "an image", GROUP: "a group"}
+_NO_CLASSES = "data.classes=none reads the folders as no classes."
+
 
 def _without_ending(path: str) -> str:
     return posixpath.splitext(path)[0]
@@ -26,12 +30,13 @@ def split_off(
     findings: Findings,
     image_of: Callable[[str], str] = _without_ending,
     classes: Sequence[str] = (),
+    unit: str = IMAGE,
 ) -> tuple[Split, Split]:
     """A fixed random `share` of the images for validation, the others for training.
 
     Several samples of one image stay together: rows that name the same file, or files in different formats. `image_of`
-    gives the image's name for a path. Unless the data set names its `classes`, training keeps an image of each. Raises
-    UserError if there are too few images.
+    gives the image's name for a path, or that of its group, as `unit` says. Unless the data set names its `classes`,
+    training keeps an image of each. Raises UserError if there are too few images.
     """
     first: dict[str, int] = {}
     image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)
@@ -41,11 +46,11 @@ def split_off(
             f"{store.where} holds too few images ({n}); training and validation need one each.{reasons_in(findings)}"
         )
     if n < len(found):
-        findings.remark(f"{len(found)} samples are of {n} images; all samples of an image are in the same split")
+        findings.remark(f"{len(found)} samples are of {n} {unit}s; all samples of {_ONE[unit]} are in the same split")
     order, count = permutation(0, 0, n), max(1, round(share * n))
     is_held = np.isin(image, order[:count])  # (N,)
     if not classes and _lacks_class([found[i] for i in np.flatnonzero(~is_held)], found):
-        is_held = np.isin(image, _held_without_last(found, image, order, count))
+        is_held = np.isin(image, _held_without_last(found, image, order, count=count, unit=unit))
     train = [found[i] for i in np.flatnonzero(~is_held)]
     val = [found[i] for i in np.flatnonzero(is_held)]
     return (store, train), (store, val)
@@ -58,7 +63,9 @@ def _lacks_class(train: Sequence[Sample], found: Sequence[Sample]) -> bool:
     return labels != {None} and any(str(sample.label) not in known for sample in found)
 
 
-def _held_without_last(found: Sequence[Sample], image: np.ndarray, order: np.ndarray, count: int) -> list[int]:
+def _held_without_last(
+    found: Sequence[Sample], image: np.ndarray, order: np.ndarray, *, count: int, unit: str
+) -> list[int]:
     """The first `count` images in `order` that leave others of their class to training. Raises UserError.
 
     `image` (N,) are the numbers of the samples' images.
@@ -72,6 +79,9 @@ def _held_without_last(found: Sequence[Sample], image: np.ndarray, order: np.nda
         if len(chosen) < count and all(left[label] > 1 for label in labels[i]):
             chosen.append(i)
             left.subtract(labels[i])
+    if not chosen and unit == GROUP:
+        reason = "each holds all images of a class"
+        raise UserError(f"no group of data.group= can be held out for validation, as {reason}. {_NO_CLASSES}")
     if not chosen:
         reason = "each is the only one of its class (an image and its copies count as one)"
         raise UserError(f"no image can be held out for validation, as {reason}. {CLASS_HINT}")

@@ -44,3 +44,10 @@ def as_shape(size: int | Sequence[int] | None) -> Shape | None:
         raise UserError(f"data.size={list(size)}: give one number or [height, width].")
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def step_of_buckets(step: int | None, size: int | Sequence[int] | None) -> int:
+    """The step of the buckets' sides, by default an eighth of `size`. Raises UserError unless `size` is one number."""
+    if not isinstance(size, int):
+        raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes.")
+    return step or max(8, size // 8)

@@ -10,15 +10,16 @@ from ldm.data.augmenting.options import Variants
 from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
 from ldm.data.folders.classes import image_of, level_of, report_inner_folders
 from ldm.data.folders.edits import with_edits_as_one
+from ldm.data.folders.groups import check_group, grouped, report_series, report_shared_groups
 from ldm.data.folders.listing import samples
 from ldm.data.folders.pairs import check_pairs, report_pairs
-from ldm.data.folders.repeats import check_repeats, set_repeats
+from ldm.data.folders.repeats import check_option, check_repeats, set_repeats
 from ldm.data.preparing.decode import Split
 from ldm.data.preparing.duplicates import report_duplicates, with_duplicates_as_one
 from ldm.data.preparing.encoded_source import EncodedSource
-from ldm.data.preparing.holdout import reasons_in, split_off
+from ldm.data.preparing.holdout import GROUP, IMAGE, reasons_in, split_off
 from ldm.data.preparing.labels import are_sparse
-from ldm.data.preparing.options import WHOLE
+from ldm.data.preparing.options import WHOLE, step_of_buckets
 from ldm.data.preparing.other_captions import read_other_captions
 from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.metadata_files import report_missing_images
@@ -56,6 +57,9 @@ class Folder(EncodedSource):
     - `val_share`: the share of the images, chosen at random, that is held out for validation. It is used unless there
       are folders for both splits, `train/` and `val/` or common variants (training, valid, test, val2017), also inside
       the folders of classes.
+    - `group`: which images belong together, as the slices of a patient or the frames of a clip do, so that one side of
+      the split has all of them: those in one `folder`; those of one `name` but for the last number; or a regular
+      expression whose group (named `group`, or the first) matches the same in their paths ("(patient\\d+)").
     - `val_root`: a folder or .zip of validation images, which are never trained on.
     - `resize`, `background`, `low`, `high`: see Preprocess.
     - `columns`: a list restricts which columns are read ([text]); a mapping gives their names in the metadata
@@ -103,13 +107,14 @@ class Folder(EncodedSource):
         classes: bool | str | None = None,
         without: Sequence[str] = (),
         pairs: Mapping[str, str] | None = None,
+        group: str | None = None,
         flip: str = "none",
         variants: int = 1,
         zoom: float = 1.0,
         augment: float = 0.0,
     ):
         wanted, level = level_of(classes)
-        _check_repeats(repeats, classes if wanted else None)
+        check_option(repeats, classes if wanted else None)
         super().__init__(
             size=size,
             channels=channels,
@@ -118,12 +123,12 @@ class Folder(EncodedSource):
             columns=columns,
             max_bad_share=max_bad_share,
             options={"resize": resize, "background": background, "low": low, "high": high},
-            bucket_step=_bucket_step(bucket_step, size) if buckets else None,
+            bucket_step=step_of_buckets(bucket_step, size) if buckets else None,
             bucket_least=bucket_least,
             captions=captions,
             variants=Variants(flip, variants, zoom, augment),
         )
-        self.root, self.val_root, self.repeats = root, val_root, repeats
+        self.root, self.val_root, self.repeats, self.group = root, val_root, repeats, check_group(group)
         by_name = repeats if isinstance(repeats, bool) else None
         self.folder_options = FolderOptions(
             wanted, by_name, [name.strip("/") for name in without], level, pairs=check_pairs(pairs)
@@ -151,7 +156,9 @@ class Folder(EncodedSource):
             return f"data.val_root={self.val_root}"
         if self.findings.splits and not self._layout.val:
             return self.findings.split_column
-        return examples([f"{folder}/" for folder in self._layout.val]) or super()._split_described()
+        return examples([f"{folder}/" for folder in self._layout.val]) or super()._split_described() + (
+            f" groups by data.group={self.group}" if self.group else ""
+        )
 
     @cached_property
     def _store(self) -> Store:
@@ -205,9 +212,14 @@ class Folder(EncodedSource):
     def _random_splits(self, found: list[Sample]) -> tuple[Split, Split]:
         """A random part of the samples for validation."""
         self._report_files(found, [self._store])
-        name_of = with_edits_as_one(found, image_of, self.findings)
+        paths = [sample.image for sample in found]
+        if self.group:
+            name_of, unit = grouped(paths, self.group), GROUP
+        else:
+            report_series(paths, any(sample.label is not None for sample in found), self.findings)
+            name_of, unit = with_edits_as_one(found, image_of, self.findings), IMAGE
         image_name = with_duplicates_as_one(self._store, found, name_of, self.findings)
-        train, val = split_off(self._store, found, self.val_share, self.findings, image_of=image_name)
+        train, val = split_off(self._store, found, self.val_share, self.findings, image_of=image_name, unit=unit)
         _report_columns(train[1], val[1], self.findings)
         return train, val
 
@@ -222,6 +234,8 @@ class Folder(EncodedSource):
         if both and val_store.where == store.where:
             count = plural(len(both), "image") + (" is" if len(both) == 1 else " are")
             self.findings.warn(f"{count} both for training and for validation: {examples(sorted(both))}")
+        if self.group:
+            report_shared_groups([s.image for s in train], [s.image for s in val], self.group, self.findings)
         _report_columns(train, val, self.findings)
         labelled = [sample.image for sample in train if sample.label is not None]
         if self.folder_options.level == FIRST:
@@ -266,22 +280,6 @@ class Folder(EncodedSource):
         if "text" in self.columns:
             read_other_captions(found, candidates.store, self.captions, self.findings)
         return found
-
-
-def _check_repeats(repeats: bool | Mapping[str, int] | None, classes: bool | str | None) -> None:
-    """Raises UserError if names of folders are to be both classes and numbers of repeats."""
-    if classes and repeats is True:
-        raise UserError(
-            f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
-            "choose one."
-        )
-
-
-def _bucket_step(step: int | None, size: int | Sequence[int] | None) -> int:
-    """The step of the buckets' sides, by default an eighth of `size`. Raises UserError unless `size` is one number."""
-    if not isinstance(size, int):
-        raise UserError("data.buckets=true needs data.size=NUMBER, the side of a square with the area of all shapes.")
-    return step or max(8, size // 8)
 
 
 def _report_columns(train: Sequence[Sample], val: Sequence[Sample], findings: Findings) -> None:

@@ -20,6 +20,7 @@ _WINDOWS = (0x9C9C, 0x9C9F, 0x9C9B, 0x9C9E)  # Explorer's comment, subject, titl
 _IPTC = ((2, 120), (2, 105), (2, 5), (2, 25))  # caption, headline, title and keywords
 _CODES = {b"UNICODE\0": ("utf-16-be", "utf-16-le"), b"ASCII\0\0\0": ("utf-8",), b"\0" * 8: ("utf-8",)}
 _GENERATED = ("parameters", "prompt", "invokeai_metadata", "sd-metadata", "Dream")  # texts of PNGs
+_WORKFLOW = "workflow"  # ComfyUI's graph as its page shows it, where `prompt` is missing
 _PLAIN = ("Description", "Comment", "comment", "Title")  # texts of PNGs, and comments of JPEG and GIF
 _CAMERAS = re.compile(r"[A-Z0-9 _-]*", re.ASCII)  # OLYMPUS DIGITAL CAMERA
 _PROGRAMS = re.compile(
@@ -103,11 +104,14 @@ def _prompts(image: Any) -> Iterator[Any]:
     """What a generator has written."""
     yield from (image.info.get(name) for name in _GENERATED)
     exif = image.getexif()
-    yield from (str(exif.get(tag, "")).removeprefix("prompt:") for tag in (_MODEL, _MAKE) if _is_graph(exif.get(tag)))
+    for name in ("prompt:", f"{_WORKFLOW}:"):
+        graphs = [value for tag in (_MODEL, _MAKE) if _is_graph(value := exif.get(tag), name)]
+        yield from (value.removeprefix(name) for value in graphs)
+    yield image.info.get(_WORKFLOW)
 
 
-def _is_graph(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("prompt:{")
+def _is_graph(value: Any, name: str) -> bool:
+    return isinstance(value, str) and value.startswith(f"{name}{{")
 
 
 def _wide(value: Any) -> str:

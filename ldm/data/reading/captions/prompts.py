@@ -12,6 +12,7 @@ _NAMES = ("prompt", "positive_prompt", "Prompt", "Positive prompt", "positivePro
 _DEPTH = 3  # mappings within mappings
 # Inputs of ComfyUI's nodes that hold text, and those that lead to it.
 _WORDS = ("text", "text_g", "clip_l", "t5xxl", "prompt", "positive_prompt", "text_positive", "string", "value")
+_HOLDS_TEXT = re.compile(r"TextEncode|string|text|prompt|wildcard", re.IGNORECASE)  # names of nodes
 _SAMPLED = ("positive", "guider", "conditioning")
 
 
@@ -30,6 +31,8 @@ def prompt_of(text: str) -> str:
 
 
 def _of_json(value: Any) -> str:
+    if isinstance(value, Mapping) and isinstance(value.get("nodes"), list):
+        return _of_graph(_graph_of_workflow(value["nodes"], value.get("links")))
     items = value.items() if isinstance(value, Mapping) else ()
     nodes = {str(name): node for name, node in items if isinstance(node, Mapping)}
     if any("class_type" in node for node in nodes.values()):
@@ -55,6 +58,31 @@ def _of_graph(nodes: Mapping[str, Mapping[str, Any]]) -> str:
                 return text
     encoders = [_inputs(node) for node in nodes.values() if "TextEncode" in str(node.get("class_type"))]
     return next((inputs["text"] for inputs in encoders if isinstance(inputs.get("text"), str)), "")
+
+
+def _graph_of_workflow(nodes: list[Any], links: Any) -> dict[str, Mapping[str, Any]]:
+    """ComfyUI's `workflow`, which lays a graph out for its page, as the graph that `prompt` holds: each node's class
+    and inputs, with links as [node, number].
+
+    A link is [id, from node, number, to node, number, kind]. Of a node's own values only the text of nodes for texts
+    is kept, as values have no names there. Muted and bypassed nodes (modes 2 and 4) have no text.
+    """
+    sources = {link[0]: [str(link[1]), link[2]] for link in links or () if isinstance(link, list) and len(link) > 4}
+    graph: dict[str, Mapping[str, Any]] = {}
+    for node in nodes:
+        if not isinstance(node, Mapping):
+            continue
+        ports = [port for port in node.get("inputs") or () if isinstance(port, Mapping)]
+        inputs: dict[str, Any] = {
+            str(port.get("name")): sources[port["link"]] for port in ports if port.get("link") in sources
+        }
+        kind, values = str(node.get("type")), node.get("widgets_values")
+        values = list(values.values()) if isinstance(values, Mapping) else values or []
+        texts = [value for value in values if isinstance(value, str) and value.strip()]
+        if texts and _HOLDS_TEXT.search(kind) and node.get("mode") not in (2, 4) and not {*_WORDS} & {*inputs}:
+            inputs["text"] = texts[0]
+        graph[str(node.get("id"))] = {"class_type": kind, "inputs": inputs}
+    return graph
 
 
 def _follow(nodes: Mapping[str, Mapping[str, Any]], link: Any, seen: set[str]) -> str:

@@ -1,0 +1,136 @@
+"""Images that belong together, and tiles of one place."""
+
+import pytest
+
+from ldm.common.errors import UserError
+from ldm.data.folders.classes import classes_of
+from ldm.data.folders.groups import check_group, report_series
+from ldm.data.folders.tiles import report_tiles
+from ldm.data.reading.findings import Findings
+from tests.data.folders import facts, lay_out, names, tables
+
+
+def sides(root, part: int, **options) -> list[set[str]]:
+    """The first letters of the names on each side of the split."""
+    return [{name[:part] for name in table.names} for table in tables(root, **options)]
+
+
+@pytest.mark.parametrize("group", ["name", r"(p\d)", r"(x)?(?P<group>patient\d)"])
+def test_a_group_is_on_one_side_of_the_split(tmp_path, group):
+    paths = [f"patient{i}_slice{j}.png" for i in range(3) for j in range(4)]
+    root = lay_out(tmp_path / "d", *paths)
+    group = group.replace("(p", "(t")
+    train, val = sides(root, 8, group=group)
+    assert not train & val and len(val) == 1 and len(train) == 2
+    assert f"groups by data.group={group}" in facts(root).split
+    assert not any("series" in note for note in facts(root).notes)
+
+
+def test_folders_are_groups(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"patient{i}/{j}.png" for i in range(3) for j in range(4)])
+    with pytest.raises(UserError, match="each holds all images of a class. data.classes=none"):
+        tables(root, group="folder")
+    train, val = sides(root, 8, group="folder", classes="none")
+    assert not train & val and val
+
+
+def test_the_split_without_the_option_is_as_before(tmp_path):
+    plain = tables(lay_out(tmp_path / "a", *[f"{i:02}.png" for i in range(20)]))
+    series = tables(lay_out(tmp_path / "b", *[f"clip{i // 10}_{i:02}.png" for i in range(20)]))
+    assert [name[:2] for name in plain[1].names] == [name[6:8] for name in series[1].names]
+    assert names(plain[1:]) == [name[6:] for name in names(series[1:])]
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ("patient", "has no parentheses"),
+        ("(", "isn't a regular expression"),
+        ("(dog)", "matches nothing in the paths of 4 of 4 images"),
+        ("(slice)", "finds one group, slice"),
+    ],
+)
+def test_a_group_that_finds_none_is_refused(tmp_path, group, words):
+    root = lay_out(tmp_path / "d", *[f"p1_slice{i}.png" for i in range(4)])
+    with pytest.raises(UserError) as error:
+        tables(root, group=group)
+    assert words in str(error.value)
+
+
+def test_groups_on_both_sides_of_given_splits_are_reported(tmp_path):
+    root = lay_out(tmp_path / "d", "train/p1_1.png", "train/p2_1.png", "val/p2_2.png", "val/p3_1.png")
+    tables(root, group=r"(p\d)")
+    assert any("1 group of data.group=(p\\d) both for training and for validation" in n for n in facts(root).notes)
+
+
+def series_of(*paths: str, labelled: bool = False) -> str:
+    findings = Findings()
+    report_series(paths, labelled, findings)
+    return " ".join(findings.warnings)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "step"),
+    [
+        ("patient{:03}_slice{:03}.png", "data.group=name keeps"),
+        ("clip{}_frame_{:04}.png", "data.group=name keeps"),
+        ("dance{}/frame_{:04}.png", "data.group=folder keeps"),
+        ("Case-{}/{:03}.png", "data.group=folder keeps"),
+        ("scans/case_{:02}_{:03}.png", "data.group=name keeps"),
+    ],
+)
+def test_series_by_names_are_reported(pattern, step):
+    said = series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
+    assert "of 2 series by their names" in said and step in said
+
+
+def test_folders_of_series_that_are_classes_are_reported():
+    said = series_of(*[f"patient{i}/{j}.png" for i in range(2) for j in range(5)], labelled=True)
+    assert "the folders as classes" in said and "data.group=folder data.classes=none" in said
+
+
+def test_frames_of_one_clip_are_reported():
+    assert "data.val_root=" in series_of(*[f"frame_{i:04}.png" for i in range(9)])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["IMG_2023{}_{}.png", "cat{}/{}.png", "cat.{}{}.png", "{}{}.png", "suitcase{}_{}.png"]
+)
+def test_other_numbered_names_are_no_series(pattern):
+    assert not series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
+
+
+def tiles_of(*paths: str) -> Findings:
+    findings = Findings()
+    report_tiles(paths, findings)
+    return findings
+
+
+def test_tiles_are_no_classes_and_are_reported(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"{z}/{x}/{y}.png" for z in (1, 2) for x in range(2) for y in range(2)])
+    assert tables(root)[0].classes == ()
+    (note,) = facts(root).notes
+    assert "tiles of 2 zoom levels by their paths (1, 2)" in note
+    assert "data.root=.../2 data.classes=none reads the finest level, 4 tiles" in note
+    tables(root / "2", classes="none")  # the root that the message names
+
+
+def test_tiles_of_large_images():
+    said = tiles_of("a_files/0/0_0.jpg", "a_files/1/0_0.jpg").warnings[0]
+    assert "2 zoom levels" in said and "data.without='[0]' keeps the finest level, 1 tile" in said
+    assert "keep the tiles of one level" in tiles_of("TileGroup0/0-0-0.jpg", "TileGroup0/1-0-0.jpg").warnings[0]
+    assert not tiles_of("3/9/1.png", "4/1/1.png").warnings, "9 isn't inside zoom level 3"
+    assert "zoom level 14" in tiles_of(*[f"14/{x}/{y}.png" for x in range(6) for y in range(6)]).remarks[0]
+
+
+def test_groups_by_a_word_are_known():
+    assert check_group("folder") == "folder" and check_group(None) is None
+
+
+@pytest.mark.parametrize("pattern", ["{0}/{1}/{2}/{3}.png", "{0}/{1}/holiday{3}.png"])
+def test_folders_by_a_hash_are_no_classes(pattern):
+    hashes = [f"{i * 2654435761 % 2**32:08x}" for i in range(1, 30)]
+    findings = Findings()
+    paths = [pattern.format(name[:2], name[2:4], name[4:6], name) for name in hashes]
+    assert set(classes_of(paths, None, (), findings)) == {None}
+    assert "aren't classes" in findings.remarks[0] and "data.classes=none" in findings.remarks[0]
