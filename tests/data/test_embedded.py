@@ -76,7 +76,7 @@ KEYWORDS = "<dc:subject><rdf:Bag><rdf:li>dog</rdf:li><rdf:li>park</rdf:li></rdf:
         (png(Description="a cat"), "a cat"),
         (png(workflow=json.dumps(WORKFLOW)), "a red fox"),
         (png(workflow=json.dumps(WORKFLOW), prompt=json.dumps(FLUX | {"3": {}})), "a red fox"),
-        (png(workflow=json.dumps({"nodes": [None, {"id": 1}], "links": [3]})), ""),
+        (png(workflow=json.dumps({"nodes": [None, {"id": 1, "inputs": [{"link": []}]}], "links": [3]})), ""),
         (jpeg({0x010F: "workflow:" + json.dumps(WORKFLOW)}), "a red fox"),
         (png(**{"XML:com_adobe_xmp": XMP}), "a dog & me"),
         (jpeg({0x010E: "a bird"}), "a bird"),

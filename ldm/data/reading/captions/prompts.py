@@ -67,15 +67,16 @@ def _graph_of_workflow(nodes: list[Any], links: Any) -> dict[str, Mapping[str, A
     A link is [id, from node, number, to node, number, kind]. Of a node's own values only the text of nodes for texts
     is kept, as values have no names there. Muted and bypassed nodes (modes 2 and 4) have no text.
     """
-    sources = {link[0]: [str(link[1]), link[2]] for link in links or () if isinstance(link, list) and len(link) > 4}
+    sources = {
+        str(link[0]): [str(link[1]), link[2]] for link in links or () if isinstance(link, list) and len(link) > 4
+    }
     graph: dict[str, Mapping[str, Any]] = {}
     for node in nodes:
         if not isinstance(node, Mapping):
             continue
         ports = [port for port in node.get("inputs") or () if isinstance(port, Mapping)]
-        inputs: dict[str, Any] = {
-            str(port.get("name")): sources[port["link"]] for port in ports if port.get("link") in sources
-        }
+        linked = [(str(port.get("name")), str(port.get("link"))) for port in ports]
+        inputs: dict[str, Any] = {name: sources[link] for name, link in linked if link in sources}
         kind, values = str(node.get("type")), node.get("widgets_values")
         values = list(values.values()) if isinstance(values, Mapping) else values or []
         texts = [value for value in values if isinstance(value, str) and value.strip()]
