@@ -77,7 +77,7 @@ def workspace(folder: Path) -> Path:
     photos = folder / "photos"
     photos.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(24):
+    for i in range(160):  # of which 8 are for validation, as many as a distance needs
         colour = rng.integers(0, 256, (1, 1, 3), dtype=np.uint8)
         Image.fromarray(np.repeat(np.repeat(colour, 70, 0), 80, 1)).save(photos / f"{i}.png")
         (photos / f"{i}.txt").write_text(f"a plain colour, number {i}")
