@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ldm.common.devices import send
 from ldm.common.errors import UserError, did_you_mean
 from ldm.conditioning.text.encoders import fingerprint
+from ldm.conditioning.text.loaded_weights import READING, check_loaded, check_positions
+from ldm.networks.computing.finite import not_finite
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 States = Callable[[Tensor], Tensor]  # normalised images (B, 3, S, S) -> the pooled state and L others, (B, 1 + L, D)
@@ -58,6 +60,8 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"{weights} doesn't fit {name}: {str(error).splitlines()[-1].strip()}") from None
+    if bad := not_finite(state):
+        raise UserError(f"{weights} is damaged: {bad[0]} isn't finite; restore it.")
     heads = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not heads:
         raise UserError(f"{name} has no linear layer, whose input would be the pooled state: choose another encoder.")
@@ -103,12 +107,22 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
         import transformers
     except ImportError:
         raise UserError("a Hugging Face vision encoder needs transformers: pip install 'ldm[hf]'.") from None
+    what = f"the vision encoder at '{path}'"
     sides = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
     try:
-        kind = transformers.AutoConfig.from_pretrained(path).model_type
-        model = getattr(transformers, sides.get(kind, "AutoModel")).from_pretrained(path, dtype=torch.float32)
+        config = transformers.AutoConfig.from_pretrained(path)
+        cls = getattr(transformers, sides.get(config.model_type, "AutoModel"))
+        model, info = cls.from_pretrained(path, **READING)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no vision encoder at '{path}' ({str(error).splitlines()[0][:120]}).") from None
+    except Exception as error:  # of settings or shapes that don't fit, which each version reports in another way
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else ""
+        raise UserError(
+            f"{what} can't be built from its config.json ({type(error).__name__}: {reason}): correct it, or download "
+            "the encoder again."
+        ) from None
+    check_loaded(model, info, config, what)
+    check_positions(Path(path), None, what, "text_model.")
 
     def states(images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) -> states (B, 1 + L, D)."""

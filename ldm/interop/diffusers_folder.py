@@ -18,7 +18,7 @@ from ldm.images import Preprocess
 from ldm.interop import schedulers
 from ldm.interop.files import config_checks, shards
 from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantised
-from ldm.interop.files.name_tables import refuse
+from ldm.interop.files.name_tables import refuse, report
 from ldm.interop.files.unread_in_pipeline import warn_of_unread
 from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts import conditions, controlnet_config, inpainting, sdxl, unet_config, vae_config
@@ -77,8 +77,7 @@ def load_part(folder: Path) -> nn.Module:
 def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
     state = read_weights(folder)
     if name in _OWN:
-        network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
-        return _restore(config["spec"], network, folder)
+        return _restore(config["spec"], _of_network(state, folder), folder)
     if name == "ControlNetModel":
         net = _restore(controlnet_config.from_diffusers(config), controlnet_config.weights(state, config), folder)
         return _with_features(net, config)
@@ -88,6 +87,13 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
         return model
     model = _restore(unet_config.from_diffusers(config), unet_config.weights(state, config), folder)
     return _with_features(model, config)
+
+
+def _of_network(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights of the `network` in a class that our export writes, which has no others."""
+    if others := [name for name in state if not name.startswith("network.")]:
+        raise UserError(f"{folder}: the weights don't fit: {report([], others)}.")
+    return {name.removeprefix("network."): tensor for name, tensor in state.items()}
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:

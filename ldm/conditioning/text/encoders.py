@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import torch
 
 from ldm.common.errors import UserError
 from ldm.conditioning.text.clip_names import canonical
-from ldm.networks.computing.finite import not_finite
+from ldm.conditioning.text.loaded_weights import READING, check_loaded, check_positions
 
-log = logging.getLogger("ldm")
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model")
 _TEXT_SIDE = {  # the class of the text encoder in models that have another part too
@@ -26,7 +24,6 @@ _TEXT_SIDE = {  # the class of the text encoder in models that have another part
     "clip_text_model": "CLIPTextModel",
     "siglip": "SiglipTextModel",
 }
-_NUMBER = re.compile(r"\.\d+\.")
 CLIP_KINDS = ("clip", "clip_text_model")
 
 
@@ -81,7 +78,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
         name = "CLIPTextModelWithProjection" if projected else _TEXT_SIDE.get(kind, "AutoModel")
         cls = getattr(transformers, name)
         variant = variant_of(Path(path))
-        encoder, info = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True, variant=variant)
+        encoder, info = cls.from_pretrained(path, variant=variant, **READING)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no text encoder at '{path}' ({_first_line(error)}); name its folder.") from None
     except UserError:
@@ -91,7 +88,10 @@ def load_encoder(path: str, projected: bool = False) -> Any:
             f"the text encoder at '{path}' can't be built from its config.json ({type(error).__name__}: "
             f"{_first_line(error)}): correct it, or download the encoder again."
         ) from None
-    _check_loaded(encoder, info, path)
+    what = f"the text encoder at '{path}'"
+    check_loaded(encoder, info, config, what)
+    if folder := folder_of(path):
+        check_positions(folder, variant, what, "vision_model.")
     return encoder
 
 
@@ -102,33 +102,6 @@ def variant_of(folder: Path) -> str | None:
         return None
     names = [file.name.removeprefix("model.") for file in sorted(folder.glob("model.*.safetensors"))]
     return re.split(r"[.-]", names[0])[0] if names else None
-
-
-def _check_loaded(encoder: Any, info: Mapping[str, Any], path: str) -> None:
-    """Raises UserError if files lack weights of the encoder, which transformers fills at random with a warning, or have
-    more than its class. Files of other classes, such as a CLIP for text and images, may have more."""
-    lacking = sorted(str(name) for name in info["missing_keys"] if not name.endswith("position_ids"))
-    if any(name.startswith("pooler.") for name in lacking):
-        encoder.pooler = None  # many files of BERT's kind don't have it; the mean of the states replaces it
-    if lacking := [name for name in lacking if not name.startswith("pooler.")]:
-        raise UserError(
-            f"the text encoder at '{path}' isn't whole: {', '.join(lacking[:4])} is missing; download it again."
-        )
-    if bad := not_finite(encoder.state_dict()):
-        raise UserError(f"the text encoder at '{path}' is damaged: {bad[0]} isn't finite; download it again.")
-    idle = _unused_layers(encoder, info["unexpected_keys"])
-    more = sorted(str(name) for name in info["unexpected_keys"] if not str(name).endswith("position_ids"))
-    more = [name for name in more if name not in idle]
-    if more and type(encoder).__name__ in (encoder.config.architectures or ()):
-        raise UserError(
-            f"the text encoder at '{path}' can't be represented here: a {type(encoder).__name__} has no "
-            f"{', '.join(more[:4])}."
-        )
-    if idle:
-        log.warning(
-            "the text encoder at '%s' is shallower by its config.json than its file: %d weights from %s on aren't used",
-            path, len(idle), idle[0],
-        )  # fmt: skip
 
 
 def _refuse_quantised(config: Any, path: str) -> None:
@@ -149,18 +122,6 @@ def check_activation(name: Any, path: str) -> None:
             f"hidden_act is {str(name)[:40]!r} in the config of the text encoder at '{path}', which transformers "
             "doesn't know: correct it, or download the encoder again."
         )
-
-
-def _unused_layers(encoder: Any, unexpected: Iterable[str]) -> list[str]:
-    """Weights of further layers of the encoder itself; those of a two-sided model's other side are none."""
-    stacks = {_stack(name) for name in encoder.state_dict()} - {""}
-    return sorted(name for name in map(str, unexpected) if _stack(name) in stacks)
-
-
-def _stack(name: str) -> str:
-    """The stack of layers that a weight is in, whatever the version of transformers calls it; empty without one."""
-    parts = _NUMBER.split(canonical(name), maxsplit=1)
-    return parts[0] if len(parts) > 1 else ""
 
 
 def check_tokens(ids: torch.Tensor, encoder: Any, tokenizer: Any, path: str) -> None:
@@ -194,9 +155,25 @@ def load_tokenizer(path: str) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no tokenizer at '{path}' ({_first_line(error)}); give tokenizer=FOLDER.") from None
+    except Exception as error:  # a damaged file: the tokenizers library raises plain Exception
+        raise UserError(
+            f"the tokenizer at '{path}' can't be read ({type(error).__name__}: {_first_line(error)}): download it "
+            "again."
+        ) from None
+    _check_words(tokenizer, path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _check_words(tokenizer: Any, path: str) -> None:
+    """Raises UserError for a tokenizer without words, which transformers builds of a folder that has its config alone:
+    every word would be unknown. T5's has the mark of a word's begin even then."""
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1:
+        raise UserError(
+            f"the tokenizer at '{path}' knows no words: its vocabulary (tokenizer.json, or vocab and merges) is "
+            "missing or empty; download it again."
+        )
 
 
 def tokenizer_of(path: str) -> str:

@@ -42,6 +42,14 @@ def rename(state: Mapping[str, T], table: Mapping[str, str], where: str) -> dict
     return {table[name]: tensor for name, tensor in state.items()}
 
 
+def refuse_twice(table: Mapping[str, str], where: str) -> None:
+    """Raises UserError where two names of a file stand for one weight of ours, by the table {theirs: ours}."""
+    theirs: dict[str, str] = {}
+    for name, ours in table.items():
+        if (other := theirs.setdefault(ours, name)) != name:
+            raise UserError(f"{where}: {other} and {name} are the same weight: leave one of them out of the file.")
+
+
 def report(missing: Iterable[str], unexpected: Iterable[str], most: int = 8) -> str:
     """A list of missing and unexpected names for a message."""
     problems = [f"missing {name}" for name in missing] + [f"unexpected {name}" for name in unexpected]

@@ -14,14 +14,17 @@ from torch import Tensor
 from ldm.conditioning import FrozenText
 from ldm.conditioning.text.clip_names import TEXT_MODEL
 from ldm.conditioning.text.encoders import check_activation, load_tokenizer
-from ldm.interop.files.name_tables import by_prefix, inverse, rename
+from ldm.conditioning.text.loaded_weights import POSITIONS, report_positions
+from ldm.interop.files.name_tables import by_prefix, inverse, refuse_twice, rename
 from ldm.interop.files.values import read_json, whole
 from ldm.interop.parts.compvis import CLIP_BLOCK, indices, open_clip_modules
 from ldm.interop.settings import text_settings
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ldm")
 _FIRST = "transformer."
-_IDLE = ("model.text_projection", "model.logit_scale", "model.attn_mask")
+_NO_STATE = ("logit_scale",)  # compares texts with images; no state depends on it
+_MASK = "model.attn_mask"
+_IDLE = ("model.text_projection", "model.logit_scale", _MASK)
 _JOINED = "attn.in_proj_"
 PROJECTION = "text_projection.weight"
 
@@ -67,29 +70,25 @@ def encoder_from_weights(
 def from_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Stable Diffusion 1's weights as transformers names them: files have these names under a prefix, which is removed.
 
-    `text_model.`, which files written by newer versions lack, is removed too.
+    `text_model.`, which files written by newer versions lack, is removed too. Raises UserError for a weight that is
+    there under both names.
     """
-    named = {n.removeprefix(_FIRST).removeprefix(TEXT_MODEL): t for n, t in state.items() if n.startswith(_FIRST)}
-    for name in [n for n in named if n.endswith("position_ids")]:
-        _report_positions(named.pop(name))
-    return named
-
-
-def _report_positions(ids: Tensor) -> None:
-    """Warns of positions other than 0, 1, 2, ...: merging in half precision rounds them wrongly."""
-    expected = torch.arange(ids.numel())
-    wrong = (ids.flatten().float().cpu() != expected).nonzero().flatten().tolist()
-    if wrong:
+    table = {n: n.removeprefix(_FIRST).removeprefix(TEXT_MODEL) for n in state if n.startswith(_FIRST)}
+    refuse_twice(table, "the text encoder")
+    if rest := sorted(n for n in state if n not in table and n not in _NO_STATE):
         log.warning(
-            f"the text encoder's position_ids are damaged at {len(wrong)} of {len(expected)} positions (the first is "
-            f"{wrong[0]}): each token takes its own position here, as in diffusers; tools that read these numbers "
-            "give other images."
+            "the text encoder: %d tensors have no counterpart here and are left out: %s, ...", len(rest), rest[0]
         )
+    named = {name: state[theirs] for theirs, name in table.items()}
+    for name in [n for n in named if n.endswith(POSITIONS)]:
+        report_positions(named.pop(name), "the text encoder")
+    return named
 
 
 def from_open_clip_names(state: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
     """Stable Diffusion 2's and XL's weights as transformers names them: files have OpenCLIP's names, and query, key and
     value in one matrix. The last block isn't used, so it is left out, unless `whole`, with the projection."""
+    _report_mask(state.get(_MASK))
     layers = len(indices(state, "model.transformer.resblocks.")) - (not whole)
     last = f"model.transformer.resblocks.{layers}."
     kept = {n: t for n, t in state.items() if not n.startswith((last, *_IDLE))}
@@ -105,6 +104,18 @@ def from_open_clip_names(state: Mapping[str, Tensor], whole: bool = False) -> di
         for part, piece in zip("qkv", tensor.chunk(3), strict=True):
             ours[f"encoder.layers.{block}.self_attn.{part}_proj.{leaf}"] = piece
     return ours
+
+
+def _report_mask(mask: Tensor | None) -> None:
+    """Warns of an attention mask (L, L) other than CLIP's, in which a token attends to itself and those before it."""
+    if mask is None:
+        return
+    seen = mask.float() > -1e4
+    if mask.ndim != 2 or not torch.equal(seen, torch.ones_like(seen).tril()) or mask[seen].any():
+        log.warning(
+            "the text encoder: attn_mask isn't the causal mask of CLIP, which is used here, as in diffusers; tools "
+            "that read this one give other images."
+        )
 
 
 def _table(theirs: list[str], layers: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.common.errors import UserError
-from ldm.interop.files.name_tables import refuse
+from ldm.interop.files.name_tables import refuse, refuse_twice
 from ldm.interop.parts.unet_config import full_spec, signature_defaults
 from ldm.networks import AutoencoderKL
 
@@ -95,18 +95,37 @@ def obstacles(vae: AutoencoderKL) -> list[str]:
 
 def weights_from_diffusers(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """diffusers' weights as ours: attention has today's names, and a single missing quantisation convolution becomes
-    the identity."""
-    ours = {}
-    for name, tensor in state.items():
-        words = name.split(".")
-        if "attentions" in words and words[-2] in _OLD_ATTENTION:
-            words[-2] = _OLD_ATTENTION[words[-2]]
-            tensor = tensor.flatten(1) if tensor.ndim == 4 else tensor
-        ours[".".join(words)] = tensor
+    the identity.
+
+    Raises UserError for a weight under two names, and for a convolution that the config says is missing.
+    """
+    table = {name: _todays(name) for name in state}
+    refuse_twice(table, "the autoencoder")
+    ours = {table[name]: _linear(name, tensor) for name, tensor in state.items()}
     encodes, decodes = _has_convs(config)
     if encodes == decodes:
         return ours
-    return ours | _identity("post_quant_conv" if encodes else "quant_conv", config.get("latent_channels", 4))
+    lacking = "post_quant_conv" if encodes else "quant_conv"
+    if f"{lacking}.weight" in ours or f"{lacking}.bias" in ours:
+        raise UserError(f"the autoencoder: the config says use_{lacking}=false, and the weights have one: correct it.")
+    return ours | _identity(lacking, config.get("latent_channels", 4))
+
+
+def _todays(name: str) -> str:
+    """The name that diffusers gives a weight today."""
+    words = name.split(".")
+    if _is_old_attention(words):
+        words[-2] = _OLD_ATTENTION[words[-2]]
+    return ".".join(words)
+
+
+def _linear(name: str, tensor: Tensor) -> Tensor:
+    """A weight of attention as a matrix, where an old file has it as a convolution of one pixel."""
+    return tensor.flatten(1) if _is_old_attention(name.split(".")) and tensor.ndim == 4 else tensor
+
+
+def _is_old_attention(words: list[str]) -> bool:
+    return "attentions" in words[:-2] and words[-2] in _OLD_ATTENTION
 
 
 def _identity(name: str, z: int) -> dict[str, Tensor]:
