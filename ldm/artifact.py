@@ -114,7 +114,7 @@ def restore(config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str
             "version of ldm that does."
         )
     if not isinstance(config.get("model"), Mapping):
-        raise UserError(f"{where}: its config doesn't say how a model is built; restore it.")
+        raise UserError(f"{where}: its config doesn't say how to build a model; restore it.")
     model = _build_empty(config["model"], len(weights), where)
     report_mismatch(model.state_dict(), weights, where)
     refuse_not_finite(weights, where)

@@ -163,8 +163,8 @@ def test_weights_that_do_not_fit_are_named(folder):
         ({"model": {"class": "os.system", "command": "ls"}}, "no class is registered as 'os.system'"),
         ({"model": {"class": "UNet", "in_channels": 2, "colour": 3}}, "colour: UNet has no such option"),
         ({"model": {"class": "UNet"}}, "needs in_channels"),
-        ({"model": ["UNet"]}, "its config doesn't say how a model is built"),
-        ({"model": None}, "its config doesn't say how a model is built"),
+        ({"model": ["UNet"]}, "its config doesn't say how to build a model"),
+        ({"model": None}, "its config doesn't say how to build a model"),
     ],
 )
 def test_a_config_of_unknown_make_is_refused(folder, change, message):

@@ -36,19 +36,19 @@ class Adapter(nn.Module):
         if wanted and wanted != found and not force:
             raise UserError(
                 f"{where} was trained on another base (hash {wanted[:12]}, {self.base.get('path', 'path unknown')}; "
-                f"this model's is {found[:12]}): load that one, or force=True if you mean it."
+                f"this model's is {found[:12]}): load that one, or give force=True to use it anyway."
             )
 
     def find_base(self, folder: Path) -> Path:
         """The path of the base, for an adapter in the model folder `folder`. Raises UserError if it isn't there."""
         path = self.base.get("path")
         if not path:
-            raise UserError(f"{folder} is an adapter that names no base: load a base, then put it on.")
+            raise UserError(f"{folder} is an adapter that names no base: load a base, then add the adapter to it.")
         found = Path(os.path.normpath(folder / path))
         if not found.exists():
             raise UserError(
                 f"{folder} is an adapter of the base {found} (hash {self.base.get('hash', '')[:12]}), which isn't "
-                "there: load the base from where it is, then put the adapter on with load_lora or load_controlnet."
+                "there: load the base from its new place, then add the adapter with load_lora or load_controlnet."
             )
         return found
 
@@ -91,6 +91,6 @@ def read(path: str | Path) -> Adapter:
         )
     if below := sorted(path.glob("*/adapter_model.safetensors")) + sorted(path.glob("*/*lora_weights.safetensors")):
         raise UserError(
-            f"there is no adapter at {path} itself, but one level below: name {' or '.join(map(str, below))}."
+            f"there is no adapter at {path} itself, but there is one level below: name {' or '.join(map(str, below))}."
         )
     raise UserError(f"there is no adapter at {path}: name a run, its model/ folder or a .safetensors file.")

@@ -176,13 +176,15 @@ def control_images(
 def check_span(start: float, end: float) -> None:
     """Raises UserError for shares of the steps that aren't rising from 0 to 1."""
     if not 0 <= start < end <= 1:
-        raise UserError(f"a ControlNet's start={start}, end={end}: give rising shares of the steps, between 0 and 1.")
+        raise UserError(
+            f"a ControlNet's start={start}, end={end}: give shares of the steps between 0 and 1, with start below end."
+        )
 
 
 def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
     """The images by the names of the ControlNets on the model. Raises UserError for unknown or missing names."""
     if not controls:
-        raise UserError("the model has no ControlNet: put one on with load_controlnet (sample.py: control=RUN).")
+        raise UserError("the model has no ControlNet: add one with load_controlnet (sample.py: control=RUN).")
     if not isinstance(given, Mapping):
         if len(controls) > 1:
             raise UserError(
@@ -223,7 +225,7 @@ def _made(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
 def _finite(given: Tensor) -> Tensor:
     """A tensor of images (C, H, W) or (B, C, H, W) with a batch dimension. Raises UserError if it isn't finite."""
     if not is_finite(given):
-        raise UserError("a control image has infinite values or NaN: give finite ones.")
+        raise UserError("a control image has infinite values or NaN: give finite values.")
     return given[None] if given.ndim == 3 else given
 
 
@@ -243,5 +245,7 @@ def _levels(span: tuple[float, float], sigmas: Tensor) -> tuple[float, float]:
 
 def _repeated(hint: Tensor, n: int, name: str) -> Tensor:
     if n % len(hint):
-        raise UserError(f"{len(hint)} control images of '{name}' for {n} images: give one, or one each.")
+        raise UserError(
+            f"{len(hint)} control images of '{name}' for {n} images: give one control image, or one for each."
+        )
     return hint.repeat_interleave(n // len(hint), 0)

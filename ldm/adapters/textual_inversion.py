@@ -46,7 +46,7 @@ class WordEmbedding(Adapter):
     def attach(self, model: Any, name: str, scale: float) -> None:
         """Adds the word to the vocabulary of `model`, which is otherwise the same. Raises UserError for a scale."""
         if scale != 1:
-            raise UserError(f"'{self.word}' is a word: it has no scale.")
+            raise UserError(f"'{self.word}' is a learned word, and a word has no scale: leave the scale out.")
         part = text_part(model)
         old = part.encoder.token_embedding
         if old.weight.shape[1] != self.row.shape[1]:
@@ -64,7 +64,7 @@ def text_part(model: Any) -> Text:
     for part in model.conditioner.parts.values():
         if isinstance(part, Text):
             return part
-    raise UserError("only the built-in text encoder learns a new word, and this model has none.")
+    raise UserError("only the built-in text encoder can learn a new word, and this model has no such encoder.")
 
 
 def add_word(part: Text, word: str) -> None:
@@ -72,7 +72,7 @@ def add_word(part: Text, word: str) -> None:
     from tokenizers import AddedToken
 
     if not word or word != word.strip() or any(c.isspace() for c in word):
-        raise UserError(f"word='{word}' has to be one word, without blanks.")
+        raise UserError(f"word='{word}' has to be one word, without spaces.")
     if part.tokenizer.token_to_id(word) is not None:
         raise UserError(f"word='{word}' is a token of the model already: use another word, such as <{word}>.")
     grown = part.tokenizer.from_str(part.tokenizer.to_str())  # a copy, since other models may share the tokenizer

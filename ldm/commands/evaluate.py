@@ -44,9 +44,9 @@ def _check(config: Mapping[str, Any]) -> None:
     if config["stage"] not in STAGES:
         raise UserError(f"stage={config['stage']} is unknown.{did_you_mean(config['stage'], STAGES)}")
     if config["samples"] is not None and config["stage"] == "vae":
-        raise UserError("samples= are scored as images of stage two are: leave out stage=vae.")
+        raise UserError("samples= are scored like images of stage two: leave out stage=vae.")
     if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
-        raise UserError("please give run= (a run, by name or path), or samples= and reference= (folders of images).")
+        raise UserError("give run= (a run, by name or path), or samples= and reference= (folders of images).")
     if config["curve"]["n"] < LEAST:
         raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} images.")
 

@@ -123,7 +123,7 @@ def _factors(options: Mapping[str, str], n: int) -> tuple[list[float], dict[str,
     """The models' factors, and those of each pattern of `blocks`."""
     is_difference = "difference" in options
     if is_difference and ("weights" in options or n != 3):
-        raise UserError(f"difference= takes three runs, A,B,C for A + W (B - C), and no weights=; there are {n} runs.")
+        raise UserError(f"difference= takes three runs A,B,C, for A + W (B - C), and no weights=; you gave {n} runs.")
     given = _blocks(options.get("blocks"))
     if is_difference:
         factor = _numbers(options["difference"], 1, "difference")[0]

@@ -66,7 +66,7 @@ def rebuild_run(run: Path, length: float, to: Path, overwrite: bool = False) -> 
     state = model.state_dict()
     if unknown := [name for name in rebuilt.weights if name not in state]:
         raise UserError(
-            f"{run}: the stored averages belong to another model: {unknown[0]} isn't in this one; restore the run."
+            f"{run}: the stored averages belong to another model, since this one has no {unknown[0]}; restore the run."
         )
     for name, weight in rebuilt.weights.items():
         state[name].copy_(weight)

@@ -104,7 +104,7 @@ def _checked_out(named: str) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out={out}: its folder can't be made ({error.strerror}); name another.") from None
+        raise UserError(f"out={out}: its folder can't be created ({error.strerror}); name another.") from None
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"out={out}: its folder can't be written to; name another.")
     return out
@@ -232,7 +232,10 @@ def _control_images(
             raise UserError(
                 "control= needs a control image: give control_image=, or control_from=, an image to make it from."
             )
-        print(f"no control_image= or control_from=: generated as by the base of {', '.join(on)}", flush=True)
+        print(
+            f"without control_image= or control_from=, these are images of the base alone, without {', '.join(on)}",
+            flush=True,
+        )
     return model.control_images(
         conditions,
         initial,

@@ -132,9 +132,9 @@ def describe(annotation: Any) -> str:
     if origin is tuple and inner and inner[-1] is not ...:
         return f"[{','.join(describe(element).removeprefix('a ') for element in inner)}]"
     if origin in _LISTS:
-        return f"a list, each {describe(inner[0])}" if inner else "a list"
+        return f"a list of values, each {describe(inner[0])}" if inner else "a list"
     if origin in (dict, Mapping):
-        return f"{describe(inner[1])} for each by its name" if inner else "a mapping"
+        return f"{describe(inner[1])} for each name" if inner else "a mapping"
     return _WORDS.get(origin, getattr(origin, "__name__", str(origin)))
 
 

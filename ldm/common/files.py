@@ -108,7 +108,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path} can't be made ({error.strerror}): fix that, or give another runs_dir=.") from None
+        raise UserError(f"{path} can't be created ({error.strerror}): fix that, or give another runs_dir=.") from None
     if not os.access(path, os.W_OK):
         raise UserError(f"{path} can't be written to: fix its permissions, or give another runs_dir=.")
     return path

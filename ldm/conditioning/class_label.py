@@ -84,7 +84,7 @@ class ClassLabel(Part):
         if not 0 <= index < self.classes:
             raise UserError(self._unknown(index, table))
         if any(name.isdecimal() for name in self.names):
-            _log.warning("no class is called %s: it is taken as the number of class '%s'", index, self.names[index])
+            _log.warning("no class is called %s: read as the number of class '%s'", index, self.names[index])
         return index
 
     def _unknown(self, index: int, table: Mapping[str, int]) -> str:

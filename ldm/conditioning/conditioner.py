@@ -26,7 +26,9 @@ class Conditioner(nn.Module):
         self.parts: Mapping[str, Part] = nn.ModuleDict(parts or {})  # type: ignore[assignment]
         dims = {name: part.token_dim for name, part in self.parts.items() if part.token_dim}
         if len(set(dims.values())) > 1:
-            raise UserError(f"conditioner: conditions with tokens differ in dim, {dims}: give all the same.")
+            raise UserError(
+                f"conditioner: conditions with tokens differ in dim ({dims}): give all of them the same dim."
+            )
         self.token_dim = next(iter(dims.values()), None)
         self.vector_dim = sum(part.vector_dim or 0 for part in self.parts.values()) or None
         self.concat_channels = sum(part.concat_channels for part in self.parts.values())

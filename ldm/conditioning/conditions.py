@@ -161,7 +161,7 @@ def take(batch: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
 def _negatives(conditioner: Conditioner, column: str, values: list, *, count: int, size: tuple[int, int] | None) -> Any:
     if len(values) not in (1, count):
         what = "prompts" if column == "text" else f"values of {column}"
-        raise UserError(f"{len(values)} negative {what} for {count} images; give one, or one an image.")
+        raise UserError(f"{len(values)} negative {what} for {count} images; give one, or one per image.")
     return conditioner.parse({column: values * (count // len(values))}, size)[column]
 
 
@@ -170,7 +170,7 @@ def _check_prompts(conditioner: Conditioner, prompts: Iterable[Any]) -> None:
     several = any(part.prompts > 1 for part in conditioner.parts.values())
     if not several and any(isinstance(prompt, tuple) for prompt in prompts):
         raise UserError(
-            "a tuple of prompts is for models of several text encoders; this one reads one prompt an image."
+            "a tuple of prompts is for models with several text encoders; this one reads one prompt per image."
         )
 
 

@@ -50,7 +50,7 @@ class ImageEmbedding(Part):
         if width is None or places is None:
             width, places = self._shape()
         if tokens and not places:
-            raise UserError(f"conditioner: {encoder} has no states for positions in the image: use tokens=false.")
+            raise UserError(f"conditioner: {encoder} gives no states for positions in the image: use tokens=false.")
         self.width, self.places = width, places if tokens else 0
         self.vector_dim, self.token_dim = dim, dim if tokens else None
         self.norm = nn.LayerNorm(width)
@@ -129,7 +129,7 @@ class ImageEmbedding(Part):
             if self.sha256 and vision.hash_of_encoder(self.encoder, self.weights) != self.sha256:
                 raise UserError(
                     f"the vision encoder at {self.weights or self.encoder} isn't the one that the model was trained "
-                    "with, its SHA-256 differs: restore that one."
+                    "with, since its SHA-256 differs: restore the original."
                 )
             with torch.device("cpu"):
                 self._held = list(vision.load_states(self.encoder, self.weights))

@@ -64,7 +64,9 @@ def _torchvision(name: str, weights: str) -> tuple[nn.Module, States]:
         raise UserError(f"{weights} is damaged: {bad[0]} isn't finite; restore it.")
     heads = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not heads:
-        raise UserError(f"{name} has no linear layer, whose input would be the pooled state: choose another encoder.")
+        raise UserError(
+            f"{name} has no linear layer from whose input a pooled state could be taken: choose another encoder."
+        )
     seen: dict[str, Tensor] = {}
     heads[-1][1].register_forward_pre_hook(lambda _, inputs: seen.__setitem__("pooled", inputs[0]))
     pools = [m for m in model.modules() if isinstance(m, (nn.AdaptiveAvgPool2d, nn.AvgPool2d))]

@@ -122,7 +122,7 @@ class Inpaint(Part):
     def _sides(self, size: tuple[int, int] | None) -> tuple[int, int]:
         size = size or self.size
         if size is None:
-            raise UserError("the image's size isn't known: give size=(height, width).")
+            raise UserError("the image's size is unknown: give size=(height, width).")
         return size
 
     def null_sized(self, n: int, size: tuple[int, int] | None) -> Tensor:
@@ -131,7 +131,7 @@ class Inpaint(Part):
         In Stable Diffusion's layout the first stage has to encode them: see `null_inputs`.
         """
         if self.layout == STABLE:
-            raise ValueError("layout=stable_diffusion: null values are what `prepare` makes of `null_inputs`")
+            raise ValueError("layout=stable_diffusion: get null values by calling `prepare` on `null_inputs`")
         height, width = self._sides(size)
         masked = torch.zeros(n, 1 + self.latent_channels, height // self.factor, width // self.factor)
         masked[:, 0] = 1

@@ -101,7 +101,7 @@ class LowRes(Part):
             low = batch["low_res"]
             level = batch.get("noise_level", low.new_full((len(low),), self.level))  # (B,)
         elif "image" not in batch:
-            raise UserError("noise_level is that of the image to be enlarged: give image= too.")
+            raise UserError("noise_level is the noise of the image to enlarge: give image= too.")
         else:
             low = smaller(batch["image"], self.scale)  # (B, C, H / scale, W / scale)
             level = self.max_level * uniform(seed, "low resolution's level", position)
@@ -137,7 +137,7 @@ class LowRes(Part):
         """No image and level 1, (n, planes + 1, h, w), for images of `size` (height, width)."""
         size = size or self.size
         if size is None:
-            raise UserError("the image's size isn't known: give size=(height, width).")
+            raise UserError("the image's size is unknown: give size=(height, width).")
         null = torch.zeros(n, self.planes + 1, size[0] // self.factor, size[1] // self.factor)
         null[:, -1] = PURE_NOISE
         return null

@@ -42,7 +42,7 @@ class MapPart(Part):
         """Maps (n, H, W) of the null class, for images of `size` (height, width)."""
         size = size or self.size
         if size is None:
-            raise UserError("the map's size isn't known: give size=(height, width).")
+            raise UserError("the map's size is unknown: give size=(height, width).")
         return torch.full((n, *size), self.classes)
 
     def parse(self, values: Any) -> Tensor:

@@ -51,7 +51,7 @@ class ImageSize(Part):
         """The numbers (n, 6) of uncropped images whose original size is `size` (height, width) too."""
         height, width = size or self.size or (0, 0)
         if not height:
-            raise UserError("the image's size isn't known: give size=(height, width).")
+            raise UserError("the image's size is unknown: give size=(height, width).")
         return torch.tensor([[height, width, 0, 0, height, width]]).expand(n, -1)
 
     def parse(self, values: Any) -> Tensor:

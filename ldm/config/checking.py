@@ -62,7 +62,7 @@ def refuse_sizes_beside_base(config: Mapping[str, Any], words: Sequence[str]) ->
     given = [word.lstrip("+~").partition("=") for word in words]
     if sizes := [key for key, _, value in given if key.startswith("vae.") or (key == "vae" and value != "auto")]:
         raise UserError(
-            f"{sizes[0]}= beside base={config['base']}: the sizes are those of the base, whose weights fit no others. "
+            f"{sizes[0]}= can't be combined with base={config['base']}: the base's weights fit only its own sizes. "
             f"Leave out {' and '.join(f'{key}=' for key in dict.fromkeys(sizes))}, or base=."
         )
 
@@ -107,7 +107,7 @@ def _refuse_sizes_of_another_network(
     if given != chosen and given in _GROUP_OF_NETWORK and keeps_sizes:
         raise UserError(
             f"network.class={given}: network=auto has chosen the sizes of a {chosen}, which suits these data; "
-            f"network={_GROUP_OF_NETWORK[given]} has those of the {given}."
+            f"network={_GROUP_OF_NETWORK[given]} has the sizes of a {given}."
         )
 
 
@@ -176,7 +176,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         parse_time(trainer["max_time"])
     trainer_options.check(trainer)
     if trainer.get("max_steps") == 0:
-        raise UserError("trainer.max_steps=0 trains nothing: give a number of steps, or -1 for a run without an end.")
+        raise UserError("trainer.max_steps=0 trains nothing: give a number of steps, or -1 for no limit.")
 
 
 def _names_class(value: Any) -> bool:

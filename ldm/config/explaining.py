@@ -8,7 +8,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from ldm.common.errors import did_you_mean
 
-_LITERAL = r"${ as text, as in a folder's name, is written \${."
+_LITERAL = r"write \${ if ${ is meant as text, as in a folder's name."
 
 
 def explain(error: Exception) -> str:
@@ -20,7 +20,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_choice(error)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        tab = " YAML is indented with blanks, not tabs." if "'\\t'" in str(error.problem) else ""
+        tab = " YAML is indented with spaces, not tabs." if "'\\t'" in str(error.problem) else ""
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}.{tab}"
     if found := _explain_by_text(text):
         return found
@@ -36,7 +36,7 @@ def explain(error: Exception) -> str:
 def _unreadable_override(error: OverrideParseException) -> str:
     word = str(error.override).lstrip("+")
     key = word.partition("=")[0]
-    return f"{word} can't be read; text in it needs quotes of its own, as in \"{key}='a, b'\" or \"{key}=['a','b']\"."
+    return f"{word} can't be read; text inside it needs its own quotes, as in \"{key}='a, b'\" or \"{key}=['a','b']\"."
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -49,7 +49,7 @@ def _missing_choice(error: MissingConfigException) -> str:
 def _explain_by_text(text: str) -> str | None:
     """Errors without a class of their own in Hydra, recognised by the start of their text."""
     if match := re.match(r"In 'experiment/([^']+)': Could not override '([^']+)'", text):
-        return f"experiment={match[1]} is for stage two: train its stage one by the name of its data, as in data=emoji."
+        return f"experiment={match[1]} is for stage two: to train its stage one, give its data, as in data=emoji."
     if match := re.match(r"Could not override '([^']+)'", text):
         return f"this command has no group {match[1]}; --help lists what it has."
     if match := re.match(r"Error merging override \+*([^=\s]+)=.*(?<!\\)\$\{", text):
@@ -57,5 +57,5 @@ def _explain_by_text(text: str) -> str | None:
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
         key, _, values = match[1].partition("=")
         key = key.lstrip("+")
-        return f"{key} was given several values: for a sweep over them add -m, for a list write {key}=[{values}]."
+        return f"{key} was given several values: add -m for a sweep over them, or write a list as {key}=[{values}]."
     return None

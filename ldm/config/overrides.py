@@ -60,7 +60,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
             overrides.append(word)
         else:
             raise UserError(
-                f"'{word}' isn't an option: write KEY=VALUE, and quotes around what has blanks, as in \"prompt=a cat\"."
+                f"'{word}' isn't an option: write KEY=VALUE, with quotes around text with spaces, as in "
+                '"prompt=a cat".'
             )
         takes_value = word in _FLAGS_WITH_VALUE
     return flags, overrides

@@ -102,16 +102,16 @@ class CaptionChanges:
     def check(self, table: Table) -> None:
         """Prints what the training captions hold of what changes. Raises UserError for data without captions."""
         if "text" not in table.columns:
-            raise UserError("captions.X= changes captions, and these data have none: leave it out, or add captions.")
+            raise UserError("captions.X= changes captions, but these data have none: leave it out, or add captions.")
         some = _some(table)
         lines = []
         if self.shuffle or self.drop:
             tagged = sum(len(self.parts(caption)) > 1 for caption in some)
-            lines.append(f"tags between '{self.separator.strip()}' in {tagged} of {len(some)} captions")
+            lines.append(f"tags separated by '{self.separator.strip()}' in {tagged} of {len(some)} captions")
         if self.wildcards:
             lines.append(f"wildcards in {sum(map(_has_choice, some))} of {len(some)} captions")
             if alone := sum(_has_single_brace(caption) for caption in some):
-                lines.append(f"a brace without its partner, read as text, in {alone}")
+                lines.append(f"an unmatched brace, read as text, in {alone}")
         if rank() == 0:
             print(f"captions change at each visit: {', '.join(lines)}", flush=True)
 

@@ -41,7 +41,7 @@ def test_a_cut_prompt_is_reported_each_time_and_its_stand_in_too(conditioner, ca
         caplog.clear()
         conditions_of(conditioner, {"text": [CAPTIONS[0], "a dog"]}, 2, negative=CAPTIONS[2])
         first, second = (record.getMessage() for record in caplog.records)
-        assert first == "a prompt has 10 tokens, and the model reads 6; left out is: on a red background"
+        assert first == "a prompt has 10 tokens, but the model reads only 6; this part is left out: on a red background"
         assert second.endswith("left out is: a blue background")
     caplog.clear()
     conditions_of(conditioner, {"text": ["a dog"]})

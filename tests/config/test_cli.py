@@ -116,20 +116,20 @@ def test_a_user_s_class_is_registered_by_its_module(work, tmp_path):
         ("train_ldm", ["seed=abc"], "give a whole number"),
         ("train_ldm", ["batch_size=0"], "batch_size=0: has to be at least 1"),
         ("train_ldm", ["ema.decay=2"], "between 0 and 1"),
-        ("train_ldm", ["ema.lengths=[x]"], "ema.lengths=[x]: give a list, each a number"),
+        ("train_ldm", ["ema.lengths=[x]"], "ema.lengths=[x]: give a list of values, each a number"),
         ("train_ldm", ["latents=x"], "give cached or online"),
-        ("train_ldm", ["optimizer.betas=3"], "optimizer.betas=3: give a list, each a number"),
+        ("train_ldm", ["optimizer.betas=3"], "optimizer.betas=3: give a list of values, each a number"),
         ("train_ldm", ["trainer.max_time=8"], "DD:HH:MM:SS"),
         ("train_ldm", ["trainer.max_epochs=3"], "trainer.max_epochs=3: a run ends after trainer.max_steps or"),
         ("train_ldm", ["trainer.callbacks=[]"], "trainer.callbacks=[]: a run has its own callbacks"),
         ("train_vae", ["trainer.min_steps=3"], "trainer.min_steps=3: a run ends after trainer.max_steps or"),
         ("train_ldm", ["trainer.max_steps=0"], "max_steps=0 trains nothing"),
         ("train_ldm", ["trainer.max_steps=many"], "trainer.max_steps=many: give a whole number"),
-        ("train_vae", ["data=folder", "data.root=/a ${b}"], "as in a folder's name, is written \\${"),
-        ("train_vae", ["data=folder", "data.root=/a ${b c}"], "as in a folder's name, is written \\${"),
+        ("train_vae", ["data=folder", "data.root=/a ${b}"], "write \\${ if ${ is meant as text"),
+        ("train_vae", ["data=folder", "data.root=/a ${b c}"], "write \\${ if ${ is meant as text"),
         ("train_ldm", ["data.n=x"], "data.n=x: give a whole number"),
         ("train_vae", ["beta=-1"], "beta=-1: has to be at least 0"),
-        ("train_vae", ["vae.multipliers=[1,x]"], "vae.multipliers=[1,x]: give a list, each a number"),
+        ("train_vae", ["vae.multipliers=[1,x]"], "vae.multipliers=[1,x]: give a list of values, each a number"),
         ("sample", ["run=x", "steps=abc"], "steps=abc: give a whole number"),
         ("sample", ["run=x", "n=1.5"], "n=1.5: give a whole number"),
         ("evaluate", ["run=x", "guidance=much"], "guidance=much: give a number"),
@@ -138,7 +138,7 @@ def test_a_user_s_class_is_registered_by_its_module(work, tmp_path):
         ("train_ldm", ["modules=[nope]"], "No module named 'nope'"),
         ("train_vae", ["network=unet"], "no group network"),
         ("train_ldm", ["network.attention=false"], "network=unet chooses the U-Net"),
-        ("train_ldm", ["network.class=UNet"], "network=unet has those of the UNet"),
+        ("train_ldm", ["network.class=UNet"], "network=unet has the sizes of a UNet"),
         ("train_vae", ["experiment=emoji_map"], "is for stage two"),
         ("sample", [], "run= (a run, by name or path)"),
         ("sample", ["run=x", "n=1,2"], "-m"),
@@ -284,7 +284,7 @@ def test_help_is_quick_and_cfg_shows_the_config():
 def test_a_script_exits_with_2_and_no_traceback(tmp_path):
     done = subprocess.run([sys.executable, ROOT / "sample.py"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: please give run= (a run, by name or path).\n"
+    assert done.stderr == "error: give run= (a run, by name or path).\n"
 
 
 def test_sampling_does_not_wait_for_lightning(tmp_path):

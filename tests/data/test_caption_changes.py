@@ -102,7 +102,7 @@ def test_what_would_be_silent_is_said_or_refused(capsys):
     assert prepare_captions(plain, {"seed": 0}) == (None, plain)
     assert "1 of 1 captions hold {a|b}, which is read as text: captions.wildcards=true" in capsys.readouterr().out
     prepare_captions((table(["a { b", "c"]), table(["e"])), {"seed": 0, "captions": {"wildcards": True}})
-    assert "wildcards in 0 of 2 captions, a brace without its partner, read as text, in 1" in capsys.readouterr().out
+    assert "wildcards in 0 of 2 captions, an unmatched brace, read as text, in 1" in capsys.readouterr().out
     for options, message in [
         ({"keep_first": 1}, "captions.shuffle=true"),
         ({"shuffle": True, "separator": " "}, "separator is empty"),

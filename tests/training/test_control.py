@@ -73,7 +73,9 @@ def test_from_the_command_line(runs, tuned, tmp_path, capsys):
     with pytest.raises(UserError, match="needs a control image"):
         sampling.main(sample_config(runs, run="digits", control="digits-canny", labels=[3]))
     sampling.main(sample_config(runs, run="digits-canny", out=out["own"], **shared | {"control_image": None}))
-    assert "no control_image= or control_from=: generated as by the base of digits-canny" in capsys.readouterr().out
+    assert (
+        "without control_image= or control_from=, these are images of the base alone, without digits-canny"
+    ) in capsys.readouterr().out
 
 
 def test_the_name_is_that_of_base_and_control(runs, train):

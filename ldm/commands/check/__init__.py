@@ -71,7 +71,7 @@ def augmentation_lines(images: int, report: Report, spec: Mapping[str, Any]) -> 
     if any(spec.get(key) for key in ("variants", "augment")) or spec.get("flip", "none") != "none":
         return []
     if images <= SMALL_SET:
-        return [f"few images are soon learned by heart: experiment=small_set trains on variants of these {images}"]
+        return [f"a model soon learns few images by heart: experiment=small_set trains on variants of these {images}"]
     if images > FLIP_BELOW:
         return []
     if report.texts is not None and (sides := len(report.texts.sides)):
@@ -91,7 +91,8 @@ def _cut_captions(report: Report, chosen: Plan) -> list[str]:
             longest = max(cuts, key=lambda cut: cut.tokens)
             lines.append(
                 f"{len(cuts)} captions are longer than the {longest.limit} tokens that conditioner.{name} reads (up to "
-                f"{longest.tokens}): the rest isn't read; conditioner.{name}.length= reads more where it is an option"
+                f"{longest.tokens}): the rest isn't read; a larger conditioner.{name}.length=, if it has that "
+                "option, reads more"
             )
     return lines
 

@@ -62,7 +62,7 @@ def _show_finding(page: HtmlReport, finding: Finding, collection: Collection) ->
         blank = torch.ones(1, *_common_shape(images))
         lines = [_padded_row(_fitted(group, blank.shape[1:]), blank) for group in images]
         labels = "; ".join(" = ".join(collection.names(group)) for group in groups)
-        page.images(finding.key, torch.cat(lines), _PER_GROUP, f"a group in each row: {labels}")
+        page.images(finding.key, torch.cat(lines), _PER_GROUP, f"one group in each row: {labels}")
 
 
 def _padded_row(images: Tensor, blank: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def _common_shape(images: Sequence[Tensor]) -> tuple[int, int, int]:
 
 def _show_samples(page: HtmlReport, collection: Collection) -> None:
     rows = evenly_spaced(range(len(collection)), _SHOWN)
-    page.heading("As they are trained on")
+    page.heading("As training sees them")
     page.images("samples", thumbnails(collection, rows), _COLUMNS, "evenly spaced over all images")
 
 
@@ -94,7 +94,7 @@ def _show_sizes(page: HtmlReport, found: Prepared, report: Report) -> None:
         shown = {row: image for row in rows if (image := _with_crop(found, report, row)) is not None}
         if shown:
             names = ", ".join(report.collection.names(list(shown)))
-            caption = f"these lose the most; the pale part isn't trained on: {names}"
+            caption = f"these lose the most; the pale part is cropped away: {names}"
             page.images("crops", _together(list(shown.values())), 8, caption)
 
 

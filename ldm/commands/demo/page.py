@@ -42,7 +42,7 @@ def write_page(out: Path, results: Results) -> Path:
     """Writes OUT/report.html, with the figures beside it; returns its path."""
     page = HtmlReport(out, "Both stages, on emoji")
     shown = results.images[:FIRST]
-    page.images("pictures", shown, 8, "Captions that no training image has, in order and none left out.")
+    page.images("pictures", shown, 8, "Captions that no training image has: the first ones, all shown.")
     page.rows(["image", "caption"], [[i + 1, caption] for i, caption in enumerate(results.captions[:8])])
     for title, rows in results.scores.items():
         page.heading(title.capitalize())
@@ -59,7 +59,7 @@ def write_page(out: Path, results: Results) -> Path:
         page.plot(f"losses-{stage}", plot(read_runs([f"runs/{stage}/emoji"])), title)
     page.heading("Time")
     page.table({what: f"{seconds:.0f} s" for what, seconds in results.seconds.items()})
-    page.say("Of a stage that had been trained before, only the time to find that out.", "note")
+    page.say("For a stage that had been trained before, this is only the time to check that.", "note")
     page.heading("What to try next")
     page.rows(["", ""], [[what, command] for what, command in NEXT.items()])
     page.save({"scores": results.scores, **results.coverage, "seconds": results.seconds})

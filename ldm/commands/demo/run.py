@@ -105,7 +105,7 @@ def near_stage_one(emoji: Emoji, vae: ldm.AutoencoderKL, scenes: Scenes) -> Rows
     kinds = {
         "real scenes of the same captions": images,
         "reconstructions, posterior's mean": reconstructed(vae, images),
-        "reconstructions, a draw of it": reconstructed(vae, images, SEED),
+        "reconstructions from a sampled latent": reconstructed(vae, images, SEED),
     }
     return {what: summary(fit(emoji, to_bytes(one), scenes)) for what, one in kinds.items()}
 

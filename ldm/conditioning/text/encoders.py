@@ -108,8 +108,8 @@ def _refuse_quantised(config: Any, path: str) -> None:
     """Raises UserError for an encoder that transformers would quantise while it is read, whatever its file holds."""
     if getattr(config, "quantization_config", None):
         raise UserError(
-            f"the config.json of the text encoder at '{path}' says quantization_config, which isn't read: get it "
-            "unquantised."
+            f"the config.json of the text encoder at '{path}' has quantization_config, which isn't supported: "
+            "get the unquantised encoder."
         )
 
 
@@ -130,9 +130,9 @@ def check_tokens(ids: torch.Tensor, encoder: Any, tokenizer: Any, path: str) -> 
     rows, largest = encoder.get_input_embeddings().num_embeddings, int(ids.max())
     if largest >= rows:
         raise UserError(
-            f"the tokenizer's '{tokenizer.convert_ids_to_tokens(largest)}' is token {largest}, and the text encoder at "
-            f"'{path}' has embeddings for {rows}: the word was added to the tokenizer alone, so take the encoder that "
-            "was trained with it, or leave the word out."
+            f"the tokenizer's '{tokenizer.convert_ids_to_tokens(largest)}' is token {largest}, but the text encoder at "
+            f"'{path}' has only {rows} embeddings: the word was added to the tokenizer alone. Use the encoder "
+            "that was trained with that word, or leave the word out."
         )
 
 

@@ -71,8 +71,8 @@ class FrozenText(Part):
         super().__init__(drop_prob)
         if clip_skip < 1 or (clip_skip == 1 and not final_norm):
             raise UserError(
-                f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, whose norm stays; give 2 or "
-                "more to leave it out."
+                f"clip_skip={clip_skip}, final_norm={final_norm}: 1 is the last layer, which always keeps its "
+                "norm; give 2 or more to leave the norm out."
             )
         if projected and not pooled:
             raise UserError("projected=True concerns the pooled state: give pooled=True too.")
@@ -192,7 +192,7 @@ class FrozenText(Part):
         layers = len(output.hidden_states) - 1
         norms = [module for name, module in encoder.named_modules() if name.endswith("final_layer_norm")]
         if self.clip_skip > layers or (self.final_norm and len(norms) != 1):
-            why = f"has {layers} layers" if norms else "has no final_layer_norm (CLIP's has)"
+            why = f"has {layers} layers" if norms else "has no final_layer_norm, as CLIP's has"
             raise UserError(
                 f"clip_skip={self.clip_skip}: the text encoder at '{self.path}' {why}; give a lower one, such as 1."
             )
@@ -264,8 +264,8 @@ class FrozenText(Part):
         folder = folder_of(self.path)
         if self.sha256 and folder and fingerprint(folder) != self.sha256:
             raise UserError(
-                f"the text encoder at {self.path} isn't the one that the model was trained with, its SHA-256 differs: "
-                "restore that one."
+                f"the text encoder at {self.path} isn't the one that the model was trained with, since its SHA-256 "
+                "differs: restore the original."
             )
         return folder is not None
 

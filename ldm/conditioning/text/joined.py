@@ -38,7 +38,8 @@ class JoinedText(Part):
             raise UserError("conditioner: JoinedText needs two encoders or more; use FrozenText for one.")
         if any(part.masked for part in encoders) or len({part.length for part in encoders}) > 1:
             raise UserError(
-                "conditioner: tokens of JoinedText's encoders don't match: give all masked=false and one length."
+                "conditioner: the tokens of JoinedText's encoders don't match: give all encoders "
+                "masked=false and the same length."
             )
         self.encoders: Sequence[FrozenText] = nn.ModuleList(encoders)  # type: ignore[assignment]
         for i, part in enumerate(encoders[1:], 2):

@@ -20,14 +20,17 @@ class Cut(NamedTuple):
     lost: str
 
     def __str__(self) -> str:
-        return f"a prompt has {self.tokens} tokens, and the model reads {self.limit}; left out is: {bounded(self.lost)}"
+        return (
+            f"a prompt has {self.tokens} tokens, but the model reads only {self.limit}; this part is left "
+            f"out: {bounded(self.lost)}"
+        )
 
 
 class CutClip(Cut):
     """A prompt that a CLIP encoder cuts, and would read in chunks: see `ldm.conditioning.text.prompts`."""
 
     def __str__(self) -> str:
-        return f"{super().__str__()}; with BREAK at its end, a prompt is read in chunks"
+        return f"{super().__str__()}; a prompt that ends with BREAK is read in chunks"
 
 
 class HasParts(Protocol):

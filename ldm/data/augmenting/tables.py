@@ -159,7 +159,8 @@ def _report_sides(table: Table) -> None:
     if found and rank() == 0:
         images = "1 caption says" if len(found) == 1 else f"{len(found)} of {len(captions)} captions say"
         _log.warning(
-            "data.flip: %s left or right, as '%s' does, which is wrong for mirror images: leave it out, or reword",
+            "data.flip: %s left or right, as in '%s', which is wrong for mirror images: leave data.flip out, "
+            "or reword them",
             images,
             next(caption for caption in found[0] if says_sides([caption]))[:80],
         )

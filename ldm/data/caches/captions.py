@@ -141,7 +141,7 @@ def cached_states(
         with one_at_a_time(folder):
             missing = States(folder, part.masked).missing(captions)
             if missing:
-                log.info("encoding %d captions by the text encoder at %s", len(missing), part.path)
+                log.info("encoding %d captions with the text encoder at %s", len(missing), part.path)
             with temporarily_on(part, device):
                 for start in range(0, len(missing), PIECE):
                     _encode(part, missing[start : start + PIECE], folder, batch_size)

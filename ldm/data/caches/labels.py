@@ -33,8 +33,8 @@ def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
     if names and "label" not in table.columns:
         known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise UserError(
-            f"{whose} has learned classes ({known}), but the data have no labels now: name them as before. For a "
-            "folder, data.classes=true reads subfolders as classes whatever their names are."
+            f"{whose} has learned classes ({known}), but the data have no labels now: give the labels that it "
+            "was trained with. For a folder, data.classes=true reads all subfolders as classes, whatever their names."
         )
 
 

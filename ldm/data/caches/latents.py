@@ -201,7 +201,7 @@ def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, *, rows: Tensor
     if all(moment.isfinite().all() for moment in (posterior.mean, posterior.std)):
         raise UserError(f"the latents of {where} are too large for {dtype}: use latents_dtype=float32.")
     raise UserError(
-        f"the first stage gives no finite latents for {where}: look at it with evaluate.py stage=vae, and train it "
+        f"the first stage gives no finite latents for {where}: inspect it with evaluate.py stage=vae, and train it "
         "again with a smaller optimizer.lr."
     )
 

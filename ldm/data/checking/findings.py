@@ -85,16 +85,19 @@ def _about_copies(copies: Copies, collection: Collection) -> Iterator[Finding]:
         yield Finding("overlap", sentence + "measures memorization", groups=copies.mixed)
     if copies.exact:
         sentence = f"{plural(copies.surplus, 'exact copy').replace('copys', 'copies')} of other images"
-        yield Finding("exact_copies", f"{sentence} ({shown(copies.exact)}): the more often, the sooner memorized",
+        yield Finding("exact_copies", f"{sentence} ({shown(copies.exact)}): images that are repeated are "
+            "memorized sooner",
                       groups=copies.exact)  # fmt: skip
     if copies.near:
         sentence = f"{plural(len(copies.near), 'group')} of images that look alike ({shown(copies.near)})"
-        yield Finding("near_copies", f"{sentence}: keep one of each, unless they are meant so", groups=copies.near)
+        yield Finding("near_copies", f"{sentence}: keep one of each, unless that is intended", groups=copies.near)
 
 
 def _about_pixels(pixels: Pixels, collection: Collection) -> Iterator[Finding]:
-    yield from _about("uniform", pixels.uniform(), "of a single colour: remove", collection)
-    yield from _about("blurred", pixels.blurred(), "blurred or smooth: remove, unless meant so", collection)
+    yield from _about("uniform", pixels.uniform(), "of a single colour: remove them", collection)
+    yield from _about(
+        "blurred", pixels.blurred(), "blurred or smooth: remove them, unless that is intended", collection
+    )
 
 
 def _about_sizes(sizes: Sizes, collection: Collection) -> Iterator[Finding]:
@@ -114,7 +117,9 @@ def _about_texts(texts: Texts, collection: Collection) -> Iterator[Finding]:
     elif n and texts.repeated >= _MOST_REPEATED * n:
         yield Finding("repeated_captions", f"{texts.repeated} of {n} captions are those of other images too")
     elif n > 1 and texts.shared:
-        yield Finding("shared_words", f"words in nearly all captions, which steer nothing: {examples(texts.shared, 8)}")
+        yield Finding(
+            "shared_words", f"words in nearly all captions, which therefore have no effect: {examples(texts.shared, 8)}"
+        )
 
 
 def _about_classes(classes: dict[str, tuple[int, int]]) -> Iterator[Finding]:
@@ -122,11 +127,13 @@ def _about_classes(classes: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     if rare := [name for name, count in counts.items() if count < RARE]:
         names = examples([f"{name}: {counts[name]}" for name in rare])
         few = plural(len(rare), "class").replace("classs", "classes")
-        yield Finding("rare_classes", f"{few} with fewer than {RARE} training images ({names}): add, or merge them")
+        yield Finding(
+            "rare_classes", f"{few} with fewer than {RARE} training images ({names}): add images, or merge classes"
+        )
     if counts and max(counts.values()) >= UNBALANCED * max(1, min(counts.values())):
         most, least = (choose(counts, key=lambda name: counts[name]) for choose in (max, min))
         sentence = f"classes are unbalanced: {counts[most]} training images of {most}, {counts[least]} of {least}"
-        yield Finding("unbalanced_classes", f"{sentence}: add images of the small ones")
+        yield Finding("unbalanced_classes", f"{sentence}: add images of the small classes")
 
 
 def _about_maps(maps: MapIds) -> Iterator[Finding]:

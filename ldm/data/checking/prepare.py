@@ -65,5 +65,5 @@ def _facts(source: Any, train: Table, val: Table, cache: Path) -> Facts:
     if hasattr(source, "facts"):
         return source.facts(cache)
     return Facts(
-        source=source.name, training=len(train), validation=len(val), split="the data set's own or a fixed share"
+        source=source.name, training=len(train), validation=len(val), split="the data set's own, or a fixed share"
     )

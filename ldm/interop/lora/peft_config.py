@@ -37,7 +37,7 @@ _MOST_REPEATS = 4  # in a pattern: matching takes a time that grows with this po
 
 
 def alphas(config: Mapping[str, Any], layers: Mapping[str, kinds.Layer], where: str) -> dict[str, float]:
-    """Alpha of each module of `layers`, such that the change of a weight is alpha / rank * B A, or that of its kind.
+    """Alpha of each module of `layers`, such that the change to a weight is alpha / rank * B A, or that of its kind.
 
     With `use_rslora` peft scales by lora_alpha / sqrt(rank) (Kalajdzievski 2023), so alpha is lora_alpha sqrt(rank).
     A LoKr of two whole matrices has no rank in its weights: alpha is then peft's factor, alpha / r. Raises UserError
