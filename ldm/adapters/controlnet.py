@@ -188,7 +188,8 @@ def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         if len(controls) > 1:
             raise UserError(
-                f"there are several ControlNets: give control={{NAME: image}}, by the names {', '.join(controls)}."
+                f"there are several ControlNets: give control={{NAME: image}}, where NAME is one of "
+                f"{', '.join(controls)}."
             )
         return {name: given for name in controls}
     if unknown := [name for name in given if name not in controls]:

@@ -14,11 +14,11 @@ from ldm.evaluation.report import HtmlReport
 from ldm.evaluation.scoring import over_seeds
 
 TELLING = {"text", "low_res"}  # conditions that determine the scene; a map leaves the background open
-PLACES = "variance of places, as a share of that of the data"
+PLACES = "variance of places, relative to the variance in the data"
 ABOUT = (
-    "The nearest legal scene: the caption's objects on its background, at the place of the jitter that is nearest in "
-    "pixels. PSNR in dB; worst 5 %: one image in twenty is below; grain: standard deviation of the difference on the "
-    "background, of 255."
+    "The nearest legal scene has the caption's objects on its background, at the possible place that is nearest in "
+    "pixels. PSNR is in dB; one image in twenty is below the worst 5 %; grain is the standard deviation of "
+    "the difference on the background, on a scale of 255."
 )
 WORST = 8
 

@@ -60,12 +60,12 @@ def measure(
     figures: dict[str, Any] = {
         "images": len(rows),
         "PSNR in dB": db,
-        "PSNR in dB of the mean image": mean_image_db,
+        "PSNR of the mean image in dB": mean_image_db,
         "SSIM": float(found.ssim.mean()),
         "LPIPS": float(found.lpips.mean()) if found.lpips is not None else found.lpips_note,
         f"reconstruction {features.frechet_name}": frechet_distance(a, b),
         f"reconstruction {features.kernel_name}": kernel_distance(a, b),
-        "KL in nats an image": float(latents.kl.sum()) * _positions(found.posteriors[0]),
+        "KL in nats per image": float(latents.kl.sum()) * _positions(found.posteriors[0]),
     }
     figures |= latent_figures(latents)
     _fill(report, figures, verdict, features=features, latents=latents)
@@ -132,7 +132,7 @@ def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     images = vae.decode(latents)
     if is_finite(latents) and not is_finite(images):
         raise UserError(
-            "the autoencoder's reconstructions hold values that are infinite or no numbers, so nothing can be "
+            "the autoencoder's reconstructions hold infinite values or NaN, so nothing can be "
             "measured: take another checkpoint, or train again with a lower optimizer.lr."
         )
     return images
@@ -152,7 +152,9 @@ def _fill(
     report.heading("Reconstruction")
     report.table({name: value for name, value in figures.items() if not isinstance(value, list)})
     report.say(
-        f"Features: {features.name}. {features.note}. Reconstructions of the posterior's mean, in 8 bits.", "note"
+        f"Features: {features.name}. {features.note}. Reconstructions are decoded from the posterior's mean "
+        "and rounded to 8 bits.",
+        "note",
     )
     report.heading("Latents")
     columns = (latents.kl, latents.active, latents.mean, latents.std, latents.posterior_std, latents.low, latents.high)
@@ -164,7 +166,9 @@ def _fill(
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("distance in positions")
     axes.set_ylabel("correlation")
-    caption = "Autocorrelation of the latents: near 1 they are smooth, near 0 positions are independent, as in noise."
+    caption = (
+        "Autocorrelation of the latents: near 1 they are smooth; near 0 their positions are independent, as in noise."
+    )
     report.plot("autocorrelation", figure, caption)
 
 

@@ -60,7 +60,7 @@ def measure(
         "seeds": seeds,
         "reference": reference.what,
         "reference images": len(reference),
-        "network evaluations a picture": evaluations,
+        "network evaluations per image": evaluations,
         "guided steps": guided,
         "validation loss": validation_loss(model, val, config),
         **over_seeds(each),
@@ -109,7 +109,7 @@ def memorisation(
         "memorisation rate": float(near.memorised.float().mean()),
         "the same of held-out real images": float(real.memorised.float().mean()),
         "RMS distance to the nearest training image": float(near.first.mean()),
-        "that of held-out real images": float(real.first.mean()),
+        "the same distance of held-out real images": float(real.first.mean()),
     }
 
 
@@ -124,14 +124,16 @@ def _fill(
     shown = {k: v for k, v in figures.items() if k not in ("seeds", "as many training images")}
     report.heading("Figures")
     report.table(shown)
-    report.say("±: standard deviation over the seeds. Conditions: those of validation rows chosen at random.", "note")
+    report.say("±: standard deviation over the seeds. Conditions are those of randomly chosen validation rows.", "note")
     report.say(f"Features: {features.name}. {features.note}.", "note")
-    report.say(f"Precision and recall by the {K} nearest neighbours, in the same features.", "note")
+    report.say(f"Precision and recall use the {K} nearest neighbours in the same features.", "note")
     report.say(f"Sampling: {', '.join(f'{k} {v}' for k, v in sampling.items())}.", "note")
-    report.heading("What as many real training images score")
+    report.heading("The score of equally many real training images")
     report.table(figures["as many training images"])
     report.heading("Images")
-    report.images("samples", from_bytes(generated.images[:SHOWN]), 16, "The first images of the first seed, unpicked.")
+    report.images(
+        "samples", from_bytes(generated.images[:SHOWN]), 16, "The first images of the first seed, not selected."
+    )
 
 
 def score_set(

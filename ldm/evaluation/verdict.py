@@ -60,7 +60,7 @@ def _not_finite(latents: LatentStatistics) -> Finding | None:
     if latents.finite:
         return None
     return Finding(
-        "latents that aren't numbers",
+        "latents that aren't finite",
         "some posterior means or stds are infinite or NaN",
         "train again with a lower optimizer.lr, or trainer.precision=32-true",
         True,
@@ -78,7 +78,7 @@ def _collapse(latents: LatentStatistics) -> Finding | None:
         "posterior collapse",
         f"{which}: the posterior is the prior, whatever the image (KL below {COLLAPSED_KL} nats an element, or fewer "
         f"than {COLLAPSED_SHARE:.0%} active units)",
-        "take a smaller beta (a tenth, say), or fewer vae.latent_channels where only some have collapsed",
+        "take a smaller beta (a tenth, say), or fewer vae.latent_channels if only some have collapsed",
         2 * len(silent) >= every,
     )
 
@@ -102,7 +102,7 @@ def _unbounded(latents: LatentStatistics) -> Finding | None:
     return Finding(
         "unbounded latents",
         "; ".join(found),
-        "take a larger beta (ten times, or 1e-4 if it is 0) and train again: the KL term is what bounds them",
+        "take a larger beta (ten times, or 1e-4 if it is 0) and train again: only the KL term bounds the latents",
         True,
     )
 
@@ -114,8 +114,8 @@ def _without_kl(latents: LatentStatistics, beta: float | None) -> Finding | None
     std, width = float(latents.std.max()), float(latents.posterior_std.min())
     return Finding(
         "unbounded latents",
-        f"trained with beta=0: nothing holds the latents (std {std:.3g} so far, posteriors of {width:.2g}), and the "
-        "longer it trains the further they go",
+        f"trained with beta=0: nothing bounds the latents (std {std:.3g} so far, posteriors of {width:.2g}), and the "
+        "longer it trains, the larger they become",
         "train with a beta above 0: 1e-4, say",
         False,
     )
@@ -129,7 +129,7 @@ def _precise(latents: LatentStatistics) -> Finding | None:
     return Finding(
         "unbounded precision",
         f"posteriors are {ratio:.2g} times narrower than the latents' spread: the KL weight is near 0 and the decoder "
-        "may hang on details that stage two can't hit",
+        "may depend on details that stage two can't match",
         "take a larger beta if samples look worse than reconstructions",
         False,
     )

@@ -56,7 +56,7 @@ def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
             if not alike((h, w), (height, width)):
                 raise UserError(
                     f"the {first} is {h}x{w}, the {name} {height}x{width} (height x width): cropped to the model's "
-                    "aspect ratio they wouldn't match; give both the same aspect ratio."
+                    "aspect ratio, they wouldn't match; give both the same aspect ratio."
                 )
 
 

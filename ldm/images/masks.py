@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BLACK, WHITE = "mask is entirely black: nothing is masked", "mask is entirely white: everything is masked"
 PALETTE = "mask with a palette of several colours: everything but black is masked"
 FEW = "mask of a few grey values: those above half are masked"
-TWO = "mask of two small numbers other than 0: the higher is masked, though in a trimap 1 is the object"
+TWO = "mask of two small values other than 0: the higher one is masked, although in a trimap 1 is the object"
 COLOURS = "mask of several colours: what is brighter than half is masked"
 _SMALL = 32  # several whole numbers below it are kinds of pixels rather than shades of grey
 _MOST = 8  # up to so many distinct values may be kinds rather than shades
@@ -84,7 +84,7 @@ def _top(kind: np.dtype, highest: float) -> float:
 
 def _unclear(distinct: np.ndarray) -> str:
     first = ", ".join(map(str, distinct[:_MOST].tolist())) + (", ..." if len(distinct) > _MOST else "")
-    message = f"is a mask of the values {first}, which don't say what is masked"
+    message = f"is a mask with the values {first}, which don't show what is masked"
     return f"{message}: write 255 where it is masked and 0 elsewhere"
 
 

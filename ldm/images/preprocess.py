@@ -62,7 +62,7 @@ class Preprocess:
         if bits not in (8, 16):
             raise UserError(f"bits={bits}: images have 8 or 16 bits.")
         if min(channels, height, width) < 1:
-            raise UserError(f"{channels} channels of {height}x{width} make no image; each is at least 1.")
+            raise UserError(f"{channels} channels of {height}x{width} make no image; each number has to be at least 1.")
         if (low is None) != (high is None) or (low is not None and high is not None and high <= low):
             raise UserError(f"low={low}, high={high}: give both, low below high.")
         if background is not None and len(background) not in (1, channels):
@@ -194,8 +194,8 @@ class Preprocess:
             pixels = channels_last(image, self.channels)  # (h, w, C)
         elif self.bits == 16 and image.info.get(CUT):
             raise BadImage(
-                "is a colour PNG or PPM of 16 bits, which Pillow reads as 8: give the file itself (a PPM as P6), or "
-                "set bits=8"
+                "is a colour PNG or PPM of 16 bits, which Pillow reduces to 8: give the file itself (a PPM as P6), "
+                "or set bits=8"
             )
         else:
             pixels = pixels_of(image, self.channels, self.background)  # (h, w, C)
@@ -217,7 +217,8 @@ class Preprocess:
             return np.where(pixels, top, 0).astype(self.dtype)
         if pixels.dtype not in (np.uint8, np.uint16):
             raise BadImage(
-                f"holds {pixels.dtype}, not 8 or 16 bits: give the values of black and white: data.low= and data.high="
+                f"holds {pixels.dtype}, not 8 or 16 bits: give the values of black and white as data.low= and "
+                "data.high="
             )
         if pixels.dtype == self.dtype:
             return pixels

@@ -220,7 +220,7 @@ def _pipeline(folder: Path) -> nn.Module:
         config_checks.check_class(index, part, read_json(file), str(file))
     network: Any = load_part(folder / "unet")
     if not hasattr(network, "in_channels"):
-        raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, no U-Net.")
+        raise UserError(f"{folder / 'unet'} holds a {type(network).__name__}, not a U-Net.")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     config = read_json(scheduler)
     parameterization, sampling = schedulers.from_diffusers(config, str(scheduler))

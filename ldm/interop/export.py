@@ -57,7 +57,7 @@ def export(
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to export to.{did_you_mean(to, FORMATS)}")
     if dtype is not None and precision.named(dtype) != torch.float32 and to == "ldm":
-        raise UserError("a model folder is in float32, in which ldm computes: leave dtype out, or to=diffusers.")
+        raise UserError("a model folder is in float32, in which ldm computes: leave dtype out, or use to=diffusers.")
     if callable(bare := getattr(model, "bare", None)):
         bare("export", controlnets=to == "diffusers")  # other adapters on the model aren't exported with it
     if to != "ldm":
@@ -163,11 +163,13 @@ def _check_own(conditioner: Conditioner, reason: str) -> None:
     """Refuses conditions that a pipeline of our own can't have, for a model that is no stock one for this `reason`."""
     if inpainting.part_of(conditioner):
         raise UserError(
-            f"the model is no inpainting pipeline of diffusers, and its mask goes to no other: {reason}. to=ldm can."
+            f"the model can't be diffusers' inpainting pipeline, the only one that reads masks: {reason}. "
+            "Export it with to=ldm."
         )
     if sdxl.encoders_of(conditioner):
         raise UserError(
-            f"the model is no StableDiffusionXLPipeline, and two text encoders go to no other: {reason}. to=ldm can."
+            "the model can't be a StableDiffusionXLPipeline, the only pipeline for two text encoders: "
+            f"{reason}. Export it with to=ldm."
         )
 
 
@@ -238,7 +240,7 @@ def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> di
             raise UserError("a frozen text encoder beside other conditions, or pooled, can't be exported to diffusers.")
         if part.clip_skip != 1:
             raise UserError(
-                f"clip_skip={part.clip_skip} of the text encoder can't be exported to diffusers: to=ldm can."
+                f"clip_skip={part.clip_skip} of the text encoder can't be exported to diffusers: use to=ldm."
             )
         return _write_encoders([part], out, report)
     if not parts:
@@ -295,4 +297,4 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     import sys
 
-    sys.exit("python -m ldm.interop.export is `ldm export` now, with the same options.")
+    sys.exit("python -m ldm.interop.export is now `ldm export`, with the same options.")

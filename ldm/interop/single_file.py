@@ -80,7 +80,7 @@ def load_single_file(
     except KeyError as error:
         raise UserError(f"{path} isn't a whole checkpoint: {error.args[0]} is missing.") from None
     except IndexError:
-        raise UserError(f"{path} can't be represented here: a weight has fewer axes than it needs.") from None
+        raise UserError(f"{path} can't be represented here: one of its weights has too few axes.") from None
 
 
 def _load(path: Path, given: Mapping[str, Any]) -> nn.Module:
@@ -143,7 +143,7 @@ def _whole(
     first_stage = load_vae(_under(state, compvis.VAE), str(path))
     is_xl = sdxl_file.is_xl(state)
     if sdxl.is_xl_unet(network) and not is_xl:
-        raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as unCLIP's.")
+        raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as in unCLIP.")
     z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, where=str(path), usual=factor)
     two = network.context_dim == 1024
@@ -193,11 +193,11 @@ def _check_alone(
 ) -> None:
     """Refuses options that don't concern a part alone, and warns of the file's settings for latents and `noise`."""
     if idle := [key for key in given if key not in takes]:
-        raise UserError(f"{path} holds {what} alone, which takes no {', '.join(idle)}: leave it out.")
+        raise UserError(f"{path} holds only {what}, which takes no {', '.join(idle)}: leave it out.")
     markers = [name for name in ("v_pred", "ztsnr") if tensors.pop(name, None) is not None]
     if declared := [*latents, *markers, *noise]:
         log.warning(
-            "%s holds %s alone: its settings for latents and noise aren't used: %s", path, what, ", ".join(declared)
+            "%s holds only %s: its settings for latents and noise aren't used: %s", path, what, ", ".join(declared)
         )
 
 
@@ -277,7 +277,7 @@ def _check_rest(state: Mapping[str, Tensor], path: Path) -> None:
 def _averaged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = [name for name in state if name.startswith(compvis.UNET)]
     if missing := [name for name in names if compvis.ema_name(name) not in state]:
-        raise UserError(f"the checkpoint has no averaged weights (of {len(missing)} names): leave ema out.")
+        raise UserError(f"the checkpoint lacks averaged weights for {len(missing)} names: leave ema out.")
     return {name: state[compvis.ema_name(name)] for name in names}
 
 

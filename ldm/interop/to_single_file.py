@@ -51,14 +51,17 @@ def _contents(model: nn.Module, title: str, about: Mapping[str, Any]) -> Content
         _refuse("the U-Net", stable_diffusion.unet_obstacles(model))
         return _under(compvis.UNET, to_compvis(model)), {"format": "pt"}, Report({"unet": "stock"})
     if not hasattr(model, "denoiser"):
-        raise UserError(f"a {type(model).__name__} has no single file of Stable Diffusion's kind: to=diffusers.")
+        raise UserError(f"a {type(model).__name__} has no single file of Stable Diffusion's kind: use to=diffusers.")
     _refuse("the model", stable_diffusion.obstacles(model))
     return _whole(model, title, about)
 
 
 def _refuse(what: str, reasons: list[str]) -> None:
     if reasons:
-        raise UserError(f"{what} is no single file of Stable Diffusion's kind: {'; '.join(reasons)}. Or to=diffusers.")
+        raise UserError(
+            f"{what} can't be a single file of Stable Diffusion's kind: {'; '.join(reasons)}. "
+            "Change that, or use to=diffusers."
+        )
 
 
 def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
@@ -110,8 +113,8 @@ def _size_notes(different: list[str], version: str) -> list[str]:
         return []
     shown = "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else "")
     return [
-        f"its sizes aren't Stable Diffusion {version}'s ({shown}), and ComfyUI and A1111 know those alone: ldm opens "
-        "it, and diffusers with from_single_file(FILE, config=FOLDER), the folder that to=diffusers writes"
+        f"its sizes aren't Stable Diffusion {version}'s ({shown}), and ComfyUI and A1111 read only those: open it "
+        "with ldm, or with diffusers' from_single_file(FILE, config=FOLDER), where FOLDER is what to=diffusers writes"
     ]
 
 
@@ -121,7 +124,7 @@ def _factor_notes(model: Any, usual: float) -> list[str]:
     if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
     return [
-        f"latents are scaled by {usual:g} here, not by {factor:.5g}: in diffusers' config, set the VAE's factor to this"
+        f"the file's latents are scaled by {usual:g}, not by {factor:.5g}: set scaling_factor={usual:g} in diffusers' config"
     ]
 
 
@@ -132,10 +135,10 @@ def _noise_notes(parameterization: Any, version: str, state: Mapping[str, Tensor
     node = f"ModelSamplingDiscrete with {kind}{', zsnr' if zero else ''}"
     notes = []
     if predicts_v != _comfy_takes_v(version, state) or zero:
-        notes.append(f"ComfyUI doesn't read this off the file: give the model the node {node}")
+        notes.append(f"ComfyUI doesn't read the prediction from the file: add the node {node} to the model")
     if predicts_v:
         file = f"v{version}-inference{'-v' if version == '2' else ''}.yaml"
-        notes.append(f"A1111 reads v off a NAME.yaml beside the file: its {file} with parameterization: v")
+        notes.append(f"A1111 reads v from NAME.yaml beside the file: use its {file} with parameterization: v")
     return notes
 
 

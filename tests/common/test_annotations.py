@@ -34,7 +34,11 @@ def test_values_fit_their_annotation(kind, good, bad):
 
 
 def test_messages_show_values_as_they_are_typed():
-    with pytest.raises(UserError, match=r"^network.attention=\[true,x\]: give true or false or a list, each true or"):
+    with pytest.raises(
+        UserError,
+        match=r"^network.attention=\[true,x\]: give true or false or a list of "
+        r"values, each true or",
+    ):
         check_value([True, "x"], bool | Sequence[bool], "network.attention")
     assert describe(tuple[int, int] | None) == "[whole number,whole number] or null"
 
@@ -77,7 +81,7 @@ def test_a_checked_function_takes_what_fits_and_arrays_and_tensors_too():
         ({"n": 1, "scale": None}, "scale=None: give a number."),
         ({"n": 1, "scale": float("nan")}, "scale=nan: give a finite number."),
         ({"n": 1, "scale": float("-inf")}, "scale=-inf: give a finite number."),
-        ({"n": 1, "sizes": [1, 2.5]}, r"sizes=\[1, 2.5\]: give a list, each a whole number."),
+        ({"n": 1, "sizes": [1, 2.5]}, r"sizes=\[1, 2.5\]: give a list of values, each a whole number."),
         ({"n": 1, "sizes": "12"}, "sizes='12': give a list"),
         ({"n": 1, "on": "no"}, "on='no': give True or False."),
     ],

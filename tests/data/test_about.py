@@ -79,11 +79,11 @@ def test_classes_numbered_alike_within_splits(tmp_path):
 @pytest.mark.parametrize(
     ("image", "about", "name", "evidence"),
     [
-        ("photo", "mask", "mask", "of few values, as masks are"),
-        ("scan", "mask", "mask", "of few values, as masks are"),
-        ("photo", "map", "label", "of few values, as masks are"),
+        ("photo", "mask", "mask", "with few values, like masks"),
+        ("scan", "mask", "mask", "with few values, like masks"),
+        ("photo", "map", "label", "with few values, like masks"),
         ("photo", "depth", "control", "grey where the images are in colour"),
-        ("photo", "photo", "masks", "with the names of the images beside it"),
+        ("photo", "photo", "masks", "whose files have the names of the images beside it"),
     ],
 )
 def test_the_pixels_say_what_is_about_the_images(tmp_path, image, about, name, evidence):
@@ -158,7 +158,7 @@ def test_masks_with_names_of_their_own(tmp_path, images, about):
     fill(root / images, "photo")
     fill(root / about, "mask", mark="_m01_9")
     assert names(tables(root)) == numbered(images)
-    assert "of few values, as masks are (" in {*facts(root).left_out.values()}.pop()
+    assert "with few values, like masks (" in {*facts(root).left_out.values()}.pop()
     fill(root / about, "photo", mark="_m01_9")
     assert len(names(tables(root))) == 6, "by their names alone they are no masks"
 

@@ -64,7 +64,7 @@ def test_caption_files_beside_captions_in_metadata_are_reported(tmp_path, kind):
     assert [
         note
         for note in findings.warnings
-        if f"3 .{kind} files not read, as the images have a caption in the metadata" in note
+        if f"3 .{kind} files not read, since the images have captions in the metadata" in note
     ]
 
 
@@ -72,7 +72,7 @@ def test_two_files_of_captions_for_an_image_are_reported(tmp_path):
     rows, findings = found(lay_out(tmp_path, txt="a", caption="b"))
     assert rows[0].caption == "0.txt"
     (note,) = findings.warnings
-    assert note.startswith("3 .caption files not read, as the images have another caption file: 0.c")
+    assert note.startswith("3 .caption files not read, since the images have another caption file: 0.c")
 
 
 def test_files_of_json_with_a_caption(tmp_path):
@@ -97,7 +97,7 @@ def test_folders_of_img2dataset(tmp_path):
         (tmp_path / f"{shard}.parquet").write_bytes(b"PAR1")
     rows, findings = found(tmp_path)
     assert {row.label for row in rows} == {None} and rows[0].caption == "00000/000000000.txt" and not findings.warnings
-    assert "2 .json files not read, as the images have another caption file" in findings.remarks[1]
+    assert "2 .json files not read, since the images have another caption file" in findings.remarks[1]
     for file in tmp_path.rglob("*.txt"):
         file.unlink()
     assert [row.caption for row in found(tmp_path)[0]] == ["00000/000000000.json", "00001/000010000.json"]
@@ -112,7 +112,7 @@ def test_captions_in_metadata_and_in_files(tmp_path):
     rows, findings = found(root)
     assert [(row.text, row.caption) for row in rows] == [("from the row", None), (None, "1.txt"), (None, "2.txt")]
     (note,) = findings.warnings
-    assert note.endswith("1 .txt file not read, as the images have a caption in the metadata: 0.txt")
+    assert note.endswith("1 .txt file not read, since the images have captions in the metadata: 0.txt")
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0", "a cat".encode("utf-16-le"), b"\xff\xff\xff"])
@@ -148,7 +148,7 @@ def test_files_of_nothing_make_no_captions(tmp_path, caplog, content):
     root = folders.lay_out(tmp_path / "d", "1.png", "2.png", "3.png", "1.txt")
     (root / "1.txt").write_text(content)
     assert "text" not in folders.tables(root)[0].columns
-    assert "1 .txt file beside images, all of them empty: no captions (1.txt)" in caplog.text
+    assert "1 .txt file beside images are all empty and give no captions (1.txt)" in caplog.text
 
 
 def test_few_captions_are_reported_with_the_way_out(tmp_path, caplog):

@@ -40,7 +40,7 @@ def captions(pair) -> list[str]:
 def test_what_else_is_in_there_is_reported(tmp_path):
     root = beside(tmp_path / "d", *({"caption": f"cat {i}", "title": f"Tom {i}", "width": 4} for i in range(3)))
     assert captions(tables(root)) == ["cat 0", "cat 1", "cat 2"]
-    assert "in 3 files NAME.json, the caption is read, but not title" in facts(root).asides
+    assert "in 3 files NAME.json, only the caption is read, not title" in facts(root).asides
 
 
 def test_another_key_is_named_and_read(tmp_path):
@@ -63,10 +63,7 @@ def test_google_takeouts_descriptions(tmp_path, name):
 def test_a_name_that_nothing_has_is_reported(tmp_path):
     root = lay_out(tmp_path / "d", "0.png", "1.png")
     tables(root, columns={"text": "title"})
-    assert (
-        "data.columns names title, but there is no metadata.jsonl, metadata.csv or NAME.json that has it"
-        in facts(root).notes[0]
-    )
+    assert "data.columns names title, but no metadata.jsonl, metadata.csv or NAME.json has it" in facts(root).notes[0]
 
 
 def test_json_of_other_kinds_is_named_by_its_keys(tmp_path):

@@ -50,7 +50,7 @@ def test_folders_of_cameras_phones_and_dates_are_no_classes(tmp_path, folders):
 def test_folders_over_which_files_are_distributed_are_no_classes(tmp_path, names):
     root = lay_out(tmp_path / "d", *[f"{name}.png" for name in names])
     assert not tables(root)[0].columns
-    assert "over which a program has distributed files aren't classes" in " ".join(facts(root).asides)
+    assert "into which a program has distributed files aren't classes" in " ".join(facts(root).asides)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_the_user_says_of_classes_holds(tmp_path):
     root = lay_out(tmp_path / "e", *numbered("cat", "dog"))
     assert "label" not in tables(root, classes=False)[0].columns
     lay_out(root, "cover.png")
-    with pytest.raises(UserError, match="data.classes=true, but cover.png isn't in a folder of a class"):
+    with pytest.raises(UserError, match="data.classes=true, but cover.png isn't in a class's folder"):
         tables(root, classes=True)
     with pytest.raises(UserError, match="data.classes=true, but the images lie in one folder"):
         tables(lay_out(tmp_path / "f", *numbered("cat")), classes=True)
@@ -104,7 +104,7 @@ def test_the_random_split_leaves_training_an_image_of_each_class(tmp_path):
 
 def test_classes_of_one_image_each_are_refused_with_the_way(tmp_path):
     root = lay_out(tmp_path / "d", "a/0.png", "b/0.png", "c/0.png")
-    with pytest.raises(UserError, match="the only one of its class.*data.classes=false"):
+    with pytest.raises(UserError, match="the only image of its class.*data.classes=false"):
         tables(root)
     assert len(tables(root, classes=False)[0]) == 2
 
@@ -179,7 +179,7 @@ def test_nested_classes_of_both_splits(tmp_path, layout, classes, expected):
 
 def test_nested_classes_that_are_none(tmp_path):
     root = lay_out(tmp_path / "d", *NESTED, "animals/9.png", "0.png")
-    with pytest.raises(UserError, match="but 0.png isn't in a folder of a class"):
+    with pytest.raises(UserError, match="but 0.png isn't in a class's folder"):
         tables(root, classes="last")
     with pytest.raises(UserError, match="data.classes=lats is unknown. Did you mean 'last'"):
         tables(root, classes="lats")

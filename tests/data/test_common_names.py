@@ -23,10 +23,10 @@ def notes(root, *paths: str, **options) -> str:
         ),
         (("depth", "rgb", "thermal"), "depth/: named as folders of maps or masks of other images, and read as a class"),
         (("cat", "Screenshots"), "data.without='[Screenshots]' leaves it out"),
-        (("source", "target"), "source/ and target/ hold files of the same names, as pairs of images do"),
-        (("A", "B"), "A/ and B/ hold files of the same names"),
+        (("source", "target"), "source/ and target/ hold files with the same names, as pairs of images do"),
+        (("A", "B"), "A/ and B/ hold files with the same names"),
         (("before", "after"), "data.pairs='{control: before}'"),
-        (("cropped", "processed", "raw"), "cropped/, processed/, raw/ hold files of the same names, as versions"),
+        (("cropped", "processed", "raw"), "cropped/, processed/, raw/ hold files with the same names, as versions"),
         (
             ("animals/cat", "animals/dog", "plants/oak"),
             "aren't read as classes (animals/cat, animals/dog, plants/oak)",
@@ -66,7 +66,7 @@ def test_what_the_user_says_of_classes_needs_no_warning(tmp_path):
 def test_albums_of_phones_are_no_classes(tmp_path, folders):
     root = lay_out(tmp_path / "d", *numbered(*folders))
     assert "label" not in tables(root)[0].columns
-    assert "as phones and computers name them aren't classes" in facts(root).asides[0]
+    assert "named as phones and computers name folders aren't classes" in facts(root).asides[0]
 
 
 def test_folders_of_a_thousand_numbers_are_no_classes(tmp_path):
@@ -173,7 +173,7 @@ def test_control_images_by_words_that_are_not_known(tmp_path):
     images = [f"{i}.png" for i in range(3)]
     root = lay_out(tmp_path / "d", *images, *[f"_controls/{i}.pose.jpg" for i in range(3)])
     assert names(tables(root)) == images
-    assert "in _controls/, with the names of the images" in facts(root).left_out["_controls/0.pose.jpg"]
+    assert "in _controls/, whose files have the names of the images" in facts(root).left_out["_controls/0.pose.jpg"]
 
 
 @pytest.mark.parametrize(

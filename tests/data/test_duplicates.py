@@ -36,7 +36,7 @@ def test_copies_in_several_classes_are_reported(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "a/1.png", "a/2.png", "b/3.png", "b/4.png")
     (root / "b/4.png").write_bytes((root / "a/1.png").read_bytes())
     tables(root)
-    assert "1 image with copies in several classes, byte for byte (a/1.png and b/4.png)" in caplog.text
+    assert "1 image with byte-for-byte copies in several classes (a/1.png and b/4.png)" in caplog.text
 
 
 def test_all_alike_are_split_as_ever(tmp_path, caplog):
@@ -59,4 +59,4 @@ def test_too_many_of_one_size_are_not_read(tmp_path, monkeypatch):
     root = fill(tmp_path / "d")
     monkeypatch.setattr(duplicates, "MOST", 3)
     assert len(names(tables(root, classes=False))) == 9
-    assert any("copies of images aren't looked for, as 9 images" in aside for aside in facts(root).asides)
+    assert any("copies of images aren't looked for, since 9 images" in aside for aside in facts(root).asides)

@@ -59,7 +59,7 @@ def test_the_split_keeps_edits_together_and_reports_it(tmp_path):
     found = tables(lay_out(tmp_path / "d", *every), val_share=0.4)
     train, val = ({name.rstrip(".png").split("-")[0].split(" ")[0] for name in table.names} for table in found)
     assert not train & val and names(found) == sorted(every) and len(found[1]) == 15
-    assert "24 images with names of copies, edits or bursts of others" in " ".join(facts(tmp_path / "d").asides)
+    assert "24 images named like copies, edits or bursts of others" in " ".join(facts(tmp_path / "d").asides)
 
 
 def test_the_split_of_other_names_stays(tmp_path):

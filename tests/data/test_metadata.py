@@ -225,7 +225,7 @@ def test_rows_of_neither_split_are_reported(tmp_path):
     report_missing_images(
         [sample for part in ("train", "val") for sample in samples(store, part, ALL, findings)], findings
     )
-    assert findings.warnings == ["2 rows of metadata.jsonl with an image that doesn't exist: tarin/9.png, 9.png"]
+    assert findings.warnings == ["2 rows of metadata.jsonl whose image doesn't exist: tarin/9.png, 9.png"]
 
 
 def test_metadata_at_two_levels(tmp_path):
@@ -257,7 +257,7 @@ def test_metadata_in_any_case_and_code(tmp_path, name, code):
     [
         ("text", {}, ["1girl", "solo", "hat"], "data.captions=tags"),
         ("text", {"captions": "tags"}, "1girl, solo, hat", ""),
-        ("tags", {"columns": {"text": "tags"}}, "1girl, solo, hat", "are tags: each is one caption"),
+        ("tags", {"columns": {"text": "tags"}}, "1girl, solo, hat", "are tags: each list is joined"),
         ("tags", {}, None, "data.columns='{text: tags}' reads that one as captions"),
     ],
 )
@@ -328,7 +328,7 @@ def test_a_column_of_splits_gives_way_to_folders_and_other_words_are_none(tmp_pa
     describe(root, *rows)
     train, _ = folders.tables(root)
     assert list(train.names) == ["train/0.png", "train/1.png"]
-    assert any("isn't read as the split, as there is val/" in note for note in folders.facts(root).notes)
+    assert any("isn't read as the split, since there is val/" in note for note in folders.facts(root).notes)
     other = folders.lay_out(tmp_path / "e" / "d", *[f"{i}.png" for i in range(3)])
     describe(other, *rows_of_splits("split", "train", "blue", "red"))
     folders.tables(other)
@@ -384,7 +384,7 @@ def test_names_from_another_place_are_found_by_their_last_parts(tmp_path, name, 
         ("sub/a.png", "one", None),
         ("sub/b.png", "two", "sub/m.png"),
     ]
-    assert "all are found by the last parts" in findings.remarks[0]
+    assert "all found by the last parts" in findings.remarks[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "x/a.png", "c.png", "../sub/a.png"])
@@ -408,5 +408,5 @@ def test_several_labels_of_one_image_are_reported(tmp_path):
     rows = [("0.png", "cat"), ("0.png", "dog"), ("1.png", "cat"), ("1.png", "cat")]
     describe(images(tmp_path), *({"file_name": name, "label": label} for name, label in rows))
     assert found(tmp_path)[1].warnings == [
-        "1 image has several labels in the metadata, and is a sample of each (0.png: cat, dog)"
+        "1 image has several labels in the metadata, and is one sample for each label (0.png: cat, dog)"
     ]

@@ -28,7 +28,7 @@ def test_few_bits_in_sixteen_are_reported(tmp_path, caplog, top, bits):
     for i in range(3):
         Image.fromarray(np.full((4, 4), top - i, np.uint16)).save(tmp_path / f"{i}.png")
     tables(tmp_path)
-    message = f"if they are of {bits} bits, data.low=0 data.high={2 ** (bits or 0) - 1} makes that white"
+    message = f"if they have {bits} bits, data.low=0 data.high={2 ** (bits or 0) - 1} makes the highest value white"
     assert (message in caplog.text) == (bits is not None)
     caplog.clear()
     train, _ = tables(tmp_path, low=0, high=top)

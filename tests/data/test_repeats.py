@@ -43,11 +43,11 @@ def test_what_lies_beside_kohyas_folders_is_no_class(tmp_path, others):
 def test_a_stray_image_beside_repeats(tmp_path, caplog):
     root = lay_out(tmp_path / "d", *numbered("10_sks"), "cover.png")
     assert set(tables(root)[0].columns) == set()
-    assert "10_sks: not read as repeats, as 1 image, such as cover.png, lies elsewhere" in caplog.text
+    assert "10_sks: not read as repeats, since 1 image, such as cover.png, lies elsewhere" in caplog.text
     assert "data.repeats=true reads them as repeats, without the others" in caplog.text
     found = tables(root, repeats=True)
     assert names(found) == numbered("10_sks") and set(found[0].columns["repeats"]) == {10}
-    assert "in no folder NUMBER_name, where data.repeats=true (1 file: cover.png)" in caplog.text
+    assert "outside of folders named NUMBER_name, which data.repeats=true reads (1 file: cover.png)" in caplog.text
 
 
 def test_a_folder_of_no_repeats(tmp_path, caplog):
@@ -71,7 +71,7 @@ def test_repeats_beside_metadata(tmp_path):
     root = lay_out(tmp_path / "d", *numbered("10_sks"), *numbered("0_old", "other", n=1))
     describe(root, *({"file_name": f"10_sks/{i}.png", "text": "x"} for i in range(3)))
     assert set(tables(root)[0].columns) == {"text"}
-    assert any("10_sks: not read as repeats, as there are metadata" in aside for aside in facts(root).asides)
+    assert any("10_sks: not read as repeats, since there are metadata" in aside for aside in facts(root).asides)
     described = [*numbered("10_sks"), "0_old/0.png", "other/0.png"]
     describe(root, *({"file_name": path, "text": path} for path in described))
     found = tables(root, repeats=True)

@@ -62,5 +62,5 @@ def test_other_names_are_taken_without_a_word(tmp_path, paths):
 def test_bands_of_a_scene_in_several_files_are_reported(tmp_path, names, counts):
     tables(lay_out(tmp_path / "d", *names))
     notes = " ".join(facts(tmp_path / "d").notes)
-    assert f"2 scenes have bands or channels in several files by their names ({counts})" in notes or not counts
+    assert f"2 scenes have bands or channels in several files, to judge by the names ({counts})" in notes or not counts
     assert counts or "bands" not in notes

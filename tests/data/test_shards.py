@@ -149,7 +149,7 @@ def test_shards_to_validate_on_are_not_trained_on(shards, tmp_path, monkeypatch,
     monkeypatch.chdir(shards)
     train, val = Shards(str(shards), val_root="train-0001.tar").tables(tmp_path / "cache")
     assert not set(train.names) & set(val.names) and all(name.startswith("train-0001.tar/") for name in val.names)
-    assert "1 shard of data.root isn't trained on, as data.val_root has it" in caplog.text
+    assert "1 shard of data.root isn't trained on, since data.val_root has it" in caplog.text
     with pytest.raises(UserError, match="data.val_root has every shard of data.root"):
         Shards(str(shards), val_root=str(shards)).tables(tmp_path / "cache")
 

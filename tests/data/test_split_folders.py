@@ -131,12 +131,12 @@ def test_splits_of_sets_side_by_side(tmp_path, val, others):
 def test_classes_within_splits_of_several_sets_are_reported(tmp_path, caplog):
     folders = [f"{root}/{part}/{name}" for root in "ab" for part in ("train", "val") for name in ("cat", "dog")]
     assert tables(lay_out(tmp_path / "d", *numbered(*folders)))[0].classes == ("a", "b")
-    assert "the classes are the folders around a/train, b/train, not those inside (cat, dog)" in caplog.text
+    assert "the classes are the folders that contain a/train, b/train, not those inside (cat, dog)" in caplog.text
 
 
 def test_a_training_folder_beside_an_unknown_name_is_reported(tmp_path, caplog):
     assert tables(lay_out(tmp_path / "d", *numbered("train", "prüfung")))[0].classes == ("prüfung", "train")
-    assert "prüfung/, train/ are read as classes, as prüfung is no usual name for validation" in caplog.text
+    assert "prüfung/, train/ are read as classes, since prüfung isn't a usual name for validation" in caplog.text
     caplog.clear()
     tables(lay_out(tmp_path / "e", *numbered("bus", "car", "train")))
     assert "usual name" not in caplog.text
@@ -171,7 +171,9 @@ def test_what_val_root_holds_is_not_trained_on(tmp_path, monkeypatch, way, caplo
         (root / "held/5.png").symlink_to(tmp_path / "elsewhere/5.png")
     train, val = tables(root, val_root=val_root)
     assert (list(train.names), list(val.names)) == (["1.png", "2.png", "3.png"], ["4.png", "5.png"])
-    assert f"for validation, as they are in data.val_root={val_root} (2 files: held/4.png, held/5.png)" in caplog.text
+    assert (
+        f"for validation, since they are in data.val_root={val_root} (2 files: held/4.png, held/5.png)"
+    ) in caplog.text
 
 
 def test_one_folder_for_both_is_as_it_was(tmp_path, caplog):
@@ -283,7 +285,7 @@ def test_a_file_is_one_caption_unless_lines_are(tmp_path, caplog):
     for i in range(4):
         (root / f"{i}.txt").write_bytes(b"First paragraph.\r\n\r\nSecond one.\r\n")
     assert set(tables(root)[0].columns["text"]) == {"First paragraph.\n\nSecond one."}
-    assert "4 caption files of several lines, each one caption" in caplog.text
+    assert "4 caption files with several lines, each file read as one caption" in caplog.text
     assert "data.captions=lines" in caplog.text
     caplog.clear()
     assert tables(root, captions="lines")[0].columns["text"][0] == ["First paragraph.", "Second one."]
@@ -426,7 +428,7 @@ def test_the_split_without_a_usable_image_is_named(tmp_path):
 
 def test_what_only_validation_has_is_reported(tmp_path, caplog):
     tables(lay_out(tmp_path / "d", *numbered("train", "val"), "val/0.txt"))
-    assert "the validation images have captions and the training images don't: these aren't read" in caplog.text
+    assert "the validation images have captions that the training images lack, so they aren't read" in caplog.text
 
 
 def test_labels_that_are_identifiers_are_no_count_of_classes(tmp_path):

@@ -108,7 +108,7 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, left):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    message = "1 folder can't be opened, so the content is missing: birds/"
+    message = "1 folder can't be opened, so their content is missing: birds/"
     if left:
         assert names(tables(root)) == numbered("cats") and facts(root).notes[0].startswith(message)
     else:

@@ -45,5 +45,5 @@ def test_sidecars_are_captions(tmp_path, name):
 def test_sidecars_without_words_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", "0.jpg", "1.jpg", "0.xmp", "1.xmp")
     assert "text" not in tables(root)[0].columns
-    assert "2 .xmp files beside images without description, title and keywords" in " ".join(facts(root).asides)
+    assert "2 .xmp files beside images have no description, title or keywords" in " ".join(facts(root).asides)
     assert facts(root).unread == {"XMP without a description, title or keywords": ["0.xmp", "1.xmp"]}

@@ -179,6 +179,6 @@ def test_features_of_real_images_are_computed_once(digits: tuple[Table, Table], 
 
 def test_a_network_of_the_wrong_shape_is_refused() -> None:
     features = Features("odd", lambda x: x.sum(), 16, lambda x: x, "", "")
-    with pytest.raises(UserError, match="a row of numbers each"):
+    with pytest.raises(UserError, match="one row of numbers per image"):
         features(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert module.CHOICES

@@ -79,7 +79,7 @@ def test_a_single_far_value_is_unbounded() -> None:
 def test_nan_is_named() -> None:
     some = posteriors()
     some[0].mean[0] = float("nan")
-    assert "latents that aren't numbers" in verdict_of(latent_statistics(some))
+    assert "latents that aren't finite" in verdict_of(latent_statistics(some))
 
 
 def test_a_decoder_that_answers_the_mean_image_fails() -> None:

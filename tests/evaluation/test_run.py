@@ -43,7 +43,7 @@ def test_curves_count_what_an_image_costs(config, tmp_path: Path, precision: str
     assert (plain["network evaluations"], plain["guided steps"]) == (2, 0)
     assert (guided["network evaluations"], guided["guided steps"]) == (4, 2)
     assert found["curve over steps"][0]["network evaluations"] == 6
-    assert (found["network evaluations a picture"], found["guided steps"]) == (4, 2)
+    assert (found["network evaluations per image"], found["guided steps"]) == (4, 2)
 
 
 def test_stage_one_is_measured_and_judged(config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,7 @@ from tests.icc import SRGB, adobe_rgb, display_p3, gamma_curve, grey_profile, rg
 
 STORED = (40, 200, 60)
 P3 = "colour profile converted to sRGB: Display P3"
-BROKEN = "colour profile is broken, read as sRGB"
+BROKEN = "colour profile is broken; read as sRGB"
 
 
 def packed(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -80,7 +80,7 @@ def test_a_broken_profile_is_no_reason_to_lose_the_image(profile):
 def test_a_profile_of_other_colours_than_the_images_is_noted():
     assert read(packed(Image.new("L", (8, 8), 100), icc_profile=display_p3()), 1) == (
         [100],
-        ["colour profile is for RGB, not for the image's colours, read as sRGB"],
+        ["colour profile is for RGB, not for the image's colours; read as sRGB"],
     )
 
 
@@ -88,7 +88,7 @@ def test_more_than_8_bits_keep_their_values_and_say_so(monkeypatch):
     content = packed(Image.fromarray(np.full((8, 8), 40000, np.uint16)), icc_profile=grey_profile(gamma_curve(3), "G"))
     notes: list[str] = []
     assert Preprocess(1, 8, 8, bits=16).array(content, notes)[0, 0, 0] == 40000
-    assert notes == ["colour profile of more than 8 bits isn't converted, read as sRGB: G"]
+    assert notes == ["colour profile for more than 8 bits isn't converted; read as sRGB: G"]
 
 
 def test_a_tiff_beyond_pillow_says_so_too():
@@ -97,7 +97,7 @@ def test_a_tiff_beyond_pillow_says_so_too():
     tifffile.imwrite(file, np.full((8, 8, 3), 9, np.uint16), photometric="rgb", iccprofile=display_p3())
     notes: list[str] = []
     assert (Preprocess(3, 8, 8, bits=16).array(file.getvalue(), notes) == 9).all()
-    assert notes == ["colour profile of more than 8 bits isn't converted, read as sRGB: Display P3"]
+    assert notes == ["colour profile for more than 8 bits isn't converted; read as sRGB: Display P3"]
 
 
 def test_what_a_png_says_without_a_profile_is_noted():
@@ -105,7 +105,7 @@ def test_what_a_png_says_without_a_profile_is_noted():
     srgb_primaries = struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
     p3_primaries = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
     linear = with_chunk(plain, b"gAMA", struct.pack(">I", 100000))
-    other = "PNG's gAMA or cHRM declares another colour space, read as sRGB"
+    other = "PNG's gAMA or cHRM declares another colour space; read as sRGB"
     assert read(linear) == (list(STORED), [other])
     assert read(with_chunk(plain, b"cHRM", p3_primaries)) == (list(STORED), [other])
     usual = with_chunk(with_chunk(plain, b"cHRM", srgb_primaries), b"gAMA", struct.pack(">I", 45455))
@@ -113,7 +113,7 @@ def test_what_a_png_says_without_a_profile_is_noted():
         assert read(harmless) == (list(STORED), [])
     hdr = with_chunk(plain, b"cICP", bytes([9, 16, 0, 1]))
     assert cicp(hdr) == (9, 16)
-    assert read(hdr) == (list(STORED), ["PNG's cICP declares another colour space, read as sRGB"])
+    assert read(hdr) == (list(STORED), ["PNG's cICP declares another colour space; read as sRGB"])
 
 
 def test_a_camera_that_says_adobe_rgb_in_exif_alone_is_noted():
@@ -121,7 +121,7 @@ def test_a_camera_that_says_adobe_rgb_in_exif_alone_is_noted():
     exif.get_ifd(0x8769)[0xA001] = 0xFFFF
     exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
     content = packed(Image.new("RGB", (8, 8), STORED), "JPEG", exif=exif)
-    assert read(content)[1] == ["Exif declares Adobe RGB without a profile, read as sRGB"]
+    assert read(content)[1] == ["Exif declares Adobe RGB without a profile; read as sRGB"]
 
 
 def test_ids_and_masks_are_no_colours():

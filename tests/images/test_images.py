@@ -99,7 +99,7 @@ def test_16_bit_grey_png_keeps_all_bits_and_scales_to_8():
 
 
 def test_16_bit_colour_png_opened_by_pillow_is_refused_where_its_bits_would_be_lost():
-    with pytest.raises(BadImage, match="which Pillow reads as 8: give the file itself"):
+    with pytest.raises(BadImage, match="which Pillow reduces to 8: give the file itself"):
         Preprocess(3, 4, 4, bits=16).array(Image.open(io.BytesIO(colour_png_16())))
     assert Preprocess(3, 4, 4, bits=16).array(colour_png_16()).dtype == np.uint16
     assert Preprocess(3, 4, 4).array(colour_png_16()).shape == (3, 4, 4)
@@ -294,7 +294,7 @@ def test_what_a_mask_may_mean_otherwise_is_reported(rows, mode, masked, message)
 
 def test_a_trimap_of_small_numbers_is_refused_and_palettes_of_several_are_masked_but_for_black():
     trimap = Image.fromarray(np.array([[1, 2, 3]], np.uint8))
-    with pytest.raises(BadImage, match="values 1, 2, 3, which don't say what is masked: write 255"):
+    with pytest.raises(BadImage, match="values 1, 2, 3, which don't show what is masked: write 255"):
         open_mask(png(trimap))
     shown_image = indexed(0, 1, (0, 0, 0), (128, 0, 0), (0, 128, 0))
     shown_image.putpixel((7, 0), 2)

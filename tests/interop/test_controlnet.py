@@ -124,7 +124,7 @@ def test_what_cant_be_represented_is_refused_by_name(setting, message):
 
 def test_what_diffusers_has_no_class_for_is_refused_by_name(tmp_path):
     net = ControlNet(ldm.UNet(4, channels=8, heads=2, vector_dim=3, patch=2), factor=6)
-    with pytest.raises(UserError, match="no context.*patch=2.*vector of conditions.*no power of two"):
+    with pytest.raises(UserError, match="no context.*patch=2.*vector of conditions.*isn't a power of two"):
         export(net, tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_weights_less_those_of_a_base_are_refused(tmp_path):
         ("adapter.body.0.block1.weight", "a T2I-Adapter"),
         ("controlnet_cond_embedding.conv_in.weight", "under diffusers' names, without its settings.*config.json"),
         ("lora_unet_x.lora_down.weight", "a LoRA: load it with load_lora"),
-        ("surprise", "holds surprise, which is no adapter"),
+        ("surprise", "holds surprise, which isn't a supported adapter"),
     ],
 )
 def test_adapters_of_other_kinds_are_named(name, message, tmp_path):

@@ -123,7 +123,7 @@ def test_edms_numbers_are_the_settings_own_and_its_denoiser_is_sgms():
     [
         (edm(denoiser="DiscreteDenoiser"), "denoiser_config.target=DiscreteDenoiser beside EDMScaling, which can't"),
         (edm(discrete="LegacyDDPMDiscretization"), "LegacyDDPMDiscretization beside EDMScaling"),
-        (edm(rho="3.0"), "rho=7 here, and the file declares another"),
+        (edm(rho="3.0"), "rho=7 here, but the file declares another"),
         (edm() | {"a": {"scaling_config": {"params": {"sigma_data": 0.5}}}}, "=0.75 and .*=0.5: remove the wrong one"),
     ],
 )
@@ -260,7 +260,7 @@ def test_head_counts_are_the_files_own_unless_given(content, given, found, caplo
 def test_head_counts_that_are_invalid_or_contradict_are_refused(value):
     with pytest.raises(UserError, match="num_heads is"):
         head_counts.of_file({"num_heads": value}, {}, head_counts.UNET, "m")
-    with pytest.raises(UserError, match=r"num_heads=4 and, in another place, 8"):
+    with pytest.raises(UserError, match=r"num_heads=4 but 8 in another place"):
         head_counts.of_file({"num_heads": 8, "m.yaml": unet_config(num_heads=4)}, {}, head_counts.UNET, "m")
 
 
@@ -364,7 +364,7 @@ def test_the_text_encoder_is_read_as_the_file_says(content, encoder, options):
         (stage(layer="last"), OPEN, "layer=last, a layer that can't be read"),
         (stage(layer="hidden"), CLIP, "layer_idx is 'None', where a number"),
         (stage(layer="hidden", layer_idx=-1), CLIP, "layer_idx is -1, a hidden state that can't be read"),
-        (stage(layer="last") | {"ss_clip_skip": "2"}, CLIP, "are two layers of the text encoder"),
+        (stage(layer="last") | {"ss_clip_skip": "2"}, CLIP, "are two different layers of the text encoder"),
         ({"ss_clip_skip": "13"}, CLIP, "ss_clip_skip=13, but its text encoder has 12 layers"),
         ({"ss_clip_skip": "two"}, CLIP, "ss_clip_skip is 'two'"),
     ],

@@ -138,7 +138,7 @@ def test_the_metadata_of_diffusers_say_the_same(name, unet, model, tmp_path):
         ({"lora_alpha": float("nan")}, "lora_alpha is nan, where a finite"),
         ({"use_rslora": "yes"}, "use_rslora is 'yes'"),
         ({"alpha_pattern": [1]}, "alpha_pattern is a list"),
-        ({"alpha_pattern": {"(": 1}}, "pattern '\\(', which is none"),
+        ({"alpha_pattern": {"(": 1}}, "pattern '\\(', which isn't a valid pattern"),
         ({"alpha_pattern": {"(a+)+b": 1}}, "repeats too much"),
         ({"alpha_pattern": {"(" * 2000: 1}}, "which is none"),
         ({"alpha_pattern": {"a{99999999999999999}": 1}}, "which is none"),
@@ -294,7 +294,7 @@ def test_the_canonical_spelling_is_exported_and_diffusers_reads_it(to, text, mod
 def test_both_spellings_of_one_layer_in_one_file_are_refused(text, model, tmp_path):
     state = kohyas(text[0], "lora_te_") | kohyas(text[0], "lora_te_text_model_")
     save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "te.safetensors")
-    with pytest.raises(UserError, match="there twice, under two spellings"):
+    with pytest.raises(UserError, match="occurs twice, in two spellings"):
         model.load_lora(tmp_path / "te.safetensors")
 
 

@@ -57,7 +57,7 @@ def test_the_config_beside_counts_whatever_the_file_and_its_tensors_are_called(n
 def test_a_config_beside_pefts_own_file_isnt_taken_for_anothers(tmp_path, caplog):
     save_file(weights(), tmp_path / "adapter_model.safetensors")
     assert read(tmp_path, kohyas(alpha=2.0), config=SAYS_16) == {Q: 2.0}
-    assert "adapter_config.json is taken to belong to the adapter_model beside it, not to a.safetensors" in caplog.text
+    assert "adapter_config.json is assumed to belong to the adapter_model beside it, not to a.safetensors" in caplog.text
 
 
 def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
@@ -200,16 +200,16 @@ def test_patterns_that_mean_no_layer_and_alphas_of_zero_are_named(tmp_path, capl
     assert read(tmp_path, weights(Q, TEXT), config=both) == {Q: 16.0, TEXT: 2.0} and not caplog.text
     (tmp_path / "adapter_config.json").unlink()
     assert read(tmp_path, kohyas(alpha=0.0)) == {Q: 0.0}
-    assert "kohya's tools take 0 to mean the rank" in caplog.text
+    assert "kohya's tools read 0 as the rank" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
     [
         ({n: t * 1e300 for n, t in weights(dtype=torch.float64).items()}, "isn't finite"),
-        (kohyas(alpha=torch.tensor(1e300, dtype=torch.float64)), "too large to be computed"),
-        (kohyas(alpha=3e38), "too large to be computed"),
-        ({n: t * 1e25 for n, t in weights().items()}, "too large to be computed"),
+        (kohyas(alpha=torch.tensor(1e300, dtype=torch.float64)), "too large to compute"),
+        (kohyas(alpha=3e38), "too large to compute"),
+        ({n: t * 1e25 for n, t in weights().items()}, "too large to compute"),
     ],
 )
 def test_what_overflows_in_float32_is_refused(state, message, tmp_path):
@@ -243,7 +243,7 @@ def test_an_alpha_of_four_bits_gets_a_sentence(tmp_path):
             {"linear": 4, "linear_alpha": 2, "conv": 8},
             "config.yaml beside it declares network.linear_alpha=2, but the weights",
         ),
-        ({"rank": 16, "alpha": 4}, "declares network.rank=16, but the weights differ: they are used"),
+        ({"rank": 16, "alpha": 4}, "declares network.rank=16, but the weights differ: the weights are used"),
     ],
 )
 def test_ai_toolkits_config_beside_a_lora_is_named_where_the_weights_differ(network, message, tmp_path, caplog):

@@ -282,7 +282,7 @@ def test_pieces_of_another_kind_are_read_by_their_index(index, tmp_path):
         name = f"{stem}-0000{i + 1}-of-00002.bin" if pickled else f"{stem}.fp16-0000{i + 1}-of-00002.safetensors"
         (torch.save if pickled else save_file)({n: state[n] for n in names}, tmp_path / name)
         table |= dict.fromkeys(names, name)
-    with pytest.raises(UserError, match="a piece of the weights, and the index of the pieces is missing"):
+    with pytest.raises(UserError, match="one part of the weights, and the index of the parts is missing"):
         ldm.load(tmp_path)
     (tmp_path / f"{stem}.{index}").write_text(json.dumps({"weight_map": table}))
     ours = ldm.load(tmp_path)

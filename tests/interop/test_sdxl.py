@@ -154,7 +154,7 @@ NONE = [None, None]
             "text_encoder_2, tokenizer_2 is missing, which its U-Net",
         ),
         ({"force_zeros_for_empty_prompt": "no"}, {}, "force_zeros_for_empty_prompt is 'no', where true or false"),
-        ({}, {"text_encoder_2": {"projection_dim": 21}}, "a vector of 69 numbers, the U-Net reads 68"),
+        ({}, {"text_encoder_2": {"projection_dim": 21}}, "a vector of 69 numbers, but the U-Net reads 68"),
         (
             {"image_encoder": ["transformers", "CLIPVisionModelWithProjection"]},
             {},
@@ -180,7 +180,7 @@ def test_a_model_that_isnt_such_a_pipeline_says_why(folder, tmp_path):
     model = ldm.load(folder)
     model.conditioner.parts["text"].encoders[0].clip_skip = 1
     with pytest.raises(
-        UserError, match=r"no StableDiffusionXLPipeline.*first text encoder isn't read as there \(clip_skip=2"
+        UserError, match=r"a StableDiffusionXLPipeline.*first text encoder isn't read as in Stable Diffusion XL \(clip_skip=2"
     ):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -317,7 +317,7 @@ def test_without_tokenizers_the_file_opens_and_says_that_it_takes_no_prompt(file
     assert "without text_encoder=FOLDER, which has the tokenizer, the model takes no prompt" in caplog.text
     with pytest.raises(UserError, match="load a file of Stable Diffusion XL with text_encoder=FOLDER"):
         model(steps=1)
-    with pytest.raises(UserError, match="tokenizer is missing, of Stable Diffusion XL.s two tokenizers"):
+    with pytest.raises(UserError, match="tokenizer is missing; it belongs to Stable Diffusion XL.s two tokenizers"):
         ldm.load(file, text_encoder=str(folder / "tokenizer").replace("tokenizer", "unet"))
 
 
@@ -407,7 +407,7 @@ def test_a_text_encoder_that_holds_more_or_isnt_there_is_refused_by_name(folder,
     with pytest.raises(UserError, match="a CLIPTextModelWithProjection has no adapter.weight"):
         ldm.load(copy)("a cat", steps=1)
     shutil.rmtree(copy / "tokenizer_2")
-    with pytest.raises(UserError, match="tokenizer_2 is missing, which its model_index.json names"):
+    with pytest.raises(UserError, match="tokenizer_2 is missing, although its model_index.json names it"):
         ldm.load(copy)
 
 

@@ -280,12 +280,12 @@ def test_parts_alone_take_their_own_options_and_name_what_is_left_out(checkpoint
     save_file(vae_alone, tmp_path / "vae.safetensors", {"scaling_factor": "0.5"})
     (tmp_path / "unet.yaml").write_text("{parameterization: v, linear_end: 0.02, timesteps: 1000, image_size: 96}")
     assert isinstance(ldm.load(tmp_path / "unet.safetensors", heads=8), ldm.UNet)
-    assert "holds a U-Net alone: its settings for latents and noise aren't used: scale_factor, v_pred, " in caplog.text
+    assert "holds only a U-Net: its settings for latents and noise aren't used: scale_factor, v_pred, " in caplog.text
     assert "unet.yaml.parameterization=v, unet.yaml.linear_end=0.02, unet.yaml.image_size=96x96\n" in caplog.text
     assert isinstance(ldm.load(tmp_path / "vae.safetensors"), ldm.AutoencoderKL)
-    assert "an autoencoder alone: its settings for latents and noise aren't used: scaling_factor" in caplog.text
+    assert "only an autoencoder: its settings for latents and noise aren't used: scaling_factor" in caplog.text
     for name, given in (("unet", {"prediction": "v", "scaling_factor": 0.5}), ("vae", {"ema": True, "size": 64})):
-        with pytest.raises(UserError, match=f"alone, which takes no {', '.join(given)}: leave it out"):
+        with pytest.raises(UserError, match=f"holds only .*, which takes no {', '.join(given)}: leave it out"):
             ldm.load(tmp_path / f"{name}.safetensors", **given)
 
 

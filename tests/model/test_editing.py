@@ -148,7 +148,7 @@ def test_a_profile_that_cannot_be_read_is_reported(model: LatentDiffusion, caplo
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG", icc_profile=b"junk" * 40)
     read_images([file.getvalue()], model.preprocess)
-    assert "an image that you gave: colour profile is broken, read as sRGB" in caplog.text
+    assert "an image that you gave: colour profile is broken; read as sRGB" in caplog.text
 
 
 def test_a_mask_may_be_an_array_of_any_kind(model: LatentDiffusion, images: torch.Tensor) -> None:

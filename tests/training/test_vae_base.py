@@ -189,7 +189,9 @@ def test_what_cant_be_gone_on_from_is_refused(runs, config, words, printed, monk
 
 def test_sizes_beside_a_base_are_refused():
     for words, named in ((["++vae.channels=8"], "vae.channels="), (["vae=small"], "vae=")):
-        with pytest.raises(UserError, match=f"^{named} can't be combined with base=digits: the base's weights fit only its own sizes"):
+        with pytest.raises(
+            UserError, match=f"^{named} can't be combined with base=digits: the base's weights fit only its own sizes"
+        ):
             refuse_sizes_beside_base({"base": "digits"}, words)
         refuse_sizes_beside_base({"base": None}, words)
     refuse_sizes_beside_base({"base": "digits"}, ["vae=auto", "++train=decoder"])

@@ -33,7 +33,7 @@ _SIZE = re.compile(
 _BUCKET, _HASH = re.compile(r"[0-9a-f]{1,4}", re.IGNORECASE), re.compile(r"[0-9a-f]{8,}")
 _DCIM = "dcim"
 _NONE = "none"
-_SPREAD, _TILES = "over which a program has distributed files", "of tiles of maps and large images"
+_SPREAD, _TILES = "into which a program has distributed files", "of tiles of maps and large images"
 _READS = "data.classes=true reads them as such"
 _LEVELS = (FIRST, LAST, PATH, _NONE)
 _SHARD = re.compile(r"\d{5}")
@@ -127,7 +127,7 @@ def report_inner_folders(paths: Sequence[str], splits: Sequence[str], findings: 
     shared = inner[0] if inner else set()
     if len(splits) > 1 and len(shared) > 1 and None not in shared and all(names == shared for names in inner):
         within = examples(sorted(map(str, shared)))
-        message = f"the classes are the folders around {examples(splits)}, not those inside ({within})"
+        message = f"the classes are the folders that contain {examples(splits)}, not those inside ({within})"
         findings.warn(f"{message}: data.classes=last reads the latter")
 
 
@@ -183,17 +183,17 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
     """What the folders `names` are, in words, if they aren't classes; `steps` lead to the folder that holds them."""
     above = {step.lower() for step in steps}
     if names and all(map(CAMERA.fullmatch, names)) or _DCIM in above | {name.lower() for name in names}:
-        return "as cameras and phones name them"
+        return "named as cameras and phones name folders"
     if are_albums(names):
-        return "as phones and computers name them"
+        return "named as phones and computers name folders"
     if names and (all(map(DATE.fullmatch, names)) or _are_years(paths, "/".join(steps), names)):
         return "named by dates"
     if any(map(_TAKEOUT.fullmatch, names)):
-        return "as Google Takeout names them"
+        return "named as Google Takeout names folders"
     if names and all(map(_format, names)) and len({image_of(path) for path in paths}) < len(paths):
         return "for formats of the same images"
     if names and all(map(_SHARD.fullmatch, names)) and all(map(_is_in_shard, paths)):
-        return "as img2dataset numbers them"
+        return "numbered as img2dataset numbers folders"
     if names and all(map(str.isdecimal, names)) and all(map(_is_in_thousand, paths)):
         return "of a thousand numbered images each"
     if len(names) > 1 and _are_buckets(paths, "/".join(steps)):
@@ -260,5 +260,7 @@ def _letters(path: str) -> str:
 def _refuse(paths: Sequence[str], names: Sequence[str | None]) -> None:
     stray = next((path for path, name in zip(paths, names, strict=True) if name is None), None)
     if stray and any(names):
-        raise UserError(f"data.classes=true, but {stray} isn't in a folder of a class: move it into one, or away.")
+        raise UserError(
+            f"data.classes=true, but {stray} isn't in a class's folder: move it into one, or out of the data."
+        )
     raise UserError("data.classes=true, but the images lie in one folder: give each class a folder of its own.")

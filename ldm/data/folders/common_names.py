@@ -103,7 +103,7 @@ def priors(images: Sequence[str]) -> dict[str, str]:
     if not any(map(_INSTANCE.fullmatch, {step for path in images for step in path.split("/")[:-1]})):
         return {}
     found = [path for path in images if any(map(_PRIOR.fullmatch, path.split("/")[:-1]))]
-    return dict.fromkeys(found, "DreamBooth's images for regularisation (prior_path= makes the model's own)")
+    return dict.fromkeys(found, "DreamBooth's images for regularisation (with prior_path= the base generates them)")
 
 
 def report_odd_classes(
@@ -125,11 +125,13 @@ def report_odd_classes(
     are_versions = not are_pairs and len(distinct) > 1 and all(map(_VERSION.fullmatch, distinct))
     if are_versions and _share_names(paths, classes):
         folders = examples([f"{name}/" for name in distinct])
-        message = f"{folders} hold files of the same names, as versions of the same images do, and are read as classes"
+        message = (
+            f"{folders} hold files with the same names, as versions of the same images do, but are read as classes"
+        )
         findings.warn(f"{message}; data.without='[{', '.join(distinct[1:])}]' leaves all but {distinct[0]} out")
     if are_pairs and _share_names(paths, classes):
         one, other = distinct
-        message = f"{one}/ and {other}/ hold files of the same names, as pairs of images do, and are read as classes"
+        message = f"{one}/ and {other}/ hold files with the same names, as pairs of images do, but are read as classes"
         step = f"data.pairs='{{control: {other if _RESULTS.fullmatch(one) else one}}}'"
         findings.warn(f"{message}; {step} reads one as the other's control image, data.without= leaves one out")
     _report_inner_folders(paths, classes, is_storage_folder, findings)
@@ -154,7 +156,7 @@ def report_class_like_names(paths: Sequence[str], findings: Findings) -> None:
         return
     each = ", ".join(f"{count} {word}" for word, count in counts.most_common(3)) + (", ..." if len(counts) > 3 else "")
     word = counts.most_common(1)[0][0]
-    message = f"the files' names look like classes with numbers ({each}), which aren't read"
+    message = f"the files' names look like numbered classes ({each}), and aren't read as classes"
     step = f"move the files of each class into a folder ({word}/), or write metadata.csv with file_name and label"
     findings.warn(f"{message}: {step}")
 
@@ -169,8 +171,8 @@ def _report_lone_training(classes: Sequence[str], findings: Findings) -> None:
     others = [name for name in classes if not is_training(name)]
     if len(others) == 1 and len(classes) == 2:
         message = f"{examples([f'{name}/' for name in classes])} are read as classes"
-        step = "rename it to val/ if that is what it is for, or give another folder by data.val_root="
-        findings.warn(f"{message}, as {others[0]} is no usual name for validation: {step}")
+        step = "rename it to val/ if it is for validation, or give another folder with data.val_root="
+        findings.warn(f"{message}, since {others[0]} isn't a usual name for validation: {step}")
 
 
 def _share_names(paths: Sequence[str], classes: Sequence[str]) -> bool:
@@ -197,5 +199,7 @@ def _report_inner_folders(
         return
     folders = [f"{name}/{step}" for name in sorted(inner) for step in sorted(inner[name])]
     message = f"folders within the classes aren't read as classes ({examples(folders)})"
-    levels = f"data.classes=last reads the folder of each image as its class, data.classes=path all ({folders[0]})"
+    levels = (
+        f"data.classes=last reads each image's own folder as its class, data.classes=path the whole path ({folders[0]})"
+    )
     findings.warn(f"{message}: {levels}")

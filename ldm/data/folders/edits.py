@@ -66,7 +66,7 @@ def with_edits_as_one(
     if max(map(len, labels.values())) < 2:
         return image_of
     pairs = [f"{name} beside {other}" for name, other in first.items()]
-    message = f"{plural(len(first), 'image')} with names of copies, edits or bursts of others ({examples(pairs)})"
+    message = f"{plural(len(first), 'image')} named like copies, edits or bursts of others ({examples(pairs)})"
     findings.remark(f"{message}: they stay on one side of the split")
     return lambda path: first.get(name := image_of(path), name)
 

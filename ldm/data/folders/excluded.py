@@ -102,7 +102,7 @@ def _named_as_masks(images: Sequence[str]) -> dict[str, str]:
     for path in images:
         match = _MASK_FILE.fullmatch(stem(path)) if _MASK_WORD.search(path) else None
         if match and match["stem"].lower() in stems:
-            found[path] = f"named as masks and the like of the images beside them ({NAMED})"
+            found[path] = f"named like masks or other companions of the images beside them ({NAMED})"
         elif _LABEL_STUDIO.fullmatch(path):
             found[path] = f"named as Label Studio's masks ({NAMED})"
     return found
@@ -132,7 +132,7 @@ def _in_mask_folders(store: Store, images: Sequence[str], known: Collection[str]
             reason = f"in {name}/, {evidence} ({NAMED}; data.classes=true reads {name}/ as a class)"
             excluded |= dict.fromkeys(found, reason)
         elif has_image_names:
-            message = f"{name}/ is read as a class, as its images are like those beside it"
+            message = f"{name}/ is read as a class, since its images are like those beside it"
             findings.remark(f"{message}; data.without='[{name}]' leaves it out")
     return excluded
 
@@ -165,7 +165,7 @@ def _evidence(
 ) -> str | None:
     """What shows that the files belong to the images, in words; None where they are a class beside classes."""
     beside = [around.first_folders[base] for base in {pair.base for pair in pairs}]
-    by_name = "with the names of the images beside it"
+    by_name = "whose files have the names of the images beside it"
     if _are_image_folders(beside) or _repeat_folders(pairs, image_folders) or _have_mask_words(pairs):
         return by_name
     sure = _SURE_MASK_FOLDER.fullmatch(name) is not None and all(len(folders) < 2 for folders in beside)
@@ -180,7 +180,7 @@ def _evidence_without_names(store: Store, name: str, pairs: Sequence[Pair], arou
     masks = _few_values(store, [pair.path for pair in pairs])
     images = _few_values(store, [path for base in bases for path in around.by_stem[base].values()])
     are_masks = masks and images and all(masks) and not any(images)
-    return "of few values, as masks are" if are_masks else None
+    return "with few values, like masks" if are_masks else None
 
 
 def _few_values(store: Store, paths: Sequence[str]) -> list[bool]:

@@ -123,8 +123,7 @@ class _Listing:
         names = [name for key, name in self.columns.items() if name != key and not (key == "text" and has_json)]
         if found and names:
             self.findings.warn(
-                f"data.columns names {examples(names)}, but there is no metadata.jsonl, metadata.csv or NAME.json "
-                "that has it"
+                f"data.columns names {examples(names)}, but no metadata.jsonl, metadata.csv or NAME.json has it"
             )
 
     def _classify(self, found: Sequence[Sample]) -> None:
@@ -139,9 +138,9 @@ class _Listing:
                 report_odd_classes(images, [str(name) for name in classes], is_storage_folder, self.findings)
         elif len(strays) < len(found):
             distinct = sorted({name for name in classes if name is not None})
-            message = f"the folders {examples(distinct)} aren't read as classes, as not every image lies in one"
+            message = f"the folders {examples(distinct)} aren't read as classes, since not every image lies in one"
             count = f"{plural(len(strays), 'image')}, such as {strays[0]}"
-            step = "move these into folders, or away"
+            step = "move these into folders, or out of the data"
             if odd := aside(distinct):
                 step = f"{step}; data.without='[{', '.join(odd)}]' leaves out folders that aren't meant as data"
             self.findings.warn(f"{message} ({count}): {step}")
@@ -155,7 +154,9 @@ class _Listing:
         names = self._folder_classes(found, Findings())
         distinct = sorted({name for name in names if name is not None})
         if None not in names and 1 < len(distinct) <= len(found) // 2:
-            message = f"the folders {examples(distinct)} aren't read as classes, as there are metadata without labels"
+            message = (
+                f"the folders {examples(distinct)} aren't read as classes, since there are metadata without labels"
+            )
             self.findings.remark(f"{message}: data.classes=true reads them")
 
     def _report_several_labels(self, found: Sequence[Sample]) -> None:
@@ -165,7 +166,9 @@ class _Listing:
             labels.setdefault(sample.image, set()).add(str(sample.label))
         if several := [f"{image}: {', '.join(sorted(names))}" for image, names in labels.items() if len(names) > 1]:
             count = plural(len(several), "image") + (" has" if len(several) == 1 else " have")
-            message = f"{count} several labels in the metadata, and is a sample of each ({examples(several, 2)})"
+            message = (
+                f"{count} several labels in the metadata, and is one sample for each label ({examples(several, 2)})"
+            )
             self.findings.warn(message if len(several) == 1 else message.replace("and is a", "and each is a"))
 
     def _name_by_folder(self, sample: Sample, name: str) -> None:
@@ -178,7 +181,7 @@ class _Listing:
     def _drop_empty_captions(self, found: Sequence[Sample]) -> None:
         """Empty captions count as none where there are no others."""
         if any(sample.text == "" for sample in found) and not any(sample.text or sample.caption for sample in found):
-            self.findings.warn("every caption is empty: the images count as images without captions")
+            self.findings.warn("every caption is empty, so the images count as images without captions")
             for sample in found:
                 sample.text = None
 

@@ -12,7 +12,7 @@ from ldm.images import ReadOptions, alike, open_unconverted
 SAMPLED = 8  # files that are looked at
 _MASK_VALUES, _MASK_SHARE = 8, 0.9  # the most frequent values of a mask, and the share of its pixels that have them
 _SIDE = 256  # pixels: about the resolution at which an image is looked at
-NAMED = "data.pairs= or metadata.jsonl can name them as masks and so on"
+NAMED = "data.pairs= or metadata.jsonl can name them as masks or other companions"
 
 
 class Pair(NamedTuple):
@@ -49,7 +49,7 @@ def mask_evidence(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str)
     if not all(alike(file.shape, image.shape) for file, image in read):
         return None
     if read and all(file.has_few_values and not image.has_few_values for file, image in read):
-        return f"{by_name} and of few values, as masks are"
+        return f"{by_name} and with few values, like masks"
     if read and all(file.is_grey and not image.is_grey for file, image in read):
         return f"{by_name} and grey where the images are in colour"
     return by_name if sure else None

@@ -17,7 +17,7 @@ from ldm.data.reading.store import Store, composed
 
 TEXT = "text"
 _NOUNS = {TEXT: "caption", "map": "map", "mask": "mask", "control": "control image"}
-_UNUSED = "in a folder or pattern of data.pairs, but no image has its name"
+_UNUSED = "in a folder or pattern of data.pairs, but without an image of the same name"
 _Key = tuple[str, str]  # the folder around, and the image's path below it, both in lower case and without ending
 
 
@@ -139,7 +139,9 @@ def _check_unique(key: str, matched: Mapping[str, str]) -> None:
         other = first.setdefault(path, image)
         if image_of(other) != image_of(image):
             message = f"data.pairs: {path} would be the {_NOUNS[key]} of both {other} and {image}"
-            raise UserError(f"{message}: repeat the images' folders in that folder, so that the paths tell which.")
+            raise UserError(
+                f"{message}: give that folder the same subfolders as the images, so that paths tell them apart."
+            )
 
 
 def _message_none(key: str, place: str, found: Sequence[Sample], files: Mapping[_Key, str]) -> str:
@@ -149,5 +151,5 @@ def _message_none(key: str, place: str, found: Sequence[Sample], files: Mapping[
     names = examples([sample.image for sample in found], 2)
     return (
         f"data.pairs: none of {plural(len(found), 'image')} ({names}) has its {_NOUNS[key]} in {place} "
-        f"({examples(list(files.values()), 2)}): the files need the names of their images."
+        f"({examples(list(files.values()), 2)}): give the files the names of their images."
     )

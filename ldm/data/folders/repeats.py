@@ -36,7 +36,7 @@ def repeats_of(paths: Sequence[str], wanted: bool | None, known: Collection[str]
     if not wanted and (doubt := _doubt(numbers, strays, _inner_folders(kept))):
         findings.remark(doubt)
         return {}
-    findings.leave_out(strays, "in no folder NUMBER_name, where data.repeats=true")
+    findings.leave_out(strays, "outside of folders named NUMBER_name, which data.repeats=true reads")
     findings.leave_out([path for path, match in kept.items() if not int(match["repeats"])], _NEVER)
     findings.left_out |= excluded
     visits = ", ".join(f"{name} {number} times" for name, number in list(numbers.items())[:4] if number)
@@ -106,7 +106,7 @@ def repeat_described(samples: Sequence[Sample], wanted: bool | None, findings: F
     names = sorted({match[0] for match in matches if match})
     if not wanted:
         if wanted is None and names and all(matches):
-            findings.remark(f"{examples(names)}: not read as repeats, as there are metadata; {_OPTION}")
+            findings.remark(f"{examples(names)}: not read as repeats, since there are metadata; {_OPTION}")
         return list(samples)
     for sample, match in zip(samples, matches, strict=True):
         sample.repeats = int(match["repeats"]) if match else 1
@@ -128,11 +128,11 @@ def _doubt(numbers: Mapping[str, int], strays: Sequence[str], inner: Collection[
     """Why the numbers may not be repeats, in words."""
     names = examples(sorted(numbers))
     if len(inner) > 1 and None not in inner and not all(is_storage_folder(str(name)) for name in inner):
-        return f"{names}: not read as repeats, as all images are in folders inside; {_OPTION}"
+        return f"{names}: not read as repeats, since all images are in folders inside; {_OPTION}"
     if strays:
         lie = "lies" if len(strays) == 1 else "lie"
         where = f"{plural(len(strays), 'image')}, such as {strays[0]}, {lie} elsewhere"
-        return f"{names}: not read as repeats, as {where}; {_OPTION}, without the others"
+        return f"{names}: not read as repeats, since {where}; {_OPTION}, without the others"
     counts_up = len(numbers) > 1 and sorted(numbers.values()) == list(range(1, len(numbers) + 1))
     if 0 in numbers.values() or counts_up:
         return f"{names} are read as numbered classes; {_OPTION}"
@@ -141,12 +141,12 @@ def _doubt(numbers: Mapping[str, int], strays: Sequence[str], inner: Collection[
 
 def _excluded(paths: Sequence[str], found: Collection[str]) -> dict[str, str]:
     """Images for regularisation, and images that training wrote, with the reason."""
-    reason = "kohya's images for regularisation (prior_path= makes the model's own)"
+    reason = "kohya's images for regularisation (with prior_path= the base generates them)"
     excluded = {path: reason for path in paths if _is_regularisation(path)}
     base = common_folder(paths)
     for path in paths:
         if path not in found and path not in excluded and _WRITTEN.fullmatch(first_folder(path, base) or ""):
-            excluded[path] = "in folders that training writes beside kohya's"
+            excluded[path] = "in folders that kohya's training writes beside its data"
     return excluded
 
 

@@ -69,8 +69,8 @@ def report_bands(images: Sequence[str], findings: Findings) -> None:
         return
     counts = Counter(mark for scene in several for mark in scene)
     each = ", ".join(f"{count} {mark}" for mark, count in counts.most_common(4)) + (", ..." if len(counts) > 4 else "")
-    message = f"{len(several)} scenes have bands or channels in several files by their names ({each})"
-    result = "each is read as an image of its own, and some of a scene may be for validation"
+    message = f"{len(several)} scenes have bands or channels in several files, to judge by the names ({each})"
+    result = "each file is read as a separate image, and one scene may be split between training and validation"
     findings.warn(f"{message}: {result}; put the bands of a scene into one .tif or .npy to train on them together")
 
 
@@ -122,5 +122,5 @@ def _report(scenes: Sequence[Scene], findings: Findings) -> None:
     each = ", ".join(f"{count} {pattern}" for pattern, count in counts.items())
     if len(companions) == len(counts):
         companions = companions[1:]  # something has to remain
-    message = f"several images of each scene by their names ({each}), and all are used"
+    message = f"several images of each scene, to judge by the names ({each}), and all are used"
     findings.warn(f"{message}: data.without='[{','.join(companions)}]' leaves out those that you don't want")

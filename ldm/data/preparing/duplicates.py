@@ -20,7 +20,7 @@ def duplicates_of(files: Iterable[File], findings: Findings) -> list[list[File]]
     """
     same_size = _groups(list(dict.fromkeys(files)), _size)
     if (n := sum(map(len, same_size))) > MOST:
-        findings.remark(f"copies of images aren't looked for, as {n} images have the size of others")
+        findings.remark(f"copies of images aren't looked for, since {n} images have a file size that others have too")
         return []
     same_hint = [group for files_of_size in same_size for group in _groups(files_of_size, _hint)]
     return [group for files_of_hint in same_hint for group in _groups(files_of_hint, _digest)]
@@ -72,7 +72,7 @@ def report_duplicates(train: Sequence[File], val: Sequence[File], findings: Find
     if paths:
         images = "1 validation image is a copy" if len(paths) == 1 else f"{len(paths)} validation images are copies"
         message = f"{images} of training images, byte for byte ({examples(paths)})"
-        findings.warn(f"{message}: there validation only measures memorization; remove one of each")
+        findings.warn(f"{message}, where validation only measures memorization: remove one of each")
 
 
 def _report_labels(found: Iterable[Sequence[File]], samples: Iterable[Sample], findings: Findings) -> None:
@@ -81,7 +81,7 @@ def _report_labels(found: Iterable[Sequence[File]], samples: Iterable[Sample], f
     differing = [group for group in found if len({labels[path] for _, path in group}) > 1]
     if differing:
         each = [" and ".join(path for _, path in group[:2]) for group in differing]
-        message = f"{plural(len(differing), 'image')} with copies in several classes, byte for byte ({examples(each)})"
+        message = f"{plural(len(differing), 'image')} with byte-for-byte copies in several classes ({examples(each)})"
         findings.warn(f"{message}: keep each in one of them")
 
 

@@ -83,7 +83,7 @@ def _held_without_last(
         reason = "each holds all images of a class"
         raise UserError(f"no group of data.group= can be held out for validation, as {reason}. {_NO_CLASSES}")
     if not chosen:
-        reason = "each is the only one of its class (an image and its copies count as one)"
+        reason = "each one is the only image of its class (an image and its copies count as one)"
         raise UserError(f"no image can be held out for validation, as {reason}. {CLASS_HINT}")
     return chosen
 

@@ -17,9 +17,10 @@ def check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
     """Raises UserError if some samples have labels and others don't."""
     if val and all(sample.label is None for sample in val):
         raise UserError(
-            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, but training images have: "
-            "sort them into folders of the same names, or leave them out (data.without= names folders), so that "
-            "data.val_share holds out others."
+            f"none of the {len(val)} validation images, such as {val[0].image}, has a label, but training images have "
+            "labels: sort them into folders of the same names, or leave them out (data.without= names "
+            "folders), so that "
+            "data.val_share holds out other images."
         )
     for sample in (*train, *val):
         if sample.label is None:

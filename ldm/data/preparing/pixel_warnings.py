@@ -62,14 +62,16 @@ def _is_deep_colour(content: bytes) -> bool:
 
 def _about_reduction(paths: Sequence[str], looked_at: int) -> str:
     count = f"{len(paths)} of {looked_at} that were looked at: {examples(paths)}"
-    return f"PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 ({count}): data.bits=16 keeps all"
+    return (
+        f"PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 bits ({count}): data.bits=16 keeps all 16"
+    )
 
 
 def _about_depth(highest: int, looked_at: int) -> str:
     bits = next(bits for bits in _DEPTHS if highest < 2**bits)
     images = f"{plural(looked_at, 'image')} that {'was' if looked_at == 1 else 'were'} looked at"
     message = f"images of 16 bits are nearly black: no value is above {highest} in {images}"
-    return f"{message}; if they are of {bits} bits, data.low=0 data.high={2**bits - 1} makes that white"
+    return f"{message}; if they have {bits} bits, data.low=0 data.high={2**bits - 1} makes the highest value white"
 
 
 def _about_axes(shape: tuple[int, ...], channels: int) -> str:

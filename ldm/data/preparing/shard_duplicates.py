@@ -43,7 +43,7 @@ def report_shared(train: Sequence[Path], val: Sequence[Path], findings: Findings
     if n := int(np.isin(_read(val), _read(train)).sum()):
         images = "1 validation image is a copy" if n == 1 else f"{n} validation images are copies"
         message = f"{images} of training images, byte for byte"
-        findings.warn(f"{message}: there validation only measures memorization; remove one of each")
+        findings.warn(f"{message}, where validation only measures memorization: remove one of each")
 
 
 def _read(folders: Sequence[Path]) -> np.ndarray:

@@ -117,8 +117,11 @@ class Facts:
         elif self.captions:
             found.append(f"{plural(self.captions, 'image')} with captions")
         if n := len(self.several_lines):
-            message = f"{plural(n, 'caption file')} of several lines, each one caption: {examples(self.several_lines)}"
-            found.append(f"{message}; if each line is a caption of its own: data.captions=lines")
+            message = (
+                f"{plural(n, 'caption file')} with several lines, each file read as one caption: "
+                f"{examples(self.several_lines)}"
+            )
+            found.append(f"{message}; if each line is a separate caption, use data.captions=lines")
         return found
 
     def _class_lines(self) -> list[str]:

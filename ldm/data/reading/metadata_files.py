@@ -103,7 +103,7 @@ class _File:
         found = [tails.find(name) for name in names]
         if None in found:
             return None
-        message = f"{self.path} names images by other paths, and all are found by the last parts"
+        message = f"{self.path} gives other paths for its images, which are all found by the last parts of their paths"
         self.findings.remark(f"{message} ({examples([names[0]])} is {examples([str(found[0])])})")
         return tails
 
@@ -250,11 +250,11 @@ def _are_tags(path: str, name: str, lists: Sequence[list[Any]], findings: Findin
     if not words or mean(words) > _TAG_WORDS:
         return False
     if re.search("tag|keyword", name, re.IGNORECASE):
-        findings.remark(f"lists in '{name}' of {path} are tags: each is one caption, joined by commas")
+        findings.remark(f"lists in '{name}' of {path} are tags: each list is joined by commas into one caption")
         return True
     if len(words) >= _TAGS * len(lists) and len(lists) > 1:
         message = f"lists of short texts in '{name}' of {path} are read as alternatives, one at each visit"
-        findings.warn(f"{message}; if they are tags of one caption: data.captions=tags")
+        findings.warn(f"{message}; if they are tags of one caption, use data.captions=tags")
     return False
 
 
@@ -279,4 +279,4 @@ def report_missing_images(taken: Iterable[Sample], findings: Findings) -> None:
         if image not in images:
             lost.setdefault(path, []).append(image)
     for path, missing in lost.items():
-        findings.warn(f"{plural(len(missing), 'row')} of {path} with an image that doesn't exist: {examples(missing)}")
+        findings.warn(f"{plural(len(missing), 'row')} of {path} whose image doesn't exist: {examples(missing)}")

@@ -53,5 +53,5 @@ def by_column(found: Sequence[Sample], findings: Findings) -> tuple[list[Sample]
             val.append(sample)
         else:
             word = findings.splits.get(sample.image) or "nothing"
-            findings.leave_out([sample.image], f"in neither split, as {findings.split_column} says {word}")
+            findings.leave_out([sample.image], f"in neither split, since {findings.split_column} says {word}")
     return train, val

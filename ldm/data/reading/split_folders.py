@@ -149,7 +149,7 @@ def _longer_split_names(names: Sequence[str]) -> SplitNames | None:
 
 def _refuse(trains: Sequence[str]) -> None:
     raise UserError(
-        f"{' and '.join(f'{name}/' for name in trains)} are both named as the training images: sort them into train/ "
+        f"{' and '.join(f'{name}/' for name in trains)} both have names of training sets: sort them into train/ "
         "and val/ with a folder for each class, leave some out with data.without='[NAME]', or read them all as classes "
         "with data.classes=true."
     )

@@ -189,12 +189,12 @@ class ZipStore(Store):
     def open(self, path: str) -> BinaryIO:
         """A member, unpacked as it is read. Raises OSError above 1 GB, and Packed for a method that Python lacks."""
         if self.entries.get(path, (0, 0))[0] > MAX_BYTES:
-            raise OSError("by its header it unpacks to more than 1 GB")
+            raise OSError("according to its header, it unpacks to more than 1 GB")
         try:
             return cast(BinaryIO, self.zip.open(self._members[path]))
         except NotImplementedError:
             how = self._members[path].compress_type
-            raise Packed(f"it is compressed by {_METHODS.get(how, how)}: {_UNPACK}") from None
+            raise Packed(f"it is compressed with {_METHODS.get(how, how)}: {_UNPACK}") from None
         except RuntimeError:
             raise Packed(f"it is encrypted: {_UNPACK}") from None
 
@@ -242,5 +242,5 @@ def open_store(root: str | Path) -> Store:
         return FolderStore(path)
     if path.is_file():
         return ZipStore(path)
-    pattern = " (it isn't a pattern: data.without='[NAME]' leaves files out)" if "*" in str(root) else ""
+    pattern = " (patterns aren't read: data.without='[NAME]' leaves files out)" if "*" in str(root) else ""
     raise UserError(f"data.root={root} doesn't exist; give a folder or a .zip of images{pattern}.")

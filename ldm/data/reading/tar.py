@@ -45,7 +45,7 @@ class TarStore(Store):
         """A member's bytes. Raises OSError above 1 GB."""
         size = self._members[path].size
         if size > MAX_BYTES:
-            raise OSError("by its header it is larger than 1 GB")
+            raise OSError("according to its header, it is larger than 1 GB")
         with self.open(path) as file:
             return file.read(size)
 
@@ -150,7 +150,9 @@ def _stream(url: str) -> Any:
     try:
         from webdataset.gopen import gopen
     except ImportError:
-        raise UserError("shards by URL need the package webdataset: pip install 'ldm[webdataset]'.") from None
+        raise UserError(
+            "reading shards from URLs needs the package webdataset: pip install 'ldm[webdataset]'."
+        ) from None
     try:
         return gopen(url)
     except Exception as error:  # every scheme raises its own errors

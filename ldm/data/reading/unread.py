@@ -18,8 +18,8 @@ _CONVERT = "can't be read: convert them to .jpg or .png"
 _MEDICAL = "are medical or scientific data that aren't read: export them as .png, .tif or .npy"
 _DICOM, TIFF = "DICOM", ".tif"
 _LIKE_TIFF = (
-    "TIFF by their content, like ordinary images and the raw data of cameras and microscopes: rename them to .tif if "
-    "they are ordinary images, otherwise export them as .tif or .png"
+    "TIFF by their content, as ordinary images and the raw data of cameras and microscopes are: rename them to .tif "
+    "if they are ordinary images, otherwise export them as .tif or .png"
 )
 _UNFINISHED = "are downloads that haven't finished: download them again"
 _RAW = "are a camera's raw data: develop them to .jpg, .png or .tif"
@@ -71,12 +71,12 @@ def report_unreachable(store: Store, findings: Findings) -> None:
     findings.left_out |= {path: reason for path, reason in store.passed.items() if not is_junk(path)}
     hidden = [path for path in store.hidden if is_image(path) and not is_junk(path)]
     waiting = [path for path in store.hidden if ending(path) == _ICLOUD]
-    findings.leave_out(waiting, "not downloaded from iCloud: download them in Finder or by brctl download")
-    findings.leave_out(hidden, "hidden, as the name of the file or of a folder begins with a dot: rename it")
+    findings.leave_out(waiting, "not downloaded from iCloud: download them in Finder or with brctl download")
+    findings.leave_out(hidden, "hidden, since the name of the file or of a folder begins with a dot: rename it")
     if store.own:
         findings.remark(f"runs and caches of ldm in the folder aren't read as data: {examples(sorted(store.own))}")
     if closed := [folder + "/" for folder in store.closed if not is_junk(folder + "/")]:
-        message = f"{plural(len(closed), 'folder')} can't be opened, so the content is missing: {examples(closed)}"
+        message = f"{plural(len(closed), 'folder')} can't be opened, so their content is missing: {examples(closed)}"
         findings.warn(f"{message}; give permission to read, or move {'it' if len(closed) == 1 else 'them'} away")
 
 
@@ -91,7 +91,7 @@ def report_disguised(store: Store, paths: Sequence[str], findings: Findings) -> 
             by_ending[kind].append(path)
     for kind, found in list(by_ending.items())[:_LOOKED_AT]:
         if _BACKUP.fullmatch(kind):
-            findings.leave_out(found, "copies by their names, as programs make them before they change a file")
+            findings.leave_out(found, "backup copies by their names, which programs make before they change a file")
             continue
         kinds = {content for path in found[:_LOOKED_AT] if (content := _kind_by_content(store, path))}
         if kinds == {_DICOM}:
@@ -124,7 +124,7 @@ def report_unread(paths: Sequence[str], findings: Findings) -> None:
         if is_junk(path):
             findings.mark_unread([path], JUNK)
         elif _NO_DATA.fullmatch(posixpath.basename(path)):
-            findings.mark_unread([path], "no data by its name")
+            findings.mark_unread([path], "not data, to judge by its name")
         else:
             kinds[".nii.gz" if path.lower().endswith(".nii.gz") else ending(path)].append(path)
     for kind in [kind for kind in kinds if kind in UNREADABLE]:
@@ -141,7 +141,7 @@ def report_unread(paths: Sequence[str], findings: Findings) -> None:
 
 def _report_metadata_like(tables: Sequence[str], findings: Findings) -> None:
     """Warns of tables with other names than metadata."""
-    findings.mark_unread(tables, "a table with another name than metadata.jsonl or metadata.csv")
+    findings.mark_unread(tables, "a table that isn't named metadata.jsonl or metadata.csv")
     if not tables:
         return
     more = f" ({len(tables)} such files)" if len(tables) > 1 else ""

@@ -179,7 +179,7 @@ class Folder(EncodedSource):
         validated: list[str] = []
         if self._val_store is not None:
             validated = shared_with_val_root(self._store, self._val_store, self.folder_options)
-        self.findings.leave_out(validated, f"for validation, as they are in data.val_root={self.val_root}")
+        self.findings.leave_out(validated, f"for validation, since they are in data.val_root={self.val_root}")
         return Candidates.of(self._store, self.folder_options, (), self.findings, validated=validated)
 
     @cached_property
@@ -206,7 +206,7 @@ class Folder(EncodedSource):
             val_split = self._val_store, self._of_val_root(self._val_store, known)
         if self.findings.splits:
             reason = "data.val_root is given" if self.val_root is not None else f"there is {examples(layout.val)}/"
-            self.findings.warn(f"{self.findings.split_column} isn't read as the split, as {reason}")
+            self.findings.warn(f"{self.findings.split_column} isn't read as the split, since {reason}")
         return self._checked((self._store, train), val_split)
 
     def _random_splits(self, found: list[Sample]) -> tuple[Split, Split]:
@@ -287,7 +287,7 @@ def _report_columns(train: Sequence[Sample], val: Sequence[Sample], findings: Fi
     kinds = {"captions": ("text", "caption"), "labels": ("label",)} | {f"{key}s": (key,) for key in PATHS}
     for kind, keys in kinds.items():
         if _has_any(val, keys) and not _has_any(train, keys):
-            findings.warn(f"the validation images have {kind} and the training images don't: these aren't read")
+            findings.warn(f"the validation images have {kind} that the training images lack, so they aren't read")
 
 
 def _has_any(found: Sequence[Sample], keys: Sequence[str]) -> bool:

@@ -240,7 +240,7 @@ class Shards:
         """Warns of shards of data.root that aren't trained on."""
         if n := len(expand(self.root)) - len(self._urls):
             verb, them = ("isn't", "it") if n == 1 else ("aren't", "them")
-            findings.warn(f"{plural(n, 'shard')} of data.root {verb} trained on, as data.val_root has {them}")
+            findings.warn(f"{plural(n, 'shard')} of data.root {verb} trained on, since data.val_root has {them}")
 
 
 def _add(piece: Facts, tally: Tally, findings: Findings) -> None:

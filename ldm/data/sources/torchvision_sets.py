@@ -117,7 +117,7 @@ class TorchVision:
         except (RuntimeError, OSError) as error:  # URLError is an OSError
             raise UserError(
                 f"{self.dataset} isn't in data.root={self.root} and can't be downloaded ({error}); "
-                "name the folder that holds it, or try again with a network."
+                "name the folder that holds it, or try again with a network connection."
             ) from None
 
     def _make(self, train: Any, val: Any, key: str, folder: Path) -> tuple[Table, Table]:

@@ -105,9 +105,9 @@ class Table(ByPath):
         if self.frames is None:
             folder = self.key.split("-")[0]
             raise UserError(
-                f"{where} reads the images' own sizes, which these data don't give: an earlier version made their "
-                f"cache, so remove the folder {folder} from cache/data, and they are read again. (A source of your own "
-                "gives Table(frames=).)"
+                f"{where} reads the images' own sizes, which these prepared data lack, since an earlier version "
+                f"made them: remove the folder {folder} from cache/data, so that they are prepared again. (If "
+                "the source is your own, it has to give Table(frames=).)"
             )
 
     def save(self, folder: Path) -> None:

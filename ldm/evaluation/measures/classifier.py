@@ -67,7 +67,7 @@ def own_features(table: Table, cache: Path | None = None, steps: int = 300, devi
     if path and path.is_file():
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     else:
-        print(f"training a classifier of {', '.join(targets)} in whose features images are compared", flush=True)
+        print(f"training a classifier of {', '.join(targets)} whose features serve to compare images", flush=True)
         train_classifier(model, table, targets, steps, device=device)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

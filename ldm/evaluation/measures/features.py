@@ -1,4 +1,4 @@
-"""The networks in whose features images are compared; every report states the choice.
+"""The networks whose features serve to compare images; every report states the choice.
 
 Both sets are treated alike: 8 bits, RGB, resized by an antialiased bicubic filter to the network's input.
 """
@@ -82,7 +82,9 @@ class Features:
             found = found.mean((2, 3))
         if found.ndim != 2 or len(found) != len(images):
             shape = tuple(found.shape)
-            raise UserError(f"{self.name} gave {shape} for {len(images)} images; it has to give a row of numbers each.")
+            raise UserError(
+                f"{self.name} gave {shape} for {len(images)} images; it has to give one row of numbers per image."
+            )
         return to_host(found.float())[0]
 
 
@@ -136,7 +138,7 @@ def efficientnet(side: int, device: str = "cpu", weights: Any = None) -> Feature
     network = EfficientNetLite0()
     network.load_state_dict(weights)
     at = min(224, max(64, 3 * side))
-    note = "ImageNet features; comparable at the same input size only, and not with FID"
+    note = "ImageNet features; comparable only at the same input size, and not with FID"
     name = f"EfficientNet-Lite0 at {at}"
     return _features(name, network, at, scale=lambda x: (x - 127) / 128, note=note, device=device)
 
@@ -155,7 +157,7 @@ def inception(device: str = "cpu", path: Path | None = None) -> Features:
             f"the Inception weights can't be obtained ({type(error).__name__}: {error}). Download {URL_INCEPTION_V3} "
             "and give the file as features=FILE, or use features=efficientnet."
         ) from None
-    note = "the 2048 pool features that FID is defined on; resized by an antialiased bicubic filter to 299"
+    note = "the 2048 pool features that define FID; images resized to 299 with an antialiased bicubic filter"
     made = _features("Inception", network, 299, scale=lambda x: x.round().to(torch.uint8), note=note, device=device)
     made.fid = True
     return made
@@ -176,7 +178,7 @@ def from_file(path: Path, side: int, device: str = "cpu") -> Features:
         first = " ".join(str(error).strip().splitlines()[:1])
         raise UserError(f"features={path} can't be read as TorchScript, torch.export or weights ({first}).") from None
     if network is not None:
-        note = "a local file's features; comparable with figures of the same file only"
+        note = "a local file's features; comparable only with figures from the same file"
         return _features(path.stem, network, side, scale=lambda x: x / 127.5 - 1, note=note, device=device)
     if isinstance(weights, dict) and "_conv_stem.weight" in weights:
         return efficientnet(side, device, weights)
@@ -208,8 +210,8 @@ def random_features(side: int, device: str = "cpu") -> Features:
             layers += [nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(1, b), nn.ReLU()]
         network = nn.Sequential(*layers)
     note = (
-        "RANDOM WEIGHTS: no label to train on and no trained network at hand (pip install 'ldm[features]'); it sees "
-        "colours and edges, not things"
+        "RANDOM WEIGHTS, since there are no labels to train on and no trained network (pip install "
+        "'ldm[features]'); they see colours and edges, not objects"
     )
     at = min(64, max(32, side))
     return _features("random convolutions", network, at, scale=lambda x: x / 127.5 - 1, note=note, device=device)

@@ -63,8 +63,8 @@ class ImageSet:
             arrays = np.stack([reader.array(path) for path in chosen])
         except BadImage as error:
             raise UserError(
-                f"{error}. What is compared has to be prepared alike: give images of that size, or let size= resize "
-                "the folders' images."
+                f"{error}. Images that are compared have to be prepared in the same way: give images of that size, "
+                "or resize the folders' images with size=."
             ) from None
         return cls(as_bytes(torch.from_numpy(arrays)), spec_of(declared), f"{len(chosen)} files of {Path(folder).name}")
 
@@ -79,7 +79,7 @@ def refuse_unlike(a: ImageSet, b: ImageSet) -> None:
     if differing:
         raise UserError(
             f"{a.what} and {b.what} were prepared differently ({', '.join(differing)}), so a distance between them "
-            "would measure that too; compare what was prepared alike."
+            "would measure that too; compare images that were prepared in the same way."
         )
 
 

@@ -137,7 +137,7 @@ def variance_of_places(emoji: Emoji, places: np.ndarray, scenes: Scenes) -> floa
     """
     free = emoji.placing.free(scenes)  # (C, 2, 2)
     if not (len(places) > 1 and free.any()):
-        raise UserError("the variance of places takes at least two images of a caption.")
+        raise UserError("the variance of places needs at least two images per caption.")
     return float(places.var(0, ddof=1)[free].mean() / np.square(emoji.placing.shifts).mean())
 
 

@@ -60,7 +60,7 @@ def open_lpips(choice: str, device: str = "cpu") -> tuple[Distance | None, str]:
         needs."""
         return metric.net(_enlarged(a), _enlarged(b)).flatten()
 
-    return distance, f"{net}; images below {LEAST_SIDE} pixels are enlarged to it"
+    return distance, f"{net}; images below {LEAST_SIDE} pixels are enlarged to that size"
 
 
 def _enlarged(images: Tensor) -> Tensor:

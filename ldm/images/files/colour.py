@@ -58,17 +58,17 @@ def unconverted(profile: bytes | None, mode: str) -> Notes:
     found = conversion(profile, mode) if profile else None
     if found is None or (found.transform is None and not found.fault):
         return []
-    return [found.fault or f"colour profile of more than 8 bits isn't converted, read as sRGB: {found.name}"]
+    return [found.fault or f"colour profile for more than 8 bits isn't converted; read as sRGB: {found.name}"]
 
 
 def unembedded(image: "Image") -> Notes:
     """Notes on colours other than sRGB that an image declares in other ways than by a profile."""
     if image.info.get(CICP, _CICP_SRGB) != _CICP_SRGB:
-        return ["PNG's cICP declares another colour space, read as sRGB"]
+        return ["PNG's cICP declares another colour space; read as sRGB"]
     if not _is_srgb(image.info):
-        return ["PNG's gAMA or cHRM declares another colour space, read as sRGB"]
+        return ["PNG's gAMA or cHRM declares another colour space; read as sRGB"]
     if _exif_says_adobe(image):
-        return ["Exif declares Adobe RGB without a profile, read as sRGB"]
+        return ["Exif declares Adobe RGB without a profile; read as sRGB"]
     return []
 
 
@@ -92,12 +92,12 @@ def conversion(profile: bytes, mode: str) -> Conversion:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = source.profile.xcolor_space.strip()
         if _SPACES.get(space) != mode:
-            return Conversion("", fault=f"colour profile is for {space}, not for the image's colours, read as sRGB")
+            return Conversion("", fault=f"colour profile is for {space}, not for the image's colours; read as sRGB")
         name = ImageCms.getProfileDescription(source).strip() or "without a name"
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         return Conversion(name, None if _changes_nothing(transform, mode) else transform)
     except (ImageCms.PyCMSError, ImportError, OSError, ValueError):
-        return Conversion("", fault="colour profile is broken, read as sRGB")
+        return Conversion("", fault="colour profile is broken; read as sRGB")
 
 
 def _simple_mode(image: "Image") -> "Image":

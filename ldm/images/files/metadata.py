@@ -31,7 +31,7 @@ def check_metadata(stream: BinaryIO, head_only: bool = False) -> None:
             for i, size in enumerate(pieces(stream, head_only)):
                 found += size
                 if found > most:
-                    raise BadImage(f"has more than {most // 1024} kB of metadata: save it without them")
+                    raise BadImage(f"has more than {most // 1024} kB of metadata: save it without metadata")
                 if i > room:
                     raise BadImage("has more pieces than an image can have: save it again")
     stream.seek(begin)

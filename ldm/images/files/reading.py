@@ -88,7 +88,7 @@ def open_map(source: Source) -> np.ndarray:
     if values.ndim == 3 and (values == values[:, :, :1]).all():
         values = values[:, :, 0]  # grey saved as colour
     if values.ndim != 2 or is_jpeg(source):
-        reason = "isn't a map of ids, which has one channel or a palette and isn't a JPEG, as JPEG blurs ids"
+        reason = "isn't a map of ids: a map has one channel or a palette, and isn't a JPEG, since JPEG blurs ids"
         raise BadImage(with_name(source, f"{reason}: save it as a grey .png"))
     if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > 255:
         raise BadImage(with_name(source, f"holds {values.dtype} values; ids are whole numbers from 0 to 255"))

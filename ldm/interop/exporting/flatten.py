@@ -38,7 +38,7 @@ def flat(module_name: str) -> str:
     if both := sorted(taken & owner.keys()):
         raise ValueError(f"{both[0]} is imported, and defined in {owner[both[0]]}: one file can't hold both")
     doc = inspect.getdoc(importlib.import_module(module_name))
-    head = f'"""{doc}\n\nWritten by ldm out of its own source; Apache-2.0.\n"""'
+    head = f'"""{doc}\n\nWritten by ldm from its own source; Apache-2.0.\n"""'
     return "\n\n".join([head, "\n".join(sorted(imports))]) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
 

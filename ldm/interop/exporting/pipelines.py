@@ -45,7 +45,7 @@ def settings(model: Any, network: Any, scheduler: str, controlled: bool) -> dict
 def _of_one_encoder(named: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
     parts = list(named.values())
     if len(parts) != 1 or not isinstance(parts[0], FrozenText):
-        return [f"its conditions are {', '.join(named) or 'none'}, not one frozen text encoder's"]
+        return [f"its conditions are {', '.join(named) or 'none'}, not those of one frozen text encoder"]
     if parts[0].masked or parts[0].pooled or index["text_encoder"][1] != "CLIPTextModel":
         return ["its text is masked, pooled or not CLIP's"]
     return []

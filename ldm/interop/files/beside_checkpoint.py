@@ -23,7 +23,7 @@ def settings_beside(path: Path) -> dict[str, Any]:
 def warn_of_vae(path: Path) -> None:
     """Warns of an autoencoder beside the checkpoint, which isn't used."""
     for name in [path.stem + suffix for suffix in _VAES if path.with_name(path.stem + suffix).is_file()]:
-        log.warning("%s: the autoencoder beside it, %s, isn't used, but the checkpoint's own", path, name)
+        log.warning("%s: the checkpoint's own autoencoder is used, not the one beside it, %s", path, name)
 
 
 def parsed(text: str, where: str) -> Any:
@@ -44,5 +44,5 @@ def settings_in(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} can't be read as text ({type(error).__name__}).") from None
     content = parsed(text, str(file))
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no table of settings: remove it, or replace it by the checkpoint's config.")
+        raise UserError(f"{file} holds no table of settings: remove it, or replace it with the checkpoint's config.")
     return content

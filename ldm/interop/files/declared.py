@@ -35,7 +35,7 @@ def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
     declared = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
     if declared:
         raise UserError(
-            f"{where}: its metadata set {declared[0][:60]}, which isn't supported: get unquantised weights."
+            f"{where}: its metadata have {declared[0][:60]}, which isn't supported: get unquantised weights."
         )
 
 

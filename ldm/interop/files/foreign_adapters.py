@@ -19,4 +19,4 @@ def adapter_in(names: Iterable[str]) -> str:
     for start, words in _BY_START.items():
         if any(name.startswith(start) for name in names):
             return words
-    return f"{names[0][:80] if names else 'no tensors'}, which is no adapter that is read"
+    return f"{names[0][:80] if names else 'no tensors'}, which isn't a supported adapter"

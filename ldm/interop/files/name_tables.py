@@ -15,7 +15,7 @@ def bijection(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     for side in (0, 1):
         seen = [pair[side] for pair in pairs]
         if twice := sorted({name for name in seen if seen.count(name) > 1} if len(set(seen)) < len(seen) else ()):
-            raise ValueError(f"a table of names must be one to one; twice: {', '.join(twice[:4])}")
+            raise ValueError(f"a table of names must be one to one; these occur twice: {', '.join(twice[:4])}")
     return dict(pairs)
 
 

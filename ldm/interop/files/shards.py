@@ -26,7 +26,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
         return _named(indices[0])
     if pieces := sorted(folder.glob(f"{stem}*-of-*")):
         raise UserError(
-            f"{folder}: {pieces[0].name} is a piece of the weights, and the index of the pieces is missing."
+            f"{folder}: {pieces[0].name} is one part of the weights, and the index of the parts is missing: "
+            "download the folder again."
         )
     return []
 

@@ -38,7 +38,7 @@ def warn_of_differences(
         differing += [f"{key}, the base {why}" for key, why in model_version.differences(metadata, context_dim, where)]
     if differing:
         log.warning(
-            "%s was trained for another base than this one: %s; images may be wrong, so choose a base of that kind",
+            "%s was trained for a different base: %s; images may be wrong, so choose a base of that kind",
             where, ", ".join(differing),
         )  # fmt: skip
 

@@ -95,7 +95,7 @@ def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str
         return None
     owner = path.with_name(FILES[0])
     if path.name != owner.name and not has_peft_names(names) and (owner.exists() or owner.with_suffix(".bin").exists()):
-        log.warning("%s is taken to belong to the adapter_model beside it, not to %s", config, path.name)
+        log.warning("%s is assumed to belong to the adapter_model beside it, not to %s", config, path.name)
         return None
     return str(config), read_json(config)
 
@@ -145,7 +145,7 @@ def from_state(
             leaf, tensor = kinds.MAGNITUDE, _magnitudes(tensor, f"{where}: {name}")
         kept, key = (alphas, module) if leaf == ALPHA else (weights, f"{module}.{leaf}")
         if key in kept:
-            raise UserError(f"{where}: {name} is there twice, under two spellings: keep the right one.")
+            raise UserError(f"{where}: {name} occurs twice, in two spellings: keep the right one.")
         kept[key] = tensor
     empty: dict[str, dict[str, Tensor]] = {module: {} for module in alphas}
     layers = empty | kinds.by_module(weights)
@@ -246,8 +246,8 @@ def check_strength(lora: Lora, scale: float, where: str) -> None:
     for module, alpha in lora.alphas.items():
         if not abs(scale * alpha) * kinds.bound(layers[module]) < torch.finfo(torch.float32).max ** 0.5:
             raise UserError(
-                f"{where}: with alpha {alpha:g} at scale {scale:g}, the changes to {module} are too large to be "
-                "computed: take a smaller scale, or download the file again."
+                f"{where}: with alpha {alpha:g} at scale {scale:g}, the changes to {module} are too large to "
+                "compute: take a smaller scale, or download the file again."
             )
 
 

@@ -47,7 +47,7 @@ def split_leaf(name: str) -> tuple[str, str]:
     for leaf in LEAVES:
         if name.endswith(f".{leaf}"):
             return name.removesuffix(f".{leaf}"), leaf
-    raise ValueError(f"{name} is no weight of a LoRA")
+    raise ValueError(f"{name} isn't a weight of a LoRA")
 
 
 def by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -136,9 +136,9 @@ def change_shape(layer: Layer) -> tuple[int, ...]:
     if down.shape[0] != up.shape[1]:
         raise ValueError(f"has rank {down.shape[0]} according to lora_A, but {up.shape[1]} according to lora_B")
     if max(up.shape[2:], default=1) > 1:
-        raise ValueError(f"has a lora_B with a kernel, {tuple(up.shape)}")
+        raise ValueError(f"has a lora_B with a convolution kernel, {tuple(up.shape)}")
     if kind == "dora" and layer[MAGNITUDE].numel() != up.shape[0]:
-        raise ValueError(f"has a DoRA's {layer[MAGNITUDE].numel()} magnitudes, and {up.shape[0]} outputs")
+        raise ValueError(f"has a DoRA's {layer[MAGNITUDE].numel()} magnitudes, but {up.shape[0]} outputs")
     return (up.shape[0], *down.shape[1:])
 
 

@@ -61,7 +61,7 @@ def plain(
     stable = flag(switch, f"{where}: {kind}")
     if declared["lora_alpha"] is None:
         if stable:
-            raise UserError(f"{where}: its metadata set {kind} without alpha, so the LoRA's "
+            raise UserError(f"{where}: its metadata have {kind} without alpha, so the LoRA's "
                             "strength is unknown: get the file with its adapter_config.json.")  # fmt: skip
         return {}
     key, text = declared["lora_alpha"]
@@ -122,13 +122,13 @@ def check(
     unread += [path for path, _ in inside] if without_alpha else []
     if unread:
         raise UserError(
-            f"{where}: its metadata set {', '.join(unread[:4])}, which changes its strength and isn't supported."
+            f"{where}: its metadata have {', '.join(unread[:4])}, which changes its strength and isn't supported."
         )
     log_of = {key: _get(metadata, key) for key in (_ALPHA, _RANK)}
     logged = [(key, text) for key, text in log_of.items() if re.fullmatch(r"\d+(\.\d+)?", text) and float(text)]
     for key, text in [*inside, *((k, v) for k, v in logged if not _is_real(k, v, alphas, ranks))]:
         log.warning(
-            "%s: its metadata set %s=%s, but its weights differ: the weights are used", where, key, str(text)[:40]
+            "%s: its metadata say %s=%s, but its weights differ: the weights are used", where, key, str(text)[:40]
         )
 
 
@@ -164,7 +164,7 @@ def _refuse_unread(args: Mapping[str, Any], families: AbstractSet[str], where: s
         unread += [f"{_ARGS}.{key}" for key in ("conv_alpha", "conv_dim") if key in args]
     if unread:
         raise UserError(
-            f"{where}: its metadata set {', '.join(unread)} for layers without alpha, which isn't supported."
+            f"{where}: its metadata have {', '.join(unread)} for layers without alpha, which isn't supported."
         )
 
 

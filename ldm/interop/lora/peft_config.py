@@ -114,7 +114,9 @@ def _compiled(pattern: str, key: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"{_BEFORE}({pattern})$")
     except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{where}: {key} has the pattern {pattern[:60]!r}, which is none ({error}).") from None
+        raise UserError(
+            f"{where}: {key} has the pattern {pattern[:60]!r}, which isn't a valid pattern ({error})."
+        ) from None
 
 
 def _first(patterns: list[tuple[re.Pattern[str], float]], module: str, default: float | None) -> float | None:

@@ -61,7 +61,7 @@ def alphas(
     )
     if pefts and not found:
         log.warning(
-            "%s: no adapter_config.json beside it gives its strength: alpha is taken to be the rank",
+            "%s: no adapter_config.json beside it gives its strength: alpha is assumed to be the rank",
             where,
         )
     return _with_warning_of_zeros(whole, where)
@@ -75,7 +75,7 @@ def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str
             other, before = found.setdefault(module, (place, alpha))
             if not math.isclose(alpha, before, rel_tol=_ROUNDING):
                 raise UserError(
-                    f"{where}: alpha of {module} is {before:g} in {other}, {alpha:g} in {place}: keep the right one."
+                    f"{where}: alpha of {module} is {before:g} in {other}, but {alpha:g} in {place}: keep the right one."
                 )
     return {module: alpha for module, (_, alpha) in found.items()}
 
@@ -95,9 +95,9 @@ def _of_config(config: Mapping[str, Any], layers: Mapping[str, kinds.Layer], whe
             peft_config.warn_of_unused(settings, short, where)
             found |= {start + m: alpha for m, alpha in peft_config.alphas(both, short, where).items()}
         elif short:
-            log.warning("%s doesn't mention the %s: its alpha is taken to be the rank", where, component)
+            log.warning("%s doesn't mention the %s: its alpha is assumed to be the rank", where, component)
         elif settings:
-            log.warning("%s configures the %s, but the file has no weights of it", where, component)
+            log.warning("%s configures the %s, but the file has no weights for it", where, component)
     return found
 
 
@@ -119,7 +119,7 @@ def _under(values: Mapping[str, T], prefix: str) -> dict[str, T]:
 def _with_warning_of_zeros(alphas: dict[str, float], where: str) -> dict[str, float]:
     if zeros := [module for module, alpha in alphas.items() if alpha == 0]:
         log.warning(
-            "%s: alpha of %s (%d layers) is 0, which leaves them as they are; kohya's tools take 0 to mean the rank",
+            "%s: alpha of %s (%d layers) is 0, which leaves these layers unchanged; kohya's tools read 0 as the rank",
             where, zeros[0], len(zeros),
         )  # fmt: skip
     return alphas

@@ -39,7 +39,10 @@ def warn_of_differences(
     ]
     if different:
         log.warning(
-            "%s: %s beside it declares %s, but the weights differ: they are used", path, file.name, ", ".join(different)
+            "%s: %s beside it declares %s, but the weights differ: the weights are used",
+            path,
+            file.name,
+            ", ".join(different),
         )
 
 

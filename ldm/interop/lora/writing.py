@@ -120,7 +120,9 @@ def _one_kind(layers: Iterable[kinds.Layer]) -> str:
     """The kind of all layers. Raises UserError where there are several."""
     found = sorted({kinds.kind_of(layer) for layer in layers})
     if len(found) > 1:
-        raise UserError(f"this adapter mixes {', '.join(found)}, and peft's config names one kind: write to=kohya.")
+        raise UserError(
+            f"this adapter mixes {', '.join(found)}, but peft's config can name only one kind: write to=kohya."
+        )
     return found[0]
 
 
@@ -151,9 +153,7 @@ def _lokr_settings(
                 scaled = {m: a if kinds.has_rank(layers[m]) else a * whole[m] for m, a in alphas.items()}
                 settings = {"decompose_factor": factor, "decompose_both": both}
                 return settings | _settings(whole, scaled, "alpha")
-    raise UserError(
-        "peft splits all layers of a LoKr by one factor, and this one's are split in several ways: write to=kohya."
-    )
+    raise UserError("peft splits all layers of a LoKr with one factor, but this LoKr has several: write to=kohya.")
 
 
 def _peft_rank(layer: kinds.Layer, weight: tuple[int, ...], *, factor: int, both: bool) -> int | None:

@@ -77,7 +77,8 @@ def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError("the autoencoder can't be represented here: it isn't an AutoencoderKL of CompVis's kind.")
     if odd := [i for i in levels if any(n.startswith(f"encoder.down.{i}.attn.") for n in state)]:
         raise UserError(
-            f"the autoencoder can't be represented here: it has attention at level {odd[0]}, ours only in the middle."
+            f"the autoencoder can't be represented here: it has attention at level {odd[0]}, but ours has it "
+            "only in the middle."
         )
     moments, z = state["encoder.conv_out.weight"].shape[0], state["decoder.conv_in.weight"].shape[1]
     convs = (

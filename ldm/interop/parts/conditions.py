@@ -27,7 +27,7 @@ def text_part(encoder: Path, tokenizer: Path, options: Mapping[str, Any]) -> Fro
     """A pipeline's text encoder as Stable Diffusion uses it, padded and without a mask, unless `options` differ."""
     for part in (encoder, tokenizer):
         if not part.is_dir():
-            raise UserError(f"{part} is missing, which its model_index.json names: get the folder anew.")
+            raise UserError(f"{part} is missing, although its model_index.json names it: download the folder again.")
     file, config = tokenizer / "tokenizer_config.json", read_json(encoder / "config.json")
     length = whole(config.get("max_position_embeddings", 77), f"{encoder / 'config.json'}: max_position_embeddings")
     limit = read_json(file).get("model_max_length") if file.is_file() else None
@@ -50,7 +50,7 @@ def _xl(folder: Path, present: set[str], index: Mapping[str, Any], network: Any,
     if not sdxl.is_xl_unet(network):
         raise UserError(f"{where} has a second text encoder, which the U-Net doesn't read (addition_embed_type).")
     if index.get("text"):
-        raise UserError(f"{where}: text describes how one text encoder is read, but there are two: remove it.")
+        raise UserError(f"{where}: text describes how one text encoder is read, but there are two: remove text.")
     encoders = [
         text_part(folder / f"text_encoder{suffix}", folder / f"tokenizer{suffix}", reading)
         for suffix, reading in zip(("", "_2"), sdxl.READINGS, strict=True)

@@ -78,9 +78,9 @@ def obstacles(net: ControlNet) -> list[str]:
     network = _network(net)
     reasons = unet_config.obstacles(network)
     if net.class_embedding is not None and net.class_embedding.bias is not None:
-        reasons.append("it reads a vector of conditions, where ControlNetModel has a table of classes")
+        reasons.append("it reads a vector of conditions, while ControlNetModel has a table of classes")
     if net.factor & (net.factor - 1):
-        reasons.append(f"its control images are {net.factor} times the latents' size, which is no power of two")
+        reasons.append(f"its control images are {net.factor} times the latents' size, which isn't a power of two")
     return reasons
 
 

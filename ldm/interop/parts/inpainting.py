@@ -21,9 +21,9 @@ def with_mask(found: Conditioner, network: Any, first_stage: Any, size: tuple[in
         return found
     if more != 1 + z:
         raise UserError(
-            f"{where} can't be represented here: its U-Net reads {z + more} channels, {more} more than latents. "
-            f"A mask and a masked image (inpainting) would be {1 + z}; an image to edit (InstructPix2Pix), depth or a "
-            "low resolution have no counterpart."
+            f"{where} can't be represented here: its U-Net reads {z + more} channels, {more} in addition to the "
+            f"latents. Inpainting would add {1 + z}, for a mask and a masked image; an image to edit "
+            "(InstructPix2Pix), depth or a low resolution have no counterpart here."
         )
     sides: dict[str, Any] = {"factor": first_stage.factor, "size": list(size), "channels": first_stage.in_channels}
     part = Inpaint(z, drop_prob=0.0, layout=STABLE, **sides)

@@ -30,7 +30,7 @@ def check_fit(network: Any, found: Conditioner, where: str) -> None:
     wanted = {"tokens": network.context_dim, "a vector": network.vector_dim}
     given = {"tokens": found.token_dim, "a vector": found.vector_dim}
     if odd := [what for what in wanted if wanted[what] != given[what]]:
-        shown = ", ".join(f"{what} of {given[what]} numbers, the U-Net reads {wanted[what]}" for what in odd)
+        shown = ", ".join(f"{what} of {given[what]} numbers, but the U-Net reads {wanted[what]}" for what in odd)
         raise UserError(f"{where}: the parts don't fit: text encoders and sizes give {shown}.")
 
 
@@ -52,7 +52,7 @@ def obstacles(found: Conditioner) -> list[str]:
     for part, wanted, cls, which in zip(encoders, READINGS, classes, ("first", "second"), strict=True):
         own = {key: getattr(part, key) for key in (*LAYER, *POOL)}
         if own != {"pooled": False, "projected": False} | wanted:
-            reasons.append(f"its {which} text encoder isn't read as there ({_settings(wanted)})")
+            reasons.append(f"its {which} text encoder isn't read as in Stable Diffusion XL ({_settings(wanted)})")
         if type(part.encoder).__name__ != cls:
             reasons.append(f"its {which} text encoder is a {type(part.encoder).__name__}, not a {cls}")
     return reasons

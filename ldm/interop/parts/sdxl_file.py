@@ -47,7 +47,9 @@ def conditioner(
         weights = {n.removeprefix(f"{i}."): t for n, t in state.items() if n.startswith(f"{i}.{names}")}
         words, encoder = folder / f"tokenizer{suffix}", folder / f"text_encoder{suffix}"
         if not words.is_dir():
-            raise UserError(f"text_encoder={folder}: {words.name} is missing, of Stable Diffusion XL's two tokenizers.")
+            raise UserError(
+                f"text_encoder={folder}: {words.name} is missing; it belongs to Stable Diffusion XL's two tokenizers."
+            )
         if not weights:
             raise UserError(f"{path} isn't a whole checkpoint: {TEXT}{i}.{names} is missing.")
         ours = from_clip_names(weights) if i == 0 else from_open_clip_names(weights, whole=True)
@@ -81,7 +83,10 @@ def obstacles(network: Any, found: Conditioner) -> list[str]:
         if part.limit(part.tokenizer) != config.max_position_embeddings:
             reasons.append(f"its captions aren't padded to {config.max_position_embeddings} tokens (length)")
         if config.hidden_act != wanted:
-            reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, and readers assume {wanted}")
+            reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, but readers assume {wanted}")
     if found.parts and not sdxl.zeros_of(found):
-        reasons.append("no prompt is the empty one's states, and readers assume zeros (JoinedText's zeros=true)")
+        reasons.append(
+            "without a prompt it reads the states of the empty one, but readers assume "
+            "zeros (JoinedText's zeros=true)"
+        )
     return reasons

@@ -59,7 +59,7 @@ def unet_obstacles(network: nn.Module) -> list[str]:
     odd = [i for i in levels if (attends[i] or i == levels[-1]) and heads[i] != wanted[i]]
     for i in odd[:1]:
         rule = "64 channels a head" if spec["linear_projection"] else "8 heads"
-        reasons.append(f"the U-Net has {heads[i]} heads at level {i}, and readers assume {rule} (network.heads=)")
+        reasons.append(f"the U-Net has {heads[i]} heads at level {i}, but readers assume {rule} (network.heads=)")
     return reasons
 
 

@@ -137,7 +137,7 @@ def _text_time(unet: UNet, features: int | None) -> dict[str, Any]:
     features = features or getattr(unet, "size_features", None) or SIZE_FEATURES
     if (unet.vector_dim or 0) <= SIZES * features:
         raise UserError(
-            f"the U-Net can't be a UNet2DConditionModel: of its vector's {unet.vector_dim} numbers {SIZES * features} "
+            f"the U-Net can't be a UNet2DConditionModel: {SIZES * features} of its vector's {unet.vector_dim} numbers "
             "are for sizes, which leaves none for a text."
         )
     return {"addition_embed_type": "text_time", "addition_time_embed_dim": features}
@@ -153,7 +153,7 @@ def obstacles(unet: UNet) -> list[str]:
     """Why `unet` can't be a UNet2DConditionModel; empty if it can."""
     reasons = []
     if unet.context_dim is None:
-        reasons.append("its attention reads no context, where UNet2DConditionModel always has cross-attention")
+        reasons.append("its attention reads no context, while UNet2DConditionModel always has cross-attention")
     if unet.patch > 1:
         reasons.append(f"patch={unet.patch}")
     defaults = signature_defaults(UNet)

@@ -90,7 +90,9 @@ def _variance_preserving(parameterization: VariancePreserving, sampling: Mapping
         scheduler["original_inference_steps"] = parameterization.schedule.timesteps if all_timesteps else 50
         return scheduler
     if sampler == "heun" and sampling.get("variant") != "karras":
-        log.warning("diffusers' Heun is ours with variant=karras: it samples a little differently, at few steps worse")
+        log.warning(
+            "diffusers' Heun is ours with variant=karras: it samples a little differently, and worse at few steps"
+        )
     return scheduler | _spacing(sampling.get("spacing"), sampler, scheduler["_class_name"])
 
 

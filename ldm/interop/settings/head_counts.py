@@ -26,7 +26,7 @@ def of_file(
     own: dict[str, int] = {}
     for key, ours, count in _counts(declared, sections, where):
         if own.setdefault(ours, count) != count:
-            raise UserError(f"{where} sets {key}={count} and, in another place, {own[ours]}: give heads or head_dim.")
+            raise UserError(f"{where} sets {key}={count} but {own[ours]} in another place: give heads or head_dim.")
     own = dict(list(own.items())[:1]) if "head_dim" not in own else {"head_dim": own["head_dim"]}
     requested = {key: given[key] for key in ("heads", "head_dim") if key in given}
     if requested and own and requested != own:

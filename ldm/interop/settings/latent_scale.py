@@ -52,7 +52,8 @@ def collect(state: dict[str, Tensor], declared: Mapping[str, Any], where: str) -
             continue
         if name in found and not _same(found[name], value):
             raise UserError(
-                f"{where} sets {name}={_shown(found[name])} and, in another place, {_shown(value)}: it is damaged."
+                f"{where} sets {name}={_shown(found[name])} but {_shown(value)} in another place: it is "
+                "damaged, so download it again."
             )
         found.setdefault(name, value)
     return found | ({_MEASURED: True} if measured and not found.keys() & set(_FACTORS) else {})
@@ -79,7 +80,7 @@ def of_checkpoint(
     """
     if given is None and declared.get(_MEASURED):
         raise UserError(
-            f"{where} sets scale_by_std, but the scale_factor measured by that isn't in the file: give scaling_factor."
+            f"{where} sets scale_by_std, but the scale_factor measured with it isn't in the file: give scaling_factor."
         )
     factor, shift, mean, std = (_one(declared, names, where) for names in (_FACTORS, _SHIFTS, _MEANS, _STDS))
     if given is not None and factor is not None and not _same(factor, given):
@@ -112,7 +113,7 @@ def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, wher
     scale = positive([_scalar(factor, f"{where}: scaling_factor")], f"{where}: scaling_factor")[0]
     offset = 0.0 if shift is None else _scalar(shift, f"{where}: shift_factor")
     if offset and mean is not None:
-        raise UserError(f"{where} sets a shift_factor and a latents_mean: remove the wrong one.")
+        raise UserError(f"{where} sets both a shift_factor and a latents_mean: remove the wrong one.")
     means = [offset] * channels if mean is None else per_channel(mean, channels, f"{where}: latents_mean")
     what = f"{where}: latents_std"
     stds = [1.0] * channels if std is None else positive(per_channel(std, channels, what), what)

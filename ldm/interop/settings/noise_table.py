@@ -65,7 +65,7 @@ def _checked(table: Tensor, name: str, where: str) -> Tensor:
     stored = table.is_floating_point() and table.itemsize > 1  # float8 is too coarse to tell schedules apart
     if table.ndim != 1 or len(table) < 2 or not stored or not table.isfinite().all():
         kind = f"{str(table.dtype).removeprefix('torch.')} of shape {tuple(table.shape)}"
-        raise UserError(f"{where}: {name} is {kind}, where a row of finite noise levels belongs.")
+        raise UserError(f"{where}: {name} is {kind}, where a list of finite noise levels belongs.")
     return table
 
 

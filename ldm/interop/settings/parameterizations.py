@@ -50,7 +50,7 @@ def _edm(declared: Mapping[str, Any], where: str) -> EDM:
     _refuse_others(declared, where)
     found = {name: _one(declared, name, section, usual=usual, where=where) for name, (section, usual) in _EDM.items()}
     if found.pop("rho") != 7:
-        raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, and the file declares another.")
+        raise UserError(f"{where}: EDM's noise levels are spaced with rho=7 here, but the file declares another.")
     return EDM(**found)
 
 

@@ -24,7 +24,8 @@ def of_file(declared: Mapping[str, Any], encoder: Encoder | None, positions: int
     for key, skip, _ in layers[1:]:
         if skip != layers[0][1]:
             raise UserError(
-                f"{where} sets {layers[0][0]} and {key}, which are two layers of the text encoder: remove one."
+                f"{where} sets {layers[0][0]} and {key}, which are two different layers of the text encoder: "
+                "remove one."
             )
     options: dict[str, Any] = {}
     if layers and layers[0][1] > 1:

@@ -63,9 +63,9 @@ def report_unread_captions(samples: Iterable[Sample], store: Store, findings: Fi
         paths = [path for sample in images if (path := stem(sample.image) + kind) in store.entries]
         if not paths:
             continue
-        findings.mark_unread(paths, "beside an image that has a caption in the metadata")
+        findings.mark_unread(paths, "whose image has a caption in the metadata")
         files = plural(len(paths), f"{kind} file")
-        findings.warn(f"{files} not read, as the images have a caption in the metadata: {examples(paths)}")
+        findings.warn(f"{files} not read, since the images have captions in the metadata: {examples(paths)}")
 
 
 def read_caption(store: Store, path: str, name: str = OURS) -> Text:
@@ -124,7 +124,7 @@ def _hold_captions(kind: str, paths: Sequence[str], store: Store, *, findings: F
     texts = {path: text for path in evenly_spaced(paths, _LOOKED_AT) if (text := _peek(store, path))}
     if not any(texts.values()) and all(_is_empty(store, path) for path in paths):
         findings.mark_unread(paths, "empty")
-        findings.warn(f"{files} beside images, all of them empty: no captions ({examples(paths)})")
+        findings.warn(f"{files} beside images are all empty and give no captions ({examples(paths)})")
         return False
     boxes = [path for path, text in texts.items() if _is_boxes(text)]
     if not boxes:
@@ -145,7 +145,9 @@ def _hold_xmp(paths: Sequence[str], store: Store, findings: Findings) -> bool:
         return True
     findings.mark_unread(paths, "XMP without a description, title or keywords")
     files = plural(len(paths), f"{XMP} file")
-    findings.remark(f"{files} beside images without description, title and keywords: no captions ({examples(paths)})")
+    findings.remark(
+        f"{files} beside images have no description, title or keywords and give no captions ({examples(paths)})"
+    )
     return False
 
 
@@ -177,9 +179,9 @@ def _is_mostly_numbers(line: str) -> bool:
 
 
 def _report_second_captions(kind: str, paths: Sequence[str], findings: Findings) -> None:
-    findings.mark_unread(paths, "beside an image that has another caption file")
+    findings.mark_unread(paths, "whose image has another caption file")
     files = plural(len(paths), f"{kind} file")
-    message = f"{files} not read, as the images have another caption file: {examples(paths)}"
+    message = f"{files} not read, since the images have another caption file: {examples(paths)}"
     if kind == JSON:  # img2dataset writes the caption to both
         findings.remark(message)
     else:

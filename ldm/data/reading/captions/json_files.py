@@ -44,7 +44,7 @@ def hold_captions(store: Store, paths: Sequence[str], name: str, findings: Findi
     taken = [row for row in rows if caption_in(row, name)]
     others = _others(rows, name)
     if taken and others:
-        findings.remark(f"in {plural(len(paths), 'file')} NAME.json, the caption is read, but not {', '.join(others)}")
+        findings.remark(f"in {plural(len(paths), 'file')} NAME.json, only the caption is read, not {', '.join(others)}")
     elif rows and not taken:
         findings.mark_unread(paths, "JSON beside images without a caption under a usual key")
         message = (
@@ -52,7 +52,7 @@ def hold_captions(store: Store, paths: Sequence[str], name: str, findings: Findi
         )
         keys = f"but {', '.join(others)}" if others else f"their keys: {examples(list(rows[0]), 6)}"
         name = others[0] if others else "KEY"
-        findings.warn(f"{message}, {keys}: data.columns='{{text: {name}}}' reads one as the caption")
+        findings.warn(f"{message}, {keys}: data.columns='{{text: {name}}}' reads '{name}' as the caption")
     return bool(taken)
 
 
