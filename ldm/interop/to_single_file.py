@@ -124,7 +124,8 @@ def _factor_notes(model: Any, usual: float) -> list[str]:
     if factor is None or math.isclose(factor, usual, rel_tol=1e-5):
         return []
     return [
-        f"the file's latents are scaled by {usual:g}, not by {factor:.5g}: set scaling_factor={usual:g} in diffusers' config"
+        f"the file's latents are scaled by {usual:g}, not by {factor:.5g}: "
+        f"set scaling_factor={usual:g} in diffusers' config"
     ]
 
 

@@ -36,7 +36,7 @@ def check_guide(model: Any, guide: Any, where: str) -> None:
     mine, other = (torch.stack([m.latent_mean.cpu(), m.latent_std.cpu()]) for m in (model, guide))
     if mine.shape != other.shape or not torch.allclose(mine, other, rtol=1e-4, atol=1e-5):
         raise UserError(
-            f"autoguide={where} was trained on other latents: it has to share the first stage and the data."
+            f"autoguide={where} was trained on other latents: use a model with the same first stage and data."
         )
 
 

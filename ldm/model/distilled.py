@@ -30,7 +30,7 @@ def warn_of_negative(network: Any, distilled: Mapping[str, Any], guidance: Any) 
     if distilled and (guidance == 1 or embeds_guidance(network)):
         log.warning("the negative prompt has no effect: this model was distilled with its guidance baked in")
     elif guidance == 1:
-        log.warning("what is negative has no effect at guidance 1: give guidance=3, for example")
+        log.warning("negative prompts and conditions have no effect at guidance 1: give guidance=3, for example")
 
 
 def embeds_guidance(network: Any) -> bool:

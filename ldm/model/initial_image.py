@@ -30,7 +30,7 @@ class InitialImage:
             raise UserError(f"strength={self.strength} has to lie between 0 (keeps the image) and 1 (ignores it).")
         if self.mask is not None and self.mask.shape[2:] != self.image.shape[2:]:
             mask, image = tuple(self.mask.shape[2:]), tuple(self.image.shape[2:])
-            raise UserError(f"the mask is {mask} and the image {image}: give both the same size.")
+            raise UserError(f"the mask is {mask} and the image is {image}: give both the same size.")
 
     def repeated(self, n: int) -> "InitialImage":
         """With a row for each of `n` images. Raises UserError unless `n` is a multiple of the present rows."""

@@ -126,10 +126,10 @@ def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") 
             else f"{name}: this model has {reads} text encoders: give prompt= a tuple of as many prompts."
         )
     if not first:
-        raise UserError(f"{name} is for the second text encoder: give {prefix}prompt, for the first one, too.")
+        raise UserError(f"{name} is for the second text encoder: also give {prefix}prompt for the first one.")
     if len(second) not in (1, len(first)):
         raise UserError(
-            f"{len(first)} of {prefix}prompt and {len(second)} of {name}: give one {name} for all, or as many."
+            f"{len(first)} of {prefix}prompt and {len(second)} of {name}: give one {name} for all, or equally many."
         )
     return list(zip(first, second * (len(first) // len(second)), strict=True))
 
@@ -171,7 +171,7 @@ def initial_image(
     device, wanted = model.latent_mean.device, preprocess_to(model, size)
     images = send(read_images(image, wanted), device)
     if size is not None and images.shape[2:] != (wanted.height, wanted.width):
-        raise UserError(f"the image is a tensor of {tuple(images.shape[2:])}, size is {size}: leave size out.")
+        raise UserError(f"the image is a tensor of {tuple(images.shape[2:])}, but size is {size}: leave size out.")
     masks = None if mask is None else send(read_masks(mask, wanted), device)
     if strength is None:
         strength = 0.8 if mask is None and pad is None else 1.0
@@ -219,7 +219,7 @@ def read_images(given: Any, preprocess: Preprocess) -> Tensor:
                 f"a tensor {tuple(given.shape)} isn't an image (C, H, W) of {preprocess.channels} channels."
             )
         if not (images.abs() <= 1.5).all():  # a decoder's own overshoot is fine
-            raise UserError("a tensor of images has to have values in [-1, 1], and no NaN.")
+            raise UserError("a tensor of images has to have values in [-1, 1] and no NaN.")
         return images
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     notes: Notes = []

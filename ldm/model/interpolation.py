@@ -152,7 +152,9 @@ def _from_latents(
     images = torch.cat([model.decode(some) for some in latents.split(batch_size)])
     if not strength:
         if prompt is not None:
-            raise UserError("a prompt has no effect at strength 0, which only decodes: give a strength such as 0.5.")
+            raise UserError(
+                "a prompt has no effect at strength 0, which only decodes: give a larger strength, such as 0.5."
+            )
         return finite(images)
     given: dict[str, list] = {} if prompt is None else {"text": [prompt]}
     initial, seeds = InitialImage(images, None, strength), [seed] * len(latents)

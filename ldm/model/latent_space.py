@@ -60,7 +60,10 @@ class InLatents:
     ) -> None:
         """Sets how the model computes: see `ldm.networks.computing.coding.Coding`."""
         if tile is not None and isinstance(self.first_stage, Identity):
-            raise UserError(f"tile={tile}: this model works on pixels and has no autoencoder to code in tiles.")
+            raise UserError(
+                f"tile={tile}: this model works on pixels and has no autoencoder that could work "
+                "in tiles: leave tile out."
+            )
         self.coding = Coding(precision, tile, tile_statistics, compile)
 
     @check_arguments
@@ -146,7 +149,9 @@ def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, 
         model.compute(precision, tile, tile_statistics, compile)
     elif tile is not None or precision not in ("auto", "float32") or compile:
         name = type(model).__name__
-        raise UserError(f"precision=, tile= and compile= are for models that generate, which a {name} doesn't.")
+        raise UserError(
+            f"precision=, tile= and compile= are for models that generate, and a {name} doesn't: leave them out."
+        )
     return model
 
 

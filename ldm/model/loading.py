@@ -81,8 +81,8 @@ def _check_checkpoint(path: Path) -> None:
     if words := interop.embedding_in(interop.check_readable(path)):
         raise UserError(f"{path} holds {words}.")
     raise UserError(
-        f"{path} holds no Stable Diffusion 1, 2 or XL with CompVis's names. Load a LoRA or a ControlNet on a model, by "
-        "model.load_lora or model.load_controlnet, and a folder of diffusers as a whole."
+        f"{path} holds no Stable Diffusion 1, 2 or XL with CompVis's names. Load a LoRA or a ControlNet into a model, "
+        "with model.load_lora or model.load_controlnet, and a diffusers folder as a whole."
     )
 
 
@@ -110,7 +110,7 @@ def _load_folder(path: Path, device: str | torch.device) -> Any:
 
 def _refuse_options(options: dict[str, Any], path: Path) -> None:
     if options:
-        raise UserError(f"{', '.join(options)}: only for single-file checkpoints, which {path} isn't: leave it out.")
+        raise UserError(f"{', '.join(options)}: only for single-file checkpoints, and {path} isn't one: leave it out.")
 
 
 def _with_control(model: Any, path: Path) -> Any:
@@ -139,7 +139,9 @@ def _from_checkpoint(path: Path) -> nn.Module:
     Raises UserError for a damaged file, found by the record beside it, or without a record by its own checksums.
     """
     if record_of(path).exists() and not is_whole(path):
-        raise UserError(f"{path} is damaged: size or SHA-256 differ from the record beside it; load the one before it.")
+        raise UserError(
+            f"{path} is damaged: size or SHA-256 differ from the record beside it; load the previous checkpoint."
+        )
     try:
         with zipfile.ZipFile(path) as file:
             if not record_of(path).exists() and file.testzip():
@@ -154,7 +156,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
-            "which isn't run: another tool's file can be read if that tool saves its weights as .safetensors."
+            "which isn't run: have another tool's file saved as .safetensors by that tool."
         ) from None
     return artifact.restore(config, weights, str(path))
 

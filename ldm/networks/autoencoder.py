@@ -238,7 +238,9 @@ class AutoencoderKL(Described, nn.Module):
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             raise UserError("augment takes a tensor of images (B, C, H, W) in [-1, 1]; augment.py reads files.")
         if n < 1 or not 0 <= temperature < math.inf:
-            raise UserError(f"n={n}, temperature={temperature}: give at least one variant, at a temperature from 0 on.")
+            raise UserError(
+                f"n={n}, temperature={temperature}: give at least one variant, at a temperature of 0 or more."
+            )
         posterior = self.encode(images)
         position = torch.arange(len(images)) if position is None else position
         shape = (n, *posterior.mean.shape[1:])

@@ -38,7 +38,7 @@ class Cond:
         parts = (self, *others)
         for name in _BY_CONTROLNET:
             if any(getattr(p, name).keys() != getattr(self, name).keys() for p in others):
-                raise ValueError("conditions can't be joined: they are of different ControlNets")
+                raise ValueError("conditions can't be joined: they belong to different ControlNets")
         length = max((p.tokens.shape[1] for p in parts if p.tokens is not None), default=0)
         parts = tuple(_pad_tokens(p, length) for p in parts)
         joined: dict[str, Any] = {name: _cat([getattr(p, name) for p in parts], name) for name in _TENSORS}

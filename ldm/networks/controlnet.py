@@ -123,7 +123,7 @@ class ControlNet(Encoder):
         names = ["concat_channels"] if self.concat_channels else []
         reasons = differences(self, network, [*names, "context_dim", "in_channels", "patch"])
         if skip_widths(self) != skip_widths(network):
-            reasons.append(f"its levels are {skip_widths(self)} wide, the network's {skip_widths(network)}")
+            reasons.append(f"its levels are {skip_widths(self)} wide, but the network's are {skip_widths(network)}")
         return reasons
 
     context_dim: int | None
@@ -184,7 +184,7 @@ class DiTControlNet(Patched):
             return [f"the network is a {type(network).__name__}, not a DiT"]
         reasons = differences(self, network, ("channels", "concat_channels", "context_dim", "in_channels", "patch"))
         if len(self.blocks) > len(network.blocks):
-            reasons.append(f"it controls {len(self.blocks)} blocks, the network has {len(network.blocks)}")
+            reasons.append(f"it controls {len(self.blocks)} blocks, but the network has {len(network.blocks)}")
         return reasons
 
     context_dim: int | None
@@ -242,7 +242,7 @@ def differences(net: Any, network: Any, names: Sequence[str]) -> list[str]:
     """
     names = [*names, "vector_dim"] if net.vector_dim else names
     pairs = [(name, getattr(net, name), getattr(network, name)) for name in names]
-    return [f"{name} {own}, the network's {theirs}" for name, own, theirs in pairs if own != theirs]
+    return [f"{name} is {own}, but the network's is {theirs}" for name, own, theirs in pairs if own != theirs]
 
 
 class Controlled(nn.Module):

@@ -21,7 +21,8 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if channels % 8 or layers < 1:
             raise UserError(
-                f"a discriminator of {channels} channels and {layers} layers: give a multiple of 8, and at least 1."
+                f"a discriminator of {channels} channels and {layers} layers: give a multiple of 8 channels, "
+                "and at least 1 layer."
             )
         widths = [min(2**i, 8) * channels for i in range(layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]

@@ -128,7 +128,7 @@ class DiT(Patched):
         for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(
-                    f"network.{name}={value}: a DiT takes a whole number of at least 1; levels are the UNet's."
+                    f"network.{name}={value}: a DiT takes one whole number of at least 1; only a UNet has levels."
                 )
         if channels % 4 or channels % heads:
             raise UserError(f"network: channels={channels} has to be divisible by 4 and by heads={heads}.")

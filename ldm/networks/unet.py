@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         if self.add_embedding is not None:
             if cond.vector is None:
                 raise UserError(
-                    "this network needs a vector of conditions, and none is given: load a file of Stable Diffusion XL "
+                    "this network needs a vector of conditions, but none is given: load a file of Stable Diffusion XL "
                     "with text_encoder=FOLDER."
                 )
             embedding = embedding + self.add_embedding(cond.vector)

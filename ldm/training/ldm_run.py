@@ -57,7 +57,7 @@ def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf |
 def prepare(config: dict[str, Any], folder: RunFolder, source: Any, first_stage_path: Path | None) -> PreparedRun:
     """Prepares a run from the data to the task: replaces `auto` in `config`, and saves it."""
     start = resume.start_of(folder)
-    whose = f"{folder.path}, which goes on,"
+    whose = f"{folder.path}, which is still training,"
     tables = number_labels(source.tables(cache_of(config) / "data"), start.classes, whose)
     check_labelled(tables[0], start.classes, whose)
     loss_mask.check(config, tables)
@@ -163,8 +163,8 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     if own and own != given and not named:
         differing = ", ".join(f"{k} {own[k]} there, {given[k]} here" for k in own if own[k] != given.get(k))
         raise UserError(
-            f"{path} was trained on images prepared differently ({differing}): name it with first_stage={path.name} if "
-            "you mean it, or train another one."
+            f"{path} was trained on images prepared differently ({differing}): give first_stage={path.name} to use it "
+            "anyway, or train another one."
         )
     return vae
 
@@ -253,7 +253,10 @@ WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
 def file_whitening(first_stage: Any) -> tuple[Tensor, Tensor]:
     """Mean and std of each channel as the autoencoder's diffusers file gives them: z' = (z - shift) * scale."""
     if first_stage.scaling is None:
-        raise UserError("whitening=file: the first stage isn't a diffusers folder, which declares it: use channels.")
+        raise UserError(
+            "whitening=file: only a diffusers folder declares its whitening, and the first stage "
+            "isn't one: use channels."
+        )
     mean, std = first_stage.scaling
     return torch.tensor(mean), torch.tensor(std)
 
@@ -276,7 +279,7 @@ def latents(
     if config["latents"] == "online":
         return *tables, whitening
     if train.reused and val.reused:
-        print(f"latents of {len(train) + len(val)} images: the cache is reused, nothing is encoded", flush=True)
+        print(f"latents of {len(train) + len(val)} images: the cache is reused, and nothing is encoded", flush=True)
     return train, val, whitening
 
 

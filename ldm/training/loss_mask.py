@@ -78,10 +78,12 @@ def check(config: Mapping[str, Any], tables: tuple[Table, Table]) -> None:
     chosen = config.get("loss_mask")
     if not chosen:
         if config.get("unmasked_weight"):
-            raise UserError("unmasked_weight= is the weight outside of a mask: choose its column with loss_mask=mask.")
+            raise UserError(
+                "unmasked_weight= is the weight outside of a mask: choose the mask's column with loss_mask=mask."
+            )
         return
     if chosen not in COLUMNS:
-        raise UserError(f"loss_mask={chosen} isn't a column for it.{did_you_mean(str(chosen), COLUMNS)}")
+        raise UserError(f"loss_mask={chosen} isn't a column for loss masks.{did_you_mean(str(chosen), COLUMNS)}")
     for table in tables:
         if chosen not in table.columns:
             has = ", ".join(table.columns) or "images alone"
@@ -103,7 +105,7 @@ def _described(table: Table, column: str) -> str:
         raise UserError(
             f"loss_mask={column}: the masks are black everywhere; they have to be white where the loss counts."
         )
-    also = f"; {hidden} of {len(shares)} images are hidden entirely and count nothing" if hidden else ""
+    also = f"; {hidden} of {len(shares)} images are hidden entirely and don't count" if hidden else ""
     return f"the loss counts where {column} is white: {float(shares.mean()):.0%} of the pixels{also}"
 
 

@@ -22,8 +22,8 @@ from ldm.training.trainer.fit import device_for
 from ldm.training.vae_task import psnr
 
 NO_KL = (
-    "train=decoder: the encoder doesn't change, so the loss is only that of the reconstruction; beta, the weight of "
-    "the KL term, isn't used"
+    "train=decoder: the encoder doesn't change, so the loss is only that of the reconstruction, and beta, the "
+    "weight of the KL term, isn't used"
 )
 
 
@@ -60,7 +60,7 @@ def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -
     if config["optimizer"]["lr"] == "auto":  # large first steps would destroy what the base has learned
         config["optimizer"] = config["optimizer"] | {"lr": rate_for(vae)}
     print(
-        f"begins with {base} (hash {config['base_hash'][:12]}), whose sizes it has: factor {vae.factor}, "
+        f"starts from {base} (hash {config['base_hash'][:12]}) with its sizes: factor {vae.factor}, "
         f"{vae.latent_channels} latent channels",
         flush=True,
     )
@@ -77,8 +77,8 @@ def open_base_autoencoder(path: Path, channels: int) -> AutoencoderKL:
     vae = autoencoder(load(path, precision="float32"), f"base={path}")
     if vae.in_channels != channels:
         raise UserError(
-            f"base={path} takes images of {vae.in_channels} channels, and the data's have {channels}: have them "
-            f"prepared with data.channels={vae.in_channels}, or use another base=."
+            f"base={path} takes images of {vae.in_channels} channels, but the data's have {channels}: prepare "
+            f"the data with data.channels={vae.in_channels}, or use another base=."
         )
     return vae
 
@@ -106,6 +106,6 @@ def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], mos
 def decoder_advice(path: Path) -> str:
     """A line about how to use a decoder that was trained alone."""
     return (
-        "the encoder is the base's, bit for bit: its cached latents and its models of stage two stay valid. "
+        "the encoder is the base's, bit for bit, so cached latents and models of stage two remain valid. "
         f"model.load_decoder('{path}'), or sample.py decoder={path.name}, gives such a model this decoder"
     )

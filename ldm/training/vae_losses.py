@@ -47,8 +47,8 @@ class VAELoss(nn.Module):
         self.start, self.equivariance, self.turns = adversarial_start, equivariance, equivariance_turns
         if adversarial and side < smallest_side(critic_layers):
             raise UserError(
-                f"loss.critic_layers={critic_layers} needs images of {smallest_side(critic_layers)} pixels, these have "
-                f"{side}: take fewer."
+                f"loss.critic_layers={critic_layers} needs images of {smallest_side(critic_layers)} pixels, but these "
+                f"have {side}: give fewer layers."
             )
         # Smaller images have no such term; `transformed` makes batches smaller.
         self.smallest_for_critic, self.smallest_for_lpips = smallest_side(critic_layers), NETS.get(perceptual_net, 0)
@@ -129,7 +129,8 @@ def lpips(net: str, channels: int, side: int) -> nn.Module:
         raise UserError(f"loss.perceptual_net={net} isn't known.{did_you_mean(net, NETS)}")
     if channels not in (1, 3) or side < NETS[net]:
         raise UserError(
-            f"LPIPS with {net} takes grey or RGB images of {NETS[net]} pixels or more, these have {channels} channels "
+            f"LPIPS with {net} takes grey or RGB images of {NETS[net]} pixels or more, but these have "
+            f"{channels} channels "
             f"and {side} pixels: use loss.perceptual=0."
         )
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity

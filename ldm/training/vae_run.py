@@ -172,4 +172,7 @@ def print_quality(vae: AutoencoderKL, metrics: Mapping[str, Tensor], images: int
     print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
     dead = [i for i, value in enumerate(kl) if value < 0.01]
     if dead:
-        print(f"channels {dead} carry nothing (KL below 0.01): beta is high for this many latent_channels", flush=True)
+        print(
+            f"channels {dead} carry no information (KL below 0.01): beta is too high for this many latent_channels",
+            flush=True,
+        )

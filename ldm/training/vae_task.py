@@ -134,7 +134,7 @@ def equivalents(beta: float, vae: AutoencoderKL) -> str:
     """
     ratio = vae.in_channels * vae.factor**2 / vae.latent_channels
     return (
-        f"beta {beta:g} on the mean KL of a latent element, beside the mean squared error of a pixel value, equals "
-        f"a kl_weight of {beta * ratio:.3g} where both are summed (LDM's convention), "
+        f"beta {beta:g} weights the mean KL per latent element against the mean squared error per pixel value; "
+        f"that equals a kl_weight of {beta * ratio:.3g} where both are summed (LDM's convention), "
         f"and a decoder with standard deviation {math.sqrt(beta * ratio / 2):.3g} (evidence lower bound)"
     )

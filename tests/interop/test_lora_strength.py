@@ -57,7 +57,9 @@ def test_the_config_beside_counts_whatever_the_file_and_its_tensors_are_called(n
 def test_a_config_beside_pefts_own_file_isnt_taken_for_anothers(tmp_path, caplog):
     save_file(weights(), tmp_path / "adapter_model.safetensors")
     assert read(tmp_path, kohyas(alpha=2.0), config=SAYS_16) == {Q: 2.0}
-    assert "adapter_config.json is assumed to belong to the adapter_model beside it, not to a.safetensors" in caplog.text
+    assert (
+        "adapter_config.json is assumed to belong to the adapter_model beside it, not to a.safetensors" in caplog.text
+    )
 
 
 def test_a_config_with_a_byte_order_mark_is_read(tmp_path):

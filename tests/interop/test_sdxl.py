@@ -180,7 +180,8 @@ def test_a_model_that_isnt_such_a_pipeline_says_why(folder, tmp_path):
     model = ldm.load(folder)
     model.conditioner.parts["text"].encoders[0].clip_skip = 1
     with pytest.raises(
-        UserError, match=r"a StableDiffusionXLPipeline.*first text encoder isn't read as in Stable Diffusion XL \(clip_skip=2"
+        UserError,
+        match=r"a StableDiffusionXLPipeline.*first text encoder isn't read as in Stable Diffusion XL \(clip_skip=2",
     ):
         model.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -355,7 +356,10 @@ def test_what_is_negative_is_refused_by_name_and_said_where_it_does_nothing(mode
     for options, says in (
         ({"negative": {"size": 3}}, "negative has no 'size'; it takes prompt, prompt_2, original_size"),
         ({"negative": {"crop": -1}}, r"negative crop=-1: give \(top, left\)"),
-        ({"negative": {"prompt_2": "a"}}, "negative prompt_2 is for the second text encoder: give negative prompt"),
+        (
+            {"negative": {"prompt_2": "a"}},
+            "negative prompt_2 is for the second text encoder: also give negative prompt",
+        ),
         ({"negative": {"prompt": 3}}, "negative prompt=3: give a word or a list"),
         ({"prompt_2": ["a", "b"]}, "1 of prompt and 2 of prompt_2"),
     ):
@@ -364,7 +368,7 @@ def test_what_is_negative_is_refused_by_name_and_said_where_it_does_nothing(mode
     assert "no effect" not in caplog.text
     plain = model("a cat", steps=1, guidance=1.0, output="pt")
     assert torch.equal(model("a cat", steps=1, guidance=1.0, negative="a dog", output="pt"), plain)
-    assert "what is negative has no effect at guidance 1" in caplog.text
+    assert "negative prompts and conditions have no effect at guidance 1" in caplog.text
 
 
 def test_two_prompts_for_each_of_several_images_are_the_same_alone(model):

@@ -161,7 +161,7 @@ def test_a_decoder_that_overflows_in_float16_is_decoded_in_float32_and_says_so_o
     assert torch.equal(first, second)
     assert seen == [torch.float32, torch.float16, torch.float32, torch.float32]  # the second time at once
     assert [r.message for r in caplog.records] == [
-        "the autoencoder's decoder overflows in float16: computed in float32"
+        "the autoencoder's decoder overflows in float16, so it is computed in float32"
     ]
 
 

@@ -158,7 +158,7 @@ def test_no_sample_is_named_for_want_of_memory(started, tmp_path):
         guards.loss_of = full
 
     printed = fails(tmp_path / "out", "vae", "trainer.max_steps=8", "resume=true", before=before)
-    assert printed.startswith("step 6: the loss or its gradient isn't finite, of one or more of sample ")
+    assert printed.startswith("step 6: the loss or its gradient isn't finite for one or more of sample ")
 
 
 def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
@@ -240,7 +240,7 @@ def test_a_gradient_too_large_for_every_scale_does_not_halve_it_for_ever(here, t
         Task.training_step = training_step
 
     printed = fails(tmp_path / "out", "vae", "trainer.max_steps=40", "trainer.precision=16-mixed", before=spoil)
-    assert printed.startswith("step 17: the loss is finite and its gradient isn't")  # 2^16 halved 16 times
+    assert printed.startswith("step 17: the loss is finite but its gradient isn't")  # 2^16 halved 16 times
 
 
 # The machine ---------------------------------------------------------------------------------------------------------
@@ -506,7 +506,7 @@ def test_data_that_changed_are_reported(here, capfd):
     capfd.readouterr()
     train("vae", *words, "resume=true")
     printed = capfd.readouterr().out
-    assert f"{run}: the data have changed; samples come in another order from here on" in printed
+    assert f"{run}: the data have changed; the order of the samples changes from here on" in printed
     assert f"resumed {run} at step 2" in printed and steps(run)[-1] == 6
 
 

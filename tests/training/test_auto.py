@@ -111,7 +111,7 @@ def test_too_few_steps_are_reported_before_the_first_with_what_to_change(capsys:
     short = config(channels=[512, 512], stem=1)
     settle.settle_vae(short, {}, channels=3, size=(256, 256), images=600)
     output = capsys.readouterr().out
-    assert "will fit into the time given" in output and "warning: at least 150 are wanted" in output
+    assert "will fit into the training time" in output and "warning: fewer than 150 steps" in output
     assert "trainer.max_time" in output and "data.size=" in output
 
 

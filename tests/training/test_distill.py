@@ -218,7 +218,7 @@ def test_it_trains_under_bf16_mixed_and_as_a_lora(runs, train):
     ("words", "sentence"),
     [
         ({"levels": 6, "segments": 4}, "multiple of the segments"),
-        ({"levels": 4, "skip": 4, "segments": 1}, "steps over 1 or more"),
+        ({"levels": 4, "skip": 4, "segments": 1}, "steps over at least 1 level"),
         ({"guidance": [3, 1]}, "one scale, or"),
         ({"target_decay": 1.0}, "a share below 1"),
     ],

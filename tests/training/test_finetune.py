@@ -145,7 +145,7 @@ def test_what_cant_be_fine_tuned_is_refused_before_work_starts(runs, train):
         (("finetune=textual_inversion", "base=digits", "word=x", "name=d"), "built-in text encoder"),
         ((*LORA, "rank=0", "name=e"), "rank=0"),
         ((*LORA, "kind=lohaa", "name=f"), "kind=lohaa.*Did you mean 'loha'"),
-        ((*LORA, "kind=loha", "finetune.dropout=0.1", "name=g"), "dropout=0.1 is of a LoRA's"),
+        ((*LORA, "kind=loha", "finetune.dropout=0.1", "name=g"), "dropout=0.1 is for a LoRA"),
         ((*LORA, "rank_pattern={attn1: 0}", "name=h"), "rank_pattern=.*at least 1"),
         ((*LORA, "rank_pattern={conv1: 2}", "name=i"), "rank_pattern: no layer matches 'conv1'"),
     ]

@@ -321,7 +321,9 @@ def test_processes_that_chose_different_checkpoints_do_not_train_on(runs, monkey
     old, newest = two_checkpoints(make_run(runs, "emoji"))
     for others in ([old.name, newest.name], ["step 0", newest.name]):
         monkeypatch.setattr(checkpoints, "gathered", lambda own, others=others: [others[0], own])
-        with pytest.raises(UserError, match=f"continues from {others[0]}, and others had started with {newest.name}"):
+        with pytest.raises(
+            UserError, match=f"continues from {others[0]}, but other processes had started with {newest.name}"
+        ):
             Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")
     monkeypatch.setattr(checkpoints, "gathered", lambda own: [own, own])
     Checkpoints(RunFolder(runs), begins=newest).setup(None, None, "fit")

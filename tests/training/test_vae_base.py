@@ -99,7 +99,7 @@ def test_stage_two_continues_with_the_better_decoder_and_encodes_nothing_again(
     words = ["name=on", "first_stage=better", "optimizer.lr=0.01", "resume=true"]
     run = train("ldm", runs, *words, "trainer.max_steps=7")
     printed = capsys.readouterr().out
-    assert "the cache is reused, nothing is encoded" in printed and "resumed" in printed
+    assert "the cache is reused, and nothing is encoded" in printed and "resumed" in printed
     assert same(halves(run)[1], halves(better[0])[1])
     checkpoint = torch.load(run / "checkpoints" / "step-00000007.ckpt", weights_only=True)
     assert checkpoint["ldm_depends_on"]["first_stage"] == encoder_hash(ldm.load(better[0]))
@@ -174,7 +174,7 @@ def test_the_rate_is_less_for_wide_networks():
     [
         (["train=decoder"], "train=decoder needs an autoencoder"),
         (["base=digit"], "there is no run 'digit' of train_vae.py. Did you mean 'digits'"),
-        (["base=digits", "data=emoji", "data.size=8"], "takes images of 1 channels, and the data's have 3"),
+        (["base=digits", "data=emoji", "data.size=8"], "takes images of 1 channels, but the data's have 3"),
     ],
 )
 def test_what_cant_be_gone_on_from_is_refused(runs, config, words, printed, monkeypatch):

@@ -24,7 +24,7 @@ def test_an_unknown_whitening_is_refused_before_any_work() -> None:
 
 def test_a_file_of_diffusers_says_shift_and_scale() -> None:
     vae = ldm.AutoencoderKL(1, 2, channels=8)
-    with pytest.raises(UserError, match="whitening=file: the first stage isn't a diffusers folder"):
+    with pytest.raises(UserError, match="whitening=file: only a diffusers folder declares its whitening"):
         file_whitening(vae)
     vae.scaling = ([0.25, 0.25], [2.0, 2.0])
     assert [part.tolist() for part in file_whitening(vae)] == [[0.25, 0.25], [2.0, 2.0]]

@@ -35,7 +35,7 @@ def test_a_loss_that_is_no_number() -> None:
 
 
 def test_a_run_that_stopped_itself_over_one_is_reported_as_such() -> None:
-    message = "error: step 7: the loss isn't finite, of sample 3."
+    message = "error: step 7: the loss of sample 3 isn't finite."
     assert kinds(run_alerts(run("failed", error=message), {}, 0, RULES)) == ["nan"]
     assert kinds(run_alerts(run("failed", error="error: no data."), {}, 0, RULES)) == ["failed"]
 

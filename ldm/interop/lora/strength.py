@@ -75,7 +75,8 @@ def _agreed(declared: Mapping[str, Mapping[str, float]], where: str) -> dict[str
             other, before = found.setdefault(module, (place, alpha))
             if not math.isclose(alpha, before, rel_tol=_ROUNDING):
                 raise UserError(
-                    f"{where}: alpha of {module} is {before:g} in {other}, but {alpha:g} in {place}: keep the right one."
+                    f"{where}: alpha of {module} is {before:g} in {other}, but {alpha:g} in {place}: "
+                    "keep the right one."
                 )
     return {module: alpha for module, (_, alpha) in found.items()}
 

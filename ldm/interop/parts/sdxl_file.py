@@ -86,7 +86,6 @@ def obstacles(network: Any, found: Conditioner) -> list[str]:
             reasons.append(f"its {which} text encoder's activation is {config.hidden_act}, but readers assume {wanted}")
     if found.parts and not sdxl.zeros_of(found):
         reasons.append(
-            "without a prompt it reads the states of the empty one, but readers assume "
-            "zeros (JoinedText's zeros=true)"
+            "without a prompt it reads the states of the empty one, but readers assume zeros (JoinedText's zeros=true)"
         )
     return reasons

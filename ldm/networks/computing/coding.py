@@ -108,7 +108,7 @@ class Coding:
         result = self._sliced(self._half(stage, half, torch.float32), half, given, torch.float32)
         _check(result)
         if half not in self.overflowed:
-            _log.warning("the autoencoder's %s overflows in float16: computed in float32", half)
+            _log.warning("the autoencoder's %s overflows in float16, so it is computed in float32", half)
             self.overflowed.add(half)
         return result
 
@@ -143,5 +143,5 @@ def _in(dtype: torch.dtype, run: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
 def _check(result: Tensor) -> None:
     if not is_finite(result):
         raise UserError(
-            "the result of the network in float16 isn't finite, since it overflows: use precision=bfloat16 or float32."
+            "the network overflows in float16, so its result isn't finite: use precision=bfloat16 or float32."
         )

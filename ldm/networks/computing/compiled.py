@@ -114,7 +114,7 @@ def check_tools(compiler: Compiler | None, device: torch.device) -> None:
     else:
         missing = "" if _has_cpp() else "a C++ compiler (g++ or clang++)"
     if missing:
-        raise UserError(f"compile=true needs {missing}, which wasn't found: install it, or leave compile=false.")
+        raise UserError(f"compile=true needs {missing}, which wasn't found: install it, or use compile=false.")
 
 
 def _has_cpp() -> bool:

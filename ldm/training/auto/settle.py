@@ -48,7 +48,7 @@ class AutoVAE:
         shortcut: bool | None = None,
         groups: int | None = None,
     ):
-        raise NotImplementedError("a stand-in: ldm.training.auto chooses what is built")
+        raise NotImplementedError("a placeholder: ldm.training.auto chooses the real network")
 
 
 @register
@@ -75,7 +75,7 @@ class AutoNetwork:
         groups: int | None = None,
         dropout: float | None = None,
     ):
-        raise NotImplementedError("a stand-in: ldm.training.auto chooses what is built")
+        raise NotImplementedError("a placeholder: ldm.training.auto chooses the real network")
 
 
 def settle_vae(
@@ -177,18 +177,21 @@ def _settle_batch_and_rate(
 def _forecast(budget: Budget, flops_of_image: float, batch: int, *, fewest: int, say: Say) -> None:
     """Says how many steps fit into the time limit, or how long the given number of steps takes."""
     flops = flops_of_image * batch
-    steps, machine = budget.steps_in_time(flops), f"{budget.speed / 1e9:.0f} GFLOP/s, as its kind reaches in training"
+    steps, machine = (
+        budget.steps_in_time(flops),
+        (f"{budget.speed / 1e9:.0f} GFLOP/s, which such machines reach in training"),
+    )
     minutes = (budget.steps or 0) * flops / budget.speed / 60
     if steps is None:
         if minutes >= 2:
             say(f"{budget.steps} steps of {batch} will take about {minutes:.0f} minutes ({machine})")
         return
-    say(f"about {steps} steps of {batch} will fit into the time given ({machine})")
+    say(f"about {steps} steps of {batch} will fit into the training time ({machine})")
     if steps < fewest:
         longer = math.ceil((budget.seconds or 0) * fewest / max(steps, 1) / 60)
         say(
-            f"warning: at least {fewest} are wanted, fewer rarely give more than smears: about {longer} minutes of "
-            "trainer.max_time, smaller images (data.size=), or a smaller network"
+            f"warning: fewer than {fewest} steps rarely give more than blurred shapes: allow about {longer} "
+            "minutes with trainer.max_time, or use smaller images (data.size=) or a smaller network"
         )
 
 

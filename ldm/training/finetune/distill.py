@@ -64,7 +64,10 @@ class DistillFinetune(Finetune):
         if model.distilled:
             raise UserError("the base is itself distilled: give the model that it was made from as base=.")
         if self.lora and not isinstance(self.guidance, (int, float, type(None))):
-            raise UserError("lora=true needs one guidance scale: a LoRA has no place for one as a condition.")
+            raise UserError(
+                "lora=true needs one guidance scale, since a LoRA can't take the scale as a "
+                "condition: give guidance= one number."
+            )
         if "guidance_dim" not in parameters(spec_of(model.denoiser.network)["class"]) and self._is_slider:
             name = type(model.denoiser.network).__name__
             raise UserError(f"a {name} can't take the guidance scale as a condition: give guidance= one number.")
@@ -147,7 +150,7 @@ def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
 
 def _check_levels(segments: int, levels: int, skip: int) -> None:
     if levels < 2 or not 1 <= skip < levels:
-        raise UserError(f"levels={levels}, skip={skip}: at least 2 noise levels are needed, and steps over 1 or more.")
+        raise UserError(f"levels={levels}, skip={skip}: give at least 2 noise levels, and steps over at least 1 level.")
     if segments < 1 or levels % segments:
         raise UserError(f"segments={segments}, levels={levels}: the levels have to be a multiple of the segments.")
 
@@ -155,7 +158,8 @@ def _check_levels(segments: int, levels: int, skip: int) -> None:
 def _check_numbers(guidance: float | Sequence[float] | None, target_decay: float, huber_c: float) -> None:
     if not 0 <= target_decay < 1 or not huber_c > 0:
         raise UserError(
-            f"target_decay={target_decay}, huber_c={huber_c}: the first has to be a share below 1, the second above 0."
+            f"target_decay={target_decay}, huber_c={huber_c}: the first has to be a share below 1, the second "
+            "has to be above 0."
         )
     if isinstance(guidance, Sequence) and not (len(guidance) == 2 and 0 <= guidance[0] < guidance[1]):
-        raise UserError(f"guidance={list(guidance)}: one scale, or [least,most] to make it a slider.")
+        raise UserError(f"guidance={list(guidance)}: give one scale, or [least,most] for a range to choose from.")

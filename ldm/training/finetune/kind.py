@@ -59,7 +59,7 @@ class Finetune:
             if not tables[0].gives(key):
                 raise UserError(
                     f"the base is conditioned on '{key}', which the data don't have (they have "
-                    f"{', '.join(columns) or 'images alone'}); give it, or for captions a trigger=WORD."
+                    f"{', '.join(columns) or 'images alone'}); give that column, or for captions a trigger=WORD."
                 )
         for part in model.conditioner.parts.values():
             if isinstance(part, ClassLabel) and (most := int(np.max(columns["label"]))) >= part.classes:

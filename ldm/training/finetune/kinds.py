@@ -69,11 +69,14 @@ class LoRAFinetune(Finetune):
         caption_dropout: float | None = None,
     ):
         if rank < 1 or (alpha is not None and not alpha > 0) or not 0 <= dropout < 1:
-            raise UserError(f"rank={rank}, alpha={alpha}, dropout={dropout}: at least 1, above 0, and a share below 1.")
+            raise UserError(
+                f"rank={rank}, alpha={alpha}, dropout={dropout}: give a rank of at least 1, an "
+                "alpha above 0 and a dropout from 0 to below 1."
+            )
         if kind not in adapter_kinds.KINDS:
-            raise UserError(f"kind={kind} is no kind of LoRA.{did_you_mean(kind, adapter_kinds.KINDS)}")
+            raise UserError(f"kind={kind} isn't a kind of LoRA.{did_you_mean(kind, adapter_kinds.KINDS)}")
         if dropout and kind in ("loha", "lokr"):
-            raise UserError(f"dropout={dropout} is of a LoRA's or DoRA's inputs, which a {kind} has not: leave it out.")
+            raise UserError(f"dropout={dropout} is for a LoRA or DoRA, and a {kind} has none: leave it out.")
         _check_patterns(rank_pattern, alpha_pattern)
         self.rank, self.alpha, self.targets = rank, alpha, targets
         self.kind, self.rank_pattern, self.alpha_pattern = kind, rank_pattern, alpha_pattern

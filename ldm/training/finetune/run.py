@@ -44,11 +44,14 @@ def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf |
     kind: Finetune = build(config["finetune"], "finetune")
     if measures_images(config) and kind.needs:
         raise UserError(
-            f"generated images can't be measured while {type(kind).__name__} trains, as they need "
-            f"{', '.join(kind.needs)} too: leave out distance.n, and choose the best with checkpoint.best=val/loss."
+            f"generated images can't be measured while {type(kind).__name__} trains, since they "
+            f"also need {', '.join(kind.needs)}: leave out distance.n, and choose the best with "
+            "checkpoint.best=val/loss."
         )
     if config.get("loss_mask") and kind.task is not None:
-        raise UserError(f"loss_mask= can't be used with {type(kind).__name__}, whose loss has no places: leave it out.")
+        raise UserError(
+            f"loss_mask= can't be used with {type(kind).__name__}, whose loss isn't computed per pixel: leave it out."
+        )
     with open_folder("ldm", f"{run_name(path)}-{kind.suffix}", config, job) as folder:
         if not folder.finished:
             complete(prepare(config, folder, kind, path), folder, config, clock, measure_of=measure_of)
@@ -174,6 +177,6 @@ def check_base_hash(start: resume.Start, base: Mapping[str, str]) -> None:
     was = start.depends_on.get("base")
     if start.checkpoint and was != base["hash"]:
         raise UserError(
-            f"the base isn't what it was when this run began (hash {(was or 'none')[:12]}, now {base['hash'][:12]}): "
+            f"the base has changed since this run began (hash {(was or 'none')[:12]}, now {base['hash'][:12]}): "
             "restore it, or start again with overwrite=true or another name=."
         )

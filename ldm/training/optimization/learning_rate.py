@@ -142,7 +142,7 @@ class TimeBudget(pl.Callback):
         trainer.fit_loop.epoch_loop.max_steps = total
         if abs(total - self._printed) > 0.1 * self._printed:
             self._printed = total
-            trainer.print(f"{total} steps fit into the time given")
+            trainer.print(f"{total} steps fit into the training time")
 
     def _blind(self, step: int, left: float) -> int:
         """How many steps may pass before the next look while steps are still being measured.

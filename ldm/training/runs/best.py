@@ -122,7 +122,8 @@ def is_over_in(folder: RunFolder, checkpoint: Mapping[str, Any]) -> bool:
         return False
     if rank() == 0:
         print(
-            f"{folder.path}: ended by checkpoint.patience={patience}; a larger one, or null, would continue", flush=True
+            f"{folder.path}: ended by checkpoint.patience={patience}; give a larger one, or null, to continue",
+            flush=True,
         )
     return True
 
@@ -134,14 +135,12 @@ def check(config: Mapping[str, Any], known: Iterable[str]) -> None:
     figure, mode, patience = (options.get(key) for key in ("best", "mode", "patience"))
     if figure is None:
         if mode or patience:
-            raise UserError("checkpoint.patience and mode need checkpoint.best=, the figure that they are about.")
+            raise UserError("checkpoint.patience and mode need checkpoint.best=, the figure that they apply to.")
         return
     if not config.get("callbacks") and figure not in known:
         raise UserError(f"checkpoint.best={figure} isn't logged.{did_you_mean(str(figure), known)}")
     if not str(figure).startswith("val/"):
-        raise UserError(
-            f"checkpoint.best={figure}: the best model is chosen by a figure of validation, such as val/loss."
-        )
+        raise UserError(f"checkpoint.best={figure}: give a figure of validation, such as val/loss.")
     if config["trainer"].get("limit_val_batches") in (0, 0.0):
         raise UserError(f"checkpoint.best={figure} needs validation: leave out trainer.limit_val_batches=0.")
     batches, every = config["trainer"].get("accumulate_grad_batches") or 1, config["trainer"].get("val_check_interval")

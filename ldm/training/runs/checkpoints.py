@@ -63,8 +63,9 @@ class Checkpoints(pl.Callback):
         if any(name != chosen[0] for name in chosen):
             raise UserError(
                 f"{self.folder.path}: the newest checkpoint is damaged, so the first process continues from "
-                f"{chosen[0]}, and others had started with {', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged "
-                "one is removed now: give the same command again."
+                f"{chosen[0]}, but other processes had started with "
+                f"{', '.join(sorted({*chosen} - {chosen[0]}))}. The damaged "
+                "one has been removed: give the same command again."
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -190,7 +190,7 @@ def newest_checkpoint(folder: Path, whole: Callable[[Path], bool] = is_whole) ->
     for path in sorted(folder.glob("*.ckpt"), reverse=True):
         if whole(path):
             return path
-        log.warning("%s is damaged or incomplete; using the one before.", path)
+        log.warning("%s is damaged or incomplete; using the previous one.", path)
     return None
 
 

@@ -97,7 +97,7 @@ class FiniteGuard(pl.Callback):
         if self.skipped >= self.skip:
             raise UserError(f"{found}. {self._next_step()}")
         self.skipped += 1
-        trainer.print(f"{found}; update left out, {self.skipped} of at most {self.skip}", flush=True)
+        trainer.print(f"{found}; update left out ({self.skipped} of at most {self.skip})", flush=True)
 
     def _describe(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
         """The samples whose loss alone isn't finite; if there are none, all samples of the step, on all processes."""
@@ -116,9 +116,9 @@ class FiniteGuard(pl.Callback):
         samples = [i for _, part in parts for i in part]
         names = sample_names(not_finite or samples, trainer.datamodule)  # type: ignore[attr-defined]
         if not_finite:
-            return f"the loss isn't finite, of {names}"
-        what = "the loss or its gradient isn't finite" if untried else "the loss is finite and its gradient isn't"
-        return f"{what}, of one or more of {names}"
+            return f"the loss of {names} isn't finite"
+        what = "the loss or its gradient isn't finite" if untried else "the loss is finite but its gradient isn't"
+        return f"{what} for one or more of {names}"
 
     def _next_step(self) -> str:
         checkpoint = self.folder.newest_checkpoint()
@@ -189,7 +189,7 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
         killed = re.search(r"signal: (\w+)", text)
         how = f" by the signal {killed[1]}" if killed else ""
         return UserError(
-            f"one of the data workers was ended{how}, usually because memory ran out. Use loader.workers=0, or fewer, "
+            f"one of the data workers was killed{how}, usually because memory ran out. Use loader.workers=0, or fewer, "
             "and resume=true to continue from the last checkpoint."
         )
     if isinstance(error, OSError) and error.errno in CANT_WRITE:

@@ -103,8 +103,8 @@ def _mapped(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{path} can't be read ({error}): give the same command again; it removes a damaged checkpoint, and goes "
-            "on from the one before."
+            f"{path} can't be read ({error}): give the same command again; it removes a damaged checkpoint, and "
+            "continues from the previous one."
         ) from None
 
 
@@ -166,9 +166,7 @@ def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> 
 
 def _time_left(start: Start, limit: float) -> str:
     if start.used is None:
-        return (
-            f"for the {limit:g} s of trainer.max_time, without the time that it had, which its checkpoint doesn't note"
-        )
+        return f"for the {limit:g} s of trainer.max_time: its checkpoint doesn't record the time that was used before"
     return f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
 
 
@@ -218,7 +216,7 @@ def check(
     if described:
         print(f"{folder.path}: changed since it was started: {described}", flush=True)
     if was.get("data") != depends_on.get("data"):
-        print(f"{folder.path}: the data have changed; samples come in another order from here on", flush=True)
+        print(f"{folder.path}: the data have changed; the order of the samples changes from here on", flush=True)
     return start
 
 

@@ -98,6 +98,6 @@ class Measured(pl.Callback):
         whose = "of held-out real images" if before == self.measure.of_real else "before"
         return (
             f"{share:.0%} of the generated images are copies of training images (val/memorised; {before:.0%} {whose}). "
-            "The model begins to learn them by heart: checkpoint.best=val/fd keeps the model from before that; more "
-            "images, data.augment= or a smaller network put it off."
+            "The model begins to memorise them: checkpoint.best=val/fd keeps an earlier model; more "
+            "images, data.augment= or a smaller network delay that."
         )

@@ -45,7 +45,7 @@ def _class_of(name: str, modules: Sequence[str]) -> Any:
     if not module:
         found = lookup(name)
     elif module not in modules:
-        raise UserError(f"callbacks: {name} is in no module that this config imports; give modules=[{module}] too.")
+        raise UserError(f"callbacks: {name} is in no module that this config imports; also give modules=[{module}].")
     else:
         found = getattr(sys.modules[module], last, None)
         if found is None:

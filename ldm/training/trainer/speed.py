@@ -28,7 +28,8 @@ def precision_of(wanted: Any, accelerator: str = "auto") -> Any:
     name = SPELLINGS.get(str(wanted), wanted)
     if str(name) in ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
         raise UserError(
-            f"trainer.precision={wanted} keeps the weights in half precision, too coarse for their average. Take "
+            f"trainer.precision={wanted} keeps the weights in half precision, which is too coarse for their "
+            "average. Take "
             "bf16-mixed, or 16-mixed where the GPU has no bfloat16."
         )
     if str(name) == "64-true":

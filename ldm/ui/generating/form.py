@@ -192,7 +192,7 @@ def _editor_images(editor: Any, read: Reader) -> "tuple[Image, Image]":
         raise UserError("inpainting needs an initial image: upload one into the editor.")
     layers = editor.get("layers") or ()
     if not isinstance(layers, (list, tuple)) or len(layers) > MAX_LAYERS:
-        raise UserError(f"the mask has to be a list of up to {MAX_LAYERS} layers: paint it anew.")
+        raise UserError(f"the mask has to be a list of up to {MAX_LAYERS} layers: paint it again.")
     mask = painted_mask(read(layer, "mask") for layer in layers if layer is not None)
     if mask is None:
         raise UserError("inpainting needs a mask: paint the area to regenerate.")
@@ -265,7 +265,7 @@ def _seed(form: Mapping[str, Any]) -> int:
         return secrets.randbelow(2**31)
     seed = _integer(form["seed"], "seed")
     if seed is None:
-        raise UserError("the seed is empty: give a whole number, or have a new one each time.")
+        raise UserError("the seed is empty: give a whole number, or choose a new seed each time.")
     if seed >= MAX_SEED:
         raise UserError(f"seed={seed} has to be below 2^53: browsers round larger numbers.")
     return secrets.randbelow(2**31) if seed == NEW_SEED else seed

@@ -168,7 +168,7 @@ def _ours(given: dict[str, Any], sampling: Mapping[str, Mapping[str, Any]]) -> t
         given = {k: v for k, v in given.items() if k != "guidance"}
     for key in ("image", "mask", "map"):
         if given.get(key) and not re.fullmatch(r"[0-9a-f]{16}", str(given[key])):
-            remarks.append(f"It was generated with {key}={bounded(str(given[key]))}: upload that again.")
+            remarks.append(f"It was generated with {key}={bounded(str(given[key]))}: upload that file again.")
             given = {k: v for k, v in given.items() if k != key}
     own = sampling.get(str(given.get("run")), {})
     unsupported = [f"{k}={v}" for k, v in given.items() if k not in KNOWN and v is not None and v != own.get(k)]

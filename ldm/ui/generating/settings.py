@@ -92,7 +92,7 @@ def check_settings(settings: Settings) -> Settings:
     if (settings.width is None) != (settings.height is None):
         raise UserError("give both width and height, or neither.")
     if settings.width is not None and min(settings.width, settings.height or 0) < 1:
-        raise UserError(f"{settings.width}x{settings.height} pixels make no image.")
+        raise UserError(f"{settings.width}x{settings.height} pixels make no image: give at least 1 for each side.")
     if not 0 <= settings.feather <= MAX_FEATHER:
         raise UserError(f"feather={settings.feather}: take between 0 and {MAX_FEATHER} pixels.")
     if settings.mask and not settings.image:
@@ -122,8 +122,8 @@ def check_image_size(settings: Settings, width: int, height: int) -> None:
     area = (settings.width or width) * (settings.height or height)
     if area > MAX_AREA * width * height:
         raise UserError(
-            f"{settings.width}x{settings.height} is too large for a model of {width}x{height}: the page generates "
-            f"up to {MAX_AREA} times as many pixels."
+            f"{settings.width}x{settings.height} is too large for a model of {width}x{height}: give a size with "
+            f"at most {MAX_AREA} times as many pixels."
         )
 
 

@@ -67,13 +67,13 @@ def _values(name: str, text: str) -> tuple[Any, ...]:
 def cells(settings: Settings, x: Axis, y: Axis) -> list[Settings]:
     """A request for one image for each cell, row by row. Raises UserError for a grid that is invalid or too large."""
     if x.name == y.name != NOT_VARIED:
-        raise UserError(f"both axes vary {x.name}: take another setting for one of them.")
+        raise UserError(f"both axes vary {x.name}: choose another setting for one of them.")
     if len(x.values) * len(y.values) > MAX_CELLS:
         raise UserError(f"{len(x.values)} x {len(y.values)} images are more than {MAX_CELLS}: take fewer values.")
     if len(settings.labels) > 1:
         raise UserError("a grid has one image for each pair of values: choose one class.")
     if "strength" in (x.name, y.name) and settings.image is None:
-        raise UserError("strength changes nothing without an initial image: take another axis, or upload an image.")
+        raise UserError("strength changes nothing without an initial image: choose another axis, or upload an image.")
     one = replace(settings, n=1)
     return [_with_value(_with_value(one, y, row), x, column) for row, column in itertools.product(y.values, x.values)]
 
@@ -118,7 +118,7 @@ def _with_part(prompt: str, part: str, value: str) -> str:
     count = prompt.count(part)
     if not count:
         raise UserError(
-            f"the prompt has no '{part}', the axis's first value, for the others to replace: write it there."
+            f"the prompt has no '{part}', the axis's first value, which the others replace: write it into the prompt."
         )
     check_length("prompt", len(prompt) + count * (len(value) - len(part)))
     return prompt.replace(part, value)

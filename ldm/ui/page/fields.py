@@ -118,7 +118,7 @@ class Fields:
                     self._field(f"control_{i}_end", number_field("End", 1.0, step=0.05))
                 self._field(f"control_{i}_image", _image(f"Image for ControlNet {i + 1}", height=160))
             self._field(
-                "control_ready", gr.Checkbox(False, label="These are control images already (edges, maps, ...)")
+                "control_ready", gr.Checkbox(False, label="These are already control images (edges, maps, ...)")
             )
 
 

@@ -124,7 +124,7 @@ class Launcher:
 def _check_run_name(name: str) -> None:
     """Raises UserError for text that can't name the run's folder, its log and its record."""
     if not name.isprintable() or any(part.strip() in ("", ".", "..") for part in name.split("/")):
-        raise UserError("the run needs a name: give a plain word, which its folder is called, too.")
+        raise UserError("the run needs a name: give a plain word, which also names its folder.")
     if name == "null" or "${" in name:  # which the run's command line would read as something else
         raise UserError(f"the name '{name[:40]}' isn't the name of a folder on a command line: give a plain word.")
     if len(name.encode()) > NAME_BYTES:
@@ -140,7 +140,7 @@ def option_words(options: str) -> list[str]:
         raise UserError(f"the options can't be read ({error}): write KEY=VALUE, with quotes around spaces.") from None
     flags, words = overrides.split(words)
     if flags:
-        raise UserError(f"{flags[0]} is for the command line: remove it, as the page starts one run at a time.")
+        raise UserError(f"{flags[0]} is for the command line: remove it, since the page starts one run at a time.")
     for word in words:
         key = word.partition("=")[0].lstrip("+")
         if key in PAGE_OPTIONS:

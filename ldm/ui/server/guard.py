@@ -130,12 +130,12 @@ def refuse_foreign(scope: Scope, proxy: str | None = None) -> Refusal | None:
     """The refusal of a request that another web page made, if it is one; links to the page itself may be followed."""
     site = _header(scope, b"sec-fetch-site") or "none"
     if site not in ("none", "same-origin") and not _follows_a_link(scope):
-        return 403, "another web page made this request: it is refused"
+        return 403, "another web page made this request, so it is refused"
     host = _header(scope, b"host").lower()
     own = proxy or (host and f"http://{host}")  # scheme, name and port, and nothing else
     for origin in _headers(scope, b"origin"):
         if origin.lower() != own or not own:
-            return 403, f"a page of {origin} made this request: it is refused"
+            return 403, f"a page of {origin} made this request, so it is refused"
     return None
 
 
@@ -166,7 +166,7 @@ def refuse_misread(error: Exception, path: str) -> Refusal | None:
     if type(error).__name__ in ("KeyError", "FnIndexInferError"):
         return 404, "the page has no such function"
     if isinstance(error, TypeError) and path.startswith(BY_NAME):
-        return 400, "give values by the names of the function's parameters, for all without a default"
+        return 400, "give values by parameter name, for all parameters without a default"
     if isinstance(error, ValueError):  # also if the answer would repeat an invalid value
         log.warning("a request can't be read: %s: %.200s", type(error).__name__, error)
         return (
