@@ -33,10 +33,10 @@ MAX_PIXELS = 2**28
 
 
 def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """Writes `model`, of a registered class, as a model folder; on failure a folder that was there stays as it was.
+    """Writes `model`, of a registered class, as a model folder. If this fails, a folder that was there is unchanged.
 
-    `weights` are the model's state where it is spread over several processes, so that the model doesn't hold it.
-    Raises UserError where the folder can't be written, or adapters are on the model.
+    `weights` are the model's state if it is spread over several processes and the model itself doesn't hold it.
+    Raises UserError if the folder can't be written, or if adapters are on the model.
     """
     from ldm.common.files import Hashing, make_folder, replace_together
 

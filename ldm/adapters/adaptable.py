@@ -13,7 +13,7 @@ from ldm.common.errors import UserError
 
 
 class Adaptable(WithLora):
-    """A model with adapters on it: `adapters`, by name, each with its scale."""
+    """A model that can have adapters on it. `adapters` maps each name to the adapter and its scale."""
 
     adapters: dict[str, tuple[Adapter, float]]
     base_hash: str | None = None  # the hash of the model as it was loaded, before any adapter was put on
@@ -39,7 +39,7 @@ class Adaptable(WithLora):
         name: str | None = None,
         force: bool = False,
     ) -> None:
-        """Puts on the ControlNet at `path`: a run, a model folder, a folder of diffusers, a CompVis checkpoint.
+        """Adds the ControlNet at `path`: a run, a model folder, a diffusers folder or a CompVis checkpoint.
 
         Its residuals are multiplied by `scale`, in the steps from the share `start` to the share `end` of all, for
         images with a control image (`control=`). Several ControlNets add up. Its `name` is that of its run or folder
@@ -55,7 +55,7 @@ class Adaptable(WithLora):
         )
 
     def bare(self, what: str, controlnets: bool = False) -> Any:
-        """The model itself. Raises UserError if an adapter on it would be missing in its file.
+        """The model itself, ready to be saved. Raises UserError if an adapter on it would be missing from the file.
 
         Some files hold `controlnets` too. `what` starts the message.
         """

@@ -174,7 +174,7 @@ def control_images(
 
 
 def check_span(start: float, end: float) -> None:
-    """Raises UserError for shares of the steps that aren't rising from 0 to 1."""
+    """Raises UserError unless 0 <= start < end <= 1."""
     if not 0 <= start < end <= 1:
         raise UserError(
             f"a ControlNet's start={start}, end={end}: give shares of the steps between 0 and 1, with start below end."

@@ -1,4 +1,4 @@
-"""LoRAs with which a model generates in few steps: while one is on, its sampling defaults are those of the LoRA."""
+"""LoRAs with which a model generates in few steps. While one is on, the model has the LoRA's sampling defaults."""
 
 from typing import Any
 

@@ -128,7 +128,7 @@ def trained(
 
 
 def names_in_model(model: Any, name: str) -> dict[str, str]:
-    """The name in the model's state of each weight of the LoRA `name`, by the name that it has in `trained`."""
+    """For each weight of the LoRA `name`, as named in `trained`, its name in the model's state."""
     prefixes = {module: prefix for prefix, module in model.named_modules()}
     found = {}
     for kind, module in components(model, None).items():
@@ -147,7 +147,7 @@ def chosen(names: Mapping[str, nn.Module], wanted: str | Sequence[str]) -> list[
 def components(model: Any, kinds: set[str] | None) -> dict[str, nn.Module]:
     """The parts of a model that LoRA files know, by `kinds`: its network, and its text encoders if there are any.
 
-    With None these are all parts in memory, so without a frozen encoder that hasn't been read. Raises UserError for a
+    None means all parts in memory; a frozen encoder that hasn't been read isn't among them. Raises UserError for a
     kind that the model doesn't have.
     """
     network = model.denoiser.network

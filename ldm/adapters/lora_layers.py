@@ -90,7 +90,7 @@ def weights(module: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def alphas(module: nn.Module, name: str) -> dict[str, float]:
-    """alpha of the LoRA `name` by layer, as `ldm.interop.lora.kinds` counts it."""
+    """alpha of the LoRA `name` by layer, in the convention of `ldm.interop.lora.kinds`."""
     found: dict[str, float] = {}
     for where, layer in injected(module, name):
         alpha = float(layer.lora_alpha[name] if hasattr(layer, "lora_A") else layer.alpha[name])
@@ -100,7 +100,7 @@ def alphas(module: nn.Module, name: str) -> dict[str, float]:
 
 
 def names_in_module(module: nn.Module, name: str) -> dict[str, str]:
-    """The name in the module's state of each of `weights`, by its name there."""
+    """For each key of `weights`, the weight's name in the module's state."""
     found = {}
     for path, layer in _wrappers(module, name):
         for leaf in _weights_of(layer, name):

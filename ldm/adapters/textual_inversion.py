@@ -109,6 +109,6 @@ def trained(model: Any, word: str, base: Mapping[str, str]) -> WordEmbedding:
 
 
 def names_in_model(model: Any) -> dict[str, str]:
-    """The name in the model's state of the word's embedding while it trains, by the name that it has in `trained`."""
+    """For the word's embedding, as named in `trained`, its name in the model's state during training."""
     prefixes = {module: prefix for prefix, module in model.named_modules()}
     return {"row": f"{prefixes[text_part(model)]}.encoder.token_embedding.added"}

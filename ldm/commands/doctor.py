@@ -134,7 +134,7 @@ def _version(package: str) -> str:
 
 
 def _is_installed(module: str) -> bool:
-    """Whether a module can be found, without importing it; find_spec imports the parents of a dotted name alone."""
+    """Whether a module can be found. It isn't imported; find_spec imports only the parents of a dotted name."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:

@@ -1,4 +1,4 @@
-"""Makes a new model out of the weights of several, or of one with LoRAs.
+"""Makes a new model from the weights of several models, or of one model with LoRAs.
 
     ldm merge run=A,B weights=W,V name=NAME [OPTION=VALUE ...]     # W A + V B, and so on for more
     ldm merge run=A,B,C difference=W name=NAME                     # A + W (B - C)
@@ -82,8 +82,9 @@ def merge(
 ) -> LatentDiffusion:
     """The first of `models`, changed to have sum_i factors[i] W_i as its weights, with other factors for `blocks`.
 
-    A model whose factor is 1, the others' being 0, is copied bit for bit; else sums are made in float64 and rounded
-    once. Raises UserError, before any weight changes, for models that can't be merged; `names` are theirs in messages.
+    If one factor is 1 and all others are 0, that model is copied bit for bit; other sums are computed in float64
+    and rounded once. Raises UserError, before any weight changes, for models that can't be merged. `names` are the
+    models' names in messages.
     """
     first = models[0]
     for model, name in zip(models[1:], names[1:], strict=True):

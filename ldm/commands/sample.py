@@ -79,7 +79,7 @@ def loras(text: str | None) -> list[tuple[str, float]]:
 
 
 def as_json(about: Mapping[str, Any]) -> str:
-    """Settings as JSON. It has no infinite numbers, as in `interval`: the largest of float32 stands for them."""
+    """Settings as JSON, which has no infinite numbers, as `interval` may: the largest float32 stands for them."""
     return json.dumps({key: _bounded(value) for key, value in about.items()}, ensure_ascii=False, allow_nan=False)
 
 
@@ -95,7 +95,10 @@ def _bounded(value: Any) -> Any:
 
 
 def _checked_out(named: str) -> Path:
-    """The file that `out` names, its folder made: what can't be written is refused before anything is generated."""
+    """The file that `out` names.
+
+    Its folder is created, and a file that can't be written is refused before anything is generated.
+    """
     out = Path(named).expanduser()
     if out.suffix.lower() != ".png":
         raise UserError(f"out={out} has to end in .png.")
@@ -192,7 +195,7 @@ def _from_model(model: LatentDiffusion, config: Mapping[str, Any]) -> Generated:
 
 
 def _prompts_or_labels(config: Mapping[str, Any]) -> dict[str, list]:
-    """The conditions in words and numbers, by column."""
+    """The conditions that are given as words and numbers, by column."""
     if config["prompt"] is not None and config["prompts_file"]:
         raise UserError("prompt= and prompts_file= exclude each other; give one.")
     conditions: dict[str, list] = {}
@@ -221,7 +224,7 @@ def _read_prompts(path: Path) -> list[str]:
 def _control_images(
     model: LatentDiffusion, conditions: Mapping[str, list], initial: Any, config: Mapping[str, Any]
 ) -> Any:
-    """The control images, after the ControlNets that `control` names are put on; None without an image."""
+    """Puts on the ControlNets that `control` names, and returns the control images; None without an image."""
     names = config["control"] or ()
     for name in names if isinstance(names, (list, tuple)) else [names]:
         model.load_controlnet(find_run("ldm", name, config["runs_dir"]), name=str(name))

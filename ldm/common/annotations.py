@@ -123,7 +123,7 @@ def check_value(value: Any, annotation: Any, where: str) -> None:
 
 
 def describe(annotation: Any) -> str:
-    """An annotation in words: `int | Sequence[int]` as 'a whole number or a list, each a whole number'."""
+    """An annotation in words: `int | Sequence[int]` as 'a whole number or a list of values, each a whole number'."""
     origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if _is_union(annotation):
         return " or ".join(dict.fromkeys(describe(member) for member in inner))

@@ -29,8 +29,9 @@ class Conditions:
     """The conditions of `count` images.
 
     `batch` has their columns and `null` those of the unconditional or negative counterpart, both before
-    `Conditioner.prepare`. `conditional` are the columns in which the two differ, and `guided` those of them that are
-    guided though their condition doesn't follow guidance: those with negative values, such as negative sizes.
+    `Conditioner.prepare`. `conditional` are the columns in which the two differ, and `guided` are those of them to
+    which guidance applies only because they have negative values, such as negative sizes: their condition doesn't
+    follow guidance otherwise.
     """
 
     conditioner: Conditioner

@@ -153,8 +153,8 @@ def workers_beside(device: torch.device, processes: int) -> int:
 
 def outlive_signals(worker: int) -> None:
     """Makes a data worker ignore signals that go to all processes of a run, such as those of Ctrl-C and batch systems:
-    the main process finishes the step, saves, and ends its workers. After SIGTERM a worker that nobody ends ends by
-    itself half a minute later."""
+    the main process finishes the step, saves, and ends its workers. After SIGTERM, a worker that is still running
+    half a minute later ends itself."""
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -246,7 +246,7 @@ class BatchModule(pl.LightningDataModule):
 
     @property
     def _share(self) -> dict[str, int]:
-        """Which part of each batch belongs to this process: its rank, and the number of processes."""
+        """The part of each batch that belongs to this process: its rank, and the number of processes."""
         trainer = self.trainer
         return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer else {"rank": 0, "world": 1}
 

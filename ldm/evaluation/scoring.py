@@ -60,6 +60,6 @@ class NetworkCalls:
         self.calls, self.rows = self.calls + 1, self.rows + len(inputs[0])
 
     def per_image(self, images: int, batches: int) -> tuple[float, float]:
-        """Network evaluations per image, and guided steps per image, each of which costs one evaluation more."""
+        """Network evaluations per image, and guided steps per image; each guided step costs one more evaluation."""
         evaluations = self.rows / images
         return evaluations, max(0.0, evaluations - self.calls / batches)

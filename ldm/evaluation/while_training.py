@@ -1,4 +1,4 @@
-"""What is measured of generated images while a model trains: a distance to validation, and the share of copies."""
+"""Measures of generated images while a model trains: their distance to validation images, and the share of copies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +29,8 @@ class ImageDistance:
     `memorised`, the share of them that are copies of training images.
 
     Conditions, noise and reference are the same at every call, so the figures of one run can be compared with each
-    other. Those of another n can't: the distance falls as n grows. `memorised` is left out where there are more than
-    MOST_TRAINING training images. `of_real` is the share of held-out real images that would count as copies.
+    other. Figures with another n can't, since the distance falls as n grows. `memorised` is left out where there are
+    more than MOST_TRAINING training images. `of_real` is the share of held-out real images that would count as copies.
     """
 
     def __init__(self, tables: tuple[Table, Table], config: Mapping[str, Any]):
@@ -95,8 +95,8 @@ def _features(val: Table, train: Table, config: Mapping[str, Any]) -> Features:
     side = max(val.images.shape[2:])
 
     def own() -> Features | None:
-        """With `auto` random features, as nothing is trained for it; with `own` those of a classifier trained on these
-        data."""
+        """With `auto` random features, since nothing is trained for it; with `own` those of a classifier trained on
+        these data."""
         return (
             random_features(side, device) if choice == "auto" else own_features(train, cache_of(config), device=device)
         )

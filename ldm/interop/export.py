@@ -4,8 +4,8 @@
     ldm export run=emoji to=single_file out=FILE.safetensors
 
 Stock classes are used where there are any, otherwise classes of ours in a file beside the weights, which diffusers
-loads with `trust_remote_code=True`. The report, printed and in the model card, tells for each part which it was and
-why.
+loads with `trust_remote_code=True`. The report, printed and in the model card, says which of the two it is for each
+part, and why.
 """
 
 import json
@@ -160,7 +160,7 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
 
 
 def _check_own(conditioner: Conditioner, reason: str) -> None:
-    """Refuses conditions that a pipeline of our own can't have, for a model that is no stock one for this `reason`."""
+    """Refuses conditions that a pipeline of our own can't have. `reason` says why the model isn't a stock one."""
     if inpainting.part_of(conditioner):
         raise UserError(
             f"the model can't be diffusers' inpainting pipeline, the only one that reads masks: {reason}. "

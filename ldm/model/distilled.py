@@ -1,4 +1,6 @@
-"""What is special about models made by `finetune=distill`: few steps, and a guidance scale that may be a condition."""
+"""The special properties of models made by `finetune=distill`: few steps, and a guidance scale that may be a
+condition.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence

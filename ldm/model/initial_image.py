@@ -33,7 +33,10 @@ class InitialImage:
             raise UserError(f"the mask is {mask} and the image is {image}: give both the same size.")
 
     def repeated(self, n: int) -> "InitialImage":
-        """With a row for each of `n` images. Raises UserError unless `n` is a multiple of the present rows."""
+        """The initial image repeated for each of `n` images.
+
+        Raises UserError unless `n` is a multiple of the present rows.
+        """
         return self._map(lambda t: _repeated(t, n))
 
     def padded(self, pad: int | Sequence[int] | None) -> "InitialImage":

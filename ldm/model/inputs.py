@@ -110,7 +110,7 @@ def frame_of(model: Any, sizes: Mapping[str, Any], pixels: tuple[int, int], pref
 def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") -> list:
     """The prompts as a list; with `prompt_2`, a list of pairs, the second for the second of several text encoders.
 
-    Raises UserError for a model that reads one prompt, and where there isn't one `prompt_2` for all or for each.
+    Raises UserError for a model that reads one prompt, and unless there is one `prompt_2` for all or one for each.
     """
     first = _listed(prompt)
     if prompt_2 is None:
@@ -135,8 +135,8 @@ def prompts_of(model: Any, prompt: Any, prompt_2: Any = None, prefix: str = "") 
 
 
 def negatives_of(model: Any, negative: Any, pixels: tuple[int, int]) -> dict[str, list]:
-    """By column what guidance leads away from: a prompt or several, or by name `prompt`, `prompt_2`, `original_size`,
-    `crop` and `target_size`. `pixels` is the size (height, width) of what is generated."""
+    """The values that guidance leads away from, by column: a prompt or several, or a mapping with `prompt`,
+    `prompt_2`, `original_size`, `crop` and `target_size`. `pixels` is the size (height, width) of what is generated."""
     if not isinstance(negative, Mapping):
         return {} if negative is None else {"text": _listed(negative)}
     if unknown := [key for key in negative if key not in NEGATIVES]:

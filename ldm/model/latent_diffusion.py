@@ -265,7 +265,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
 
 
 def words_of(model: Any, prompt: Any, prompt_2: Any = None, labels: Any = None) -> dict[str, list]:
-    """What is given in words and numbers, by column."""
+    """The conditions that are given as words and numbers, by column."""
     given = {} if prompt is None and prompt_2 is None else {"text": prompts_of(model, prompt, prompt_2)}
     return given if labels is None else given | {"label": _as_list(labels)}
 

@@ -87,7 +87,7 @@ def request_of(
     """A request for `n` images of each of the conditions in `given`, lists by column.
 
     They are sampled as `model.sampling` says, except for `options`. `negative` is as for `negatives_of`. Raises
-    UserError for what the model can't take.
+    UserError for inputs that the model can't take.
     """
     pixels = size_of(model, given, initial, size)
     unlike = negatives_of(model, negative, pixels)

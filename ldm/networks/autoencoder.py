@@ -215,7 +215,7 @@ class AutoencoderKL(Described, nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if name.partition(".")[0] in parts}
 
     def freeze_encoder(self) -> None:
-        """Stops gradients of the encoder's half, so that training leaves it as it is."""
+        """Stops gradients of the encoder's half, so that training leaves it unchanged."""
         for name, parameter in self.named_parameters():
             if name.partition(".")[0] in self.ENCODING:
                 parameter.requires_grad_(False)

@@ -116,8 +116,8 @@ class ControlNet(Encoder):
         return len(self.controlnet_down_blocks) + 1
 
     def misfits(self, network: Any) -> list[str]:
-        """The reasons why this can't be put on `network`; empty if it can. One that reads latents alone also fits a
-        network that reads more, such as an inpainting model."""
+        """The reasons why this can't be put on `network`; empty if it can. A ControlNet that reads only latents
+        also fits a network that reads more, such as an inpainting model."""
         if not isinstance(network, UNet):
             return [f"the network is a {type(network).__name__}, not a UNet"]
         names = ["concat_channels"] if self.concat_channels else []

@@ -41,7 +41,7 @@ LOGGED = ("val/loss", *(f"val/loss_q{i}" for i in range(1, 5)), *FIGURES)  # in 
 def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf | None = None) -> Path:
     """Trains a diffusion model on the latents of a first stage and leaves runs/ldm/NAME with the whole model.
 
-    `measure_of` makes what validation measures of generated images, where the config wants it.
+    `measure_of` makes the measure of generated images for validation, if the config wants one.
     """
     clock = Clock()
     check_environment(config)

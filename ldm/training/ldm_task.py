@@ -67,7 +67,7 @@ class DiffusionTask(Task):
     def condition(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> Cond:
         """The batch's conditions, some of them dropped in training.
 
-        For a condition made of pixels and latents (inpainting's masked image), the first stage encodes here.
+        For a condition made of pixels and latents, such as inpainting's masked image, the first stage encodes here.
         """
         conditioner = network["conditioner"]
         if self.loss_mask and self.loss_mask.column not in conditioner.needs:

@@ -39,7 +39,7 @@ def pooled(places: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def sample_weights(places: Tensor) -> Tensor:
-    """How much each sample counts among others, (B,): as its most important place, so 1 if any is white."""
+    """How much each sample counts, (B,): as much as its most important place, so 1 if any place is white."""
     return places.flatten(1).amax(1)
 
 

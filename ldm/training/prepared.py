@@ -56,8 +56,8 @@ class Clock:
 def complete(
     run: PreparedRun, folder: RunFolder, config: dict[str, Any], clock: Clock, *, measure_of: MeasureOf | None = None
 ) -> None:
-    """Trains a prepared run to its end, marks its folder as finished, and prints the result. `measure_of` makes what
-    validation measures of generated images."""
+    """Trains a prepared run to its end, marks its folder as finished, and prints the result. `measure_of` makes the
+    measure of generated images for validation."""
     sizes = f"{_images(run.train)}, {len(run.val)} for validation"
     measured = [measure_of(run.tables, config)] if measure_of and run.tables and measures_images(config) else []
     for line in (f"{folder.path}: {sizes}; {run.trains}", *run.notes, *measured):
@@ -92,7 +92,7 @@ def complete(
 
 
 def best_of(trainer: pl.Trainer) -> best.Best | None:
-    """What chose the run's best model; None for a run that keeps its last."""
+    """The callback that chose the run's best model; None for a run that keeps its last one."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return next((callback for callback in callbacks if isinstance(callback, best.Best)), None)
 

@@ -21,13 +21,14 @@ class Task(pl.LightningModule):
 
     Subclasses give `losses(batch, network)`, `assemble(trained)` and `weight_names()`.
 
-    What is logged are means over samples. In training they are means over all batches of an optimizer step, and `shown`
-    holds the last ones; a `Split` collects all steps since it was last logged, because a small batch would leave bands
-    empty. In validation they are means over `validated` images. `measured` are figures of generated images there.
+    All logged figures are means over samples. In training they are means over all batches of an optimizer step, and
+    `shown` holds the last ones; a `Split` collects all steps since it was last logged, because a small batch would
+    leave bands empty. In validation they are means over `validated` images. `measured` are figures of generated images
+    there.
 
     `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); modules
-    with dropout, which draw from torch's generator, have it seeded by the step. `depends_on` names by hash what the run
-    stands on and a checkpoint doesn't hold, such as the data.
+    with dropout, which draw from torch's generator, have it seeded by the step. `depends_on` has the hashes of what the
+    run depends on and a checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: by torch's own types any attribute of a module may be a tensor
@@ -95,7 +96,7 @@ class Task(pl.LightningModule):
         return self.model()
 
     def weight_names(self) -> dict[str, str]:
-        """The name in this task's state of each weight of the saved model, by its name there."""
+        """For each weight of the saved model, by name, its name in this task's state."""
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:

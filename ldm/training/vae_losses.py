@@ -20,7 +20,7 @@ class VAELoss(nn.Module):
 
     `adversarial` w (0: none; LDM has 0.5) is w times `adaptive_weight` times -D(decoded), from step `adversarial_start`
     on, against a PatchDiscriminator of `critic_channels` and `critic_layers`. `equivariance` is a probability (0: off;
-    EQ-VAE has 0.5): see `transformed`. All is in terms of means over pixel values, as the KL's weight expects.
+    EQ-VAE has 0.5): see `transformed`. All terms are means over pixel values, as the weight of the KL term expects.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class VAELoss(nn.Module):
 
 
 def shown(decoded: Tensor, images: Tensor, places: Tensor | None) -> Tensor:
-    """What networks that judge whole images see of `decoded`: where nothing counts the image itself, so that these
-    places have a gradient of exactly 0."""
+    """`decoded` as networks that judge whole images see it: places that don't count show the original image, so
+    that their gradient is exactly 0."""
     return decoded if places is None else images + places * (decoded - images)
 
 

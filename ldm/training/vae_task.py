@@ -23,8 +23,8 @@ class VAETask(Task):
     variance; `equivalents` says which, and what other projects would call this beta. `terms`, the options of `VAELoss`,
     replace the MSE by other reconstruction terms, or add them to it.
 
-    Over the first `beta_warmup_steps` beta rises from 0 in a line (Bowman et al. 2016, Sonderby et al. 2016): a large
-    one from the start ends in posterior collapse, before the decoder has learnt to read anything.
+    Over the first `beta_warmup_steps` beta rises linearly from 0 (Bowman et al. 2016, Sonderby et al. 2016): a large
+    beta from the start makes the posterior collapse before the decoder has learnt to read anything.
 
     With `decoder_only` the encoder's half is frozen, and the loss is that of the reconstruction from samples of the
     posterior alone: the decoder doesn't change the KL.
@@ -106,7 +106,7 @@ class VAETask(Task):
         return groups
 
     def clipped_separately(self, optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
-        """The autoencoder and its critic each by itself: neither's gradient makes the other's smaller."""
+        """The autoencoder and its critic, clipped separately so that neither's gradient makes the other's smaller."""
         critic = self.criterion.critic
         modules: list[nn.Module] = [self.trained] if critic is None else [self.trained, critic]
         return [list(module.parameters()) for module in modules]
@@ -130,7 +130,8 @@ def equivalents(beta: float, vae: AutoencoderKL) -> str:
     """A line that gives this beta in other conventions.
 
     A position of the z latent channels stands for C f^2 pixel values. LDM's kl_weight, which multiplies sums, is
-    beta C f^2 / z. The decoder whose log-likelihood the MSE is has the standard deviation sqrt(beta C f^2 / (2 z)).
+    beta C f^2 / z. If the MSE is read as a log-likelihood, the decoder has the standard deviation sqrt(beta C f^2 / (2
+    z)).
     """
     ratio = vae.in_channels * vae.factor**2 / vae.latent_channels
     return (

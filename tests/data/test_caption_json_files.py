@@ -46,7 +46,7 @@ def test_what_else_is_in_there_is_reported(tmp_path):
 def test_another_key_is_named_and_read(tmp_path):
     root = beside(tmp_path / "d", *({"title": f"Tom {i}", "url": "https://a"} for i in range(3)))
     assert not captions(tables(root))
-    assert "no caption under a usual key, but title: data.columns='{text: title}' reads one" in facts(root).notes[0]
+    assert "no caption under a usual key, but title: data.columns='{text: title}' reads 'title'" in facts(root).notes[0]
     assert captions(tables(root, columns={"text": "title"})) == ["Tom 0", "Tom 1", "Tom 2"]
     (root / "0.txt").write_text("other")
     assert captions(tables(root, columns={"text": "title"}))[0] == "Tom 0"

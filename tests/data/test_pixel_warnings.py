@@ -40,7 +40,7 @@ def test_colour_of_16_bits_that_is_cut_is_reported_for_an_older_cache_too(tmp_pa
     root.mkdir()
     for i in range(3):
         (root / f"{i}.png").write_bytes(png16(i))
-    message = "PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 (2 of 2"
+    message = "PNGs and PPMs of 16 bits in colour or with alpha are reduced to 8 bits (2 of 2"
     assert tables(root)[0].images.dtype == np.uint8 and message in caplog.text
     caplog.clear()
     (home,) = (tmp_path / "cache").iterdir()

@@ -67,7 +67,7 @@ def advice_lines(found: Prepared, report: Report, chosen: Plan, config: Mapping[
 
 
 def augmentation_lines(images: int, report: Report, spec: Mapping[str, Any]) -> list[str]:
-    """What variants of the images suit their number."""
+    """Which variants suit this number of images."""
     if any(spec.get(key) for key in ("variants", "augment")) or spec.get("flip", "none") != "none":
         return []
     if images <= SMALL_SET:

@@ -1,4 +1,4 @@
-"""Both stages on emoji scenes, images of captions that no training image has, and their scores."""
+"""Trains both stages on emoji scenes, then generates and scores images of captions that no training image has."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def main(words: Sequence[str] = ()) -> None:
 def _scored_images(emoji: Emoji, seconds: dict[str, float]) -> Results:
     """Generates the captions' images, scores them, and writes the grid, its captions and the scores to OUT.
 
-    What each part takes is added to `seconds`.
+    The time that each part takes is added to `seconds`.
     """
     print("\ntraining a classifier that reads scenes, to score the images", flush=True)
     begin = time.monotonic()
@@ -100,7 +100,9 @@ def read_stage_one(reader: SceneReader, val: Table, vae: ldm.AutoencoderKL, n: i
 
 
 def near_stage_one(emoji: Emoji, vae: ldm.AutoencoderKL, scenes: Scenes) -> Rows:
-    """How near real scenes and their reconstructions are to legal ones: the most to expect of generated images."""
+    """How near real scenes and their reconstructions are to legal scenes, which generated images can't be expected to
+    exceed.
+    """
     images = from_bytes(torch.from_numpy(emoji.compose(scenes, SEED)[0]))
     kinds = {
         "real scenes of the same captions": images,

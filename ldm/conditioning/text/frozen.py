@@ -158,7 +158,8 @@ class FrozenText(Part):
     def encode_prompts(self, prompts: list[str], least: Sequence[int] | None = None) -> Cond:
         """The same for what isn't a caption in training: see `ldm.conditioning.text.prompts`, for CLIP's encoders.
 
-        Prompts without the syntax have the states of `encode`. `least` are the least numbers of the prompts' chunks.
+        Prompts without the syntax have the states of `encode`. `least` has the minimum number of chunks for each
+        prompt.
         """
         least = least or [1] * len(prompts)
         if not self.chunked(prompts) and max(least, default=1) == 1:
@@ -167,7 +168,9 @@ class FrozenText(Part):
         return syntax.encode(prompts, least, self.tokenizer, limit=limit, masked=self.masked, run=self._run)
 
     def chunked(self, prompts: Iterable[str]) -> dict[str, int]:
-        """The prompts with the syntax of CLIP's encoders, with the number of their chunks; for other encoders none."""
+        """The prompts that use the syntax of CLIP's encoders, with the number of their chunks; none for other
+        encoders.
+        """
         tokenizer = self._clip_tokenizer()
         return {} if tokenizer is None else syntax.counts(prompts, tokenizer, self.limit(tokenizer))
 
@@ -214,7 +217,10 @@ class FrozenText(Part):
         return cuts(tokenizer, captions, self.limit(tokenizer))
 
     def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
-        """The prompts that are cut: of CLIP's those without the syntax, with which they are read in chunks."""
+        """The prompts that are cut.
+
+        With CLIP these are only prompts without the syntax, since others are read in chunks.
+        """
         if self._clip_tokenizer() is None:
             return self.cut(prompts)
         return [CutClip(*cut) for cut in self.cut(p for p in prompts if syntax.parse(p) is None)]

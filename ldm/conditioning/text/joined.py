@@ -25,7 +25,7 @@ class JoinedText(Part):
     """Captions through several `encoders`, whose states are concatenated over channels, token by token.
 
     So none may be masked, and all have the same length. The pooled states of those that pool are concatenated in the
-    vector. All encoders read the same caption, or, of a tuple of captions, one each. With `zeros` the null condition
+    vector. All encoders read the same caption, or each its own of a tuple of captions. With `zeros` the null condition
     has zeros for states and vector, as SDXL was trained, instead of the states of the empty caption, which is then a
     caption like any other.
     """
@@ -82,7 +82,7 @@ class JoinedText(Part):
         return RememberJoined(known) if len(known) == len(self.encoders) else None
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
-        """The captions that an encoder cuts; if several cut one, as the first of them does."""
+        """The captions that an encoder cuts. If several encoders cut a caption, the first of them counts."""
         captions = list(captions)
         found = {cut.caption: cut for part in reversed(self.encoders) for cut in part.cut(captions)}
         return list(found.values())

@@ -131,10 +131,11 @@ def encode(
     masked: bool,
     run: Callable[[Tensor, Tensor], Cond],
 ) -> Cond:
-    """The states of prompts out of those of their chunks, `least` of each prompt at least.
+    """The states of prompts, joined from those of their chunks; prompt i has at least `least[i]` chunks.
 
-    `run` computes those of ids (N, L) and mask (N, L). Prompts of fewer chunks than others are padded, and `mask` is
-    False there; unless `masked`, whose padding is never seen, it is None where all have as many.
+    `run` computes those of ids (N, L) and mask (N, L). Prompts with fewer chunks than others are padded, and `mask`
+    is False there. If all have equally many chunks, `mask` is None, except with `masked`, which never attends to
+    padding.
     """
     each = [_chunks_of(prompt, tokenizer, limit) for prompt in prompts]
     for own, wanted in zip(each, least, strict=True):

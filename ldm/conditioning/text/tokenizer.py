@@ -22,7 +22,7 @@ def train(captions: list[str], vocab_size: int) -> str:
     """A tokenizer of at most `vocab_size` tokens, trained on `captions`, as JSON text.
 
     It knows every byte, whether captions have it or not: otherwise unknown bytes would be dropped silently, and a
-    prompt in another language would lose its letters. Scripts that are written without blanks are split into
+    prompt in another language would lose its letters. Scripts that are written without spaces are split into
     characters, because otherwise a whole clause would be one word and could become one token. Every caption ends in
     END, so that the empty one has a token too.
     """

@@ -109,7 +109,7 @@ def shortened(caption: str, most: int = 80) -> str:
 
 
 def bounded(text: str) -> str:
-    """The first words of `text`, or its first letters if it has few blanks, and how many more there are."""
+    """The first words of `text`, or its first letters if it has few spaces, and how many more there are."""
     words = text.split()
     start = " ".join(words[:WORDS]) if len(words) > WORDS else text
     if len(start) > LETTERS:

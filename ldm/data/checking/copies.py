@@ -49,8 +49,8 @@ def find_copies(pixels: Pixels, is_val: np.ndarray) -> Copies:
 
 def near_pairs(hashes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """Pairs (P, 2) of images that look alike: hashes (N,) that differ in at most 6 bits, and `blocks` (N, D) that
-    differ by at most 12 of 255 beside a change of brightness of at most 16. Pairs that are neighbours in none of the
-    orders are missed."""
+    differ by at most 12 of 255, apart from a change of brightness of at most 16. Pairs that are neighbours in none of
+    the orders are missed."""
     n = len(hashes)
     found = [_neighbours(order, hashes) for order in _orders(hashes, blocks)]
     codes = np.unique(np.concatenate([pairs[:, 0] * n + pairs[:, 1] for pairs in found]))

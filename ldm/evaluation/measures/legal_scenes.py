@@ -1,4 +1,4 @@
-"""How near images of emoji scenes come to the art: each against the nearest legal scene of its caption.
+"""How near images of emoji scenes are to the art: each is compared with the nearest legal scene of its caption.
 
 A scene is composed, so what a caption allows is known: its objects on its background, at every place of the jitter. The
 nearest legal scene is the one of least squared error. Objects never overlap (`Placing`), so each has its best place
@@ -105,7 +105,7 @@ def decibels(difference: np.ndarray) -> np.ndarray:
 
 def grain_of(difference: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """The standard deviation (N,) of differences (N, 3, H, W) over chosen pixels (N, H, W), the root mean square of the
-    three channels. A background that is only of another shade has none."""
+    three channels. A background that merely has another shade has no grain."""
     weight = chosen[:, None] / chosen.sum((1, 2))[:, None, None, None]
     mean = (difference * weight).sum((2, 3))  # (N, 3)
     variance = (np.square(difference) * weight).sum((2, 3)) - np.square(mean)
@@ -128,9 +128,9 @@ def by_objects(fitted: Fitted) -> dict[str, dict[str, float]]:
 
 
 def variance_of_places(emoji: Emoji, places: np.ndarray, scenes: Scenes) -> float:
-    """How much of the data's jitter images cover: 1 is as much as the data, 0 is always the same place.
+    """How much of the data's jitter images cover: 1 means as much as the data, 0 always the same place.
 
-    It is the variance of the fitted places of one caption as a share of the data's, the mean over captions and the axes
+    It is the variance of the fitted places of one caption relative to the data's, averaged over captions and the axes
     along which their objects shift.
 
     `places` (R, C, 2 objects, 2): R images, at least two, of each of C scenes.

@@ -35,7 +35,7 @@ class Neighbours:
 def neighbours(images: Tensor, table: Table, chunk: int = 4096, device: torch.device | str = "cpu") -> Neighbours:
     """The neighbours in `table` of `images` (N, C, H, W) in [-1, 1], by the distance of pixels, found on `device`.
 
-    The distance to an image that has variants is that to the nearest of them: a copy of a variant is a copy.
+    For an image with variants, the nearest variant counts, since a copy of a variant is a copy too.
     """
     flat = send(images.flatten(1), device)
     n, scale = len(flat), flat.shape[1] ** -0.5

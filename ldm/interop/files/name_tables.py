@@ -74,8 +74,8 @@ def refuse(config: Mapping[str, Any], known: Iterable[str], fixed: Mapping[str, 
 
 
 def _is_private_note(key: str, value: Any, settings: tuple[str, ...]) -> bool:
-    """Whether a setting is a private note that changes nothing: it begins with an underscore, is the private form of no
-    setting, and holds no numbers."""
+    """Whether a setting is a private note that changes nothing: it begins with an underscore, isn't the private form of
+    a setting, and holds no numbers."""
     values = value if isinstance(value, (list, tuple)) else [value]
     numbers = any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     return key.startswith("_") and key.lstrip("_") not in settings and not numbers

@@ -65,7 +65,7 @@ def whole(value: Any, what: str, least: int = 1, most: float = math.inf) -> int:
 
 
 def flag(value: Any, what: str) -> bool:
-    """A switch, which is text in metadata. Raises UserError, in which `what` names the value."""
+    """A switch, which metadata hold as text. Raises UserError, in which `what` names the value."""
     if is_off(value) or str(value) == "0":
         return False
     if str(value).strip().lower() not in ("true", "1"):

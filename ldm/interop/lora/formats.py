@@ -240,8 +240,8 @@ def _with_natural_magnitudes(weights: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def check_strength(lora: Lora, scale: float, where: str) -> None:
-    """Refuses a LoRA that changes some weight by scale * alpha / rank * B A of a useless size: the bound on it is above
-    the square root of float32's largest number, so products with it may not be finite."""
+    """Refuses a LoRA that changes some weight by scale * alpha / rank * B A that is too large: its bound is above the
+    square root of float32's largest number, so products with it may not be finite."""
     layers = kinds.by_module(lora.weights)
     for module, alpha in lora.alphas.items():
         if not abs(scale * alpha) * kinds.bound(layers[module]) < torch.finfo(torch.float32).max ** 0.5:

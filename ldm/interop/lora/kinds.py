@@ -106,7 +106,7 @@ def rank(layer: Layer) -> int:
 
 
 def bound(layer: Layer) -> float:
-    """A number that no entry of the change exceeds, alpha left out: it is multiplied by alpha."""
+    """An upper bound on the entries of the change for alpha = 1; the caller multiplies it by alpha."""
     if kind_of(layer) == "loha":
         sides = [_bound(layer, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)]
         return sides[0] * sides[1] / rank(layer)

@@ -1,4 +1,4 @@
-"""LoRAs as other tools' files have them: diffusers', kohya's, and peft's folder."""
+"""LoRAs in the form of other tools' files: diffusers' and kohya's files, and peft's folder."""
 
 import json
 import math
@@ -96,7 +96,7 @@ def to_peft(folder: Path, lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 
 def most_frequent(values: Iterable[float]) -> float:
-    """The most frequent value, and the smallest of several."""
+    """The most frequent value; if several are equally frequent, the smallest of them."""
     values = list(values)
     return max(sorted(set(values)), key=values.count)
 

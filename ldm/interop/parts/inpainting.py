@@ -41,7 +41,7 @@ def others(found: Conditioner) -> dict[str, Any]:
 
 
 def obstacles(found: Conditioner) -> list[str]:
-    """Why mask and masked image aren't as the inpainting models of Stable Diffusion have them; empty if they are."""
+    """Why mask and masked image differ from those of Stable Diffusion's inpainting models; empty if they don't."""
     part = part_of(found)
     if part is None:
         return []

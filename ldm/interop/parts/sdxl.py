@@ -20,7 +20,7 @@ INPAINTING_GUIDANCE = 7.5
 def conditioner(encoders: list[FrozenText], zeros: bool, features: int, size: tuple[int, int]) -> Conditioner:
     """The conditioner of two encoders, read as in `READINGS`.
 
-    `size` is the size of the images; `zeros`: no prompt is represented by zeros.
+    `size` is the size of the images; `zeros`: the absence of a prompt is represented by zeros.
     """
     return Conditioner({"text": JoinedText(encoders, zeros), "size": ImageSize(features, list(size))})
 
@@ -64,7 +64,7 @@ def features_of(found: Conditioner) -> int | None:
 
 
 def zeros_of(found: Conditioner) -> bool:
-    """Whether no prompt is represented by zeros."""
+    """Whether the absence of a prompt is represented by zeros."""
     return any(part.nothing != "" for part in found.parts.values())
 
 

@@ -1,5 +1,5 @@
 """What a single Stable Diffusion 1 or 2 file can hold. It has no settings, so whatever the names and shapes of the
-weights don't show must be as all readers assume."""
+weights don't show must agree with what all readers assume."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,9 @@ _CLIPS["XL, first"] = _CLIPS["1"]
 
 
 def obstacles(model: Any) -> list[str]:
-    """Why a whole model can't be a single Stable Diffusion file, part by part, with what could; empty if it can."""
+    """Why a whole model can't be a single Stable Diffusion file, part by part, with options that would make it one;
+    empty if it can.
+    """
     found = [*unet_obstacles(model.denoiser.network), *vae_obstacles(model.first_stage)]
     if sdxl.encoders_of(model.conditioner):
         found += sdxl_file.obstacles(model.denoiser.network, model.conditioner)
@@ -45,7 +47,7 @@ def obstacles(model: Any) -> list[str]:
 
 
 def unet_obstacles(network: nn.Module) -> list[str]:
-    """Why a network isn't a Stable Diffusion U-Net, with what would be; empty if it is."""
+    """Why a network isn't a Stable Diffusion U-Net, with options that would make it one; empty if it is."""
     if not isinstance(network, UNet):
         return [f"the network is a {type(network).__name__} (train with network=unet)"]
     reasons = [f"the U-Net: {reason}" for reason in unet_config.obstacles(network)]

@@ -67,7 +67,9 @@ class Coding:
         return facts
 
     def network(self, network: Any, name: str = "denoiser") -> Any:
-        """The twin of a denoiser's network that computes: in the set precision, and compiled if `compile` is set."""
+        """The twin of a denoiser's network that does the computing: in the set precision, and compiled if `compile` is
+        set.
+        """
         dtype = self.dtype(next(network.parameters()).device)
         if self.compile is None:
             return lowered(network, dtype)

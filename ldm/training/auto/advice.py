@@ -1,4 +1,6 @@
-"""What a data set might be trained with: a size, what `auto` chooses, and how long that takes, by a few steps."""
+"""Advice on training with a data set: a size, what `auto` chooses, and how long that takes, estimated from a few
+steps.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -28,8 +30,8 @@ _MOST = 0.8  # of the images must have one aspect for a size that isn't square
 
 @dataclass
 class Plan:
-    """What `auto` chooses for both stages: `lines` say it, `figures` hold it as plain data. `refusal` says why training
-    would stop; `conditioner` has the conditions of stage two."""
+    """What `auto` chooses for both stages: `lines` describe it in words, and `figures` hold it as plain data.
+    `refusal` says why training would stop; `conditioner` has the conditions of stage two."""
 
     lines: list[str] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)

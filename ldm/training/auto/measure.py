@@ -23,7 +23,7 @@ _PART = 4  # a CPU is measured on a quarter of a batch, as its time is proportio
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a training `step`, and of the `forward` pass that encodes as many images."""
+    """Seconds of a training `step`, and of the `forward` pass that encodes equally many images."""
 
     step: float
     forward: float = 0.0

@@ -3,7 +3,7 @@
 Karras et al. 2024 (EDM2), section 3 and appendix C. At step t the weights of step s count as s^gamma: the average
 grows with the run instead of having a fixed half-life. Its length is sigma_rel, the standard deviation of that profile
 as a share of t. Two lengths are tracked and stored now and then; since all profiles are powers, a least-squares
-combination of the stored ones comes as near to a third as makes no difference.
+combination of the stored ones approximates any third one very closely.
 """
 
 from collections.abc import Sequence
@@ -51,10 +51,11 @@ def update(averages: Sequence[nn.Module], lengths: Sequence[float], module: nn.M
 def combination(
     lengths: Sequence[float], steps: Sequence[int], target_length: float, target_step: int | None = None
 ) -> torch.Tensor:
-    """The weights (N,), float64, by which N averages, each of its length at its step, add up to another one.
+    """The weights (N,), float64, by which N stored averages, each with its own length and step, are combined into
+    another one.
 
     They minimise the squared distance of the profiles (EDM2, eq. 139 to 142): with A_ij = <p_i, p_j> and
-    B_i = <p_i, p_target>, A x = B. Divided by their sum, as rounding demands.
+    B_i = <p_i, p_target>, A x = B. They are divided by their sum, to correct rounding.
     """
     gammas = torch.tensor([gamma_of(length) for length in lengths], dtype=torch.float64)
     times = torch.tensor(steps, dtype=torch.float64)

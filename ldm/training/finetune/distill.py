@@ -131,7 +131,7 @@ class DistillFinetune(Finetune):
         return lora.trained(model, NEW, trigger=None, base=base, few=few)
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
-        """The whole student's, or with `lora` the LoRA's."""
+        """The names of the student's weights, or with `lora` those of the LoRA."""
         return lora.names_in_model(model, NEW) if self.lora else super().weight_names(model)
 
 

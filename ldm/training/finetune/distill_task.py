@@ -127,7 +127,9 @@ class DistillTask(FinetuneTask):
             ema.update(self.target, self.trained["denoiser"], decay)
 
     def frozen_names(self) -> set[str]:
-        """The names in any fine-tuning, those of the teacher, and those that the target shares with the student."""
+        """The frozen names of every fine-tuning, and those of the teacher, and those that the target shares with the
+        student.
+        """
         names = super().frozen_names() | {f"teacher.{name}" for name in frozen_parameters(self.teacher)}
         if self.target is not None:
             names |= {f"target.{name}" for name in frozen_parameters(self.trained["denoiser"])}

@@ -34,16 +34,16 @@ class Finetune:
       `model.conditioner` (a ControlNet wraps `model.denoiser.network`). At step 0 the model's outputs must be the
       base's. Torch's generator has been seeded. Frozen parameters are shared with the average model, not copied, and
       kept out of checkpoints;
-    - `condition(cond, batch, seed, training)` at each step: adds what the kind reads beside the base's own conditions.
-      `needs` names the columns of `batch` that it reads (`image` gives the pixels). Random numbers come from
-      `ldm.common.randomness` with (seed, batch["position"]);
+    - `condition(cond, batch, seed, training)` at each step: adds what the kind reads in addition to the base's own
+      conditions. `needs` names the columns of `batch` that it reads (`image` gives the pixels). Random numbers come
+      from `ldm.common.randomness` with (seed, batch["position"]);
     - `reader(read, preprocess)`: a function that adds to a batch on the host; it calls `read`, the conditioner's own;
     - `task`, for another loss than the base's: the LightningModule, made of (model, kind, base, options);
     - `sample_function(val, n, seed)`: a function of the model that gives the images shown while training;
     - `saved(model, base)`: what the model folder holds, given the assembled average model: an `Adapter` with tensors of
       `model` itself, not copies, or the model. `base` is what an adapter records (`ldm.adapters.base_of`);
-    - `weight_names(model)`: where an adapter is saved, the name in `model`'s state of each of its weights, by its name
-      in the adapter: a checkpoint holds them once and is loaded by these names.
+    - `weight_names(model)`: where an adapter is saved, for each of its weights, as named in the adapter, the name in
+      `model`'s state: a checkpoint holds them once and is loaded by these names.
     """
 
     suffix = "finetune"  # of the run's name, BASE-suffix
@@ -101,7 +101,7 @@ class Finetune:
         raise NotImplementedError
 
     def weight_names(self, model: LatentDiffusion) -> dict[str, str]:
-        """The name in `model`'s state of each weight of `saved`, by its name there; see above."""
+        """For each weight of `saved`, by name, its name in `model`'s state; see above."""
         return {name: name for name in model.state_dict()}
 
 

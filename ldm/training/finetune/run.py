@@ -37,7 +37,7 @@ __all__ = ["finetune_kinds", "main", "precheck"]  # importing finetune_kinds mak
 def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf | None = None) -> Path:
     """Fine-tunes a base, and leaves a run whose model folder holds what `kind.saved` gives: an adapter or a model.
 
-    `measure_of` makes what validation measures of generated images, where the config wants it.
+    `measure_of` makes the measure of generated images for validation, if the config wants one.
     """
     clock = Clock()
     path = precheck(config)

@@ -1,4 +1,6 @@
-"""What happens to gradients before an optimizer step: unscaling, norms, clipping, none of which the host waits for."""
+"""What happens to gradients before an optimizer step: unscaling, norms and clipping, none of which makes the host
+wait.
+"""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple

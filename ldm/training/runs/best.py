@@ -23,7 +23,7 @@ class Best(pl.Callback):
     aren't better.
 
     All that it knows is in best.json: the figure at each step that was validated. A run that is resumed at a step reads
-    it up to there, and so decides as the uninterrupted run.
+    the file up to that step, and so decides as an uninterrupted run would.
     """
 
     def __init__(self, folder: RunFolder, figure: str, mode: str | None = None, patience: int | None = None):
@@ -33,7 +33,7 @@ class Best(pl.Callback):
 
     @property
     def step(self) -> int | None:
-        """The step of the best model, the first of equals; None before the first validation."""
+        """The step of the best model, the first if several are equal; None before the first validation."""
         return best_step(self.values, self.mode)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -89,7 +89,7 @@ def mode_of(figure: str) -> str:
 
 
 def best_step(values: Mapping[int, float], mode: str) -> int | None:
-    """The step with the best finite value, the first of equals; None without one."""
+    """The step with the best finite value, the first if several are equal; None without one."""
     finite = [step for step in sorted(values) if math.isfinite(values[step])]
     return (max if mode == "max" else min)(finite, key=lambda step: values[step], default=None)
 

@@ -34,8 +34,8 @@ class FiniteGuard(pl.Callback):
     be finite, and the gradient once the scale is 1, since no smaller scale would help. Sharded networks run on all
     processes or on none, so their samples aren't tried one by one.
 
-    Of a step's batches the guard keeps no pixels, only where they start in the order of samples: from that they can be
-    made again.
+    The guard keeps no pixels of a step's batches, only where they start in the order of samples, from which they can
+    be made again.
     """
 
     def __init__(self, folder: RunFolder, skip: int = 0):
@@ -71,7 +71,7 @@ class FiniteGuard(pl.Callback):
             optimizer.zero_grad()  # the optimizer skips parameters without a gradient
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Judges the last step."""
+        """Checks the last step."""
         self._settle()
 
     def state_dict(self) -> dict[str, Any]:

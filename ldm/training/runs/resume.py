@@ -144,7 +144,7 @@ def is_more(folder: RunFolder, config: Mapping[str, Any]) -> bool:
 def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> str | None:
     """Changes the learning rate's schedule if the run gets a new limit, and describes the change; None if it doesn't.
 
-    The schedule becomes that of a run that had the new limit from the beginning. The rate has fallen too fast for that
+    The schedule becomes that of a run that had the new limit from the beginning. The rate has fallen faster than that
     so far, so it jumps.
     """
     limit, most = limit_of(config), steps_of(config)

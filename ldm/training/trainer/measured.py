@@ -46,7 +46,8 @@ def measures_images(config: Mapping[str, Any]) -> bool:
 
 
 class Measured(pl.Callback):
-    """Measures the average model in each validation, logs the figures as `val/...`, and warns where it learns by heart.
+    """Measures the average model in each validation, logs the figures as `val/...`, and warns if the model memorises
+    training images.
 
     A step is measured once, although a run validates its last step twice. Several processes share the figures of the
     first.
@@ -72,7 +73,7 @@ class Measured(pl.Callback):
         pl_module.log_dict({f"val/{name}": value for name, value in self.figures.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The last figures, their step, and the share of copies that was said."""
+        """The last figures, their step, and the share of copies that was reported last."""
         return {"figures": self.figures, "step": self.step, "said": self.said}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

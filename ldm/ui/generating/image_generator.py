@@ -233,7 +233,7 @@ def _arguments(settings: Settings, about: Traits, inputs: "Mapping[str, Image]")
 
 
 def undo_enlarging(image: "Image", about: Traits) -> "Image":
-    """An image that `enlarge_pixels` made of one of the model's size, at that size again; any other as it is."""
+    """Brings an image that `enlarge_pixels` enlarged back to the model's size; leaves any other image unchanged."""
     import numpy as np
     from PIL import Image
 

@@ -67,8 +67,8 @@ def browser_form(name: str) -> gr.BrowserState:
 
 
 def settings_of_clicked(files: list[str], event: gr.EventData | None) -> Any:
-    """The settings in the one of a gallery's files that was clicked. The event is as the browser sent it: an index
-    that is none of the files', from a gallery that has changed or from a program, changes nothing."""
+    """The settings in the file that was clicked in a gallery. The event comes as the browser sent it, so an index
+    without a file, from a gallery that has changed or from a program, changes nothing."""
     sent = getattr(event, "_data", None)
     index = sent.get("index") if isinstance(sent, Mapping) else None
     return read_settings(files[index])[0].as_dict() if _is_index(index, files) else gr.skip()

@@ -127,7 +127,7 @@ class Alerter:
         return new
 
     def send(self, webhook: str, alert: Alert) -> bool:
-        """Sends one alert; whether that succeeded. Errors are kept for the page."""
+        """Sends one alert, and returns whether that succeeded. Errors are kept for the page."""
         try:
             self._send(webhook, alert)
             return True

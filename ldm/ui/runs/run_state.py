@@ -68,7 +68,7 @@ def read_state(
     runs_dir: Path, key: str, log: Path | None = None, exit_code: int | None = None, starting: bool = False
 ) -> RunState:
     """The state of the run STAGE/NAME. If the page started it: `log` is what it printed, `exit_code` how its process
-    ended, and `starting` whether that is alive, which it may be before it locks its folder."""
+    ended, and `starting` whether the process is alive, which it may be before it locks its folder."""
     path, (stage, _, name) = runs_dir / key, key.partition("/")
     holder = lock.read(path)
     live = holder is not None and lock.is_live(holder)
@@ -147,7 +147,7 @@ def config_of(path: Path) -> dict[str, Any]:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a log; of a line that was overwritten, as progress bars do, the last state."""
+    """The last lines of a log; of a line that was overwritten, as progress bars do, only the last state."""
     try:
         if not path.is_file():
             return []

@@ -53,7 +53,7 @@ class Watcher:
             self._thread.join()
 
     def listed(self) -> list[str]:
-        """All runs; first those that were started here and have no folder, or not yet."""
+        """All runs; first those that were started here and don't have a folder (yet)."""
         known = run_keys(self.runs_dir)
         return [*(key for key in self.launcher.started() if key not in known), *known]
 

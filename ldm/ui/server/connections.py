@@ -121,7 +121,7 @@ class _Noting:
         self._transport, self._note = transport, note
 
     def write(self, data: bytes) -> None:
-        """Notes, and writes."""
+        """Calls `note`, then writes."""
         self._note()
         self._transport.write(data)
 
