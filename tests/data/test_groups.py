@@ -60,7 +60,7 @@ def test_a_group_that_finds_none_is_refused(tmp_path, group, words):
 def test_groups_on_both_sides_of_given_splits_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", "train/p1_1.png", "train/p2_1.png", "val/p2_2.png", "val/p3_1.png")
     tables(root, group=r"(p\d)")
-    assert any("1 group of data.group=(p\\d) both for training and for validation" in n for n in facts(root).notes)
+    assert any("training and validation share 1 group of data.group=(p\\d)" in n for n in facts(root).notes)
 
 
 def series_of(*paths: str, labelled: bool = False) -> str:
@@ -81,7 +81,7 @@ def series_of(*paths: str, labelled: bool = False) -> str:
 )
 def test_series_by_names_are_reported(pattern, step):
     said = series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
-    assert "of 2 series by their names" in said and step in said
+    assert "of 2 series, to judge by their names" in said and step in said
 
 
 def test_folders_of_series_that_are_classes_are_reported():
@@ -110,7 +110,7 @@ def test_tiles_are_no_classes_and_are_reported(tmp_path):
     root = lay_out(tmp_path / "d", *[f"{z}/{x}/{y}.png" for z in (1, 2) for x in range(2) for y in range(2)])
     assert tables(root)[0].classes == ()
     (note,) = facts(root).notes
-    assert "tiles of 2 zoom levels by their paths (1, 2)" in note
+    assert "tiles of 2 zoom levels, to judge by their paths (1, 2)" in note
     assert "data.root=.../2 data.classes=none reads the finest level, 4 tiles" in note
     tables(root / "2", classes="none")  # the root that the message names
 

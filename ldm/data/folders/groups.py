@@ -57,7 +57,7 @@ def group_names(paths: Sequence[str], group: str) -> dict[str, str]:
         one = f"one group, {examples(sorted(names))}" if names else "no image"
         raise UserError(
             f"data.group={group} finds {one}; training and validation need a group each: leave it out, or give other "
-            "images by data.val_root=."
+            "images with data.val_root=."
         )
     return found
 
@@ -68,7 +68,7 @@ def report_shared_groups(train: Sequence[str], val: Sequence[str], group: str, f
     shared = sorted({str(name) for path in val if (name := _group_of(path, group)) in own})
     if shared:
         count = f"{plural(len(shared), 'group')} of data.group={group}"
-        message = f"{count} both for training and for validation, as the data set has them: {examples(shared)}"
+        message = f"training and validation share {count} in the splits of the data set: {examples(shared)}"
         findings.warn(f"{message}; move the images of each group to one side")
 
 
@@ -91,12 +91,15 @@ def report_series(paths: Sequence[str], labelled: bool, findings: Findings) -> N
 def _warn(groups: dict[str, list[str]], option: str, labelled: bool, findings: Findings) -> None:
     names = sorted(groups)
     if len(names) == 1:
-        message = "all images are slices or frames of one series by their names, and neighbours are on both sides of "
+        message = (
+            "to judge by their names, all images are slices or frames of one series, and neighbours "
+            "are on both sides of "
+        )
         findings.warn(f"{message}the split: data.val_root= gives images of another series to validate on")
         return
-    message = f"the images are slices or frames of {len(names)} series by their names ({examples(names)})"
+    message = f"the images are slices or frames of {len(names)} series, to judge by their names ({examples(names)})"
     classes = " and the folders as classes" if labelled and option == FOLDER else ""
-    both = f"each is read as an image of its own{classes}, and a series may be on both sides of the split"
+    both = f"each is read as a separate image{classes}, and a series may be on both sides of the split"
     step = " data.classes=none" if classes else ""
     findings.warn(f"{message}: {both}; data.group={option}{step} keeps each on one side")
 

@@ -50,8 +50,8 @@ def check_option(repeats: bool | Mapping[str, int] | None, classes: bool | str |
     """Raises UserError if names of folders are to be both classes and numbers of repeats."""
     if classes and repeats is True:
         raise UserError(
-            f"data.classes={str(classes).lower()} and data.repeats=true: folders are either classes or repeats; "
-            "choose one."
+            f"data.classes={str(classes).lower()} and data.repeats=true: folders can be classes or repeats, "
+            "not both; choose one."
         )
 
 

@@ -44,11 +44,11 @@ def report_tiles(paths: Sequence[str], findings: Findings) -> None:
         return
     levels = sorted({str(level_of_tile(path)) for path in paths}, key=int)
     if len(levels) == 1:
-        message = f"the images are tiles of zoom level {levels[0]} by their paths"
+        message = f"to judge by their paths, the images are tiles of zoom level {levels[0]}"
         findings.remark(f"{message}: neighbours may be on both sides of the split")
         return
-    message = f"the images are tiles of {len(levels)} zoom levels by their paths ({examples(levels)})"
-    result = "each is read as an image of its own, and the same place at another scale may be for validation"
+    message = f"the images are tiles of {len(levels)} zoom levels, to judge by their paths ({examples(levels)})"
+    result = "each is read as a separate image, and the same place may be for validation at another scale"
     findings.warn(f"{message}: {result}; {_step(paths, levels)}")
 
 

@@ -16,7 +16,7 @@ from ldm.data.reading.store import Store
 
 IMAGE, GROUP = "image", "group"  # what stays on one side of the split
 _ONE = {IMAGE: "an image", GROUP: "a group"}
-_NO_CLASSES = "data.classes=none reads the folders as no classes."
+_NO_CLASSES = "data.classes=none doesn't read folders as classes."
 
 
 def _without_ending(path: str) -> str:
@@ -81,7 +81,7 @@ def _held_without_last(
             left.subtract(labels[i])
     if not chosen and unit == GROUP:
         reason = "each holds all images of a class"
-        raise UserError(f"no group of data.group= can be held out for validation, as {reason}. {_NO_CLASSES}")
+        raise UserError(f"no group of data.group= can be held out for validation, since {reason}. {_NO_CLASSES}")
     if not chosen:
         reason = "each one is the only image of its class (an image and its copies count as one)"
         raise UserError(f"no image can be held out for validation, as {reason}. {CLASS_HINT}")
