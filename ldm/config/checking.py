@@ -71,7 +71,7 @@ def _refuse_missing(script: str, cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         listed = [f"{key}= ({meaning})" if (meaning := _meaning(script, key, cfg)) else f"{key}=" for key in missing]
-        raise UserError(f"please give {', '.join(listed)}.")
+        raise UserError(f"give {', '.join(listed)}.")
 
 
 def _meaning(script: str, key: str, cfg: DictConfig) -> str | None:
