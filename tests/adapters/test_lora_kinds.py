@@ -226,7 +226,7 @@ def test_a_lokr_of_whole_matrices_has_no_alpha_in_kohyas_tools(model, tmp_path):
         ({"lora_down.weight": (2, 16), "lora_up.weight": (16, 2), "dora_scale": (1, 16)}, "magnitudes by input"),
         (
             {"lora_down.weight": (2, 16), "lora_up.weight": (16, 2), "dora_scale": (8, 1)},
-            "8 magnitudes, and 16 outputs",
+            "8 magnitudes, but 16 outputs",
         ),
         ({"lokr_w1": (2, 2), "lokr_w2": (8, 8), "dora_scale": (16, 1)}, "unexpected .*lora_magnitude_vector"),
     ],

@@ -42,8 +42,8 @@ def test_a_model_that_learnt_a_word_is_saved_with_it(tmp_path):
 def test_what_is_no_new_word_is_refused():
     model = small()
     for word, reason in (
-        ("two words", "without blanks"),
-        ("", "without blanks"),
+        ("two words", "without spaces"),
+        ("", "without spaces"),
         ("a", "token of the model already"),
     ):
         with pytest.raises(UserError, match=reason):

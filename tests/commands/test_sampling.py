@@ -132,7 +132,7 @@ def test_a_mask_of_another_aspect_is_refused_before_anything_is_generated(runs: 
         ({"labels": [1], "sampler": "eulr"}, "Did you mean 'euler'"),
         ({"labels": [1], "eta": 0.5}, "no option 'eta'"),
         ({"labels": [1], "size": 17}, "isn't divisible by"),
-        ({"labels": [1], "out": "/dev/null/x.png"}, "its folder can't be made"),
+        ({"labels": [1], "out": "/dev/null/x.png"}, "its folder can't be created"),
         ({"labels": [1], "seed": 10**20}, "is too large"),
         ({"labels": [1], "guidance": float("nan")}, "finite number"),
         ({"stage": "vae", "prompt": "a cat"}, "prompt= is for a run of stage two"),

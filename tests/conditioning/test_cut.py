@@ -42,7 +42,7 @@ def test_a_cut_prompt_is_reported_each_time_and_its_stand_in_too(conditioner, ca
         conditions_of(conditioner, {"text": [CAPTIONS[0], "a dog"]}, 2, negative=CAPTIONS[2])
         first, second = (record.getMessage() for record in caplog.records)
         assert first == "a prompt has 10 tokens, but the model reads only 6; this part is left out: on a red background"
-        assert second.endswith("left out is: a blue background")
+        assert second.endswith("this part is left out: a blue background")
     caplog.clear()
     conditions_of(conditioner, {"text": ["a dog"]})
     assert caplog.text == ""
@@ -57,7 +57,7 @@ def test_the_first_lost_words_of_a_very_long_prompt_are_named(conditioner, word,
 def test_half_letters_are_read_as_the_replacement_character(conditioner, caplog):
     conditions = conditions_of(conditioner, {"text": ["a \ud800 dog " * 9]}, negative="\udcff")
     assert conditions.batch["text"] == ["a \ufffd dog " * 9] and conditions.null["text"] == ["\ufffd"]
-    assert "left out is" in caplog.text and conditioner(conditions.batch).tokens is not None
+    assert "this part is left out" in caplog.text and conditioner(conditions.batch).tokens is not None
 
 
 def test_many_prompts_are_reported_in_one_line(conditioner):

@@ -126,7 +126,7 @@ def test_by_a_yaml_dims_and_hashes_are_read_off_the_encoders(folder):
 def test_what_cant_be_joined_is_refused(folder):
     with pytest.raises(UserError, match="two encoders or more"):
         JoinedText([FrozenText(str(folder / "text_encoder"))])
-    with pytest.raises(UserError, match="masked=false and one length"):
+    with pytest.raises(UserError, match="masked=false and the same length"):
         part_of(folder, masked=True)
     with pytest.raises(UserError, match="projected=True concerns the pooled state"):
         part_of(folder, pooled=False)

@@ -125,7 +125,7 @@ def test_a_prompt_that_is_cut_has_a_warning_that_says_how_it_wouldnt_be(part, ca
     conditions_of(Conditioner({"text": part}), {"text": [LONG]})
     assert caplog.text == ""
     conditions_of(Conditioner({"text": part}), {"text": [PLAIN]})
-    assert "left out is: mnop qrst uv; a prompt that ends with BREAK is read in chunks" in caplog.text
+    assert "this part is left out: mnop qrst uv; a prompt that ends with BREAK is read in chunks" in caplog.text
 
 
 def test_encoders_of_other_kinds_read_brackets_as_text(tmp_path):

@@ -52,7 +52,7 @@ def test_names_that_several_images_share(tmp_path, names, message):
     root = lay_out(tmp_path / "d", *[f"{name}.png" for name in names])
     tables(root)
     notes = " ".join(facts(root).notes)
-    assert message in notes and "look like classes" not in notes and bool(message) == bool(notes)
+    assert message in notes and "look like numbered classes" not in notes and bool(message) == bool(notes)
 
 
 def test_names_without_words_are_refused(tmp_path):

@@ -118,8 +118,8 @@ def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
     ],
 )
 def test_classes_in_the_names_of_files_are_reported(tmp_path, files, message):
-    assert (message or "look like classes") in notes(tmp_path / "d", *files) or message is None
-    assert message or "look like classes" not in " ".join(facts(tmp_path / "d").notes)
+    assert (message or "look like numbered classes") in notes(tmp_path / "d", *files) or message is None
+    assert message or "look like numbered classes" not in " ".join(facts(tmp_path / "d").notes)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_other_files_are_refused_with_the_way(tmp_path, name, step):
 
 
 def test_a_pattern_is_no_root(tmp_path):
-    with pytest.raises(UserError, match="it isn't a pattern"):
+    with pytest.raises(UserError, match="patterns aren't read"):
         open_store(tmp_path / "*.png")
 
 

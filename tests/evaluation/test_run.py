@@ -146,8 +146,8 @@ def test_a_model_of_other_preprocessing_than_its_data_is_refused(config, runs: P
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"run": None}, "please give run="),
-        ({"run": None, "samples": "x"}, "please give run="),
+        ({"run": None}, "give run="),
+        ({"run": None, "samples": "x"}, "give run="),
         ({"stage": "ldn"}, "Did you mean 'ldm'"),
         ({"samples": "val", "stage": "vae"}, "leave out stage=vae"),
         ({"n": 4}, "at least 8 images"),

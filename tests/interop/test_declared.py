@@ -196,7 +196,7 @@ def test_sampling_that_makes_no_sense_is_refused(content, message):
 def test_weights_that_stand_for_others_are_refused():
     refuse_quantised({"quantization_config": "None", "format": "pt"}, "m")
     for key in ("quantization_config", "_quantization_metadata", "quantizationMethod"):
-        with pytest.raises(UserError, match=f"m: its metadata set {key}, which isn't supported: get unquant"):
+        with pytest.raises(UserError, match=f"m: its metadata have {key}, which isn't supported: get unquant"):
             refuse_quantised({key: '{"quant_method": "torchao"}'}, "m")
 
 

@@ -153,7 +153,9 @@ def test_stable_diffusion_xls_goes_out_in_both_forms(xl, tmp_path):
     torch.testing.assert_close(back(PROMPT, **options), model(PROMPT, **options), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("channels", "says"), [(8, "reads 8 channels, 4 more than latents"), (5, "reads 5 channels")])
+@pytest.mark.parametrize(
+    ("channels", "says"), [(8, "reads 8 channels, 4 in addition to the latents"), (5, "reads 5 channels")]
+)
 def test_other_channels_are_refused_by_their_number(channels, says, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((copy / "unet/config.json").read_text()) | {"in_channels": channels}

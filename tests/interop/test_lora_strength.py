@@ -169,7 +169,7 @@ def test_what_contradicts_itself_or_isnt_read_is_refused_by_name(state, metadata
 @pytest.mark.parametrize("key", ["ss_network_alpha", "ss_network_dim"])
 def test_a_log_of_another_lora_is_reported_and_the_tensors_are_used(key, tmp_path, caplog):
     assert read(tmp_path, kohyas(alpha=2.0), {key: "8"}) == {Q: 2.0}
-    assert f"its metadata set {key}=8, but its weights differ: the weights are used" in caplog.text
+    assert f"its metadata say {key}=8, but its weights differ: the weights are used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ B = STABLE.betas.float()
         ({"betas": B, "denoiser.sigmas": Schedule("linear").sigmas.float()}, {}, "in betas and in denoiser.sigmas"),
         ({"betas": torch.tensor([0.1, 0.25, 0.3])}, {}, "neither linear nor scaled_linear"),
         ({"denoiser.sigmas": STABLE.sigmas.float() * 2}, {}, "neither linear nor scaled_linear"),
-        ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a row"),
+        ({"betas": torch.tensor(0.1)}, {}, r"betas is float32 of shape \(\), where a list"),
         ({"betas": torch.zeros(0)}, {}, r"betas is float32 of shape \(0,\)"),
         ({"betas": torch.ones(1000, dtype=torch.int64)}, {}, "betas is int64"),
         ({"betas": torch.full((1000,), float("nan"))}, {}, "betas is float32 .* finite"),

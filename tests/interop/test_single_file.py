@@ -190,7 +190,7 @@ def test_numbers_that_say_how_latents_are_scaled_are_read(name, declared, option
             {"scale_factor": T(0.2), "scaling_factor": T(0.3)},
             "scale_factor=0.2 and scaling_factor=0.3",
         ),
-        ("a.safetensors", {"scale_factor": T(0.2), "metadata": {"scale_factor": "0.3"}}, "in another place, 0.3"),
+        ("a.safetensors", {"scale_factor": T(0.2), "metadata": {"scale_factor": "0.3"}}, "but 0.3 in another place"),
         ("a.safetensors", {"metadata": {"scale_factor": "high"}}, "scaling_factor is 'high'"),
         ("a.safetensors", {"latents_mean": T([1.0])}, "latents_mean has 1 numbers, where there are 4"),
         ("a.safetensors", {"latents_std": T([1.0, 1.0, 0.0, 1.0])}, "latents_std is 0"),

@@ -187,7 +187,7 @@ def test_the_file_says_what_modelspec_and_web_uis_look_for(exported):
         ({"parameterization": Eps(Schedule("linear"))}, "its noise schedule isn't Stable Diffusion's"),
         ({"vae": {"stem": 2}}, "the autoencoder: stem=2 (train with vae=kl_f8)"),
         ({"vae": {"channels": 16}}, "the autoencoder's norms have 16 groups"),
-        ({"heads": 4}, "4 heads at level 0, and readers assume 8 heads"),
+        ({"heads": 4}, "4 heads at level 0, but readers assume 8 heads"),
         ({"patch": 2}, "the U-Net: patch=2"),
         ({"channels": [16, 32]}, "the U-Net's norms have 16 groups"),
         ({"text": {"masked": True}}, "conditioner.text.masked=false"),

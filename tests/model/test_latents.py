@@ -152,7 +152,9 @@ def test_a_network_that_overflows_in_float16_is_reported(model):
     model = copy.deepcopy(model)
     model.denoiser.network.conv_in.weight.mul_(1e8)
     model.precision = "float16"
-    with pytest.raises(UserError, match="overflows: use precision=bfloat16 or float32"):
+    with pytest.raises(
+        UserError, match="overflows in float16, so its result isn't finite: use precision=bfloat16 or float32"
+    ):
         model("a cat", output="pt")
 
 

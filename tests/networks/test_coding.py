@@ -179,7 +179,9 @@ def test_an_encoder_that_overflows_is_no_reason_for_the_decoder(caplog):
 @torch.inference_mode()
 def test_latents_that_overflowed_are_no_silent_image(stage):
     z = torch.full((1, 4, 4, 4), float("nan"))
-    with pytest.raises(UserError, match="overflows: use precision=bfloat16 or float32"):
+    with pytest.raises(
+        UserError, match="overflows in float16, so its result isn't finite: use precision=bfloat16 or float32"
+    ):
         Coding("float16").decode(stage, z)
 
 

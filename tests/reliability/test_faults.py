@@ -141,8 +141,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_sample(
     bad = sample_of_step(6)
     words = ("trainer.max_steps=8", "resume=true", "checkpoint.every_n_steps=1")
     printed = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
-    assert printed.startswith("step 6: the loss isn't finite")
-    assert f"sample {bad} ({bad}.png)." in printed
+    assert printed.startswith("step 6: the loss of sample")
+    assert f"sample {bad} ({bad}.png) isn't finite." in printed
     assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000005.ckpt" in printed
     saved = checkpoint(RUN, 5)["state_dict"]
     assert all(value.isfinite().all() for value in saved.values())
@@ -169,7 +169,7 @@ def test_such_updates_are_left_out_up_to_a_limit(started, tmp_path):
         train("vae", "trainer.max_steps=8", "resume=true", "skip_bad_batches=1")
 
     assert forked(work, tmp_path / "out") == 0
-    assert "update left out, 1 of at most 1" in (tmp_path / "out").read_text()
+    assert "update left out (1 of at most 1)" in (tmp_path / "out").read_text()
     state = checkpoint(RUN, 8)
     assert all(value.isfinite().all() for value in state["state_dict"].values())
     assert state["optimizer_states"][0]["state"][0]["step"] == 7  # one less
@@ -179,7 +179,7 @@ def test_one_in_the_last_step_is_found_before_the_end_is_saved(started, tmp_path
     """The flag of an update is read at the next one, and there is none."""
     bad = sample_of_step(7)
     printed = fails(tmp_path / "out", "vae", "trainer.max_steps=7", "resume=true", before=lambda: poison(bad))
-    assert printed.startswith("step 7: the loss isn't finite") and f"sample {bad} " in printed
+    assert printed.startswith("step 7: the loss of sample") and f"sample {bad} " in printed
     assert steps(RUN)[-1] == 6 and not (RUN / "DONE").exists()
 
 
@@ -193,7 +193,7 @@ def test_an_optimizer_that_cannot_leave_out_an_update_has_its_gradients_taken_aw
 
     assert forked(work, tmp_path / "out") == 0, (tmp_path / "out").read_text()
     printed = (tmp_path / "out").read_text()
-    assert "step 2: the loss isn't finite" in printed and "1 of at most 1" in printed
+    assert "step 2: the loss of sample" in printed and "1 of at most 1" in printed
     assert all(value.isfinite().all() for value in checkpoint(RUN, 3)["state_dict"].values())
 
 
@@ -205,7 +205,7 @@ def test_what_is_not_finite_is_found_in_other_precisions_too(here, tmp_path, pre
     bad = sample_of_step(6)
     words = ("trainer.max_steps=8", f"trainer.precision={precision}", f"optimizer.name={optimizer}")
     printed = fails(tmp_path / "out", "vae", *words, before=lambda: poison(bad))
-    assert printed.startswith("step 6: the loss isn't finite") and f"sample {bad} ({bad}.png)." in printed
+    assert printed.startswith("step 6: the loss of sample") and f"sample {bad} ({bad}.png) isn't finite." in printed
     assert "The last good checkpoint is runs/vae/squares/checkpoints/step-00000004.ckpt" in printed
 
     def work():
@@ -213,7 +213,7 @@ def test_what_is_not_finite_is_found_in_other_precisions_too(here, tmp_path, pre
         train("vae", *words, "resume=true", "skip_bad_batches=1")
 
     assert forked(work, tmp_path / "skipped") == 0, (tmp_path / "skipped").read_text()
-    assert "update left out, 1 of at most 1" in (tmp_path / "skipped").read_text()
+    assert "update left out (1 of at most 1)" in (tmp_path / "skipped").read_text()
     state = checkpoint(RUN, 8)
     assert all(value.isfinite().all() for value in state["state_dict"].values())
     made = {float(own["step"]) for own in state["optimizer_states"][0]["state"].values() if "exp_avg" in own}

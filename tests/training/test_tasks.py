@@ -285,7 +285,7 @@ def test_a_run_that_notes_no_time_is_trained_on_with_a_word():
     start = Start(Path("step.ckpt"), 10, total=10, rate=0.1, used=None)
     config = {"trainer": {"max_steps": -1, "max_time": "00:00:00:30"}}
     printed = rescheduled(start, config, LearningRate(0.1, 0))
-    assert "for the 30 s of trainer.max_time: its checkpoint doesn't record the time that was used before" in printed
+    assert "for the 30 s of trainer.max_time (its checkpoint doesn't record the time used before)" in printed
 
 
 def test_a_run_whose_steps_did_not_count_beside_its_time_continues_as_it_was():

@@ -267,7 +267,7 @@ def test_a_grid_names_the_words_that_it_leaves_out(page: Any, monkeypatch: pytes
     fields = {"x_name": "seed", "x_values": "1-2", "y_name": "steps", "y_values": "1-2", "new_seed": False}
     page.predict(**fields, prompt="a dog " * 30 + "last", api_name="/xy")
     (remark,) = warned
-    assert "the model reads 24; left out is: " in remark and remark.endswith("a dog last")
+    assert "the model reads only 24; this part is left out: " in remark and remark.endswith("a dog last")
 
 
 def test_a_grids_png_has_its_axes(page: Any, served: Any) -> None:

@@ -295,7 +295,7 @@ def test_words_that_are_left_out_of_prompts_are_named(generator: ImageGenerator)
     settings = Settings("tiny", prompt="a dog " * 30 + "last", negative="a cat", n=1, steps=1)
     _, (long,) = finish(generator, settings)
     (remark,) = long.remarks
-    assert "the model reads 24; left out is: " in remark and remark.endswith("a dog last")
+    assert "the model reads only 24; this part is left out: " in remark and remark.endswith("a dog last")
     _, (short,) = finish(generator, Settings("tiny", prompt="a dog", n=1, steps=1))
     assert short.remarks == ()
 

@@ -137,7 +137,7 @@ def _one_of(metadata: Mapping[str, str], aliases: tuple[str, ...], where: str) -
     found = [(key, text) for key, text in metadata.items() if word(key) in aliases and not is_off(text)]
     for key, text in found[1:]:
         if text != found[0][1]:
-            raise UserError(f"{where}: its metadata set {found[0][0]}={found[0][1][:20]} and {key}={text[:20]}: "
+            raise UserError(f"{where}: its metadata have {found[0][0]}={found[0][1][:20]} and {key}={text[:20]}: "
                             "keep the right one.")  # fmt: skip
     return found[0] if found else None
 
@@ -149,7 +149,7 @@ def _check_rank(declared: tuple[str, Any] | None, ranks: Mapping[str, int], wher
     if ranks and rank not in ranks.values():
         module, real = next(iter(ranks.items()))
         raise UserError(
-            f"{where}: its metadata set {declared[0]}={rank:g}, but {module} has rank {real}: they belong to another "
+            f"{where}: its metadata have {declared[0]}={rank:g}, but {module} has rank {real}: they belong to another "
             "LoRA, so its strength is unknown: download the file again."
         )
 

@@ -166,7 +166,7 @@ def rescheduled(start: Start, config: Mapping[str, Any], rate: LearningRate) -> 
 
 def _time_left(start: Start, limit: float) -> str:
     if start.used is None:
-        return f"for the {limit:g} s of trainer.max_time: its checkpoint doesn't record the time that was used before"
+        return f"for the {limit:g} s of trainer.max_time (its checkpoint doesn't record the time used before)"
     return f"for the {max(0, limit - start.used):.0f} s that are left of trainer.max_time"
 
 
