@@ -105,9 +105,9 @@ class ControlImages:
         return self._within_spans(denoiser, sigmas), Terms(self._added(terms.full, outputs, 1.0), others)
 
     def _added(self, cond: Cond, outputs: Mapping[str, int], share: float) -> Cond:
-        """`cond` with the control images and the weights of their residuals: `share` times the scales.
+        """`cond` with the control images and the weights of their residuals, which are `share` times the scales.
 
-        `outputs` are the numbers of residuals of the ControlNets. In guess mode weights rise from a tenth to 1.
+        `outputs` has the number of residuals of each ControlNet. In guess mode weights rise from a tenth to 1.
         """
         control, weights = dict(cond.control), dict(cond.control_weights)
         for name, n in outputs.items():
@@ -118,7 +118,7 @@ class ControlImages:
         return replace(cond, control=control, control_weights=weights)
 
     def _within_spans(self, denoiser: Any, sigmas: Tensor) -> Any:
-        """`denoiser`, at each step without the ControlNets whose span doesn't include the step."""
+        """`denoiser` that leaves out, at each step, the ControlNets whose span doesn't include the step."""
         if all(span == (0.0, 1.0) for span in self.spans.values()):
             return denoiser
         levels = {name: _levels(span, sigmas) for name, span in self.spans.items()}

@@ -252,7 +252,7 @@ def _of(values: Mapping[str, float], kind: str) -> dict[str, float]:
 
 
 def _installed(values: Mapping[str, Any], found: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """`values` by the names of layers in the installed libraries, which differ from those in files for CLIP."""
+    """`values` under the layers' names in the installed libraries, which for CLIP differ from those in files."""
     own = installed(found)
 
     return {own.get(canonical(layer), layer): value for layer, value in values.items()}
@@ -282,7 +282,7 @@ def _check_fit(found: Mapping[str, nn.Module], given: Mapping[str, kinds.Layer],
 
 
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a 1x1 convolution as that of a matrix, as some tools write it."""
+    """The shape of a 1x1 convolution as the shape of a matrix, since some tools write it so."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 

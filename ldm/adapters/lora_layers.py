@@ -183,7 +183,9 @@ def _any_layout(cls: Any) -> Any:
 
 
 def _take_off_outer(module: nn.Module, names: Iterable[str], kind: str) -> dict[str, list[Any]]:
-    """Takes off the layers of peft's that belong around those of a `kind`, from the outside, by the layer's name."""
+    """Takes off peft's layers that belong around those of a `kind`, the outermost first; returns them by the layer's
+    name.
+    """
     taken: dict[str, list[Any]] = {}
     for name in names:
         layer: Any = module.get_submodule(name)
@@ -196,7 +198,7 @@ def _take_off_outer(module: nn.Module, names: Iterable[str], kind: str) -> dict[
 
 
 def _plain_name(path: str) -> str:
-    """The name of a layer without those of the adapters around it."""
+    """The name of a layer, without the parts that adapters around it add."""
     return path.split(BASE)[0]
 
 
@@ -242,7 +244,7 @@ def _active(layer: Any) -> list[str]:
 
 
 def _merged(layer: Any) -> Tensor:
-    """The weight that computes what the layer and those in it compute, in the order in which they do."""
+    """The weight that computes the same as the layer and the layers inside it, merged in their order."""
     chain = [layer]
     while hasattr(chain[-1].base_layer, "base_layer"):
         chain.append(chain[-1].base_layer)

@@ -177,7 +177,7 @@ def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[st
 
 
 def _report_folder(path: Path, config: Mapping[str, Any], job: str | None, name: str = "evaluation") -> Path:
-    """The folder of the report: `out`, or one in the run; each job of a sweep has its own."""
+    """The folder of the report: `out`, or a folder in the run. Each job of a sweep has its own."""
     if config["out"]:
         return Path(config["out"]).expanduser() / (job or "")
     return path / (f"{name}-{job}" if job else name)

@@ -75,7 +75,7 @@ def _refuse_missing(script: str, cfg: DictConfig) -> None:
 
 
 def _meaning(script: str, key: str, cfg: DictConfig) -> str | None:
-    """The comment beside a value that YAML leaves open as ???: in the script's file, or in one with the same class."""
+    """The comment beside a value that YAML leaves open as ???, in the script's file or in one with the same class."""
     section, _, last = key.rpartition(".")
     kind = OmegaConf.select(cfg, f"{section}.class") if section else None
     for file in sorted(CONF.rglob("*.yaml")) if section else [CONF / f"{script}.yaml"]:
@@ -112,7 +112,7 @@ def _refuse_sizes_of_another_network(
 
 
 def _with_network(error: UserError, config: Mapping[str, Any], choices: Mapping[str, Any]) -> UserError:
-    """Adds to a message about an option that the DiT lacks that network=auto has chosen the DiT."""
+    """Adds to a message about an option that the DiT lacks: network=auto has chosen the DiT."""
     chosen = choices.get("network") == "auto" and str(error).startswith("network.")
     if not chosen or config["network"].get("class") != "DiT":
         return error
@@ -159,7 +159,7 @@ def _check_kinds(spec: Mapping[str, Any], where: str) -> None:
 
 
 def _drop_defaults_of_other_class(spec: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """After `network.class=MyNet`: removes what YAML sets for the replaced class and MyNet doesn't take."""
+    """After `network.class=MyNet`, removes YAML's options for the replaced class that MyNet doesn't take."""
     if spec["class"] == defaults.get("class") or not isinstance(spec["class"], str):
         return
     known = registry.parameters(spec["class"])

@@ -36,7 +36,7 @@ def prepare(words: Sequence[str], groups: Collection[str]) -> tuple[list[str], l
 
 
 def _other_limit_lifted(overrides: Sequence[str]) -> list[str]:
-    """An override that lifts a run's limit in YAML, of steps or of time, if the words give only the other one."""
+    """If the words give only one limit, of steps or of time, an override that lifts the other one, which YAML sets."""
     given = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in overrides)}
     steps, seconds = (given.get(f"trainer.{key}") for key in ("max_steps", "max_time"))
     if seconds is None and steps not in (None, "null", "-1"):
@@ -47,7 +47,10 @@ def _other_limit_lifted(overrides: Sequence[str]) -> list[str]:
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags (with their values), and overrides. Raises UserError for an unknown flag and a word of another form."""
+    """Splits words into flags (with their values) and overrides.
+
+    Raises UserError for an unknown flag, and for a word that is neither.
+    """
     flags: list[str] = []
     overrides: list[str] = []
     takes_value = False

@@ -166,7 +166,7 @@ def changing(read: Read, changes: CaptionChanges | None) -> Read:
 
 
 def _report_wildcards(table: Table) -> None:
-    """Prints a hint if captions look as if another trainer was to choose among alternatives."""
+    """Prints a hint if captions seem to hold alternatives in another trainer's syntax."""
     some = _some(table) if "text" in table.columns else []
     found = sum(map(_has_choice, some))
     if found and rank() == 0:
@@ -184,7 +184,7 @@ def _some(table: Table) -> list[str]:
 
 
 def _read(token: str, u: float) -> str:
-    """What a token of a caption stands for, where `u` in (0, 1) chooses."""
+    """The text that a token of a caption stands for; `u` in (0, 1) chooses among alternatives."""
     if token in ("{{", "}}"):
         return token[0]
     if len(token) > 1 and token[0] == "{":

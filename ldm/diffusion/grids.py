@@ -82,7 +82,9 @@ class Grids:
         return self._at(beta_quantile(left, 0.6, 0.6), top)
 
     def _at(self, tau: Tensor, top: float) -> Tensor:
-        """sigma where the share `tau` of the model's time from sigma_min to `top` has passed; here karras' time."""
+        """sigma at the share `tau` of the model's time from sigma_min to `top`; the time of this base class is
+        karras'.
+        """
         return between(self.sigma_min ** (1 / 7), top ** (1 / 7), tau) ** 7
 
 

@@ -270,7 +270,10 @@ def _set_length(config: Path, length: int | None) -> None:
 
 
 def _write_own(module: str, name: str, network: nn.Module, out: Path, config: Mapping[str, Any]) -> list[str]:
-    """A part with a class of ours, in a file beside the weights; it holds `network` and is built from its spec."""
+    """Writes a part with a class of ours in a file beside the weights.
+
+    It holds `network` and is built from its spec.
+    """
     state = {f"network.{key}": value for key, value in network.state_dict().items()}
     _write_part(out, {"_class_name": name, "spec": spec_of(network), **config}, state)
     _copy_source(module, out)

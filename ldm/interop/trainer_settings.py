@@ -78,7 +78,9 @@ def _kohya(value: Any, what: str) -> tuple[int, int]:
 
 
 def _of_latents(value: Any, factor: int, what: str) -> tuple[int, int] | None:
-    """The size by a side of the latents, or by (height, width); None for the side in all stock configs."""
+    """The size of images from the side of the latents, or from their (height, width); None for the side that all stock
+    configs have.
+    """
     sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
     if len(sides) != 2:
         raise UserError(f"{what} is {str(value)[:40]!r}, where one side of the latents or two belong: give size.")

@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """Images to be generated: one for each of the `seeds`, with the same row of conditions and images.
+    """Images to be generated: image i has `seeds[i]` and row i of the conditions and of the given images.
 
     `size` is (height, width) in pixels. `guide` has the conditions of the worse model in autoguidance.
     """

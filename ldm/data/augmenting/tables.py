@@ -124,7 +124,7 @@ def _array(table: Table, name: str) -> np.ndarray:
 
 
 def _moved(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """An image (C, H, W), or map or mask (H, W), transformed as its label says; unchanged for a label of zeros."""
+    """An image (C, H, W), a map or a mask (H, W), transformed as its label says. A label of zeros changes nothing."""
     if not label.any():
         return image
     planes = image if image.ndim == 3 else image[None]
@@ -136,7 +136,7 @@ def _moved(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _columns(table: Table, arrays: dict[str, np.memmap], count: int) -> dict[str, Column]:
-    """All columns: those that move with the image as they were made, the others repeated."""
+    """All columns: `made` ones for those that move with the image, and the others repeated."""
     return {name: arrays[name] if name in arrays else _repeated(table.columns[name], count) for name in table.columns}
 
 
@@ -147,12 +147,12 @@ def _repeated(column: Column, count: int) -> Column:
 
 
 def _unchanged(table: Table) -> Table:
-    """A table whose images are as they are, by their labels."""
+    """A table whose labels say that its images are unchanged."""
     return replace(table, columns={**table.columns, AUGMENT: np.zeros((len(table), LABELS), np.float32)})
 
 
 def _report_sides(table: Table) -> None:
-    """Warns of captions that say left or right, which flipped images belie."""
+    """Warns of captions that say left or right, which is wrong for flipped images."""
     parts = getattr(table, "buckets", None) or [table]
     captions = [alternatives(each) for part in parts for each in part.columns.get("text", ())]
     found = [each for each in captions if says_sides(each)]

@@ -58,7 +58,7 @@ def alternatives(caption: str | list[str]) -> list[str]:
 
 
 def says_sides(captions: Iterable[str]) -> bool:
-    """Whether a caption says left or right, which a mirrored image would belie."""
+    """Whether a caption says left or right, which would be wrong for the mirrored image."""
     return any(_SIDES.search(caption) for caption in captions)
 
 

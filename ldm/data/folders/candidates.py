@@ -90,7 +90,7 @@ def _same_files(store: Store, images: Sequence[str], val_store: Store, validated
 
 
 def _identity(store: FolderStore, path: str) -> tuple[int, int] | None:
-    """What all names of one file have in common; None for a dead link."""
+    """An identity that all names of one file share; None for a dead link."""
     try:
         status = (store.root / path).stat()
     except OSError:

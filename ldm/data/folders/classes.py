@@ -83,7 +83,7 @@ def classes_of(
 def nested_classes(
     paths: Sequence[str], level: str, known: Collection[str], findings: Findings, splits: Collection[str] = ()
 ) -> list[str | None]:
-    """The class of each image where folders lie within folders: with the level "last" the folder that holds it (cat in
+    """The class of each image in nested folders. With the level "last" it is the folder that holds the image (cat in
     animals/cat), with "path" all folders on the way (animals/cat).
 
     Folders named in `splits` aren't parts of it. `known` are the training classes if these images are for validation.

@@ -148,7 +148,7 @@ def _may_hold_masks(folder: str) -> bool:
 
 
 def _pairs(found: Iterable[str], name: str, around: FolderImages) -> list[Pair]:
-    """Each file in folders `name`, with the image of the same name beside the folder where there is one."""
+    """Each file in folders called `name`, with the image of the same name beside the folder, if there is one."""
     pairs = []
     for path in found:
         steps = path.split("/")
@@ -173,7 +173,7 @@ def _evidence(
 
 
 def _evidence_without_names(store: Store, name: str, pairs: Sequence[Pair], around: FolderImages) -> str | None:
-    """As `_evidence`, for files that have other names than the images."""
+    """Like `_evidence`, for files whose names differ from those of the images."""
     bases = {pair.base for pair in pairs}
     if not _SURE_MASK_FOLDER.fullmatch(name) or not _are_image_folders([around.first_folders[base] for base in bases]):
         return None
@@ -184,7 +184,7 @@ def _evidence_without_names(store: Store, name: str, pairs: Sequence[Pair], arou
 
 
 def _few_values(store: Store, paths: Sequence[str]) -> list[bool]:
-    """Of some of the files, as far as they can be read, whether they have few values."""
+    """For each of some files that can be read, whether it has few values."""
     facts = [pixel_facts(store, path) for path in evenly_spaced(paths, SAMPLED)]
     return [found.has_few_values for found in facts if found]
 

@@ -73,7 +73,7 @@ def _give(sample: Sample, key: str, path: str | None) -> None:
 
 
 def _files(store: Store, key: str, place: str) -> dict[_Key, str]:
-    """The files of a column by what they say about their image's path."""
+    """The files of a column, by the key that each shares with its image's path."""
     found: dict[_Key, str] = {}
     spare: dict[_Key, str] = {}  # a mask named 1_mask.png may be that of 1.png
     for path in store.entries:
@@ -85,7 +85,7 @@ def _files(store: Store, key: str, place: str) -> dict[_Key, str]:
 
 
 def _key(path: str, place: str) -> _Key | None:
-    """What a file says about its image's path; None for a file that isn't at `place`."""
+    """The key that a file shares with its image's path; None for a file that isn't at `place`."""
     place, path = composed(place).lower(), composed(path).lower()
     folder, pattern = (posixpath.split(place)) if "*" in place else (place, "*")
     around, inner = "", path

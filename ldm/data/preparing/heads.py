@@ -29,7 +29,7 @@ def read_heads(splits: Sequence[Split], channels: int | None) -> Heads:
     """The heads of all images that can be read; `channels` as the user gives them. Raises UserError if none can."""
 
     def head(pair: tuple[Store, Sample]) -> tuple[tuple[str, str], Head] | None:
-        """The head of one image, under its store and path; None if it can't be read."""
+        """The head of one image, with the image's store and path as its key; None if it can't be read."""
         store, sample = pair
         try:
             is_small = store.entries.get(sample.image, (0, 0))[0] < _SMALL

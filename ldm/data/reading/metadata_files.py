@@ -95,7 +95,9 @@ class _File:
         return found
 
     def _tails(self) -> Tails | None:
-        """If no name is that of an image, and all are found by their last parts: what finds them."""
+        """The `Tails` that finds all images by the last parts of their names, if no name is that of an image as it
+        stands; else None.
+        """
         names = [row[FILE_NAME] for row in self.rows]
         if not names or any(map(self._is_there, names)):
             return None
@@ -205,7 +207,9 @@ class _File:
         return float("nan") if self.is_csv and is_gap(text) else text
 
     def _place(self, name: str) -> str:
-        """The path in the store: from the metadata's own folder, or from the data's root if the file is only there."""
+        """The path in the store, read from the metadata's own folder, or from the data's root if the file exists only
+        there.
+        """
         if self.tails and (path := self.tails.find(name)):
             return path
         own = _inside(self.path, self.folder, self._below_root(name))
@@ -244,8 +248,8 @@ def option_of(key: str, name: str) -> str:
 
 
 def _are_tags(path: str, name: str, lists: Sequence[list[Any]], findings: Findings) -> bool:
-    """Whether the lists of a column are tags that make one caption, by the column's name. Of other lists that look like
-    tags, which are read as alternatives, it warns."""
+    """Whether the lists of a column are tags that make one caption, by the column's name. Warns of other lists that
+    look like tags but are read as alternatives."""
     words = [len(item.split()) for items in lists for item in items if isinstance(item, str)]
     if not words or mean(words) > _TAG_WORDS:
         return False

@@ -133,7 +133,7 @@ def _by_line(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _by_object(text: str) -> Iterator[tuple[int, Any]]:
-    """The objects one after the other, or those of a list; nothing for any other text."""
+    """Yields the objects of a text that holds them one after the other or in a list; nothing for any other text."""
     body = text.strip()
     if body.startswith("[") and body.endswith("]"):  # a list, perhaps with a comma after its last item
         text = text.replace("[", " ", 1)

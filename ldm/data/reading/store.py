@@ -92,7 +92,7 @@ class Store:
         return [path for path in self.entries if path.startswith(folder + "/" if folder else "")]
 
     def spelled(self, path: str) -> str | None:
-        """The path as the store has it, also where only the Unicode form differs: macOS writes é as two characters."""
+        """The path as the store spells it, even if only the Unicode form differs: macOS writes é as two characters."""
         return path if path in self.entries else self._composed.get(composed(path))
 
     @cached_property
@@ -219,7 +219,7 @@ def _files_in(hidden: Iterable[Path]) -> Iterator[Path]:
 
 
 def _step(path: Path) -> str:
-    """What to do with a file that isn't a .zip and is given as data.root."""
+    """The next step for a file that was given as data.root but isn't a .zip."""
     kind = path.suffix.lower()
     if kind == ".parquet":
         return f"data=huggingface data.dataset={path} reads it"

@@ -104,7 +104,7 @@ def report_disguised(store: Store, paths: Sequence[str], findings: Findings) -> 
 
 
 def _kind_by_content(store: Store, path: str) -> str | None:
-    """The kind of image that a file begins like, None for any other file."""
+    """The kind of image that a file's first bytes indicate; None for any other file."""
     try:
         with store.open(path) as file:
             head = file.read(_HEAD)

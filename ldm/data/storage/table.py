@@ -60,7 +60,7 @@ class Table(ByPath):
 
     @property
     def originals(self) -> int:
-        """The number of images without their variants, which are the first rows."""
+        """The number of original images, which are the first rows; their variants follow."""
         return len(self) // self.variants
 
     def batch(self, index: np.ndarray, keys: Collection[str], draw: np.ndarray | None = None) -> dict[str, Any]:

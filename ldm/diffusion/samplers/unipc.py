@@ -95,7 +95,7 @@ def _stepped(step: _Step, variant: str, ahead: Tensor | None = None) -> Tensor:
 
 
 def _weights(places: list[float], h: float, b: float) -> list[float]:
-    """The rho that make the step exact for denoised images polynomial in ln sigma: sum_k r_k^(n-1) rho_k = g_n.
+    """The rho that make the step exact if denoised images are polynomials in ln sigma: sum_k r_k^(n-1) rho_k = g_n.
 
     g_n = n! phi_(n+1)(-h) (-h) / B(h), with phi_1(z) = (e^z - 1) / z and phi_(n+1)(z) = (phi_n(z) - 1 / n!) / z. With
     one place rho is 1/2, whatever h is (the paper's remark below eq. 5): of the same order, and more stable.

@@ -1,4 +1,4 @@
-"""How far apart two sets of images are in the features of a network, and how they cover each other.
+"""How far apart two sets of images are in a network's features, and how well they cover each other.
 
 Only in Inception's features is a Frechet distance called FID, and a kernel distance KID.
 """
@@ -53,7 +53,7 @@ def _covered(points: Tensor, support: Tensor, k: int) -> float:
 
 
 def _kth_neighbour(rows: Tensor, support: Tensor, k: int) -> Tensor:
-    """The distance of each of `rows`, which are of `support`, to its k-th neighbour there: itself comes first."""
+    """The distance from each of `rows`, a part of `support`, to its k-th neighbour there, not counting itself."""
     return torch.cdist(rows, support).kthvalue(k + 1, 1).values
 
 

@@ -34,7 +34,7 @@ def without_augmentation(model: nn.Module) -> nn.Module:
 
 
 def _folded(network: Any, kept: torch.Tensor) -> nn.Module:
-    """The network for a vector that has only the columns `kept` (D,) bool, since the others are always zero."""
+    """The network for a vector with only the columns `kept` (D,) bool; the others are always zero."""
     state, left = dict(network.state_dict()), int(kept.sum())
     if left:
         state["class_embedding.weight"] = state["class_embedding.weight"][:, kept]

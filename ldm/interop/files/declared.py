@@ -31,7 +31,7 @@ def of_metadata(metadata: Mapping[str, str], where: str) -> dict[str, Any]:
 
 
 def refuse_quantised(metadata: Mapping[str, str], where: str) -> None:
-    """Raises UserError if a file's metadata declare quantised weights, by scales or tables."""
+    """Raises UserError if a file's metadata declare that weights are quantised with scales or tables."""
     declared = [key for key, value in metadata.items() if "quanti" in word(key) and not is_off(value)]
     if declared:
         raise UserError(

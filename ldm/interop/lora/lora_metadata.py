@@ -77,7 +77,7 @@ def plain(
 
 
 def of_log(metadata: Mapping[str, str], without_alpha: Mapping[str, kinds.Layer], where: str) -> dict[str, float]:
-    """Alpha by kohya's log, for the modules `without_alpha`, given with their tensors.
+    """Alpha according to kohya's log, for the modules `without_alpha`, which are given with their tensors.
 
     There is one alpha for linear layers and 1x1 convolutions, and `conv_alpha` for the others, which is 1 by default
     where there is a `conv_dim`. 0 means the rank.

@@ -109,7 +109,7 @@ def positive(values: list[float], what: str) -> list[float]:
 
 
 def _whitening(factor: Any, shift: Any, mean: Any, std: Any, channels: int, where: str) -> Whitening:
-    """With statistics per channel z' = (z - mean) factor / std; without, z' = (z - shift) factor."""
+    """The whitening: z' = (z - mean) factor / std with statistics per channel, z' = (z - shift) factor without."""
     scale = positive([_scalar(factor, f"{where}: scaling_factor")], f"{where}: scaling_factor")[0]
     offset = 0.0 if shift is None else _scalar(shift, f"{where}: shift_factor")
     if offset and mean is not None:

@@ -162,7 +162,7 @@ def _settle_batch_and_rate(
     enough: int,
     lr: float,
 ) -> None:
-    """Numbers in place of batch_size=auto and optimizer.lr=auto.
+    """Replaces batch_size=auto and optimizer.lr=auto by numbers.
 
     `flops` are the operations per image, None for a class of the user's own; `enough` is the number of steps that the
     batch size should leave.

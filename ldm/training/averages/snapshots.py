@@ -86,7 +86,7 @@ def weights_of(averages: Mapping[float, nn.Module], names: list[str]) -> dict[st
 
 
 def write(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
-    """One file of a step's averages."""
+    """Writes the averages of a step to one file."""
     atomic_write(path_of(folder, step), lambda file: write_safetensors(file, tensors))
 
 

@@ -147,7 +147,7 @@ class TimeBudget(pl.Callback):
     def _blind(self, step: int, left: float) -> int:
         """How many steps may pass before the next look while steps are still being measured.
 
-        That is at most as many as there have been, and no more than take half of the `left` seconds. Looks are rare
+        They are at most as many as there have been, and take at most half of the `left` seconds. Looks are rare
         because all processes wait for each other at one.
         """
         slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
@@ -155,7 +155,7 @@ class TimeBudget(pl.Callback):
         return max(1, min(len(self._ended), due, int(left / (2 * slowest)) if slowest else due))
 
     def _look(self, step: int) -> tuple[int | None, int]:
-        """The total number of steps, None if too few are measured; and the step at which to look again."""
+        """The total number of steps, or None if too few were measured; and the step at which to look again."""
         limit = self.limit or math.inf
         left = limit * (1 - self.reserve) - self.used - (self._ended[-1] - self.started)
         if left <= 0:

@@ -163,7 +163,7 @@ def single_samples(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(value: Any, i: int) -> Any:
-    """What belongs to sample `i` in a value of a batch; numbers belong to all samples."""
+    """The part of a batch's value that belongs to sample `i`; numbers belong to all samples."""
     if isinstance(value, (Tensor, list)):
         return value[i : i + 1]
     if isinstance(value, Mapping):
@@ -203,7 +203,9 @@ def explained(error: BaseException, config: Mapping[str, Any]) -> UserError | No
 
 
 def _worker_was_ended(error: BaseException) -> bool:
-    """PyTorch says so while it waits for a batch; while one is being sent, the connection to the worker breaks."""
+    """Whether a data worker has ended: PyTorch says so while it waits for a batch, and if one is being sent, the
+    connection breaks.
+    """
     while_sent = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
     frames = traceback.extract_tb(error.__traceback__) if while_sent else []
     return "DataLoader worker (pid" in str(error) or any("multiprocessing" in frame.filename for frame in frames)

@@ -98,7 +98,7 @@ def recorded(folder: RunFolder, start: Start) -> dict[str, Any]:
 
 
 def _mapped(path: Path) -> dict[str, Any]:
-    """A checkpoint without its weights. Only the first of several processes has checked by now that it is whole."""
+    """A checkpoint without its weights. So far, only the first of several processes has checked that it is whole."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:

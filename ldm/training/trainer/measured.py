@@ -91,7 +91,7 @@ class Measured(pl.Callback):
             return {"fd": math.inf}
 
     def _rise(self) -> str:
-        """What to say where clearly more images are copies than was said before; else nothing."""
+        """A warning if clearly more images are copies than was reported before; else nothing."""
         share = self.figures.get("memorised", 0.0)
         if share < self.said + RISE:
             return ""

@@ -196,7 +196,7 @@ class _StepWatch:
 
 
 def _per_image(settings: Settings) -> list[dict[str, Any]]:
-    """What turns a request into one for each of its images alone: the seed and the label."""
+    """The changes that turn a request into one request per image: its seed and its label."""
     labels: tuple[Any, ...] = settings.labels or (None,)
     conditions = [label for label in labels for _ in range(settings.n)]
     return [

@@ -52,8 +52,8 @@ def parse_axis(name: str, text: str) -> Axis:
 
 
 def _values(name: str, text: str) -> tuple[Any, ...]:
-    """The different values in a text. Raises UserError once there are more than a grid holds: a text of many ranges
-    stands for a hundred times its length."""
+    """The distinct values in a text. Raises UserError as soon as there are more than a grid holds, since a short
+    text of ranges can expand to very many."""
     kind = KINDS[name]
     found: dict[Any, None] = {}
     for piece in filter(None, map(str.strip, re.split(r"[,\n]", text))):

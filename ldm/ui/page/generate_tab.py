@@ -161,7 +161,7 @@ class GenerateTab:
         return text, gr.update(visible=False), gallery, first.seed, first.as_dict(), paths
 
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
-        """The fields that depend on the run, as they suit it."""
+        """Updates of the fields that depend on the run."""
         return [update for _, update in field_updates.suiting(self.app, run).items()]
 
     def faster(self, run: str) -> list[Any]:

@@ -45,7 +45,7 @@ def show_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def error_message(error: Exception) -> gr.Error:
-    """An error as the page shows it, and as a program gets it."""
+    """The message that the page shows, or a program gets, for an error."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, UserError):

@@ -15,8 +15,8 @@ PREVIEW_SIZE = 320  # pixels; smaller images are enlarged to about this height i
 
 
 def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
-    """A generator method of a mapping as a function with a parameter for each field, which the API lists; the field's
-    first value is the default."""
+    """Turns a generator method that takes a mapping into a function with one parameter per field, as the API lists
+    them. A field's first value is its parameter's default."""
 
     def function(*values: Any) -> Iterator[Any]:
         """`method` called with the values by field."""

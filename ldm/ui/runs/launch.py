@@ -192,7 +192,7 @@ def script_command(script: str) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """A value as Hydra's grammar has it."""
+    """A value in Hydra's grammar."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
