@@ -12,9 +12,9 @@ _FINEST, _TOLERANCE = 8, 0.1  # visits that the commonest value may get, so that
 
 
 def balanced_repeats(parts: Sequence[Table], column: str) -> list[np.ndarray]:
-    """How often an epoch visits each sample of each part, (N,) int64, so that all values of `column` have the same
-    number of visits, to within a tenth where up to eight visits of the commonest allow it. Repeats of the data itself
-    count as images.
+    """How often an epoch visits each sample of each part, (N,) int64, for all values of `column` to have equally
+    many visits. They agree to within a tenth, unless that takes more than eight visits of the commonest value. Repeats
+    of the data itself count as images.
 
     Raises UserError for a column that the data don't have, or that isn't whole numbers, one for each image.
     """

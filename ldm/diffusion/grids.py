@@ -95,7 +95,9 @@ class TimestepGrids(Grids):
     schedule: Schedule
 
     def _uniform(self, left: Tensor, top: float, steps: int) -> Tensor:
-        """From the last timestep down by T / steps ("trailing" in Lin et al. 2023, table 2), rounded to whole ones."""
+        """From the last timestep down by T / steps ("trailing" in Lin et al. 2023, table 2), rounded to whole
+        timesteps.
+        """
         return self._sigmas(left, (self._timestep(top) + 1) * left - 1)
 
     def _leading(self, left: Tensor, top: float, steps: int) -> Tensor:

@@ -97,7 +97,9 @@ def _of_network(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
-    """The weights in a part's folder in float32: one file or several, safetensors or, weights only, pickled."""
+    """The weights in a part's folder in float32: from one file or several, as safetensors, or pickled if they hold
+    nothing but weights.
+    """
     files = shards.weight_files(folder, stem)
     if not files:
         raise UserError(f"{folder} holds no weights: {stem}.safetensors is missing.")

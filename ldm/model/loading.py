@@ -156,7 +156,7 @@ def _from_checkpoint(path: Path) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"{path} can't be read as a checkpoint of ldm ({type(error).__name__}); it may be damaged, or hold code, "
-            "which isn't run: have another tool's file saved as .safetensors by that tool."
+            "which isn't run: if it is another tool's file, save it there as .safetensors."
         ) from None
     return artifact.restore(config, weights, str(path))
 

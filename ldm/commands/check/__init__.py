@@ -71,7 +71,7 @@ def augmentation_lines(images: int, report: Report, spec: Mapping[str, Any]) -> 
     if any(spec.get(key) for key in ("variants", "augment")) or spec.get("flip", "none") != "none":
         return []
     if images <= SMALL_SET:
-        return [f"a model soon learns few images by heart: experiment=small_set trains on variants of these {images}"]
+        return [f"a small set is soon memorised: experiment=small_set trains on variants of these {images}"]
     if images > FLIP_BELOW:
         return []
     if report.texts is not None and (sides := len(report.texts.sides)):

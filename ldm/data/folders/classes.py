@@ -153,7 +153,7 @@ def _without_split(folder: str, splits: Collection[str]) -> str:
 
 
 def _report_merged(folders: Sequence[str], names: Sequence[str | None], findings: Findings) -> None:
-    """A remark on classes whose images lie in folders of the same name in several places."""
+    """Remarks that folders of the same name in several places are one class."""
     places: dict[str | None, set[str]] = defaultdict(set)
     for folder, name in zip(folders, names, strict=True):
         places[name].add(folder)

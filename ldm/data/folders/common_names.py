@@ -167,7 +167,7 @@ def aside(names: Iterable[str]) -> list[str]:
 
 
 def _report_lone_training(classes: Sequence[str], findings: Findings) -> None:
-    """Warns of a class `train` beside one other. Among more classes, it is more likely a vehicle."""
+    """Warns of a class `train` beside a single other class. Among more classes, it is more likely a vehicle."""
     others = [name for name in classes if not is_training(name)]
     if len(others) == 1 and len(classes) == 2:
         message = f"{examples([f'{name}/' for name in classes])} are read as classes"

@@ -14,7 +14,7 @@ _REASON = f"arrays that aren't images of 8 or 16 bits, beside images of the same
 
 
 def arrays_beside(store: Store, images: Sequence[str]) -> dict[str, str]:
-    """Those of `images` that are arrays beside an image of the same name, with the reason why they aren't samples.
+    """Maps each of `images` that is an array beside an image of the same name to the reason why it isn't a sample.
 
     Empty where the few that are looked at may be images themselves.
     """

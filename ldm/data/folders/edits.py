@@ -52,8 +52,8 @@ def with_edits_as_one(
 ) -> Callable[[str], str]:
     """`image_of`, but with one name for an image and its copies and edits in the same folder.
 
-    They count as such only if the image lies there under its own name, apart from a burst and Roboflow's augmentations.
-    It is `image_of` itself where nothing could be held out for validation otherwise.
+    They count as such only if the image itself is in that folder; bursts and Roboflow's augmentations need no such
+    image. The result is `image_of` itself if nothing could be held out for validation otherwise.
     """
     own = dict.fromkeys(image_of(sample.image) for sample in samples)
     first = _first_names(list(own))

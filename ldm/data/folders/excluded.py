@@ -70,7 +70,7 @@ class FolderImages:
 def excluded_images(
     store: Store, images: Sequence[str], options: FolderOptions, *, known: Collection[str], findings: Findings
 ) -> dict[str, str]:
-    """Those of `images` that aren't samples, with the reason; none where that would be all of them.
+    """Maps each of `images` that isn't a sample to the reason; empty where that would be all of them.
 
     `known` are the training classes if these images are for validation. Folders that might be masks and are read as
     classes are added to `findings`.
@@ -96,7 +96,7 @@ def excluded_images(
 
 
 def _named_as_masks(images: Sequence[str]) -> dict[str, str]:
-    """`cat-masklabel.png` beside `cat.jpg`, as OneTrainer writes it, `cat_mask.png` and the like."""
+    """Files such as OneTrainer's `cat-masklabel.png` beside `cat.jpg`, or `cat_mask.png`."""
     stems = {_IMAGE_SUFFIX.sub("", stem(path).lower()) for path in images}
     found = {}
     for path in images:

@@ -35,7 +35,7 @@ Scene = dict[str, str]  # files by the pattern of their names, such as "*_mask.*
 
 
 def companions_by_name(store: Store, images: Sequence[str], findings: Findings) -> dict[str, str]:
-    """Those of `images` that are masks and the like of another image of their scene, by name and by pixels, with the
+    """Maps each of `images` that is a mask or another companion of an image of its scene, by name and pixels, to the
     reason.
 
     Scenes whose files are all used are added to `findings`.

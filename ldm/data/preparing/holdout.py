@@ -35,8 +35,8 @@ def split_off(
     """A fixed random `share` of the images for validation, the others for training.
 
     Several samples of one image stay together: rows that name the same file, or files in different formats. `image_of`
-    gives the image's name for a path, or that of its group, as `unit` says. Unless the data set names its `classes`,
-    training keeps an image of each. Raises UserError if there are too few images.
+    gives the name of the image, or of its group, for a path; `unit` says which. Unless the data set names its
+    `classes`, training keeps an image of each. Raises UserError if there are too few images.
     """
     first: dict[str, int] = {}
     image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)

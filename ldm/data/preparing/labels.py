@@ -28,9 +28,10 @@ def check_labels(train: Sequence[Sample], val: Sequence[Sample]) -> None:
 
 
 def class_names(labels: Collection[str | int | None]) -> tuple[str, ...]:
-    """The names of classes by their labels: words in natural order (2 before 10), or all numbers up to the highest.
+    """The names of classes, in the order of their numbers: words in natural order (2 before 10), or all numbers up to
+    the highest.
 
-    Where most of these numbers would be missing, as with identifiers, only those that occur.
+    If most of these numbers are missing, as with identifiers, only those that occur are classes.
     """
     numbers = [label for label in labels if isinstance(label, int) and label >= 0]
     if len(numbers) == len(labels) and not are_sparse(numbers):

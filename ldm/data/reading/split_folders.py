@@ -213,7 +213,7 @@ def _validation_beside(images: Sequence[str], base: str, has_val_root: bool) -> 
 
 def _is_split_of(images: Sequence[str], base: str, name: str, *, vals: Sequence[str], has_val_root: bool) -> bool:
     """Whether the folder `name` looks like a split of what lies beside it: folders of the same names, or images beside
-    images. Beside class folders only a name that can't be a class counts."""
+    images. Beside class folders, only names that can't be classes count."""
     val = join(base, name)
     inner = {first_folder(path, val) for path in images if inside(path, (val,))}
     outer = {first_folder(path, base) for path in images if not inside(path, (val,))} - {*vals}

@@ -122,7 +122,7 @@ def _draw(rng: np.random.Generator, objects: int, backgrounds: int, n: int) -> S
 
 
 def _choose(rng: np.random.Generator, rows: np.ndarray, n: int) -> np.ndarray:
-    """n of `rows` in random order; no row occurs more than once more often than another."""
+    """n of `rows` in random order. If rows repeat, their counts differ by at most one."""
     if n == 0:
         return np.empty((0, 5), np.int64)
     rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]

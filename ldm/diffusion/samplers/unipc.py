@@ -40,9 +40,9 @@ def unipc(
     guided steps. The order rises over the first steps, and falls to 1 in the last one if the grid ends at 0. It draws
     no noise.
 
-    Three bounds beyond the paper keep few and uneven steps stable: a step more than twice as long as the one before has
-    order 1, a step with h > 1 has order 2 at most, and |B| of bh1 is at most that of bh2 at h = 1. The proof of the
-    order only needs B = O(h).
+    Three bounds that aren't in the paper keep few and uneven steps stable: a step more than twice as long as the one
+    before has order 1, a step with h > 1 has order 2 at most, and |B| of bh1 is at most that of bh2 at h = 1. The
+    proof of the order only needs B = O(h).
     """
     if order not in (1, 2, 3):
         raise UserError(f"unipc has no order={order}: it is 1, 2 or 3.")

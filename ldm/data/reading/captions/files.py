@@ -115,7 +115,7 @@ def _without_supplement(path: str) -> str:
 
 
 def _hold_captions(kind: str, paths: Sequence[str], store: Store, *, findings: Findings, name: str) -> bool:
-    """Whether files of the kind hold captions, judged by a few of them; warns if they don't."""
+    """Whether files of the kind hold captions, to judge by a few of them; warns if they don't."""
     if kind == JSON:
         return hold_captions(store, paths, name, findings)
     files = plural(len(paths), f"{kind} file")
