@@ -51,7 +51,7 @@ def check_loaded(encoder: Any, info: Mapping[str, Any], config: Any, what: str) 
         log.warning("%s holds weights that no %s has and that aren't used: %s",
                     what, " or ".join([type(encoder).__name__, *classes]), _listed(strange))  # fmt: skip
     if idle:
-        log.warning("%s is shallower by its config.json than its file: %d weights from %s on aren't used",
+        log.warning("%s has fewer layers in its config.json than in its file: %d weights from %s on are unused",
                     what, len(idle), idle[0])  # fmt: skip
 
 
