@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.paired import peak_flops, table
 
-NAMES = ("unet_step", "vae_step", "stage_two", "sampling", "saving", "start_up", "memory", "scale")
+NAMES = ("unet_step", "vae_step", "stage_two", "sampling", "distilled", "saving", "start_up", "memory", "scale")
 
 
 def machine() -> dict[str, Any]:
