@@ -10,6 +10,7 @@ from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.adapters.with_lora import WithLora
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
+from ldm.interop import hub
 
 
 class Adaptable(WithLora):
@@ -39,20 +40,19 @@ class Adaptable(WithLora):
         name: str | None = None,
         force: bool = False,
     ) -> None:
-        """Adds the ControlNet at `path`: a run, a model folder, a diffusers folder or a CompVis checkpoint.
+        """Adds the ControlNet at `path`: a run, a model folder, a diffusers folder, a CompVis checkpoint, or the
+        address of one of these on the hub, `hf://OWNER/NAME[/PATH]`.
 
         Its residuals are multiplied by `scale`, in the steps from the share `start` to the share `end` of all, for
         images with a control image (`control=`). Several ControlNets add up. Its `name` is that of its run or folder
         unless given.
         """
         check_span(start, end)
-        path = Path(path)
+        path = hub.local(path)
         control = open_control(path)
         control.start, control.end = start, end
         folder = path.parent if path.name == "model" else path
-        self.put_on(
-            control, name or (path.stem if path.is_file() else folder.name), scale, where=str(path), force=force
-        )
+        self.put_on(control, name or hub.name_of(folder), scale, where=str(path), force=force)
 
     def bare(self, what: str, controlnets: bool = False) -> Any:
         """The model itself, ready to be saved. Raises UserError if an adapter on it would be missing from the file.

@@ -9,6 +9,7 @@ from torch import nn
 
 from ldm import artifact
 from ldm.common.errors import UserError
+from ldm.interop import hub
 from ldm.interop.files.foreign_adapters import adapter_in
 from ldm.interop.recognition import check_readable
 
@@ -18,7 +19,8 @@ class Adapter(nn.Module):
 
     A subclass is registered, has its weights as parameters, and puts them on a model by `attach(model, name, scale)`,
     once for each name. `base` is plain data, `{"hash": ..., "path": ...}`: `artifact.model_hash` of the model that it
-    was trained on, and the path of that model, absolute or relative to the adapter's model folder. An adapter of
+    was trained on, and the path of that model: absolute, relative to the adapter's model folder, or its address on the
+    hub. An adapter of
     unknown origin (a file of another tool) has no base, and can be put on any model that its shapes fit.
     """
 
@@ -44,6 +46,8 @@ class Adapter(nn.Module):
         path = self.base.get("path")
         if not path:
             raise UserError(f"{folder} is an adapter that names no base: load a base, then add the adapter to it.")
+        if hub.is_address(path):
+            return hub.fetch(path)
         found = Path(os.path.normpath(folder / path))
         if not found.exists():
             raise UserError(
@@ -65,6 +69,8 @@ def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
 
     The path is relative if both are in the same tree, so that a tree of runs can be moved.
     """
+    if origin := hub.origin_of(path):
+        return {"hash": hash_of(model), "path": origin}
     path, folder = path.expanduser().resolve(), folder.expanduser().resolve()
     near = len(Path(os.path.commonpath([path, folder])).parts) > 1
     return {"hash": hash_of(model), "path": Path(os.path.relpath(path, folder) if near else path).as_posix()}
@@ -72,7 +78,7 @@ def base_of(model: Any, path: Path, folder: Path) -> dict[str, str]:
 
 def read(path: str | Path) -> Adapter:
     """The adapter in a run folder or a model folder. Raises UserError if there is none."""
-    path = Path(path).expanduser()
+    path = hub.local(path).expanduser()
     for folder in (path, path / "model"):
         if (folder / "manifest.json").is_file():
             adapter = artifact.load(folder)

@@ -14,6 +14,7 @@ from ldm.adapters.lora import LoraAdapter
 from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError, did_you_mean
+from ldm.interop import hub
 from ldm.interop.files import user_metadata
 from ldm.interop.lora import formats, writing
 
@@ -41,12 +42,12 @@ class WithLora:
     @check_arguments
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None, force: bool = False) -> None:
         """Puts on the LoRA at `path`: a run, a model folder, a .safetensors file of diffusers, peft or kohya, or its
-        folder. DoRA, LoHa and LoKr are LoRAs too.
+        folder, or an address of one of these on the hub, `hf://OWNER/NAME[/FILE]`. DoRA, LoHa and LoKr are LoRAs too.
 
         Its `name` is that of its run or file unless given. A LoRA that was trained on another base is refused unless
         forced; a file of another tool names no base, and is used if it fits. The weights of the base don't change.
         """
-        path = Path(path).expanduser()
+        path = hub.local(path).expanduser()
         hash_of(self)  # computed before anything is on the model
         file = formats.file_at(path)
         adapter = read(path) if file is None else lora.read_file(file, self)
@@ -149,7 +150,5 @@ class WithLora:
 
 
 def _name_of(path: Path) -> str:
-    if path.is_file():
-        return path.stem
-    path = path.resolve()
-    return path.parent.name if path.name == "model" else path.name
+    path = path if path.is_file() or hub.origin_of(path) else path.resolve()
+    return hub.name_of(path.parent if path.name == "model" else path)

@@ -4,9 +4,10 @@
 
     ldm export run=emoji to=diffusers out=emoji-diffusers
     ldm export run=photos to=single_file out=photos.safetensors dtype=float16
+    ldm export run=emoji to=ldm out=hf://OWNER/NAME
 
     run        a run by name, or a path to anything that ldm.load opens
-    out        the folder or file to write
+    out        the folder or file to write; or an address on the Hugging Face Hub to push to, hf://OWNER/NAME[@BRANCH]
     to         diffusers: a pipeline's folder (default); ldm: a model folder that holds all it needs;
                single_file: one .safetensors file, for web UIs; kohya: the same of a LoRA's run;
                peft: a folder of peft's, of a LoRA's run
@@ -18,13 +19,16 @@
 The report says which parts are stock classes there and which bring code of their own.
 """
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
+from ldm.interop import hub
 from ldm.interop.export import export
 from ldm.interop.exporting import dtype as dtypes
+from ldm.interop.hub.push import check_target, push, push_model
 from ldm.model.loading import load
 
 OPTIONS = ("run", "out", "to", "dtype", "stage", "licence", "runs_dir")
@@ -42,17 +46,33 @@ def main(words: Sequence[str]) -> None:
     out, to, dtype = options["out"], options.get("to", "diffusers"), options.get("dtype")
     if dtype is not None:
         dtypes.named(dtype)
+    if hub.is_address(out):
+        check_target(out)
     run = _folder(options)
     model = load(run)
-    if getattr(model, "loras", None):  # the run of a LoRA, which is exported without its base
+    is_lora = bool(getattr(model, "loras", None))  # the run of a LoRA, which is exported without its base
+    if hub.is_address(out):
+        about: dict[str, Any] = {"dtype": dtype, "licence": options.get("licence"), "run": run}
+        print(_pushed_lora(model, out, to, dtype) if is_lora else push_model(model, out, to, **about))
+        return
+    if is_lora:
         print(_lora(model, out, to, dtype))
         return
     report = export(model, out, to, about={"licence": options.get("licence"), "run": run}, dtype=dtype)
     print(f"{out}\n{report}")
 
 
+def _pushed_lora(model: Any, out: str, to: str, dtype: str | None) -> str:
+    """Pushes the model's LoRA to the repository `out`; returns the address with the commit."""
+    with tempfile.TemporaryDirectory() as folder:
+        _lora(model, str(Path(folder, "lora")), to, dtype)
+        return push(Path(folder, "lora"), out, message="Push a LoRA of ldm")
+
+
 def _folder(options: dict[str, str]) -> Path:
-    """The run of that name, or else `run` as a path."""
+    """The run of that name, or else `run` as a path; what is at an address on the hub is downloaded."""
+    if hub.is_address(options["run"]):
+        return hub.fetch(options["run"])
     named = Path(options.get("runs_dir", "runs")) / options.get("stage", "ldm") / options["run"]
     return named if named.exists() else Path(options["run"])
 

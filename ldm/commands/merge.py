@@ -36,6 +36,7 @@ from ldm.commands.sample import loras
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.files import atomic_write
 from ldm.common.registry import spec_of
+from ldm.interop import hub
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.training.runs.folder import DONE, find_run
@@ -66,7 +67,7 @@ def main(words: Sequence[str]) -> Path:
         raise UserError(f"{given[0]} is for several runs, but with lora= there is only one: leave it out.")
     factors, blocks = ([1.0], {}) if wanted else _factors(options, len(paths))
     models = [_open(path) for path in paths]
-    merged = merge(models, factors, blocks, [str(path) for path in paths])
+    merged = merge(models, factors, blocks, [hub.origin_of(path) or str(path) for path in paths])
     for name, scale in wanted:
         merged.load_lora(find_run("ldm", name, runs_dir), scale, name=name)
     recipe = recipe_of(merged, options, zip(paths, models, strict=True))
@@ -111,7 +112,7 @@ def merge(
 def recipe_of(model: Any, options: Mapping[str, str], given: Any) -> dict[str, Any]:
     """What was merged, as plain data: the options, and the hash of each model as it was loaded."""
     made: dict[str, Any] = {key: value for key, value in options.items() if key not in ("overwrite", "runs_dir")}
-    made["models"] = [{"path": str(path), "hash": one.base_hash} for path, one in given]
+    made["models"] = [{"path": hub.origin_of(path) or str(path), "hash": one.base_hash} for path, one in given]
     if model.loras:
         made["loras"] = {
             name: {"scale": scale, "hash": artifact.model_hash(adapter)}

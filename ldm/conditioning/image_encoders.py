@@ -112,7 +112,7 @@ def _transformers(path: str) -> tuple[nn.Module, States]:
     what = f"the vision encoder at '{path}'"
     sides = {"clip": "CLIPVisionModel", "clip_vision_model": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         cls = getattr(transformers, sides.get(config.model_type, "AutoModel"))
         model, info = cls.from_pretrained(path, **READING)
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ldm.common.registry import register
 from ldm.conditioning import ClassLabel, Conditioner, classes_line
 from ldm.diffusion import Denoiser
 from ldm.images import ImageList, Preprocess
+from ldm.interop.exportable import Exportable
 from ldm.model.autoguidance import load_autoguide
 from ldm.model.generate import OnStep, generate
 from ldm.model.initial_image import InitialImage
@@ -32,7 +32,7 @@ OUTPUTS = ("pil", "pt", "np")
 
 
 @register
-class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
+class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, Exportable, nn.Module):
     """First stage, denoiser and conditioner in one model: from prompts to images.
 
     `model("a cat above a rocket", n=4, seed=0)` gives PIL images, computed in `model.precision`. A call takes the
@@ -110,6 +110,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
             **({"labels": classes_line(self.labels)} if self.labels else {}),
             **self.coding.facts(self.latent_mean.device),
             "sampled by": ", ".join(f"{key} {value}" for key, value in own.items()),
+            **({"from": self.origin} if self.origin else {}),
             **({"in place of": self.scheduler} if self.scheduler else {}),
             **({"adapters": ", ".join(map(str, self.adapters))} if self.adapters else {}),
         }
@@ -247,17 +248,6 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, nn.Module):
     ) -> ControlImages | None:
         """The earlier name of `control_images`, with its earlier keywords."""
         return self.control_images(given, start, size, start=begin, control_from=made_from, **options)
-
-    def export(self, out: str | Path, to: str = "diffusers", dtype: str | None = None) -> Any:
-        """Writes the model to the folder `out` for other tools; the report says which parts are stock classes there.
-
-        `to` is "diffusers", or "ldm" for a model folder that includes the files of a frozen text encoder. A ControlNet
-        on the model is exported to diffusers too, if the model is a StableDiffusionPipeline there. "single_file" writes
-        the file `out`, which ComfyUI and A1111 open. `dtype` is "float16", "bfloat16" or "float32".
-        """
-        from ldm.interop.export import export
-
-        return export(self, out, to, dtype=dtype)
 
     def as_output(self, images: Tensor, output: str = "pil") -> Any:
         """Images (B, C, H, W) in [-1, 1] as "pil", "pt" or "np"."""

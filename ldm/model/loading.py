@@ -14,6 +14,7 @@ from ldm.adapters import Adapter
 from ldm.common.errors import UserError, did_you_mean, printable
 from ldm.common.files import is_whole, record_of
 from ldm.conditioning import FrozenText, ImageEmbedding
+from ldm.interop import hub
 from ldm.model.cascade import cascade
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.latent_space import compute
@@ -35,8 +36,9 @@ def load(
 ) -> Any:
     """The trained model at `path`, in eval mode.
 
-    `path` is a run folder, its `model/` folder or a checkpoint file of a run; a folder of diffusers; or a single-file
-    checkpoint with CompVis's names (Stable Diffusion 1, 2 and XL). Several paths make a cascade: the first generates,
+    `path` is a run folder, its `model/` folder or a checkpoint file of a run; a folder of diffusers; a single-file
+    checkpoint with CompVis's names (Stable Diffusion 1, 2 and XL); or the address of one of these on the Hugging Face
+    Hub, `hf://OWNER/NAME[@REVISION][/PATH]`: see `ldm.interop.hub`. Several paths make a cascade: the first generates,
     the others enlarge. Neither Lightning nor Hydra is needed, nor the data and the config of the training. `device`
     defaults to the CPU. `options` are only for single-file checkpoints: see `ldm.interop.load_single_file`.
 
@@ -52,7 +54,10 @@ def load(
     check_tools(Coding(**coding).compile, torch.device(device or "cpu"))  # refuses wrong settings before any work
     if not isinstance(path, (str, Path)):
         return cascade([load(one, **coding, **options) for one in path], device or "cpu")
-    model = _load(Path(path), device or "cpu", options)
+    path = hub.local(path)
+    model = _load(path, device or "cpu", options)
+    if origin := hub.origin_of(path):
+        model.origin = origin
     return compute(laid_out(model, torch.device(device or "cpu")), **coding)
 
 
@@ -128,8 +133,7 @@ def _on_base(model: nn.Module, folder: Path, path: Path) -> Any:
     if not isinstance(model, Adapter):
         return model
     base = load(model.find_base(folder), precision="float32")
-    name = path.parent if path.name == "model" else path
-    base.put_on(model, name.stem if path.is_file() else name.name, where=str(path))
+    base.put_on(model, hub.name_of(path.parent if path.name == "model" else path), where=str(path))
     return base
 
 

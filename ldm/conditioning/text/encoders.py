@@ -69,7 +69,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
     """
     transformers = _transformers()
     try:
-        config = transformers.AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         _refuse_quantised(config, path)
         check_activation(getattr(config, "hidden_act", "gelu"), path)
         kind = config.model_type
@@ -152,7 +152,7 @@ def load_tokenizer(path: str) -> Any:
     if path == "byt5":
         return transformers.ByT5Tokenizer()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"there is no tokenizer at '{path}' ({_first_line(error)}); give tokenizer=FOLDER.") from None
     except Exception as error:  # a damaged file: the tokenizers library raises plain Exception
@@ -236,7 +236,7 @@ def copy_files(source: Path, target: Path, patterns: tuple[str, ...]) -> None:
 
 def _config_of_name(name: str) -> dict[str, Any]:
     try:
-        return _transformers().AutoConfig.from_pretrained(name).to_dict()
+        return _transformers().AutoConfig.from_pretrained(name, trust_remote_code=False).to_dict()
     except (OSError, ValueError):
         return {}
 

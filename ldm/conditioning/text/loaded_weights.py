@@ -20,7 +20,12 @@ from ldm.networks.computing.finite import not_finite
 log = logging.getLogger("ldm")
 POSITIONS = "position_ids"
 # how encoders are read: what doesn't fit is left to `check_loaded`, which names it
-READING = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+READING = {
+    "dtype": torch.float32,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+    "trust_remote_code": False,
+}
 _NUMBER = re.compile(r"\.(\d+)\.")
 _MOST = 4  # names in a message
 

@@ -16,6 +16,7 @@ from ldm.data.caches.captions import remember_captions
 from ldm.data.caption_changes import changing, prepare_captions
 from ldm.data.storage.table import AUGMENT, Table
 from ldm.images import Preprocess
+from ldm.interop import hub
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.training import loss_mask
@@ -128,10 +129,8 @@ def open_base_model(path: Path) -> LatentDiffusion:
 
 def run_name(path: Path) -> str:
     """The name of the run that a base belongs to; for another file or folder, its own name."""
-    path = path.resolve()
-    if path.name == "model":
-        return path.parent.name
-    return path.stem if path.is_file() else path.name
+    path = path if hub.origin_of(path) else path.resolve()
+    return hub.name_of(path.parent if path.name == "model" else path)
 
 
 def data_like_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:

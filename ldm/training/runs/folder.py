@@ -16,6 +16,7 @@ import yaml
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.files import atomic_write, has_its_size, is_whole, make_folder, record_of, state_of, write_recorded
 from ldm.common.ranks import rank
+from ldm.interop import hub
 from ldm.training.runs import lock
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,12 @@ def open_run(
 
 
 def find_run(stage: str, name_or_path: str | Path, runs_dir: str | Path = "runs") -> Path:
-    """The folder of a run that is given by name, or what lies at a path: a run, its model/, a checkpoint."""
+    """The folder of a run that is given by name, or what lies at a path: a run, its model/, a checkpoint.
+
+    An address on the hub, `hf://OWNER/NAME`, is downloaded: see `ldm.interop.hub`.
+    """
+    if hub.is_address(name_or_path):
+        return hub.fetch(name_or_path)
     named, given = Path(runs_dir) / stage / name_or_path, Path(name_or_path).expanduser()
     for path in (named, given):
         if is_run(path) or (path is given and _holds_model(path)):

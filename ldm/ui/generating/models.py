@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.common.errors import UserError, did_you_mean
+from ldm.interop import hub
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
 from ldm.training.runs.folder import find_run, run_names
@@ -46,8 +47,9 @@ class Models:
         self.runs_dir, self.given, self.device, self.coding = runs_dir, given, device, dict(coding or {})
         self._loaded: OrderedDict[tuple, LatentDiffusion] = OrderedDict()
         self._lock = threading.Lock()
-        if given is not None:
-            find_run("ldm", given, runs_dir)
+        # Found once: what lies on the hub is downloaded and verified here, not at each use.
+        path = None if given is None else find_run("ldm", given, runs_dir)
+        self._downloaded = path if hub.is_address(given) else None
 
     def names(self) -> list[str]:
         """The runs to choose from, with the one that the page was started with first."""
@@ -60,7 +62,7 @@ class Models:
             raise UserError("no run is chosen: choose one to generate with.")
         if name not in self.names():
             raise UserError(f"there is no run '{name}' to generate with.{did_you_mean(name, self.names())}")
-        return find_run("ldm", name, self.runs_dir)
+        return self._downloaded if self._downloaded and name == self.given else find_run("ldm", name, self.runs_dir)
 
     def checkpoints(self, name: str) -> list[str]:
         """The checkpoints of a run, oldest first."""
