@@ -77,11 +77,16 @@ def series_of(*paths: str, labelled: bool = False) -> str:
         ("dance{}/frame_{:04}.png", "data.group=folder keeps"),
         ("Case-{}/{:03}.png", "data.group=folder keeps"),
         ("scans/case_{:02}_{:03}.png", "data.group=name keeps"),
+        ("BraTS20_Training_00{}_{}.png", "data.group=name keeps"),
+        ("clip{}_mp4-{}_jpg.rf.0a1b2c.jpg", "data.group=name keeps"),
+        ("patient{}/T1/{}.png", "'data.group=\"([^/]+)/\"' keeps"),
+        ("1.2.840.10008.5.{}/1.2.840.113619.2.{}.png", "data.group=folder keeps"),
+        ("a/2011_09_26_drive_000{}_sync/image_02/data/{:010}.png", "'data.group=\"^(([^/]+/){{2}})\"' keeps"),
     ],
 )
 def test_series_by_names_are_reported(pattern, step):
     said = series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
-    assert "of 2 series, to judge by their names" in said and step in said
+    assert "of 2 series, to judge by their names" in said and step.replace("{{", "{").replace("}}", "}") in said
 
 
 def test_folders_of_series_that_are_classes_are_reported():
@@ -94,10 +99,29 @@ def test_frames_of_one_clip_are_reported():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["IMG_2023{}_{}.png", "cat{}/{}.png", "cat.{}{}.png", "{}{}.png", "suitcase{}_{}.png"]
+    "pattern",
+    [
+        *("IMG_2023{}_{}.png", "cat{}/{}.png", "cat.{}{}.png", "{}{}.png", "suitcase{}{}.png", "1{}_name/{:03}.png"),
+        *("DSC0{}{}.JPG", "100CANON/IMG_{}{}.JPG", "n0144076{0}/n0144076{0}_1{1}7{1}6.JPEG", "{:06}{:06}.jpg"),
+        *("images/{}{}.png", "{}_{:04}.png"),
+    ],
 )
 def test_other_numbered_names_are_no_series(pattern):
     assert not series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
+
+
+def test_the_expression_that_a_warning_names_keeps_series_together(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"patient{i}/T{k}/{j}.png" for i in range(3) for k in "12" for j in range(2)])
+    tables(root)
+    assert any("'data.group=\"([^/]+)/\"' data.classes=none" in note for note in facts(root).notes)
+    train, val = sides(root, 8, group="([^/]+)/", classes="none", size=4, channels=3)
+    assert not train & val and val
+
+
+def test_augmented_copies_of_roboflow_are_on_one_side(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"{i}_jpg.rf.{j}abc.jpg" for i in "abcd" for j in range(3)])
+    train, val = sides(root, 1)
+    assert not train & val and val
 
 
 def tiles_of(*paths: str) -> Findings:

@@ -4,7 +4,7 @@ of them."""
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ldm.common.errors import UserError
 from ldm.data.reading.findings import Findings, examples, plural
@@ -13,16 +13,24 @@ from ldm.data.reading.paths import evenly_spaced, stem
 FOLDER, NAME = "folder", "name"
 _LEAST = 4  # images of a group, on average, below which names aren't taken for those of series
 _LOOKED_AT = 1000  # files
+_AGAIN = 1.5  # groups that have the same number, on average, where numbers start over in each
 _MOSTLY = 0.9  # the share of the files that have such names
 _SERIES = (
     r"(patients?|pat|pt|subjects?|subj?|cases?|clips?|videos?|vid|scenes?|sequences?|seq|series|episodes?|volumes?|vol"
-    r"|study|studies|movies?|slides?|wells?|plots?|takes?|person|speaker)"
+    r"|study|studies|movies?|slides?|wells?|plots?|takes?|person|speaker|drive|scan|sub|session|flight|trip)"
 )
+_UID = r"\d+(\.\d+){4,}"  # DICOM's
 _STEP = r"(frames?|frm|slices?|slc|layers?|z|axial|coronal|sagittal)"
 _IS_SERIES = re.compile(rf"(.*[^a-z])?{_SERIES}[-_. #]*\d+", re.IGNORECASE)
+# patient012, 2011_09_26_drive_0001_sync
+_IS_SERIES_FOLDER = re.compile(rf"{_IS_SERIES.pattern}([-_. ].*)?|{_UID}", re.IGNORECASE)
 # patient012_slice034, clip3_frame_0001, case_12_034; also frame_0001, whose folder is the clip
 _IS_STEP = re.compile(rf"(?P<core>(.*[^a-z])?){_STEP}[-_. ]*\d+", re.IGNORECASE)
-_LAST_NUMBER = re.compile(r"(?P<core>.*?)[-_. ]*[^\W\d_]*[-_. ]*\d+")
+# clip1_mp4-5_jpg.rf.0f3a: Roboflow's name of frame 5 of clip1.mp4
+_ROBOFLOW = re.compile(r"(?P<name>.+?)(_(jpe?g|png|bmp|webp))?\.rf\.[0-9a-z]+", re.IGNORECASE)
+_IS_FRAME = re.compile(r".+[-_. ](mp4|mov|avi|mkv|webm|m4v|gif)[-_ ]\d+", re.IGNORECASE)
+_IS_SNAPSHOT = re.compile(r"(IMG|DSC[NF]?|PXL|MVIMG|VID|DJI|GOPR|image|photo|screenshot)[-_ ]?\d.*", re.IGNORECASE)
+_LAST_NUMBER = re.compile(r"(?P<core>.*?)[-_. ]*[^\W\d_]*[-_. ]*(?P<number>\d+)")
 
 
 def check_group(group: str | None) -> str | None:
@@ -74,21 +82,43 @@ def report_shared_groups(train: Sequence[str], val: Sequence[str], group: str, f
 
 def report_series(paths: Sequence[str], labelled: bool, findings: Findings) -> None:
     """Warns that images are slices or frames of several patients, clips and the like by their names, as these are
-    split image by image. `labelled` is whether folders are read as classes."""
+    split image by image. `labelled` is whether folders are read as classes.
+
+    Names show a series by a word and a number (patient012, frame_0001), a DICOM UID, or by counting: they end in a
+    number that starts over and has few gaps for each of several beginnings, which are numbered too
+    (BraTS20_Training_001_5).
+    """
     looked_at = evenly_spaced(paths, _LOOKED_AT)
-    for kind, option in ((_of_folder, FOLDER), (_of_name, NAME), (_of_step_in_folder, FOLDER)):
+    for kind, option in ((_of_folder, None), (_of_name, NAME), (_of_step_in_folder, FOLDER), (_of_count, NAME)):
         if sum(kind(path) is not None for path in looked_at) < _MOSTLY * len(looked_at):
             continue
         groups: dict[str, list[str]] = defaultdict(list)
         for path in paths:
             if (name := kind(path)) is not None:
                 groups[name].append(path)
-        if len(paths) >= _LEAST * len(groups):
-            _warn(groups, option, labelled, findings)
+        if len(paths) >= _LEAST * len(groups) and (kind is not _of_count or _start_over(groups)):
+            _warn(groups, option or _option_of_folders(groups), labelled, findings)
             return
 
 
-def _warn(groups: dict[str, list[str]], option: str, labelled: bool, findings: Findings) -> None:
+def _start_over(groups: Mapping[str, Sequence[str]]) -> bool:
+    """Whether the last numbers in the names of each group count, from about the same number in several groups."""
+    found = [{int(_numbered(path)[1]) for path in paths} for paths in groups.values()]
+    n = sum(map(len, found))
+    gapless = sum(len(numbers) for numbers in found if max(numbers) - min(numbers) < 2 * len(numbers))
+    return len(found) > 1 and gapless >= _MOSTLY * n and n >= _AGAIN * len(set().union(*found))
+
+
+def _option_of_folders(groups: Mapping[str, Sequence[str]]) -> str:
+    """What data.group= has to be, so that the folders `groups` are the groups."""
+    if all(posixpath.dirname(path) == folder for folder, paths in groups.items() for path in paths):
+        return FOLDER
+    depths = {folder.count("/") for folder in groups}
+    least = min(depths)
+    return "([^/]+)/" if not least else f"^(([^/]+/){{{least + 1}}})"
+
+
+def _warn(groups: Mapping[str, Sequence[str]], option: str, labelled: bool, findings: Findings) -> None:
     names = sorted(groups)
     if len(names) == 1:
         message = (
@@ -98,10 +128,11 @@ def _warn(groups: dict[str, list[str]], option: str, labelled: bool, findings: F
         findings.warn(f"{message}the split: data.val_root= gives images of another series to validate on")
         return
     message = f"the images are slices or frames of {len(names)} series, to judge by their names ({examples(names)})"
-    classes = " and the folders as classes" if labelled and option == FOLDER else ""
+    classes = " and the folders as classes" if labelled and option != NAME else ""
     both = f"each is read as a separate image{classes}, and a series may be on both sides of the split"
     step = " data.classes=none" if classes else ""
-    findings.warn(f"{message}: {both}; data.group={option}{step} keeps each on one side")
+    given = f"data.group={option}" if option in (FOLDER, NAME) else f"'data.group=\"{option}\"'"
+    findings.warn(f"{message}: {both}; {given}{step} keeps each on one side")
 
 
 def _group_of(path: str, group: str) -> str | None:
@@ -114,30 +145,52 @@ def _group_of(path: str, group: str) -> str | None:
     return None
 
 
-def _without_number(path: str) -> str:
-    """patient012 for patient012_slice034.png, with its folder"""
-    folder, name = posixpath.split(stem(path))
+def _plain(path: str) -> str:
+    """An image's path without its ending and what Roboflow adds."""
+    match = _ROBOFLOW.fullmatch(stem(path))
+    return match["name"] if match else stem(path)
+
+
+def _numbered(path: str) -> tuple[str, str]:
+    """patient012 and 034 for patient012_slice034.png, with its folder; the number is empty where there is none."""
+    folder, name = posixpath.split(_plain(path))
     match = _LAST_NUMBER.fullmatch(name)
-    return posixpath.join(folder, match["core"] if match else name)
+    return (posixpath.join(folder, match["core"]), match["number"]) if match else (posixpath.join(folder, name), "")
+
+
+def _without_number(path: str) -> str:
+    return _numbered(path)[0]
 
 
 def _of_folder(path: str) -> str | None:
-    """The folder of patient012/034.png"""
-    folder = posixpath.dirname(path)
-    return folder if _IS_SERIES.fullmatch(posixpath.basename(folder)) else None
+    """The outermost folder that is one of a series: patient012 of patient012/T1/034.png"""
+    steps = path.split("/")
+    for depth, step in enumerate(steps[:-1], start=1):
+        if _IS_SERIES_FOLDER.fullmatch(step):
+            return "/".join(steps[:depth])
+    return None
 
 
 def _of_name(path: str) -> str | None:
-    """The series in the names of patient012_slice034.png and clip3_034.png"""
-    core = _without_number(path)
+    """The series in the names of patient012_slice034.png, clip3_034.png and clip_mp4-034.png"""
+    core, own = _without_number(path), posixpath.basename(_plain(path))
     name = posixpath.basename(core)
-    is_step = name and _IS_STEP.fullmatch(posixpath.basename(stem(path)))
+    is_step = name and (_IS_STEP.fullmatch(own) or _IS_FRAME.fullmatch(own))
     return core if is_step or _IS_SERIES.fullmatch(name) else None
+
+
+def _of_count(path: str) -> str | None:
+    """The beginning of BraTS20_Training_001_5.png: letters and a number before the last one, unless a camera or phone
+    gives such names."""
+    core, number = _numbered(path)
+    name = posixpath.basename(core)
+    ours = number and re.search(r"[^\W\d_]", name) and re.search(r"\d", name) and not _IS_SNAPSHOT.fullmatch(name)
+    return core if ours else None
 
 
 def _of_step_in_folder(path: str) -> str | None:
     """The folder of dance/frame_0001.png"""
-    folder, name = posixpath.split(stem(path))
+    folder, name = posixpath.split(_plain(path))
     match = _IS_STEP.fullmatch(name)
     return (folder or ".") if match and not match["core"] else None
 
