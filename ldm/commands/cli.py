@@ -34,11 +34,12 @@ WORK = {
     "train_ldm": "ldm.commands.train_ldm",
     "sample": "ldm.commands.sample",
     "evaluate": "ldm.commands.evaluate",
+    "score": "ldm.commands.score",
     "check": "ldm.commands.check",
     "augment": "ldm.commands.augment",
     "app": "ldm.ui.server.serve",
 }
-_SCRIPTS = ("train_vae", "train_ldm", "sample", "evaluate", "augment", "app")  # that a clone has as NAME.py
+_SCRIPTS = ("train_vae", "train_ldm", "sample", "evaluate", "score", "augment", "app")  # that a clone has as NAME.py
 # Commands without a config: `main(words)`. Their module's docstring is their help.
 PLAIN = {
     "export": "ldm.commands.export",
@@ -77,6 +78,11 @@ def sample() -> None:
 def evaluate() -> None:
     """The script evaluate.py: scores of a trained model."""
     run("evaluate")
+
+
+def score() -> None:
+    """The script score.py: scores for a paper."""
+    run("score")
 
 
 def augment() -> None:

@@ -35,6 +35,12 @@ EXAMPLES = {
         "run=emoji 'curve.guidance=[1,2,3]' 'curve.steps=[4,8,16]'",
         "run=emoji samples=images_of_another_tool",
     ],
+    "score": [
+        "run=photos inception=pt_inception-2015-12-05-6726825d.pth",
+        "run=photos reference=VIRTUAL_imagenet256_labeled.npz resizing=tensorflow",
+        "run=photos dinov2=path/to/dinov2-large clip=path/to/clip-vit-base-patch32",
+        "samples=images_of_another_tool reference=real_images n=50000",
+    ],
 }
 
 

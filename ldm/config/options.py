@@ -19,7 +19,7 @@ TEXTS = {"prompt", "prompt_2", "negative", "negative_2", "text", "auth", "webhoo
 NULL_IS_TEXT = {"prompt", "prompt_2", "negative", "negative_2", "text"}  # of these `null` is a word
 PATHS = {"prompts_file", "out", "image", "mask", "map", "embed_image", "then"}
 PATHS |= {"lora", "control_image", "control_from", "run", "base", "first_stage", "autoguide", "name", "decoder"}
-PATHS |= {"reference", "samples", "features"}
+PATHS |= {"reference", "samples", "features", "save_reference", "inception", "dinov2", "clip"}
 PATH_ENDINGS = ("path", "root", "dir")
 SECTIONS_WITH_TEXT = ("data", "finetune", "distance")
 SWITCHES = ("lora", "finetune.lora")  # a path where images are generated, true or false where a student is trained
@@ -136,6 +136,19 @@ def _evaluate() -> Options:
     }
 
 
+def _score() -> Options:
+    sampling = _sampling()
+    return {
+        **{name: sampling[name] for name in ("sampler", "steps", "guidance")},
+        "compile": Option(bool | str),
+        "conditions": Option(Literal["train", "val"], nullable=False),
+        "resizing": Option(Literal["clean", "tensorflow", "pytorch"], nullable=False),
+        "n": Option(int, low=1, nullable=False),
+        "seed": Option(int, low=0, nullable=False),
+        "batch_size": Option(int, low=1, nullable=False),
+    }
+
+
 def _augment() -> Options:
     return {"batch_size": Option(low=1)}
 
@@ -163,6 +176,10 @@ def _optimizer() -> Options:
         "warmup_steps": Option(int, low=0),
     }
     return _from_signature(LearningRate, except_for=("total_steps",)) | own
+
+
+def _loss() -> Options:
+    return {name: Option(float | Literal["auto"]) for name in ("perceptual", "adversarial")}
 
 
 def _ema() -> Options:
@@ -239,11 +256,13 @@ _DECLARED: dict[str, Callable[[], Options]] = {
     "train_ldm": _train_ldm,
     "sample": _sample,
     "evaluate": _evaluate,
+    "score": _score,
     "augment": _augment,
     "check": _check,
     "app": _app,
     "trainer": _trainer,
     "optimizer": _optimizer,
+    "loss": _loss,
     "ema": _ema,
     "checkpoint": _checkpoint,
     "captions": _captions,

@@ -1,5 +1,6 @@
 """The optional terms of stage one's loss: perceptual, adversarial and equivariance. `vae_task` adds the KL term."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,14 @@ from ldm.training.loss_mask import mean_counted, mean_of_places
 
 PIXEL = ("mse", "l1")
 NETS = {"vgg": 16, "alex": 31, "squeeze": 17}  # the networks of LPIPS, with the smallest side of images they take
+
+
+# torchvision's files of their weights; those of LPIPS itself come with torchmetrics
+BACKBONES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "vgg": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
 
 
 class VAELoss(nn.Module):
@@ -117,6 +126,11 @@ def shown(decoded: Tensor, images: Tensor, places: Tensor | None) -> Tensor:
     """`decoded` as networks that judge whole images see it: places that don't count show the original image, so
     that their gradient is exactly 0."""
     return decoded if places is None else images + places * (decoded - images)
+
+
+def has_weights(net: str) -> bool:
+    """Whether the weights of LPIPS's network `net` are in torch's cache."""
+    return net in BACKBONES and (Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]).is_file()
 
 
 def lpips(net: str, channels: int, side: int) -> nn.Module:

@@ -20,7 +20,7 @@ from ldm.model.loading import load
 from ldm.networks import AutoencoderKL
 from ldm.networks.autoencoder import check_size
 from ldm.training import loss_mask, vae_base
-from ldm.training.auto.settle import settle_vae
+from ldm.training.auto.settle import settle_loss, settle_vae
 from ldm.training.prepared import Clock, PreparedRun, best_of, complete, open_folder, parameters_line, task_options
 from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder
@@ -56,6 +56,7 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
     recorded = resume.recorded(folder, start)
     base = vae_base.settle(config, recorded, channels)
     settle_vae(config, recorded, channels=channels, size=(height, width), images=train.originals)
+    settle_loss(config, recorded, channels=channels, side=min(height, width))
     vae = initial_autoencoder(config, base, train)
     depends_on = {"data": train.key}
     if config.get("base"):

@@ -14,6 +14,7 @@ from ldm.images import Preprocess
 from ldm.networks import Identity
 from ldm.training.ldm_run import build_denoiser
 
+OWN = ("small_set", "photos", "pixel_art", "scans")  # recipes for images of one's own
 GROUPS = {
     "train_vae": ["data", "vae", "trainer", "logger", "sweep", "launcher"],
     "train_ldm": ["data", "network", "conditioner", "diffusion", "trainer", "logger", "finetune", "sweep", "launcher"],
@@ -26,7 +27,7 @@ def choices(group: str) -> list[str]:
 
 def cases() -> list[tuple[str, list[str]]]:
     """Each choice of each group at least once, with as few compositions as that takes; each experiment by itself."""
-    found: list[tuple[str, list[str]]] = [("sample", ["++run=x"]), ("evaluate", ["++run=x"])]
+    found: list[tuple[str, list[str]]] = [("sample", ["++run=x"]), ("evaluate", ["++run=x"]), ("score", ["++run=x"])]
     for script, groups in GROUPS.items():
         known = {group: choices(group) for group in groups}
         for i in range(max(map(len, known.values()))):
@@ -48,7 +49,7 @@ def hydra():
 
 @pytest.mark.parametrize(("script", "options"), cases())
 def test_every_choice_is_valid(script, options):
-    of_folders = ("data=folder", *(f"experiment={name}" for name in ("folder", "characters", "small_set")))
+    of_folders = ("data=folder", *(f"experiment={name}" for name in ("folder", "characters", *OWN)))
     open_values = ["++data.root=x"] if options[0] in of_folders else []
     open_values += ["++data.root=x"] if "data=shards" in options else []
     open_values += ["++data.dataset=x"] if "data=huggingface" in options else []

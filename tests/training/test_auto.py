@@ -146,3 +146,24 @@ def test_a_network_of_the_users_own_is_trained_without_a_forecast(capsys: pytest
     own = {"network": {"class": "MyUNet"}} | config()
     settle.settle_network(own, {}, latent_size=(4, 4), inputs=inputs(4), images=600)
     assert (own["batch_size"], own["optimizer"]["lr"]) == (64, 1e-3) and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("has", "channels", "side", "weights"),
+    [(True, 3, 64, (1.0, 0.5)), (False, 3, 64, (0.0, 0.0)), (True, 4, 64, (0.0, 0.0)), (True, 3, 8, (0.0, 0.0))],
+)
+def test_lpips_and_critic_are_used_where_its_weights_are_and_fit(
+    has: bool, channels: int, side: int, weights: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settle, "has_weights", lambda net: has)
+    config: dict[str, Any] = {"loss": {"perceptual": "auto", "adversarial": "auto", "perceptual_net": "vgg"}}
+    said: list[str] = []
+    settle.settle_loss(config, {}, channels=channels, side=side, say=said.append)
+    assert (config["loss"]["perceptual"], config["loss"]["adversarial"]) == weights
+    assert ("without LPIPS" in said[0]) == (weights == (0.0, 0.0))
+
+
+def test_a_loss_that_was_settled_or_given_is_kept() -> None:
+    config: dict[str, Any] = {"loss": {"perceptual": "auto", "adversarial": 0.3}}
+    settle.settle_loss(config, {"loss": {"perceptual": 1.0, "adversarial": 0.5}}, channels=3, side=64, say=print)
+    assert config["loss"] == {"perceptual": 1.0, "adversarial": 0.3}

@@ -23,8 +23,10 @@ from ldm.common.files import atomic_write
 from ldm.common.tensors import bytes_of
 from ldm.evaluation.measures.efficientnet import EfficientNetLite0
 from ldm.evaluation.measures.image_set import ImageSet
+from ldm.evaluation.measures.inception import RECOGNISED, SIDE, read_weights
 
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name for them
+# torch-fidelity's and pytorch-fid's names for the same weights
+INCEPTION_WEIGHTS = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 CHOICES = "auto, efficientnet, own, random, inception, or a file of a module or of weights"
 
 
@@ -144,28 +146,56 @@ def efficientnet(side: int, device: str = "cpu", weights: Any = None) -> Feature
 
 
 def inception(device: str = "cpu", path: Path | None = None) -> Features:
-    """The Inception network that defines FID and KID, from torch-fidelity, which downloads its weights once."""
+    """The Inception network that defines FID and KID, from a file of its weights: `path`, or that in torch's cache,
+    to which it is downloaded if torch-fidelity is installed. Images are resized as clean-fid resizes them."""
+    network = read_weights(path or inception_file() or _downloaded())
+    note = "the 2048 pool features that define FID; resized to 299 as clean-fid does, bicubic with antialiasing"
+    made = _features("Inception", _Pooled(network), SIDE, scale=lambda x: (x - 128) / 128, note=note, device=device)
+    made.fid, made.fingerprint = True, f"{weights_hash(network)} clean"
+    return made
+
+
+class _Pooled(nn.Module):
+    """The first of a network's two outputs."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 299, 299) to (B, 2048)."""
+        return self.network(x)[0]
+
+
+def inception_file() -> Path | None:
+    """Inception's weights in torch's cache, by the names of torch-fidelity and pytorch-fid; None if there are none."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return next((cache / name for name in INCEPTION_WEIGHTS if (cache / name).is_file()), None)
+
+
+def _downloaded() -> Path:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     except ImportError:
-        raise UserError("features=inception needs torch-fidelity: pip install 'ldm[features]'.") from None
-    kept = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+        raise UserError(
+            "features=inception needs its weights: give their file as features=FILE, or pip install 'ldm[features]', "
+            "which downloads them."
+        ) from None
+    target = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS[0]
     try:
-        network = FeatureExtractorInceptionV3("inception", ["2048"], str(kept) if kept.is_file() else None)
-    except Exception as error:  # urllib's, ssl's, the file's own
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(target), progress=False)
+    except Exception as error:  # urllib's, ssl's
         raise UserError(
             f"the Inception weights can't be obtained ({type(error).__name__}: {error}). Download {URL_INCEPTION_V3} "
             "and give the file as features=FILE, or use features=efficientnet."
         ) from None
-    note = "the 2048 pool features that define FID; images resized to 299 with an antialiased bicubic filter"
-    made = _features("Inception", network, 299, scale=lambda x: x.round().to(torch.uint8), note=note, device=device)
-    made.fid = True
-    return made
+    return target
 
 
 def from_file(path: Path, side: int, device: str = "cpu") -> Features:
     """A local torch file: a module saved by TorchScript or torch.export (.pt2) from (B, 3, S, S) in [-1, 1], S the
-    images' longer side, to (B, D) or (B, D, h, w); or the weights of EfficientNet-Lite0 or torch-fidelity's Inception.
+    images' longer side, to (B, D) or (B, D, h, w); or the weights of EfficientNet-Lite0 or of FID's Inception.
 
     A saved module is a program: run none that you don't trust.
     """
@@ -182,7 +212,7 @@ def from_file(path: Path, side: int, device: str = "cpu") -> Features:
         return _features(path.stem, network, side, scale=lambda x: x / 127.5 - 1, note=note, device=device)
     if isinstance(weights, dict) and "_conv_stem.weight" in weights:
         return efficientnet(side, device, weights)
-    if isinstance(weights, dict) and "Conv2d_1a_3x3.conv.weight" in weights:
+    if isinstance(weights, dict) and RECOGNISED in weights:
         return inception(device, path)
     raise UserError(f"features={path} holds weights of an unknown network; save it by TorchScript or torch.export.")
 

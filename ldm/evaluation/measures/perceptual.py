@@ -9,13 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.common.errors import UserError, did_you_mean
+from ldm.training.vae_losses import BACKBONES
 
-# torchvision's files of the backbones whose linear heads torchmetrics has
-BACKBONES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "vgg": "vgg16-397923af.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-}
 LEAST_SIDE = 64  # below it the backbones' pooling leaves nothing
 Distance = Callable[[Tensor, Tensor], Tensor]
 

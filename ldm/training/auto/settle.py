@@ -17,10 +17,12 @@ from ldm.training.auto.choose import (
     choose_vae,
 )
 from ldm.training.auto.count import network_flops, vae_flops
+from ldm.training.vae_losses import BACKBONES, NETS, has_weights
 
 Say = Callable[[str], object]
 _PRINT = partial(print, flush=True)
 
+WEIGHTS_OF_LDM = {"perceptual": 1.0, "adversarial": 0.5}
 # The sizes of vae=small, which also complete an autoencoder of which some sizes are given.
 SMALL: dict[str, Any] = {
     "latent_channels": 8,
@@ -113,6 +115,30 @@ def settle_vae(
     if flops and not recorded:
         fewest = 0 if config.get("base") else FEWEST_VAE  # a base reconstructs from the first step
         _forecast(budget, flops, config["batch_size"], fewest=fewest, say=say)
+
+
+def settle_loss(
+    config: dict[str, Any], recorded: Mapping[str, Any], *, channels: int, side: int, say: Say = _PRINT
+) -> None:
+    """Numbers in place of `loss.perceptual=auto` and `loss.adversarial=auto`: LDM's weights of LPIPS and critic where
+    LPIPS's network is in torch's cache and takes images of these channels and this shorter side, else 0."""
+    terms = config["loss"]
+    names = [name for name in ("perceptual", "adversarial") if terms.get(name) == "auto"]
+    if not names:
+        return
+    if "loss" in recorded:
+        config["loss"] = terms | {name: recorded["loss"].get(name, 0.0) for name in names}
+        return
+    net = terms.get("perceptual_net", "vgg")
+    if has_weights(net) and channels in (1, 3) and side >= NETS[net]:
+        config["loss"] = terms | {name: WEIGHTS_OF_LDM[name] for name in names}
+        say(f"loss: LPIPS with {net}, whose weights are in torch's cache, and a critic")
+        return
+    config["loss"] = terms | dict.fromkeys(names, 0.0)
+    say(
+        f"loss: without LPIPS and critic, since {BACKBONES.get(net, net)} isn't in torch's cache or doesn't take these "
+        "images; loss.perceptual=1 loss.adversarial=0.5 downloads it, and gives sharper images"
+    )
 
 
 def settle_network(
