@@ -25,6 +25,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class Unwrapped(transformers.CLIPModel):
+    """CLIP with the tensors that torchmetrics expects, which later versions of transformers wrap."""
+
+    def get_image_features(self, *args, **options):
+        found = super().get_image_features(*args, **options)
+        return getattr(found, "pooler_output", found)
+
+    def get_text_features(self, *args, **options):
+        found = super().get_text_features(*args, **options)
+        return getattr(found, "pooler_output", found)
+
+
 def noise(height: int, width: int, n: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height)
     return torch.randint(0, 256, (n, 3, height, width), generator=generator, dtype=torch.uint8)
@@ -55,7 +67,7 @@ def test_clip_score_is_torchmetrics(folders: Path) -> None:
 
     images = noise(20, 20)
     found = ClipScore(str(folders / "clip"))(images, CAPTIONS)
-    model = transformers.CLIPModel.from_pretrained(folders / "clip").eval()
+    model = Unwrapped.from_pretrained(folders / "clip").eval()
     processor = transformers.CLIPProcessor.from_pretrained(folders / "clip")
     each = [clip_score(i, text, lambda: (model, processor)) for i, text in zip(images, CAPTIONS, strict=True)]
     assert found.max() > 1 and torch.allclose(found, torch.stack(each).clamp(min=0), atol=1e-3)
