@@ -107,7 +107,7 @@ class NormedConv(nn.Module):
     def __init__(self, inputs: int, spec: Conv, padded: bool = True):
         super().__init__()
         kernel = spec.kernel if isinstance(spec.kernel, tuple) else (spec.kernel, spec.kernel)
-        padding = tuple(side // 2 for side in kernel) if padded and spec.stride == 1 else 0
+        padding = (kernel[0] // 2, kernel[1] // 2) if padded and spec.stride == 1 else (0, 0)
         self.conv = nn.Conv2d(inputs, spec.outputs, kernel, spec.stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(spec.outputs, eps=1e-3)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,7 @@ def _for_dino(images: Tensor) -> Tensor:
     return (images / 255 - mean) / std
 
 
-def _transformers(folder: str) -> torch.nn.Module:
+def _transformers(folder: str) -> Any:
     try:
         import transformers
     except ImportError:

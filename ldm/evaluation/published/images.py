@@ -43,7 +43,7 @@ class Images:
 
         def read(start: int, stop: int) -> Sequence[Tensor]:
             """A batch of the rows."""
-            return rgb(as_bytes(torch.from_numpy(np.array(table.images[rows[start:stop]]))))
+            return list(rgb(as_bytes(torch.from_numpy(np.array(table.images[rows[start:stop]])))))
 
         return cls(what, len(rows), read, hash_of("table", table.key, rows.tolist()), texts)
 
@@ -51,7 +51,7 @@ class Images:
     def of_array(cls, images: np.ndarray, what: str) -> "Images":
         """Images (N, H, W, 3) uint8, as ADM stores them in `arr_0` of a .npz file."""
         channels_first = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return cls(what, len(images), lambda start, stop: channels_first[start:stop])
+        return cls(what, len(images), lambda start, stop: list(channels_first[start:stop]))
 
     @classmethod
     def of_files(cls, paths: Sequence[Path], what: str, texts: Sequence[str] | None = None) -> "Images":

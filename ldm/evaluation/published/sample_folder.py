@@ -74,8 +74,8 @@ class SampleFolder:
     def _generate(self, numbers: list[int]) -> None:
         given = self._conditions(numbers)
         seeds = [self.seed * SEEDS + i for i in numbers]
-        size = {"n": 1} if given else {"n": len(numbers)}
-        images = self.model.generate_for(given, **size, seed=seeds, batch_size=len(numbers), **self.options)
+        n = 1 if given else len(numbers)
+        images = self.model.generate_for(given, n, seed=seeds, batch_size=len(numbers), **self.options)
         for i, image in zip(numbers, rgb(to_bytes(images).cpu()), strict=True):
             save_png(_pil(image), self.path(i))
 
@@ -87,7 +87,8 @@ class SampleFolder:
 
     def _describe(self, n: int, batch_size: int) -> list[str] | None:
         """Writes metadata.jsonl: captions and labels by file. Returns the captions."""
-        lines, texts = [], []
+        lines: list[dict[str, Any]] = []
+        texts: list[str] = []
         for start in range(0, n, batch_size):
             numbers = list(range(start, min(start + batch_size, n)))
             given = self._conditions(numbers)
@@ -95,7 +96,7 @@ class SampleFolder:
                 row = {key: _first(values[k]) for key, values in given.items()}
                 plain = {key: value for key, value in row.items() if isinstance(value, (str, int))}
                 lines.append({"file_name": self.path(i).relative_to(self.folder).as_posix(), **plain})
-                texts += [plain["text"]] if "text" in plain else []
+                texts += [str(plain["text"])] if "text" in plain else []
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         atomic_write(self.folder / "metadata.jsonl", content.encode("utf-8", "surrogatepass"))
         return texts if texts else None

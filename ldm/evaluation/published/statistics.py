@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,11 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Writes a .npz file."""
-        arrays = {"images": np.array(self.images), "protocol": np.array(self.protocol), "what": np.array(self.what)}
+        arrays: dict[str, Any] = {
+            "images": np.array(self.images),
+            "protocol": np.array(self.protocol),
+            "what": np.array(self.what),
+        }
         for (mu, sigma), found in zip(KEYS, self.gaussians, strict=False):
             arrays |= {mu: found.mu.numpy(), sigma: found.sigma.numpy()}
         path.parent.mkdir(parents=True, exist_ok=True)
