@@ -1,5 +1,7 @@
 """Images that belong together, and tiles of one place."""
 
+import json
+
 import pytest
 
 from ldm.common.errors import UserError
@@ -7,7 +9,7 @@ from ldm.data.folders.classes import classes_of
 from ldm.data.folders.groups import check_group, report_series
 from ldm.data.folders.tiles import report_tiles
 from ldm.data.reading.findings import Findings
-from tests.data.folders import facts, lay_out, names, tables
+from tests.data.folders import describe, facts, lay_out, names, tables
 
 
 def sides(root, part: int, **options) -> list[set[str]]:
@@ -44,7 +46,8 @@ def test_the_split_without_the_option_is_as_before(tmp_path):
 @pytest.mark.parametrize(
     ("group", "words"),
     [
-        ("patient", "has no parentheses"),
+        ("patient", "no metadata file has values in a column 'patient'"),
+        ("patient/", "has no parentheses"),
         ("(", "isn't a regular expression"),
         ("(dog)", "matches nothing in the paths of 4 of 4 images"),
         ("(slice)", "finds one group, slice"),
@@ -55,6 +58,26 @@ def test_a_group_that_finds_none_is_refused(tmp_path, group, words):
     with pytest.raises(UserError) as error:
         tables(root, group=group)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.tsv"])
+def test_a_column_of_the_metadata_is_the_group(tmp_path, name):
+    root = lay_out(tmp_path / "d", *[f"{i}.png" for i in range(8)])
+    rows = [{"file_name": f"{i}.png", "patient_id": f"p{i % 3}"} for i in range(8)]
+    mark = {"metadata.csv": ",", "metadata.tsv": "\t"}.get(name)
+    lines = [mark.join(row.values()) if mark else json.dumps(row) for row in rows]
+    (root / name).write_text("\n".join([mark.join(rows[0]), *lines] if mark else lines))
+    train, val = [{int(n[0]) % 3 for n in table.names} for table in tables(root, group="patient_id")]
+    assert not train & val and val
+    assert "groups by data.group=patient_id" in facts(root).split
+    assert not any("patient_id" in note for note in facts(root).notes), "it is read"
+
+
+def test_an_image_without_a_value_in_the_column_of_groups_is_named(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"{i}.png" for i in range(3)])
+    describe(root, *[{"file_name": f"{i}.png", "scene": value} for i, value in enumerate(["a", 7, None])])
+    with pytest.raises(UserError, match=r"'scene' of the metadata is empty for 1 of 3 images \(2.png\)"):
+        tables(root, group="scene")
 
 
 def test_groups_on_both_sides_of_given_splits_are_reported(tmp_path):

@@ -11,6 +11,7 @@ from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import evenly_spaced, stem
 
 FOLDER, NAME = "folder", "name"
+_COLUMN = re.compile(r"\w[\w .-]*")  # what may be the name of one
 _LEAST = 4  # images of a group, on average, below which names aren't taken for those of series
 _LOOKED_AT = 1000  # files
 _AGAIN = 1.5  # groups that have the same number, on average, where numbers start over in each
@@ -34,29 +35,45 @@ _LAST_NUMBER = re.compile(r"(?P<core>.*?)[-_. ]*[^\W\d_]*[-_. ]*(?P<number>\d+)"
 
 
 def check_group(group: str | None) -> str | None:
-    """The option `group`. Raises UserError unless it is `folder`, `name`, or a regular expression with a group."""
+    """The option `group`. Raises UserError unless it is `folder`, `name`, a regular expression with a group, or may be
+    the name of a column."""
     if group in (None, FOLDER, NAME):
         return group
-    step = f"give {FOLDER}, {NAME}, or a regular expression with parentheses around what images of a group share"
+    step = f"give {FOLDER}, {NAME}, a column of the metadata, or a regular expression "
+    step += "with parentheses around what images of a group share"
     step += r""": 'data.group="(patient\d+)"'"""
     try:
         found = re.compile(str(group))
     except re.error as error:
         raise UserError(f"data.group={group} isn't a regular expression ({error}): {step}.") from None
-    if not found.groups:
+    if not found.groups and not _COLUMN.fullmatch(str(group)):
         raise UserError(f"data.group={group} has no parentheses: {step}.")
     return group
 
 
-def group_names(paths: Sequence[str], group: str) -> dict[str, str]:
-    """The group of each image: its folder, its folder and name without the last number and the word before it, or what
-    the regular expression's group `group`, else the first one, matches in its path.
+def column_of(group: str | None) -> str | None:
+    """The column of the metadata that the option `group` names, if it does."""
+    return None if group in (None, FOLDER, NAME) or re.compile(group).groups else group
+
+
+def group_names(paths: Sequence[str], group: str, values: Mapping[str, str]) -> dict[str, str]:
+    """The group of each image: what its column of the metadata, `values`, has; its folder; its folder and name without
+    the last number and the word before it; or what the regular expression's group `group`, else the first one, matches
+    in its path.
 
     Raises UserError if there are fewer than two groups, or an image belongs to none.
     """
-    found = {path: name for path in paths if (name := _group_of(path, group)) is not None}
+    found = {path: name for path in paths if (name := _group_of(path, group, values)) is not None}
+    if column_of(group) and not values:
+        raise UserError(
+            f"data.group={group} has no parentheses, and no metadata file has values in a column '{group}': name a "
+            f"column of metadata.jsonl or metadata.csv, or give {FOLDER}, {NAME} or a regular expression with "
+            "parentheses."
+        )
     if strays := [path for path in paths if path not in found]:
         count = f"{len(strays)} of {plural(len(paths), 'image')}"
+        if column_of(group):
+            raise UserError(f"'{group}' of the metadata is empty for {count} ({examples(strays)}): fill it in.")
         raise UserError(
             f"data.group={group} matches nothing in the paths of {count} ({examples(strays)}): change it so that every "
             "image has a group, or leave these out with data.without=."
@@ -72,8 +89,9 @@ def group_names(paths: Sequence[str], group: str) -> dict[str, str]:
 
 def report_shared_groups(train: Sequence[str], val: Sequence[str], group: str, findings: Findings) -> None:
     """Warns of groups on both sides of a split that the data set itself names."""
-    own = {_group_of(path, group) for path in train} - {None}
-    shared = sorted({str(name) for path in val if (name := _group_of(path, group)) in own})
+    values = findings.groups
+    own = {_group_of(path, group, values) for path in train} - {None}
+    shared = sorted({str(name) for path in val if (name := _group_of(path, group, values)) in own})
     if shared:
         count = f"{plural(len(shared), 'group')} of data.group={group}"
         message = f"training and validation share {count} in the splits of the data set: {examples(shared)}"
@@ -135,7 +153,9 @@ def _warn(groups: Mapping[str, Sequence[str]], option: str, labelled: bool, find
     findings.warn(f"{message}: {both}; {given}{step} keeps each on one side")
 
 
-def _group_of(path: str, group: str) -> str | None:
+def _group_of(path: str, group: str, values: Mapping[str, str]) -> str | None:
+    if column_of(group):
+        return values.get(path)
     if group == FOLDER:
         return posixpath.dirname(path) or "."
     if group == NAME:
@@ -195,6 +215,6 @@ def _of_step_in_folder(path: str) -> str | None:
     return (folder or ".") if match and not match["core"] else None
 
 
-def grouped(found: Sequence[str], group: str) -> Callable[[str], str]:
+def grouped(found: Sequence[str], group: str, values: Mapping[str, str]) -> Callable[[str], str]:
     """A function that gives an image's group for its path. Raises UserError like `group_names`."""
-    return group_names(found, group).__getitem__
+    return group_names(found, group, values).__getitem__

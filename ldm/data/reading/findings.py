@@ -18,6 +18,8 @@ class Findings:
     - `unread`: the other files beside them, by path, with the reason;
     - `outside`: images that metadata name and that are not in the split that was listed, by path, with the metadata
       file;
+    - `group_column`: the column of metadata that tells which images belong together, if the user names one; `groups`:
+      what it has for each image;
     - `splits`: the word for its split that each image has in the `split_column` of metadata.
     """
 
@@ -29,6 +31,8 @@ class Findings:
     outside: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     split_column: str = ""
+    group_column: str | None = None
+    groups: dict[str, str] = field(default_factory=dict)
 
     def leave_out(self, paths: Iterable[str], reason: str) -> None:
         """Records images that aren't used."""

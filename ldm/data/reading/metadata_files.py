@@ -12,7 +12,7 @@ from ldm.data.reading.findings import Findings, examples, plural
 from ldm.data.reading.paths import Tails, ending, inside, is_image
 from ldm.data.reading.rows import FILE_NAME, Row, is_gap, is_index, number_labels, read_lists, rows_of
 from ldm.data.reading.sample import PATHS, USUAL, Sample, join_tags, label_of, merged, text_of, usual_names
-from ldm.data.reading.split_column import read_splits, split_column
+from ldm.data.reading.split_column import read_groups, read_splits, split_column
 from ldm.data.reading.store import Store
 
 _TAG_WORDS, _TAGS = 2.5, 3  # averages: words of a tag at most, tags of an image at least
@@ -83,6 +83,7 @@ class _File:
         if self.split:
             images = [path for path, _ in named]
             read_splits(self.path, self.split, images=images, rows=self.rows, findings=self.findings)
+        read_groups([path for path, _ in named], self.rows, is_csv=self.is_csv, findings=self.findings)
         within = [keep(path) for path, _ in named]
         self.findings.outside |= {
             path: self.path for (path, _), is_in in zip(named, within, strict=True) if not is_in and path not in entries
@@ -119,7 +120,8 @@ class _File:
             columns[key] = self._name_of(key, usual_names(key, present))
         filled = {name for row in self.rows for name, value in row.items() if value not in (None, "", [])}
         self.split = split_column(self.rows, list(columns.values()))
-        self._report_unread((present & filled) - {*columns.values(), self.split}, present & filled, wanted)
+        used = {*columns.values(), self.split, self.findings.group_column}
+        self._report_unread((present & filled) - used, present & filled, wanted)
         return columns
 
     def _name_of(self, key: str, names: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
-"""Splits by a column of the metadata named split, with the words train, val and test."""
+"""Splits by a column of the metadata named split, with the words train, val and test, and groups by a column."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ldm.data.reading.findings import Findings, examples, plural
+from ldm.data.reading.rows import is_gap
 from ldm.data.reading.sample import Sample
 from ldm.data.reading.split_folders import split_rank
 
@@ -32,6 +33,21 @@ def read_splits(
     for image, row in zip(images, rows, strict=True):
         word = str(row.get(name) or "")
         if findings.splits.setdefault(image, word) != word:
+            differ.append(image)
+    if differ:
+        message = f"{plural(len(differ), 'row')} with another '{name}' than an earlier row of the same image"
+        findings.warn(f"{message}, which is used: {examples(differ)}")
+
+
+def read_groups(images: Sequence[str], rows: Sequence[Mapping[str, Any]], is_csv: bool, findings: Findings) -> None:
+    """Keeps in `findings.groups` what each image has in the column of groups: that of its first row, with a warning if
+    its rows differ."""
+    name, differ = findings.group_column, list[str]()
+    for image, row in zip(images, rows, strict=True):
+        value = row.get(name) if name else None
+        if value in (None, "") or is_csv and is_gap(value):
+            continue
+        if findings.groups.setdefault(image, str(value)) != str(value):
             differ.append(image)
     if differ:
         message = f"{plural(len(differ), 'row')} with another '{name}' than an earlier row of the same image"

@@ -10,7 +10,7 @@ from ldm.data.augmenting.options import Variants
 from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
 from ldm.data.folders.classes import image_of, level_of, report_inner_folders
 from ldm.data.folders.edits import with_edits_as_one
-from ldm.data.folders.groups import check_group, grouped, report_series, report_shared_groups
+from ldm.data.folders.groups import check_group, column_of, grouped, report_series, report_shared_groups
 from ldm.data.folders.listing import samples
 from ldm.data.folders.pairs import check_pairs, report_pairs
 from ldm.data.folders.repeats import check_option, check_repeats, set_repeats
@@ -58,8 +58,9 @@ class Folder(EncodedSource):
       are folders for both splits, `train/` and `val/` or common variants (training, valid, test, val2017), also inside
       the folders of classes.
     - `group`: which images belong together, as the slices of a patient or the frames of a clip do, so that one side of
-      the split has all of them: those in one `folder`; those of one `name` but for the last number; or a regular
-      expression whose group (named `group`, or the first) matches the same in their paths ("(patient\\d+)").
+      the split has all of them: those in one `folder`; those of one `name` but for the last number; those with the
+      same value in a column of the metadata (patient_id); or a regular expression whose group (named `group`, or the
+      first) matches the same in their paths ("(patient\\d+)").
     - `val_root`: a folder or .zip of validation images, which are never trained on.
     - `resize`, `background`, `low`, `high`: see Preprocess.
     - `columns`: a list restricts which columns are read ([text]); a mapping gives their names in the metadata
@@ -129,6 +130,7 @@ class Folder(EncodedSource):
             variants=Variants(flip, variants, zoom, augment),
         )
         self.root, self.val_root, self.repeats, self.group = root, val_root, repeats, check_group(group)
+        self.findings.group_column = column_of(self.group)
         by_name = repeats if isinstance(repeats, bool) else None
         self.folder_options = FolderOptions(
             wanted, by_name, [name.strip("/") for name in without], level, pairs=check_pairs(pairs)
@@ -214,7 +216,7 @@ class Folder(EncodedSource):
         self._report_files(found, [self._store])
         paths = [sample.image for sample in found]
         if self.group:
-            name_of, unit = grouped(paths, self.group), GROUP
+            name_of, unit = grouped(paths, self.group, self.findings.groups), GROUP
         else:
             report_series(paths, any(sample.label is not None for sample in found), self.findings)
             name_of, unit = with_edits_as_one(found, image_of, self.findings), IMAGE
