@@ -23,7 +23,7 @@ def page(served: Any) -> Any:
 
 def generate(page: Any, **fields: Any) -> list[Path]:
     """Generates; the files of the images, as the server sent them."""
-    _, _, gallery, *_ = page.predict(**{"prompt": "a cat", "n": 1, "new_seed": False} | fields, api_name="/generate")
+    _, gallery, *_ = page.predict(**{"prompt": "a cat", "n": 1, "seed": 0} | fields, api_name="/generate")
     gallery = gallery["value"] if isinstance(gallery, dict) else gallery
     return [Path(one["image"]) for one in gallery]
 
@@ -71,7 +71,8 @@ def test_progress_is_shown_with_looks_at_the_unfinished(page: Any) -> None:
     job.result()
     steps = [out[0] for out in job.outputs()]
     assert any("Step 1 of 30" in text for text in steps)
-    assert any(isinstance(out[1], dict) and out[1].get("value") for out in job.outputs()), "no preview"
+    captions = [one["caption"] for out in job.outputs() for one in (_value(out[1]) or ()) if isinstance(one, dict)]
+    assert "preview" in captions
 
 
 def test_settings_come_back_from_an_image_and_generate_it_again(page: Any) -> None:
@@ -166,7 +167,6 @@ def test_a_grid_of_steps_and_seeds(page: Any) -> None:
         ({"sampler": "warp"}, "warp"),
         ({"checkpoint": "../../x.ckpt"}, "no checkpoint"),
         ({"seed": -4}, "seed"),
-        ({"new_seed": "yes"}, "true or false"),
         ({"width": 100_000, "height": 100_000}, "too large for a model of 16x16"),
         ({"width": -16, "height": -16}, "make no image"),
     ],
@@ -264,7 +264,7 @@ def test_a_grid_names_the_words_that_it_leaves_out(page: Any, monkeypatch: pytes
 
     warned: list[str] = []
     monkeypatch.setattr(gradio, "Warning", lambda text, **_: warned.append(text))
-    fields = {"x_name": "seed", "x_values": "1-2", "y_name": "steps", "y_values": "1-2", "new_seed": False}
+    fields = {"x_name": "seed", "x_values": "1-2", "y_name": "steps", "y_values": "1-2", "seed": 0}
     page.predict(**fields, prompt="a dog " * 30 + "last", api_name="/xy")
     (remark,) = warned
     assert "the model reads only 24; this part is left out: " in remark and remark.endswith("a dog last")

@@ -306,7 +306,7 @@ def test_words_that_are_left_out_of_prompts_are_named(generator: ImageGenerator)
 def test_fast_chooses_the_distilled_student_or_says_how_to_make_one() -> None:
     from types import SimpleNamespace
 
-    from ldm.ui.page.generate_tab import GenerateTab
+    from ldm.ui.page.tabs.generate import GenerateTab
 
     about = {"emoji": SimpleNamespace(distilled=False), "emoji-fast": SimpleNamespace(distilled=True)}
     models = SimpleNamespace(traits=about.__getitem__, names=lambda: list(about))

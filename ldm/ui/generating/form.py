@@ -110,7 +110,6 @@ def form_of(settings: Settings, about: Traits, store: PageStore) -> dict[str, An
         "editor": canvas(initial, _file(settings.mask, store)) if mode == "inpaint" else None,
         "feather": settings.feather,
         "seed": settings.seed,
-        "new_seed": False,
         "n": settings.n,
         "sampler": settings.sampler or own["sampler"],
         "steps": settings.steps or own["steps"],
@@ -261,11 +260,9 @@ def _field_name(key: str) -> str:
 
 
 def _seed(form: Mapping[str, Any]) -> int:
-    if _is_on(form, "new_seed"):
-        return secrets.randbelow(2**31)
     seed = _integer(form["seed"], "seed")
     if seed is None:
-        raise UserError("the seed is empty: give a whole number, or choose a new seed each time.")
+        raise UserError("the seed is empty: give a whole number, or -1 for a new one.")
     if seed >= MAX_SEED:
         raise UserError(f"seed={seed} has to be below 2^53: browsers round larger numbers.")
     return secrets.randbelow(2**31) if seed == NEW_SEED else seed

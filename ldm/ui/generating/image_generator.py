@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ldm.conditioning.text.truncation import sentences
-from ldm.images import grid, open_unconverted, to_pil8
+from ldm.images import open_unconverted, to_pil8
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.ui.generating.models import Models, Traits, traits
 from ldm.ui.generating.page_store import PageStore
@@ -33,16 +33,18 @@ class _Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `steps` is done. `preview`, now and then, shows what the denoiser predicts of the first images."""
+    """Step `step` of `steps` is done. `preview`, now and then, has what the denoiser predicts of the first images."""
 
     step: int
     steps: int
-    preview: "Image | None" = None
+    preview: "tuple[Image, ...]" = ()
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Images of other requests are being generated."""
+    """Images of other requests are being generated; `ahead` requests come before this one."""
+
+    ahead: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class ImageGenerator:
         return model, about
 
     @contextlib.contextmanager
-    def _turn(self, settings: Settings, on_wait: Callable[[], None] = lambda: None) -> "Iterator[Mapping[str, Image]]":
+    def _turn(
+        self, settings: Settings, on_wait: Callable[[int], None] = lambda ahead: None
+    ) -> "Iterator[Mapping[str, Image]]":
         """Holds the turn to generate, and yields the request's input images by name.
 
         They are read while another request generates, but for one request at a time: those that wait hold no memory.
@@ -113,18 +117,18 @@ class ImageGenerator:
         with contextlib.ExitStack() as reading:
             inputs: dict[str, Any] = {}
             if names := _input_names(settings):
-                reading.enter_context(self._reads.turn(on_wait))
+                reading.enter_context(self._reads.turn(lambda ahead: on_wait(ahead + len(self._turns))))
                 inputs = {name: open_unconverted(self.store.input_path(name)) for name in names}
             with self._turns.turn(on_wait):
                 reading.close()
                 yield inputs
 
     def _work(self, settings: Settings, is_cancelled: Callable[[], bool], emit: Callable[[Any], None]) -> None:
-        def on_wait() -> None:
+        def on_wait(ahead: int) -> None:
             """Ends a cancelled request in the queue; reports the others as waiting."""
             if is_cancelled():
                 raise _Cancelled
-            emit(Waiting())
+            emit(Waiting(ahead))
 
         try:
             with self._turn(settings, on_wait) as inputs:
@@ -160,7 +164,7 @@ class ImageGenerator:
         ]
 
     def _save(self, image: Tensor, settings: Settings, about: Traits, remarks: tuple[str, ...]) -> GeneratedImage:
-        pixels = to_pil8(image[: 1 if len(image) < 3 else 3])
+        pixels = _to_pil(image)
         path = self.store.save_image(pixels, text_chunks(settings, pixels.size, about.sampling), settings.seed)
         return GeneratedImage(path, settings, remarks)
 
@@ -187,12 +191,17 @@ class _StepWatch:
             self._batch += 1
         self.emit(Progress(self._batch * steps + step + 1, self.batches * steps, self._preview(denoised)))
 
-    def _preview(self, denoised: Tensor) -> "Image | None":
+    def _preview(self, denoised: Tensor) -> "tuple[Image, ...]":
         if time.monotonic() - self._previewed_at < self.preview_seconds:
-            return None
+            return ()
         images = self.model.decode(denoised[:PREVIEW_IMAGES])
         self._previewed_at = time.monotonic()  # after decoding, so that a slow decoder doesn't take all of the time
-        return grid(images, len(images))
+        return tuple(map(_to_pil, images))
+
+
+def _to_pil(image: Tensor) -> "Image":
+    """An image (C, H, W) in [-1, 1]; of one with two channels, or more than three, the channels that can be shown."""
+    return to_pil8(image[: 1 if len(image) < 3 else 3])
 
 
 def _per_image(settings: Settings) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 INPUT_BYTES = 2**30  # of stored inputs; beyond that, the oldest are removed
 SERVED_BYTES = 2**30  # of uploads and of copies of what the page shows
 MAX_FILES = 20_000  # in either folder
+MAX_NAMED = 1024  # images that are looked up at a time
+_IMAGE_NAME = re.compile(r"\d{4}-\d\d-\d\d/\d{5,9}-\d{1,20}\.png", re.ASCII)
 
 
 class PageStore:
@@ -47,6 +49,17 @@ class PageStore:
         days = sorted((self.folder / "pictures").glob("*"), reverse=True)
         found = (path for day in days for path in sorted(day.glob("*.png"), reverse=True))
         return [path for path, _ in zip(found, range(limit), strict=False)]
+
+    def name_of(self, path: Path) -> str:
+        """DAY/FILE of a generated image; of any other file, its name."""
+        pictures = self.folder / "pictures"
+        return path.relative_to(pictures).as_posix() if path.is_relative_to(pictures) else path.name
+
+    def images_named(self, names: Any) -> list[Path]:
+        """The generated images of these names, as `name_of` gives them; of anything else, nothing."""
+        named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        fitting = [name for name in named[:MAX_NAMED] if _IMAGE_NAME.fullmatch(name)]
+        return [path for name in fitting if (path := self.folder / "pictures" / name).is_file()]
 
     def keep_input(self, image: "Image") -> str:
         """Stores an input of a request, upright by its EXIF orientation and with its colour profile; returns its name.
@@ -118,6 +131,13 @@ class ServedFiles:
             shutil.copyfile(path, target)
         target.touch()  # the most recently used
         return str(target)
+
+    def save(self, image: "Image") -> str:
+        """An image that isn't stored, such as a preview, as a file that may be served."""
+        file, path = tempfile.mkstemp(".png", dir=self.path)
+        with open(file, "wb") as out:
+            image.save(out, format="PNG")
+        return path
 
     def close(self) -> None:
         """Removes the folder."""

@@ -13,7 +13,7 @@ from ldm.ui.generating.settings import Settings
 from ldm.ui.page.fields import plain_guidance, steps_update
 
 # Fields that the browser keeps between visits.
-KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "new_seed", "sampler", "steps", "guidance")
+KEPT = ("run", "prompt", "negative", "labels", "n", "seed", "sampler", "steps", "guidance")
 # Fields that depend on the run.
 RUN_FIELDS = ("checkpoint", "prompt", "negative", "labels", "map", "sampler", "steps", "guidance")
 
@@ -60,7 +60,7 @@ def restored(app: App, fields: Mapping[str, Any], kept: Any) -> list[Any]:
     run = app.models.given or (kept["run"] if kept.get("run") in names else names[0])
     updates |= suiting(app, run)
     for name in KEPT:
-        if name in kept and (kept.get("run") == run or name in ("n", "seed", "new_seed")):
+        if name in kept and (kept.get("run") == run or name in ("n", "seed")):
             old = updates[name] if isinstance(updates[name], dict) else {}
             updates[name] = gr.update(**{k: v for k, v in old.items() if k != "__type__"} | {"value": kept[name]})
     if kept.get("run") == run and "steps" in kept:

@@ -10,7 +10,7 @@ from ldm.diffusion import SAMPLERS
 from ldm.model.latent_diffusion import DEFAULTS
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
-from ldm.ui.generating.settings import MAX_N, SPACINGS
+from ldm.ui.generating.settings import SPACINGS
 
 SLIDER_STEPS = 150
 
@@ -22,39 +22,45 @@ class Fields:
         self.app = app
         self.fields: dict[str, Any] = {}
         self._own = _own_sampling(app)
-        self._build()
 
     def _field(self, name: str, component: Any) -> Any:
         self.fields[name] = component
         return component
 
-    def _build(self) -> None:
+    def build_prompt(self) -> None:
+        """The model, the prompt and the other conditions: what stands above the button."""
         names = self.app.models.names()
-        with gr.Row():
-            self._field("run", gr.Dropdown(names, value=next(iter(names), None), label="Run", allow_custom_value=True))
+        with gr.Row(elem_id="model"):
+            self._field(
+                "run",
+                gr.Dropdown(names, value=next(iter(names), None), label="Run", allow_custom_value=True, min_width=100),
+            )
             self._field(
                 "checkpoint",
-                gr.Dropdown([forms.FINISHED], value=forms.FINISHED, label="Checkpoint", allow_custom_value=True),
+                gr.Dropdown(
+                    [forms.FINISHED], value=forms.FINISHED, label="Checkpoint", allow_custom_value=True, min_width=100
+                ),
             )
-            self.refresh = gr.Button("↻ Refresh", size="sm", min_width=80, scale=0, elem_id="refresh")
         self._field("mode", gr.Textbox("text", visible=False, label="Mode"))
-        self._field(
-            "prompt",
-            gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt"),
-        )
-        self._field("negative", gr.Textbox(label="Negative prompt", lines=1))
-        self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
-        self._field("map", _image("Map of what goes where", visible=False))
+        with gr.Group():
+            self._field(
+                "prompt",
+                gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt"),
+            )
+            self._field("negative", gr.Textbox(label="Negative prompt", lines=1, elem_id="negative"))
+            self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
+            self._field("map", _image("Map of what goes where", visible=False))
+
+    def build_settings(self) -> None:
+        """Everything else."""
         self._modes()
-        with gr.Row():
-            self.go = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
-            self.stop = gr.Button("Cancel", variant="stop", scale=1, elem_id="cancel")
         self._sampling()
         self._adapters()
         with gr.Accordion("Settings from an image", open=False, elem_id="restore-box"):
             self.png = gr.File(
                 label="PNG of this page, of sample.py or of another tool", file_types=[".png"], elem_id="restore"
             )
+        self.refresh = gr.Button("↻ Refresh lists of runs, LoRAs and ControlNets", size="sm", elem_id="refresh")
 
     def _modes(self) -> None:
         with gr.Tabs(elem_id="modes") as self.modes:
@@ -74,14 +80,14 @@ class Fields:
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
     def _sampling(self) -> None:
+        with gr.Row(elem_id="size"):
+            self._field("width", number_field("Width", scale=2, min_width=80))
+            self._field("height", number_field("Height", scale=2, min_width=80))
+            self._field("seed", number_field("Seed (-1: new)", forms.NEW_SEED, scale=3, elem_id="seed"))
+            self._field("n", number_field("Number of images", 4, scale=3))
         with gr.Row():
-            width, height = number_field("Width"), number_field("Height")
-            seed = number_field("Seed (-1 for a new one)", 0, elem_id="seed")
-            self._field("n", number_field(f"Number of images (up to {MAX_N})", 4))
-            self._field("seed", seed)
-        with gr.Row():
-            self._field("new_seed", gr.Checkbox(True, label="New seed each time", container=False, elem_id="new-seed"))
             self.reuse = gr.Button("♻ Reuse last seed", size="sm", elem_id="reuse")
+            self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
         with gr.Row():
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
@@ -89,10 +95,7 @@ class Fields:
             steps, top = self._own["steps"], steps_maximum(self._own["steps"])
             self._field("steps", gr.Slider(1, top, value=steps, step=1, label="Steps", min_width=120, elem_id="steps"))
             self._field("guidance", number_field("Guidance scale (1 is off)", plain_guidance(self._own), step=0.5))
-        self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
         with gr.Accordion("Advanced sampling", open=False):
-            self._field("width", width)  # here, since the fields' order is that of the API
-            self._field("height", height)
             with gr.Row():
                 spacings = [forms.AS_TRAINED, *SPACINGS]
                 self._field("spacing", gr.Dropdown(spacings, value=forms.AS_TRAINED, label="Spacing", min_width=100))
@@ -147,7 +150,7 @@ def steps_update(steps: Any) -> dict[str, Any]:
 
 def number_field(label: str, value: float | None = None, **options: Any) -> gr.Number:
     """A field that keeps what is typed: sliders and a `precision` would change it silently."""
-    return gr.Number(value, label=label, placeholder=forms.AS_TRAINED, min_width=90, **options)
+    return gr.Number(value, label=label, placeholder=forms.AS_TRAINED, **{"min_width": 110} | options)
 
 
 def _image(label: str, visible: bool = True, height: int = 260) -> gr.Image:

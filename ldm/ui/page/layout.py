@@ -3,14 +3,15 @@
 import gradio as gr
 
 from ldm.ui.app import App
-from ldm.ui.page.alerts_tab import AlertsTab, Banner
 from ldm.ui.page.checked_blocks import CheckedBlocks
-from ldm.ui.page.gallery_tab import GalleryTab
-from ldm.ui.page.generate_tab import GenerateTab
 from ldm.ui.page.messages import show_errors
-from ldm.ui.page.runs_tab import RunsTab
+from ldm.ui.page.style import LIVE
+from ldm.ui.page.tabs.alerts import AlertsTab, Banner
+from ldm.ui.page.tabs.gallery import GalleryTab
+from ldm.ui.page.tabs.generate import GenerateTab
+from ldm.ui.page.tabs.runs import RunsTab
+from ldm.ui.page.tabs.xy import XYTab
 from ldm.ui.page.widgets import quiet_event
-from ldm.ui.page.xy_tab import XYTab
 
 
 def build_page(app: App) -> gr.Blocks:
@@ -30,7 +31,10 @@ def build_page(app: App) -> gr.Blocks:
                 alerts = AlertsTab(app)
         quietly = quiet_event(generate.status)
         page.load(show_errors(generate.start), generate.kept, list(generate.fields.values()), **quietly)
+        results = [generate.gallery, generate.files, generate.last_seed, generate.about]
+        page.load(show_errors(generate.start_results), generate.kept_results, results, **quietly)
         page.load(generate.look, None, [generate.fields["run"], *generate.adapter_fields()], **quietly)
+        page.load(None, js=LIVE, **quietly)
         page.load(show_errors(runs.recall), runs.kept, runs.form, **quietly)
         images_tab.select(images.look, None, images.outputs, **quietly)
         alerts_tab.select(alerts.look, None, alerts.outputs, **quietly)

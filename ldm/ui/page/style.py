@@ -4,25 +4,39 @@ from typing import Any
 
 CSS = """
 .gradio-container { max-width: 1500px !important; }
-.hint, .hint p { opacity: .75; font-size: .9em; margin: 2px 0; }
-#images img, #preview img, #all-images img, #grids img, #sheet img { image-rendering: pixelated; }
-.ldm-bar { position: relative; height: 30px; border-radius: 6px; overflow: hidden;
+.hint, .hint p { color: var(--body-text-color-subdued); font-size: .9em; margin: 2px 0; }
+#images img, #all-images img, #grids img, #sheet img { image-rendering: pixelated; }
+#images .grid-wrap { max-height: none; }
+#images .grid-container { width: min(100%, max(300px, 100vh - 250px)); margin: auto; }
+.ldm-bar { position: relative; min-height: 30px; border-radius: 6px; overflow: hidden;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); }
-.ldm-bar div { height: 100%; background: var(--color-accent); opacity: .35; transition: width .2s; }
+.ldm-bar div { position: absolute; height: 100%; background: var(--color-accent); opacity: .35; transition: width .2s; }
 .ldm-bar.done div { background: #16a34a; }
 .ldm-bar.stopped div { background: #dc2626; }
-.ldm-bar span { position: absolute; left: 10px; top: 5px; font-size: .9em; }
+.ldm-bar span { display: block; position: relative; padding: 4px 10px; font-size: .9em; }
 .alert { border-left: 4px solid #dc2626; padding: 4px 10px; margin: 2px 0; background: var(--block-background-fill); }
-.gradio-container .main { padding-top: 8px; }
-.alert i { opacity: .6; font-size: .85em; }
+.alert i { color: var(--body-text-color-subdued); font-size: .85em; }
 .figures td { padding: 2px 14px 2px 0; }
 .log textarea { font-family: ui-monospace, monospace; font-size: .8em; }
-#alerts { padding: 0; min-height: 0; }
+#alerts:not(:has(p)) { display: none; }
+@media (min-width: 800px) {  /* else one below the other: prompt, results, settings */
+  #work { display: grid; grid-template: auto 1fr / 5fr 6fr; align-items: start; }
+  #results { grid-area: 1 / 2 / span 2; }
+}
+@media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """
 
+# Screen readers announce the status.
+LIVE = "() => document.querySelector('#status').setAttribute('role', 'status')"
+
 # gradio reads its image editor at every event, even of timers, and uploads its images each time. This script doesn't
-# upload the same bytes again for ten minutes, but gives the answer that they got.
+# upload the same bytes again for ten minutes, but gives the answer that they got. Ctrl+Enter generates.
 HEAD = """<script>
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  const shown = [...document.querySelectorAll("#generate, #generate-grid")].find((button) => button.offsetParent);
+  if (shown) { event.preventDefault(); shown.click(); }
+});
 (() => {
   const send = window.fetch.bind(window), sent = [], WHILE = 600000, MOST = 8;
   const same = (a, b) => a.length === b.length && a.every((value, i) => value === b[i]);

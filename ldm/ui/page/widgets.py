@@ -1,17 +1,12 @@
-"""What the tabs share: progress bars, options of events, choices of images."""
+"""What the tabs share: options of events, forms that the browser keeps, choices of images."""
 
-import html
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 import gradio as gr
 
-from ldm.ui.generating.image_generator import enlarge_pixels
 from ldm.ui.generating.png_settings import read_settings
-
-PREVIEW_SIZE = 320  # pixels; smaller images are enlarged to about this height in the preview
 
 
 def with_field_parameters(method: Any, fields: Mapping[str, Any]) -> Any:
@@ -37,28 +32,9 @@ def quiet_event(on: Any) -> dict[str, Any]:
     return {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": on}
 
 
-def bar(text: str, share: float = 0.0, state: str = "") -> str:
-    """A progress bar with text; `share` is from 0 to 1, `state` empty, done or stopped."""
-    width = round(100 * min(max(share, 0.0), 1.0))
-    return f'<div class="ldm-bar {state}"><div style="width:{width}%"></div><span>{html.escape(text)}</span></div>'
-
-
-WAITING = f"() => {json.dumps(bar('Waiting…'))}"  # shown by the browser, since the server may be busy
-
-
-def enlarged_preview(image: Any) -> Any:
-    """A small image enlarged, each pixel to a square."""
-    return enlarge_pixels(image, max(1, PREVIEW_SIZE // image.height))
-
-
 def open_mode(mode: str) -> Any:
     """A function that opens the tab of a mode and sets the field `mode`."""
     return lambda: (gr.Tabs(selected=mode), mode)
-
-
-def ended_outputs() -> tuple[str, Any]:
-    """Status and preview after a request was cancelled or has failed."""
-    return bar("Stopped: no images were saved", 1, "stopped"), gr.update(visible=False)
 
 
 def browser_form(name: str) -> gr.BrowserState:

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,14 @@ from ldm.conditioning.text.truncation import bounded
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings
-from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage, Progress, Waiting
+from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage
 from ldm.ui.generating.settings import MAX_SEED
 from ldm.ui.page import field_updates
 from ldm.ui.page.fields import Fields
 from ldm.ui.page.messages import show_errors
+from ldm.ui.page.progress import ENDED, WAITING, bar, generate_all, reporting
 from ldm.ui.page.widgets import (
-    WAITING,
-    bar,
     browser_form,
-    ended_outputs,
-    enlarged_preview,
     open_mode,
     quiet_event,
     selected_file,
@@ -38,38 +34,40 @@ class GenerateTab:
 
     def __init__(self, app: App):
         self.app = app
-        self.files = gr.State([])  # of the last images
-        self.kept = browser_form("draw")
-        with gr.Row():
-            with gr.Column(scale=5, min_width=360):
-                inputs = Fields(app)
-            with gr.Column(scale=6, min_width=360):
+        self.files = gr.State([])  # of the images in the gallery
+        self.kept, self.kept_results = browser_form("form"), browser_form("results")
+        inputs = Fields(app)
+        with gr.Row(elem_id="work"):
+            with gr.Column(elem_id="ask", min_width=300):
+                inputs.build_prompt()
+                with gr.Row():
+                    self.go = gr.Button("Generate", variant="primary", scale=3, min_width=80, elem_id="generate")
+                    self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=80, elem_id="cancel")
+                self.status = gr.HTML(bar("Ready"), elem_id="status")
+            with gr.Column(elem_id="results", min_width=300):
                 self._build_results()
+            with gr.Column(elem_id="settings", min_width=300):
+                inputs.build_settings()
         self.fields, self.modes, self.png = inputs.fields, inputs.modes, inputs.png
-        self.go, self.stop, self.refresh, self.reuse = inputs.go, inputs.stop, inputs.refresh, inputs.reuse
-        self.fast = inputs.fast
+        self.refresh, self.reuse, self.fast = inputs.refresh, inputs.reuse, inputs.fast
         self._events()
 
     def _build_results(self) -> None:
-        self.status = gr.HTML(bar("Ready"), elem_id="status")
-        self.preview = gr.Image(
-            label="Preview", format="png", visible=False, interactive=False, elem_id="preview", buttons=[]
-        )
         self.gallery = gr.Gallery(
             label="Images",
-            columns=4,
+            show_label=False,  # it would cover a part of the first image
+            columns=2,
             object_fit="contain",
             type="filepath",  # else each image that a button sends on would be decoded, all at once
             format="png",
             elem_id="images",
-            height=620,
             preview=False,
             interactive=False,
         )
         with gr.Row():
-            self.to_image = gr.Button("→ Image to image", size="sm", elem_id="to-image")
-            self.to_editor = gr.Button("→ Inpaint", size="sm", elem_id="to-inpaint")
-            self.to_vary = gr.Button("→ Variations", size="sm")
+            self.to_image = gr.Button("→ Image to image", size="sm", min_width=90, elem_id="to-image")
+            self.to_editor = gr.Button("→ Inpaint", size="sm", min_width=90, elem_id="to-inpaint")
+            self.to_vary = gr.Button("→ Variations", size="sm", min_width=90)
         self.last_seed = gr.Number(None, label="Seed of the first image", precision=0, visible=False)
         with gr.Accordion("Settings of the image", open=False):
             self.about = gr.JSON(label="As saved in the PNG", elem_id="about")
@@ -87,7 +85,7 @@ class GenerateTab:
         suited = [fields["run"], *(fields[name] for name in field_updates.RUN_FIELDS)]
         self.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
         self.refresh.click(show_errors(self.look), None, [fields["run"], *self.adapter_fields()], **quietly)
-        self.reuse.click(show_errors(self.reuse_seed), self.last_seed, [fields["seed"], fields["new_seed"]], **quietly)
+        self.reuse.click(show_errors(self.reuse_seed), self.last_seed, fields["seed"], **quietly)
         restored = self.png.upload(
             show_errors(self.restore_upload), self.png, [*values, self.modes, self.about],
             **{**quietly, "api_visibility": "public"}, api_name="restore", preprocess=False,
@@ -106,20 +104,18 @@ class GenerateTab:
 
     def _generate_events(self, values: list[Any]) -> None:
         """`preprocess=False`: the fields come as they were sent, and `form` says what is wrong with them."""
-        outputs = [self.status, self.preview, self.gallery, self.last_seed, self.about, self.files]
-        self.go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
-        self.go.click(
-            self.keep,
-            [self.fields[name] for name in field_updates.KEPT],
-            self.kept,
-            queue=False,
-            **quiet_event(self.status),
-        )
+        quietly = quiet_event(self.status)
+        outputs = [self.status, self.gallery, self.last_seed, self.about, self.files]
+        self.go.click(None, None, self.status, js=WAITING, **quietly)
+        kept = [self.fields[name] for name in field_updates.KEPT]
+        self.go.click(self.keep, kept, self.kept, queue=False, **quietly)
+        generate = reporting(self.status, self.generate)
         generating = self.go.click(
-            show_errors(with_field_parameters(self.generate, self.fields)), values, outputs, api_name="generate",
+            with_field_parameters(generate, self.fields), values, outputs, api_name="generate",
             preprocess=False, concurrency_limit=MAX_PENDING, concurrency_id="generate", show_progress="hidden",
         )  # fmt: skip
-        generating.failure(ended_outputs, None, [self.status, self.preview], queue=False, **quiet_event(self.status))
+        generating.success(self.keep_results, self.files, self.kept_results, **quietly)
+        generating.failure(None, self.status, self.status, js=ENDED, **quietly)
         self.stop.click(None, cancels=generating)
 
     def adapter_fields(self) -> list[Any]:
@@ -132,33 +128,37 @@ class GenerateTab:
         """What the browser keeps of the fields for the next visit."""
         return dict(zip(field_updates.KEPT, values, strict=True))
 
-    def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-        """Generates, and yields the progress and at last the images."""
-        settings, skip = forms.settings_of(given, self.app.store, self.app.served_files.path), gr.skip()
-        yield bar("Loading model…", 0), skip, skip, skip, skip, skip
-        with closing(self.app.generator.generate(settings)) as generating:
-            for event in generating:
-                if isinstance(event, Waiting):
-                    yield bar("Waiting for other requests…", 0), skip, skip, skip, skip, skip
-                elif isinstance(event, Progress):
-                    preview = skip
-                    if event.preview is not None:
-                        preview = gr.update(value=enlarged_preview(event.preview), visible=True)
-                    status = bar(f"Step {event.step} of {event.steps}", event.step / event.steps)
-                    yield status, preview, skip, skip, skip, skip
-                else:
-                    yield self._finished(event)
+    def keep_results(self, files: list[str]) -> list[str]:
+        """The names of the images in the gallery, which the browser keeps."""
+        return [self.app.store.name_of(Path(file)) for file in files]
 
-    def _finished(self, images: list[GeneratedImage]) -> tuple[Any, ...]:
-        files = [(self.app.served_files.copy(image.path), f"seed {image.settings.seed}") for image in images]
+    def generate(self, given: dict[str, Any]) -> Iterator[dict[Any, Any]]:
+        """Generates, and yields the progress, previews and finished images."""
+        settings = forms.settings_of(given, self.app.store, self.app.served_files.path)
+        yield {self.status: bar("Loading model…")}
+        count = 0
+        for shown in generate_all(self.app.generator, [settings]):
+            changes: dict[Any, Any] = {self.status: shown.status}
+            if shown.previews or len(shown.finished) > count:
+                count = len(shown.finished)
+                previews = [self.app.served_files.save(image) for image in shown.previews]
+                changes |= self._gallery([image.path for image in shown.finished], previews)
+            yield changes | (self._finished(shown.finished) if shown.last else {})
+
+    def _gallery(self, paths: list[Path], previews: list[str]) -> dict[Any, Any]:
+        """The gallery with finished images, and previews of those in progress."""
+        shown: list[Any] = [(self.app.served_files.copy(path), path.stem.partition("-")[2]) for path in paths]
+        shown += [(path, "preview") for path in previews]
+        columns = max(2, round(len(shown) ** 0.5 + 0.3)) if len(shown) > 1 else 1
+        gallery = gr.update(value=shown, columns=min(columns, 6), selected_index=None)
+        return {self.gallery: gallery, self.files: [*map(str, paths), *previews]}
+
+    def _finished(self, images: list[GeneratedImage]) -> dict[Any, Any]:
         first, n = images[0].settings, len(images)
-        for remark in images[0].remarks:
+        for remark in dict.fromkeys(remark for image in images for remark in image.remarks):
             gr.Warning(html.escape(remark), duration=None)
-        text = bar(f"{n} image{'s' if n > 1 else ''}, seed {first.seed}", 1, "done")
-        columns = min(4, max(1, round(n**0.5 + 0.3)))
-        gallery = gr.update(value=files, columns=columns, selected_index=None)
-        paths = [str(image.path) for image in images]
-        return text, gr.update(visible=False), gallery, first.seed, first.as_dict(), paths
+        text = bar(f"{n} image{'s' * (n > 1)}, seed {first.seed}", 1, "done")
+        return {self.status: text, self.last_seed: first.seed, self.about: first.as_dict()}
 
     def choose(self, run: str, checkpoint: str | None = None) -> list[Any]:
         """Updates of the fields that depend on the run."""
@@ -184,12 +184,12 @@ class GenerateTab:
         only: dict[str, Any] = {"value": names[0]} if len(names) == 1 else {}
         return [gr.update(choices=names, **only), *choices]
 
-    def reuse_seed(self, seed: float | None) -> tuple[Any, Any]:
-        """The values of `seed` and `new_seed` that use the last seed again."""
+    def reuse_seed(self, seed: float | None) -> Any:
+        """The last seed, for the field of the seed."""
         if seed is None or not 0 <= seed < MAX_SEED:
             gr.Info("There is no last seed yet: generate an image first.")
-            return gr.skip(), gr.skip()
-        return int(seed), False
+            return gr.skip()
+        return int(seed)
 
     def restore_upload(self, file: Any) -> list[Any]:
         """The fields filled with the settings of an uploaded image."""
@@ -225,8 +225,9 @@ class GenerateTab:
         return _shown_canvas(form["editor"])
 
     def pick(self, files: list[str], event: gr.EventData) -> Any:
-        """The settings of the image that was clicked."""
-        return settings_of_clicked(files, event)
+        """The settings of the image that was clicked; a preview, which has none, changes nothing."""
+        saved = [file for file in files if not Path(file).is_relative_to(self.app.served_files.path)]
+        return settings_of_clicked(saved, event)
 
     def send(self, gallery: gr.Gallery, files: list[str]) -> Any:
         """The selected image, for an image field."""
@@ -239,6 +240,14 @@ class GenerateTab:
     def start(self, kept: Any) -> list[Any]:
         """The fields when the page is opened: as the browser `kept` them, for the run that the page starts with."""
         return field_updates.restored(self.app, self.fields, kept)
+
+    def start_results(self, names: Any) -> dict[Any, Any]:
+        """The gallery when the page is opened: the last images of this browser, those that are still stored."""
+        paths = self.app.store.images_named(names)
+        if not paths:
+            return {self.gallery: gr.skip()}
+        settings, _ = png_settings.read_settings(paths[0])
+        return self._gallery(paths, []) | {self.last_seed: settings.seed, self.about: settings.as_dict()}
 
 
 class _Sampling(dict):

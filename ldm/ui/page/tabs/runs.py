@@ -11,7 +11,8 @@ from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.ui.app import App
 from ldm.ui.page.messages import show_errors
-from ldm.ui.page.widgets import bar, browser_form, quiet_event
+from ldm.ui.page.progress import bar
+from ldm.ui.page.widgets import browser_form, quiet_event
 from ldm.ui.runs import run_state as runs
 from ldm.ui.runs.launch import NAME_BYTES
 from ldm.ui.runs.watch import read_record, steps_per_s

@@ -2,7 +2,6 @@
 
 import html
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,11 @@ import gradio as gr
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings, xy
-from ldm.ui.generating.image_generator import MAX_PENDING, Progress, Waiting
+from ldm.ui.generating.image_generator import MAX_PENDING, GeneratedImage
 from ldm.ui.generating.settings import Settings
-from ldm.ui.page.generate_tab import GenerateTab
-from ldm.ui.page.messages import show_errors
-from ldm.ui.page.widgets import WAITING, bar, ended_outputs, quiet_event, with_field_parameters
+from ldm.ui.page.progress import ENDED, WAITING, bar, generate_all, reporting
+from ldm.ui.page.tabs.generate import GenerateTab
+from ldm.ui.page.widgets import quiet_event, with_field_parameters
 
 HELP = """Generates one image for each pair of values, with all other settings of the tab *Generate*.
 Separate values by commas; whole numbers may also be given as `1-5` or `10-50:10`. For *prompt part*, the first value is
@@ -40,51 +39,47 @@ class XYTab:
             go = gr.Button("Generate grid", variant="primary", scale=3, elem_id="generate-grid")
             stop = gr.Button("Cancel", variant="stop", scale=1)
         self.status = gr.HTML(bar("Ready"))
-        sheet = gr.Image(
+        self.sheet = gr.Image(
             label="Grid", format="png", type="filepath", interactive=False, elem_id="sheet", buttons=["download"]
         )
         fields = {"x_name": x_name, "x_values": x_values, "y_name": y_name, "y_values": y_values, **generate.fields}
         go.click(None, None, self.status, js=WAITING, **quiet_event(self.status))
         generating = go.click(
-            show_errors(with_field_parameters(self.generate, fields)), list(fields.values()), [self.status, sheet],
+            with_field_parameters(reporting(self.status, self.generate), fields), list(fields.values()),
+            [self.status, self.sheet],
             api_name="xy", preprocess=False, concurrency_limit=MAX_PENDING, concurrency_id="generate",
             show_progress="hidden",
         )  # fmt: skip
-        generating.failure(lambda: ended_outputs()[0], None, self.status, queue=False, **quiet_event(self.status))
+        generating.failure(None, self.status, self.status, js=ENDED, **quiet_event(self.status))
         stop.click(None, cancels=generating)
 
-    def generate(self, given: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-        """Generates cell after cell, after a check of them all, and yields the progress and at last the sheet."""
+    def generate(self, given: dict[str, Any]) -> Iterator[dict[Any, Any]]:
+        """Generates cell after cell, after a check of them all, and yields the progress and the sheet as it fills."""
         x, y = (xy.parse_axis(given[f"{side}_name"], given[f"{side}_values"]) for side in "xy")
         settings = forms.settings_of(given, self.app.store, self.app.served_files.path)
         requests = xy.cells(settings, x, y)
-        yield bar("Checking the values…", 0), gr.skip()
+        yield {self.status: bar("Checking the values…")}
         for request in {replace(request, seed=settings.seed): request for request in requests}.values():
             self.app.generator.check(request)
         images: list[Any] = []
-        remarks: dict[str, None] = {}
-        for request in requests:
-            with closing(self.app.generator.generate(request)) as generating:
-                for event in generating:
-                    if isinstance(event, Waiting):
-                        yield bar("Waiting for other requests…", len(images) / len(requests)), gr.skip()
-                    elif isinstance(event, Progress):
-                        share = (len(images) + event.step / event.steps) / len(requests)
-                        yield bar(f"Image {len(images) + 1} of {len(requests)}", share), gr.skip()
-                    else:
-                        images.append(_opened(event[0].path))
-                        remarks |= dict.fromkeys(event[0].remarks)
-        for remark in remarks:
-            gr.Warning(html.escape(remark), duration=None)
-        yield bar(f"{len(requests)} images", 1, "done"), self._sheet(settings, images, x, y)
+        for shown in generate_all(self.app.generator, requests):
+            changes: dict[Any, Any] = {self.status: shown.status}
+            if len(shown.finished) > len(images):
+                images += [_opened(image.path) for image in shown.finished[len(images) :]]
+                changes[self.sheet] = self.app.served_files.save(xy.sheet(images, x, y))
+            yield changes | (self._finished(shown.finished, settings, images, (x, y)) if shown.last else {})
 
-    def _sheet(self, settings: Settings, images: list[Any], x: xy.Axis, y: xy.Axis) -> Any:
+    def _finished(
+        self, finished: list[GeneratedImage], settings: Settings, images: list[Any], axes: tuple[xy.Axis, xy.Axis]
+    ) -> dict[Any, Any]:
         """The grid as one image, saved with its settings and axes."""
-        sheet = xy.sheet(images, x, y)
-        chunks = png_settings.text_chunks(
-            settings, sheet.size, {}, {axis.name: list(axis.values) for axis in (x, y) if axis.name != xy.NOT_VARIED}
-        )
-        return gr.update(value=self.app.served_files.copy(self.app.store.save_image(sheet, chunks, settings.seed)))
+        for remark in dict.fromkeys(remark for image in finished for remark in image.remarks):
+            gr.Warning(html.escape(remark), duration=None)
+        sheet = xy.sheet(images, *axes)
+        varied = {axis.name: list(axis.values) for axis in axes if axis.name != xy.NOT_VARIED}
+        chunks = png_settings.text_chunks(settings, sheet.size, {}, varied)
+        saved = self.app.store.save_image(sheet, chunks, settings.seed)
+        return {self.status: bar(f"{len(images)} images", 1, "done"), self.sheet: self.app.served_files.copy(saved)}
 
 
 def _opened(path: Any) -> Any:

@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 
 from ldm.ui.app import App
-from ldm.ui.page.generate_tab import GenerateTab
 from ldm.ui.page.messages import show_errors
+from ldm.ui.page.tabs.generate import GenerateTab
 from ldm.ui.page.widgets import quiet_event, selected_file, settings_of_clicked
 
 
