@@ -82,6 +82,10 @@ class Part(nn.Module):
         """The same for prompts, which some encoders read in chunks."""
         return self.cut(prompts)
 
+    def count_tokens(self, prompt: str) -> tuple[int, int] | None:
+        """The tokens of a prompt, special ones included, and how many the encoder reads; None without an encoder."""
+        return None
+
     def null_values(self, n: int) -> Any:
         """`n` null values of the column."""
         raise NotImplementedError

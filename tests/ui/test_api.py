@@ -324,7 +324,7 @@ def called(page: Any, name: str, data: list[Any]) -> str:
 def failure(message: str) -> str:
     """The sentence that a call ended with."""
     event, _, data = message.strip().rpartition("data: ")
-    assert event.strip() == "event: error", message
+    assert event.strip().endswith("event: error"), message
     return json.loads(data)["error"]
 
 

@@ -82,6 +82,19 @@ class Page:
         box.send_keys(Keys.CONTROL, "a")
         box.send_keys(value, Keys.TAB)
 
+    def resize(self, width: int, height: int) -> None:
+        """The size of what is seen, in pixels; of a window, it would depend on the window's frame."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def boxes(self, css: str) -> list[dict[str, float]]:
+        """Where the elements are seen: left, top, right, bottom."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.getBoundingClientRect().toJSON())"
+        return self.driver.execute_script(script, css)
+
+    def box(self, css: str) -> dict[str, float]:
+        return self.boxes(css)[0]
+
     def fold(self, name: str) -> None:
         button = self.until(lambda: next(b for b in self.all("button.label-wrap") if b.text.strip().startswith(name)))
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
@@ -137,7 +150,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(driver: Any, served: Any) -> Page:
+def page(driver: Any, served: Any) -> Iterator[Page]:
     driver.get_log("browser")  # what other tests left there
     driver.get(served.url)
     driver.execute_script("localStorage.clear()")
@@ -146,7 +159,8 @@ def page(driver: Any, served: Any) -> Page:
     opened.one("#prompt textarea")
     opened.until(lambda: opened.all("#prompt textarea")[0].is_enabled())
     time.sleep(2)  # its events are wired a moment after it is shown
-    return opened
+    yield opened
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -187,6 +201,96 @@ def test_a_mask_is_painted_and_inpainted(page: Page) -> None:
         assert 0.02 < (~same).mean() < 0.6
 
 
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+def test_what_one_needs_is_in_sight(page: Page, width: int, height: int) -> None:
+    """Prompt, buttons and status below one another, the results beside them, or below on a narrow screen."""
+    page.resize(width, height)
+    page.one("#prompt textarea").send_keys("a cat", Keys.CONTROL, Keys.ENTER)
+    page.until(lambda: "seed" in page.text("#status") and len(page.all("#images img")) >= 4)
+    page.driver.execute_script("window.scrollTo(0, 0)")
+    page.shot(f"sight-{width}")
+    prompt, go, stop, status, images = map(page.box, ("#prompt", "#generate", "#cancel", "#status", "#images"))
+    assert prompt["bottom"] <= go["top"] and go["bottom"] <= status["top"] and status["bottom"] < height
+    assert stop["top"] == go["top"] and stop["left"] >= go["right"]
+    if width > 800:
+        assert images["left"] >= stop["right"] and images["top"] < prompt["bottom"] and images["bottom"] <= height
+    else:
+        assert images["top"] >= status["bottom"] and images["top"] + 240 < height
+    for image in page.boxes("#images img"):
+        assert images["left"] <= image["left"] and image["right"] <= images["right"], "it is cropped"
+        assert images["top"] <= image["top"] and image["bottom"] <= images["bottom"], "it is cropped"
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_results_are_there_after_a_reload(page: Page) -> None:
+    generated = page.generate()
+    time.sleep(2)  # until the browser has kept them
+    page.driver.refresh()
+    page.until(lambda: len(page.all("#images button img")) == len(generated))
+    page.all("#images button img")[1].click()
+    page.press("#to-image")
+    time.sleep(2)
+    initial = read_settings(page.generate()[0])[0].image
+    assert initial and np.array_equal(pixels(page.served.app.store.input_path(initial)), pixels(generated[1]))
+
+
+def test_each_line_of_the_prompt_is_a_request(page: Page) -> None:
+    page.write("#prompt textarea", "a cat\na dog")
+    page.one("#per-line input").click()
+    page.number("Number of images", "1")
+    page.generate()
+    page.until(lambda: "2 images" in page.text("#status"))
+    made = page.served.app.store.recent_images(2)
+    assert [read_settings(path)[0].prompt for path in made] == ["a dog", "a cat"]
+
+
+def test_an_image_grows_beyond_its_edges(page: Page) -> None:
+    source = pixels(page.generate()[0])
+    page.press("#to-inpaint")
+    page.one("#editor canvas")
+    time.sleep(3)
+    page.fold("Outpaint")
+    page.number("Left", "16")
+    page.press("#extend")
+    page.until(lambda: page.field("Width").get_attribute("value") == "32")
+    time.sleep(3)
+    for made in map(pixels, page.generate()):
+        assert made.shape == (16, 32, 3) and np.array_equal(made[:, 16:], source)
+
+
+def test_images_are_searched_deleted_and_sent_on(page: Page) -> None:
+    page.write("#prompt textarea", "a fish of its own")
+    first, *others = page.generate()
+    page.tab("Images")
+    page.write("#search textarea, #search input", "fish own")
+    page.until(lambda: len(page.all("#all-images button img")) == 1 + len(others))
+    page.all("#all-images button img")[-1].click()
+    time.sleep(1)
+    page.press("#delete")
+    page.until(lambda: not first.exists())
+    page.until(lambda: len(page.all("#all-images .grid-container button img")) == len(others))
+    page.press("#send-image")
+    page.until(lambda: page.one("#generate").is_displayed())
+    time.sleep(2)
+    assert read_settings(page.generate()[0])[0].image
+
+
+def test_axe_finds_no_serious_fault(page: Page) -> None:
+    axe = pytest.importorskip("axe_core_python.selenium").Axe()
+    for dark in ("light", "dark"):
+        page.driver.get(f"{page.served.url}?__theme={dark}")
+        page.one("#prompt textarea")
+        time.sleep(3)
+        page.generate()
+        for tab in ("Generate", "X/Y grid", "Images", "Runs", "Alerts"):
+            page.tab(tab)
+            time.sleep(2)
+            faults = axe.run(page.driver)["violations"]
+            grave = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+            found = [f"{fault['id']}: {node['html'][:120]}" for fault in grave for node in fault["nodes"]]
+            assert not found, (dark, tab)
+
+
 def test_generating_is_cancelled(page: Page) -> None:
     before = page.served.app.store.recent_images()
     page.number("Steps", "150"), page.number("Number of images", "64")
@@ -194,6 +298,7 @@ def test_generating_is_cancelled(page: Page) -> None:
     page.until(lambda: "Step" in page.text("#status"))
     page.press("#cancel")
     page.until(lambda: "Stopped" in page.text("#status"))
+    assert "preview" in page.text("#images"), "the unfinished images are gone"
     page.shot("cancelled")
     assert page.served.app.store.recent_images() == before
 
@@ -387,7 +492,7 @@ def test_a_mistake_is_shown(page: Page) -> None:
     page.tab("Inpaint")
     time.sleep(1)
     page.press("#generate")
-    page.until(lambda: "needs an initial image" in page.text("body"))
+    page.until(lambda: "Failed: Inpainting needs an initial image" in page.text("#status"))
 
 
 def test_every_tab_opens(page: Page) -> None:

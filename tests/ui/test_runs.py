@@ -222,6 +222,38 @@ def test_the_command_is_that_of_the_terminal() -> None:
     assert Path(script_command("train_vae")[-1]).name == "train_vae.py"
 
 
+def test_an_evaluation_is_a_process_of_its_own_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import sys; print('given', *sys.argv[1:], flush=True); sys.stdin.read()"
+    monkeypatch.setattr("ldm.ui.runs.launch.script_command", lambda script: [sys.executable, "-c", program, script])
+    make_run(tmp_path, "vae/old")
+    launcher = Launcher(tmp_path, tmp_path / "app")
+    launcher.evaluate("vae/old")
+    given = f"given evaluate run=old stage=vae runs_dir={tmp_path}"
+    wait_for(lambda: given in runs.tail(launcher.log("vae/old"), 5), 30)
+    assert launcher.started() == [] and launcher.exit_code("vae/old") is None, "it is no training"
+    monkeypatch.setattr(launcher._evaluations["vae/old"], "poll", lambda: None)
+    with pytest.raises(UserError, match="evaluated already"):
+        launcher.evaluate("vae/old")
+    with pytest.raises(UserError, match="no run vae/new"):
+        launcher.evaluate("vae/new")
+
+
+def test_runs_are_compared_by_curves_and_figures(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from ldm.ui.page.tabs import runs as tab
+
+    compared = {key: make_run(tmp_path, key) for key in ("ldm/a", "ldm/b")}
+    curves = tab._loss_curves(compared)
+    assert list(curves.itertuples(index=False, name=None)) == [
+        (9, 2.5, "ldm/a train/loss"), (20, 1.5, "ldm/a val/loss"),
+        (9, 2.5, "ldm/b train/loss"), (20, 1.5, "ldm/b val/loss"),
+    ]  # fmt: skip
+    assert set(tab._loss_curves({"ldm/a": compared["ldm/a"]})["curve"]) == {"train/loss", "val/loss"}
+    table = tab._report_html({"ldm/a": {"fid": 3.14159}, "ldm/<b>": {"kid": 2}})
+    assert "<th>fid</th><td>3.142</td><td>–</td>" in table and "<th>ldm/&lt;b&gt;</th>" in table
+    assert "press Evaluate" in tab._report_html({"ldm/a": {}})
+
+
 def wait_for(condition: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

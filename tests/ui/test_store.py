@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shutil
 import threading
 import time
 import weakref
@@ -10,19 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import ldm
 from ldm.common.errors import UserError
+from ldm.conditioning import LowRes
+from ldm.diffusion import EDM
 from ldm.images import Preprocess, open_map
+from ldm.model.cascade import Cascade
+from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.networks import Identity
 from ldm.ui.generating import form as forms
-from ldm.ui.generating.form import canvas, painted_mask
-from ldm.ui.generating.image_generator import ImageGenerator, Progress, Waiting, enlarge_pixels, undo_enlarging
+from ldm.ui.generating.image_generator import ImageGenerator, Progress, Waiting
 from ldm.ui.generating.models import Models
 from ldm.ui.generating.page_store import PageStore, ServedFiles, trim
-from ldm.ui.generating.png_settings import read_settings
+from ldm.ui.generating.painting import canvas, enlarge_pixels, extended, painted_mask, undo_enlarging
+from ldm.ui.generating.png_settings import read_settings, searchable
 from ldm.ui.generating.settings import Settings
 from ldm.ui.server.serve import check_port, credentials
 from tests.icc import display_p3
+from tests.ui.conftest import save_run
 
 
 @pytest.fixture
@@ -232,8 +241,6 @@ def test_models_are_found_by_name_alone(runs: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_were_written_again_are_loaded_again(runs: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(runs, tmp_path / "runs")
     models = Models(tmp_path / "runs")
     first = models.get("tiny")
@@ -245,17 +252,16 @@ def test_models_that_were_written_again_are_loaded_again(runs: Path, tmp_path: P
 # The drawing field ---------------------------------------------------------------------------------------------------
 
 
-def test_an_enlarged_image_is_taken_as_it_was(runs: Path, tmp_path: Path) -> None:
-    about = Models(runs).traits("tiny")
+def test_an_enlarged_image_is_taken_as_it_was(tmp_path: Path) -> None:
     small = Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
     enlarge_pixels(small, 24).save(tmp_path / "enlarged_preview.png")
     assert np.array_equal(
-        np.asarray(undo_enlarging(Image.open(tmp_path / "enlarged_preview.png"), about)), np.asarray(small)
+        np.asarray(undo_enlarging(Image.open(tmp_path / "enlarged_preview.png"), (16, 16))), np.asarray(small)
     )
     other = tmp_path / "other.png"
     small.resize((384, 384), Image.Resampling.BICUBIC).save(other)
     bicubic = Image.open(other)
-    assert undo_enlarging(bicubic, about) is bicubic
+    assert undo_enlarging(bicubic, (16, 16)) is bicubic
 
 
 def test_the_mask_is_what_was_painted(tmp_path: Path) -> None:
@@ -303,17 +309,101 @@ def test_words_that_are_left_out_of_prompts_are_named(generator: ImageGenerator)
 # The fast preset -----------------------------------------------------------------------------------------------------
 
 
-def test_fast_chooses_the_distilled_student_or_says_how_to_make_one() -> None:
+def test_fast_chooses_the_student_that_was_distilled_from_the_run(runs: Path, tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from ldm.ui.page.tabs.generate import GenerateTab
 
-    about = {"emoji": SimpleNamespace(distilled=False), "emoji-fast": SimpleNamespace(distilled=True)}
-    models = SimpleNamespace(traits=about.__getitem__, names=lambda: list(about))
+    for name in ("plain", "quick"):
+        shutil.copytree(runs / "ldm" / "plain", tmp_path / "ldm" / name)
+    models = Models(tmp_path)
     tab = SimpleNamespace(app=SimpleNamespace(models=models), choose=lambda run: [run])
-    for run in about:
-        chosen, own = GenerateTab.faster(tab, run)  # type: ignore[arg-type]
-        assert chosen["value"] == own == "emoji-fast"
-    del about["emoji-fast"]
-    with pytest.raises(UserError, match="finetune=distill base=emoji"):
-        GenerateTab.faster(tab, "emoji")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="finetune=distill base=plain"):
+        GenerateTab.faster(tab, "plain")  # type: ignore[arg-type]
+    (tmp_path / "ldm" / "quick" / "config.yaml").write_text("base: runs/ldm/plain\nfinetune: {class: DistillFinetune}")
+    assert models.student("plain") == "quick" and models.student("quick") is None
+    chosen, own = GenerateTab.faster(tab, "plain")  # type: ignore[arg-type]
+    assert chosen["value"] == own == "quick"
+
+
+# Masks, prompts and models beside the first ones --------------------------------------------------------------------
+
+
+def test_an_extended_image_repeats_its_edges_under_a_mask() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3), np.uint8))
+    mask = Image.new("L", (6, 4))
+    mask.putpixel((1, 2), 255)
+    wide, new = extended(image, mask, {"left": 2, "right": 0, "top": 1, "bottom": 0})
+    assert wide.size == new.size == (8, 5)
+    pixels, white = np.asarray(wide), np.asarray(new)
+    assert np.array_equal(pixels[1:, 2:], np.asarray(image)) and np.array_equal(pixels[1:, 0], np.asarray(image)[:, 0])
+    assert white[:, :2].all() and white[0].all() and white[3, 3] == 255 and white[1:, 2:].sum() == 255
+
+
+def test_an_uploaded_mask_adds_to_the_painted_one() -> None:
+    half, layer = Image.new("L", (2, 2)), Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    half.putpixel((0, 0), 200)
+    layer.putpixel((3, 3), (255, 0, 0, 153))
+    opened = {"ground": Image.new("RGB", (4, 4)), "layer": layer, "file": half, "black": Image.new("L", (2, 2))}
+    editor = {"background": "ground", "layers": ["layer"]}
+    _, mask = forms._editor_images(editor, lambda file, what: opened[file], "file")
+    assert np.argwhere(np.asarray(mask)).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [3, 3]]
+    with pytest.raises(UserError, match="upload a mask that has white"):
+        forms._editor_images({"background": "ground"}, lambda file, what: opened[file], "black")
+
+
+def test_each_line_of_a_prompt_may_be_a_request() -> None:
+    settings = Settings("tiny", prompt="a cat\n\n a dog ", n=2, seed=4)
+    assert forms.prompts_of({"per_line": False}, settings) == [settings]
+    each = forms.prompts_of({"per_line": True}, settings)
+    assert [(one.prompt, one.seed, one.n) for one in each] == [("a cat", 4, 2), ("a dog", 4, 2)]
+    with pytest.raises(UserError, match="20 prompts are 1280 images"):
+        forms.prompts_of({"per_line": True}, Settings("tiny", prompt="a\n" * 20, n=64))
+
+
+def test_images_are_enlarged_by_a_run_that_was_trained_to(runs: Path, tmp_path: Path) -> None:
+    for name in ("plain", "tiny"):
+        shutil.copytree(runs / "ldm" / name, tmp_path / "ldm" / name)
+    save_run(tmp_path, "larger", larger())
+    models = Models(tmp_path)
+    assert models.enlargers() == ["larger"]
+    generator = ImageGenerator(models, PageStore(tmp_path / "app"))
+    _, (one,) = finish(generator, Settings("plain", n=1, steps=2, seed=3, enlarge="larger"))
+    expected = Cascade(models.get("plain"), models.get("larger")).generate(n=1, steps=2, seed=3)[0]
+    with Image.open(one.path) as image:
+        assert image.size == (32, 32) and np.array_equal(np.asarray(image), np.asarray(expected))
+    assert read_settings(one.path)[0].enlarge == "larger"
+    with pytest.raises(UserError, match="trained to enlarge"):
+        finish(generator, Settings("plain", n=1, enlarge="tiny"))
+
+
+def larger() -> LatentDiffusion:
+    """A model with random weights that enlarges 16 x 16 to 32 x 32, on pixels."""
+    torch.manual_seed(0)
+    conditioner = ldm.Conditioner({"low": LowRes(3, size=[32, 32])})
+    sizes = {"vector_dim": conditioner.vector_dim, "concat_channels": conditioner.concat_channels}
+    network = ldm.UNet(3, channels=[8], heads=2, **sizes)
+    denoiser = ldm.Denoiser(network, EDM())
+    return LatentDiffusion(Identity(3), denoiser, conditioner, Preprocess(3, 32, 32), {"steps": 2})
+
+
+# The images that were generated ---------------------------------------------------------------------------------------
+
+
+def test_a_deleted_image_is_moved_out_of_the_list_and_nothing_else_can_be(tmp_path: Path) -> None:
+    store = PageStore(tmp_path / "app")
+    first, second = (store.save_image(Image.new("RGB", (2, 2)), {}, seed) for seed in (1, 2))
+    assert store.images_named([store.name_of(first), "../x", 3, "2026-01-01/00001-1.png"]) == [first]
+    moved = store.delete(first)
+    assert list(store.images()) == [second] and moved.is_file() and moved.is_relative_to(tmp_path / "app" / "deleted")
+    (tmp_path / "mine.png").touch()
+    for other in (first, tmp_path / "mine.png", tmp_path / "app" / "pictures" / ".." / ".." / "mine.png"):
+        with pytest.raises(UserError, match="isn't stored"):
+            store.delete(other)
+    assert (tmp_path / "mine.png").is_file()
+
+
+def test_images_are_found_by_words_of_their_settings(generator: ImageGenerator) -> None:
+    _, (cat, _) = finish(generator, Settings("tiny", prompt="a Cat", n=2, steps=1, sampler="heun"))
+    assert "a cat" in searchable(cat.path) and "heun" in searchable(cat.path)
+    assert searchable(Path("missing.png")) == ""

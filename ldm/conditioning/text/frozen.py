@@ -216,6 +216,11 @@ class FrozenText(Part):
         tokenizer = self._tokenizer_alone()
         return cuts(tokenizer, captions, self.limit(tokenizer))
 
+    def count_tokens(self, prompt: str) -> tuple[int, int]:
+        """The tokens of a prompt, and how many the encoder reads at once."""
+        tokenizer = self._tokenizer_alone()
+        return len(tokenizer(prompt, verbose=False)["input_ids"]), self.limit(tokenizer)
+
     def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
         """The prompts that are cut.
 

@@ -106,6 +106,10 @@ class JoinedText(Part):
         least = [max(column) for column in zip(*counts, strict=True)]
         return [part.encode_prompts(captions, least) for part, captions in zip(self.encoders, each, strict=True)]
 
+    def count_tokens(self, prompt: str) -> tuple[int, int]:
+        """The tokens of a prompt and the limit, by the encoder that a prompt exceeds first."""
+        return max((part.count_tokens(prompt) for part in self.encoders), key=lambda count: count[0] - count[1])
+
     def cut_prompts(self, prompts: Iterable[str]) -> list[Cut]:
         """The prompts that an encoder cuts: see `FrozenText.cut_prompts`."""
         prompts = list(prompts)

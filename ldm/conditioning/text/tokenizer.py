@@ -75,6 +75,12 @@ def cut(bpe: Any, captions: Iterable[str], length: int) -> list[Cut]:
     return found
 
 
+def count(bpe: Any, caption: str) -> int:
+    """The tokens of a caption, special ones included, as `cut` counts them."""
+    bpe.encode_special_tokens = True
+    return len(bpe.encode(caption).ids)
+
+
 def encode(bpe: Any, captions: list[str], length: int) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) int64 and a mask (B, L), True on tokens; L is the length of the longest caption.
 

@@ -61,6 +61,10 @@ class Text(Part):
         """The captions of more than `length` tokens."""
         return tokenizer.cut(self.tokenizer, captions, self.length)
 
+    def count_tokens(self, prompt: str) -> tuple[int, int]:
+        """The tokens of a prompt, and how many the encoder reads."""
+        return tokenizer.count(self.tokenizer, prompt), self.length
+
     def reader(self) -> Callable[[list[str]], Tokens]:
         """The function from captions to tokens."""
         return Tokenize(self.tokenizer.to_str(), self.length)

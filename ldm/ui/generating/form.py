@@ -3,7 +3,7 @@
 import functools
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any
 from ldm.common import annotations
 from ldm.common.errors import UserError
 from ldm.images import ReadOptions, open_image
-from ldm.ui.generating.image_generator import enlarge_pixels
 from ldm.ui.generating.models import Traits
 from ldm.ui.generating.page_store import PageStore
-from ldm.ui.generating.settings import MAX_PIXELS, MAX_SEED, SLOTS, Settings, check_settings, from_dict, parse_interval
+from ldm.ui.generating.painting import canvas, joined_masks, painted_mask
+from ldm.ui.generating.settings import (
+    MAX_IMAGES,
+    MAX_PIXELS,
+    MAX_SEED,
+    SLOTS,
+    Settings,
+    check_settings,
+    from_dict,
+    parse_interval,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +34,6 @@ AS_TRAINED = "as trained"
 FINISHED = "finished"  # in the list of checkpoints: the model of the finished run
 PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK")
 NEW_SEED = -1
-CANVAS = 384  # pixels; smaller images are enlarged to about this size to be painted on
 MAX_LAYERS = 8  # of the image editor; the page itself sends one
 
 
@@ -51,6 +59,7 @@ def settings_of(form: Mapping[str, Any], store: PageStore, uploads: Path) -> Set
         **{key: value or None for key, value in option.items()},
         "interval": parse_interval(_text(form, "interval")),
         "loras": [(form[f"lora_{i}"], _required_number(form, f"lora_{i}_scale")) for i in _slots(form, "lora")],
+        "enlarge": form["enlarge"] or None,
         "control_ready": _is_on(form, "control_ready") and bool(_slots(form, "control")),
     }
     settings = check_settings(from_dict(plain))
@@ -65,6 +74,17 @@ def settings_of(form: Mapping[str, Any], store: PageStore, uploads: Path) -> Set
         map=None if form["map"] is None else store.keep_input(read(form["map"], "map")),
         controlnets=tuple(_controlnet(form, i, store, read) for i in _slots(form, "control")),
     )
+
+
+def prompts_of(form: Mapping[str, Any], settings: Settings) -> list[Settings]:
+    """A request for each line of the prompt if the form says so, else the request itself. Raises UserError for too many
+    lines."""
+    lines = [line.strip() for line in settings.prompt.splitlines() if line.strip()]
+    if not _is_on(form, "per_line") or len(lines) < 2:
+        return [settings]
+    if (count := len(lines) * settings.n * max(1, len(settings.labels))) > MAX_IMAGES:
+        raise UserError(f"{len(lines)} prompts are {count} images: a request generates up to {MAX_IMAGES} images.")
+    return [replace(settings, prompt=line) for line in lines]
 
 
 def upload_path(file: Any, what: str, uploads: Path) -> Path:
@@ -108,7 +128,10 @@ def form_of(settings: Settings, about: Traits, store: PageStore) -> dict[str, An
         "map": _file(settings.map, store),
         "image": initial if mode == "image" else None,
         "editor": canvas(initial, _file(settings.mask, store)) if mode == "inpaint" else None,
+        "mask": None,
         "feather": settings.feather,
+        "per_line": False,
+        "enlarge": settings.enlarge or "",
         "seed": settings.seed,
         "n": settings.n,
         "sampler": settings.sampler or own["sampler"],
@@ -135,39 +158,6 @@ def form_of(settings: Settings, about: Traits, store: PageStore) -> dict[str, An
     return form
 
 
-def canvas(image: "Path | Image | None", mask: Path | None = None) -> dict[str, Any] | None:
-    """What the image editor shows: an image, enlarged if it is small, with the mask painted on it."""
-    from PIL import Image
-
-    if image is None:
-        return None
-    ground = Image.open(image).convert("RGBA") if isinstance(image, Path) else image.convert("RGBA")
-    times = max(1, CANVAS // max(ground.size))
-    layers = []
-    if mask is not None:
-        white = (
-            Image.open(mask)
-            .convert("L")
-            .resize((ground.width * times, ground.height * times), Image.Resampling.NEAREST)
-        )
-        layer = Image.new("RGBA", white.size, (0, 0, 0, 0))
-        layer.paste(Image.new("RGBA", white.size, (255, 255, 255, 255)), mask=white)
-        layers = [layer]
-    return {"background": enlarge_pixels(ground, times), "layers": layers, "composite": None}
-
-
-def painted_mask(layers: "Iterable[Image]") -> "Image | None":
-    """The mask, white where the layers of the image editor were painted on; None if they are empty. The layers are
-    read one at a time."""
-    from PIL import Image, ImageChops
-
-    mask = None
-    for layer in layers:
-        alpha = layer.convert("RGBA").getchannel("A").point(lambda value: 255 if value > 127 else 0)
-        mask = alpha if mask is None else ImageChops.lighter(mask, alpha.resize(mask.size, Image.Resampling.NEAREST))
-    return mask if mask is not None and mask.getbbox() else None
-
-
 def _initial_image(
     form: Mapping[str, Any], mode: str, read: Reader
 ) -> "tuple[Image | None, Image | None, float | None]":
@@ -175,7 +165,7 @@ def _initial_image(
     if mode == "text":
         return None, None, None
     if mode == "inpaint":
-        image, mask = _editor_images(form["editor"], read)
+        image, mask = _editor_images(form["editor"], read, form["mask"])
         return image, mask, _required_number(form, "mask_strength")
     file, strength = (form["image"], "strength") if mode == "image" else (form["vary"], "vary_strength")
     if file is None:
@@ -183,8 +173,8 @@ def _initial_image(
     return read(file, "initial image"), None, _required_number(form, strength)
 
 
-def _editor_images(editor: Any, read: Reader) -> "tuple[Image, Image]":
-    """Initial image and mask in the image editor."""
+def _editor_images(editor: Any, read: Reader, uploaded: Any = None) -> "tuple[Image, Image]":
+    """Initial image and mask in the image editor, and what is white in the uploaded mask too."""
     editor = editor if isinstance(editor, Mapping) else {}
     ground = editor.get("background")
     if ground is None:
@@ -193,9 +183,12 @@ def _editor_images(editor: Any, read: Reader) -> "tuple[Image, Image]":
     if not isinstance(layers, (list, tuple)) or len(layers) > MAX_LAYERS:
         raise UserError(f"the mask has to be a list of up to {MAX_LAYERS} layers: paint it again.")
     mask = painted_mask(read(layer, "mask") for layer in layers if layer is not None)
-    if mask is None:
-        raise UserError("inpainting needs a mask: paint the area to regenerate.")
-    return read(ground, "initial image").convert("RGB"), mask
+    image = read(ground, "initial image").convert("RGB")
+    if uploaded is not None:
+        mask = joined_masks(mask, read(uploaded, "mask"), image.size)
+    if mask is None or not mask.getbbox():
+        raise UserError("inpainting needs a mask: paint the area to regenerate, or upload a mask that has white.")
+    return image, mask
 
 
 def _controlnet(

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ldm.conditioning.text.truncation import sentences
 from ldm.images import open_unconverted, to_pil8
+from ldm.model.cascade import Cascade
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.ui.generating.models import Models, Traits, traits
 from ldm.ui.generating.page_store import PageStore
+from ldm.ui.generating.painting import undo_enlarging
 from ldm.ui.generating.png_settings import text_chunks
 from ldm.ui.generating.settings import Settings, check_image_size, check_settings
 from ldm.ui.generating.turns import Turns
@@ -156,7 +158,8 @@ class ImageGenerator:
             preview_seconds=self.preview_seconds,
         )
         given = _arguments(settings, about, inputs) | _apply_adapters(model, settings, inputs)
-        images = model.generate(output="pt", batch_size=batch_size, on_step=on_step, **given)
+        whole = Cascade(model, self.models.get(settings.enlarge)) if settings.enlarge else model
+        images = whole.generate(output="pt", batch_size=batch_size, on_step=on_step, **given)
         remarks = tuple(sentences(model.conditioner, filter(None, (settings.prompt, settings.negative))))
         return [
             self._save(image, replace(settings, **changes), about, remarks)
@@ -235,30 +238,11 @@ def _arguments(settings: Settings, about: Traits, inputs: "Mapping[str, Image]")
     if settings.height is not None and settings.width is not None:
         given["size"] = (settings.height, settings.width)
     if settings.image:
-        given |= {"image": undo_enlarging(inputs[settings.image], about), "strength": settings.strength}
+        size = settings.width or about.width, settings.height or about.height
+        given |= {"image": undo_enlarging(inputs[settings.image], size), "strength": settings.strength}
     if settings.mask:
         given |= {"mask": inputs[settings.mask], "feather": settings.feather}
     return given
-
-
-def undo_enlarging(image: "Image", about: Traits) -> "Image":
-    """Brings an image that `enlarge_pixels` enlarged back to the model's size; leaves any other image unchanged."""
-    import numpy as np
-    from PIL import Image
-
-    times = image.width // about.width
-    if times > 1 and image.size == (times * about.width, times * about.height):
-        small = image.resize((about.width, about.height), Image.Resampling.NEAREST)
-        if np.array_equal(np.asarray(enlarge_pixels(small, times)), np.asarray(image)):
-            return small
-    return image
-
-
-def enlarge_pixels(image: "Image", times: int) -> "Image":
-    """Each pixel as a square of `times` by `times`."""
-    from PIL import Image
-
-    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _apply_adapters(model: LatentDiffusion, settings: Settings, inputs: "Mapping[str, Image]") -> dict[str, Any]:

@@ -3,10 +3,12 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop import hub
@@ -74,6 +76,14 @@ class Models:
         for name in run_names("ldm", self.runs_dir):
             kinds.get(_kind(self.runs_dir / "ldm" / name), []).append(name)
         return kinds["LoraAdapter"], kinds["Control"]
+
+    def enlargers(self) -> list[str]:
+        """The names of the runs that enlarge images (conditioner=low_res)."""
+        return [name for name in self.names() if _enlarges(self.path(name))]
+
+    def student(self, name: str) -> str | None:
+        """The run that was distilled from the run `name`; None if there is none."""
+        return next((one for one in self.names() if _distilled_from(self.path(one)) == Path(name).name), None)
 
     def get(
         self, name: str, checkpoint: str | None = None, loras: Sequence[str] = (), controls: Sequence[str] = ()
@@ -146,12 +156,35 @@ def traits(model: LatentDiffusion) -> Traits:
 
 def _kind(path: Path) -> str:
     """The class in a run's model folder; empty if its config.json doesn't name one."""
+    return str(_section(_read(path / "model" / "config.json", json.loads), "model").get("class", ""))
+
+
+def _enlarges(path: Path) -> bool:
+    """Whether the model in a run's folder is one for super-resolution."""
+    model = _section(_read(path / "model" / "config.json", json.loads), "model")
+    parts = _section(_section(model, "conditioner"), "parts")
+    return any(_section(parts, part).get("class") == "LowRes" for part in parts)
+
+
+def _distilled_from(path: Path) -> str:
+    """The name of the run that a run distills; empty if it distills none."""
+    config = _read(path / "config.yaml", yaml.safe_load)
+    is_student = _section(config, "finetune").get("class") == "DistillFinetune"
+    return Path(str(config.get("base"))).name if is_student else ""
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A file's content as plain data; empty if it can't be read."""
     try:
-        read = json.loads((path / "model" / "config.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):  # the last, of deep nesting
-        return ""
-    model = read.get("model") if isinstance(read, dict) else None
-    return str(model.get("class", "")) if isinstance(model, dict) else ""
+        read = parse(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # RecursionError: of deep nesting
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    section = config.get(key)
+    return section if isinstance(section, dict) else {}
 
 
 def _parts(model: LatentDiffusion) -> list[Any]:

@@ -3,13 +3,14 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,11 +45,23 @@ class PageStore:
             save_png(image, path, chunks)
         return path
 
+    def images(self) -> Iterator[Path]:
+        """The generated images, newest first."""
+        for day in sorted((self.folder / "pictures").glob("*"), reverse=True):
+            yield from sorted(day.glob("*.png"), reverse=True)
+
     def recent_images(self, limit: int = 60) -> list[Path]:
         """Up to `limit` of the generated images, newest first."""
-        days = sorted((self.folder / "pictures").glob("*"), reverse=True)
-        found = (path for day in days for path in sorted(day.glob("*.png"), reverse=True))
-        return [path for path, _ in zip(found, range(limit), strict=False)]
+        return list(itertools.islice(self.images(), limit))
+
+    def delete(self, path: Path) -> Path:
+        """Moves a generated image to the folder `deleted`; returns where it is. Raises UserError for any other file."""
+        name = self.name_of(path)
+        if not self.images_named([name]):
+            raise UserError("the image isn't stored here any more: refresh the list.")
+        target = self.folder / "deleted" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return path.replace(target)
 
     def name_of(self, path: Path) -> str:
         """DAY/FILE of a generated image; of any other file, its name."""

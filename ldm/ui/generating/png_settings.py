@@ -4,6 +4,7 @@
 Sampler: euler, CFG scale: 3, Seed: 1, Size: 32x32`; a value with a comma, colon or line break is quoted as in JSON.
 """
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -76,6 +77,15 @@ def read_settings(
     if "parameters" in text:
         return from_parameters(text["parameters"]), _ignored(text["parameters"])
     raise UserError("this image holds no settings: take a PNG as the page or sample.py wrote it, unchanged.")
+
+
+@functools.lru_cache(maxsize=20_000)
+def searchable(path: Path) -> str:
+    """The prompts and settings of a generated image in small letters, to search in; empty for one that has none."""
+    try:
+        return _text_of(path).get("parameters", "").lower()
+    except UserError:
+        return ""
 
 
 def to_parameters(settings: Settings, size: tuple[int, int], defaults: Mapping[str, Any]) -> str:

@@ -51,6 +51,7 @@ class Settings:
     interval: tuple[float, float] | None = None
     loras: tuple[tuple[str, float], ...] = ()
     controlnets: tuple[tuple[str, float, float, float, str], ...] = ()
+    enlarge: str | None = None  # the run of a model for super-resolution, which enlarges the images
     control_ready: bool = False  # the ControlNets' inputs are control images, not images to compute them from
 
     def options(self) -> dict[str, Any]:

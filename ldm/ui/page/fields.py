@@ -10,9 +10,11 @@ from ldm.diffusion import SAMPLERS
 from ldm.model.latent_diffusion import DEFAULTS
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
+from ldm.ui.generating.painting import MASK_COLOUR
 from ldm.ui.generating.settings import SPACINGS
 
 SLIDER_STEPS = 150
+MASK = ("#{:02x}{:02x}{:02x}".format(*MASK_COLOUR), MASK_COLOUR[3] / 255)
 
 
 class Fields:
@@ -47,6 +49,7 @@ class Fields:
                 "prompt",
                 gr.Textbox(label="Prompt", lines=2, placeholder="what the image shows", elem_id="prompt"),
             )
+            self.tokens = gr.HTML("", elem_id="tokens", padding=False)
             self._field("negative", gr.Textbox(label="Negative prompt", lines=1, elem_id="negative"))
             self._field("labels", gr.Dropdown([], value=[], label="Classes", multiselect=True, allow_custom_value=True))
             self._field("map", _image("Map of what goes where", visible=False))
@@ -65,12 +68,13 @@ class Fields:
     def _modes(self) -> None:
         with gr.Tabs(elem_id="modes") as self.modes:
             with gr.Tab(forms.MODES["text"], id="text") as text:
-                gr.Markdown("Generates from noise, by prompt, class or map.", elem_classes="hint")
+                pass
             with gr.Tab(forms.MODES["image"], id="image") as image:
                 self._field("image", _image("Initial image"))
                 self._field("strength", number_field("Strength (0 keeps the image, 1 ignores it)", 0.6, step=0.05))
             with gr.Tab(forms.MODES["inpaint"], id="inpaint") as inpaint:
                 self._field("editor", _editor())
+                self._painting()
                 self._field("mask_strength", number_field("Strength inside the mask (0 to 1)", 1.0, step=0.05))
                 self._field("feather", number_field("Feather (width of the blended edge, pixels)", 0))
             with gr.Tab(forms.MODES["variations"], id="variations") as variations:
@@ -79,6 +83,17 @@ class Fields:
         for mode, tab in {"text": text, "image": image, "inpaint": inpaint, "variations": variations}.items():
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
+    def _painting(self) -> None:
+        """What the area to regenerate is besides the painted one: a mask from a file, and new pixels at the edges."""
+        with gr.Accordion("Mask from a file", open=False):
+            self._field("mask", _image("Mask, white where the image is regenerated", height=160))
+        with gr.Accordion("Outpaint", open=False):
+            with gr.Row():
+                self.edges = [
+                    number_field(f"{side}, pixels", 0, minimum=0) for side in ("Left", "Right", "Top", "Bottom")
+                ]
+            self.extend = gr.Button("Extend the image", size="sm", elem_id="extend")
+
     def _sampling(self) -> None:
         with gr.Row(elem_id="size"):
             self._field("width", number_field("Width", scale=2, min_width=80))
@@ -86,8 +101,12 @@ class Fields:
             self._field("seed", number_field("Seed (-1: new)", forms.NEW_SEED, scale=3, elem_id="seed"))
             self._field("n", number_field("Number of images", 4, scale=3))
         with gr.Row():
-            self.reuse = gr.Button("♻ Reuse last seed", size="sm", elem_id="reuse")
-            self.fast = gr.Button("⚡ Fast: use the run's distilled student", size="sm", elem_id="fast")
+            self._field(
+                "per_line",
+                gr.Checkbox(False, label="A prompt on each line", container=False, min_width=120, elem_id="per-line"),
+            )
+            self.reuse = gr.Button("♻ Reuse last seed", size="sm", min_width=120, elem_id="reuse")
+            self.fast = gr.Button("⚡ Fast (distilled)", size="sm", min_width=120, elem_id="fast", visible=False)
         with gr.Row():
             self._field(
                 "sampler", gr.Dropdown(sorted(SAMPLERS), value=self._own["sampler"], label="Sampler", min_width=120)
@@ -95,6 +114,7 @@ class Fields:
             steps, top = self._own["steps"], steps_maximum(self._own["steps"])
             self._field("steps", gr.Slider(1, top, value=steps, step=1, label="Steps", min_width=120, elem_id="steps"))
             self._field("guidance", number_field("Guidance scale (1 is off)", plain_guidance(self._own), step=0.5))
+        self._field("enlarge", _choice("Enlarge with", visible=False))
         with gr.Accordion("Advanced sampling", open=False):
             with gr.Row():
                 spacings = [forms.AS_TRAINED, *SPACINGS]
@@ -165,7 +185,7 @@ def _editor() -> gr.ImageEditor:
         type="pil",
         format="png",
         sources=["upload", "clipboard"],
-        brush=gr.Brush(default_size=40, colors=["#ffffff"], default_color="#ffffff", color_mode="fixed"),
+        brush=gr.Brush(default_size=40, colors=[MASK], default_color=MASK, color_mode="fixed"),
         eraser=gr.Eraser(default_size=40),
         layers=False,
         transforms=(),
@@ -175,5 +195,5 @@ def _editor() -> gr.ImageEditor:
     )
 
 
-def _choice(label: str) -> gr.Dropdown:
-    return gr.Dropdown([""], value="", label=label, allow_custom_value=True, min_width=120)
+def _choice(label: str, visible: bool = True) -> gr.Dropdown:
+    return gr.Dropdown([""], value="", label=label, allow_custom_value=True, min_width=120, visible=visible)

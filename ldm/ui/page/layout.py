@@ -17,10 +17,11 @@ from ldm.ui.page.widgets import quiet_event
 def build_page(app: App) -> gr.Blocks:
     """The page over the parts of `app`; nothing is served yet."""
     with CheckedBlocks(title="ldm", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+        gr.HTML("<h1>ldm: generate images, watch training</h1>", elem_id="title")  # for screen readers
         Banner(app)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate") as generate_tab:
-                generate = GenerateTab(app)
+                generate = GenerateTab(app, tabs)
             with gr.Tab("X/Y grid", id="xy") as xy_tab:
                 XYTab(app, generate)
             with gr.Tab("Images", id="images") as images_tab:
@@ -41,7 +42,7 @@ def build_page(app: App) -> gr.Blocks:
         for tab in (generate_tab, xy_tab, images_tab, alerts_tab, runs_tab):
             live = tab is runs_tab  # the page asks for the run's state only while this tab is open
             tab.select(_timer(live), None, runs.timer, **quietly)
-        runs_tab.select(show_errors(runs.found), None, runs.run, **quietly)
+        runs_tab.select(show_errors(runs.found), None, [runs.run, runs.others], **quietly)
     return page
 
 

@@ -19,6 +19,8 @@ CSS = """
 .figures td { padding: 2px 14px 2px 0; }
 .log textarea { font-family: ui-monospace, monospace; font-size: .8em; }
 #alerts:not(:has(p)) { display: none; }
+#title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.dark { --color-accent: var(--primary-400); }
 @media (min-width: 800px) {  /* else one below the other: prompt, results, settings */
   #work { display: grid; grid-template: auto 1fr / 5fr 6fr; align-items: start; }
   #results { grid-area: 1 / 2 / span 2; }
@@ -59,6 +61,19 @@ document.addEventListener("keydown", (event) => {
 def theme(gradio: Any) -> Any:
     """The theme, with system fonts alone: the page requests nothing from other servers."""
     fonts = ["system-ui", "sans-serif"]
-    return gradio.themes.Default(
+    base = gradio.themes.Default(
         font=fonts, font_mono=["ui-monospace", "monospace"], primary_hue="indigo", radius_size="sm"
+    )
+    return base.set(  # contrasts of at least 4.5:1, and check boxes that are seen on dark ground
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_cancel_background_fill="#dc2626",
+        button_cancel_background_fill_hover="#b91c1c",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
     )

@@ -32,11 +32,6 @@ def quiet_event(on: Any) -> dict[str, Any]:
     return {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": on}
 
 
-def open_mode(mode: str) -> Any:
-    """A function that opens the tab of a mode and sets the field `mode`."""
-    return lambda: (gr.Tabs(selected=mode), mode)
-
-
 def browser_form(name: str) -> gr.BrowserState:
     """A form that the visitor's browser keeps. Its `secret` is public: a new one at each start would lose the form."""
     return gr.BrowserState({}, storage_key=f"ldm.{name}", secret="ldm")
@@ -50,13 +45,15 @@ def settings_of_clicked(files: list[str], event: gr.EventData | None) -> Any:
     return read_settings(files[index])[0].as_dict() if _is_index(index, files) else gr.skip()
 
 
-def selected_file(gallery: gr.Gallery, files: list[str]) -> str:
+def selected_file(gallery: gr.Gallery, files: list[str], or_first: bool = True) -> str:
     """The file of the image that is selected in the gallery, or else of the first."""
     if not files:
         raise gr.Error("Generate an image first.", title="No image", print_exception=False)
     index = getattr(gallery, "selected_index", None)
     if _is_index(index, files):
         return files[index]
+    if not or_first:
+        raise gr.Error("Click an image first.", title="No image", print_exception=False)
     if len(files) > 1:
         gr.Info("The first image is used: click another to use that.")
     return files[0]

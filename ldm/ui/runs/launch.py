@@ -33,6 +33,7 @@ class Launcher:
     def __init__(self, runs_dir: Path, store_folder: Path):
         self.runs_dir, self.folder = runs_dir, store_folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._evaluations: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
     def start(self, stage: str, name: str, options: str, overwrite: bool = False) -> str:
@@ -54,6 +55,16 @@ class Launcher:
             raise UserError(f"{key} is finished: start another run with more steps.")
         words = self.record(key).get("words")
         self._spawn(key, [*(words if isinstance(words, list) else words_of_config(config_of(path))), "resume=true"])
+
+    def evaluate(self, key: str) -> None:
+        """Starts the evaluation of a run; what it prints goes to the run's log. Raises UserError."""
+        run_folder(self.runs_dir, key)
+        stage, _, name = key.partition("/")
+        with self._lock:
+            if (process := self._evaluations.get(key)) and process.poll() is None:
+                raise UserError(f"{key} is being evaluated already.")
+            words = [f"run={name}", f"stage={stage}", f"runs_dir={self.runs_dir}"]
+            self._evaluations[key] = self._open([*script_command("evaluate"), *words], self.log(key))
 
     def stop(self, key: str) -> None:
         """Asks a run to save and end (SIGTERM). Raises UserError for a run that doesn't run on this machine."""
@@ -98,17 +109,20 @@ class Launcher:
             holder = lock.read(self.runs_dir / key)
             if holder and lock.is_live(holder):
                 raise UserError(f"{key} is running already, as process {holder['pid']} on {holder['host']}.")
-            log = self.log(key)
-            log.parent.mkdir(parents=True, exist_ok=True)
             line = [*script_command(SCRIPTS[stage]), *words, f"name={name}", f"runs_dir={self.runs_dir}"]
-            with log.open("ab") as out:
-                out.write(f"$ {shlex.join(line)}\n".encode())
-                out.flush()
-                self._processes[key] = subprocess.Popen(
-                    line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-                )
+            self._processes[key] = self._open(line, self.log(key))
             kept = [word for word in words if word.partition("=")[0] not in PAGE_OPTIONS]
             self._keep(key, {"words": kept, "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    def _open(self, line: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
+        """A process of its own, whose command line and output are appended to a log."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as out:
+            out.write(f"$ {shlex.join(line)}\n".encode())
+            out.flush()
+            return subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def _keep(self, key: str, record: dict[str, Any]) -> None:
         atomic_write(self.folder / "started.json", json.dumps(self._records() | {key: record}, ensure_ascii=False))

@@ -19,11 +19,10 @@ from ldm.ui.page import field_updates
 from ldm.ui.page.fields import Fields
 from ldm.ui.page.messages import show_errors
 from ldm.ui.page.progress import ENDED, WAITING, bar, generate_all, reporting
+from ldm.ui.page.sending import Sending, send_buttons, shown_canvas
 from ldm.ui.page.widgets import (
     browser_form,
-    open_mode,
     quiet_event,
-    selected_file,
     settings_of_clicked,
     with_field_parameters,
 )
@@ -32,8 +31,8 @@ from ldm.ui.page.widgets import (
 class GenerateTab:
     """Builds the tab inside the current `gr.Blocks`; `fields` are its inputs by name, in the order of the API."""
 
-    def __init__(self, app: App):
-        self.app = app
+    def __init__(self, app: App, tabs: gr.Tabs):
+        self.app, self.tabs = app, tabs
         self.files = gr.State([])  # of the images in the gallery
         self.kept, self.kept_results = browser_form("form"), browser_form("results")
         inputs = Fields(app)
@@ -49,7 +48,7 @@ class GenerateTab:
             with gr.Column(elem_id="settings", min_width=300):
                 inputs.build_settings()
         self.fields, self.modes, self.png = inputs.fields, inputs.modes, inputs.png
-        self.refresh, self.reuse, self.fast = inputs.refresh, inputs.reuse, inputs.fast
+        self.inputs = inputs
         self._events()
 
     def _build_results(self) -> None:
@@ -65,9 +64,7 @@ class GenerateTab:
             interactive=False,
         )
         with gr.Row():
-            self.to_image = gr.Button("→ Image to image", size="sm", min_width=90, elem_id="to-image")
-            self.to_editor = gr.Button("→ Inpaint", size="sm", min_width=90, elem_id="to-inpaint")
-            self.to_vary = gr.Button("→ Variations", size="sm", min_width=90)
+            self.send_buttons = send_buttons("to")
         self.last_seed = gr.Number(None, label="Seed of the first image", precision=0, visible=False)
         with gr.Accordion("Settings of the image", open=False):
             self.about = gr.JSON(label="As saved in the PNG", elem_id="about")
@@ -75,6 +72,7 @@ class GenerateTab:
     def _events(self) -> None:
         fields, quietly = self.fields, quiet_event(self.status)
         values = list(fields.values())
+        self.sending = Sending(self.app, fields, self.modes, self.tabs)
         self._generate_events(values)
         fields["run"].input(
             show_errors(self.choose),
@@ -83,24 +81,27 @@ class GenerateTab:
             **quietly,
         )
         suited = [fields["run"], *(fields[name] for name in field_updates.RUN_FIELDS)]
-        self.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
-        self.refresh.click(show_errors(self.look), None, [fields["run"], *self.adapter_fields()], **quietly)
-        self.reuse.click(show_errors(self.reuse_seed), self.last_seed, fields["seed"], **quietly)
+        inputs, count = self.inputs, [fields["run"], fields["prompt"]]
+        inputs.fast.click(show_errors(self.faster), fields["run"], suited, **quietly)
+        fields["run"].change(self.offer_fast, fields["run"], inputs.fast, **quietly)
+        gr.on(
+            [fields["prompt"].change, fields["run"].change], show_errors(self.count_tokens), count, inputs.tokens,
+            trigger_mode="always_last", **quietly,
+        )  # fmt: skip
+        inputs.refresh.click(show_errors(self.look), None, [fields["run"], *self.adapter_fields()], **quietly)
+        inputs.reuse.click(show_errors(self.reuse_seed), self.last_seed, fields["seed"], **quietly)
+        size = [fields["width"], fields["height"]]
+        inputs.extend.click(
+            show_errors(self.sending.extend), [fields["run"], fields["editor"], *size, *inputs.edges],
+            [fields["editor"], *size], **quietly,
+        )  # fmt: skip
         restored = self.png.upload(
             show_errors(self.restore_upload), self.png, [*values, self.modes, self.about],
             **{**quietly, "api_visibility": "public"}, api_name="restore", preprocess=False,
         )  # fmt: skip
         restored.then(show_errors(self.refill), self.png, fields["editor"], **quietly)
         self.gallery.select(show_errors(self.pick), self.files, self.about, **quietly)
-        for button, target, mode in (
-            (self.to_image, "image", "image"),
-            (self.to_editor, "editor", "inpaint"),
-            (self.to_vary, "vary", "variations"),
-        ):
-            send = show_errors(self.send_to_editor if target == "editor" else self.send)
-            # The image editor takes an image only once it is visible.
-            open_there = button.click(open_mode(mode), None, [self.modes, fields["mode"]], **quietly)
-            open_there.then(send, [self.gallery, self.files], fields[target], **quietly)
+        self.sending.wire(self.send_buttons, self.gallery, self.files)
 
     def _generate_events(self, values: list[Any]) -> None:
         """`preprocess=False`: the fields come as they were sent, and `form` says what is wrong with them."""
@@ -119,8 +120,9 @@ class GenerateTab:
         self.stop.click(None, cancels=generating)
 
     def adapter_fields(self) -> list[Any]:
-        """The fields that choose LoRAs and ControlNets."""
-        return [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
+        """The fields that choose LoRAs, ControlNets and models that enlarge."""
+        slots = [self.fields[f"{kind}_{i}"] for kind in ("lora", "control") for i in range(forms.SLOTS)]
+        return [*slots, self.fields["enlarge"]]
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
@@ -135,9 +137,10 @@ class GenerateTab:
     def generate(self, given: dict[str, Any]) -> Iterator[dict[Any, Any]]:
         """Generates, and yields the progress, previews and finished images."""
         settings = forms.settings_of(given, self.app.store, self.app.served_files.path)
+        requests = forms.prompts_of(given, settings)
         yield {self.status: bar("Loading model…")}
         count = 0
-        for shown in generate_all(self.app.generator, [settings]):
+        for shown in generate_all(self.app.generator, requests):
             changes: dict[Any, Any] = {self.status: shown.status}
             if shown.previews or len(shown.finished) > count:
                 count = len(shown.finished)
@@ -165,14 +168,23 @@ class GenerateTab:
         return [update for _, update in field_updates.suiting(self.app, run).items()]
 
     def faster(self, run: str) -> list[Any]:
-        """The run's distilled student, or the run itself if it is one, with its own sampling options."""
-        student = run if self.app.models.traits(run).distilled else f"{run}-fast"
-        if student not in self.app.models.names():
-            raise UserError(
-                f"{run} has no distilled student: make one with python train_ldm.py finetune=distill base={run} "
-                "and the options of its data."
-            )
+        """The run's distilled student, with its own sampling options."""
+        student = self.app.models.student(run)
+        if student is None:
+            raise UserError(f"{run} has no distilled student: start one with finetune=distill base={run}.")
         return [gr.update(value=student), *self.choose(student)]
+
+    def offer_fast(self, run: str) -> Any:
+        """The button of the fast preset, visible for a run that was distilled."""
+        return gr.update(visible=self.app.models.student(run or "") is not None)
+
+    def count_tokens(self, run: str, prompt: str) -> str:
+        """How many of the tokens that the model reads a prompt has."""
+        if run not in self.app.models.names():
+            return ""
+        parts = self.app.models.get(run).conditioner.parts.values()
+        counts = [count for part in parts if (count := part.count_tokens(prompt or ""))]
+        return "".join(f'<p class="hint">{used} of {limit} tokens</p>' for used, limit in counts[:1] if prompt)
 
     def look(self) -> list[Any]:
         """The runs and adapters that there are now."""
@@ -181,6 +193,8 @@ class GenerateTab:
             gr.Info("There is no trained run of stage two yet: start one on the tab Runs.")
         loras, controls = self.app.models.adapters()
         choices = [gr.update(choices=["", *loras])] * forms.SLOTS + [gr.update(choices=["", *controls])] * forms.SLOTS
+        enlargers = self.app.models.enlargers()
+        choices.append(gr.update(choices=["", *enlargers], visible=bool(enlargers)))
         only: dict[str, Any] = {"value": names[0]} if len(names) == 1 else {}
         return [gr.update(choices=names, **only), *choices]
 
@@ -222,20 +236,12 @@ class GenerateTab:
         if not settings.mask or settings.run not in self.app.models.names():
             return gr.skip()
         form = forms.form_of(settings, self.app.models.traits(settings.run, settings.checkpoint), self.app.store)
-        return _shown_canvas(form["editor"])
+        return shown_canvas(form["editor"])
 
     def pick(self, files: list[str], event: gr.EventData) -> Any:
         """The settings of the image that was clicked; a preview, which has none, changes nothing."""
         saved = [file for file in files if not Path(file).is_relative_to(self.app.served_files.path)]
         return settings_of_clicked(saved, event)
-
-    def send(self, gallery: gr.Gallery, files: list[str]) -> Any:
-        """The selected image, for an image field."""
-        return self.app.served_files.copy(Path(selected_file(gallery, files)))
-
-    def send_to_editor(self, gallery: gr.Gallery, files: list[str]) -> Any:
-        """The selected image, for the image editor."""
-        return _shown_canvas(forms.canvas(Path(selected_file(gallery, files))))
 
     def start(self, kept: Any) -> list[Any]:
         """The fields when the page is opened: as the browser `kept` them, for the run that the page starts with."""
@@ -259,7 +265,3 @@ class _Sampling(dict):
     def get(self, run: Any, default: Any = None) -> Any:
         """The options of `run`, `default` where there is no such run."""
         return self.app.models.traits(run).sampling if run in self.app.models.names() else default
-
-
-def _shown_canvas(canvas: Any) -> Any:
-    return canvas if canvas is None else {**canvas, "composite": canvas["background"]}

@@ -2,6 +2,7 @@
 
 import html
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ class RunsTab:
             self.run = gr.Dropdown(
                 keys, value=next(iter(keys), None), label="Run", scale=3, elem_id="runs", allow_custom_value=True
             )
-            self.look = gr.Button("↻ Refresh", size="sm", scale=0, min_width=120)
+            self.others = gr.Dropdown(
+                keys, value=[], label="Compare with", scale=3, multiselect=True, elem_id="compare", max_choices=8
+            )
+        with gr.Row():
+            self.look = gr.Button("↻ Refresh", size="sm", scale=0, min_width=90)
+            self.evaluate = gr.Button("Evaluate", size="sm", scale=0, min_width=90, elem_id="evaluate")
             self.resume = gr.Button("Resume", size="sm", scale=0, min_width=90)
             self.stop = gr.Button("Stop", size="sm", variant="stop", scale=0, min_width=90, elem_id="stop-run")
         self.status = gr.HTML(bar("Choose a run"), elem_id="run-status")
@@ -91,9 +97,12 @@ class RunsTab:
         quietly = quiet_event(self.status)
         shown = gr.State("")
         show = show_errors(self.show)
-        self.run.change(show, [self.run, shown], [*view, shown], **quietly)
-        self.timer.tick(show, [self.run, shown], [*view, shown], **quietly)
-        self.look.click(show_errors(self.found), None, self.run, **quietly)
+        gr.on(
+            [self.run.change, self.others.change, self.timer.tick], show, [self.run, self.others, shown],
+            [*view, shown], **quietly,
+        )  # fmt: skip
+        self.look.click(show_errors(self.found), None, [self.run, self.others], **quietly)
+        self.evaluate.click(show_errors(self.evaluate_run), self.run, self.status, **quietly)
         started = [self.run, self.status]
         self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
         form, as_sent = [self.stage, self.name, self.options, self.overwrite], _AS_SENT
@@ -105,14 +114,16 @@ class RunsTab:
 
     # What the buttons do ---------------------------------------------------------------------------------------------
 
-    def show(self, key: str | None, shown: str) -> list[Any]:
-        """State, curves, samples, report and log of a run. Only the state is new if nothing changed since `shown`."""
+    def show(self, key: str | None, others: list[str], shown: str) -> list[Any]:
+        """State, curves, samples, report and log of a run, with curves and report of the `others` that it is compared
+        with. Only the state is new if nothing changed since `shown`."""
         if not key or key not in self.app.watcher.listed():
             return [bar(f"There is no run {key}" if key else "Choose a run"), *[gr.skip()] * 7, ""]
         run = self.app.watcher.state(key)
         record, log = self.app.watcher.record(key), self.app.launcher.log(key)
-        watched = (run.path / "metrics.csv", record, log, run.path / "samples", run.path / "evaluation")
-        now = "|".join([key, *map(_stamp, watched)])
+        compared = {key: run.path} | {other: self.app.runs_dir / other for other in self._known(others)}
+        watched = [path / part for path in compared.values() for part in ("metrics.csv", "evaluation")]
+        now = "|".join([*compared, *map(_stamp, (*watched, record, log, run.path / "samples"))])
         status = _headline(run)
         if now == shown:
             return [status, *[gr.skip()] * 7, shown]
@@ -120,12 +131,16 @@ class RunsTab:
         grids = [
             (self.app.served_files.copy(path), f"step {step}") for step, path in reversed(runs.sample_grids(run.path))
         ]
-        figures, images = runs.evaluation(run.path)
+        figures, (_, images) = {k: runs.evaluation(p)[0] for k, p in compared.items()}, runs.evaluation(run.path)
         evaluated = [self.app.served_files.copy(path) for path in images]
         printed = "\n".join(runs.tail(log, 200)) or "No log: the run wasn't started from this page."
-        plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (_loss_curves(run.path), speed, memory)]
+        plots = [gr.update(value=frame, visible=len(frame) > 0) for frame in (_loss_curves(compared), speed, memory)]
         gallery = gr.update(value=evaluated, visible=bool(evaluated))
-        return [status, *plots, grids, _report_html(figures, key), gallery, printed, now]
+        return [status, *plots, grids, _report_html(figures), gallery, printed, now]
+
+    def _known(self, keys: Any) -> list[str]:
+        listed = self.app.watcher.listed()
+        return [key for key in keys if key in listed] if isinstance(keys, list) else []
 
     def describe(self, key: str) -> dict[str, Any]:
         """The state of a run, as plain data."""
@@ -137,9 +152,15 @@ class RunsTab:
         """The form of a new run as the browser kept it."""
         return kept if isinstance(kept, list) and len(kept) == len(self.form) else [gr.skip()] * len(self.form)
 
-    def found(self) -> Any:
-        """The runs that there are now."""
-        return gr.update(choices=self.app.watcher.listed())
+    def found(self) -> list[Any]:
+        """The runs that there are now, for both lists."""
+        return [gr.update(choices=self.app.watcher.listed())] * 2
+
+    def evaluate_run(self, key: str) -> str:
+        """Starts the evaluation of a run."""
+        _check_key(key)
+        self.app.launcher.evaluate(key)
+        return bar(f"{key} is being evaluated: its figures will be shown below")
 
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
         """Starts a run in a process of its own."""
@@ -188,12 +209,16 @@ def _headline(run: runs.RunState) -> str:
     return bar(" · ".join(parts), share, state)
 
 
-def _loss_curves(path: Path) -> Any:
-    """The losses of training and validation."""
+def _loss_curves(compared: Mapping[str, Path]) -> Any:
+    """The losses of training and validation of runs by key, named after the run where there are several."""
     import pandas as pd
 
-    curves = {name: points for name, points in runs.curves(path).items() if name in ("train/loss", "val/loss")}
-    rows = [(step, value, name) for name, points in curves.items() for step, value in points if math.isfinite(value)]
+    rows = []
+    for key, path in compared.items():
+        for name, points in runs.curves(path).items():
+            curve = name if len(compared) == 1 else f"{key} {name}"
+            if name in ("train/loss", "val/loss"):
+                rows += [(step, value, curve) for step, value in points if math.isfinite(value)]
     return pd.DataFrame(rows, columns=["step", "loss", "curve"])
 
 
@@ -211,16 +236,18 @@ def _usage_curves(rows: list[dict[str, float]]) -> tuple[Any, Any]:
     return speed, pd.DataFrame(memory, columns=["minutes", "MB", "of"])
 
 
-def _report_html(figures: dict[str, Any], key: str) -> str:
-    """Figures as an HTML table, or how to get them if there are none."""
-    if not figures:
-        stage, _, name = key.partition("/")
-        command = html.escape(f"python evaluate.py run={name} stage={stage}")
-        return f'<p class="hint">Not evaluated yet: <code>{command}</code></p>'
-    rows = "".join(
-        f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(_figure(v))}</td></tr>" for k, v in figures.items()
+def _report_html(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures of runs by key as an HTML table with a column for each run, or what to do if there are none."""
+    names = list(dict.fromkeys(name for of in figures.values() for name in of))
+    if not names:
+        return '<p class="hint">Not evaluated yet: press Evaluate.</p>'
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in ("", *figures))
+    rows = (
+        f"<tr><th>{html.escape(str(name))}</th>"
+        + "".join(f"<td>{html.escape(_figure(of[name])) if name in of else '–'}</td>" for of in figures.values())
+        for name in names
     )
-    return f'<table class="figures">{rows}</table>'
+    return f'<table class="figures"><tr>{head}</tr>{"".join(f"{row}</tr>" for row in rows)}</table>'
 
 
 def _figure(value: Any) -> str:

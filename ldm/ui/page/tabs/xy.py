@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from ldm.common.errors import UserError
 from ldm.ui.app import App
 from ldm.ui.generating import form as forms
 from ldm.ui.generating import png_settings, xy
@@ -57,6 +58,8 @@ class XYTab:
         """Generates cell after cell, after a check of them all, and yields the progress and the sheet as it fills."""
         x, y = (xy.parse_axis(given[f"{side}_name"], given[f"{side}_values"]) for side in "xy")
         settings = forms.settings_of(given, self.app.store, self.app.served_files.path)
+        if len(forms.prompts_of(given, settings)) > 1:
+            raise UserError("a grid has one prompt: turn off 'A prompt on each line', or vary the prompt part.")
         requests = xy.cells(settings, x, y)
         yield {self.status: bar("Checking the values…")}
         for request in {replace(request, seed=settings.seed): request for request in requests}.values():
