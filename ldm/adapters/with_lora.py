@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.adapters import lora
+from ldm.adapters import lora, textual_inversion
 from ldm.adapters import lora_layers as layers
 from ldm.adapters.adapter import Adapter, hash_of, read
 from ldm.adapters.few_steps import set_sampling_defaults
@@ -15,7 +15,7 @@ from ldm.adapters.textual_inversion import WordEmbedding
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop import hub
-from ldm.interop.files import user_metadata
+from ldm.interop.files import foreign_embeddings, user_metadata
 from ldm.interop.lora import formats, writing
 
 EXPORTS = (*formats.FORMATS, "peft")
@@ -57,15 +57,36 @@ class WithLora:
         if file is not None:
             user_metadata.warn(file, scale, formats.metadata_of(file))
 
-    def load_word(self, path: str | Path, force: bool = False) -> str:
-        """Adds the word of a textual inversion, in a run or a model folder, to the model, and returns the word."""
-        adapter = read(path)
+    @check_arguments
+    def load_word(self, path: str | Path, force: bool = False, word: str | None = None) -> str:
+        """Adds the word of a textual inversion to the model, and returns the word.
+
+        `path` is a run, a model folder, a file of diffusers or A1111 (or its folder), or an address of one of these on
+        the hub. `word` is what to call it, by default as it is called there; A1111's files are named after their word.
+        """
+        path = hub.local(path).expanduser()
+        file = foreign_embeddings.file_at(path)
+        if file is not None:
+            named, rows = foreign_embeddings.read(file, word)
+            adapter: Adapter = WordEmbedding.of_tensor(named, rows[0], None, *rows[1:])
+        else:
+            adapter = read(path)
         if not isinstance(adapter, WordEmbedding):
             raise UserError(
                 f"{path} holds a {type(adapter).__name__}, not a textual inversion's word: load it with ldm.load(...)."
             )
+        adapter.word = word or adapter.word
         self.put_on(adapter, adapter.word, 1.0, where=str(path), force=force)
         return adapter.word
+
+    @check_arguments
+    def export_word(self, out: str | Path, word: str, to: str = "diffusers") -> Path:
+        """Writes a word of the model as a file of "diffusers" or of "a1111" for web UIs, and returns the file.
+
+        `out` is a file whose ending is .safetensors, .bin or .pt, or a folder. Of two text encoders (Stable Diffusion
+        XL) both have the embeddings in it, as `clip_l` and `clip_g`.
+        """
+        return foreign_embeddings.write(Path(out), word, textual_inversion.embeddings(self, word), to)
 
     @check_arguments
     def scale_lora(self, name: str, scale: float) -> None:

@@ -27,7 +27,7 @@ from ldm.interop import schedulers
 from ldm.interop.exporting import dtype as precision
 from ldm.interop.exporting import pipelines
 from ldm.interop.exporting.augmentation import without_augmentation
-from ldm.interop.exporting.bundle import bundle, frozen_in
+from ldm.interop.exporting.bundle import bundle, frozen_in, without_words
 from ldm.interop.exporting.card import card
 from ldm.interop.exporting.export_report import Report
 from ldm.interop.exporting.flatten import flat
@@ -61,7 +61,7 @@ def export(
     if callable(bare := getattr(model, "bare", None)):
         bare("export", controlnets=to == "diffusers")  # other adapters on the model aren't exported with it
     if to != "ldm":
-        model = without_augmentation(model)
+        model = without_augmentation(without_words(model))
     if to == "single_file":
         return to_single_file(model, Path(out), dtype, about or {})
     return _folder(model, Path(out), to, about=about or {}, dtype=dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.interop.models import clip_config, randomised, transformers, write_tokenizer
+from tests.interop.models import clip_config, randomised, transformers, write_tokenizer, write_two_encoders
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,9 @@ def text_folder(tmp_path_factory) -> Path:
     randomised(transformers.CLIPTextModel(clip_config())).save_pretrained(root / "text_encoder")
     write_tokenizer(root / "tokenizer")
     return root
+
+
+@pytest.fixture(scope="session")
+def two_folder(tmp_path_factory) -> Path:
+    """The two text encoders of Stable Diffusion XL and their tokenizers."""
+    return write_two_encoders(tmp_path_factory.mktemp("two"))

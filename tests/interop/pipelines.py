@@ -5,7 +5,7 @@ import functools
 import torch
 
 import ldm
-from ldm.conditioning import Conditioner, FrozenText
+from ldm.conditioning import Conditioner, FrozenText, JoinedText
 from ldm.diffusion import Denoiser, Eps
 from ldm.images import Preprocess
 from ldm.model.generate import ImageNoise
@@ -33,6 +33,14 @@ def random_model(parts, parameterization=None, vae=None, sampling=None, **networ
 def frozen_text(folder, **options):
     encoder, words = str(folder / "text_encoder"), str(folder / "tokenizer")
     return FrozenText(encoder, words, **({"length": 16, "masked": False} | options))
+
+
+def joined_text(folder):
+    """Both encoders of Stable Diffusion XL, as its pipeline reads them."""
+    read = {"length": 16, "masked": False, "clip_skip": 2, "final_norm": False}
+    first = FrozenText(str(folder / "text_encoder"), str(folder / "tokenizer"), **read)
+    read |= {"pooled": True, "projected": True}
+    return JoinedText([first, FrozenText(str(folder / "text_encoder_2"), str(folder / "tokenizer_2"), **read)])
 
 
 def generate(model, seeds=(0,), **options):

@@ -6,6 +6,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 import ldm
+from ldm.adapters import read, textual_inversion
 from ldm.commands import train_ldm
 from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
@@ -58,6 +59,24 @@ def test_a_lora_trains_on_cached_latents_and_states_and_opens_in_diffusers(base,
     again, _ = generate(other, prompt=PROMPT, steps=5)
     torch.testing.assert_close(again, ours, atol=1e-5, rtol=0)
     assert name
+
+
+def test_a_word_of_both_encoders_trains_alone(base, tmp_path):
+    words = ("finetune=textual_inversion", "++word=<mine>", "++init=a cat", "++vectors=2", "batch_size=4")
+    run = train(base, tmp_path, *words, "trainer.max_steps=4")
+    whole = read(run).state_dict()
+    assert {name: tuple(tensor.shape) for name, tensor in whole.items()} == {"row": (2, 16), "row_2": (2, 24)}
+    start = ldm.load(base)
+    textual_inversion.start(start, "<mine>", "a cat", 2)
+    first = textual_inversion.trained(start, "<mine>", {}).state_dict()
+    for name, tensor in whole.items():
+        assert (tensor - first[name]).abs().min() > 0  # every number has learned
+    model, plain = ldm.load(run), ldm.load(base)
+    assert not torch.equal(model("a <mine>", output="pt", steps=2), plain("a <mine>", output="pt", steps=2))
+    assert torch.equal(model("a cat", output="pt", steps=2), plain("a cat", output="pt", steps=2))
+    file = model.export_word(tmp_path / "mine.safetensors", "<mine>")
+    plain.load_word(file, word="<mine>")
+    assert torch.equal(model("a <mine>", output="pt", steps=2), plain("a <mine>", output="pt", steps=2))
 
 
 def test_all_weights_train_and_the_model_is_exported(base, tmp_path):

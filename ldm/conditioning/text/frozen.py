@@ -4,7 +4,6 @@ It isn't part of the model: a model folder records its path or name and its hash
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +24,17 @@ from ldm.conditioning.text.encoders import (
     kind_of,
     load_encoder,
     load_tokenizer,
-    tokenizer_of,
     width_of,
-    write_encoder,
 )
+from ldm.conditioning.text.frozen_files import FrozenFiles
 from ldm.conditioning.text.known import Known, Remember
 from ldm.conditioning.text.truncation import Cut, CutClip, cuts
+from ldm.conditioning.text.words import Shared, WithWords, expanded
 from ldm.networks import Cond
 
 
 @register
-class FrozenText(Part):
+class FrozenText(FrozenFiles, WithWords, Part):
     """Captions through a frozen encoder at `path`: a local folder, or a name that transformers knows.
 
     `tokenizer` is the folder of its tokenizer, if that isn't `path` or `tokenizer` beside it; "byt5" is ByT5's, which
@@ -46,8 +45,10 @@ class FrozenText(Part):
     encoder's final norm unless `final_norm` is false.
 
     `dim`, `pooled_dim` and `sha256` are derived from the encoder unless given; an encoder with another hash is refused.
-    `bundle` copies encoder and tokenizer into every model folder that is saved. The encoder is read when it is first
-    used. Stage two computes the states of its captions beforehand (`known`), and then doesn't hold the encoder.
+    `words` are new words of a CLIP encoder with the number of vectors of each (`ldm.adapters.textual_inversion`); their
+    embeddings are weights of the model. `bundle` copies encoder and tokenizer into every model folder that is saved.
+    The encoder is read when it is first used. Stage two computes the states of its captions beforehand (`known`), and
+    then doesn't hold the encoder.
     """
 
     column = "text"
@@ -67,6 +68,7 @@ class FrozenText(Part):
         final_norm: bool = True,
         projected: bool = False,
         pooled_dim: int | None = None,
+        words: Mapping[str, int] | None = None,
     ):
         super().__init__(drop_prob)
         if clip_skip < 1 or (clip_skip == 1 and not final_norm):
@@ -84,8 +86,10 @@ class FrozenText(Part):
             self.vector_dim = (pooled_dim or width_of(path, "projection_dim")) if projected else self.token_dim
         self.suffix = ""  # of the folders' names if there are several encoders
         self.known: Known | None = None
-        self._held: list[Any] = []  # (tokenizer, encoder); in a list, since a frozen encoder isn't part of the model
+        # (tokenizer, encoder); in a list, since a frozen encoder isn't part of the model
+        self._held: list[Any] = Shared()
         self._tokenizer_only: list[Any] = []
+        self.start_words(words or {})
         # Shows the device. It is created on the CPU, so that a model built on the device "meta" has a real one too.
         self.register_buffer("_device_marker", torch.zeros(0, device="cpu"), persistent=False)
 
@@ -113,11 +117,11 @@ class FrozenText(Part):
 
     def hold(self, tokenizer: Any, encoder: Any) -> None:
         """Uses a tokenizer and an encoder that are in memory already instead of reading those at `path`."""
-        self._held = [tokenizer, encoder.eval().requires_grad_(False)]
+        self._held = Shared([tokenizer, encoder.eval().requires_grad_(False)])
 
     def release(self) -> None:
         """Frees the memory of the encoder; it is read again if it is used again."""
-        self._held = []
+        self._held = Shared()
 
     @property
     def is_held(self) -> bool:
@@ -132,7 +136,7 @@ class FrozenText(Part):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of transformers, read together with the encoder."""
+        """The tokenizer of transformers, read together with the encoder, without the new words."""
         self._load()
         return self._held[0]
 
@@ -164,27 +168,35 @@ class FrozenText(Part):
         least = least or [1] * len(prompts)
         if not self.chunked(prompts) and max(least, default=1) == 1:
             return self.encode(prompts)
-        limit = self.limit(self.tokenizer)
-        return syntax.encode(prompts, least, self.tokenizer, limit=limit, masked=self.masked, run=self._run)
+        tokenizer, texts = self.with_words(self.tokenizer), expanded(prompts, self.words)
+        return syntax.encode(texts, least, tokenizer, limit=self.limit(tokenizer), masked=self.masked, run=self._run)
 
     def chunked(self, prompts: Iterable[str]) -> dict[str, int]:
         """The prompts that use the syntax of CLIP's encoders, with the number of their chunks; none for other
         encoders.
         """
-        tokenizer = self._clip_tokenizer()
-        return {} if tokenizer is None else syntax.counts(prompts, tokenizer, self.limit(tokenizer))
+        tokenizer = self.clip_tokenizer()
+        if tokenizer is None:
+            return {}
+        tokenizer, prompts = self.with_words(tokenizer), list(prompts)
+        counts = syntax.counts(texts := expanded(prompts, self.words), tokenizer, self.limit(tokenizer))
+        return {prompt: counts[text] for prompt, text in zip(prompts, texts, strict=True) if text in counts}
 
-    @torch.no_grad()
     def _run(self, ids: Tensor, mask: Tensor) -> Cond:
         """Token `ids` (B, L) through the encoder, with `mask` (B, L) 1 on tokens and 0 on padding: see `encode`."""
         device: torch.device = self._device_marker.device
-        encoder = self.encoder.to(device)
-        check_tokens(ids, encoder, self.tokenizer, self.path)
+        encoder, first = self.encoder.to(device), len(self.tokenizer)
+        check_tokens(ids.masked_fill(ids >= first, 0) if self.words else ids, encoder, self.tokenizer, self.path)
         # Some tokenizers give "" no token at all, and attention to nothing is NaN.
         mask[mask.sum(1) == 0, 0] = 1
         ids, mask = send(ids, device), send(mask, device)
         skips = {"output_hidden_states": True} if self.clip_skip > 1 else {}
-        output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
+        with self.embedding_words(encoder, first):
+            output = encoder(input_ids=ids, attention_mask=mask if self.masked else None, **skips)
+            return self._read(output, mask, encoder)
+
+    def _read(self, output: Any, mask: Tensor, encoder: Any) -> Cond:
+        """What an encoder's output means, with `mask` (B, L) 1 on tokens."""
         keep = mask.bool() if self.masked else None
         return Cond(vector=self._pool(output, mask), tokens=self._states(encoder, output).float(), mask=keep)
 
@@ -203,9 +215,9 @@ class FrozenText(Part):
         return norms[0](states) if self.final_norm else states
 
     def _tokens(self, values: list[str]) -> Mapping[str, Tensor]:
-        tokenizer, padding = self.tokenizer, "longest" if self.masked else "max_length"
-        limit = self.limit(tokenizer)
-        return tokenizer(values, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
+        tokenizer, padding = self.with_words(self.tokenizer), "longest" if self.masked else "max_length"
+        limit, texts = self.limit(tokenizer), expanded(values, self.words)
+        return tokenizer(texts, padding=padding, max_length=limit, truncation=True, return_tensors="pt")
 
     def limit(self, tokenizer: Any) -> int:
         """The number of tokens to which captions are padded and cut."""
@@ -213,8 +225,9 @@ class FrozenText(Part):
 
     def cut(self, captions: Iterable[str]) -> list[Cut]:
         """The captions that are cut, found by the tokenizer alone, without reading the encoder."""
-        tokenizer = self._tokenizer_alone()
-        return cuts(tokenizer, captions, self.limit(tokenizer))
+        tokenizer, captions = self.with_words(self._tokenizer_alone()), list(captions)
+        given = dict(zip(expanded(captions, self.words), captions, strict=True))
+        return [cut._replace(caption=given[cut.caption]) for cut in cuts(tokenizer, given, self.limit(tokenizer))]
 
     def count_tokens(self, prompt: str) -> tuple[int, int]:
         """The tokens of a prompt, and how many the encoder reads at once."""
@@ -226,7 +239,7 @@ class FrozenText(Part):
 
         With CLIP these are only prompts without the syntax, since others are read in chunks.
         """
-        if self._clip_tokenizer() is None:
+        if self.clip_tokenizer() is None:
             return self.cut(prompts)
         return [CutClip(*cut) for cut in self.cut(p for p in prompts if syntax.parse(p) is None)]
 
@@ -235,7 +248,7 @@ class FrozenText(Part):
             self._tokenizer_only.append(load_tokenizer(self._tokenizer_folder()))
         return (self._held or self._tokenizer_only)[0]
 
-    def _clip_tokenizer(self) -> Any:
+    def clip_tokenizer(self) -> Any:
         """The tokenizer, if the encoder is CLIP's and the tokenizer marks begin and end; else None."""
         if self._held:
             is_clip = type(self._held[1]).__name__.startswith("CLIPText")
@@ -246,9 +259,6 @@ class FrozenText(Part):
         tokenizer = self._tokenizer_alone()
         marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         return None if None in marks else tokenizer
-
-    def _tokenizer_folder(self) -> str:
-        return self.tokenizer_path or tokenizer_of(self.path)
 
     def _pool(self, output: Any, mask: Tensor) -> Tensor | None:
         """The pooled states (B, D): the encoder's own, or the mean of its states (B, L, D) where `mask` (B, L) is 1."""
@@ -269,38 +279,6 @@ class FrozenText(Part):
         if not checked:  # a name whose files have been downloaded only now
             self._check_hash()
         self.hold(load_tokenizer(self._tokenizer_folder()), encoder)
-
-    def _check_hash(self) -> bool:
-        """Whether the encoder's folder is there. Raises UserError if its hash is another."""
-        folder = folder_of(self.path)
-        if self.sha256 and folder and fingerprint(folder) != self.sha256:
-            raise UserError(
-                f"the text encoder at {self.path} isn't the one that the model was trained with, since its SHA-256 "
-                "differs: restore the original."
-            )
-        return folder is not None
-
-    def locate(self, folder: Path) -> None:
-        """Replaces relative paths by those of an encoder that was bundled into the model's `folder`."""
-        if not Path(self.path).is_absolute() and (folder / self.path).is_dir():
-            self.path = str(folder / self.path)
-            tokenizer = self.tokenizer_path and folder / self.tokenizer_path
-            self.tokenizer_path = str(tokenizer) if tokenizer and tokenizer.is_dir() else self.tokenizer_path
-            self._record_paths(self.path, self.tokenizer_path)
-
-    def bundle(self, folder: Path) -> None:
-        """Copies encoder and tokenizer into a model's `folder`, and records the copies' paths in the spec."""
-        own, tokenizer = f"text_encoder{self.suffix}", f"tokenizer{self.suffix}"
-        copy = folder / own
-        if not self.sha256 or fingerprint(copy) != self.sha256:
-            write_encoder(self, copy, folder / tokenizer)
-            self.sha256 = fingerprint(copy)
-        dims = {"dim": self.token_dim} | ({"pooled_dim": self.vector_dim} if self.projected else {})
-        object.__setattr__(self, "_spec", self._spec | {"sha256": self.sha256, **dims})
-        self._record_paths(own, "byt5" if self.tokenizer_path == "byt5" else tokenizer)
-
-    def _record_paths(self, path: str, tokenizer: str | None) -> None:
-        object.__setattr__(self, "_spec", self._spec | {"path": path, "tokenizer": tokenizer})
 
     _spec: dict[str, Any]
     _device_marker: Tensor

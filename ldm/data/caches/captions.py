@@ -17,6 +17,7 @@ from ldm.artifact import to_json
 from ldm.common.devices import temporarily_on, to_host
 from ldm.common.files import atomic_write, one_at_a_time
 from ldm.common.ranks import rank
+from ldm.common.tensors import bytes_of
 from ldm.conditioning import Conditioner, FrozenText
 from ldm.conditioning.text.encoders import TOKENIZER, fingerprint, folder_of, tokenizer_of
 from ldm.conditioning.text.tokenizer import flatten
@@ -105,8 +106,7 @@ def remember_captions(
     Before, it reports how many captions are longer than the encoders, frozen or not, can read. `device` is where the
     states are computed, by default where the conditioner is.
     """
-    if rank() == 0:
-        report(conditioner, list(dict.fromkeys(text for table in tables for text in captions_of(table))))
+    report_cut(conditioner, tables)
     frozen = [part for part in conditioner.modules() if isinstance(part, FrozenText)]
     if not frozen:
         return
@@ -114,6 +114,12 @@ def remember_captions(
     for part in frozen:
         part.known = cached_states(part, captions, root, device=device)
         part.release()
+
+
+def report_cut(conditioner: Conditioner, tables: Iterable[Any]) -> None:
+    """Reports, in the first process, how many captions of `tables` are longer than the encoders can read."""
+    if rank() == 0:
+        report(conditioner, list(dict.fromkeys(text for table in tables for text in captions_of(table))))
 
 
 def captions_of(table: Any) -> list[str]:
@@ -208,6 +214,8 @@ def _key(part: FrozenText) -> str:
     tokenizer = fingerprint(folder, TOKENIZER) if folder else words
     skipped: list[Any] = [] if part.clip_skip == 1 else [part.clip_skip, part.final_norm]
     skipped += ["projected"] if part.projected else []
+    if part.words:  # their embeddings are weights of the model
+        skipped += [dict(part.words), *(sha256(bytes_of(rows)).hexdigest() for rows in part.word_rows)]
     return hash_of(named, tokenizer, part.length, part.masked, part.pooled, *skipped)
 
 

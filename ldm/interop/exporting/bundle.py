@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import artifact
+from ldm.common.errors import UserError
 from ldm.conditioning import FrozenText
 from ldm.interop.exporting.export_report import Report
 
@@ -16,6 +17,16 @@ def bundle(model: Any, out: Path) -> Report:
     for part in frozen_in(model):
         part.locate(out)
     return Report({"model": "stock"})
+
+
+def without_words(model: Any) -> Any:
+    """The model. Raises UserError if its frozen text encoders have new words, which only our format holds."""
+    if words := sorted({word for part in frozen_in(model) for word in part.words}):
+        raise UserError(
+            f"{', '.join(words)} would be lost with the frozen text encoder's files: export each with "
+            "model.export_word(FILE, WORD) and the model before it learns them, or take to=ldm."
+        )
+    return model
 
 
 def frozen_in(model: Any) -> list[FrozenText]:

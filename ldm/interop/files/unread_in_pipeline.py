@@ -27,8 +27,8 @@ def warn_of_unread(folder: Path, parts: Collection[str]) -> None:
         return
     more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
     log.warning(
-        "%s: %s%s aren't loaded with the pipeline: add a LoRA to the model with load_lora(PATH); embeddings of other "
-        "tools can't be read",
+        "%s: %s%s aren't loaded with the pipeline: add a LoRA to the model with load_lora(PATH), and the embedding of "
+        "a word with load_word(PATH)",
         folder, ", ".join(found[:_MOST]), more,
     )  # fmt: skip
 

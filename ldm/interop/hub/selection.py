@@ -17,6 +17,7 @@ _WEIGHTS = re.compile(
     r"(?P<second>\.\w+)?(?P<ending>\.safetensors|\.bin)(?P<index>\.index(?P<third>\.\w+)?\.json)?"
 )
 _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
+_PICKLED = "learned_embeds.bin"  # of which many repositories have no other form
 _BUNDLED = re.compile(r"(text_encoder|tokenizer)(_\d+)?/")  # in a model folder
 _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")  # parts of pipelines
 
@@ -73,7 +74,7 @@ def _files_of(names: Iterable[str], part: str) -> list[str]:
 def _of_part(names: Iterable[str]) -> list[str]:
     """The files of a part of diffusers, or of a LoRA, in the folder itself; the settings come last."""
     own = [name for name in names if "/" not in name]
-    found = [name for name in own if name in _ADAPTERS] or weights(own)
+    found = [name for name in own if name in _ADAPTERS] or weights(own) or [name for name in own if name == _PICKLED]
     settings = ("config.json", "adapter_config.json", "scheduler_config.json")
     return [*found, *(name for name in own if name in settings)] if found else []
 

@@ -48,6 +48,7 @@ class Finetune:
 
     suffix = "finetune"  # of the run's name, BASE-suffix
     needs: tuple[str, ...] = ()
+    changes_text: bool = False  # whether a frozen text encoder's states change while it trains
     task: Any = None  # a subclass of FinetuneTask; None: FinetuneTask itself
 
     def check(self, model: LatentDiffusion, tables: Tables) -> None:

@@ -121,21 +121,28 @@ def _check_patterns(ranks: Mapping[str, int] | None, alphas: Mapping[str, float]
 
 @register
 class TextualInversion(Finetune):
-    """The embedding of one new `word` of the built-in text encoder (Gal et al. 2022), starting from the word `init`."""
+    """The embedding of one new `word` (Gal et al. 2022), starting from the word `init`.
+
+    It is a word of the built-in text encoder, or of a frozen CLIP (of both for Stable Diffusion XL), where it may have
+    several `vectors`.
+    """
 
     suffix = "word"
+    changes_text = True
 
-    def __init__(self, word: str, init: str | None = None, caption_dropout: float | None = 0.0):
-        self.word, self.init, self.caption_dropout = word, init, caption_dropout
+    def __init__(self, word: str, init: str | None = None, caption_dropout: float | None = 0.0, vectors: int = 1):
+        if vectors < 1:
+            raise UserError(f"vectors={vectors}: a word has one vector at least.")
+        self.word, self.init, self.caption_dropout, self.vectors = word, init, caption_dropout, vectors
 
     def tables(self, tables: Tables) -> Tables:
         """Captions with the new word."""
         return with_word(tables, self.word)
 
     def prepare(self, model: LatentDiffusion) -> None:
-        """Adds the word to the vocabulary, with the embedding of `init`. It alone trains."""
+        """Adds the word to the vocabulary, with embeddings made of those of `init`. They alone train."""
         drop_captions(model, self.caption_dropout)
-        words.start(model, self.word, self.init)
+        words.start(model, self.word, self.init, self.vectors)
 
     def saved(self, model: LatentDiffusion, base: dict[str, str]) -> nn.Module:
         """The word and its embedding alone."""

@@ -12,7 +12,7 @@ from ldm.artifact import encoder_hash, model_hash
 from ldm.common.errors import UserError
 from ldm.common.registry import build, lookup, spec_of
 from ldm.data.balance import say_balance
-from ldm.data.caches.captions import remember_captions
+from ldm.data.caches.captions import remember_captions, report_cut
 from ldm.data.caption_changes import changing, prepare_captions
 from ldm.data.storage.table import AUGMENT, Table
 from ldm.images import Preprocess
@@ -79,7 +79,10 @@ def prepare(config: dict[str, Any], folder: RunFolder, kind: Finetune, path: Pat
     start = resume.check(folder, config, depends_on, whole=lambda: model_hash(model.first_stage))
     check_base_hash(start, base)
     folder.save_config(config)
-    remember_captions(model.conditioner, tables, cache, device)
+    if kind.changes_text:
+        report_cut(model.conditioner, tables)
+    else:
+        remember_captions(model.conditioner, tables, cache, device)
     train, val, _ = latents(
         tables, model.first_stage, config
     )  # whitened by the statistics of the base's latents, not their own

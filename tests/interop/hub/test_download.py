@@ -11,7 +11,7 @@ import torch
 
 import ldm
 from ldm import artifact
-from ldm.adapters import base_of, lora
+from ldm.adapters import WordEmbedding, base_of, lora
 from ldm.common.errors import UserError
 from ldm.interop import hub as hub_room
 from ldm.training.runs.folder import find_run
@@ -243,6 +243,17 @@ def test_a_lora_is_put_on_from_the_hub(hub, tmp_path):
         torch.testing.assert_close(other(["a cat"], output="pt"), expected)
     with pytest.raises(UserError, match="name what you mean in it, such as style.safetensors"):
         small().load_lora("hf://owner/style")
+
+
+@pytest.mark.parametrize("name", ["learned_embeds.safetensors", "learned_embeds.bin"])
+def test_a_word_is_loaded_from_the_hub(name, hub, text_folder, tmp_path):
+    model = random_model({"text": frozen_text(text_folder)})
+    model.put_on(WordEmbedding.of_tensor("<mine>", torch.ones(2, 16)), "<mine>")
+    model.export_word(tmp_path / "word" / name, "<mine>")
+    hub.put("owner/word", tmp_path / "word")
+    other = random_model({"text": frozen_text(text_folder)})
+    assert other.load_word("hf://owner/word") == "<mine>"
+    assert torch.equal(other.conditioner.parts["text"].word_rows[0], torch.ones(2, 16))
 
 
 def test_an_adapter_finds_its_base_on_the_hub(hub, folder, tmp_path):
