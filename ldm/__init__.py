@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ldm.model.generate import sample_prior
     from ldm.model.latent_diffusion import LatentDiffusion
     from ldm.model.loading import load
-    from ldm.networks import AutoencoderKL, UNet
+    from ldm.networks import AutoencoderKL, AutoencoderTiny, UNet, VQModel
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -45,7 +45,7 @@ _HOMES = {
     "diffusion": ("Denoiser",),
     "common.errors": ("UserError",),
     "model.loading": ("load",),
-    "networks": ("AutoencoderKL", "UNet"),
+    "networks": ("AutoencoderKL", "AutoencoderTiny", "UNet", "VQModel"),
     "model.generate": ("sample_prior",),
     "model.latent_diffusion": ("LatentDiffusion",),
     "common.registry": ("build", "register", "spec_of"),
@@ -55,6 +55,7 @@ _REGISTERED = ("data.sources", "networks", "conditioning", "diffusion")
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AutoencoderKL",
+    "AutoencoderTiny",
     "Cascade",
     "ClassLabel",
     "Conditioner",
@@ -71,6 +72,7 @@ __all__ = [
     "Text",
     "UNet",
     "UserError",
+    "VQModel",
     "build",
     "load",
     "register",

@@ -23,7 +23,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ldm.common.errors import UserError
 from ldm.common.registry import build, spec_of
 from ldm.common.tensors import bytes_of, write_safetensors
-from ldm.networks import AutoencoderKL
+from ldm.networks import AutoencoderKL, AutoencoderTiny, VQModel
 from ldm.networks.computing.finite import not_finite
 
 FORMAT = 1
@@ -242,11 +242,9 @@ def encoder_hash(first_stage: Any) -> str:
     the decoder is trained further, and whatever the preprocessing. For other classes, whose encoding half isn't known,
     it is `model_hash`.
     """
-    if type(first_stage) is not AutoencoderKL:
+    if type(first_stage) not in (AutoencoderKL, AutoencoderTiny, VQModel):
         return model_hash(first_stage)
-    groups = first_stage.encoder.conv_norm_out.num_groups
-    form = {"encoder of": "AutoencoderKL", "stem": first_stage.stem, "groups": groups}
-    digest = hashlib.sha256(to_json(form))
+    digest = hashlib.sha256(to_json(first_stage.encoding_form()))
     for name, tensor in sorted(first_stage.weights_of(first_stage.ENCODING).items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(bytes_of(tensor))

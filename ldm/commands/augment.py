@@ -20,7 +20,7 @@ from ldm.data.storage.table import Table, images_on
 from ldm.images import Preprocess
 from ldm.model.computing import device
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import cache_of, import_modules
 
@@ -32,8 +32,8 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     _check(config, out)
     path = find_run("vae", config["run"], config["runs_dir"])
     model = load(path, device(config["device"]), precision="float32")
-    vae = model if isinstance(model, AutoencoderKL) else getattr(model, "first_stage", None)
-    if not isinstance(vae, AutoencoderKL):
+    vae = model if isinstance(model, Autoencoder) else getattr(model, "first_stage", None)
+    if not isinstance(vae, Autoencoder):
         raise UserError(f"run={config['run']} holds no autoencoder; name a run of train_vae.py.")
     train, val = build(config["data"], "data").tables(cache_of(config) / "data")
     if hasattr(train, "buckets"):
@@ -51,7 +51,7 @@ def _check(config: Mapping[str, Any], out: Path) -> None:
         raise UserError(f"out={out} isn't empty: name another folder.")
 
 
-def _write(vae: AutoencoderKL, table: Table, out: Path, config: Mapping[str, Any]) -> int:
+def _write(vae: Autoencoder, table: Table, out: Path, config: Mapping[str, Any]) -> int:
     """Writes the variants of a table's images with their metadata.jsonl; returns the number of images."""
     lines = []
     kept = [key for key in ("map", "mask") if key in table.columns]
@@ -78,7 +78,7 @@ def _write(vae: AutoencoderKL, table: Table, out: Path, config: Mapping[str, Any
     return len(lines)
 
 
-def _variants(vae: AutoencoderKL, table: Table, config: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
+def _variants(vae: Autoencoder, table: Table, config: Mapping[str, Any]) -> Iterator[tuple[int, Tensor]]:
     """Each row with its variants (n, C, H, W), as the integers of a file."""
     place = device_of(vae)
     for rows in torch.arange(len(table)).split(config["batch_size"]):

@@ -22,7 +22,7 @@ from ldm.images import Preprocess
 from ldm.model.computing import computed_in, device
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.training.ldm_run import class_names, number_labels
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import cache_of, import_modules
@@ -58,7 +58,7 @@ def _measure_run(config: Mapping[str, Any], job: str | None) -> tuple[dict[str, 
     tables, source = data_of(path, config), _source_of(path)
     report = HtmlReport(_report_folder(path, config, job), f"{config['stage']} {Path(config['run']).name}")
     features = features_for(tables[1].preprocess, tables[0], config)
-    if isinstance(model, AutoencoderKL):
+    if isinstance(model, Autoencoder):
         beta = _config_of_run(path).get("beta")
         figures = stage_one.measure(model, tables[1], features, config, report=report, beta=beta, source=source)
         return figures | computed_in(model), report

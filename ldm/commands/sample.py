@@ -20,7 +20,7 @@ from ldm.model.generate import sample_prior
 from ldm.model.inputs import prompts_of
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.training.runs.folder import find_run
 
 # Options of the sampler; null in the YAML means: as the model was trained to be sampled.
@@ -56,7 +56,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
     model = load(path, device(config["device"]), **coding(config))
     _put_decoder_in(model, config)
     _put_loras_on(model, config)
-    if isinstance(model, AutoencoderKL):
+    if isinstance(model, Autoencoder):
         images, captions, settings = _from_prior(model, config)
     elif isinstance(model, LatentDiffusion):
         images, captions, settings = _from_model(model, config)

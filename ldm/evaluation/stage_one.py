@@ -23,17 +23,19 @@ from ldm.evaluation.scoring import comparability
 from ldm.evaluation.verdict import Verdict, collapsed_channels, judge
 from ldm.images import Preprocess
 from ldm.model.generate import sample_prior
-from ldm.networks import AutoencoderKL, Gaussian
+from ldm.networks import Autoencoder, Gaussian
 from ldm.networks.computing.finite import is_finite
+from ldm.training.regularizers import codebook_use
 from ldm.training.trainer.fit import cache_of
 from ldm.training.vae_task import psnr
 
 SHOWN = 24
+_PRIORS = ("Decoded from z ~ N(0, 1)", "Decoded from random codes")
 
 
 @torch.inference_mode()
 def measure(
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     val: Table,
     features: Features,
     config: Mapping[str, Any],
@@ -52,7 +54,8 @@ def measure(
     latents = latent_statistics(found.posteriors)
     mean_image_db = float(psnr(found.variance.clamp(min=0).mean()))
     db = float(psnr(found.errors.mean()))
-    verdict = judge(latents, db, mean_image_db, beta)
+    codebook = {} if found.codes is None else codebook_figures(found.codes)
+    verdict = judge(latents, db, mean_image_db, beta, codebook.get("codebook use"))
     preprocess: Preprocess = getattr(vae, "preprocess", None) or val.preprocess
     decoded = ImageSet(found.decoded, spec_of(preprocess), "their reconstructions")
     refuse_unlike(decoded, real)
@@ -65,9 +68,10 @@ def measure(
         "LPIPS": float(found.lpips.mean()) if found.lpips is not None else found.lpips_note,
         f"reconstruction {features.frechet_name}": frechet_distance(a, b),
         f"reconstruction {features.kernel_name}": kernel_distance(a, b),
-        "KL in nats per image": float(latents.kl.sum()) * _positions(found.posteriors[0]),
     }
-    figures |= latent_figures(latents)
+    if latents.kl is not None:
+        figures["KL in nats per image"] = float(latents.kl.sum()) * _positions(found.posteriors[0])
+    figures |= codebook | latent_figures(latents)
     _fill(report, figures, verdict, features=features, latents=latents)
     figures |= reconstructed_figures(source, found.decoded, table=val, rows=rows, report=report)
     _show(report, vae, real, found=found, config=config)
@@ -75,10 +79,16 @@ def measure(
     return figures | {"verdict": str(verdict), "findings": findings} | comparability(features, real)
 
 
+def codebook_figures(counts: Tensor) -> dict[str, float]:
+    """By the counts (K,) of codes: the share that is used at all, and the perplexity."""
+    use, perplexity = codebook_use(counts.double())
+    return {"codebook use": float(use), "codebook perplexity": float(perplexity)}
+
+
 def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
     """The statistics by name; those of "each channel" are lists."""
-    return {
-        "KL of each latent channel in nats": latents.kl.tolist(),
+    kl = {} if latents.kl is None else {"KL of each latent channel in nats": latents.kl.tolist()}
+    return kl | {
         "active units": float(latents.active.mean()),
         "active units of each channel": latents.active.tolist(),
         "collapsed channels": collapsed_channels(latents),
@@ -92,17 +102,18 @@ def latent_figures(latents: LatentStatistics) -> dict[str, Any]:
 
 class _Reconstructions:
     """What was measured on N images: `decoded` (N, C, H, W) uint8, mean squared `errors`, `ssim` and `lpips` (N,), and
-    the images' own `variance` at each pixel (C, H, W)."""
+    the images' own `variance` at each pixel (C, H, W); with a codebook, how often each of its `codes` (K,) was used."""
 
     def __init__(self) -> None:
         self.posteriors: list[Gaussian] = []
         self.decoded, self.errors, self.ssim = torch.empty(0), torch.empty(0), torch.empty(0)
         self.variance = torch.empty(0)
         self.lpips: Tensor | None = None
+        self.codes: Tensor | None = None
         self.lpips_note = ""
 
 
-def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mapping[str, Any]) -> _Reconstructions:
+def _reconstruct(vae: Autoencoder, val: Table, rows: np.ndarray, config: Mapping[str, Any]) -> _Reconstructions:
     device = device_of(vae)
     found = _Reconstructions()
     lpips, found.lpips_note = open_lpips(config["lpips"], str(device))
@@ -118,6 +129,7 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
             measured.append(lpips(decoded, images))
         mean, std, *figures = to_host(posterior.mean, posterior.std, *measured)
         found.posteriors.append(Gaussian(mean, std))
+        found.codes = _counted(vae, posterior, found.codes)
         parts.append(figures)
         values = read.double()
         first, second = first + values.sum(0), second + values.square().sum(0)
@@ -127,7 +139,15 @@ def _reconstruct(vae: AutoencoderKL, val: Table, rows: np.ndarray, config: Mappi
     return found
 
 
-def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def _counted(vae: Any, posterior: Gaussian, before: Tensor | None) -> Tensor | None:
+    """How often each code (K,) is used by `posterior` and `before`; None without a codebook."""
+    if vae.REGULARIZER != "codebook":
+        return None
+    counts = torch.bincount(vae.indices(posterior.mean).flatten(), minlength=len(vae.quantize.embedding.weight)).cpu()
+    return counts if before is None else before + counts
+
+
+def _decoded(vae: Autoencoder, latents: Tensor) -> Tensor:
     """The decoded images. Raises UserError if only these aren't finite; the verdict reports latents that aren't."""
     images = vae.decode(latents)
     if is_finite(latents) and not is_finite(images):
@@ -157,9 +177,12 @@ def _fill(
         "note",
     )
     report.heading("Latents")
-    columns = (latents.kl, latents.active, latents.mean, latents.std, latents.posterior_std, latents.low, latents.high)
-    head = ["channel", "KL in nats", "active units", "mean", "std", "posterior std", "least", "greatest"]
-    report.rows(head, [[i, *(float(column[i]) for column in columns)] for i in range(latents.channels)])
+    columns = {"active units": latents.active, "mean": latents.mean, "std": latents.std}
+    if latents.kl is not None:
+        columns = {"KL in nats": latents.kl, **columns, "posterior std": latents.posterior_std}
+    columns |= {"least": latents.low, "greatest": latents.high}
+    rows = [[i, *(float(column[i]) for column in columns.values())] for i in range(latents.channels)]
+    report.rows(["channel", *columns], rows)
     figure = new_figure()
     axes = figure.add_subplot()
     axes.plot([0, *range(1, len(latents.autocorrelation) + 1)], [1.0, *latents.autocorrelation.tolist()], marker="o")
@@ -173,7 +196,7 @@ def _fill(
 
 
 def _show(
-    report: HtmlReport, vae: AutoencoderKL, real: ImageSet, *, found: _Reconstructions, config: Mapping[str, Any]
+    report: HtmlReport, vae: Autoencoder, real: ImageSet, *, found: _Reconstructions, config: Mapping[str, Any]
 ) -> None:
     def pairs(rows: Tensor) -> Tensor:
         """Each original of `rows` (N,) followed by its reconstruction: (2N, C, H, W) in [-1, 1]."""
@@ -192,10 +215,13 @@ def _show(
     try:
         prior = sample_prior(vae, 16, (height, width), seed=config["seed"], batch_size=config["batch_size"]).cpu()
     except UserError as error:  # the figures don't need it
-        report.say(f"no images decoded from z ~ N(0, 1): {error}", "note")
+        report.say(f"no images decoded from the prior: {error}", "note")
         return
     report.images(
-        "prior", prior, 8, "Decoded from z ~ N(0, 1): a first stage isn't expected to give images of anything."
+        "prior",
+        prior,
+        8,
+        f"{_PRIORS[vae.REGULARIZER == 'codebook']}: a first stage isn't expected to give images of anything.",
     )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ldm.evaluation.measures.latent_statistics import LatentStatistics
 
 COLLAPSED_KL = 0.02  # nats of an element, which then carries almost no information
@@ -9,6 +11,7 @@ COLLAPSED_SHARE = 0.05  # of a channel's elements that are active
 MOST_STD, MOST_EXTREME, MOST_OUTLIER = 20.0, 200.0, 50.0
 MOST_KL = 60.0  # nats of an element; Stable Diffusion's have about 20
 MOST_PRECISION = 1e5  # spread of the latents over that of their posteriors
+LEAST_CODES = 0.1  # of a codebook that are used
 LEAST_GAIN_DB, COARSE_DB = 1.0, 20.0
 
 
@@ -42,17 +45,27 @@ class Verdict:
         return f"fail: {', '.join(names)}; fix the autoencoder before stage two"
 
 
-def judge(latents: LatentStatistics, psnr_db: float, mean_image_db: float, beta: float | None = None) -> Verdict:
+def judge(
+    latents: LatentStatistics,
+    psnr_db: float,
+    mean_image_db: float,
+    beta: float | None = None,
+    codebook_use: float | None = None,
+) -> Verdict:
     """The verdict from the latents, the reconstruction's PSNR and that of always answering the mean image, in dB, and
-    the KL term's weight `beta` where it is known."""
-    unbounded = _unbounded(latents) or _without_kl(latents, beta)
-    checks = (_not_finite(latents), _collapse(latents), unbounded, _precise(latents))
-    return Verdict(tuple(f for f in (*checks, _useless(psnr_db, mean_image_db), _coarse(psnr_db)) if f))
+    the KL term's weight `beta` where it is known. With a codebook, `codebook_use` is the share of its codes in use."""
+    checks = [_not_finite(latents), _collapse(latents)]
+    if latents.kl is not None:
+        checks += [_unbounded(latents, latents.kl) or _without_kl(latents, beta), _precise(latents, latents.kl)]
+    checks += [_unused(codebook_use), _useless(psnr_db, mean_image_db), _coarse(psnr_db)]
+    return Verdict(tuple(finding for finding in checks if finding))
 
 
 def collapsed_channels(latents: LatentStatistics) -> list[int]:
     """The channels that carry no information about the image."""
-    silent = (latents.kl < COLLAPSED_KL) | (latents.active < COLLAPSED_SHARE)
+    silent = latents.active < COLLAPSED_SHARE
+    if latents.kl is not None:
+        silent |= latents.kl < COLLAPSED_KL
     return [i for i in range(latents.channels) if silent[i]]
 
 
@@ -83,11 +96,22 @@ def _collapse(latents: LatentStatistics) -> Finding | None:
     )
 
 
-def _unbounded(latents: LatentStatistics) -> Finding | None:
+def _unused(codebook_use: float | None) -> Finding | None:
+    if codebook_use is None or codebook_use >= LEAST_CODES:
+        return None
+    return Finding(
+        "codebook collapse",
+        f"{codebook_use:.1%} of the codes are used",
+        "take fewer vae.codes, or train longer with a codebook.revive_below above 0",
+        False,
+    )
+
+
+def _unbounded(latents: LatentStatistics, channel_kl: Tensor) -> Finding | None:
     """Latents far beyond the prior, because nothing bounded them."""
     std, extreme = float(latents.std.max()), latents.extreme
     outlier = float((_reach(latents) / latents.std.clamp(min=1e-12)).max())
-    kl = float(latents.kl.max())
+    kl = float(channel_kl.max())
     found = []
     if std > MOST_STD:
         found.append(f"a channel has std {std:.3g} where the prior's is 1")
@@ -121,10 +145,10 @@ def _without_kl(latents: LatentStatistics, beta: float | None) -> Finding | None
     )
 
 
-def _precise(latents: LatentStatistics) -> Finding | None:
+def _precise(latents: LatentStatistics, channel_kl: Tensor) -> Finding | None:
     """Posteriors so narrow that only the length of training bounds the precision that the decoder relies on."""
     ratio = float((latents.std / latents.posterior_std.clamp(min=1e-30)).max())
-    if ratio <= MOST_PRECISION or float(latents.kl.max()) > MOST_KL:
+    if ratio <= MOST_PRECISION or float(channel_kl.max()) > MOST_KL:
         return None
     return Finding(
         "unbounded precision",

@@ -21,7 +21,8 @@ from ldm.interop.files.declared import NOT_SETTINGS, of_metadata, refuse_quantis
 from ldm.interop.files.name_tables import refuse, report
 from ldm.interop.files.unread_in_pipeline import warn_of_unread
 from ldm.interop.files.values import read_json, whole
-from ldm.interop.parts import conditions, controlnet_config, inpainting, sdxl, unet_config, vae_config
+from ldm.interop.first_stages import reading
+from ldm.interop.parts import conditions, controlnet_config, inpainting, sdxl, unet_config
 from ldm.interop.settings import latent_scale
 
 log = logging.getLogger("ldm")
@@ -32,7 +33,7 @@ _KNOWN = {
     "feature_extractor", "text_encoder_2", "tokenizer_2",
 }  # fmt: skip
 _OWN = ("LdmVAE", "LdmUNet", "LdmConditioner")  # classes that our export writes beside the weights
-_PARTS = ("AutoencoderKL", "UNet2DConditionModel", "ControlNetModel", *_OWN)
+_PARTS = (*reading.KINDS, "UNet2DConditionModel", "ControlNetModel", *_OWN)
 
 
 def is_diffusers(folder: Path) -> bool:
@@ -49,7 +50,7 @@ def controlnet_in(folder: Path) -> Path | None:
 
 
 def load_folder(folder: str | Path) -> nn.Module:
-    """The model in a diffusers folder, in eval mode: a LatentDiffusion, an AutoencoderKL, a UNet or a ControlNet.
+    """The model in a diffusers folder, in eval mode: a LatentDiffusion, an autoencoder, a UNet or a ControlNet.
 
     A pipeline's ControlNet isn't loaded with it: see `controlnet_in`. Raises UserError naming what can't be
     represented.
@@ -81,9 +82,9 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
     if name == "ControlNetModel":
         net = _restore(controlnet_config.from_diffusers(config), controlnet_config.weights(state, config), folder)
         return _with_features(net, config)
-    if name == "AutoencoderKL":
-        model = _restore(vae_config.from_diffusers(config), vae_config.weights_from_diffusers(state, config), folder)
-        model.scaling = latent_scale.of_config(config, str(folder / "config.json"))  # type: ignore[assignment]
+    if name in reading.KINDS:
+        model = _restore(reading.spec_of_config(config), reading.weights(state, config), folder)
+        model.scaling = reading.whitening(config, str(folder / "config.json"))  # type: ignore[assignment]
         return model
     model = _restore(unet_config.from_diffusers(config), unet_config.weights(state, config), folder)
     return _with_features(model, config)
@@ -288,4 +289,4 @@ def _first_stage(folder: Path, present: set[str], network: Any) -> tuple[nn.Modu
             for name in ("latent_mean", "latent_std")
         )
         return first_stage, (mean, latent_scale.positive(std, f"{where}: latent_std"))
-    return first_stage, latent_scale.of_config(config, where)
+    return first_stage, reading.whitening(config, where)

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.common.files import atomic_write
-from ldm.common.registry import spec_of
 from ldm.conditioning import ClassLabel, Conditioner, FrozenText, Text
 from ldm.conditioning.text.encoders import write_encoder
 from ldm.diffusion import Flow
@@ -30,11 +29,11 @@ from ldm.interop.exporting.augmentation import without_augmentation
 from ldm.interop.exporting.bundle import bundle, frozen_in, without_words
 from ldm.interop.exporting.card import card
 from ldm.interop.exporting.export_report import Report
-from ldm.interop.exporting.flatten import flat
+from ldm.interop.exporting.part_files import copy_source, write_json, write_own, write_part
+from ldm.interop.first_stages.writing import write_first_stage
 from ldm.interop.parts import controlnet_config, inpainting, sdxl, unet_config, vae_config
-from ldm.interop.settings.latent_scale import SD_FACTOR
 from ldm.interop.to_single_file import to_single_file
-from ldm.networks import AutoencoderKL, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
+from ldm.networks import Autoencoder, Controlled, ControlNet, DiT, DiTControlNet, Identity, UNet
 
 FORMATS = ("diffusers", "ldm", "single_file")
 
@@ -46,7 +45,7 @@ def export(
     about: Mapping[str, Any] | None = None,
     dtype: str | None = None,
 ) -> Report:
-    """Writes `model` (LatentDiffusion, AutoencoderKL, UNet, DiT or ControlNet) to the folder `out`, which must be new
+    """Writes `model` (LatentDiffusion, an autoencoder, UNet, DiT or ControlNet) to the folder `out`, which must be new
     or empty.
 
     `to="ldm"` writes a model folder that includes the files of frozen text encoders, `to="single_file"` the
@@ -85,12 +84,11 @@ def _folder(model: nn.Module, out: Path, to: str, about: Mapping[str, Any], dtyp
 
 def _to_diffusers(model: nn.Module, out: Path, about: Mapping[str, Any]) -> Report:
     report = Report()
-    if isinstance(model, AutoencoderKL):
+    if isinstance(model, Autoencoder):
         z = model.latent_channels
-        _write_vae(
+        write_first_stage(
             model,
-            torch.zeros(z),
-            torch.ones(z),
+            (torch.zeros(z), torch.ones(z)),
             out=out,
             report=report,
             sample_size=32,
@@ -123,15 +121,14 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         "unet": _write_unet(network, out / "unet", report, size=size, conditioner=model.conditioner)
     }
     scheduler = schedulers.to_diffusers(model.denoiser.parameterization, model.sampling)
-    _write_json(out / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     report.parts["scheduler"] = "stock"
     if not isinstance(model.first_stage, Identity):
         side = max(model.preprocess.height, model.preprocess.width)
         where = out / "vae"
-        index["vae"] = _write_vae(
-            model.first_stage, model.latent_mean, model.latent_std, out=where, report=report, sample_size=side
-        )
+        whitening = (model.latent_mean, model.latent_std)
+        index["vae"] = write_first_stage(model.first_stage, whitening, out=where, report=report, sample_size=side)
     index |= _write_conditions(model.conditioner, out, report)
     reason = pipelines.why_own(model, index)
     if reason:
@@ -147,7 +144,7 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
         )
     if reason:
         report.parts["pipeline"] = reason
-        _copy_source("ldm_pipeline", out)
+        copy_source("ldm_pipeline", out)
         index |= {"_class_name": ["ldm_pipeline", "LdmPipeline"], "shape": [z, *size], "sampling": dict(model.sampling)}
         if isinstance(model.denoiser.parameterization, Flow):
             index["t_max"] = scheduler["t_max"]
@@ -156,7 +153,7 @@ def _write_pipeline(model: Any, out: Path, report: Report) -> None:
     else:
         report.parts["pipeline"] = "stock"
         index |= pipelines.settings(model, network, scheduler["_class_name"], bool(controlnets))
-    _write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
+    write_json(out / "model_index.json", {"_diffusers_version": "0.35.0", **index})
 
 
 def _check_own(conditioner: Conditioner, reason: str) -> None:
@@ -188,42 +185,19 @@ def _write_unet(
         reasons.append("vector_layers=2 without Stable Diffusion XL's conditions")
     if reasons or isinstance(network, DiT):
         report.parts["unet"] = "; ".join(reasons)
-        return _write_own("ldm_unet", "LdmUNet", network, out=out, config={"sample_size": sample_size})
+        return write_own("ldm_unet", "LdmUNet", network, out=out, config={"sample_size": sample_size})
     report.parts["unet"] = "stock"
     features = None if conditioner is None else sdxl.features_of(conditioner)
     config = unet_config.to_diffusers(network, sample_size, features)
-    _write_part(out, config, unet_config.weights(network.state_dict(), config))
+    write_part(out, config, unet_config.weights(network.state_dict(), config))
     return ["diffusers", "UNet2DConditionModel"]
 
 
 def _write_controlnet(model: ControlNet, out: Path, report: Report, features: int | None = None) -> list[str]:
     config = controlnet_config.to_diffusers(model, features)
-    _write_part(out, config, controlnet_config.weights(model.state_dict(), config))
+    write_part(out, config, controlnet_config.weights(model.state_dict(), config))
     report.parts["controlnet"] = "stock"
     return ["diffusers", "ControlNetModel"]
-
-
-def _write_vae(
-    model: AutoencoderKL,
-    mean: Tensor,
-    std: Tensor,
-    out: Path,
-    report: Report,
-    sample_size: int,
-    declared: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """`declared` are the settings for latents in the config of an autoencoder that is exported by itself."""
-    if reasons := vae_config.obstacles(model):
-        report.parts["vae"] = "; ".join(reasons)
-        whitening = {"latent_mean": mean.tolist(), "latent_std": std.tolist(), "scaling_factor": 1.0}
-        return _write_own("ldm_vae", "LdmVAE", model, out=out, config=whitening)
-    report.parts["vae"] = "stock"
-    factor, state = vae_config.stock_factor(mean, std), dict(model.state_dict())
-    if factor is None:  # with the factor that all tools assume for Stable Diffusion where a file has none
-        factor, state = SD_FACTOR, vae_config.fold(state, mean, std * SD_FACTOR)
-    folded = "quant_conv.weight" in state
-    _write_part(out, vae_config.to_diffusers(model, sample_size, factor, folded) | dict(declared or {}), state)
-    return ["diffusers", "AutoencoderKL"]
 
 
 def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> dict[str, list[str]]:
@@ -247,7 +221,7 @@ def _write_conditions(conditioner: Conditioner, out: Path, report: Report) -> di
         return {}
     report.parts["conditioner"] = f"built-in {', '.join(parts)}"
     return {
-        "conditioner": _write_own("ldm_conditioner", "LdmConditioner", conditioner, out=out / "conditioner", config={})
+        "conditioner": write_own("ldm_conditioner", "LdmConditioner", conditioner, out=out / "conditioner", config={})
     }
 
 
@@ -266,35 +240,7 @@ def _write_encoders(parts: list[FrozenText], out: Path, report: Report) -> dict[
 def _set_length(config: Path, length: int | None) -> None:
     """Sets the length to which pipelines pad in the tokenizer's config."""
     if length and config.is_file():
-        _write_json(config, json.loads(config.read_text()) | {"model_max_length": length})
-
-
-def _write_own(module: str, name: str, network: nn.Module, out: Path, config: Mapping[str, Any]) -> list[str]:
-    """Writes a part with a class of ours in a file beside the weights.
-
-    It holds `network` and is built from its spec.
-    """
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    _write_part(out, {"_class_name": name, "spec": spec_of(network), **config}, state)
-    _copy_source(module, out)
-    return [module, name]
-
-
-def _copy_source(module: str, out: Path) -> None:
-    atomic_write(out / f"{module}.py", flat(f"ldm.interop.exporting.beside.{module}"))
-
-
-def _write_part(out: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    _write_json(out / "config.json", {k: v for k, v in config.items() if v is not None})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state.items())}
-    save_file(tensors, out / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_json(config, json.loads(config.read_text()) | {"model_max_length": length})
 
 
 if __name__ == "__main__":

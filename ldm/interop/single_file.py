@@ -29,8 +29,8 @@ from ldm.interop.settings import (
     prediction,
     sampler_settings,
 )
-from ldm.networks import AutoencoderKL, UNet
-from ldm.networks.autoencoder import check_size
+from ldm.networks import Autoencoder, AutoencoderKL, UNet
+from ldm.networks.first_stages.base import check_size
 
 log = logging.getLogger("ldm")
 _IGNORED = (
@@ -52,7 +52,7 @@ def load_single_file(
     ema: bool = False,
     size: int | None = None,
 ) -> nn.Module:
-    """The LatentDiffusion in a single-file checkpoint, or its AutoencoderKL, UNet or ControlNet if it holds only that.
+    """The LatentDiffusion in a single-file checkpoint, or its autoencoder, UNet or ControlNet if it holds only that.
 
     Arguments give what the file doesn't declare: `heads` or `head_dim` (by default from the trainer's settings, else 8
     heads, or 64 channels per head with linear projections); `prediction` ("eps", "v" or "flow"; by default as declared,
@@ -145,6 +145,7 @@ def _whole(
     if sdxl.is_xl_unet(network) and not is_xl:
         raise UserError(f"{path} can't be represented here: its U-Net's label_emb is a network, as in unCLIP.")
     z, factor = first_stage.latent_channels, sdxl.FACTOR if is_xl else latent_scale.SD_FACTOR
+    factor = 1.0 if first_stage.REGULARIZER == "codebook" else factor  # LDM's own, without scale_factor
     whitening = latent_scale.of_checkpoint(latents, given.get("scaling_factor"), z, where=str(path), usual=factor)
     two = network.context_dim == 1024
     usual_kind = "v" if two and not network.concat_channels else "eps"  # Stable Diffusion 2's inpainting model is eps
@@ -219,8 +220,8 @@ def load_unet(state: Mapping[str, Tensor], where: str, heads: int | None = None,
     return _restore(spec, ours, wanted, where)
 
 
-def load_vae(state: Mapping[str, Tensor], where: str) -> AutoencoderKL:
-    """Our AutoencoderKL with CompVis's weights (prefix removed)."""
+def load_vae(state: Mapping[str, Tensor], where: str) -> Autoencoder:
+    """Our AutoencoderKL or VQModel with CompVis's weights (prefix removed)."""
     state = {name: tensor for name, tensor in state.items() if not name.startswith(_IGNORED)}
     spec = compvis_shapes.vae_spec(state)
     with torch.device("meta"):

@@ -17,9 +17,9 @@ from ldm.model.distilled import terms_of
 from ldm.model.inputs import fills
 from ldm.model.latent_space import finite
 from ldm.model.request import Request, seeds_of
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.networks.attention import constant_contexts
-from ldm.networks.autoencoder import check_size
+from ldm.networks.first_stages.base import check_size
 
 OnStep = Callable[[int, int, Tensor], None]  # (step, number of steps, denoised latents)
 
@@ -95,11 +95,12 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
 
 @check_arguments
 @torch.no_grad()
-def sample_prior(vae: AutoencoderKL, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
-    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I), as an autoencoder alone generates them."""
+def sample_prior(vae: Autoencoder, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
+    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I), or from codes of which each is as likely, as an
+    autoencoder alone generates them."""
     check_size(*size, vae.factor)
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, seeds_of(seed, n)
     batches = [seeds[i : i + batch_size] for i in range(0, n, batch_size)]
-    images = [finite(vae.decode(ImageNoise(some, shape, device)())) for some in batches]
+    images = [finite(vae.decode(vae.prior(ImageNoise(some, shape, device)()))) for some in batches]
     return torch.cat(images).clamp(-1, 1)

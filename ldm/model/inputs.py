@@ -16,8 +16,8 @@ from ldm.conditioning import ImageSize, LowRes
 from ldm.conditioning.sizes import framed
 from ldm.images import CONVERTED, Notes, Preprocess, check_alike, open_map, open_mask
 from ldm.model.initial_image import InitialImage, margins
-from ldm.networks.autoencoder import check_size
 from ldm.networks.computing.finite import is_finite
+from ldm.networks.first_stages.base import check_size
 
 _log = logging.getLogger("ldm")
 FRAME = ImageSize.column

@@ -24,7 +24,7 @@ from ldm.model.inputs import Size, check_images, fills, initial_image, prompts_o
 from ldm.model.interpolation import interpolate, variations
 from ldm.model.latent_space import InLatents
 from ldm.model.request import DEFAULTS, request_of
-from ldm.networks import AutoencoderKL, Identity
+from ldm.networks import Autoencoder, Identity
 from ldm.networks.computing.coding import Coding
 from ldm.networks.computing.precision import KeepsFloat32
 
@@ -71,7 +71,7 @@ class LatentDiffusion(KeepsFloat32, InLatents, Described, Adaptable, Exportable,
 
     def __init__(
         self,
-        first_stage: AutoencoderKL | Identity,
+        first_stage: Autoencoder | Identity,
         denoiser: Denoiser,
         conditioner: Conditioner,
         preprocess: Preprocess,

@@ -12,7 +12,7 @@ from ldm.adapters.adapter import hash_of
 from ldm.artifact import encoder_hash
 from ldm.common.annotations import check_arguments
 from ldm.common.errors import UserError
-from ldm.networks import AutoencoderKL, Identity
+from ldm.networks import Autoencoder, Identity
 from ldm.networks.computing.coding import Coding
 from ldm.networks.computing.finite import is_finite
 
@@ -20,10 +20,11 @@ from ldm.networks.computing.finite import is_finite
 class InLatents:
     """A model whose denoiser works on whitened latents of a first stage: z = (latent - latent_mean) / latent_std."""
 
-    first_stage: AutoencoderKL | Identity
+    first_stage: Autoencoder | Identity
     latent_mean: Tensor
     latent_std: Tensor
     coding: Coding
+    previewer: tuple[Autoencoder, ...] = ()  # of `preview`; in a tuple, so that its weights aren't part of this
     _opener: ClassVar[Callable[..., Any]]  # `ldm.load`, which stands above and puts itself here
 
     @property
@@ -86,6 +87,40 @@ class InLatents:
         hash_of(self)  # adapters identify the model by its hash, so it is computed before the change
         mine.load_state_dict(other.weights_of(other.DECODING), strict=False)
 
+    @check_arguments
+    def load_preview_decoder(self, path: str | Path) -> None:
+        """Loads a small decoder for `preview`, such as TAESD's for Stable Diffusion, from whatever `ldm.load` reads.
+
+        It isn't part of the model, and the images that the model generates stay the same. Raises UserError unless it
+        decodes latents and makes images of the model's channels and size.
+        """
+        other = autoencoder(self._opener(path, precision=self.precision), str(path))
+        mine: Any = self.first_stage
+        wanted, found = ((stage.latent_channels, stage.factor, stage.in_channels) for stage in (mine, other))
+        if wanted != found:
+            raise UserError(
+                f"preview_decoder={path} reads {_words(other)}, and this model's latents have {_words(mine)}: take the "
+                "one that was made for its first stage, or none."
+            )
+        self.previewer = (other,)
+
+    @torch.no_grad()
+    def preview(self, latents: Tensor) -> Tensor:
+        """Whitened latents (B, z, h, w) -> images (B, C, H, W) in [-1, 1] to look at: by the preview decoder if one is
+        loaded, else by `decode`.
+
+        Preview decoders read latents as diffusers scales them for a denoiser. For a first stage that came from a file
+        of diffusers that is as its config declares; otherwise it is this model's whitening.
+        """
+        if not self.previewer:
+            return self.decode(latents)
+        own, other = getattr(self.first_stage, "scaling", None), self.previewer[0].to(self.latent_mean.device)
+        raw = self.unwhiten(latents.float())
+        scaled = _scaled(raw, own) if own else latents.float()
+        with torch.autocast(latents.device.type, enabled=False):
+            images = other.decode(_scaled(scaled, other.scaling, inverse=True) if other.scaling else scaled)
+        return images.clamp(-1, 1).where(images.isfinite(), math.nan)
+
     @property
     def dtype(self) -> torch.dtype:
         """The type in which the networks compute on the model's device."""
@@ -120,10 +155,10 @@ class InLatents:
         return latents * _spread(self.latent_std) + _spread(self.latent_mean)
 
 
-def autoencoder(model: Any, where: str) -> AutoencoderKL:
+def autoencoder(model: Any, where: str) -> Autoencoder:
     """The loaded autoencoder, or the first stage of a whole model. Raises UserError if there is none."""
     found = getattr(model, "first_stage", model)
-    if not isinstance(found, AutoencoderKL):
+    if not isinstance(found, Autoencoder):
         raise UserError(f"{where} holds a {type(model).__name__} without an autoencoder; name a run of train_vae.py.")
     return found
 
@@ -143,7 +178,7 @@ def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, 
 
     Anything else, such as an adapter, has only the defaults: other settings raise UserError.
     """
-    if isinstance(model, AutoencoderKL):
+    if isinstance(model, Autoencoder):
         model.coding = Coding(precision, tile, tile_statistics, compile)
     elif isinstance(model, InLatents):
         model.compute(precision, tile, tile_statistics, compile)
@@ -153,6 +188,16 @@ def compute(model: Any, precision: Any, tile: int | None, tile_statistics: str, 
             f"precision=, tile= and compile= are for models that generate, and a {name} doesn't: leave them out."
         )
     return model
+
+
+def _scaled(latents: Tensor, scaling: tuple[list[float], list[float]], inverse: bool = False) -> Tensor:
+    """(latents - mean) / std by channel, or the inverse of that, for `latents` (B, z, h, w)."""
+    mean, std = (_spread(latents.new_tensor(values)) for values in scaling)
+    return latents * std + mean if inverse else (latents - mean) / std
+
+
+def _words(stage: Any) -> str:
+    return f"{stage.latent_channels} channels at 1/{stage.factor} of an image of {stage.in_channels} channels"
 
 
 def _spread(channels: Tensor) -> Tensor:

@@ -5,13 +5,18 @@ from ldm.networks.autoencoder import AutoencoderKL
 from ldm.networks.cond import Cond
 from ldm.networks.controlnet import Controlled, ControlNet, DiTControlNet, controlnet_for
 from ldm.networks.dit import DiT
+from ldm.networks.first_stages.base import Autoencoder
+from ldm.networks.first_stages.tiny import AutoencoderTiny
+from ldm.networks.first_stages.vq import VQModel
 from ldm.networks.gaussian import Gaussian
 from ldm.networks.identity import Identity
 from ldm.networks.text import TextTransformer
 from ldm.networks.unet import UNet
 
 __all__ = [
+    "Autoencoder",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "Cond",
     "ControlNet",
     "Controlled",
@@ -21,5 +26,6 @@ __all__ = [
     "Identity",
     "TextTransformer",
     "UNet",
+    "VQModel",
     "controlnet_for",
 ]

@@ -1,6 +1,5 @@
-"""The KL autoencoder of stage one, with the state-dict names of diffusers' AutoencoderKL."""
+"""The convolutional autoencoders of stage one, and AutoencoderKL, with the state-dict names of diffusers."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.common.describe import Described, millions
 from ldm.common.errors import UserError
-from ldm.common.randomness import normal
 from ldm.common.registry import register
 from ldm.networks.attention import PixelAttention
+from ldm.networks.first_stages.base import Autoencoder
 from ldm.networks.gaussian import Gaussian
 from ldm.networks.layers import Downsample, ResnetBlock, Upsample, format_on, groups_of, silu, zero_
 
@@ -117,37 +115,32 @@ class Decoder(nn.Module):
         return silu(self.conv_norm_out(h))
 
 
-@register
-class AutoencoderKL(Described, nn.Module):
-    """The variational autoencoder of latent diffusion (Kingma and Welling 2014; Rombach et al. 2022, section 3.1).
+class ConvAutoencoder(Autoencoder):
+    """An autoencoder of an `Encoder` and a `Decoder`, with 1x1 convolutions between them and the latents.
 
-    It maps images to normal distributions of latents, and latents back to images. `channels` is the base width,
-    multiplied by `multipliers` for each level, or a list with the width of each level; each further level halves the
-    size. A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one,
-    without arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is
-    stem * 2^(levels - 1). Without `quant_convs` there are no 1x1 convolutions between the networks and the latents, as
-    in Stable Diffusion 3 and Flux.
+    `moments` is the number of channels that describe the posterior; `hidden` are those between the networks and the 1x1
+    convolutions: of the encoder, by default as many as moments, and of the decoder, by default as many as latents. The
+    other arguments are those of `AutoencoderKL`.
     """
 
-    # Mean and standard deviation of the latents by channel, where the file of diffusers declared (z - shift) * scale.
-    scaling: tuple[list[float], list[float]] | None = None
-    coding: Any = None  # the precision and parts in which it computes: see `ldm.networks.computing.coding`
-    ENCODING = ("encoder", "quant_conv", "shortcut_in")  # the parts of each half
-    DECODING = ("decoder", "post_quant_conv", "shortcut_out")
+    ENCODING: tuple[str, ...] = ("encoder", "quant_conv", "shortcut_in")
+    DECODING: tuple[str, ...] = ("decoder", "post_quant_conv", "shortcut_out")
 
     def __init__(
         self,
-        in_channels: int = 3,
-        latent_channels: int = 4,
+        in_channels: int,
+        latent_channels: int,
         *,
-        channels: int | Sequence[int] = 64,
-        multipliers: Sequence[float] = (1, 2),
-        blocks: int = 1,
-        stem: int = 1,
-        attention: bool = False,
-        shortcut: bool = False,
-        groups: int | None = None,
-        quant_convs: bool = True,
+        moments: int,
+        channels: int | Sequence[int],
+        multipliers: Sequence[float],
+        blocks: int,
+        stem: int,
+        attention: bool,
+        shortcut: bool,
+        groups: int | None,
+        quant_convs: bool,
+        hidden: int | None = None,
     ):
         super().__init__()
         widths = [round(channels * m) for m in multipliers] if isinstance(channels, int) else list(channels)
@@ -163,37 +156,17 @@ class AutoencoderKL(Described, nn.Module):
             raise UserError(f"vae.stem={stem} isn't a power of two: give 1, 2 or 4.")
         self.in_channels, self.latent_channels, self.stem = in_channels, latent_channels, stem
         self.factor = stem * 2 ** (len(widths) - 1)
-        pixels = in_channels * stem**2
-        self.encoder = Encoder(pixels, 2 * latent_channels, widths, blocks=blocks, attention=attention, groups=groups)
-        self.decoder = Decoder(latent_channels, pixels, widths, blocks=blocks + 1, attention=attention, groups=groups)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if quant_convs else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if quant_convs else nn.Identity()
-        # A small spread at first: the decoder must learn to read latents before the KL term drowns them in noise.
-        nn.init.constant_(self._last_of_encoder.bias[latent_channels:], START_LOGVAR)  # type: ignore[index]
+        pixels, out, back = in_channels * stem**2, hidden or moments, hidden or latent_channels
+        self.encoder = Encoder(pixels, out, widths, blocks=blocks, attention=attention, groups=groups)
+        self.decoder = Decoder(back, pixels, widths, blocks=blocks + 1, attention=attention, groups=groups)
+        self.quant_conv = nn.Conv2d(out, moments, 1) if quant_convs else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latent_channels, back, 1) if quant_convs else nn.Identity()
         patch = in_channels * self.factor**2
-        self.shortcut_in = nn.Conv2d(patch, 2 * latent_channels, 1) if shortcut else None
+        self.shortcut_in = nn.Conv2d(patch, moments, 1) if shortcut else None
         self.shortcut_out = nn.Conv2d(latent_channels, patch, 1) if shortcut else None
 
-    def facts(self) -> dict[str, str]:
-        """Channels, factor and size in parameters, for `Described`, and how it computes."""
-        return {
-            "images": f"{self.in_channels} channels",
-            "latents": f"{self.latent_channels} channels, 1/{self.factor} of height and width",
-            "size": millions(self.parameters()),
-            **({} if self.coding is None else self.coding.facts(self.encoder.conv_in.weight.device)),
-        }
-
-    def encode(self, images: Tensor) -> Gaussian:
-        """`images` (B, C, H, W) in [-1, 1], sides divisible by `factor` -> q(z | x) over (B, z, H/f, W/f)."""
-        check_size(images.shape[2], images.shape[3], self.factor)
-        return Gaussian.from_moments(self.moments(images)) if self.coding is None else self.coding.encode(self, images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """`latents` (B, z, h, w) -> images (B, C, h f, w f), about in [-1, 1]."""
-        return self.pixels(latents) if self.coding is None else self.coding.decode(self, latents)
-
     def moments(self, images: Tensor, encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Mean and log-variance of q(z | x), (B, 2z, H/f, W/f). `encoder` replaces the model's own."""
+        """The numbers (B, M, H/f, W/f) that describe q(z | x). `encoder` replaces the model's own."""
         x = F.pixel_unshuffle(images, self.stem) if self.stem > 1 else images  # (B, C s^2, H/s, W/s)
         x = x.contiguous(memory_format=format_on(x.device))
         moments = self.quant_conv((encoder or self.encoder)(x))
@@ -210,43 +183,23 @@ class AutoencoderKL(Described, nn.Module):
             images = images + F.pixel_shuffle(self.shortcut_out(z), self.factor)
         return images
 
-    def weights_of(self, parts: Sequence[str]) -> dict[str, Tensor]:
-        """The weights of one half, `ENCODING` or `DECODING`, under their names in the whole state dict."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name.partition(".")[0] in parts}
+    def encoding_form(self) -> dict[str, Any]:
+        """What latents depend on beside the weights: the stem and the norms' groups."""
+        return super().encoding_form() | {"stem": self.stem, "groups": self.encoder.conv_norm_out.num_groups}
 
-    def freeze_encoder(self) -> None:
-        """Stops gradients of the encoder's half, so that training leaves it unchanged."""
-        for name, parameter in self.named_parameters():
-            if name.partition(".")[0] in self.ENCODING:
-                parameter.requires_grad_(False)
+    @property
+    def width(self) -> int:
+        """The channels of the encoder's last maps."""
+        return self.encoder.conv_out.in_channels
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Gaussian]:
-        """The reconstruction (B, C, H, W) from one sample of the posterior, and the posterior."""
-        posterior = self.encode(images)
-        return self.decode(posterior.sample(noise)), posterior
+    @property
+    def starts_from_images(self) -> bool:
+        """Whether there are shortcuts, which start from principal components."""
+        return self.shortcut_in is not None
 
-    @torch.no_grad()
-    def augment(
-        self, images: Tensor, n: int = 1, temperature: float = 1.0, seed: int = 0, position: Tensor | None = None
-    ) -> Tensor:
-        """`n` variants of each image (B, C, H, W) -> (B, n, C, H, W): z ~ N(mean, (temperature std)^2), decoded.
-
-        At temperature 0 it is the reconstruction, at 1 a decoded sample of the posterior. How much changes depends on
-        how far the KL term lets the posterior spread. The noise depends only on `seed` and each image's `position`
-        (B,), by default its index in the batch.
-        """
-        if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
-            raise UserError("augment takes a tensor of images (B, C, H, W) in [-1, 1]; augment.py reads files.")
-        if n < 1 or not 0 <= temperature < math.inf:
-            raise UserError(
-                f"n={n}, temperature={temperature}: give at least one variant, at a temperature of 0 or more."
-            )
-        posterior = self.encode(images)
-        position = torch.arange(len(images)) if position is None else position
-        shape = (n, *posterior.mean.shape[1:])
-        noise = normal(seed, "augment", position.to(images.device), shape)  # (B, n, z, h, w)
-        latents = posterior.mean[:, None] + temperature * posterior.std[:, None] * noise
-        return self.decode(latents.flatten(0, 1)).clamp(-1, 1).unflatten(0, (len(images), n))
+    def start_from(self, images: Tensor) -> None:
+        """`start_from_principal_components`."""
+        self.start_from_principal_components(images)
 
     @torch.no_grad()
     def start_from_principal_components(self, images: Tensor) -> None:
@@ -263,9 +216,10 @@ class AutoencoderKL(Described, nn.Module):
         z = self.latent_channels
         variance, basis = variance[-z:].flip(0).clamp(min=1e-6), basis[:, -z:].flip(1)  # (z,), (C f^2, z)
         whiten = (basis / variance.sqrt()).T  # (z, C f^2)
-        self.shortcut_in.weight.copy_(torch.cat([whiten, torch.zeros_like(whiten)])[..., None, None])
+        self.shortcut_in.weight.zero_()
+        self.shortcut_in.weight[:z].copy_(whiten[..., None, None])
         assert self.shortcut_in.bias is not None and self.shortcut_out.bias is not None
-        self.shortcut_in.bias.copy_(torch.cat([-whiten @ mean, torch.full((z,), START_LOGVAR)]))
+        self.shortcut_in.bias.fill_(START_LOGVAR)[:z].copy_(-whiten @ mean)
         self.shortcut_out.weight.copy_((basis * variance.sqrt())[..., None, None])
         self.shortcut_out.bias.copy_(mean)
         zero_(self._last_of_encoder)
@@ -281,8 +235,48 @@ class AutoencoderKL(Described, nn.Module):
         return self.decoder.conv_out.weight
 
 
-def check_size(height: int, width: int, factor: int) -> None:
-    """Refuses sizes that the autoencoder can't halve evenly."""
-    if height % factor or width % factor:
-        fit = f"{-(-height // factor) * factor}x{-(-width // factor) * factor}"
-        raise UserError(f"{height}x{width} isn't divisible by the autoencoder's factor {factor}; use data.size={fit}.")
+@register
+class AutoencoderKL(ConvAutoencoder):
+    """The variational autoencoder of latent diffusion (Kingma and Welling 2014; Rombach et al. 2022, section 3.1).
+
+    It maps images to normal distributions of latents, and latents back to images. `channels` is the base width,
+    multiplied by `multipliers` for each level, or a list with the width of each level; each further level halves the
+    size. A `stem` of s moves s x s pixels into channels before the first convolution and back after the last one,
+    without arithmetic (Shi et al. 2016): on a CPU it more than halves the cost of a step. The whole factor is
+    stem * 2^(levels - 1). Without `quant_convs` there are no 1x1 convolutions between the networks and the latents, as
+    in Stable Diffusion 3 and Flux.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        latent_channels: int = 4,
+        *,
+        channels: int | Sequence[int] = 64,
+        multipliers: Sequence[float] = (1, 2),
+        blocks: int = 1,
+        stem: int = 1,
+        attention: bool = False,
+        shortcut: bool = False,
+        groups: int | None = None,
+        quant_convs: bool = True,
+    ):
+        super().__init__(
+            in_channels,
+            latent_channels,
+            moments=2 * latent_channels,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            stem=stem,
+            attention=attention,
+            shortcut=shortcut,
+            groups=groups,
+            quant_convs=quant_convs,
+        )
+        # A small spread at first: the decoder must learn to read latents before the KL term drowns them in noise.
+        nn.init.constant_(self._last_of_encoder.bias[latent_channels:], START_LOGVAR)  # type: ignore[index]
+
+    def posterior(self, moments: Tensor) -> Gaussian:
+        """q(z | x) from mean and log-variance stacked over channels, (B, 2z, h, w)."""
+        return Gaussian.from_moments(moments)

@@ -21,7 +21,7 @@ from ldm.data.datamodule import Gathers
 from ldm.data.storage.table import AUGMENT, FRAME, Table
 from ldm.diffusion import Denoiser
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL, Identity
+from ldm.networks import Autoencoder, Identity
 from ldm.training import loss_mask
 from ldm.training.auto.settle import settle_network
 from ldm.training.ldm_task import DiffusionTask
@@ -33,7 +33,7 @@ from ldm.training.trainer.fit import cache_of, check_environment, device_for
 from ldm.training.trainer.measured import FIGURES, MeasureOf, settle_distance
 from ldm.training.vae_run import check_images
 
-FirstStage = AutoencoderKL | Identity
+FirstStage = Autoencoder | Identity
 Tables = tuple[Table, Table]
 LOGGED = ("val/loss", *(f"val/loss_q{i}" for i in range(1, 5)), *FIGURES)  # in each validation
 
@@ -151,7 +151,7 @@ def open_first_stage(path: Path | None, table: Table, named: bool = True) -> Fir
     if path is None:
         return Identity(channels)
     vae = load(path, precision="float32")
-    if not isinstance(vae, AutoencoderKL):
+    if not isinstance(vae, Autoencoder):
         raise UserError(f"first_stage={path} isn't an autoencoder; name a run of train_vae.py.")
     if vae.in_channels != channels:
         raise UserError(

@@ -10,7 +10,7 @@ from ldm.conditioning import Conditioner
 from ldm.diffusion import Denoiser
 from ldm.images import Preprocess
 from ldm.model.latent_diffusion import LatentDiffusion
-from ldm.networks import AutoencoderKL, Cond, Gaussian, Identity
+from ldm.networks import Autoencoder, Cond, Gaussian, Identity
 from ldm.training.loss_mask import mean_counted, sample_weights
 from ldm.training.task import Task
 from ldm.training.trainer.means import Split, by_quarter
@@ -30,7 +30,7 @@ class DiffusionTask(Task):
 
     def __init__(
         self,
-        first_stage: AutoencoderKL | Identity,
+        first_stage: Autoencoder | Identity,
         denoiser: Denoiser,
         conditioner: Conditioner,
         preprocess: Preprocess,

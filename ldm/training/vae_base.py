@@ -16,7 +16,7 @@ from ldm.common.registry import spec_of
 from ldm.data.storage.table import Table
 from ldm.model.latent_space import autoencoder
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import device_for
 from ldm.training.vae_task import psnr
@@ -37,7 +37,7 @@ def precheck(config: Mapping[str, Any]) -> Path | None:
     return find_run("vae", base, config["runs_dir"]) if base and not config["resume"] else None
 
 
-def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -> AutoencoderKL | None:
+def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -> Autoencoder | None:
     """Puts the base's sizes and its hash into the config, and returns the base.
 
     None without a base, and for a run that is resumed (`recorded` is its config), whose checkpoint has all weights.
@@ -67,12 +67,12 @@ def settle(config: dict[str, Any], recorded: Mapping[str, Any], channels: int) -
     return vae
 
 
-def rate_for(vae: AutoencoderKL) -> float:
+def rate_for(vae: Autoencoder) -> float:
     """1e-3 for a network 64 wide, less for wider ones: 1.25e-4 for Stable Diffusion's."""
-    return round(min(1e-3, 1e-3 * 64 / vae.encoder.conv_out.in_channels), 6)
+    return round(min(1e-3, 1e-3 * 64 / vae.width), 6)
 
 
-def open_base_autoencoder(path: Path, channels: int) -> AutoencoderKL:
+def open_base_autoencoder(path: Path, channels: int) -> Autoencoder:
     """The autoencoder at `path`, or the first stage of a whole model there, for images of that many channels."""
     vae = autoencoder(load(path, precision="float32"), f"base={path}")
     if vae.in_channels != channels:
@@ -84,7 +84,7 @@ def open_base_autoencoder(path: Path, channels: int) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def quality_lines(vae: AutoencoderKL, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> list[str]:
+def quality_lines(vae: Autoencoder, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> list[str]:
     """A line about the base's PSNR on the data before it is trained, in the first process only.
 
     It is measured on the validation images that make 2^21 pixels, but at least on 8.

@@ -17,20 +17,22 @@ from ldm.data.storage.table import Table
 from ldm.images import grid
 from ldm.model.generate import sample_prior
 from ldm.model.loading import load
-from ldm.networks import AutoencoderKL
-from ldm.networks.autoencoder import check_size
+from ldm.networks import Autoencoder
+from ldm.networks.first_stages.base import check_size
 from ldm.training import loss_mask, vae_base
 from ldm.training.auto.settle import settle_loss, settle_vae
 from ldm.training.prepared import Clock, PreparedRun, best_of, complete, open_folder, parameters_line, task_options
+from ldm.training.regularizers import check_codebook
 from ldm.training.runs import best, resume
 from ldm.training.runs.folder import RunFolder
 from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import cache_of, check_environment
 from ldm.training.vae_base import precheck
-from ldm.training.vae_task import VAETask, equivalents
+from ldm.training.vae_task import VAETask
 
 __all__ = ["main", "precheck"]
-LOGGED = tuple(f"val/{name}" for name in ("loss", "mse", "psnr", "kl", "lpips"))  # in each validation
+FIGURES = ("loss", "mse", "psnr", "kl", "commitment", "codebook_use", "perplexity", "lpips")
+LOGGED = tuple(f"val/{name}" for name in FIGURES)  # in each validation
 
 
 def main(config: dict[str, Any], job: str | None = None) -> Path:
@@ -58,15 +60,13 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
     settle_vae(config, recorded, channels=channels, size=(height, width), images=train.originals)
     settle_loss(config, recorded, channels=channels, side=min(height, width))
     vae = initial_autoencoder(config, base, train)
+    check_codebook(config["codebook"], vae)
     depends_on = {"data": train.key}
     if config.get("base"):
         depends_on["base"] = config["base_hash"]
     start = resume.check(folder, config, depends_on, start)
     folder.save_config(config)
     decoder_only = config.get("train") == "decoder"
-    notes = [vae_base.NO_KL if decoder_only else equivalents(config["beta"], vae)]
-    if base is not None:
-        notes = vae_base.quality_lines(base, val, config) + notes
     trains = parameters_line(vae=vae)
     task = VAETask(
         vae,
@@ -75,9 +75,13 @@ def prepare(config: dict[str, Any], folder: RunFolder, source: Any) -> PreparedR
         terms=config["loss"],
         beta_warmup_steps=config["beta_warmup_steps"],
         decoder_only=decoder_only,
+        codebook=config["codebook"],
         depends_on=depends_on,
         **task_options(config),
     )
+    notes = [vae_base.NO_KL if decoder_only else task.regularizer.note(vae)]
+    if base is not None:
+        notes = vae_base.quality_lines(base, val, config) + notes
     sample = reconstruction_function(val, config["samples"]["n"])
     return PreparedRun(
         task,
@@ -99,24 +103,24 @@ def _report_model(trainer: pl.Trainer, task: VAETask, folder: RunFolder, config:
     save_prior(vae, config, folder.samples / "prior.png")
     chosen = best_of(trainer)
     if chosen is None or chosen.step == trainer.global_step:  # else the figures at hand are those of another model
-        print_quality(vae, trainer.callback_metrics, task.validated)
+        print_quality(task, trainer.callback_metrics)
     if task.decoder_only:
         print(vae_base.decoder_advice(folder.path), flush=True)
 
 
-def initial_autoencoder(config: Mapping[str, Any], base: AutoencoderKL | None, table: Table) -> AutoencoderKL:
+def initial_autoencoder(config: Mapping[str, Any], base: Autoencoder | None, table: Table) -> Autoencoder:
     """The autoencoder before the first step: the base's weights, or new ones fitted to the images."""
     torch.manual_seed(config["seed"])
     vae = build(config["vae"], "vae", in_channels=table.preprocess.channels)
     check_images(vae, table)
     if base is not None:
         vae.load_state_dict(base.state_dict())
-    elif vae.shortcut_in is not None and not config.get("base"):
-        vae.start_from_principal_components(some_images(table, config["seed"]))
+    elif vae.starts_from_images and not config.get("base"):
+        vae.start_from(some_images(table, config["seed"]))
     return vae
 
 
-def check_images(vae: AutoencoderKL, table: Table) -> None:
+def check_images(vae: Autoencoder, table: Table) -> None:
     """Raises UserError for images whose size the autoencoder can't divide, or that it wouldn't compress."""
     height, width = table.images.shape[2:]
     check_size(height, width, vae.factor)
@@ -147,9 +151,9 @@ def reconstruction_function(table: Table, n: int) -> Callable[[VAETask], Tensor]
     return reconstruct
 
 
-def save_prior(vae: AutoencoderKL, config: Mapping[str, Any], path: Path) -> None:
-    """Writes a grid of decoded samples of N(0, 1), as many as the run's other grids have: a large decoder takes seconds
-    for each.
+def save_prior(vae: Autoencoder, config: Mapping[str, Any], path: Path) -> None:
+    """Writes a grid of decoded samples of the prior, as many as the run's other grids have: a large decoder takes
+    seconds for each.
 
     Where they can't be made, it prints so: the run is complete without them.
     """
@@ -163,17 +167,10 @@ def save_prior(vae: AutoencoderKL, config: Mapping[str, Any], path: Path) -> Non
     grid(decoded, 8).save(path)
 
 
-def print_quality(vae: AutoencoderKL, metrics: Mapping[str, Tensor], images: int) -> None:
-    """Prints the quality that stage two will build on, from the validation metrics of that many images."""
+def print_quality(task: VAETask, metrics: Mapping[str, Tensor]) -> None:
+    """Prints the quality that stage two will build on, from the metrics of the last validation."""
     if "val/psnr" not in metrics:
         return  # trainer.limit_val_batches=0
-    kl = [float(metrics[f"val/kl_channel_{i}"]) for i in range(vae.latent_channels)]
     psnr = f"{float(metrics['val/psnr']):.2f} dB PSNR of the reconstruction"
-    print(f"validation: {psnr}, the mean of {images} images", flush=True)
-    print("KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl), flush=True)
-    dead = [i for i, value in enumerate(kl) if value < 0.01]
-    if dead:
-        print(
-            f"channels {dead} carry no information (KL below 0.01): beta is too high for this many latent_channels",
-            flush=True,
-        )
+    for line in (f"validation: {psnr}, the mean of {task.validated} images", *task.regularizer.quality(metrics)):
+        print(line, flush=True)

@@ -1,6 +1,5 @@
-"""Stage one: a variational autoencoder."""
+"""Stage one: an autoencoder."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 from ldm.common.randomness import normal
 from ldm.diffusion.weighting import weighted_mean
 from ldm.images import Preprocess
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
 from ldm.training.loss_mask import mean_counted, mean_of_places
+from ldm.training.regularizers import regularizer_of
 from ldm.training.task import Task
 from ldm.training.vae_losses import VAELoss, shown
 
@@ -26,25 +26,30 @@ class VAETask(Task):
     Over the first `beta_warmup_steps` beta rises linearly from 0 (Bowman et al. 2016, Sonderby et al. 2016): a large
     beta from the start makes the posterior collapse before the decoder has learnt to read anything.
 
+    In place of the KL term an autoencoder with another regularizer has that: see `ldm.training.regularizers`, and
+    `codebook` for its options.
+
     With `decoder_only` the encoder's half is frozen, and the loss is that of the reconstruction from samples of the
-    posterior alone: the decoder doesn't change the KL.
+    posterior alone: the decoder doesn't change the KL, nor do codes move.
     """
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         preprocess: Preprocess,
         beta: float,
         terms: Mapping[str, Any] | None = None,
         beta_warmup_steps: int = 0,
         decoder_only: bool = False,
+        codebook: Mapping[str, Any] | None = None,
         **options: Any,
     ):
         if decoder_only:
             vae.freeze_encoder()  # before the averages are made, which share what is frozen
         super().__init__(vae, **options)
         self.decoder_only = decoder_only
-        self.beta, self.beta_warmup_steps, self.preprocess = beta, beta_warmup_steps, preprocess
+        self.preprocess = preprocess
+        self.regularizer = regularizer_of(vae, beta, beta_warmup_steps, codebook)
         side = min(preprocess.height, preprocess.width) if preprocess else 0
         self.criterion = VAELoss(vae.in_channels, side, **(terms or {}))
 
@@ -53,26 +58,29 @@ class VAETask(Task):
         self.criterion.move_to(self.device)
 
     def losses(self, batch: dict[str, Any], network: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction + beta KL, with the other terms of the criterion where they are on; and what to log."""
+        """Reconstruction + regularizer, with the other terms of the criterion where they are on; and what to log."""
         images, training, terms = batch["image"], network is self.trained, self.criterion
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.decoder_only):
             posterior = network.encode(images)
         noise = normal(self.seed, "posterior", batch["position"], tuple(posterior.mean.shape[1:]))
         # Validation decodes the mode, since the latents that stage two gives to the decoder lie near it.
         latents = posterior.sample(noise) if training else posterior.mode()
-        places, kl = self.places(batch), posterior.kl()  # (B, 1, H, W) or None, (B, C, h, w)
-        mean_kl = mean_of_places(kl, self.places(batch, kl.shape[2:]))
+        places = self.places(batch)  # (B, 1, H, W) or None
+        penalty, regular = self.regularizer(
+            network,
+            posterior,
+            lambda values: mean_of_places(values, self.places(batch, values.shape[2:])),
+            self.global_step if training else None,
+        )
         if training and terms.equivariance:
             latents, images, places = self._transformed(latents, images, places, batch["start"])
         decoded = network.decode(latents)
         square = (decoded - images).square()
         errors = square.mean((1, 2, 3)) if places is None else weighted_mean(square, places)  # (B,)
         reconstruction, logged = terms.reconstruction(decoded, images, places)
-        loss = reconstruction if self.decoder_only else reconstruction + self.beta_now(training) * mean_kl
-        logged |= {"loss": loss, "mse": mean_counted(errors, places), "kl": mean_kl}
+        loss = reconstruction if self.decoder_only else reconstruction + penalty
+        logged |= {"loss": loss, "mse": mean_counted(errors, places), **regular}
         logged["psnr"] = mean_counted(psnr(errors), places)
-        if network is self.average:
-            logged |= {f"kl_channel_{i}": value for i, value in enumerate(kl.mean((0, 2, 3)))}
         if terms.critic is not None and training and torch.is_grad_enabled():
             added, figures = terms.against_critic(
                 reconstruction,
@@ -92,11 +100,17 @@ class VAETask(Task):
         latents, joined = self.criterion.transformed(latents, joined, self.trained.factor, seed=self.seed, start=start)
         return latents, joined[:, :channels], None if places is None else joined[:, channels:]
 
-    def beta_now(self, training: bool) -> float:
-        """Beta at this step of training; in validation the full beta."""
-        if not training or not self.beta_warmup_steps:
-            return self.beta
-        return self.beta * min(1.0, (self.global_step + 1) / self.beta_warmup_steps)
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Updates the averages, and then what the regularizer changes after an optimizer step."""
+        before = self._steps_averaged
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if self._steps_averaged > before and not self.decoder_only:
+            self.regularizer.after_step([self.trained, self.average, *self.power], self.seed, self.global_step)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the means over the validation samples, and the regularizer's figures of all of them."""
+        super().on_validation_epoch_end()
+        self.log_dict({f"val/{name}": value for name, value in self.regularizer.validated().items()})
 
     def groups(self) -> list[dict[str, Any]]:
         """The critic is a group of the same optimizer, with the betas of adversarial training (LDM)."""
@@ -124,18 +138,3 @@ class VAETask(Task):
 def psnr(mse: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], whose peak is 2, by their mean squared error."""
     return 10 * torch.log10(4 / mse.clamp(min=1e-12))
-
-
-def equivalents(beta: float, vae: AutoencoderKL) -> str:
-    """A line that gives this beta in other conventions.
-
-    A position of the z latent channels stands for C f^2 pixel values. LDM's kl_weight, which multiplies sums, is
-    beta C f^2 / z. If the MSE is read as a log-likelihood, the decoder has the standard deviation sqrt(beta C f^2 / (2
-    z)).
-    """
-    ratio = vae.in_channels * vae.factor**2 / vae.latent_channels
-    return (
-        f"beta {beta:g} weights the mean KL per latent element against the mean squared error per pixel value; "
-        f"that equals a kl_weight of {beta * ratio:.3g} where both are summed (LDM's convention), "
-        f"and a decoder with standard deviation {math.sqrt(beta * ratio / 2):.3g} (evidence lower bound)"
-    )

@@ -39,15 +39,17 @@ def make_app(
     webhook: str = "",
     watch_s: float = 5.0,
     coding: Mapping[str, Any] | None = None,
+    preview_decoder: str | None = None,
 ) -> App:
     """The parts for the runs under `runs_dir`, with the stored alert rules.
 
     `run` is the one that the page starts with, `watch_s` the seconds between two looks at the runs, `coding` how
-    networks are computed, for `ldm.load`. Raises UserError for a `run` that doesn't exist.
+    networks are computed, for `ldm.load`, and `preview_decoder` a small decoder for previews, by run or path. Raises
+    UserError for a `run` or a `preview_decoder` that doesn't exist.
     """
     root = Path(runs_dir).expanduser()
     store = PageStore(root / "app")
-    models = Models(root, run, device, coding)
+    models = Models(root, run, device, coding, preview_decoder=preview_decoder)
     launcher, alerter = Launcher(root, store.folder), Alerter()
     watcher = Watcher(root, launcher, alerter, watch_s)
     watcher.rules = _kept_rules(store, webhook)

@@ -95,7 +95,7 @@ def test_strips_and_their_edges_see_each_row_once(monkeypatch):
     whole = vae.decode(z)
     for least in (2, 3):  # rows; a block reads two beyond a strip
         monkeypatch.setattr(strips, "LEAST_ROWS", least)
-        torch.testing.assert_close(vae.pixels(z, strips.decoder(vae.decoder, 1)), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(vae.pixels(z, strips.decoder(vae, 1)), whole, atol=1e-5, rtol=1e-5)
     vae.decoder.register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(Coding(tile=59).decode(vae, z), whole) and calls  # 48 x 72 pixels are less than 59 x 59
 

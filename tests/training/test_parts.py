@@ -17,8 +17,9 @@ from ldm.training import vae_run
 from ldm.training.averages import ema
 from ldm.training.optimization import learning_rate as schedule
 from ldm.training.optimization.learning_rate import LearningRate, TimeBudget, parse_time
+from ldm.training.regularizers import KLTerm, equivalents
 from ldm.training.trainer.callbacks import SampleGrids
-from ldm.training.vae_task import VAETask, equivalents, psnr
+from ldm.training.vae_task import VAETask, psnr
 
 
 def test_the_ramp_keeps_first_weights_out_of_short_runs():
@@ -149,9 +150,7 @@ def test_beta_rises_over_its_warmup_and_validation_has_the_whole():
     assert loss.item() == pytest.approx((logged["mse"] + 0.05 * logged["kl"]).item())
     loss, logged = task.losses(batch, task.average)
     assert loss.item() == pytest.approx((logged["mse"] + 0.5 * logged["kl"]).item())
-    assert [
-        VAETask.beta_now(SimpleNamespace(beta=2.0, beta_warmup_steps=n, global_step=7), True) for n in (0, 4, 16)
-    ] == [2, 2, 1]
+    assert [KLTerm(2.0, n).beta_at(7) for n in (0, 4, 16)] == [2, 2, 1]
 
 
 def test_psnr_is_of_images_whose_peak_is_2():

@@ -23,11 +23,11 @@ from ldm.data.storage.mapped import ByPath
 from ldm.data.storage.pieces import is_done, share
 from ldm.data.storage.table import Table, images_on, new_array, values
 from ldm.images import Preprocess
-from ldm.networks import AutoencoderKL, Gaussian, Identity
+from ldm.networks import Autoencoder, Gaussian, Identity
 
 log = logging.getLogger("ldm")
 MANIFEST = "latents.json"
-FirstStage = AutoencoderKL | Identity
+FirstStage = Autoencoder | Identity
 PIECE = 2000  # images that are encoded as one piece: at most so many are encoded again after an interruption
 
 

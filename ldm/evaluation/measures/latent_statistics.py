@@ -16,7 +16,7 @@ class LatentStatistics:
     """Of N images' posteriors. Channels are the latents' C; an element is one of the C x h x w numbers of an image."""
 
     images: int
-    kl: Tensor  # (C,) nats of an element, mean
+    kl: Tensor | None  # (C,) nats of an element, mean; None where each posterior is a point
     active: Tensor  # (C,) share of the channel's elements whose posterior mean varies over the images
     mean: Tensor  # (C,)
     std: Tensor  # (C,) of sampled latents: the spread of the means and that of the posteriors
@@ -29,7 +29,7 @@ class LatentStatistics:
     @property
     def channels(self) -> int:
         """The number of latent channels."""
-        return len(self.kl)
+        return len(self.mean)
 
     @property
     def extreme(self) -> float:
@@ -51,7 +51,7 @@ def latent_statistics(posteriors: Iterable[Gaussian]) -> LatentStatistics:
     square = std.square().mean(over)
     return LatentStatistics(
         images=len(mean),
-        kl=Gaussian(mean, std).kl().mean(over),
+        kl=Gaussian(mean, std).kl().mean(over) if std.count_nonzero() else None,
         active=(variance > ACTIVE_VARIANCE).double().mean((1, 2)),
         mean=mean.mean(over),
         std=(spread + square).sqrt(),

@@ -8,12 +8,16 @@ from ldm.diffusion.parameterization import VariancePreserving
 from ldm.interop.parts import inpainting, sdxl
 from ldm.networks import Identity
 
+_OTHER_STOCK = (["diffusers", "VQModel"], ["diffusers", "AutoencoderTiny"])
+
 
 def why_own(model: Any, index: Mapping[str, Any]) -> str | None:
     """Why none of diffusers' own pipelines can run the model whose parts are in `index`; None if one can."""
     stock_parts = ("unet", ["diffusers", "UNet2DConditionModel"]), ("vae", ["diffusers", "AutoencoderKL"])
     if isinstance(model.first_stage, Identity):
         return "it generates pixels, without an autoencoder"
+    if index.get("vae") in _OTHER_STOCK:
+        return f"its autoencoder is a {index['vae'][1]}"
     if own := [name for name, value in stock_parts if index.get(name) != value]:
         return f"parts of its own: {', '.join(own)}"
     if sdxl.encoders_of(model.conditioner):

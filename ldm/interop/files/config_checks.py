@@ -14,12 +14,17 @@ _WHOLE = (
     "addition_time_embed_dim",
     "conditioning_channels",
     "conditioning_embedding_out_channels",
+    "num_vq_embeddings", "vq_embed_dim", "encoder_block_out_channels", "decoder_block_out_channels",
+    "num_encoder_blocks", "num_decoder_blocks", "upsampling_scaling_factor",
 )  # fmt: skip
 _NAMES = (
     "act_fn", "mid_block_type", "down_block_types", "up_block_types", "class_embed_type", "resnet_time_scale_shift",
-    "addition_embed_type",
+    "addition_embed_type", "norm_type", "upsample_fn",
 )  # fmt: skip
-_SWITCHES = ("use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv")
+_SWITCHES = (
+    "use_linear_projection", "mid_block_add_attention", "use_quant_conv", "use_post_quant_conv",
+    "lookup_from_codebook",
+)  # fmt: skip
 _PIPELINES = (
     "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
     "StableDiffusionControlNetPipeline", "StableDiffusionControlNetImg2ImgPipeline",

@@ -71,33 +71,47 @@ def refuse_unknown(state: Mapping[str, Tensor]) -> None:
 
 
 def vae_spec(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The spec of our AutoencoderKL for CompVis's weights (prefix removed)."""
+    """The spec of our AutoencoderKL, or with a codebook our VQModel, for CompVis's weights (prefix removed)."""
     levels = indices(state, "encoder.down.")
     if not levels:
-        raise UserError("the autoencoder can't be represented here: it isn't an AutoencoderKL of CompVis's kind.")
+        raise UserError("the autoencoder can't be represented here: it isn't an autoencoder of CompVis's kind.")
     if odd := [i for i in levels if any(n.startswith(f"encoder.down.{i}.attn.") for n in state)]:
         raise UserError(
             f"the autoencoder can't be represented here: it has attention at level {odd[0]}, but ours has it "
             "only in the middle."
         )
+    sizes = {
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "channels": [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in levels],
+        "blocks": len(indices(state, "encoder.down.0.block.")),
+        "attention": "encoder.mid.attn_1.q.weight" in state,
+        "groups": 32,
+    }
+    if any(name.startswith("quantize.") for name in state):
+        return {"class": "VQModel", **_codebook_sizes(state), **sizes}
     moments, z = state["encoder.conv_out.weight"].shape[0], state["decoder.conv_in.weight"].shape[1]
     convs = (
         "quant_conv.weight" in state or "post_quant_conv.weight" in state
     )  # Stable Diffusion 3's and Flux's have none
     if moments != (state["quant_conv.weight"].shape[0] if convs else 2 * z):
-        raise UserError(
-            "the autoencoder can't be represented here: embed_dim isn't z_channels, or its latents are quantised."
-        )
+        raise UserError("the autoencoder can't be represented here: embed_dim isn't z_channels.")
     return {
         "class": "AutoencoderKL",
-        "in_channels": state["encoder.conv_in.weight"].shape[1],
         "latent_channels": z,
-        "channels": [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in levels],
-        "blocks": len(indices(state, "encoder.down.0.block.")),
-        "attention": "encoder.mid.attn_1.q.weight" in state,
-        "groups": 32,
+        **sizes,
         **({} if convs else {"quant_convs": False}),
     }
+
+
+def _codebook_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of a VQModel's codebook. Raises UserError for those of other kinds, such as GumbelVQ's."""
+    if "quantize.embedding.weight" not in state:
+        raise UserError("the autoencoder can't be represented here: its codebook has no quantize.embedding.weight.")
+    codes, z = state["quantize.embedding.weight"].shape
+    hidden = state["encoder.conv_out.weight"].shape[0]
+    if hidden != state["decoder.conv_in.weight"].shape[1]:
+        raise UserError("the autoencoder can't be represented here: encoder and decoder have other z_channels.")
+    return {"latent_channels": z, "codes": codes, **({} if hidden == z else {"hidden": hidden})}
 
 
 def _blocks(state: Mapping[str, Tensor]) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from ldm.conditioning import FrozenText
 from ldm.diffusion import Eps, Schedule, V
 from ldm.interop.parts import inpainting, sdxl, sdxl_file, unet_config, vae_config
-from ldm.networks import AutoencoderKL, UNet
+from ldm.networks import AutoencoderKL, AutoencoderTiny, UNet, VQModel
 
 GROUPS, HEADS, HEAD_DIM = 32, 8, 64
 _ACTIVATIONS = {"quick_gelu": "1", "gelu": "2"}  # of the text encoder, by the version whose names it then has
@@ -67,6 +67,8 @@ def unet_obstacles(network: nn.Module) -> list[str]:
 
 def vae_obstacles(first_stage: nn.Module) -> list[str]:
     """Why a first stage isn't a Stable Diffusion autoencoder; empty if it is."""
+    if isinstance(first_stage, (VQModel, AutoencoderTiny)):
+        return [f"its first stage is {type(first_stage).__name__}, not AutoencoderKL (train with vae=kl_f8)"]
     if not isinstance(first_stage, AutoencoderKL):
         return ["it generates pixels, without an autoencoder (train on one: vae=kl_f8)"]
     reasons = [f"the autoencoder: {reason} (train with vae=kl_f8)" for reason in vae_config.obstacles(first_stage)]

@@ -89,12 +89,12 @@ class Coding:
         """`images` (B, C, H, W) -> q(z | x) over (B, z, h, w)."""
         if isinstance(stage, Identity):
             return stage.encode(images)
-        return Gaussian.from_moments(self._coded(stage, "encoder", images))
+        return stage.posterior(self._coded(stage, "encoder", images))
 
     def decode(self, stage: Any, latents: Tensor) -> Tensor:
         """`latents` (B, z, h, w) -> images (B, C, H, W)."""
         if not isinstance(stage, Identity):
-            return self._coded(stage, "decoder", latents)
+            return self._coded(stage, "decoder", stage.quantised(latents))
         if self.dtype(latents.device) == torch.float16:
             _check(latents)
         return latents
@@ -129,8 +129,8 @@ class Coding:
             return lambda x: tiles.blended(run, x, side, factor=stage.factor, encodes=encodes)
         area = (self.tile // stage.stem) ** 2  # stem x stem pixels are one position of the networks' maps
         if half == "encoder":
-            return lambda x: stage.moments(x, strips.encoder(stage.encoder, area))
-        return lambda x: stage.pixels(x, strips.decoder(stage.decoder, area))
+            return lambda x: stage.moments(x, strips.encoder(stage, area))
+        return lambda x: stage.pixels(x, strips.decoder(stage, area))
 
 
 def _whole(stage: Any, half: str) -> Callable[[Tensor], Tensor]:

@@ -128,15 +128,18 @@ class Local:
         return max(0, a * self.down // self.up - self.before)
 
 
-def decoder(network: Any, area: int) -> Function:
-    """The function of the Decoder `network`, in strips of about `area` positions. At the latents' size everything is
-    computed at once, attention too."""
+def decoder(stage: Any, area: int) -> Function:
+    """The function of the decoder of the autoencoder `stage`, in strips of about `area` positions. At the latents' size
+    everything is computed at once, attention too."""
+    network: Any = stage.decoder
+    if stage.reach is not None:
+        return _whole_network(network, stage.reach["decoder"], area, up=stage.factor)
 
     def run(z: Tensor) -> Tensor:
         """`z` (B, C, h, w) -> (B, out, H, W)."""
         x: Map = Kept.of(network.mid_block(network.conv_in(z)))
-        for stage in network.up_blocks:
-            x = _stage(stage, x, area)
+        for level in network.up_blocks:
+            x = _stage(level, x, area)
         norm = _normed(network.conv_norm_out, x, area)
         out = _kept(Local(x, lambda s: network.conv_out(silu(norm(s))), 1, 1), area)
         return out.rows(0, out.height)
@@ -144,16 +147,30 @@ def decoder(network: Any, area: int) -> Function:
     return run
 
 
-def encoder(network: Any, area: int) -> Function:
-    """The function of the Encoder `network`, in strips of about `area` positions: see `decoder`."""
+def encoder(stage: Any, area: int) -> Function:
+    """The function of the encoder of the autoencoder `stage`, in strips of about `area` positions: see `decoder`."""
+    network: Any = stage.encoder
+    if stage.reach is not None:
+        return _whole_network(network, stage.reach["encoder"], area // stage.factor**2, down=stage.factor)
 
     def run(images: Tensor) -> Tensor:
         """`images` (B, C, H, W) -> (B, out, h, w)."""
         x: Map = Local(Kept.of(images), network.conv_in, 1, 1)
-        for stage in network.down_blocks:
-            x = _stage(stage, x, area)
+        for level in network.down_blocks:
+            x = _stage(level, x, area)
         h = network.mid_block(x.rows(0, x.height))
         return network.conv_out(silu(network.conv_norm_out(h)))
+
+    return run
+
+
+def _whole_network(network: Function, reach: int, area: int, up: int = 1, down: int = 1) -> Function:
+    """The function of a network without norms and attention, which a strip passes from its first layer to its last."""
+
+    def run(x: Tensor) -> Tensor:
+        """`x` (B, C, h, w) -> (B, out, h up / down, w up / down)."""
+        out = _kept(Local(Kept.of(x), network, reach, reach, up=up, down=down), area)
+        return out.rows(0, out.height)
 
     return run
 

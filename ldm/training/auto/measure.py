@@ -14,7 +14,8 @@ from ldm.common.randomness import permutation
 from ldm.conditioning import Conditioner
 from ldm.data.storage.table import Table
 from ldm.diffusion import Denoiser
-from ldm.networks import AutoencoderKL
+from ldm.networks import Autoencoder
+from ldm.training.regularizers import regularizer_of
 from ldm.training.trainer.speed import precision_of
 
 _LONG = 5.0  # seconds after which no further step is measured
@@ -29,10 +30,10 @@ class Seconds:
     forward: float = 0.0
 
 
-def vae_seconds(vae: AutoencoderKL, table: Table, config: Mapping[str, Any], device: torch.device) -> Seconds:
+def vae_seconds(vae: Autoencoder, table: Table, config: Mapping[str, Any], device: torch.device) -> Seconds:
     """The time of a step of stage one, without terms of the loss that need other networks."""
     vae.to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-4)
+    optimizer, regularizer = torch.optim.AdamW(vae.parameters(), lr=1e-4), regularizer_of(vae, 1e-4).to(device)
     n, share = _part(config["batch_size"], device)
     images = table.batch(_rows(table, n), ["image"])["image"].to(device)
 
@@ -41,7 +42,7 @@ def vae_seconds(vae: AutoencoderKL, table: Table, config: Mapping[str, Any], dev
         with _autocast(config, device):
             posterior = vae.encode(images)
             decoded = vae.decode(posterior.sample())
-            loss = (decoded - images).square().mean() + 1e-4 * posterior.kl().mean()
+            loss = (decoded - images).square().mean() + regularizer(vae, posterior, torch.mean, 0)[0]
         _update(optimizer, loss)
 
     @torch.no_grad()
@@ -58,7 +59,7 @@ def network_seconds(
     table: Table,
     config: Mapping[str, Any],
     *,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     device: torch.device,
 ) -> Seconds:
     """The time of a step of stage two on cached latents, which are random here."""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ldm.common.registry import parameters, register
+from ldm.common.registry import lookup, parameters, register
+from ldm.networks import Autoencoder
 from ldm.training.auto.choose import (
     ENOUGH,
     ENOUGH_VAE,
@@ -109,7 +110,7 @@ def settle_vae(
             f"{chosen['channels']} behind a stem of {chosen['stem']}; vae=small, vae=kl_f8 or any vae.X= for another"
         )
     flops = None
-    if config["vae"]["class"] == "AutoencoderKL":
+    if issubclass(lookup(config["vae"]["class"]), Autoencoder):
         flops = vae_flops(config["vae"], channels, size, decoder_only=config.get("train") == "decoder")
     _settle_batch_and_rate(config, recorded, budget, flops=flops, enough=ENOUGH_VAE, lr=2e-3 if auto else 1e-3)
     if flops and not recorded:

@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ldm.common.errors import UserError
-from ldm.networks import AutoencoderKL, Cond
+from ldm.networks import Autoencoder, Cond
 from ldm.training.trainer.speed import BLOCKS
 
 NAME = "fsdp"
@@ -37,6 +37,7 @@ def check(config: Mapping[str, Any], precision: Any) -> None:
     refused = {
         "finetune=": config.get("finetune"),
         "train=decoder": config.get("train") == "decoder",
+        "a codebook (vae.class=VQModel)": (config.get("vae") or {}).get("class") == "VQModel",
         "loss.adversarial=": (config.get("loss") or {}).get("adversarial"),
         f"optimizer.name={config['optimizer'].get('name')}": config["optimizer"].get("name") in ("muon", "adamw8bit"),
         f"compile={str(config.get('compile')).lower()}": config.get("compile"),
@@ -69,7 +70,7 @@ def shard(network: nn.Module, mesh: Any) -> None:
 def _roots(network: nn.Module) -> Iterator[nn.Module]:
     """The modules that are called from outside and have parameters: an autoencoder's parts, or denoiser and
     conditioner."""
-    parts = network.children() if isinstance(network, (AutoencoderKL, nn.ModuleDict)) else [network]
+    parts = network.children() if isinstance(network, (Autoencoder, nn.ModuleDict)) else [network]
     return (part for part in parts if any(True for _ in part.parameters()))
 
 

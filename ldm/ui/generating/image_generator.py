@@ -197,7 +197,7 @@ class _StepWatch:
     def _preview(self, denoised: Tensor) -> "tuple[Image, ...]":
         if time.monotonic() - self._previewed_at < self.preview_seconds:
             return ()
-        images = self.model.decode(denoised[:PREVIEW_IMAGES])
+        images = self.model.preview(denoised[:PREVIEW_IMAGES])
         self._previewed_at = time.monotonic()  # after decoding, so that a slow decoder doesn't take all of the time
         return tuple(map(_to_pil, images))
 

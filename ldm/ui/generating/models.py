@@ -1,6 +1,7 @@
 """The models that the page generates with: found by the name of their run, kept in memory while they are used."""
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ import yaml
 from ldm.common.errors import UserError, did_you_mean
 from ldm.interop import hub
 from ldm.model.latent_diffusion import LatentDiffusion
+from ldm.model.latent_space import autoencoder
 from ldm.model.loading import load
 from ldm.training.runs.folder import find_run, run_names
 
+log = logging.getLogger("ldm")
 MAX_LOADED = 2  # models in memory
 
 
@@ -36,7 +39,8 @@ class Traits:
 class Models:
     """The runs of stage two under `runs_dir`, and the run `given`, by name or path. Thread-safe.
 
-    `coding` is how networks are computed, for `ldm.load`.
+    `coding` is how networks are computed, for `ldm.load`. `preview_decoder` is a small decoder for previews, by
+    run or path; models whose latents it doesn't read use their own.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Models:
         given: str | None = None,
         device: str = "cpu",
         coding: Mapping[str, Any] | None = None,
+        preview_decoder: str | None = None,
     ):
         self.runs_dir, self.given, self.device, self.coding = runs_dir, given, device, dict(coding or {})
         self._loaded: OrderedDict[tuple, LatentDiffusion] = OrderedDict()
@@ -52,6 +57,9 @@ class Models:
         # Found once: what lies on the hub is downloaded and verified here, not at each use.
         path = None if given is None else find_run("ldm", given, runs_dir)
         self._downloaded = path if hub.is_address(given) else None
+        self.preview_decoder = None if preview_decoder is None else find_run("vae", preview_decoder, runs_dir)
+        if self.preview_decoder is not None:
+            autoencoder(load(self.preview_decoder), f"preview_decoder={preview_decoder}")  # refuses any other model
 
     def names(self) -> list[str]:
         """The runs to choose from, with the one that the page was started with first."""
@@ -115,11 +123,20 @@ class Models:
         model = load(path, self.device, **self.coding)
         if not isinstance(model, LatentDiffusion):
             raise UserError(f"{path} holds a {type(model).__name__}; the page generates with runs of stage two.")
+        self._add_preview_decoder(model, path)
         for i, lora in enumerate(loras):
             model.load_lora(lora, name=f"lora_{i}")
         for i, control in enumerate(controls):
             model.load_controlnet(control, name=f"control_{i}")
         return model.to(self.device).eval()
+
+    def _add_preview_decoder(self, model: LatentDiffusion, path: Path) -> None:
+        if self.preview_decoder is None:
+            return
+        try:
+            model.load_preview_decoder(self.preview_decoder)
+        except UserError as error:
+            log.warning("previews of %s are decoded by its own first stage: %s", path.name, error)
 
     def _adapter_paths(self, kind: str, names: Sequence[str], known: Sequence[str]) -> list[Path]:
         for name in names:

@@ -35,7 +35,14 @@ def serve(config: Mapping[str, Any], block: bool = False) -> "Served":
     gradio = _gradio()
     place, how = device(config["device"]), coding(config)
     Coding(**how)  # raises UserError for invalid options before the page is there
-    app = make_app(config["runs_dir"], config["run"], place, config["webhook"] or "", coding=how)
+    app = make_app(
+        config["runs_dir"],
+        config["run"],
+        place,
+        config["webhook"] or "",
+        coding=how,
+        preview_decoder=config.get("preview_decoder"),
+    )
     os.environ["GRADIO_TEMP_DIR"] = str(app.served_files.path)  # the only folder that it serves files from
     if not proxy:
         os.environ["FORWARDED_ALLOW_IPS"] = (

@@ -11,6 +11,10 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from ldm.networks.autoencoder import AutoencoderKL
+from ldm.networks.first_stages.tiny import AutoencoderTiny
+from ldm.networks.first_stages.vq import VQModel
+
+KINDS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny, VQModel)}
 
 
 class LdmVAE(ModelMixin, ConfigMixin):
@@ -21,7 +25,7 @@ class LdmVAE(ModelMixin, ConfigMixin):
         self, spec: dict[str, Any], latent_mean: list[float], latent_std: list[float], scaling_factor: float = 1.0
     ):
         super().__init__()
-        self.network = AutoencoderKL(**{key: value for key, value in spec.items() if key != "class"})
+        self.network = KINDS[spec["class"]](**{key: value for key, value in spec.items() if key != "class"})
 
     @property
     def factor(self) -> int:

@@ -1,0 +1,1 @@
+"""Autoencoders of diffusers in and out, by their class there: AutoencoderKL, VQModel, AutoencoderTiny."""

@@ -1,0 +1,1 @@
+"""What the autoencoders of stage one share, and those beside `AutoencoderKL`: `VQModel` and `AutoencoderTiny`."""
