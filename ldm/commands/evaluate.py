@@ -47,6 +47,9 @@ def _check(config: Mapping[str, Any]) -> None:
         raise UserError("samples= are scored like images of stage two: leave out stage=vae.")
     if config["run"] is None and (config["samples"] is None or config["reference"] in (None, *SPLITS)):
         raise UserError("give run= (a run, by name or path), or samples= and reference= (folders of images).")
+    for key in ("reference", "samples"):
+        if str(config[key]).endswith(".npz"):
+            raise UserError(f"{key}={config[key]}: score.py compares with statistics and images in .npz files; use it.")
     if config["curve"]["n"] < LEAST:
         raise UserError(f"curve.n={config['curve']['n']}: a distance needs at least {LEAST} images.")
 

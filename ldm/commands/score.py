@@ -206,7 +206,7 @@ def _described(statistics: Statistics, config: Mapping[str, Any]) -> str:
 
 
 def _clip_figures(samples: Images, clip: ClipScore | None, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {NAME: clip.mean(samples, config["batch_size"])} if clip else {}
+    return clip.figures(samples, config["batch_size"]) if clip else {}
 
 
 def _report_folder(path: Path | None, config: Mapping[str, Any], job: str | None) -> Path:

@@ -154,6 +154,7 @@ def test_a_model_of_other_preprocessing_than_its_data_is_refused(config, runs: P
         ({"features": "inceptoin"}, "no such file"),
         ({"lpips": "alx", "stage": "vae"}, "Did you mean 'alex'"),
         ({"samples": "nowhere"}, "isn't a folder"),
+        ({"reference": "imagenet.npz"}, "score.py compares with statistics"),
         ({"run": "tinny"}, "Did you mean 'tiny'"),
     ],
 )

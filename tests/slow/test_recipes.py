@@ -36,7 +36,7 @@ def scans(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "write", "size"),
-    [("photos", photographs, 64), ("pixel_art", sprites, None), ("scans", scans, 16)],
+    [("photos", photographs, 32), ("pixel_art", sprites, None), ("scans", scans, 16)],
 )
 def test_a_recipe_trains_both_stages(
     recipe: str, write: Callable[[Path], None], size: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ldm.common.errors import UserError
 from ldm.conditioning.text.encoders import fingerprint
-from ldm.evaluation.published.embedders import SHOW_PROGRESS
+from ldm.evaluation.published.embedders import SHOW_PROGRESS, in_float32
 from ldm.evaluation.published.images import Images
 
 NAME = "CLIP score"
@@ -33,8 +33,8 @@ class ClipScore:
             "resizing": f"that of its folder ({_sizes(self.processor.image_processor.size)})",
         }
 
-    def mean(self, images: Images, batch_size: int) -> dict[str, Any]:
-        """The mean over images with `texts`, and its standard error."""
+    def figures(self, images: Images, batch_size: int) -> dict[str, Any]:
+        """The mean over images with `texts`, its standard error, and how many captions were longer than CLIP takes."""
         assert images.texts is not None
         self.cut, found, done = 0, [], 0
         bar = tqdm(desc=f"{NAME} of {images.what}", total=images.count, disable=images.count < SHOW_PROGRESS)
@@ -44,8 +44,9 @@ class ClipScore:
                 done += len(batch)
                 bar.update(len(batch))
         scores = torch.cat(found).double()
-        error = float(scores.std() / len(scores) ** 0.5) if len(scores) > 1 else None
-        return {"mean": float(scores.mean()), "standard error": error, "images": len(scores), "captions cut": self.cut}
+        error = float(scores.std() / len(scores) ** 0.5)
+        found_too = {f"standard error of the {NAME}": error, f"captions cut to CLIP's {self.most} tokens": self.cut}
+        return {NAME: float(scores.mean()), **found_too}
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor], texts: Sequence[str]) -> Tensor:
@@ -56,7 +57,8 @@ class ClipScore:
         )
         lengths = self.processor.tokenizer(list(texts))["input_ids"]
         self.cut += sum(len(ids) > self.most for ids in lengths)
-        output = self.model(pixel_values=pixels.to(self.device), **tokens.to(self.device))
+        with in_float32():
+            output = self.model(pixel_values=pixels.to(self.device), **tokens.to(self.device))
         cosine = F.cosine_similarity(output.image_embeds, output.text_embeds)
         return 100 * cosine.clamp(min=0).float().cpu()
 

@@ -1,6 +1,7 @@
 """The networks in whose features published distances are measured, with all of their protocols: Inception, DINOv2."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Embedder:
         """The features of a batch of images (3, H, W) uint8; images of several sizes are resized one by one."""
         alike = len({image.shape for image in images}) == 1
         stacks = [torch.stack(list(images))] if alike else [image[None] for image in images]
-        return self.network(torch.cat([self.resize(send(stack, self.device).float()) for stack in stacks]))
+        with in_float32():
+            return self.network(torch.cat([self.resize(send(stack, self.device).float()) for stack in stacks]))
 
     def statistics(self, images: Images, batch_size: int, cache: Path | None = None) -> Statistics:
         """The statistics of all images, from `cache` if they were computed before."""
@@ -65,6 +67,19 @@ class Embedder:
         if kept:
             found.save(kept)
         return found
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Products and convolutions in full float32 also on a GPU, which may otherwise leave out 13 bits of the mantissa."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def inception(path: Path, resizing: str = "clean", device: str = "cpu") -> Embedder:

@@ -29,7 +29,7 @@ class Moments:
 
     def add(self, features: Tensor) -> None:
         """Adds a batch (B, D): the deviations from its own mean, and those of the two means (Chan et al. 1979)."""
-        x = features.double()
+        x = (features.cpu() if features.device.type == "mps" else features).double()  # MPS has no float64
         n, mean = len(x), x.mean(0)
         scatter = (x - mean).T @ (x - mean)
         if not self.count:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ldm.common.errors import UserError
 from ldm.evaluation.published.clip_score import ClipScore
-from ldm.evaluation.published.embedders import dinov2, inception
+from ldm.evaluation.published.embedders import dinov2, in_float32, inception
 from ldm.evaluation.published.images import Images
 from tests.evaluation.published.models import write_clip, write_dinov2
 
@@ -77,9 +77,11 @@ def test_the_mean_counts_captions_that_were_cut(folders: Path) -> None:
     images = noise(20, 20)
     clip = ClipScore(str(folders / "clip"))
     texts = ["a cat", "a very long caption of many letters", "red"]
-    found = clip.mean(Images("three", 3, lambda a, b: images[a:b], texts=texts), batch_size=2)
-    assert (found["images"], found["captions cut"]) == (3, 1)
-    assert found["mean"] == pytest.approx(float(clip(images, texts).mean()), rel=1e-5)
+    found = clip.figures(Images("three", 3, lambda a, b: list(images[a:b]), texts=texts), batch_size=2)
+    scores = clip(images, texts)
+    assert found["captions cut to CLIP's 8 tokens"] == 1
+    assert found["CLIP score"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    assert found["standard error of the CLIP score"] == pytest.approx(float(scores.std() / 3**0.5), rel=1e-4)
 
 
 def test_folders_of_other_models_are_refused(folders: Path, tmp_path: Path) -> None:
@@ -93,6 +95,13 @@ def test_folders_of_other_models_are_refused(folders: Path, tmp_path: Path) -> N
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"{name}=.*can't be read"):
             make(str(tmp_path / "empty"))
+
+
+def test_features_are_computed_in_full_float32_and_settings_restored() -> None:
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    with in_float32():
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
 def test_an_unknown_resizing_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
