@@ -71,7 +71,7 @@ class Embedder:
 
 @contextmanager
 def in_float32() -> Iterator[None]:
-    """Products and convolutions in full float32 also on a GPU, which may otherwise leave out 13 bits of the mantissa."""
+    """Products and convolutions in full float32 on a GPU too, which may otherwise drop 13 bits of the mantissa."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
