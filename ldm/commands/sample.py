@@ -14,6 +14,7 @@ from ldm.adapters.controlnet import Control
 from ldm.common.annotations import MAX_FLOAT32, replace_surrogates
 from ldm.common.errors import UserError
 from ldm.images import grid, save_png, to_pil8
+from ldm.interop.hub import origin_of
 from ldm.model.cascade import check_fit, enlarge
 from ldm.model.computing import coding, computed_in, device
 from ldm.model.generate import sample_prior
@@ -62,7 +63,7 @@ def main(config: dict[str, Any], job: str | None = None) -> None:
         images, captions, settings = _from_model(model, config)
     else:
         raise UserError(f"{path} holds a {type(model).__name__}, which can't be sampled.")
-    settings = {"run": str(config["run"]), **settings}
+    settings = {"run": origin_of(path) or str(config["run"]), **settings}  # the commit of what is on the hub
     _write(images, captions, settings, config, out=out)
 
 

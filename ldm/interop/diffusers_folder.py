@@ -45,8 +45,14 @@ def is_diffusers(folder: Path) -> bool:
 
 
 def controlnet_in(folder: Path) -> Path | None:
-    """The folder of the ControlNet in a pipeline's folder."""
-    return folder / "controlnet" if (folder / "controlnet" / "config.json").is_file() else None
+    """The folder of the ControlNet in a pipeline's folder. Raises UserError if its index names one that isn't there."""
+    if (folder / "controlnet" / "config.json").is_file():
+        return folder / "controlnet"
+    index = folder / "model_index.json"
+    named = read_json(index).get("controlnet") if index.is_file() else None
+    if isinstance(named, list) and all(isinstance(word, str) for word in named):
+        raise UserError(f"{folder} isn't whole: {index.name} names controlnet, which isn't there; download it again.")
+    return None
 
 
 def load_folder(folder: str | Path) -> nn.Module:

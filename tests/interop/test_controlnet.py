@@ -181,6 +181,10 @@ def test_with_its_base_it_is_exported_and_imported_as_one_pipeline(text_folder, 
         ours, latents = generate(one, prompt=PROMPT, steps=10, guidance=3.0, control=hint)
         assert_same_image(ours, theirs, latents, expected)
 
+    (tmp_path / "both" / "controlnet" / "config.json").unlink()
+    with pytest.raises(UserError, match="both isn't whole: model_index.json names controlnet, which isn't there"):
+        ldm.load(tmp_path / "both")
+
 
 def test_with_a_base_or_another_that_no_stock_pipeline_takes_it_is_refused_and_nothing_is_left(text_folder, tmp_path):
     stock, own = (

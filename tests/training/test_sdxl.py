@@ -10,6 +10,8 @@ from ldm.adapters import read, textual_inversion
 from ldm.commands import train_ldm
 from ldm.config import overrides
 from ldm.config.compose import CONF, compose, group_names
+from ldm.training.task import Task
+from tests.adapters.models import equal
 from tests.interop import sdxl
 from tests.interop.models import diffusers
 from tests.interop.pipelines import assert_same_image, generate, initial_noise, run_pipeline
@@ -77,6 +79,30 @@ def test_a_word_of_both_encoders_trains_alone(base, tmp_path):
     file = model.export_word(tmp_path / "mine.safetensors", "<mine>")
     plain.load_word(file, word="<mine>")
     assert torch.equal(model("a <mine>", output="pt", steps=2), plain("a <mine>", output="pt", steps=2))
+
+
+def test_a_word_whose_training_was_cut_off_resumes_bit_exactly(base, tmp_path, monkeypatch):
+    words = ("finetune=textual_inversion", "++word=<mine>", "++vectors=2", "trainer.max_steps=5")
+    words += ("checkpoint.every_n_steps=2",)
+    whole = train(base, tmp_path, *words, "name=whole")
+    step, calls = Task.training_step, []
+
+    def struck(self, batch, batch_idx):
+        calls.append(batch_idx)
+        if len(calls) == 4:
+            raise ZeroDivisionError
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Task, "training_step", struck)
+    with pytest.raises(ZeroDivisionError):
+        train(base, tmp_path, *words, "name=cut")
+    monkeypatch.undo()
+    cut = train(base, tmp_path, *words, "name=cut", "resume=true")
+    assert equal(read(whole).state_dict(), read(cut).state_dict())
+    states = [
+        torch.load(run / "checkpoints/step-00000005.ckpt", weights_only=True)["state_dict"] for run in (whole, cut)
+    ]
+    assert equal(*states) and all(".word_rows." in name or name.startswith("latent_") for name in states[0])
 
 
 def test_all_weights_train_and_the_model_is_exported(base, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import ldm
 from ldm import artifact
@@ -166,7 +168,8 @@ def test_the_server_process_killed_in_a_download_leaves_nothing_that_loads(of_di
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:  # it goes on where it stopped
         done = sample(server.stdout.readline().strip())
         server.kill()
-    assert done.returncode == 0 and (tmp_path / "out.png").exists(), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(ADDRESS + "@[0-9a-f]{40}", json.loads(Image.open(tmp_path / "out.png").text["ldm"])["run"])
     assert sample(None).returncode == 0
 
 
