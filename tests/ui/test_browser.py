@@ -285,6 +285,7 @@ def test_axe_finds_no_serious_fault(page: Page) -> None:
         for tab in ("Generate", "X/Y grid", "Images", "Runs", "Alerts"):
             page.tab(tab)
             time.sleep(2)
+            page.shot(f"{dark}-{tab}".replace("/", ""))
             faults = axe.run(page.driver)["violations"]
             grave = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
             found = [f"{fault['id']}: {node['html'][:120]}" for fault in grave for node in fault["nodes"]]

@@ -96,10 +96,10 @@ class Fields:
 
     def _sampling(self) -> None:
         with gr.Row(elem_id="size"):
-            self._field("width", number_field("Width", scale=2, min_width=80))
-            self._field("height", number_field("Height", scale=2, min_width=80))
-            self._field("seed", number_field("Seed (-1: new)", forms.NEW_SEED, scale=3, elem_id="seed"))
-            self._field("n", number_field("Number of images", 4, scale=3))
+            self._field("width", number_field("Width", scale=5, min_width=80))
+            self._field("height", number_field("Height", scale=5, min_width=80))
+            self._field("seed", number_field("Seed (-1: new)", forms.NEW_SEED, scale=6, elem_id="seed"))
+            self._field("n", number_field("Number of images", 4, scale=6))
         with gr.Row():
             self._field(
                 "per_line",

@@ -6,7 +6,8 @@ CSS = """
 .gradio-container { max-width: 1500px !important; }
 .hint, .hint p { color: var(--body-text-color-subdued); font-size: .9em; margin: 2px 0; }
 #images img, #all-images img, #grids img, #sheet img { image-rendering: pixelated; }
-#images .grid-wrap { max-height: none; }
+#images .grid-wrap { max-height: none; overflow: hidden; }
+#tokens { background: var(--block-background-fill); padding: 0 14px !important; }
 #images .grid-container { width: min(100%, max(300px, 100vh - 250px)); margin: auto; }
 .ldm-bar { position: relative; min-height: 30px; border-radius: 6px; overflow: hidden;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); }
@@ -21,6 +22,7 @@ CSS = """
 #alerts:not(:has(p)) { display: none; }
 #title { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .dark { --color-accent: var(--primary-400); }
+@media (max-width: 799px) { #ask { gap: 8px; } }
 @media (min-width: 800px) {  /* else one below the other: prompt, results, settings */
   #work { display: grid; grid-template: auto 1fr / 5fr 6fr; align-items: start; }
   #results { grid-area: 1 / 2 / span 2; }
@@ -34,6 +36,9 @@ LIVE = "() => document.querySelector('#status').setAttribute('role', 'status')"
 # gradio reads its image editor at every event, even of timers, and uploads its images each time. This script doesn't
 # upload the same bytes again for ten minutes, but gives the answer that they got. Ctrl+Enter generates.
 HEAD = """<script>
+new MutationObserver(() => {  // gradio labels its empty fields, which screen readers only read of what has a role
+  for (const one of document.querySelectorAll(".empty[aria-label]:not([role])")) one.setAttribute("role", "img");
+}).observe(document, { subtree: true, childList: true });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
   const shown = [...document.querySelectorAll("#generate, #generate-grid")].find((button) => button.offsetParent);

@@ -42,7 +42,7 @@ class GenerateTab:
                 with gr.Row():
                     self.go = gr.Button("Generate", variant="primary", scale=3, min_width=80, elem_id="generate")
                     self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=80, elem_id="cancel")
-                self.status = gr.HTML(bar("Ready"), elem_id="status")
+                self.status = gr.HTML(bar("Ready"), elem_id="status", padding=False)
             with gr.Column(elem_id="results", min_width=300):
                 self._build_results()
             with gr.Column(elem_id="settings", min_width=300):
