@@ -110,6 +110,8 @@ def _reference(config: Mapping[str, Any], tables: Tables | None) -> Reference:
         assert tables is not None
         table = tables[SPLITS[named]]
         what = f"{table.originals} {'training' if named == 'train' else 'validation'} images"
+        buckets = len(getattr(table, "buckets", ()))
+        what += f", those of the largest of {buckets} buckets" if buckets > 1 else ""
         return _enough(Images.of_table(table, np.arange(table.originals), what))
     path = Path(named).expanduser()
     if path.suffix == ".npz" and not holds_images_alone(path):

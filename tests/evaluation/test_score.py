@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.commands import score
 from ldm.common.errors import UserError
 from ldm.config.compose import CONF
+from ldm.data.storage.buckets import Buckets
 from ldm.evaluation.published import sample_folder
 from ldm.evaluation.published.embedders import Embedder
 from ldm.evaluation.published.images import Images
@@ -109,6 +110,12 @@ def test_images_of_another_tool_need_no_run(options, tmp_path: Path) -> None:
     assert "the distance measures the resolution too" in (tmp_path / "out" / "score.html").read_text()
     same = score.main(options(**places | {"reference": str(tmp_path / "samples.npz")}))
     assert same["FID"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_reference_in_buckets_says_that_it_is_the_largest(digits) -> None:
+    table = Buckets.of([digits[1], digits[1]], "two")
+    found = score._reference({"reference": "val"}, (digits[0], table))
+    assert found.what.endswith("those of the largest of 2 buckets")
 
 
 def test_captions_of_a_folder_are_read_for_the_clip_score(tmp_path: Path) -> None:
