@@ -325,6 +325,6 @@ def test_an_export_never_writes_over_what_is_there(tmp_path):
 
 
 def test_a_part_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel"}))
-    with pytest.raises(UserError, match="VQModel"):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AsymmetricAutoencoderKL"}))
+    with pytest.raises(UserError, match="AsymmetricAutoencoderKL"):
         ldm.load(tmp_path)
