@@ -19,6 +19,7 @@ from ldm.evaluation.measures.image_set import ImageSet
 from ldm.evaluation.report import HtmlReport, plain, shown
 from ldm.evaluation.scoring import LEAST
 from ldm.images import Preprocess
+from ldm.interop.hub import origin_of
 from ldm.model.computing import computed_in, device
 from ldm.model.latent_diffusion import LatentDiffusion
 from ldm.model.loading import load
@@ -126,6 +127,8 @@ def _source_of(path: Path) -> Any:
 
 def _config_of_run(path: Path) -> dict[str, Any]:
     try:
+        if origin_of(path):  # a config names modules to import, and none of a repository's is read
+            raise FileNotFoundError
         return yaml.safe_load((path / "config.yaml").read_text())
     except OSError:
         raise UserError(f"{path} has no config.yaml that says what it was trained with; name a run folder.") from None

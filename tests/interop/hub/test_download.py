@@ -14,6 +14,7 @@ from PIL import Image
 import ldm
 from ldm import artifact
 from ldm.adapters import WordEmbedding, base_of, lora
+from ldm.commands import evaluate
 from ldm.common.errors import UserError
 from ldm.interop import hub as hub_room
 from ldm.training.runs.folder import find_run
@@ -246,6 +247,15 @@ def test_a_lora_is_put_on_from_the_hub(hub, tmp_path):
         torch.testing.assert_close(other(["a cat"], output="pt"), expected)
     with pytest.raises(UserError, match="name what you mean in it, such as style.safetensors"):
         small().load_lora("hf://owner/style")
+
+
+def test_modules_that_a_repositorys_config_names_are_not_imported(hub, folder):
+    hub.put("owner/name", folder)
+    path = find_run("ldm", ADDRESS)
+    (path / "config.yaml").write_text("modules: [antigravity]\ndata: {class: Digits}")  # as another download left it
+    with pytest.raises(UserError, match="has no config.yaml"):
+        evaluate.data_of(path, {})
+    assert "antigravity" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["learned_embeds.safetensors", "learned_embeds.bin"])

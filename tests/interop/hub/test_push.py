@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import ldm
+from ldm.adapters import base_of, lora
 from ldm.commands import export
 from ldm.common.errors import UserError
 from tests.adapters.models import equal, small
@@ -72,6 +73,23 @@ def test_what_cannot_be_pushed_is_refused_before_any_work(hub, monkeypatch):
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids to push"):
         model.push_to_hub("owner/name")
     assert not hub.repositories
+
+
+def test_the_command_pushes_a_lora_alone(hub, tmp_path, capsys):
+    model = ldm.load(ldm.save(small(), tmp_path / "base"))
+    base = base_of(model, tmp_path / "base", tmp_path / "run/model")
+    lora.start(model, "style", rank=2, alpha=None, wanted="attention")
+    adapter = lora.trained(model, "style", None, base)
+    for parameter in adapter.parameters():
+        parameter.data.normal_()
+    ldm.save(adapter, tmp_path / "run/model")
+    export.main([f"run={tmp_path / 'run'}", "out=hf://owner/style"])
+    address = capsys.readouterr().out.strip()
+    assert set(hub.repositories["owner/style"].files("main")) == {".gitattributes", "pytorch_lora_weights.safetensors"}
+    one, other = small(), small()
+    one.put_on(adapter, "style")
+    other.load_lora(address)
+    torch.testing.assert_close(other("a cat", output="pt"), one("a cat", output="pt"))
 
 
 def test_a_hub_that_is_gone_is_said(hub):
