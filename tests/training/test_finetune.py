@@ -77,7 +77,7 @@ def test_at_step_0_images_are_the_bases(name):
 def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, train, tmp_path):
     folder = runs / "ldm" / "digits" / "model"
     base = {path.name: path.read_bytes() for path in folder.iterdir()}
-    train("ldm", runs, *LORA, "trainer.max_steps=4", "checkpoint.every_n_steps=2")
+    train("ldm", runs, *LORA, "optimizer.lr=1", "trainer.max_steps=4", "checkpoint.every_n_steps=2")
     run = runs / "ldm" / "digits-lora"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == base
     assert sorted(p.name for p in (run / "samples").iterdir()) == [f"step-0000000{i}.png" for i in (0, 2, 4)]
@@ -94,7 +94,7 @@ def test_a_lora_run_leaves_an_adapter_that_opens_on_its_untouched_base(runs, tra
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(".lora_" in name or name.startswith("latent_") for name in state)
     grids = [Image.open(run / "samples" / f"step-0000000{i}.png").tobytes() for i in (0, 2, 4)]
-    assert len(set(grids)) > 1  # four steps change a few pixels by 1 of 255
+    assert len(set(grids)) > 1, "no sample changed in four large steps"
 
 
 SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("dora", "loha", "lokr")]

@@ -24,6 +24,7 @@ _TEXT_SIDE = {  # the class of the text encoder in models that have another part
     "clip_text_model": "CLIPTextModel",
     "siglip": "SiglipTextModel",
 }
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 CLIP_KINDS = ("clip", "clip_text_model")
 
 
@@ -72,6 +73,7 @@ def load_encoder(path: str, projected: bool = False) -> Any:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
         _refuse_quantised(config, path)
         check_activation(getattr(config, "hidden_act", "gelu"), path)
+        _check_sizes(getattr(config, "text_config", config), path)
         kind = config.model_type
         if projected and kind not in CLIP_KINDS:
             raise UserError(f"the text encoder at '{path}' is a {kind}, which has no projection: leave projected out.")
@@ -164,6 +166,16 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _check_sizes(config: Any, path: str) -> None:
+    """Raises UserError for a size that isn't a whole number; not every version of transformers names it."""
+    for key in _SIZES:
+        if isinstance(value := getattr(config, key, None), (str, float, bool)):  # a few models give one by layer
+            raise UserError(
+                f"{key} is {str(value)[:40]!r} in the config of the text encoder at '{path}', not a whole number: "
+                "correct it, or download the encoder again."
+            )
 
 
 def _check_words(tokenizer: Any, path: str) -> None:
