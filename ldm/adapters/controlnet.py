@@ -198,7 +198,7 @@ def _by_name(given: Any, controls: Mapping[str, Control]) -> dict[str, Any]:
 
 
 def _read(control: Control, given: Any, preprocess: Preprocess) -> Tensor:
-    """Control images (B, C, H, W) in [0, 1], read as they are."""
+    """Reads control images that are given ready-made: (B, C, H, W) in [0, 1]."""
     if isinstance(given, Tensor):
         hints = _finite(given)
     else:

@@ -171,7 +171,7 @@ def _images(named: str, tables: Tables | None, preprocess: Preprocess | None, co
 
 
 def features_for(preprocess: Preprocess, train: Table | None, config: Mapping[str, Any]) -> Features:
-    """The feature network that the config names, for images of this size; `train` is what `own` would learn from."""
+    """The feature network that the config names, for images of this size. One named `own` is trained on `train`."""
     here = device(config["device"])
     side = max(preprocess.height, preprocess.width)
 

@@ -5,10 +5,10 @@
     ldm rebuild-ema run=emoji length=0.1              # writes runs/ldm/emoji-ema-0.1
     ldm rebuild-ema run=emoji length=0.03,0.07,0.15   # a run for each
 
-    run         a run by name, or its path; it must have been trained with ema.lengths=[0.05,0.1]
-    length      of the average, as a share of the training
-    stage       ldm (default) or vae: where the run is looked for by name
-    name        of the new run, where there is one; by default RUN-ema-LENGTH
+    run         the name or path of a run; it must have been trained with ema.lengths=[0.05,0.1]
+    length      the length of the average, as a share of the training
+    stage       ldm (default) or vae: the stage in which the name is looked up
+    name        the name of the new run, for a single length; by default RUN-ema-LENGTH
     overwrite   true replaces a run of that name
     runs_dir    the folder of the runs, by default runs
 

@@ -73,7 +73,8 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def append(path: Path, text: str) -> None:
-    """Appends `text` to a file, or nothing where the disk is full, so that it always ends in a whole line."""
+    """Appends `text` to a file. On an error, such as a full disk, nothing is appended: the file ends in a whole
+    line."""
     with writing(path):
         size = path.stat().st_size if path.exists() else 0
         try:

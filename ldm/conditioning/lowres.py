@@ -134,7 +134,8 @@ class LowRes(Part):
         return self.null_sized(n, None)
 
     def null_sized(self, n: int, size: tuple[int, int] | None) -> Tensor:
-        """No image and level 1, (n, planes + 1, h, w), for images of `size` (height, width)."""
+        """The null condition, (n, planes + 1, h, w): zeros, and noise level 1. `size` is (height, width) of the
+        images."""
         size = size or self.size
         if size is None:
             raise UserError("the image's size is unknown: give size=(height, width).")

@@ -1,4 +1,4 @@
-"""Sources of images, all of one form."""
+"""Sources of images, which all give tables of one form, and their batches."""
 
 from ldm.data.sources.digits import Digits
 from ldm.data.sources.emoji import Emoji

@@ -12,11 +12,11 @@ _FINEST, _TOLERANCE = 8, 0.1  # visits that the commonest value may get, so that
 
 
 def balanced_repeats(parts: Sequence[Table], column: str) -> list[np.ndarray]:
-    """How often an epoch visits each sample of each part, (N,) int64, for all values of `column` to have equally
-    many visits. They agree to within a tenth, unless that takes more than eight visits of the commonest value. Repeats
-    of the data itself count as images.
+    """How often an epoch visits each sample of each part, (N,) int64, for all values of `column` to have equally many
+    visits. The numbers of visits agree to within a tenth, unless the commonest value would need more than eight visits
+    for that. An image with repeats counts that many times.
 
-    Raises UserError for a column that the data don't have, or that isn't whole numbers, one for each image.
+    Raises UserError for a column that the data don't have, or that doesn't have a whole number for each image.
     """
     check_balance(parts, column)
     values = np.concatenate([np.asarray(part.columns[column]) for part in parts])
@@ -27,7 +27,7 @@ def balanced_repeats(parts: Sequence[Table], column: str) -> list[np.ndarray]:
 
 
 def _factors(counts: np.ndarray) -> np.ndarray:
-    """Whole numbers (values,) by which `counts` (values,) become equal, the smallest within the tolerance."""
+    """The smallest whole factors (values,) that make `counts` (values,) equal within the tolerance."""
     wanted = counts.max() / counts
     for finest in range(1, _FINEST + 1):
         factors = np.round(finest * wanted)

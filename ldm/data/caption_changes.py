@@ -29,7 +29,7 @@ _LOOKED_AT = 1000  # captions of which the run says what they hold
 class CaptionChanges:
     """How captions change in training.
 
-    `shuffle` orders the parts between separators anew, and `drop` is the probability with which each part is left out.
+    `shuffle` reorders the parts between separators, and `drop` is the probability with which each part is left out.
     The first `keep_first` parts stay in their place. With `wildcards`, {a|b} stands for one of its alternatives, which
     may be empty, and {{ and }} for braces.
     """
@@ -43,7 +43,7 @@ class CaptionChanges:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "CaptionChanges | None":
-        """The changes that a run's config chooses; None for none. Raises UserError."""
+        """The changes that a run's config asks for; None if there are none. Raises UserError."""
         options = dict(config.get("captions") or {})
         made = cls(seed=config["seed"], **options)
         if not made.separator.strip():
@@ -87,11 +87,11 @@ class CaptionChanges:
         return [part.strip() for part in caption.split(self.separator.strip()) if part.strip()]
 
     def reader(self, read: Read) -> Read:
-        """`read` of training batches with changed captions; validation has them as they are."""
+        """`read`, with the captions of training batches changed and those of validation unchanged."""
         return _Changing(self, read)
 
     def fixed(self, table: Table) -> Table:
-        """A table to validate on, with one alternative for each wildcard, always the same."""
+        """A validation table with one alternative chosen for each wildcard, always the same."""
         if not self.wildcards or "text" not in table.columns:
             return table
         column: Any = table.columns["text"]
@@ -100,7 +100,8 @@ class CaptionChanges:
         return replace(changed, buckets=[self.fixed(one) for one in buckets]) if buckets else changed  # type: ignore[call-arg]
 
     def check(self, table: Table) -> None:
-        """Prints what the training captions hold of what changes. Raises UserError for data without captions."""
+        """Prints in how many training captions these changes find something to change. Raises UserError for data
+        without captions."""
         if "text" not in table.columns:
             raise UserError("captions.X= changes captions, but these data have none: leave it out, or add captions.")
         some = _some(table)
@@ -148,7 +149,7 @@ class Chosen(Lazy):
 def prepare_captions(
     tables: tuple[Table, Table], config: Mapping[str, Any]
 ) -> tuple[CaptionChanges | None, tuple[Table, Table]]:
-    """The changes that the config chooses, and the tables with validation's wildcards chosen. Prints what changes.
+    """The changes that the config asks for, and the tables, with validation's wildcards chosen. Prints what changes.
 
     Raises UserError for data without captions.
     """
@@ -184,7 +185,7 @@ def _some(table: Table) -> list[str]:
 
 
 def _read(token: str, u: float) -> str:
-    """The text that a token of a caption stands for; `u` in (0, 1) chooses among alternatives."""
+    """The text that a token of a caption stands for; `u` in (0, 1) chooses among its alternatives."""
     if token in ("{{", "}}"):
         return token[0]
     if len(token) > 1 and token[0] == "{":

@@ -18,7 +18,7 @@ from ldm.images import Preprocess
 
 
 class Gathers(Protocol):
-    """What `Table` and `LatentTable` have in common; see there."""
+    """The methods that `Table` and `LatentTable` have in common; see there."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -42,8 +42,8 @@ def as_gathered(batch: dict[str, Any], training: bool) -> dict[str, Any]:
 
 
 def visits_of(parts: Sequence[Gathers], balance: str | None = None) -> list[Visits]:
-    """The visits of an epoch to each part of the data: by its column of repeats if there is one, and with `balance` so
-    that each value of that column is visited equally often."""
+    """The visits of an epoch to each part of the data. They follow its column of repeats, if there is one; with
+    `balance`, each value of that column is visited equally often."""
     tables: list[Any] = [getattr(part, "table", part) for part in parts]
     if balance:
         return [Visits(len(repeats), repeats) for repeats in balanced_repeats(tables, balance)]
@@ -86,7 +86,8 @@ class TrainBatches(Dataset):
         return self.read(batch, True)
 
     def _rows(self, position: np.ndarray) -> tuple[Gathers, np.ndarray, int]:
-        """The table that a batch comes from, its rows there (B,), and the number of rows in the tables before it."""
+        """The table that a batch comes from, the batch's rows in it (B,), and the number of rows in the tables before
+        it."""
         if not self.buckets:
             index = index_of(position, self.visits[0].total, self.seed)
             return self.table, self.visits[0].rows(index), 0
@@ -105,8 +106,8 @@ class Rows(Dataset):
     """Batches for validation: at most `most` rows of a table, always the same.
 
     They come in a fixed random order, so that a few batches are representative even if rows are sorted by class. Each
-    rank has its part of a batch, with its length in `counted`: where a batch has fewer rows than there are ranks, some
-    ranks have a row that doesn't count.
+    rank has its part of a batch, whose length is `counted`. If a batch has fewer rows than there are ranks, some ranks
+    have a row that doesn't count.
     """
 
     def __init__(
@@ -231,7 +232,7 @@ class BatchModule(pl.LightningDataModule):
 
     @property
     def _beside_accelerator(self) -> bool:
-        """Whether batches are copied to the memory of a device, which is faster from pinned memory."""
+        """Whether batches are copied to the memory of an accelerator, which is faster from pinned memory."""
         return self.trainer is not None and self.trainer.strategy.root_device.type not in ("cpu", "mps")
 
     @property

@@ -69,6 +69,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def _gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """The gradient of a mean over pixels. It is scaled on its way, because in float16 it would round to 0."""
+    """The gradient of a mean over pixels. The loss is scaled for it, because in float16 the gradient would round to
+    0."""
     scaled = torch.autograd.grad(loss, at, torch.full_like(loss, LOSS_SCALE), retain_graph=True)[0]
     return scaled / LOSS_SCALE

@@ -14,13 +14,13 @@ MOST_ZOOM = 4.0
 
 @dataclass(frozen=True)
 class Variants:
-    """Which variants of each training image are made.
+    """The variants that are made of each training image.
 
     - `flip`: `none`; `horizontal`: each image and its mirror image; `both`: also upside down, four versions.
-    - `variants`: the number of versions of each image before flipping: the image itself, and random ones.
+    - `variants`: the number of versions of each image before flipping: the image itself and `variants` - 1 random ones.
     - `zoom` z: the random versions show a random part of the image, whose sides are 1/z to all of its own.
-    - `augment` p: the random versions are changed by each of several geometric transforms with probability p, with a
-      label that the network has as a condition: see `ldm.data.augmenting.transforms`.
+    - `augment` p: each of several geometric transforms is applied to a random version with probability p, and a label
+      tells the network which: see `ldm.data.augmenting.transforms`.
     """
 
     flip: str = "none"

@@ -1,4 +1,5 @@
-"""Tables with variants of their images: N images, then the first variants of them all, then the second ones, ..."""
+"""Tables with variants of their images: N images, then the first variant of each, then the second variant of each,
+..."""
 
 import logging
 import shutil
@@ -26,10 +27,11 @@ _log = logging.getLogger("ldm")
 def with_variants(
     pair: tuple[Table, Table], options: Variants, cache: Path, crop: Crop | None = None
 ) -> tuple[Table, Table]:
-    """Both tables, that of training with the variants, made once under `cache`. `crop` makes random crops.
+    """Both tables: the training table with its variants, made once under `cache`, and validation. `crop` makes random
+    crops.
 
-    Row v N + i of the new table is variant v of image i. Validation images stay as they are; with labels of
-    augmentation, theirs are zero.
+    Row v N + i of the new table is variant v of image i. Validation images are unchanged; if there are labels of
+    augmentation, theirs are zeros.
     """
     if options.count == 1:
         return pair
@@ -97,8 +99,8 @@ def _make(table: Table, options: Variants, *, key: str, folder: Path, crop: Crop
 
 
 def _labels(table: Table, options: Variants) -> np.ndarray:
-    """The labels of all variants (count, n, 11), drawn by the row of the new table; the first version of each flip is
-    unchanged."""
+    """The labels of all variants (count, n, 11), random numbers by the row of the new table. The first version of each
+    flip has a label of zeros."""
     n = len(table)
     labels = settled(parameters(torch.arange(options.count * n), options.augment), *table.images.shape[2:])
     shaped = labels.view(-1, options.variants, n, LABELS) * float(options.augment > 0)
@@ -107,13 +109,13 @@ def _labels(table: Table, options: Variants) -> np.ndarray:
 
 
 def _fill(array: np.ndarray, source: np.ndarray, axes: tuple[int, ...], labels: np.ndarray) -> None:
-    """Writes the images (n, ...) of `source` into `array`, flipped and then transformed as their labels (n, 11) say."""
+    """Writes the images (n, ...) of `source` into `array`, flipped and then transformed by their labels (n, 11)."""
     for row in range(len(array)):
         array[row] = _moved(np.flip(source[row], axes), labels[row])
 
 
 def _spatial(table: Table) -> dict[str, np.ndarray]:
-    """The columns that move with the image: maps and masks (N, H, W), control images (N, C, H, W)."""
+    """The columns that are transformed like the image: maps and masks (N, H, W), control images (N, C, H, W)."""
     size = table.images.shape[2:]
     columns = {name: column for name, column in table.columns.items() if isinstance(column, np.ndarray)}
     return {name: column for name, column in columns.items() if column.ndim > 2 and column.shape[-2:] == size}
@@ -124,7 +126,7 @@ def _array(table: Table, name: str) -> np.ndarray:
 
 
 def _moved(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """An image (C, H, W), a map or a mask (H, W), transformed as its label says. A label of zeros changes nothing."""
+    """An image (C, H, W), a map or a mask (H, W), transformed by its label. A label of zeros changes nothing."""
     if not label.any():
         return image
     planes = image if image.ndim == 3 else image[None]
@@ -136,7 +138,7 @@ def _moved(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def _columns(table: Table, arrays: dict[str, np.memmap], count: int) -> dict[str, Column]:
-    """All columns: `made` ones for those that move with the image, and the others repeated."""
+    """All columns of the new table: those in `made`, which were transformed like the image, and the others repeated."""
     return {name: arrays[name] if name in arrays else _repeated(table.columns[name], count) for name in table.columns}
 
 
@@ -147,12 +149,12 @@ def _repeated(column: Column, count: int) -> Column:
 
 
 def _unchanged(table: Table) -> Table:
-    """A table whose labels say that its images are unchanged."""
+    """The table with labels of zeros, for images that are unchanged."""
     return replace(table, columns={**table.columns, AUGMENT: np.zeros((len(table), LABELS), np.float32)})
 
 
 def _report_sides(table: Table) -> None:
-    """Warns of captions that say left or right, which is wrong for flipped images."""
+    """Warns if captions contain left or right, which are wrong for flipped images."""
     parts = getattr(table, "buckets", None) or [table]
     captions = [alternatives(each) for part in parts for each in part.columns.get("text", ())]
     found = [each for each in captions if says_sides(each)]

@@ -1,7 +1,7 @@
-"""Non-leaking augmentation: random geometric transforms, each with a label that says what was done.
+"""Non-leaking augmentation: random geometric transforms, each described by a label.
 
 Karras et al. 2020 (ADA) choose the transforms; Karras et al. 2022 (EDM, appendix F.2) make the parameters a condition
-of the network, which is zero when images are generated. What is augmented then doesn't leak into what is generated.
+of the network, which is zero when images are generated. The augmentation then doesn't leak into generated images.
 """
 
 import math
@@ -23,7 +23,8 @@ def parameters(position: Tensor, probability: float, seed: int = 0) -> Tensor:
     Columns: flip to the left or right (0 or 1, one half each) and upside down; whole translation to the right and down,
     -1 to 1 in units of an eighth of the side; binary logarithm of isotropic scaling in units of 0.2; rotation by r as
     cos r - 1 and sin r; anisotropic scaling by a along the angle b as a cos b and a sin b; fractional translation in
-    units of an eighth of the side. Each but the first is there with the given probability, otherwise 0.
+    units of an eighth of the side. The flip to the left or right is always random; each of the others happens with the
+    given probability, and is 0 otherwise.
     """
 
     def chosen(name: str) -> Tensor:
@@ -46,7 +47,7 @@ def parameters(position: Tensor, probability: float, seed: int = 0) -> Tensor:
 
 
 def settled(labels: Tensor, height: int, width: int) -> Tensor:
-    """The labels with whole translations that are whole numbers of pixels."""
+    """The labels, with the whole translations rounded to whole pixels."""
     side = labels.new_tensor([width, height]) * SHIFT  # (2,)
     labels = labels.clone()
     labels[:, 2:4] = torch.where(side >= 0.5, (labels[:, 2:4] * side).round() / side, 0)
@@ -54,7 +55,7 @@ def settled(labels: Tensor, height: int, width: int) -> Tensor:
 
 
 def transform(images: Tensor, label: Tensor, nearest: bool = False) -> Tensor:
-    """Images (C, H, W) of any type, transformed as `label` (11,) says; what comes in from outside is their reflection.
+    """Images (C, H, W) of any type, transformed by `label` (11,); beyond the edges the image is reflected.
 
     Flips and whole translations move pixels as they are. The rest is one bicubic interpolation, in float32, or the
     nearest pixel for maps.
@@ -76,7 +77,7 @@ def transform(images: Tensor, label: Tensor, nearest: bool = False) -> Tensor:
 
 
 def _inverse(label: Tensor, height: int, width: int) -> Tensor:
-    """The matrix (3, 3) from places in the result to places in the image, both from -1 to 1."""
+    """The matrix (3, 3) from coordinates in the result to those in the image, both from -1 to 1."""
     scale, turn_cos, turn_sin = 2.0 ** (OCTAVES * float(label[4])), float(label[5]) + 1, float(label[6])
     amount, along = math.hypot(float(label[7]), float(label[8])), math.atan2(float(label[8]), float(label[7]))
     stretch = 2.0 ** (OCTAVES * amount)
@@ -91,13 +92,13 @@ def _inverse(label: Tensor, height: int, width: int) -> Tensor:
 
 
 def _reflected(index: Tensor, n: int) -> Tensor:
-    """Places reflected into 0 to n - 1, edges repeated: -1 is 0, n is n - 1."""
+    """Coordinates reflected into 0 to n - 1, with edges repeated: -1 becomes 0, and n becomes n - 1."""
     index = index % (2 * n)
     return torch.where(index < n, index, 2 * n - 1 - index)
 
 
 def _nearest(images: Tensor, grid: Tensor) -> Tensor:
-    """The nearest pixels of (C, H, W), of any type, at the places (H, W, 2) from -1 to 1."""
+    """The nearest pixels of (C, H, W), of any type, at the coordinates (H, W, 2) from -1 to 1."""
     height, width = images.shape[1:]
     columns, rows = ((grid[..., i] + 1) * n / 2 - 0.5 for i, n in ((0, width), (1, height)))
     columns, rows = (_reflected(place.round().long(), n) for place, n in ((columns, width), (rows, height)))

@@ -34,8 +34,8 @@ class States:
     """The encoder's states of captions, memory-mapped and found by a caption's hash.
 
     `folder` holds them in pieces, each with `states.raw` (T, D) float32, the states of all captions' tokens one after
-    the other, `ends.npy` (N,), where each caption ends there, `hashes.npy` (N,), and `pooled.npy` (N, D) if the encoder
-    pools.
+    the other, `ends.npy` (N,), the row at which each caption ends, `hashes.npy` (N,), and `pooled.npy` (N, D) if the
+    encoder pools.
     """
 
     def __init__(self, folder: Path, masked: bool):
@@ -136,8 +136,8 @@ def cached_states(
 ) -> States:
     """The states of `captions`. Those that aren't in the cache under `root` are computed now.
 
-    Each encoder has one cache, which grows: captions of earlier runs aren't computed again. Of processes that start
-    together one computes, and the others wait.
+    Each encoder has one cache, which grows: captions of earlier runs aren't computed again. If several processes start
+    together, one computes and the others wait.
     """
     folder = root / "captions" / _key(part)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +180,8 @@ def _encode(part: FrozenText, captions: list[str], folder: Path, batch_size: int
 
 
 def _on_host(cond: Cond) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """On the CPU: the states (B, L, D), which of them belong to the captions (B, L), and a list with the pooled states
-    (B, D) if there are any."""
+    """On the CPU: the states (B, L, D), their mask (B, L), and a list with the pooled states (B, D), empty if there are
+    none."""
     assert cond.tokens is not None
     tokens, *others = to_host(*(t for t in (cond.tokens, cond.mask, cond.vector) if t is not None))
     keep = torch.ones(tokens.shape[:2], dtype=torch.bool) if cond.mask is None else others.pop(0)
@@ -220,7 +220,7 @@ def _key(part: FrozenText) -> str:
 
 
 def _hashes(captions: Iterable[str]) -> np.ndarray:
-    """The first 64 bits of each caption's SHA-256, (N,). The chance that any two of a million captions share them is
+    """The first 64 bits of each caption's SHA-256, (N,). Among a million captions, the chance that any two collide is
     one in 40 million."""
     return np.array(
         [int.from_bytes(sha256(c.encode("utf-8", "surrogatepass")).digest()[:8]) for c in captions], np.uint64

@@ -1,4 +1,4 @@
-"""Labels in a model's own numbering: classes keep their numbers, whatever order a data set lists them in."""
+"""Labels in a model's own numbering: a class keeps its number, in whatever order a data set lists the classes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +13,10 @@ from ldm.data.storage.table import Table
 
 
 def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
-    """The table with its labels as indices of `names`, the classes that a model or run knows; unchanged if they are so
-    already, and if it has no labels.
+    """The table with its labels as indices of `names`, the classes that a model or run knows; unchanged if they are
+    already, or if it has no labels.
 
-    Classes that are numbers, and aren't in `names`, are indices of `names` themselves. Raises UserError for an unknown
+    A class that is a number and isn't in `names` is itself an index of `names`. Raises UserError for an unknown
     class. `whose` names the model or run in messages.
     """
     if "label" not in table.columns or not names or table.classes == tuple(names):
@@ -29,7 +29,7 @@ def numbered_as(table: Table, names: Sequence[str], whose: str) -> Table:
 
 
 def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
-    """Raises UserError if a run has learned the classes `names` and the table has no labels."""
+    """Raises UserError if a run has learned classes, `names`, and the table has no labels."""
     if names and "label" not in table.columns:
         known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise UserError(
@@ -39,8 +39,8 @@ def check_labelled(table: Table, names: Sequence[str], whose: str) -> None:
 
 
 class Renumbered(np.ndarray):
-    """Labels (N,) in another numbering. They are pickled as the column that they were made from, usually the name of a
-    file, and the new number of each label."""
+    """Labels (N,) in another numbering. They are pickled as what they were made from: the original column, usually as
+    the name of its file, and the new number of each class."""
 
     made_of: tuple[Any, np.ndarray] | None = None  # views have none, and are pickled as arrays
 
@@ -51,7 +51,7 @@ class Renumbered(np.ndarray):
 
 
 def renumbered(labels: Any, numbers: np.ndarray) -> Renumbered:
-    """The numbers (N,) int64 of the labels (N,), which may be packed, by the table `numbers` (classes,)."""
+    """Labels (N,), perhaps packed, in another numbering: class i becomes `numbers[i]`. (N,) int64."""
     labels = unpacked(labels)
     made = numbers.astype(np.int64)[np.asarray(labels)].view(Renumbered)
     made.made_of = labels, numbers

@@ -35,8 +35,8 @@ PIECE = 2000  # images that are encoded as one piece: at most so many are encode
 class LatentTable(ByPath):
     """A table with the moments of the images' posteriors: `mean`, `std` (N, C, h, w) float32 or float16, memory-mapped.
 
-    The moments are cached rather than one draw from them, as each visit draws anew. `channel_mean` and `channel_std`
-    (C,) are those of drawn latents: the std includes the spread of the means and that of the posteriors.
+    The moments are cached rather than one sample, as each visit samples anew. `channel_mean` and `channel_std` (C,) are
+    those of sampled latents: the std includes both the spread of the means and that of the posteriors.
     """
 
     table: Table
@@ -79,7 +79,7 @@ def cached_latents(
 ) -> LatentTable:
     """The latents of `table`, from the cache under `root` if it has those of this encoder and this table.
 
-    A cache of an earlier version, which is named by the whole first stage instead of its encoder, is used too.
+    A cache of an earlier version, named by the whole first stage instead of its encoder, is used too.
     Processes that start together share the work, and an interrupted cache is continued. Each bucket has a cache of its
     own, and all are whitened by the same statistics. `dtype` (float32 or float16) is the type of the stored moments;
     `device` is where they are computed, by default where the first stage is.
@@ -138,7 +138,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def _print_reason(root: Path, about: Mapping[str, Any]) -> None:
-    """Prints that this table is encoded again if another first stage has encoded it before."""
+    """If this table was encoded before by another first stage, prints that it is encoded again."""
     for manifest in root.glob(f"*/{MANIFEST}"):
         with contextlib.suppress(OSError, ValueError):
             other = json.loads(manifest.read_text())
@@ -158,8 +158,8 @@ def encode_table(
 ) -> None:
     """Writes the moments of every image into `folder` in `dtype`, computed where the first stage is.
 
-    It continues an interrupted call. Processes that start together share the images; all stop as soon as the work is
-    `needless`, since another process has finished it.
+    It continues an interrupted call. Processes that start together share the images; all stop as soon as `needless`
+    returns true, because another process has finished the work.
     """
     height, width = (side // first_stage.factor for side in table.images.shape[2:])
     shape = (len(table), first_stage.latent_channels, height, width)
@@ -207,7 +207,7 @@ def _refuse_not_finite(found: list[Tensor], posterior: Gaussian, *, rows: Tensor
 
 
 def _lay_out(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Creates the two arrays, unless they exist already, and then forgets which pieces were done."""
+    """Creates the two arrays and marks all pieces as not done; keeps both if arrays of this shape and type exist."""
     with contextlib.suppress(OSError, ValueError):
         there = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std")]
         if all(array.shape == shape and array.dtype == dtype for array in there):
@@ -221,14 +221,14 @@ def _lay_out(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _finish(folder: Path, about: Mapping[str, Any]) -> None:
-    """Writes latents.json, which comes last and makes the cache complete."""
+    """Writes latents.json. It is written last, and marks the cache as complete."""
     mean, std = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("mean", "std"))
     sizes = {f"{name}.npy": (folder / f"{name}.npy").stat().st_size for name in ("mean", "std")}
     atomic_write(folder / MANIFEST, to_json({**about, **_statistics(mean, std), "bytes": sizes}))
 
 
 def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[str, Any]:
-    """Mean and std of each channel over all drawn latents, in float64, by the law of total variance."""
+    """Mean and std of each channel over all sampled latents, in float64, by the law of total variance."""
     axes, total, square, variance, count = (0, 2, 3), 0.0, 0.0, 0.0, mean[:, 0].size
     for start in range(0, len(mean), chunk):
         m, s = mean[start : start + chunk].astype(np.float64), std[start : start + chunk].astype(np.float64)
@@ -239,7 +239,7 @@ def _statistics(mean: np.ndarray, std: np.ndarray, chunk: int = 4096) -> dict[st
 
 
 def _of_buckets(table: Buckets, parts: Sequence[LatentTable]) -> LatentTable:
-    """The latents of the largest bucket with the statistics of all buckets."""
+    """The latents of the largest bucket, with the statistics of all buckets."""
     weights = torch.tensor([part.mean[:, 0].size for part in parts], dtype=torch.float64)[:, None]
     means, stds = (torch.stack([getattr(p, f"channel_{name}").double() for p in parts]) for name in ("mean", "std"))
     mean = (weights * means).sum(0) / weights.sum()  # (C,)

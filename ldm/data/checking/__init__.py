@@ -1,1 +1,2 @@
-"""What a prepared data set holds and what may be wrong with it: copies, odd pixels, crops, captions, classes, maps."""
+"""What a prepared data set contains and what may be wrong with it: copies, odd pixels, crops, captions, classes,
+maps."""

@@ -46,7 +46,7 @@ class Collection:
         return table.batch(np.array([row]), ["image"])["image"][0]
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """All images as they are stored, (n, C, H, W) uint8 or uint16, some at a time."""
+        """All images as they are stored, in chunks (n, C, H, W) uint8 or uint16."""
         for table in self.parts:
             size = max(1, _CHUNK_BYTES // table.images[0].nbytes)
             for start in range(0, len(table), size):
@@ -62,7 +62,7 @@ class Collection:
         return [value for column in found for value in column]
 
     def frames(self) -> np.ndarray | None:
-        """What `Preprocess.frame` says of each image, (N, 6); None for tables of earlier versions."""
+        """The `Preprocess.frame` of each image, (N, 6); None for tables of earlier versions."""
         found = [part.each_frame for part in self.parts]
         return None if any(frame is None for frame in found) else np.concatenate([np.asarray(f) for f in found])
 

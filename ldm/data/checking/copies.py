@@ -1,5 +1,5 @@
-"""Images that are the same or nearly so, in time that grows with N log N: sorted by several keys, each image is
-compared with its next neighbours in each order."""
+"""Images that are equal or nearly so. The images are sorted by several keys, and each is compared with its neighbours
+in each order, which takes time proportional to N log N."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ _BLOCK, _SHIFT = 12.0, 16.0  # of 255: how far blocks may differ beyond a shift 
 
 @dataclass
 class Copies:
-    """Groups of two or more numbers of images: `exact` have equal pixels, `near` look alike and aren't equal.
+    """Groups of two or more numbers of images: those in `exact` have equal pixels; those in `near` look alike without
+    being equal.
 
     `mixed` are the groups of either kind that have images for training and for validation.
     """
@@ -49,8 +50,8 @@ def find_copies(pixels: Pixels, is_val: np.ndarray) -> Copies:
 
 def near_pairs(hashes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """Pairs (P, 2) of images that look alike: hashes (N,) that differ in at most 6 bits, and `blocks` (N, D) that
-    differ by at most 12 of 255, apart from a change of brightness of at most 16. Pairs that are neighbours in none of
-    the orders are missed."""
+    differ by at most 12 of 255, apart from a change of brightness of at most 16. A pair that is far apart in every
+    order is missed."""
     n = len(hashes)
     found = [_neighbours(order, hashes) for order in _orders(hashes, blocks)]
     codes = np.unique(np.concatenate([pairs[:, 0] * n + pairs[:, 1] for pairs in found]))
@@ -60,8 +61,8 @@ def near_pairs(hashes: np.ndarray, blocks: np.ndarray) -> np.ndarray:
 
 
 def _orders(hashes: np.ndarray, blocks: np.ndarray) -> list[np.ndarray]:
-    """Orders in which near copies are likely neighbours: by the hash from several of its bits on, and by random
-    projections of the blocks."""
+    """Orders in which near copies are likely to be neighbours: by the hash, rotated by several numbers of bits, and by
+    random projections of the blocks."""
     brightness = blocks.mean(1)
     orders = []
     for turn in range(0, 64, _TURN):
@@ -89,7 +90,7 @@ def _alike(blocks: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def _groups_of(keys: np.ndarray) -> list[list[int]]:
-    """Numbers of equal keys, two or more in a group."""
+    """The positions of equal keys, in groups of two or more."""
     found: dict[int, list[int]] = defaultdict(list)
     for i, key in enumerate(keys.tolist()):
         found[key].append(i)
@@ -97,7 +98,7 @@ def _groups_of(keys: np.ndarray) -> list[list[int]]:
 
 
 def _joined(pairs: np.ndarray) -> list[list[int]]:
-    """Groups of numbers that pairs (P, 2) connect, by union and find."""
+    """The groups of numbers that the pairs (P, 2) connect, by union-find."""
     parent: dict[int, int] = {}
 
     def root(i: int) -> int:

@@ -1,4 +1,4 @@
-"""How the images' own sizes change: their aspects, what is cropped away, and what is enlarged."""
+"""How preprocessing changes the images' sizes: their aspects, what is cropped away, and what is enlarged."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Sizes:
 
     @cached_property
     def scale(self) -> np.ndarray:
-        """By how much each image is enlarged (N,); below 1 it is made smaller."""
+        """The factor by which each image is enlarged (N,); below 1 it is reduced."""
         ratios = self.to / np.stack([self.height, self.width], 1)  # (N, 2)
         return ratios.min(1) if self.resize == "contain" else ratios.max(1)
 
@@ -44,7 +44,7 @@ class Sizes:
 
     @cached_property
     def stretch(self) -> np.ndarray:
-        """By how much the aspect of each image changes (N,): 1 means not at all, 2 means doubled or halved."""
+        """The factor by which the aspect of each image changes (N,): 1 means not at all, 2 means doubled or halved."""
         if self.resize != "stretch":
             return np.ones(len(self.height))
         ratio = (self.to[:, 1] / self.to[:, 0]) / (self.width / self.height)
@@ -66,12 +66,12 @@ class Sizes:
         return rows[np.argsort(-self.stretch[rows], kind="stable")]
 
     def common(self, most: int = 8) -> dict[str, int]:
-        """The most frequent sizes, as height x width, with their numbers of images."""
+        """The most frequent sizes, as height x width, each with its number of images."""
         counts = Counter(zip(self.height.astype(int).tolist(), self.width.astype(int).tolist(), strict=True))
         return {f"{h}x{w}": count for (h, w), count in counts.most_common(most)}
 
     def aspects(self) -> dict[str, int]:
-        """The number of images by the aspect of width to height."""
+        """The number of images of each aspect, width to height."""
         log = np.log2(self.width / self.height)
         edges = {"below 1:2": -1.05, "1:2 to 4:5": -0.32, "about square": 0.32, "5:4 to 2:1": 1.05}
         counts, below = {}, np.zeros(len(log), bool)

@@ -29,7 +29,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """Everything that is counted in a data set, and the findings, which are what may have to be changed."""
+    """Everything that is counted in a data set, and the findings: what the user may have to change."""
 
     collection: Collection
     pixels: Pixels
@@ -75,7 +75,7 @@ def _about(key: str, rows: Sequence[int] | np.ndarray, what: str, collection: Co
 
 def _about_copies(copies: Copies, collection: Collection) -> Iterator[Finding]:
     def shown(groups: list[list[int]]) -> str:
-        """The first groups of copies, each by the names of two of them."""
+        """The first groups of copies, each as the names of two of its images."""
         return examples([" = ".join(collection.names(group[:2])) for group in groups[:4]])
 
     if copies.mixed:

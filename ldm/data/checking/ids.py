@@ -1,4 +1,4 @@
-"""Classes and the ids of maps: how often each occurs."""
+"""How often each class, and each id in maps, occurs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ def class_counts(labels: np.ndarray, is_val: np.ndarray, names: Sequence[str]) -
 
 @dataclass
 class MapIds:
-    """For each id that occurs in maps the share of the pixels and the number of images that have it."""
+    """For each id that occurs in maps, its share of the pixels and the number of images that contain it."""
 
     pixels: dict[int, float]
     images: dict[int, int]
 
     @property
     def are_many(self) -> bool:
-        """Whether there are more ids than maps of classes have: the files may be colours, or lossy JPEGs."""
+        """Whether there are too many ids for maps of classes: the files may be in colour, or lossy JPEGs."""
         return len(self.pixels) > _MANY
 
     @property

@@ -1,4 +1,4 @@
-"""What the pixels of each image say: a fingerprint for copies, contrast, and detail."""
+"""Figures of each image's pixels: fingerprints for finding copies, contrast, and detail."""
 
 import hashlib
 from dataclasses import dataclass, fields
@@ -26,7 +26,8 @@ class Pixels:
       one to its right (Krawetz 2013, dHash);
     - `blocks` (N, D) float32: the mean of each of 8 x 8 blocks in at most three channels, from 0 to 255;
     - `ranges` (N,): the largest difference between two pixels of a channel, from 0 to 255;
-    - `detail` (N,): the share of the variance that the means of 4 x 4 pixels lose; nan for images smaller than 16.
+    - `detail` (N,): the share of the variance that is lost by averaging over blocks of 4 x 4 pixels; nan for images
+      smaller than 16.
     """
 
     digests: np.ndarray
@@ -40,7 +41,8 @@ class Pixels:
         return np.flatnonzero(self.ranges < _FLAT)
 
     def blurred(self) -> np.ndarray:
-        """The numbers of images with hardly any detail, both in itself and beside the others; the worst first."""
+        """The numbers of images with hardly any detail, in absolute terms and compared with the others; the worst
+        first."""
         known = np.isfinite(self.detail) & (self.ranges >= _FLAT)
         if not known.any():
             return np.array([], np.int64)
@@ -81,7 +83,7 @@ def _digest(image: np.ndarray) -> int:
 
 
 def _packed(bits: Tensor) -> np.ndarray:
-    """Bits (n, 8, 8) as (n,) uint64."""
+    """Bits (n, 8, 8) packed into (n,) uint64."""
     return np.packbits(bits.flatten(1).numpy(), axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 

@@ -1,4 +1,4 @@
-"""Tables for a check: as training makes them, and also where training would refuse the data."""
+"""Tables for a check: made as for training, but also from data that training would refuse."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +22,8 @@ Suggest = Callable[[Sequence[tuple[int, int]]], Any]  # (height, width) of all i
 class Prepared:
     """A source with its tables, and what it found.
 
-    `options` are options that training needs in addition to those given, such as a size. `refusal` says why training
-    would stop now; "" where it wouldn't.
+    `options` are options that training needs in addition to those given, such as a size. `refusal` is why training
+    would stop; "" if it wouldn't.
     """
 
     source: Any
@@ -38,9 +38,9 @@ class Prepared:
 def prepared(spec: Mapping[str, Any], cache: Path, suggest: Suggest) -> Iterator[Prepared]:
     """The tables of the source `spec`, in the cache where training finds them.
 
-    The images are checked without the variants that training makes of them. Where images of several sizes need
-    `data.size`, `suggest` chooses it. Where more images are bad than training accepts, the tables are made in a
-    temporary folder, which is removed in the end: training couldn't use them.
+    The images are checked without the variants that training makes of them. If images of several sizes need
+    `data.size`, `suggest` chooses it. If more images are bad than training accepts, training couldn't use the tables,
+    so they are made in a temporary folder that is removed in the end.
     """
     spec = {key: value for key, value in spec.items() if key not in _VARIANTS}
     options: dict[str, Any] = {}
@@ -61,7 +61,8 @@ def prepared(spec: Mapping[str, Any], cache: Path, suggest: Suggest) -> Iterator
 
 
 def _facts(source: Any, train: Table, val: Table, cache: Path) -> Facts:
-    """What the source found; a source of data that are complete as they are only counts them."""
+    """What the source found. For a source that finds nothing, such as a built-in data set, only the numbers of
+    images."""
     if hasattr(source, "facts"):
         return source.facts(cache)
     return Facts(

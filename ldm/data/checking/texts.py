@@ -17,10 +17,10 @@ _SIDES = re.compile(r"\b(left|right|links|rechts|gauche|droite|izquierda|derecha
 class Texts:
     """What N captions have in common.
 
-    `missing` are the numbers of images without one, `lengths` the words of each other one. `words` and `tags` count in
-    how many captions each occurs, `shared` are words in nearly all of them, `same` is the caption that all have, and
-    `repeated` the number of captions that other images have too. `sides` are the numbers of images whose caption says
-    left or right.
+    `missing` are the numbers of images without a caption, `lengths` the numbers of words in the others. `words` and
+    `tags` count in how many captions each occurs, `shared` are words in nearly all captions, `same` is the caption that
+    all images have, and `repeated` the number of captions that other images have too. `sides` are the numbers of images
+    whose caption says left or right.
     """
 
     missing: np.ndarray
@@ -34,7 +34,7 @@ class Texts:
 
 
 def texts_of(captions: Sequence[str | list[str]]) -> Texts:
-    """Statistics of captions; of lists of alternatives all count."""
+    """Statistics of captions. In a list of alternatives, each counts."""
     missing = np.array([i for i, each in enumerate(captions) if not any(alternatives(each))], np.int64)
     flat = [caption for each in captions for caption in alternatives(each) if caption]
     spoken = [[word.lower() for word in _WORD.findall(caption)] for caption in flat]
@@ -58,7 +58,7 @@ def alternatives(caption: str | list[str]) -> list[str]:
 
 
 def says_sides(captions: Iterable[str]) -> bool:
-    """Whether a caption says left or right, which would be wrong for the mirrored image."""
+    """Whether a caption contains left or right, which would be wrong for the mirror image."""
     return any(_SIDES.search(caption) for caption in captions)
 
 

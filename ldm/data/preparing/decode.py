@@ -223,7 +223,8 @@ class Decoder:
 
 
 def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, threads: bool = True) -> Iterator[R]:
-    """`function` of each item, in order, on threads or not. At most a chunk of results is kept in memory."""
+    """Yields function(item) for each item, in order; on threads if `threads`. At most `chunk` results are kept in
+    memory."""
     if not threads:
         yield from map(function, items)
         return

@@ -62,7 +62,7 @@ def unconverted(profile: bytes | None, mode: str) -> Notes:
 
 
 def unembedded(image: "Image") -> Notes:
-    """Notes on colours other than sRGB that an image declares in other ways than by a profile."""
+    """Notes on a colour space other than sRGB that an image declares without embedding a profile."""
     if image.info.get(CICP, _CICP_SRGB) != _CICP_SRGB:
         return ["PNG's cICP declares another colour space; read as sRGB"]
     if not _is_srgb(image.info):

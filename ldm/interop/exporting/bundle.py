@@ -20,7 +20,8 @@ def bundle(model: Any, out: Path) -> Report:
 
 
 def without_words(model: Any) -> Any:
-    """The model. Raises UserError if its frozen text encoders have new words, which only our format holds."""
+    """Returns the model unchanged. Raises UserError if its frozen text encoders have learned words, which only our
+    format can hold."""
     if words := sorted({word for part in frozen_in(model) for word in part.words}):
         raise UserError(
             f"{', '.join(words)} would be lost with the frozen text encoder's files: export each with "

@@ -36,7 +36,7 @@ def push_model(
     run: Path | None = None,
 ) -> str:
     """Pushes `model` as a model folder ("ldm"), as diffusers' ("diffusers") or as a "single_file": see
-    `LatentDiffusion.push_to_hub`. `run` is the run whose data and measures the card tells."""
+    `LatentDiffusion.push_to_hub`. `run` is the run whose data and scores the card reports."""
     address = check_target(repository)
     if to not in FORMATS:
         raise UserError(f"to={to} isn't a format to push.{did_you_mean(to, FORMATS)}")

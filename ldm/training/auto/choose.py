@@ -63,7 +63,7 @@ class Budget:
         return None if self.seconds is None else int(self.seconds * PREPARATION * self.speed / max(flops, 1))
 
     def affords(self, flops: float, steps: int) -> bool:
-        """Whether that many steps of `flops` operations fit into the time limit."""
+        """Whether `steps` steps of `flops` operations each fit into the time limit."""
         fitting = self.steps_in_time(flops)
         return fitting is None or fitting >= steps
 

@@ -158,7 +158,7 @@ class ServedFiles:
 
 
 def trim(folder: Path, limit: int, files: int = MAX_FILES) -> None:
-    """Removes the oldest files under `folder` until at most `limit` bytes in `files` files are left."""
+    """Removes the oldest files under `folder` until at most `files` files, of `limit` bytes in all, are left."""
     found = []
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # removed in the meantime

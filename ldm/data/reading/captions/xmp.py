@@ -11,8 +11,8 @@ _DEFAULT = "x-default"
 
 
 def xmp_texts(xmp: str) -> Iterator[str]:
-    """Description, comment, headline, title and keywords, as far as there are any. Keywords are joined by commas; of a
-    text in several languages it is the default one."""
+    """Yields the description, comment, headline, title and keywords that `xmp` contains. Keywords are joined by commas.
+    If a text is given in several languages, the default language is read."""
     for name in _NAMES:
         if match := re.search(rf"<{name}\b[^>/]*>(.*?)</{name}>", xmp, re.DOTALL):
             yield _text(match[1])
