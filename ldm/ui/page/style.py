@@ -6,7 +6,7 @@ CSS = """
 .gradio-container { max-width: 1500px !important; }
 .hint, .hint p { color: var(--body-text-color-subdued); font-size: .9em; margin: 2px 0; }
 #images img, #all-images img, #grids img, #sheet img { image-rendering: pixelated; }
-#images .grid-wrap { max-height: none; overflow: hidden; }
+#images .grid-wrap, #all-images .grid-wrap { max-height: none; overflow: hidden; }
 #tokens:not(:has(p)) { display: none; }
 #tokens { background: var(--block-background-fill); padding: 0 14px !important; }
 #images .grid-container { width: min(100%, max(300px, 100vh - 250px)); margin: auto; }
