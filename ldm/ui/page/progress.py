@@ -60,7 +60,7 @@ def generate_all(generator: ImageGenerator, requests: Sequence[Settings]) -> Ite
                         bar(f"Saved{of}", (i + 1) / len(requests)), finished=finished, last=i + 1 == len(requests)
                     )
                 elif isinstance(event, Waiting):
-                    before = "1 request" if event.ahead == 1 else f"{event.ahead} requests"
+                    before = "1 request" if event.ahead <= 1 else f"{event.ahead} requests"
                     yield Shown(bar(f"Waiting for {before} before yours{of}", i / len(requests)), finished=finished)
                 else:
                     share = (i + event.step / event.steps) / len(requests)

@@ -23,6 +23,9 @@ a part of the prompt that the others replace, as in `cat, dog, fish`. *checkpoin
 checkpoints and `finished`, *run* the names of runs."""
 
 
+MOST_SHOWN = 1600  # pixels on a side of a sheet that isn't full: each cell of a large one would write it all
+
+
 class XYTab:
     """Builds the tab inside the current `gr.Blocks`; it generates with the fields of the tab `generate`."""
 
@@ -69,7 +72,9 @@ class XYTab:
             changes: dict[Any, Any] = {self.status: shown.status}
             if len(shown.finished) > len(images):
                 images += [_opened(image.path) for image in shown.finished[len(images) :]]
-                changes[self.sheet] = self.app.served_files.save(xy.sheet(images, x, y))
+                partial = xy.sheet(images, x, y)
+                partial.thumbnail((MOST_SHOWN, MOST_SHOWN))
+                changes[self.sheet] = self.app.served_files.save(partial)
             yield changes | (self._finished(shown.finished, settings, images, (x, y)) if shown.last else {})
 
     def _finished(
