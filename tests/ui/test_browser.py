@@ -497,6 +497,37 @@ def test_a_mistake_is_shown(page: Page) -> None:
     page.until(lambda: "Failed: Inpainting needs an initial image" in page.text("#status"))
 
 
+@pytest.mark.skipif("LDM_RUNS" not in os.environ, reason="no trained run: LDM_RUNS=runs, with runs/ldm/emoji")
+def test_a_trained_run_inpaints_on_the_image_of_the_docs(driver: Any) -> None:
+    """Retakes docs/webpage.png: of an image, what is painted over is generated anew."""
+    from ldm.ui.server.serve import serve
+    from tests.ui.conftest import config
+
+    served = serve(config(Path(os.environ["LDM_RUNS"]), run="emoji"))
+    try:
+        driver.get(f"{served.url}?__theme=light")
+        page = Page(driver, served)
+        page.resize(1400, 1150)
+        page.one("#prompt textarea")
+        time.sleep(4)
+        page.write("#prompt textarea", "a rocket on a blue background")
+        page.number("Seed", "3")
+        source = pixels(page.generate()[0])
+        page.until(lambda: len(page.all("#images button img")) >= 4)
+        page.press("#to-inpaint")
+        page.draw_over()
+        page.write("#prompt textarea", "a burger on a blue background")
+        generated = list(map(pixels, page.generate()))
+        assert len(generated) == 4
+        assert all((made == source).all(-1).mean() > 0.3 and (made != source).any() for made in generated)
+        time.sleep(2)
+        driver.execute_script("document.activeElement.blur(); window.scrollTo(0, 0)")
+        driver.save_screenshot(str(Path(__file__).parents[2] / "docs" / "webpage.png"))
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        served.close()
+
+
 def test_every_tab_opens(page: Page) -> None:
     for tab in ("X/Y grid", "Images", "Runs", "Alerts"):
         page.tab(tab)
