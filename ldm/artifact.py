@@ -68,7 +68,8 @@ def save(model: Any, folder: str | Path, weights: Mapping[str, Tensor] | None = 
 
 @contextlib.contextmanager
 def _bundled(model: nn.Module, folder: Path) -> Iterator[None]:
-    """Copies the outside files of parts that bundle them into `folder`. Within the block, specs name the copies."""
+    """Copies the outside files of parts that bundle them into `folder`. Inside the `with` block, specs name the
+    copies."""
     parts: list[Any] = [part for part in model.modules() if getattr(part, "bundled", False)]
     specs = [part._spec for part in parts]
     for part in parts:

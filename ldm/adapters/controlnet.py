@@ -118,7 +118,7 @@ class ControlImages:
         return replace(cond, control=control, control_weights=weights)
 
     def _within_spans(self, denoiser: Any, sigmas: Tensor) -> Any:
-        """`denoiser` that leaves out, at each step, the ControlNets whose span doesn't include the step."""
+        """`denoiser`, which at each step now leaves out the ControlNets whose span doesn't include the step."""
         if all(span == (0.0, 1.0) for span in self.spans.values()):
             return denoiser
         levels = {name: _levels(span, sigmas) for name, span in self.spans.items()}

@@ -165,7 +165,7 @@ def _config(kind: str, ranks: Mapping[str, int], alphas: Mapping[str, float], dr
 
 
 def _take_any_layout(module: nn.Module, name: str) -> None:
-    """Has the DoRAs of convolutions multiply their matrices in any memory format: peft's own must be contiguous."""
+    """Makes the DoRAs of convolutions work in any memory format: peft's own code needs contiguous matrices."""
     for _, layer in injected(module, name):
         magnitudes = layer.lora_magnitude_vector[name]
         if layer.lora_A[name].weight.ndim == 4:
@@ -221,7 +221,7 @@ def _weights_of(layer: Any, name: str) -> dict[str, Tensor]:
 
 
 def _put_lycoris(layer: Any, name: str, given: kinds.Layer) -> None:
-    """Replaces the tensors that peft made by the given ones, which may be split otherwise."""
+    """Replaces the tensors that peft made by the given ones, which may be factored differently."""
     base = layer.get_base_layer().weight
     for leaf in layer.adapter_layer_names:
         own = getattr(layer, leaf)

@@ -168,7 +168,7 @@ def _first_rows(part: FrozenText, init: str | None, vectors: int) -> Tensor:
 
 
 def _rows_of(table: Tensor, ids: Tensor, init: str | None, vectors: int) -> Tensor:
-    """Embeddings (vectors, D) out of the `table` (N, D) and the tokens `ids` (L,) of `init`; see `start`."""
+    """Embeddings (vectors, D), made from the `table` (N, D) and the tokens `ids` (L,) of `init`; see `start`."""
     if init is None:
         return table.mean(0).expand(vectors, -1)
     if not len(ids):
@@ -194,7 +194,7 @@ def embeddings(model: Any, word: str) -> list[Tensor]:
 
 
 def _rows_in(part: AnyText, word: str) -> Tensor:
-    """The embeddings (N, D) of a word that a text encoder was given, while it trains too."""
+    """The embeddings (N, D) of a word that was added to a text encoder, also while they train."""
     if isinstance(part, FrozenText):
         return part.word_rows[list(part.words).index(word)]
     table: Any = part.encoder.token_embedding

@@ -85,7 +85,7 @@ def _extras() -> Iterator[str]:
 
 
 def _runs(states: Sequence[run_state.RunState]) -> Iterator[str]:
-    """A line for each run, the one that changed last first."""
+    """A line for each run, the most recently changed first."""
     if not states:
         yield "  none yet"
     width = max((len(state.key) for state in states), default=0)

@@ -213,7 +213,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _sum(tensors: Sequence[Tensor], factors: Sequence[float], name: str) -> Tensor:
-    """sum_i factors[i] tensors[i]; of the parts that have to be the same, and of whole numbers, the first."""
+    """sum_i factors[i] tensors[i]. Parts that have to be the same, and whole numbers, are taken from the first
+    model."""
     used = [(factor, tensor) for factor, tensor in zip(factors, tensors, strict=True) if factor != 0]
     if name.startswith(_FIXED) or not tensors[0].is_floating_point():
         return tensors[0]

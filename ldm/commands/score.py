@@ -97,7 +97,7 @@ def _networks(config: Mapping[str, Any]) -> tuple[list[Embedder], ClipScore | No
 
 
 def _tables(path: Path | None, config: Mapping[str, Any]) -> Tables | None:
-    """The run's data, where anything is taken from them."""
+    """The run's data, if anything is taken from them."""
     if path is None or (config["samples"] is not None and config["reference"] not in SPLITS):
         return None
     return data_of(path, config)
@@ -192,7 +192,7 @@ def _measured(
 
 
 def _missing(embedder: Embedder, found: Mapping[str, float]) -> dict[str, str]:
-    """What the reference doesn't allow to measure, in words."""
+    """What can't be measured with this reference, in words."""
     absent = [name for name in embedder.names if name not in found]
     return {"not measured": f"{', '.join(absent)}: the reference has no mu_s and sigma_s"} if absent else {}
 
@@ -221,7 +221,7 @@ def _report_folder(path: Path | None, config: Mapping[str, Any], job: str | None
 def _finish(
     figures: dict[str, Any], samples: Images, reference: Reference, *, report: HtmlReport, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Saves the report and prints the scores, with a word on what keeps them from being compared with a paper's."""
+    """Saves the report and prints the scores, with what keeps them from being comparable to a paper's."""
     figures |= {"samples": samples.what, "sampling": dict(samples.about)}
     figures["versions"] = {"ldm": ldm.__version__, "torch": torch.__version__}
     report.heading("Scores")

@@ -81,8 +81,8 @@ class Conditions:
         return Terms(self._cond(batch, null, every), others)
 
     def _prepared(self, encode: EncodeFn, seeds: Sequence[int], fewest: set[str]) -> tuple[dict, dict]:
-        """Both batches as the conditioner reads them, the null one as far as terms of at least the columns `fewest`
-        need it: null may have to be encoded."""
+        """Both batches as the conditioner reads them. The null batch is prepared only if a term with at least the
+        columns `fewest` needs null values, since these may have to be encoded."""
         position = {"position": send(torch.tensor([int(seed) % 2**62 for seed in seeds]), self.conditioner.device)}
         missing = {part.column for part in self.conditioner.parts.values()} - fewest - self.null.keys()
         null = self.conditioner.prepare(self.null | position, encode, 0) if missing else self.null
@@ -102,13 +102,13 @@ class Conditions:
         return {column: scale for column, scale in scales.items() if column in self.conditional}
 
     def _cond(self, batch: Mapping[str, Any], null: Mapping[str, Any], conditional: set[str]) -> Cond:
-        """The condition with the columns `conditional`, and the null values of the others."""
+        """The `Cond` with the given values of the columns `conditional`, and the null values of the others."""
         columns = {part.column for part in self.conditioner.parts.values()}
         return self.conditioner({c: batch[c] if c in conditional else null[c] for c in columns})
 
 
 def _up_to(level: float, scales: Mapping[str, float]) -> set[str]:
-    """The columns whose scale is at most `level`, without those of scale 0."""
+    """The columns whose scale is at most `level` and not 0."""
     return {column for column, scale in scales.items() if scale != 0 and scale <= level}
 
 
@@ -167,7 +167,7 @@ def _negatives(conditioner: Conditioner, column: str, values: list, *, count: in
 
 
 def _check_prompts(conditioner: Conditioner, prompts: Iterable[Any]) -> None:
-    """Refuses a prompt for each text encoder where there aren't several."""
+    """Refuses separate prompts for each text encoder if the model has only one."""
     several = any(part.prompts > 1 for part in conditioner.parts.values())
     if not several and any(isinstance(prompt, tuple) for prompt in prompts):
         raise UserError(
@@ -176,6 +176,6 @@ def _check_prompts(conditioner: Conditioner, prompts: Iterable[Any]) -> None:
 
 
 def _texts(prompts: Iterable[Any]) -> Iterator[str]:
-    """Every prompt, also where there is another one for each text encoder."""
+    """All prompts in one list, including the second ones where each text encoder has its own."""
     for prompt in prompts:
         yield from map(str, prompt) if isinstance(prompt, tuple) else [str(prompt)]

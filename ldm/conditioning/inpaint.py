@@ -90,7 +90,8 @@ class Inpaint(Part):
         return torch.cat([share, latents * (share < 1)], 1)  # (B, 1 + C, h, w)
 
     def _with_grey(self, values: Tensor, image: Tensor, encode: EncodeFn) -> Tensor:
-        """With the latents of grey after them, (B, 1 + 2 C, h, w), which dropped samples have, if any are dropped."""
+        """`prepared` values followed by the latents of grey, which replace those of dropped samples: (B, 1 + 2 C, h,
+        w). Unchanged if none are ever dropped."""
         if not self.drop_prob:
             return values
         grey = encode(torch.zeros_like(image[:1])).expand(len(values), -1, -1, -1)

@@ -61,8 +61,8 @@ def options_of(place: str) -> Options:
 
 
 def _kind_of(default: Any) -> Any:
-    """The type of an option by its default in YAML: numbers, switches and lists of numbers are required to be such,
-    anything else is free."""
+    """The type of an option by its default in YAML: if that is a number, a switch or a list of numbers, the option must
+    be one too; otherwise it may be anything."""
     if isinstance(default, (bool, int, float)):
         return type(default)
     if isinstance(default, list) and default and annotations.fits(default, list[float]):

@@ -127,9 +127,8 @@ def _value(key: str, value: str, sweeping: bool) -> str:
 
 
 def _is(key: str, names: Collection[str]) -> bool:
-    """Whether `key` is an option of `names`: at the top, in a section that has such options, or one of each ControlNet.
-
-    Elsewhere the same word means something else: `diffusion.weighting.features` is a number.
+    """Whether `key` is an option of `names`: at the top level, in a section that has such options, or for a ControlNet.
+    Elsewhere the same word has another meaning: `diffusion.weighting.features` is a number.
     """
     section, _, rest = key.partition(".")
     if not rest:

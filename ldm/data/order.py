@@ -15,7 +15,8 @@ class PositionSampler:
     """Endless global sample positions, a batch at a time: (batch_size / world,) int64 for this rank.
 
     Batch k of the run covers the positions [k B, (k+1) B) and rank r takes the r-th contiguous part, so the ranks
-    together see what one process would. `start` is the position of the next batch: set it before iterating to resume.
+    together see what a single process would see. `start` is the position of the next batch: set it before iterating to
+    resume.
     """
 
     def __init__(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0):

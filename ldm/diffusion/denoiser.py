@@ -101,8 +101,8 @@ class Denoiser(nn.Module):
         return self.weighting.weighted(each, sigma, c)
 
     def _coefficients(self, x: Tensor, sigma: Tensor) -> Coefficients:
-        """The four numbers on the device of x. Samplers have sigma on the CPU, so they are computed there and moved
-        together."""
+        """The four coefficients, on the device of x. Samplers have sigma on the CPU, so they are computed there and
+        moved together."""
         c = self.parameterization.coefficients(sigma)
         return c if sigma.device == x.device else Coefficients(*send(torch.stack(c), x.device))
 

@@ -101,7 +101,7 @@ class TimestepGrids(Grids):
         return self._sigmas(left, (self._timestep(top) + 1) * left - 1)
 
     def _leading(self, left: Tensor, top: float, steps: int) -> Tensor:
-        """Multiples of T // steps, for models that are sampled so; it leaves out the noisiest timesteps."""
+        """Multiples of T // steps, as some models expect ("leading"); the noisiest timesteps are left out."""
         if self.schedule.zero_terminal_snr:
             raise UserError("a zero-terminal-SNR model is sampled from its last timestep on: use another spacing.")
         return self._sigmas(left, self.schedule.timesteps // steps * (steps * left - 1))

@@ -182,7 +182,7 @@ def _coarse(psnr_db: float) -> Finding | None:
 
 
 def _reach(latents: LatentStatistics):
-    """The greatest distance of a value from its channel's mean, (C,)."""
+    """The greatest distance of any value from the mean of its channel, (C,)."""
     return (latents.high - latents.mean).maximum(latents.mean - latents.low)
 
 

@@ -90,7 +90,7 @@ def _of_same_shape(val: Table, train: Table) -> Table:
 
 
 def _features(val: Table, train: Table, config: Mapping[str, Any]) -> Features:
-    """The features that `distance.features` names. `auto` trains no network of its own, unlike an evaluation's."""
+    """The features that `distance.features` names. Unlike in an evaluation, `auto` trains no network here."""
     device, choice = str(device_for(config)), config["distance"]["features"]
     side = max(val.images.shape[2:])
 

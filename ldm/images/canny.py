@@ -64,7 +64,8 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _is_steepest(magnitude: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Where no neighbour along the gradient is larger. If two are equal, as at a clean step, one of them remains."""
+    """Where a gradient is at least as large as both neighbours along its direction. Of two equal ones, as at a clean
+    step, one remains."""
     octant = torch.round(torch.atan2(dy, dx) * (4 / math.pi)).long() % 4  # (B, 1, H, W), index in _DIRECTIONS
     height, width = magnitude.shape[2:]
     padded = F.pad(magnitude, (1, 1, 1, 1))

@@ -53,8 +53,8 @@ def _check_finite(given: "Image | np.ndarray") -> None:
 
 
 def _cut(values: np.ndarray, blurred: bool, notes: Notes) -> np.ndarray:
-    """Which values (h, w), or colours (h, w, 3), are masked. If they are `blurred` by JPEG, two values needn't be two
-    kinds of pixels."""
+    """Which values (h, w), or colours (h, w, 3), are masked. If they are `blurred` by JPEG, two distinct values may
+    belong to one kind of pixels."""
     if values.ndim == 3:
         return _cut_colours(values, blurred, notes)
     if values.dtype == bool:

@@ -248,7 +248,8 @@ class Preprocess:
         return max(1, round(height * scale)), max(1, round(width * scale)), whole
 
     def _part(self, height: float, width: float, h: float, w: float) -> Box:
-        """The box of h x w, or with a crop its part, in an image of height x width; in its middle unless cropped."""
+        """The box of h x w in an image of height x width: in its middle, or with a crop smaller by its zoom and at its
+        place."""
         zoom, across, down = self._crop
         h, w = h / zoom, w / zoom
         left, top = max(0.0, across * (width - w)), max(0.0, down * (height - h))

@@ -97,7 +97,7 @@ def _part(folder: Path, name: str, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _of_network(state: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The weights of the `network` in a class that our export writes, which has no others."""
+    """The weights of the `network` inside a class that our export wrote, which has no other weights."""
     if others := [name for name in state if not name.startswith("network.")]:
         raise UserError(f"{folder}: the weights don't fit: {report([], others)}.")
     return {name.removeprefix("network."): tensor for name, tensor in state.items()}
@@ -183,8 +183,8 @@ def assemble(
 ) -> nn.Module:
     """The parts as one LatentDiffusion.
 
-    `size` is the images' height and width, `replaced` the scheduler in whose place the nearest sampler is used, `about`
-    further arguments of the model.
+    `size` is the images' height and width, `replaced` the scheduler that the nearest sampler replaces, `about` further
+    arguments of the model.
     """
     latent, wanted = first_stage.latent_channels, network.in_channels
     if latent != wanted:

@@ -34,9 +34,9 @@ class Exportable(nn.Module):
     ) -> str:
         """Pushes the model to `OWNER/NAME` or `OWNER/NAME@BRANCH` on the Hugging Face Hub, in one commit.
 
-        Returns the address with the commit, which `ldm.load` reads. A repository that isn't there is made, `private` or
-        as the account has it. `to` and `dtype` are those of `export`. A model card is written, with the `licence`,
-        unless there is one; files of an earlier model are replaced.
+        Returns the address with the commit, which `ldm.load` reads. If the repository doesn't exist it is created,
+        `private` or by the account's default. `to` and `dtype` are those of `export`. A model card is written, with the
+        `licence`, unless there is one; files of an earlier model are replaced.
         """
         from ldm.interop.hub.push import push_model
 

@@ -83,7 +83,7 @@ def _whole(model: Any, title: str, about: Mapping[str, Any]) -> Contents:
 
 def _first_stage(model: Any, factor: float) -> dict[str, Tensor]:
     """The autoencoder, whitened such that latents only need to be multiplied by `factor`: readers know no other
-    number."""
+    setting."""
     state = to_compvis(model.first_stage)
     std = model.latent_std * factor
     plain = bool((model.latent_mean == 0).all()) and torch.allclose(std, torch.ones_like(std), rtol=1e-6, atol=0)

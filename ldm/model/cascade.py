@@ -60,7 +60,7 @@ class Cascade(nn.Module):
         return as_output(images, output, last.preprocess)
 
     def _conditions(self, stage: Any, prompt: Any, options: dict[str, Any], count: int) -> dict[str, list]:
-        """Those of the base's conditions that the model `stage` was trained with too, one for each image."""
+        """The conditions of the base that the model `stage` was trained with too, one for each image."""
         conditions = {}
         for key, value in {"text": prompt, "label": options.get("labels")}.items():
             if value is not None and key in stage.conditioner.inputs:

@@ -96,8 +96,8 @@ def denoiser_of(model: Any, request: Request, sigmas: Tensor) -> DenoiseFn:
 @check_arguments
 @torch.no_grad()
 def sample_prior(vae: Autoencoder, n: int, size: tuple[int, int], seed: int = 0, batch_size: int = 64) -> Tensor:
-    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I), or from codes of which each is as likely, as an
-    autoencoder alone generates them."""
+    """`n` images (n, C, H, W) in [-1, 1], decoded from z ~ N(0, I), or from codes chosen uniformly, as an autoencoder
+    alone generates them."""
     check_size(*size, vae.factor)
     shape = (vae.latent_channels, size[0] // vae.factor, size[1] // vae.factor)
     device, seeds = next(vae.parameters()).device, seeds_of(seed, n)

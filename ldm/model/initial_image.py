@@ -40,7 +40,8 @@ class InitialImage:
         return self._map(lambda t: _repeated(t, n))
 
     def padded(self, pad: int | Sequence[int] | None) -> "InitialImage":
-        """With a margin to be generated of `pad` pixels on every side, or of (left, top, right, bottom) pixels."""
+        """The initial image with a margin to be generated: `pad` pixels on every side, or (left, top, right, bottom)
+        pixels."""
         if pad is None:
             return self
         left, top, right, bottom = margins(pad)

@@ -97,8 +97,8 @@ def read(
 
 
 def frame_of(model: Any, sizes: Mapping[str, Any], pixels: tuple[int, int], prefix: str = "") -> dict[str, list]:
-    """The condition of an image of `pixels` (height, width) that has `sizes`, by column; empty where all are None.
-    `prefix` is what stands before their names in messages."""
+    """The conditions, by column, that `sizes` give for an image of `pixels` (height, width); empty if all are None.
+    `prefix` stands before their names in messages."""
     if not (given := {name: value for name, value in sizes.items() if value is not None}):
         return {}
     if FRAME not in model.conditioner.inputs:

@@ -81,7 +81,7 @@ def variations(
 
 @dataclass(frozen=True)
 class Between(Conditions):
-    """Conditions interpolated to those of `other`: those of image i at t[i], from 0 to 1."""
+    """Conditions interpolated towards those of `other`: for image i at t[i], from 0 to 1."""
 
     other: Conditions
     t: Tensor

@@ -109,8 +109,8 @@ class InLatents:
         """Whitened latents (B, z, h, w) -> images (B, C, H, W) in [-1, 1] to look at: by the preview decoder if one is
         loaded, else by `decode`.
 
-        Preview decoders read latents as diffusers scales them for a denoiser. For a first stage that came from a file
-        of diffusers that is as its config declares; otherwise it is this model's whitening.
+        Preview decoders read latents as diffusers scales them for a denoiser. For a first stage from a diffusers file,
+        that scale is what its config declares; otherwise it is this model's whitening.
         """
         if not self.previewer:
             return self.decode(latents)

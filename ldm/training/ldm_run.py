@@ -137,7 +137,8 @@ def precheck(config: dict[str, Any]) -> Path | None:
 
 
 def check_best(config: dict[str, Any]) -> None:
-    """Raises UserError for a best model that can't be chosen as the config says. Fills in what that needs."""
+    """Raises UserError if the best model can't be chosen as the config says. Fills in the options that choosing it
+    needs."""
     best.check(config, LOGGED)
     settle_distance(config)
 
@@ -145,7 +146,7 @@ def check_best(config: dict[str, Any]) -> None:
 def open_first_stage(path: Path | None, table: Table, named: bool = True) -> FirstStage:
     """The frozen first stage, checked against the data that it is to encode.
 
-    One trained with other preprocessing is used only if it was `named`, not if it just has the name of the data.
+    One trained with other preprocessing is used only if the user `named` it, not if it was found by the data's name.
     """
     channels = table.preprocess.channels
     if path is None:
@@ -266,8 +267,8 @@ def latents(
 ) -> tuple[Gathers, Gathers, tuple[Tensor, Tensor] | None]:
     """Training and validation data as stage two reads them, and the latents' mean and std per channel.
 
-    On pixels these are the images, and None. With latents=online they are the images too, and the cache only gives the
-    statistics.
+    Without a first stage the data are the images, and the statistics None. With latents=online the data are the images
+    too, and the cache only gives the statistics.
     """
     if isinstance(first_stage, Identity):
         return *tables, None

@@ -21,7 +21,7 @@ Module = TypeVar("Module", bound=nn.Module)
 class DiffusionTask(Task):
     """Trains denoiser and conditioner on whitened latents. The first stage is frozen and decodes the samples shown.
 
-    Each visit of an image draws its latent anew from the cached posterior. The loss is also logged by four bands of
+    Each visit of an image samples its latent anew from the cached posterior. The loss is also logged by four bands of
     noise level that are equally likely in training, `loss_q1` (least noise) to `loss_q4`.
     """
 
@@ -94,7 +94,7 @@ class DiffusionTask(Task):
         return (latents - self.latent_mean[:, None, None]) / self.latent_std[:, None, None]
 
     def latents(self, batch: dict[str, Any], seed: int) -> Tensor:
-        """Whitened latents (B, C, h, w), drawn from each sample's posterior."""
+        """Whitened latents (B, C, h, w), sampled from each image's posterior."""
         if "latent_mean" in batch:
             posterior = Gaussian(batch["latent_mean"], batch["latent_std"])
         else:  # latents=online
@@ -143,8 +143,8 @@ def _put_own_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: 
 def diffusion_loss(
     denoiser: Denoiser, cond: Cond, x0: Tensor, *, seed: int, position: Tensor, places: Tensor | None = None
 ) -> Tensor:
-    """The loss of each sample, (B,), at a noise and a noise level that are functions of (seed, position). `places`
-    (B, 1, h, w) are weights of the latents' places."""
+    """The loss of each sample, (B,), with a noise and a noise level that are functions of (seed, position). `places`
+    (B, 1, h, w) are the weights of the latents' positions in the loss."""
     noise = normal(seed, "noise", position, tuple(x0.shape[1:]))
     if denoiser.offset_noise:
         noise = noise + denoiser.offset_noise * normal(seed, "offset noise", position, (x0.shape[1], 1, 1))
@@ -153,5 +153,6 @@ def diffusion_loss(
 
 
 def noise_quantiles(seed: int, position: Tensor) -> Tensor:
-    """The quantile (B,) of each sample's noise level in training's distribution: 0 is the least noise, 1 the most."""
+    """The quantile (B,) of each sample's noise level in the distribution of training: 0 is the least noise, 1 the
+    most."""
     return low_discrepancy(seed, "sigma", position)

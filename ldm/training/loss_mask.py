@@ -20,7 +20,7 @@ _LOOKED_AT = 1000  # masks of which the run says how much they hide
 
 @dataclass(frozen=True)
 class LossMask:
-    """The column of the data in which white counts fully, and the weight `outside`, where it is black."""
+    """The mask of the loss: a column of the data, and the weight `outside` of where it is black. White has weight 1."""
 
     column: str
     outside: float = 0.0
@@ -39,12 +39,12 @@ def pooled(places: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 def sample_weights(places: Tensor) -> Tensor:
-    """How much each sample counts, (B,): as much as its most important place, so 1 if any place is white."""
+    """The weight of each sample, (B,): that of its most important pixel, so 1 if any pixel is white."""
     return places.flatten(1).amax(1)
 
 
 def mean_counted(each: Tensor, places: Tensor | None) -> Tensor:
-    """The mean of `each` (B,) over the samples by their weights: one that is hidden entirely counts nothing.
+    """The mean of `each` (B,) over the samples by their weights: one that is hidden entirely has weight 0.
 
     It is 0, with a gradient of 0, if all are hidden. Of several processes, each averages over its own samples.
     """
@@ -68,7 +68,7 @@ def columns_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def loss_mask_of(config: Mapping[str, Any]) -> LossMask | None:
-    """The mask of the loss that the config chooses; None for none."""
+    """The mask of the loss that the config names; None if it names none."""
     chosen = config.get("loss_mask")
     return LossMask(chosen, float(config.get("unmasked_weight") or 0.0)) if chosen else None
 
@@ -110,7 +110,7 @@ def _described(table: Table, column: str) -> str:
 
 
 def _shares(table: Table, column: str) -> np.ndarray:
-    """The share of white (n,) in some masks of a table, evenly chosen."""
+    """The share of white (n,) in some masks of a table, evenly spaced."""
     n = min(len(table), _LOOKED_AT)
     rows = np.arange(n) * len(table) // n
     masks: Any = table.columns[column]

@@ -63,11 +63,11 @@ class KLTerm(Regularizer):
         return self.beta * min(1.0, (step + 1) / self.warmup_steps)
 
     def note(self, vae: Any) -> str:
-        """This beta in other conventions."""
+        """A line that gives this beta in other conventions."""
         return equivalents(self.beta, vae)
 
     def quality(self, metrics: Mapping[str, Tensor]) -> list[str]:
-        """The KL of each channel, and which carry nothing."""
+        """Lines with the KL of each channel, and the channels that carry no information."""
         names = sorted((n for n in metrics if n.startswith("val/kl_channel_")), key=lambda n: int(n.rpartition("_")[2]))
         kl = [float(metrics[name]) for name in names]
         lines = ["KL of each latent channel in nats an element: " + " ".join(f"{value:.3f}" for value in kl)]
@@ -145,8 +145,8 @@ class CodebookTerms(Regularizer):
         self.grace.copy_(torch.where(dead, 1 / len(self.used), self.grace))
 
     def validated(self) -> dict[str, float]:
-        """The share of codes that some validation image uses, and their perplexity: codes used alike with that
-        entropy."""
+        """The share of codes that validation images use, and the codes' perplexity: how many equally used codes have
+        the same entropy."""
         counts, self._counts = self._counts, None
         if counts is None:
             return {}
@@ -154,7 +154,7 @@ class CodebookTerms(Regularizer):
         return {"codebook_use": float(use), "perplexity": float(perplexity)}
 
     def note(self, vae: Any) -> str:
-        """The weights of the terms, and that beta has none."""
+        """A line with the weights of the terms. It also says that beta has no effect."""
         return (
             f"a codebook of {len(self.used)} codes bounds the latents: codebook.weight={self.weight:g}, "
             f"codebook.commitment={self.commitment:g}; beta, the weight of a KL term, isn't used"
@@ -176,11 +176,11 @@ class Unregularized(Regularizer):
         return posterior.mean.new_zeros(()), {}
 
     def note(self, vae: Any) -> str:
-        """That beta has no effect."""
+        """A line that says that beta has no effect."""
         return f"nothing bounds the latents of {type(vae).__name__}: beta, the weight of a KL term, isn't used"
 
     def quality(self, metrics: Mapping[str, Tensor]) -> list[str]:
-        """Nothing."""
+        """No lines."""
         return []
 
 
@@ -222,7 +222,8 @@ def equivalents(beta: float, vae: Any) -> str:
 
 
 def codebook_use(counts: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Of the counts (K,) of codes: the share that has more than `least` of the mean, and exp(entropy)."""
+    """From the counts (K,) of codes: the share of codes with more than `least` times the mean count, and
+    exp(entropy)."""
     share = counts / counts.sum()
     return (share > least / len(share)).float().mean(), torch.special.entr(share).sum().exp()
 

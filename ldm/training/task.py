@@ -26,9 +26,9 @@ class Task(pl.LightningModule):
     leave bands empty. In validation they are means over `validated` images. `measured` are figures of generated images
     there.
 
-    `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); modules
-    with dropout, which draw from torch's generator, have it seeded by the step. `depends_on` has the hashes of what the
-    run depends on and a checkpoint doesn't hold, such as the data.
+    `position` counts the samples seen on all ranks together. All random numbers come from (seed, position); for
+    dropout, which uses torch's generator, that is seeded at each step. `depends_on` has the hashes of what the run
+    depends on and a checkpoint doesn't hold, such as the data.
     """
 
     trained: Any  # networks: by torch's own types any attribute of a module may be a tensor
@@ -100,7 +100,7 @@ class Task(pl.LightningModule):
         raise NotImplementedError
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Seeds torch for dropout by the batch's position, so that a resumed run draws the same numbers."""
+        """Seeds torch for dropout by the batch's position, so that a resumed run gets the same random numbers."""
         # Lightning's own count of steps, by which it logs, is one off after some resumes
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         torch.manual_seed(hash((self.seed, batch["start"], self.global_rank)) % 2**63)
@@ -115,7 +115,8 @@ class Task(pl.LightningModule):
 
     @property
     def logs_now(self) -> bool:
-        """Whether Lightning writes figures at this step. A resume would lose figures that it holds for longer."""
+        """Whether Lightning writes figures at this step. Figures that Lightning holds for longer would be lost on
+        resuming."""
         return (self.global_step + 1) % self.every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -87,7 +87,7 @@ def open_base_autoencoder(path: Path, channels: int) -> Autoencoder:
 def quality_lines(vae: Autoencoder, val: Table, config: Mapping[str, Any], most_pixels: int = 2**21) -> list[str]:
     """A line about the base's PSNR on the data before it is trained, in the first process only.
 
-    It is measured on the validation images that make 2^21 pixels, but at least on 8.
+    It is measured on as many validation images as have 2^21 pixels together, but on at least 8.
     """
     _, height, width = val.images.shape[1:]
     n = min(config["loader"]["val_samples"], len(val), max(8, most_pixels // (height * width)))

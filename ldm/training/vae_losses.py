@@ -123,8 +123,8 @@ class VAELoss(nn.Module):
 
 
 def shown(decoded: Tensor, images: Tensor, places: Tensor | None) -> Tensor:
-    """`decoded` as networks that judge whole images see it: places that don't count show the original image, so
-    that their gradient is exactly 0."""
+    """`decoded` for networks that judge whole images: pixels that don't count are replaced by those of the original
+    image, so that their gradient is exactly 0."""
     return decoded if places is None else images + places * (decoded - images)
 
 

@@ -132,7 +132,7 @@ def check_images(vae: Autoencoder, table: Table) -> None:
 
 
 def some_images(table: Table, seed: int, most_values: int = 2**24) -> Tensor:
-    """Random images, as many as make 2^24 pixel values and at most 4096: enough for the covariance of patches."""
+    """Random images for the covariance of patches: at most 4096, and at most 2^24 pixel values in all."""
     n = max(1, min(4096, len(table), most_values // table.images[0].size))
     return table.batch(np.sort(permutation(seed, 0, len(table))[:n]), ["image"])["image"]
 
@@ -152,10 +152,8 @@ def reconstruction_function(table: Table, n: int) -> Callable[[VAETask], Tensor]
 
 
 def save_prior(vae: Autoencoder, config: Mapping[str, Any], path: Path) -> None:
-    """Writes a grid of decoded samples of the prior, as many as the run's other grids have: a large decoder takes
-    seconds for each.
-
-    Where they can't be made, it prints so: the run is complete without them.
+    """Writes a grid of decoded samples of the prior, as many as in the run's other grids, since a large decoder takes
+    seconds for each. If they can't be made, it only prints why: the run is complete without them.
     """
     images: Any = vae.preprocess
     n, seed, size = config["samples"]["n"], config["seed"], (images.height, images.width)

@@ -26,8 +26,8 @@ class VAETask(Task):
     Over the first `beta_warmup_steps` beta rises linearly from 0 (Bowman et al. 2016, Sonderby et al. 2016): a large
     beta from the start makes the posterior collapse before the decoder has learnt to read anything.
 
-    In place of the KL term an autoencoder with another regularizer has that: see `ldm.training.regularizers`, and
-    `codebook` for its options.
+    An autoencoder of another kind has another regularizer in place of the KL term: see `ldm.training.regularizers`;
+    `codebook` are the options of a codebook's.
 
     With `decoder_only` the encoder's half is frozen, and the loss is that of the reconstruction from samples of the
     posterior alone: the decoder doesn't change the KL, nor do codes move.

@@ -39,7 +39,7 @@ def main(config: dict[str, Any], job: str | None = None) -> Path:
 
 
 def _numbers(found: Prepared, report: Report, chosen: Plan) -> dict[str, Any]:
-    """Everything as plain data."""
+    """Everything that the check found, as plain data."""
     facts = vars(found.facts)
     return {"data": facts, "refusal": found.refusal, "needs": found.options, **figures(report), "plan": chosen.figures}
 

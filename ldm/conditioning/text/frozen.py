@@ -196,7 +196,7 @@ class FrozenText(FrozenFiles, WithWords, Part):
             return self._read(output, mask, encoder)
 
     def _read(self, output: Any, mask: Tensor, encoder: Any) -> Cond:
-        """What an encoder's output means, with `mask` (B, L) 1 on tokens."""
+        """The `Cond` for an encoder's output, with `mask` (B, L) 1 on tokens."""
         keep = mask.bool() if self.masked else None
         return Cond(vector=self._pool(output, mask), tokens=self._states(encoder, output).float(), mask=keep)
 

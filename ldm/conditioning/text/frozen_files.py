@@ -45,7 +45,7 @@ class FrozenFiles:
         return self.tokenizer_path or tokenizer_of(self.path)
 
     def _check_hash(self) -> bool:
-        """Whether the encoder's folder is there. Raises UserError if its hash is another."""
+        """Whether the encoder's folder exists. Raises UserError if its hash differs from the recorded one."""
         folder = folder_of(self.path)
         if self.sha256 and folder and fingerprint(folder) != self.sha256:
             raise UserError(

@@ -97,7 +97,7 @@ class JoinedText(Part):
         return Cond(tokens=values.tokens, mask=values.mask, vector=values.vector).map(lambda t: send(t, device))
 
     def _states(self, each: Sequence[list[str]], training: bool) -> list[Cond]:
-        """The states of the captions `each` encoder reads, where they are chunked in as many chunks by all."""
+        """The states of the captions that `each` encoder reads, all with the same number of chunks."""
         found = [part.chunked(captions) for part, captions in zip(self.encoders, each, strict=True)]
         if training or not any(found):
             drop = torch.zeros(len(each[0]), dtype=torch.bool) if training else None

@@ -78,14 +78,14 @@ def _further_layers(encoder: Any, names: Iterable[str]) -> list[str]:
 
 
 def _layer(name: str) -> tuple[str, int]:
-    """The stack of layers that a weight is in, whatever the version of transformers calls it, and its layer's number;
-    -1 for a weight outside all stacks."""
+    """The stack of layers that a weight is in, under the name of any version of transformers, and the number of its
+    layer; -1 for a weight outside all stacks."""
     parts = _NUMBER.split(canonical(name), maxsplit=1)
     return (parts[0], int(parts[1])) if len(parts) > 1 else ("", -1)
 
 
 def _without(names: Iterable[str], classes: Iterable[str], config: Any) -> list[str]:
-    """The names that none of the given classes of transformers has for a weight."""
+    """The names of weights that none of the given classes of transformers has."""
     known: set[str] = set()
     for name in classes:
         known |= _weights_of(name, config)

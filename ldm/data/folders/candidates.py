@@ -18,7 +18,7 @@ class Candidates(NamedTuple):
     """The images of a store that may be samples.
 
     `excluded` are images that aren't samples unless metadata name them, with the reason. `removed` are images that
-    aren't used even if metadata name them. `classes` says whether folders are classes, None for automatic.
+    aren't used even if metadata name them. `classes` is whether folders are classes; None leaves it to us.
     """
 
     store: Store
@@ -36,7 +36,8 @@ class Candidates(NamedTuple):
         findings: Findings,
         validated: Collection[str] = (),
     ) -> "Candidates":
-        """All images but those in `validated`. `known` are the training classes if the store is for validation."""
+        """The images of the store, except those in `validated`. `known` are the training classes if the store is for
+        validation."""
         images = [path for path in store.entries if is_image(path)]
         named = [path for path in images if matches(path, options.without)]
         findings.leave_out(named, "in data.without")

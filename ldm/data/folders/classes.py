@@ -145,7 +145,8 @@ def _known_part(folder: str, level: str, known: Collection[str]) -> str | None:
 
 
 def _without_split(folder: str, splits: Collection[str]) -> str:
-    """cats/train/small as cats/small, where cats/train is among the splits."""
+    """The path without the split's folder: cats/train/small becomes cats/small, where cats/train is among the
+    splits."""
     for split in splits:
         if split and f"{folder}/".startswith(f"{split}/"):
             return posixpath.join(posixpath.dirname(split), folder[len(split) + 1 :]).rstrip("/")
@@ -153,7 +154,7 @@ def _without_split(folder: str, splits: Collection[str]) -> str:
 
 
 def _report_merged(folders: Sequence[str], names: Sequence[str | None], findings: Findings) -> None:
-    """Remarks that folders of the same name in several places are one class."""
+    """Adds a remark that folders of the same name in several places are read as one class."""
     places: dict[str | None, set[str]] = defaultdict(set)
     for folder, name in zip(folders, names, strict=True):
         places[name].add(folder)
@@ -204,7 +205,7 @@ def _storage_kind(paths: Sequence[str], steps: Sequence[str], names: Sequence[st
 
 
 def _are_years(paths: Sequence[str], base: str, names: Sequence[str]) -> bool:
-    """2023/2023-05-12 or 2023/05, also where all lie in one year."""
+    """Whether folders are years with dates or months inside, 2023/2023-05-12 or 2023/05; a single year counts too."""
     if _YEARS.fullmatch(posixpath.basename(base)):
         return all(map(_MONTHS.fullmatch, names))
     inner = {first_folder(path, posixpath.join(base, str(first_folder(path, base)))) or "" for path in paths}
@@ -217,20 +218,21 @@ def _format(name: str) -> str | None:
 
 
 def _is_in_shard(path: str) -> bool:
-    """00012/000120034.jpg"""
+    """Whether a file's name begins with its shard's, as in 00012/000120034.jpg."""
     folder, name = posixpath.split(stem(path))
     return name.isdecimal() and name.startswith(posixpath.basename(folder)) and len(name) > 5
 
 
 def _is_in_thousand(path: str) -> bool:
-    """01000/01023.png, as FFHQ has them"""
+    """Whether a file lies in the folder of its thousand, as in FFHQ: 01000/01023.png."""
     folder, name = posixpath.split(stem(path))
     above = posixpath.basename(folder)
     return name.isdecimal() and above.isdecimal() and len(above) > 3 and int(name) // 1000 * 1000 == int(above)
 
 
 def _are_buckets(paths: Sequence[str], base: str) -> bool:
-    """3f/3fa85f64.jpg by a hash, or 0567/1234567.jpg by the last digits, as Danbooru has them."""
+    """Whether folders spread files evenly: by a hash (3f/3fa85f64.jpg), or as in Danbooru by the last digits
+    (0567/1234567.jpg)."""
     pairs = [(first_folder(path, base) or "", _letters(path)) for path in paths]
     if all(_HASH.fullmatch(name) and _BUCKET.fullmatch(folder) for folder, name in pairs):
         has_letters = any(not name.isdecimal() for _, name in pairs)
@@ -242,7 +244,7 @@ def _are_buckets(paths: Sequence[str], base: str) -> bool:
 
 
 def _are_nested_hex(paths: Sequence[str], base: str) -> bool:
-    """3f/a8/5f/holiday.jpg: two or more folders with names of a hash's digits, of the same length everywhere."""
+    """Whether all files lie in two or more nested folders named by digits of a hash, as in 3f/a8/5f/holiday.jpg."""
     folders = [posixpath.dirname(path)[len(base) :].strip("/").split("/") for path in paths]
     shapes = {tuple(map(len, steps)) for steps in folders}
     if len(shapes) > 1 or not all(len(steps) > 1 and all(map(_BUCKET.fullmatch, steps)) for steps in folders):

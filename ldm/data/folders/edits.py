@@ -72,7 +72,7 @@ def with_edits_as_one(
 
 
 def _first_names(names: Sequence[str]) -> dict[str, str]:
-    """{name: the image that it is a copy or an edit of}, for the names that are one."""
+    """Maps the name of each copy or edit to the name of its image."""
     spelled = {name.lower(): name for name in reversed(names)}
     found: dict[str, str] = {}
     shared: dict[str, str] = {}
@@ -88,7 +88,7 @@ def _first_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def _likely(names: Sequence[str]) -> list[str]:
-    """The names that may be those of copies and edits."""
+    """The names that look like those of copies and edits."""
     text = "\n".join(names).lower()
     hints = [hint for hint in _HINTS.split() if hint in text]
     if not hints and not _SIZE.search(text):
@@ -97,7 +97,8 @@ def _likely(names: Sequence[str]) -> list[str]:
 
 
 def _original(name: str, spelled: Mapping[str, str]) -> tuple[str, bool] | None:
-    """The name without words for copies and edits, the shortest that an image has, and whether `name` is numbered."""
+    """The image of which `name` is a copy or an edit, and whether `name` is numbered. If several names of images remain
+    when words for copies and edits are removed, it is the shortest."""
     folder, last = posixpath.split(name)
     best, waiting, seen = None, [last], {last}
     while waiting:

@@ -96,7 +96,7 @@ def excluded_images(
 
 
 def _named_as_masks(images: Sequence[str]) -> dict[str, str]:
-    """Files such as OneTrainer's `cat-masklabel.png` beside `cat.jpg`, or `cat_mask.png`."""
+    """Files named as masks beside their image, such as OneTrainer's `cat-masklabel.png`, or `cat_mask.png`."""
     stems = {_IMAGE_SUFFIX.sub("", stem(path).lower()) for path in images}
     found = {}
     for path in images:
@@ -138,7 +138,7 @@ def _in_mask_folders(store: Store, images: Sequence[str], known: Collection[str]
 
 
 def _mask_folder(path: str) -> str | None:
-    """The first folder on the path that is named as folders of masks are."""
+    """The first folder on the path that is named like a folder of masks."""
     return next((step for step in path.split("/")[:-1] if _may_hold_masks(step)), None)
 
 
@@ -163,7 +163,7 @@ def _pairs(found: Iterable[str], name: str, around: FolderImages) -> list[Pair]:
 def _evidence(
     store: Store, name: str, pairs: Sequence[Pair], *, around: FolderImages, image_folders: Collection[str]
 ) -> str | None:
-    """What shows that the files belong to the images, in words; None where they are a class beside classes."""
+    """The evidence that the files belong to the images, in words; None if they are a class beside other classes."""
     beside = [around.first_folders[base] for base in {pair.base for pair in pairs}]
     by_name = "whose files have the names of the images beside it"
     if _are_image_folders(beside) or _repeat_folders(pairs, image_folders) or _have_mask_words(pairs):
@@ -195,13 +195,13 @@ def _are_image_folders(beside: Iterable[Iterable[str | None]]) -> bool:
 
 
 def _repeat_folders(pairs: Sequence[Pair], image_folders: Collection[str]) -> bool:
-    """masks/cats/1.png beside cats/1.png"""
+    """Whether the folder repeats the folders beside it, as masks/cats/1.png beside cats/1.png."""
     inner = [(pair.base, posixpath.dirname(pair.inner)) for pair in pairs]
     return all(folder and join(base, folder) in image_folders for base, folder in inner)
 
 
 def _have_mask_words(pairs: Sequence[Pair]) -> bool:
-    """cat_mask.png for cat.png"""
+    """Whether the files are named with a word for masks: cat_mask.png for cat.png."""
     return all(name_of_image(pair.path) != _full_stem(pair.path) for pair in pairs)
 
 
@@ -227,7 +227,7 @@ def name_of_image(path: str) -> str:
 
 
 def _without_last_word(path: str) -> str:
-    """`cat` for cat.pose.png and cat_lineart_2.png: control images are named by more words than are known."""
+    """The name without its last word, whatever it is: `cat` for cat.pose.png and cat_lineart_2.png."""
     return _LAST_WORD.sub("", _full_stem(path))
 
 

@@ -57,9 +57,9 @@ def column_of(group: str | None) -> str | None:
 
 
 def group_names(paths: Sequence[str], group: str, values: Mapping[str, str]) -> dict[str, str]:
-    """The group of each image: what its column of the metadata, `values`, has; its folder; its folder and name without
-    the last number and the word before it; or what the regular expression's group `group`, else the first one, matches
-    in its path.
+    """The group of each image: its value in the metadata's column, `values`; its folder; its folder and name without
+    the last number and the word before it; or what the regular expression's group `group`, or else its first group,
+    matches in its path.
 
     Raises UserError if there are fewer than two groups, or an image belongs to none.
     """
@@ -128,7 +128,7 @@ def _start_over(groups: Mapping[str, Sequence[str]]) -> bool:
 
 
 def _option_of_folders(groups: Mapping[str, Sequence[str]]) -> str:
-    """What data.group= has to be, so that the folders `groups` are the groups."""
+    """The value of data.group= that makes the folders `groups` the groups."""
     if all(posixpath.dirname(path) == folder for folder, paths in groups.items() for path in paths):
         return FOLDER
     depths = {folder.count("/") for folder in groups}
@@ -172,7 +172,8 @@ def _plain(path: str) -> str:
 
 
 def _numbered(path: str) -> tuple[str, str]:
-    """patient012 and 034 for patient012_slice034.png, with its folder; the number is empty where there is none."""
+    """The series and the number in a name, with its folder: patient012 and 034 for patient012_slice034.png. The number
+    is empty if there is none."""
     folder, name = posixpath.split(_plain(path))
     match = _LAST_NUMBER.fullmatch(name)
     return (posixpath.join(folder, match["core"]), match["number"]) if match else (posixpath.join(folder, name), "")
@@ -183,7 +184,7 @@ def _without_number(path: str) -> str:
 
 
 def _of_folder(path: str) -> str | None:
-    """The outermost folder that is one of a series: patient012 of patient012/T1/034.png"""
+    """The outermost folder that is one of a series: patient012 in patient012/T1/034.png."""
     steps = path.split("/")
     for depth, step in enumerate(steps[:-1], start=1):
         if _IS_SERIES_FOLDER.fullmatch(step):
@@ -192,7 +193,7 @@ def _of_folder(path: str) -> str | None:
 
 
 def _of_name(path: str) -> str | None:
-    """The series in the names of patient012_slice034.png, clip3_034.png and clip_mp4-034.png"""
+    """The series in a file's name: patient012_slice034.png, clip3_034.png and clip_mp4-034.png have one."""
     core, own = _without_number(path), posixpath.basename(_plain(path))
     name = posixpath.basename(core)
     is_step = name and (_IS_STEP.fullmatch(own) or _IS_FRAME.fullmatch(own))
@@ -209,7 +210,7 @@ def _of_count(path: str) -> str | None:
 
 
 def _of_step_in_folder(path: str) -> str | None:
-    """The folder of dance/frame_0001.png"""
+    """The folder of a file that is named as a step: dance for dance/frame_0001.png."""
     folder, name = posixpath.split(_plain(path))
     match = _IS_STEP.fullmatch(name)
     return (folder or ".") if match and not match["core"] else None

@@ -29,7 +29,8 @@ class Pair(NamedTuple):
 
 
 class PixelFacts(NamedTuple):
-    """Height and width of an image, whether it is grey, and whether few values make up nearly all of it."""
+    """The height and width of an image, whether it is grey, and whether nearly all its pixels have one of a few
+    values."""
 
     shape: tuple[int, int]
     is_grey: bool
@@ -37,7 +38,7 @@ class PixelFacts(NamedTuple):
 
 
 def mask_evidence(store: Store, pairs: Sequence[Pair], sure: bool, by_name: str) -> str | None:
-    """What shows that the files belong to their images, in words that begin with `by_name`; None where nothing does.
+    """The evidence that the files belong to their images, in words that begin with `by_name`; None if there is none.
 
     They must have the aspect of their images, and be grey or of few values where the images aren't. Where their names
     are `sure`, the aspect suffices.

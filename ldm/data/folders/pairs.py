@@ -41,7 +41,8 @@ def paired_images(store: Store, pairs: Mapping[str, str]) -> list[str]:
 
 
 def read_pairs(found: Sequence[Sample], store: Store, pairs: Mapping[str, str], columns: Collection[str]) -> None:
-    """Gives samples the files that belong to them where they have none. Raises UserError if none has one."""
+    """Gives each sample without a file of the column the one that belongs to it. Raises UserError if no sample has
+    one."""
     for key in [key for key in pairs if key in columns and found]:
         files = _files(store, key, pairs[key])
         matched = {sample.image: path for sample in found if (path := _file_of(sample.image, files, pairs[key]))}
@@ -117,7 +118,8 @@ def _starred(name: str, pattern: str) -> str | None:
 
 
 def _file_of(image: str, files: Mapping[_Key, str], place: str) -> str | None:
-    """The file of an image: that of the nearest folder around both, and there of the longest path."""
+    """An image's file among several: the one with the nearest folder around both and, if several have that, the longest
+    path."""
     path = stem(composed(image).lower())
     if "*" in place and "/" not in place:
         folder, name = posixpath.split(path)

@@ -21,10 +21,10 @@ def repeats_of(paths: Sequence[str], wanted: bool | None, known: Collection[str]
     """How often an epoch visits each image, and the name of its folder, if all images lie in folders `10_name`. Empty
     otherwise.
 
-    This doesn't count images under `reg/`, which kohya's tools mix in as examples of the class, and those that training
-    wrote to `model/`, `sample/` and `log/`. Folders whose numbers count up from 0 or 1 are numbered classes, as are
-    folders that are `known` as training classes. If repeats are `wanted`, images in other folders or in `0_name` are
-    left out, as these tools do.
+    Images under `reg/`, which kohya's tools mix in as examples of the class, aren't considered, nor are those that
+    training wrote to `model/`, `sample/` and `log/`. Folders whose numbers count up from 0 or 1 are numbered classes,
+    as are folders that are `known` as training classes. If repeats are `wanted`, images in other folders or in `0_name`
+    are left out, as these tools do.
     """
     found = {path: match for path in paths if (match := _numbered(path, wanted))}
     kept = {path: match for path, match in found.items() if not _is_regularisation(path)}
@@ -87,7 +87,7 @@ def set_repeats(samples: Sequence[Sample], numbers: Mapping[str, int], findings:
 
 
 def _innermost(path: str, given: Collection[str]) -> str | None:
-    """The entry of `given`, names or paths of folders, that stands for the innermost of the folders around a file."""
+    """Of the folders in `given`, names or paths, the innermost one around a file."""
     parts = path.split("/")[:-1]
     for depth in range(len(parts), 0, -1):
         for name in ("/".join(parts[:depth]), parts[depth - 1]):
@@ -101,7 +101,7 @@ def _folders(path: str) -> list[str]:
 
 
 def repeat_described(samples: Sequence[Sample], wanted: bool | None, findings: Findings) -> list[Sample]:
-    """Samples that metadata name, repeated by the numbers of their folders if repeats are wanted; others once."""
+    """Samples that metadata name, repeated by the numbers of their folders if repeats are wanted, else once."""
     matches = [_numbered(sample.image, wanted) for sample in samples]
     names = sorted({match[0] for match in matches if match})
     if not wanted:
@@ -116,7 +116,7 @@ def repeat_described(samples: Sequence[Sample], wanted: bool | None, findings: F
 
 
 def _inner_folders(kept: Mapping[str, re.Match[str]]) -> set[str | None]:
-    """The folders right within those of repeats, None for images right in these."""
+    """The folders directly inside those of repeats; None for an image that isn't in one."""
     found = set()
     for path, match in kept.items():
         steps = path.split("/")
@@ -140,7 +140,7 @@ def _doubt(numbers: Mapping[str, int], strays: Sequence[str], inner: Collection[
 
 
 def _excluded(paths: Sequence[str], found: Collection[str]) -> dict[str, str]:
-    """Images for regularisation, and images that training wrote, with the reason."""
+    """The images for regularisation and those that training wrote, each with the reason why it is excluded."""
     reason = "kohya's images for regularisation (with prior_path= the base generates them)"
     excluded = {path: reason for path in paths if _is_regularisation(path)}
     base = common_folder(paths)

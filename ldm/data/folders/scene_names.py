@@ -1,4 +1,4 @@
-"""Files that show one scene and differ by a word at the end or the start of their names.
+"""Files that show one scene, with names that differ by a word at the end or the start.
 
 Such as 0_sat.jpg and 0_mask.png, img_1.jpg and mask_1.png, wall_albedo.png, wall_normal.png and wall_roughness.png.
 """
@@ -94,7 +94,7 @@ def _scenes(images: Sequence[str]) -> list[Scene]:
 
 
 def _patterns(path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The folder and the scene's name, with the pattern of names that the rest makes."""
+    """The folder, the scene's name, and the pattern that the rest of the file's name makes."""
     folder, name = posixpath.split(stem(path).lower())
     if match := _LAST.fullmatch(name):
         yield (folder, match["core"], "*"), f"*{match['mark']}.*"

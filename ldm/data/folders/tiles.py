@@ -39,7 +39,7 @@ def level_of_tile(path: str) -> str | None:
 
 
 def report_tiles(paths: Sequence[str], findings: Findings) -> None:
-    """Warns of tiles at several scales, which show the same places; of one scale it is a remark."""
+    """Warns of tiles at several scales, which show the same places; tiles of one scale are only a remark."""
     if not are_tiles(paths):
         return
     levels = sorted({str(level_of_tile(path)) for path in paths}, key=int)
@@ -53,7 +53,7 @@ def report_tiles(paths: Sequence[str], findings: Findings) -> None:
 
 
 def _step(paths: Sequence[str], levels: Sequence[str]) -> str:
-    """How only the finest level is read."""
+    """The next step for the user: how to have only the finest level read."""
     finest = [path for path in paths if level_of_tile(path) == levels[-1]]
     count = plural(len(finest), "tile")
     if all(_DEEP_ZOOM.fullmatch(stem(path)) for path in paths):

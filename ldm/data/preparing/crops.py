@@ -18,8 +18,8 @@ from ldm.images import BadImage
 
 
 def crops_of(position: np.ndarray, zoom: float) -> np.ndarray:
-    """Random crops (B, 3) for the variants at `position` (B,): a zoom from 1 to `zoom`, uniform in its logarithm, and
-    where the part lies from left to right and from top to bottom, 0 to 1."""
+    """Random crops (B, 3) for the variants at `position` (B,): a zoom from 1 to `zoom`, log-uniform, and the position
+    of the part from left (0) to right (1) and from top (0) to bottom (1)."""
     unit = uniform(0, "crop", torch.from_numpy(position), (3,)).double().numpy()
     return np.concatenate([zoom ** unit[:, :1], unit[:, 1:]], 1)
 

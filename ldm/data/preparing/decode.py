@@ -186,7 +186,7 @@ class Decoder:
     def _decode(
         self, store: Store, rows: Sequence[Sample]
     ) -> Iterator[tuple[Sample, tuple[dict[str, np.ndarray] | BadImage, list[str]]]]:
-        """Each sample, in order, with its arrays or with what is wrong, and with notes about it."""
+        """Yields each sample, in order, with its arrays or what is wrong with it, and with notes."""
         from tqdm import tqdm
 
         chunk = max(1, min(1024, _CHUNK_BYTES // int(np.prod(self.preprocess.shape))))
@@ -195,7 +195,7 @@ class Decoder:
         return zip(rows, bar, strict=True)
 
     def cropped(self, zoom: float, across: float, down: float) -> "Decoder":
-        """A decoder of the same part of images, maps, masks and control images: see `Preprocess.cropped`."""
+        """A decoder that crops images, maps, masks and control images to the same part: see `Preprocess.cropped`."""
         control = self.control and self.control.cropped(zoom, across, down)
         return replace(self, preprocess=self.preprocess.cropped(zoom, across, down), control=control)
 
@@ -234,7 +234,7 @@ def in_order(function: Callable[[T], R], items: Sequence[T], chunk: int = 1024, 
 
 
 def big_files(store: Store, rows: Sequence[Sample]) -> bool:
-    """Whether threads pay. With files of a few kB they wait for Python's lock, and are slower than no threads."""
+    """Whether threads make decoding faster. With files of a few kB they wait for Python's lock, and make it slower."""
     sizes = [store.entries.get(sample.image, (0, 0))[0] for sample in rows]
     return sum(sizes) > _BIG_FILE * len(sizes)
 

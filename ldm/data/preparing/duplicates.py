@@ -15,8 +15,9 @@ File = tuple[Store, str]
 def duplicates_of(files: Iterable[File], findings: Findings) -> list[list[File]]:
     """Sets of two or more files with the same content.
 
-    Only files of equal size are compared: first by a hint that differs in most files, then by the whole content. Where
-    too many have the same size, as with uncompressed images, none is read, with a remark in `findings`.
+    Only files of equal size are compared: first by a few bytes that differ in most files (`Store.hint`), then by the
+    whole content. If too many files have the same size, as uncompressed images do, none is read, and a remark goes into
+    `findings`.
     """
     same_size = _groups(list(dict.fromkeys(files)), _size)
     if (n := sum(map(len, same_size))) > MOST:
@@ -82,7 +83,7 @@ def _report_labels(found: Iterable[Sequence[File]], samples: Iterable[Sample], f
     if differing:
         each = [" and ".join(path for _, path in group[:2]) for group in differing]
         message = f"{plural(len(differing), 'image')} with byte-for-byte copies in several classes ({examples(each)})"
-        findings.warn(f"{message}: keep each in one of them")
+        findings.warn(f"{message}: keep each in one class")
 
 
 def _groups(files: Iterable[File], key: Callable[[File], Hashable]) -> list[list[File]]:

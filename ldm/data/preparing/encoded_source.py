@@ -189,7 +189,8 @@ class EncodedSource:
         ]
 
     def _sizes(self, split: Split) -> list[Shape]:
-        """Height and width of each image. One that can't be read counts as a square, and as bad when it is decoded."""
+        """Height and width of each image. One that can't be read counts as square here, and as bad when it is
+        decoded."""
         store, samples = split
         heads = [self._heads.get((store.where, sample.image)) for sample in samples]
         return [(head[0], head[1]) if head else (1, 1) for head in heads]
@@ -249,7 +250,7 @@ def _chosen(split: Split, is_chosen: np.ndarray) -> Split:
 
 
 def _name_map_classes(tables: Iterable[Table]) -> None:
-    """Names the ids of maps by their numbers, if all tables have maps."""
+    """If all tables have maps, names the maps' ids by their numbers."""
     tables = list(tables)
     if not all("map" in table.columns for table in tables):
         return

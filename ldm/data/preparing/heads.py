@@ -49,7 +49,8 @@ def read_heads(splits: Sequence[Split], channels: int | None) -> Heads:
 
 
 def common_channels(heads: Sequence[Head]) -> int:
-    """Channels for all: with colour and grey images those of colour; with more than 3 the most frequent number."""
+    """The number of channels for all images: that of colour if some are colour and some grey; above 3, the most
+    frequent number."""
     counts = Counter(channels for _, _, channels, _ in heads)
     return max(counts) if max(counts) <= 3 else counts.most_common(1)[0][0]
 

@@ -36,7 +36,7 @@ def split_off(
 
     Several samples of one image stay together: rows that name the same file, or files in different formats. `image_of`
     gives the name of the image, or of its group, for a path; `unit` says which. Unless the data set names its
-    `classes`, training keeps an image of each. Raises UserError if there are too few images.
+    `classes`, training keeps an image of each class. Raises UserError if there are too few images.
     """
     first: dict[str, int] = {}
     image = np.array([first.setdefault(image_of(sample.image), len(first)) for sample in found])  # (N,)
@@ -89,7 +89,7 @@ def _held_without_last(
 
 
 def reasons_in(findings: Findings) -> str:
-    """What else was found, as sentences for a message that says that there are too few images."""
+    """Other findings, as sentences for the message that there are too few images."""
     counts = Counter(findings.left_out.values()).most_common(3)
     reasons = [f"{reason} ({plural(count, 'file')})" for reason, count in counts]
     return "".join(f" {_capitalized(sentence)}." for sentence in [*reasons, *findings.warnings[:2]])

@@ -11,8 +11,8 @@ from ldm.data.reading.store import Store
 
 
 def read_other_captions(found: Sequence[Sample], store: Store, captions: str, findings: Findings) -> None:
-    """With "embedded", images without a caption have it in their own file, with "names" in their name. Otherwise warns
-    of captions inside the images if none has another one."""
+    """Reads captions of images without one: with "embedded" from inside the image, with "names" from its name. With
+    other options, warns of captions inside the images if no image has a caption."""
     without = [sample for sample in found if not sample.text and not sample.caption]
     if captions == EMBEDDED:
         check_embedded(without, store)

@@ -54,7 +54,7 @@ def _deep_values(content: bytes) -> np.ndarray | None:
 
 
 def _is_deep_colour(content: bytes) -> bool:
-    """Whether it is a PNG or PPM of 16 bits in colour or with alpha, which Pillow reads as 8 bits."""
+    """Whether an image is a 16-bit PNG or PPM in colour or with alpha, which Pillow reads as 8 bits."""
     if head := _PPM.match(content):
         return int(head[2]) > 255
     return content.startswith(_PNG) and content[_DEPTH] == 16 and content[_DEPTH + 1] in _TYPES

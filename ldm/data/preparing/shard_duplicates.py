@@ -15,7 +15,7 @@ _FILE = "digests.npy"
 def save_digests(store: Store, paths: Sequence[str], folder: Path) -> None:
     """Writes 64 bits of each image's SHA-256, (N,), into `folder`.
 
-    The chance that any two of a million different images share them is one in 40 million.
+    Among a million different images, the chance that any two collide is one in 40 million.
     """
     digests = [int.from_bytes(sha256(store.read(path)).digest()[:8]) for path in paths]
     np.save(folder / _FILE, np.array(digests, np.uint64))

@@ -18,9 +18,9 @@ class Findings:
     - `unread`: the other files beside them, by path, with the reason;
     - `outside`: images that metadata name and that are not in the split that was listed, by path, with the metadata
       file;
-    - `group_column`: the column of metadata that tells which images belong together, if the user names one; `groups`:
-      what it has for each image;
-    - `splits`: the word for its split that each image has in the `split_column` of metadata.
+    - `group_column`: the column of metadata whose equal values mark images that belong together, if the user names one;
+      `groups`: its value for each image;
+    - `splits`: each image's word in the `split_column` of metadata, such as train.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)

@@ -29,7 +29,8 @@ def read_metadata(
 ) -> list[Sample]:
     """The samples inside the folder `under` that metadata describe and `keep` accepts, in the order of the metadata.
 
-    They have all their paths, also those that the user doesn't want: these tell maps from images. Raises UserError.
+    They have all their paths, even of columns that the user doesn't want, so that maps can be told from images. Raises
+    UserError.
     """
     found: dict[str, list[Sample]] = {}
     for path in store.entries:
@@ -143,7 +144,7 @@ class _File:
         return name
 
     def _report_other_column(self, key: str, name: str, other: str) -> None:
-        """Warns if rows are empty in the column that is read, and not in another one of the kind."""
+        """Warns if rows are empty in the column that is read but not in another column of the same kind."""
         n = sum(not self._holds(key, row.get(name)) and self._holds(key, row.get(other)) for row in self.rows)
         if n:
             rows = f"'{name}' of {self.path} is empty in {plural(n, 'row')} where '{other}' isn't"
@@ -205,7 +206,7 @@ class _File:
         return Sample(image, **values)
 
     def _gap(self, text: Any) -> Any:
-        """A caption, or not-a-number for a word that stands for a gap, which a .csv can't hold otherwise."""
+        """A caption; or not-a-number for a word that stands for a gap, since a .csv has no other way to write one."""
         return float("nan") if self.is_csv and is_gap(text) else text
 
     def _place(self, name: str) -> str:
@@ -265,7 +266,7 @@ def _are_tags(path: str, name: str, lists: Sequence[list[Any]], findings: Findin
 
 
 def _is_prose(text: str) -> bool:
-    """Whether it is neither a path nor a number."""
+    """Whether a text is neither a path nor a number."""
     return bool(re.search(r"[^\W\d_]", text)) and (" " in text or not ("/" in text or "\\" in text))
 
 

@@ -70,7 +70,7 @@ def join(base: str, name: str) -> str:
 
 
 def evenly_spaced(items: Sequence[T], most: int) -> Sequence[T]:
-    """At most `most` of the items, at equal distances, the first included."""
+    """At most `most` of the items, evenly spaced, beginning with the first."""
     return items[:: -(-len(items) // most) or 1]
 
 
@@ -86,7 +86,7 @@ class Tails:
 
     def find(self, name: str) -> str | None:
         """The image whose path agrees with `name` in most of its last folders, regardless of case and, where `name` has
-        none, of the ending. None if there is none or several agree as well."""
+        none, of the ending. None if no image does, or if several agree equally well."""
         *folders, last = re.split(r"[/\\]", name.strip().lower())
         if ".." in folders:
             return None
@@ -96,6 +96,6 @@ class Tails:
 
 
 def _agreeing(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of their last items agree."""
+    """The number of last items in which both agree."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

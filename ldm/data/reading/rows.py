@@ -109,7 +109,7 @@ def image_column(names: Sequence[str]) -> str | None:
 
 
 def _objects(where: str, text: str) -> list[tuple[int, Row]]:
-    """(line number, object) of each; also of objects that are spread over several lines, or are one list."""
+    """Yields (line number, object) for each object, even if objects are spread over several lines, or form one list."""
     try:
         found = list(_by_line(text))
     except UserError as error:
@@ -155,7 +155,7 @@ def _by_object(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _table(where: str, path: str, text: str, findings: Findings) -> list[tuple[int, Row]]:
-    """(line number, fields by column) of each row. Raises UserError for a text that isn't a table."""
+    """Yields (line number, fields by column) for each row. Raises UserError for a text that isn't a table."""
     try:
         names, rows = _split(where, text, spaced=False)
     except UserError:

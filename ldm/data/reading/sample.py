@@ -58,7 +58,7 @@ def usual_names(key: str, present: Iterable[str]) -> list[str]:
 
 
 def text_of(value: Any) -> tuple[Text, bool]:
-    """A cell's caption, or a list of alternatives, and whether every part of the cell was text.
+    """The caption in a cell, or its list of alternatives, and whether every part of the cell was text.
 
     Mappings, not-a-number, true and gaps in a list aren't text. Spaces alone are an empty caption; among alternatives
     they are dropped.

@@ -27,7 +27,8 @@ def split_column(rows: Sequence[Mapping[str, Any]], taken: Sequence[str]) -> str
 def read_splits(
     path: str, name: str, images: Sequence[str], rows: Sequence[Mapping[str, Any]], findings: Findings
 ) -> None:
-    """Keeps each image's word in `findings.splits`: that of its first row, with a warning if its rows differ."""
+    """Keeps each image's word for its split in `findings.splits`: that of its first row, with a warning if its rows
+    differ."""
     findings.split_column = f"the column '{name}' of {path}"
     differ: list[str] = []
     for image, row in zip(images, rows, strict=True):

@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(images: Sequence[str], has_val_root: bool, findings: Findings, classes: bool | None = None) -> Layout:
-    """Where training and validation images lie. Images in neither are added to `findings`.
+    """Where training and validation images lie. Images in neither split are added to `findings`.
 
     With `classes`, names that merely contain a word such as train aren't splits. Raises UserError where several folders
     may be the training folder.
@@ -128,7 +128,7 @@ def _in_base(base: str, splits: SplitNames | None, has_val_root: bool) -> Layout
 
 
 def _split_names(names: Sequence[str]) -> SplitNames | None:
-    """Which of these names are for training and for validation, the preferred one first; None where none is."""
+    """The names for training and for validation among these, the preferred one first; None if there are none."""
     train = next((name for name in names if _TRAIN.fullmatch(name)), None)
     vals = [name for kind in _VALIDATION for name in names if kind.fullmatch(name)]
     return (train, vals) if train or vals else None
@@ -160,7 +160,8 @@ def _words_around(match: re.Match[str]) -> tuple[str, str]:
 
 
 def _below_classes(images: Sequence[str], base: str) -> Layout | None:
-    """cats/train, cats/val, dogs/train, dogs/val: every folder has a part for training, at least one for validation.
+    """The splits inside folders of classes, cats/train, cats/val, dogs/train, dogs/val: every folder has a part for
+    training, and at least one has a part for validation.
 
     Images right in `base` or right in one of the folders are in neither split.
     """
@@ -180,8 +181,8 @@ def _below_classes(images: Sequence[str], base: str) -> Layout | None:
 
 
 def _scattered(images: Sequence[str]) -> Layout | None:
-    """a/train, a/val, and b without a split, or such folders at several depths: those for validation are held out, and
-    all else is trained on."""
+    """The splits where only some folders have one (a/train, a/val, and b without a split), or have them at several
+    depths: folders for validation are held out, and all else is trained on."""
     inner: dict[str, set[str]] = {}
     for folder in {posixpath.dirname(path) for path in images}:
         while folder:

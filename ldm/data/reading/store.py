@@ -34,10 +34,10 @@ class Packed(OSError):
 class Store:
     """Files by their paths with forward slashes.
 
-    `entries` are the files, sorted by path, each with two numbers that change with its content. Not among them are
-    `passed`, paths with the reason why they can't be read; `closed`, folders without permission; `own`, the folders of
-    runs and caches of this program; and `hidden`, files with a dot before a name on their path, other than those of
-    systems and tools.
+    `entries` are the files, sorted by path, each with two numbers that change with its content. Left out of them are
+    `passed`, paths that can't be read, with the reason; `closed`, folders without permission; `own`, the folders of
+    this program's runs and caches; and `hidden`, files with a dot before a name on their path, except those of systems
+    and tools.
     """
 
     where: str
@@ -231,7 +231,7 @@ def _step(path: Path) -> str:
 
 
 def composed(path: str) -> str:
-    """The path with é as one character, as all systems but macOS write it."""
+    """The path in composed form, with é as one character, as all systems but macOS write it."""
     return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 

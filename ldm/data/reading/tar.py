@@ -108,7 +108,7 @@ def _sample(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str
 
 
 def _text_and_label(store: TarStore, files: Mapping[str, str], columns: Mapping[str, str]) -> tuple[Any, Any]:
-    """What NAME.json says of the caption, and NAME.cls or NAME.json of the class."""
+    """The caption that NAME.json holds, and the class that NAME.cls or NAME.json holds."""
     text = label = None
     if "json" in files:
         row = _json(store, files["json"])

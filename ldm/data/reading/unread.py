@@ -81,7 +81,7 @@ def report_unreachable(store: Store, findings: Findings) -> None:
 
 
 def report_disguised(store: Store, paths: Sequence[str], findings: Findings) -> None:
-    """Leaves out files whose content is an image and whose ending isn't: downloads named 1, 1.jpg_large, 1.jpg?w=300.
+    """Leaves out files that are images by content but not by ending: downloads named 1, 1.jpg_large, 1.jpg?w=300.
 
     A few files of each ending are looked into.
     """

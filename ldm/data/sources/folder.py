@@ -143,8 +143,8 @@ class Folder(EncodedSource):
         return path.name if path.is_dir() else path.stem
 
     def _key(self) -> str:
-        """A name for files, options, and the samples that the listing made of them: a version of the code that makes
-        other samples of the same files gets another key."""
+        """A name for files, options, and the samples that the listing made of them. If a later version of the code
+        makes other samples of the same files, the key changes."""
         stores = {store.where: store for store, _ in self._splits}
         entries = [list(store.entries.items()) for store in stores.values()]
         listed = [[list(vars(sample).values()) for sample in samples] for _, samples in self._splits]

@@ -26,7 +26,8 @@ class Placing:
 
     @classmethod
     def of(cls, side: int, jitter: str | None) -> "Placing":
-        """Places with this jitter; None is "three" below a side of 64 pixels, else "pixels". Raises UserError."""
+        """Places with the given jitter. None stands for "three" if the side is below 64 pixels, else for "pixels".
+        Raises UserError."""
         if jitter is not None and jitter not in JITTERS:
             raise UserError(f"data.jitter={jitter} is unknown: three or pixels.{did_you_mean(str(jitter), JITTERS)}")
         return cls(side, jitter or JITTERS[side >= _FINE])

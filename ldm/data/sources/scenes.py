@@ -76,7 +76,7 @@ def hold_out(objects: int, backgrounds: int, seed: int) -> HeldOut:
 
 
 def draw_scenes(held_out: HeldOut, n: int, seed: int, validation: bool) -> Scenes:
-    """n scenes by `seed`: each holds a held-out combination (validation), or none does (training)."""
+    """n scenes by `seed`: for validation each contains a held-out combination, for training none does."""
     rng = np.random.default_rng([seed, 2])
     objects, backgrounds = held_out.grounds.shape
     kept: list[Scenes] = []

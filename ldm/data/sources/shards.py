@@ -255,7 +255,7 @@ def _add(piece: Facts, tally: Tally, findings: Findings) -> None:
 
 
 def _rows_by_table(tables: Sequence[Table], rows: np.ndarray) -> list[np.ndarray]:
-    """For each table its own among the `rows`, which count over all tables."""
+    """Splits `rows`, which count over all tables, into the rows of each table."""
     ends = np.cumsum([0, *map(len, tables)])
     return [rows[(start <= rows) & (rows < end)] - start for start, end in pairwise(ends)]
 

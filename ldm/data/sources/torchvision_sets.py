@@ -210,7 +210,8 @@ def _fingerprint(data: Any) -> str:
 
 
 def _in_memory(data: Any, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray] | None:
-    """All images and labels at once, if the data set has them in our form: much faster than one by one."""
+    """All images and labels at once, if the data set has them in memory in our form, which is much faster than one by
+    one."""
     labels = np.asarray(getattr(data, "targets", getattr(data, "labels", None)))
     pixels = np.asarray(getattr(data, "data", None))
     if pixels.dtype != np.uint8 or labels.shape != (len(data),) or labels.dtype.kind not in "iu":

@@ -15,8 +15,8 @@ MOST_ASPECT = 2.0
 
 @dataclass
 class Buckets(Table):
-    """Several tables; each training batch comes from one of them. As a table it is the largest of them, which serves
-    where all images must have one shape: in validation and in the samples made while training."""
+    """Several tables; each training batch comes from one of them. Where all images must have one shape, in validation
+    and in the samples made while training, it acts as the largest of them."""
 
     buckets: list[Table] = field(default_factory=list)
 

@@ -36,7 +36,7 @@ class ByPath:
 
 
 def packed(value: Any) -> Any:
-    """The value with memory maps as places in files, where another process finds them."""
+    """The value, with each memory map replaced by its place in a file, where another process can find it."""
     if isinstance(value, dict):
         return {key: packed(one) for key, one in value.items()}
     place = file_map(value) if isinstance(value, np.ndarray) else None
@@ -65,7 +65,7 @@ def file_map(array: np.ndarray) -> FileMap | None:
 
 
 def _owner(array: Any) -> tuple[np.memmap | None, mmap.mmap | None]:
-    """The memory map that `array` is a view of, and its pages."""
+    """The memory map that `array` is a view of, and the mapped pages."""
     owner = None
     while isinstance(array, np.ndarray):
         owner = array if isinstance(array, np.memmap) else owner

@@ -57,5 +57,5 @@ class Strings(Lazy):
 
 
 def _ends(parts: Sequence[Any]) -> np.ndarray:
-    """Where each part ends, (K,), counted over all parts."""
+    """The end of each part, (K,), counted from the start of the first part."""
     return np.fromiter(accumulate(map(len, parts)), np.int64, len(parts))

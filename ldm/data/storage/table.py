@@ -33,11 +33,11 @@ class Table(ByPath):
 
     Columns with a meaning are `label` (N,) int64, `text` captions (or lists of alternative captions) in a list or
     `Strings`, `map` (N, H, W) uint8 class ids, `mask` (N, H, W) uint8 of 0 and 255, and `control` (N, C', H, W) uint8.
-    Others are kept as they are. `frames`, whole numbers (N, 6), or (6,) if all images have the same, are what
-    `Preprocess.frame` says of each image: its own size, the corner of its crop, and the size that it is resized to. It
-    is None for tables of earlier versions. Each image has `variants` versions: first come the images
-    themselves, then all first variants, and so on. `key` names data and preprocessing: equal keys mean equal arrays. A
-    loaded table is pickled as the names of its files, a table in memory as a copy.
+    Others are kept as they are. `frames`, whole numbers (N, 6), or (6,) if all images have the same, are the
+    `Preprocess.frame` of each image: its own size, the corner of its crop, and the size that it is resized to. It is
+    None for tables of earlier versions. Each image has `variants` versions: first come the images themselves, then all
+    first variants, and so on. `key` names data and preprocessing: equal keys mean equal arrays. A loaded table is
+    pickled as the names of its files, a table in memory as a copy.
     """
 
     images: np.ndarray
@@ -183,8 +183,8 @@ def _captions(column: Column, index: np.ndarray, draw: np.ndarray | None) -> lis
 
 
 def values(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
-    """A gathered batch with pixels as floats, ids as int64 and masks of 0 and 1, on its device. Entries that have this
-    form already stay as they are."""
+    """A gathered batch with pixels as floats, ids as int64 and masks of 0 and 1, on its device. Entries that already
+    have this form are unchanged."""
     return {key: _value(key, value, preprocess) for key, value in batch.items()}
 
 

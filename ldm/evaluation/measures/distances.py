@@ -58,7 +58,7 @@ def _kth_neighbour(rows: Tensor, support: Tensor, k: int) -> Tensor:
 
 
 def _centred(features: Tensor) -> Tensor:
-    """Features less their mean, scaled so that X'X is their covariance."""
+    """Features X minus their mean, scaled so that X'X is their covariance."""
     x = features.double()
     return (x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5
 

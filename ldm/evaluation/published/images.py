@@ -84,7 +84,7 @@ def _read(path: Path) -> Tensor:
 
 
 def _key(paths: Sequence[Path]) -> str:
-    """Files are taken for the same as long as names, sizes and times of change are."""
+    """A key of the files: equal as long as their names, sizes and modification times are."""
     digest = hashlib.sha256()
     for path in paths:
         state = path.stat()
@@ -104,7 +104,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _captions(folder: Path, paths: Sequence[Path]) -> list[str] | None:
-    """The `text` that metadata.jsonl has for each file; None unless it has one for all of them."""
+    """The `text` of each file in metadata.jsonl; None unless every file has one."""
     try:
         lines = (folder / "metadata.jsonl").read_text("utf-8").splitlines()
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.strip()]

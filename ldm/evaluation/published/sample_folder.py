@@ -121,6 +121,6 @@ def _pil(image: torch.Tensor) -> Any:
 
 
 def _first(value: Any) -> Any:
-    """A prompt that is given as a pair for two encoders counts as its first."""
+    """The prompt itself, or the first of a pair for two encoders."""
     value = value[0] if isinstance(value, tuple) else value
     return value.item() if isinstance(value, (torch.Tensor, np.generic)) and np.ndim(value) == 0 else value

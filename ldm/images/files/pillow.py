@@ -70,7 +70,7 @@ def upright(image: Any) -> "Image":
 
 
 def _is_cut(image: "Image") -> bool:
-    """Whether it is a PNG or PPM in colour with more than 8 bits, which Pillow reads as 8 bits."""
+    """Whether the image is a PNG or PPM in colour with more than 8 bits, which Pillow would reduce to 8."""
     tile = str(getattr(image, "tile", ""))
     if image.format == "PPM":
         return any(int(maximum) > 255 for maximum in _PPM_MAXIMUM.findall(tile))

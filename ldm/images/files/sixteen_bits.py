@@ -47,7 +47,7 @@ def read_deep(content: bytes, notes: Notes, max_pixels: int) -> np.ndarray | Non
 
 
 def _orientation(content: bytes, notes: Notes, mode: str) -> int:
-    """The orientation. Notes on the colours are added to `notes`."""
+    """The image's orientation. Notes on its colours are added to `notes`."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content)) as image:

@@ -57,7 +57,7 @@ def _use(model: Any, own: bool, address: str) -> list[str]:
 
 
 def _argument(model: Any, mask: str) -> str:
-    """An example of a call's arguments; `mask` is the name of a mask's."""
+    """An example of a call's arguments; `mask` is the name of the argument for a mask."""
     argument = "labels=[0]" if "label" in model.conditioner.parts else '"a prompt"' if model.conditioner.parts else ""
     return argument + (f", image=IMAGE, {mask}=MASK" if inpainting.part_of(model.conditioner) else "")
 

@@ -1,4 +1,4 @@
-"""What lies in the folder of a pipeline of diffusers and isn't named by its index: adapters, embeddings, parts."""
+"""Files in the folder of a diffusers pipeline that its index doesn't name: adapters, embeddings, parts."""
 
 import logging
 from collections.abc import Collection

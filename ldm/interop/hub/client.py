@@ -32,7 +32,7 @@ def is_offline() -> bool:
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Whether an error says that the hub doesn't answer, rather than what it answers."""
+    """Whether an error means that the hub didn't answer, rather than that it answered with a refusal."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
         return status >= 500
@@ -44,7 +44,7 @@ def is_unreachable(error: Exception) -> bool:
 def explained(what: str, repository: str, next_step: str) -> Iterator[None]:
     """Turns the client's errors in the block into a UserError: `what` failed, why, and what to do.
 
-    `next_step` is what to do where the error itself doesn't say it.
+    `next_step` is shown if the error itself doesn't tell what to do.
     """
     try:
         yield

@@ -151,7 +151,8 @@ def _refuse(address: Address, file: Path, was_there: bool) -> None:
 
 
 def _verify_beside(address: Address, listing: Listing, names: list[str]) -> None:
-    """Verifies further files in the folders of the weights: other tools may have put variants there, which are read."""
+    """Verifies further files in the folders of the weights: other tools may have put variants there, which would be
+    read."""
     snapshot = _snapshot(address, listing.commit)
     folders = {PurePosixPath(name).parent for name in names if name.endswith((".safetensors", ".bin"))}
     folders -= {PurePosixPath(address.inner).parent} if address.inner in names else set()
@@ -168,6 +169,6 @@ def _download(address: Address, name: str, revision: str) -> None:
 
 
 def _record_revision(address: Address, listing: Listing, name: str) -> None:
-    """Lets the cache know, for later use without a connection, which commit a branch or tag is."""
+    """Records in the cache which commit a branch or tag is, for later use without a connection."""
     if address.revision != listing.commit:
         _download(address, name, address.revision or client().constants.DEFAULT_REVISION)

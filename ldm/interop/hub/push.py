@@ -53,8 +53,8 @@ def push_model(
 
 
 def push(folder: Path, repository: str, *, private: bool | None = None, message: str | None = None) -> str:
-    """Pushes the files of a folder to a repository, `OWNER/NAME` or `OWNER/NAME@BRANCH`, which is made if it isn't
-    there, `private` or as the account has it. Returns the address with the new commit.
+    """Pushes the files of a folder to a repository, `OWNER/NAME` or `OWNER/NAME@BRANCH`, which is created if it doesn't
+    exist, `private` or by the account's default. Returns the address with the new commit.
 
     Files of a model that was there before and that the new one doesn't have are removed by the same commit; all others
     stay, a model card among them.
@@ -76,7 +76,7 @@ def push(folder: Path, repository: str, *, private: bool | None = None, message:
 
 
 def check_target(repository: str) -> Address:
-    """The repository to push to. Raises UserError for what is none, and where there is no way to it."""
+    """The repository to push to. Raises UserError for an invalid address, and if HF_HUB_OFFLINE forbids pushing."""
     text = str(repository)
     address = parse(text if is_address(text) else f"{SCHEME}{text}")
     if address.inner:
@@ -87,7 +87,8 @@ def check_target(repository: str) -> Address:
 
 
 def _operations(hub: Any, files: Mapping[str, Path], there: Collection[str]) -> list[Any]:
-    """What the commit does: add the files, but no card where there is one, and delete what replaced ones leave."""
+    """The operations of the commit: it adds the files, except a card if there is one already, and deletes files of the
+    replaced model that the new one lacks."""
     new = [name for name in sorted(files) if name != CARD or CARD not in there]
     added = [hub.CommitOperationAdd(name, str(files[name])) for name in new]
     old = sorted(name for name in there if name not in files and (_FOLDERS.fullmatch(name) or _FILES.fullmatch(name)))

@@ -1,4 +1,5 @@
-"""Which files of a repository are a model's: those that `ldm.load` and its siblings read, and none of other tools.
+"""Which files of a repository belong to a model: those that `ldm.load` and its siblings read, and none that only other
+tools read.
 
 Code and unread copies of weights (other variants, pickled ones beside safetensors, other frameworks) are left out.
 """
@@ -106,7 +107,7 @@ def _settings_beside(names: Collection[str], file: str) -> list[str]:
 
 
 def _hint(start: str, names: Iterable[str]) -> str:
-    """What to name instead: the files of weights, or the folders."""
+    """What the user may name instead: the files of weights, or the folders."""
     files = [start + name for name in names if name.endswith((".safetensors", ".ckpt"))]
     folders = [start + name.rsplit("/", 1)[0] for name in names if name.endswith(("/config.json", f"/{INDEX}"))]
     found = [*dict.fromkeys(folders), *files]

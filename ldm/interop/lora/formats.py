@@ -88,7 +88,7 @@ def metadata_of(path: str | Path) -> dict[str, str]:
 
 
 def config_beside(path: str | Path, names: Iterable[str]) -> tuple[str, dict[str, Any]] | None:
-    """The peft config beside a file, with its path. Where peft's own file is there, the config belongs to that one."""
+    """The peft config beside a file, with its path. If peft's own file is there too, the config belongs to that one."""
     path = Path(path)
     config = path.with_name("adapter_config.json")
     if not config.is_file():

@@ -81,7 +81,7 @@ def missing(leaves: Iterable[str]) -> list[str]:
 
 
 def surplus(leaves: Iterable[str]) -> list[str]:
-    """The leaves that don't belong to the kind that the others form, or are there in two forms."""
+    """The leaves that don't belong to the kind that the others form, or that are given in two forms."""
     leaves, kind = set(leaves), kind_of(leaves)
     allowed: set[str] = {DOWN, UP, MAGNITUDE}
     if kind == "loha":

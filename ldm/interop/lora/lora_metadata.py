@@ -111,8 +111,8 @@ def check(
 ) -> None:
     """Refuses other settings that change the strength, and warns of the log of another LoRA.
 
-    `without_alpha`: some layers have no alpha anywhere, so a tool's own settings, which aren't read, might hold it.
-    `families` are the kinds of all layers.
+    `without_alpha` is whether some layers have no alpha anywhere; a tool's own settings, which aren't read, might then
+    hold it. `families` are the kinds of all layers.
     """
     unread = [
         key for key, value in metadata.items() if _is_unread(key, value) and not _agrees(key, value, alphas, ranks)
@@ -184,7 +184,8 @@ def _is_unread(key: str, value: str) -> bool:
 
 
 def _agrees(key: str, value: str, alphas: Mapping[str, float], ranks: Mapping[str, int]) -> bool:
-    """Whether a factor adds nothing: it is 1, or it is under `scaling` and equals the alpha / rank of all layers."""
+    """Whether a factor has no effect of its own: it is 1, or it is under `scaling` and equals the alpha / rank of all
+    layers."""
     try:
         factor = float(value)
     except ValueError:

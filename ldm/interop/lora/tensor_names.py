@@ -48,7 +48,7 @@ def is_of_text(name: str) -> bool:
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """A tensor's module and what it is of it: a leaf of `kinds`, "alpha" or "dora_scale"; None for any other."""
+    """A tensor's module and its role there: a leaf of `kinds`, "alpha" or "dora_scale"; None for any other tensor."""
     name = name.removeprefix(_PEFT)
     name = re.sub(r"\.default(\.weight)?$", r"\1", name)  # as peft calls them in memory
     # diffusers before 0.20: attn1.processor.to_q_lora.down.weight, self_attn.to_q_lora.down.weight

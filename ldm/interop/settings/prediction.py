@@ -70,7 +70,7 @@ def of_base(version: Any) -> str | None:
 
 
 def of_settings(declared: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str | None]]:
-    """The key of each setting of the prediction, its value, and its meaning; None for an unsupported one."""
+    """Each setting about the prediction: its key, its value, and its meaning, which is None if unsupported."""
     for key, name, value in each_setting(declared):
         if name in _NAMES or (name == _KIND and word(str(value)) in SPELLINGS):
             yield key, str(value), SPELLINGS.get(word(str(value)))

@@ -78,7 +78,8 @@ class Coding:
         return own
 
     def _half(self, stage: Any, half: str, dtype: torch.dtype) -> Any:
-        """The twin of the autoencoder `stage` that computes, with `half` ("encoder" or "decoder") compiled if set."""
+        """The twin of the autoencoder `stage` that does the computing, with `half` ("encoder" or "decoder") compiled if
+        the options say so."""
         if self.compile is None:
             return lowered(stage, dtype)
         own = twin(stage, dtype)

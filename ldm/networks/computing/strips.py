@@ -225,8 +225,8 @@ def _sum(weights: list[float], terms: list[Tensor]) -> Tensor:
 
 
 def _kept(x: Map, area: int) -> Kept:
-    """The map, computed and kept in memory: that of its source if it is a kept map of the same shape, else in new
-    memory, while the source's rows are freed."""
+    """The map, computed and kept in memory. If its source is a kept map of the same shape, it overwrites the source;
+    else it takes new memory, while the source's rows are freed."""
     if isinstance(x, Kept):
         return x
     kept: Kept | None = None

@@ -114,7 +114,8 @@ class AutoencoderTiny(Autoencoder):
 
 
 def _reach(encoder_blocks: Sequence[int], decoder_blocks: Sequence[int], factor: int) -> dict[str, int]:
-    """Rows of an image, a multiple of `factor`, and of a latent on either side that a row of the result depends on.
+    """The number of rows on either side that a row of the result depends on: in an image, a multiple of `factor`, and
+    in a latent.
 
     A 3x3 convolution adds one row of its own resolution. Resizing to twice the size adds less than one.
     """

@@ -39,7 +39,7 @@ class Plan:
     conditioner: Conditioner | None = None
 
     def says(self, stage: str) -> Callable[[str], None]:
-        """A function that adds a line about a stage."""
+        """Returns a function that adds a line about a stage."""
 
         def say(line: str) -> None:
             self.lines.append(line if "=auto:" in line else f"{stage}: {line}")
@@ -68,7 +68,7 @@ def size_for(sizes: Sequence[tuple[int, int]], config: dict[str, Any]) -> int | 
 def plan(config: dict[str, Any], source: Any, train: Table, images: int) -> Plan:
     """What training would choose for the table of a source, by a config with the groups of both stages.
 
-    `images` is the number of training images, and config["steps"] the number of steps that are measured.
+    `images` is the number of training images, and config["steps"] the number of steps to time.
     """
     found, first, second = Plan(), copy.deepcopy(config), copy.deepcopy(config)
     try:

@@ -107,8 +107,8 @@ def _vae_sizes(factor: int, kind: str) -> Iterator[tuple[int, list[int]]]:
 def factor_of(size: tuple[int, int], most: int) -> int:
     """The smallest factor, from 4 on, that divides both sides of `size` and leaves at most `most` latent positions.
 
-    If none leaves so few, the largest that divides both sides; if none divides them, 4, which is refused later with a
-    message about the size.
+    If none does, the largest that divides both sides; if none divides them, 4, which is refused later with a message
+    about the size.
     """
     dividing = [factor for factor in LATENT_CHANNELS if size[0] % factor == 0 and size[1] % factor == 0]
     for factor in dividing:
@@ -144,7 +144,7 @@ def _patches_of(latent_size: tuple[int, int], most: int) -> list[int]:
 
 
 def _dit_sizes(budget: Budget) -> list[tuple[int, int, int]]:
-    """Transformers from large to small, none larger than the number of images is worth."""
+    """Transformers from large to small, none larger than the number of images justifies."""
     most = next(width for images, width in LARGEST_BY_IMAGES if budget.images < images)
     if budget.seconds is None:  # without a time limit, moderate sizes
         most = min(most, 192 if budget.kind == "cpu" else 384)

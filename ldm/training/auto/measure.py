@@ -90,7 +90,7 @@ def _part(batch_size: int, device: torch.device) -> tuple[int, float]:
 
 
 def _rows(table: Table, n: int) -> np.ndarray:
-    """Random rows (n,); some more than once where the table has fewer."""
+    """Random rows (n,). Rows are repeated if the table has fewer than n."""
     return np.resize(permutation(0, 0, len(table)), n)
 
 
@@ -108,7 +108,7 @@ def _autocast(config: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def _timed(step: Callable[[], None], count: int, device: torch.device) -> float:
-    """The median time of `count` steps after a first one; the first one's where that is long."""
+    """The median time of `count` steps after a first one; if the first one takes long, its time."""
     times: list[float] = []
     for _ in range(count + 1):
         start = time.perf_counter()

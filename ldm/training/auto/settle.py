@@ -121,8 +121,8 @@ def settle_vae(
 def settle_loss(
     config: dict[str, Any], recorded: Mapping[str, Any], *, channels: int, side: int, say: Say = _PRINT
 ) -> None:
-    """Numbers in place of `loss.perceptual=auto` and `loss.adversarial=auto`: LDM's weights of LPIPS and critic where
-    LPIPS's network is in torch's cache and takes images of these channels and this shorter side, else 0."""
+    """Numbers in place of `loss.perceptual=auto` and `loss.adversarial=auto`: LDM's weights of LPIPS and critic if
+    LPIPS's network is in torch's cache and takes images with that many channels and that shorter side, else 0."""
     terms = config["loss"]
     names = [name for name in ("perceptual", "adversarial") if terms.get(name) == "auto"]
     if not names:
@@ -151,7 +151,8 @@ def settle_network(
     images: int,
     say: Say = _PRINT,
 ) -> None:
-    """As `settle_vae`, for stage two. `inputs` are what its network is built with besides its options."""
+    """As `settle_vae`, for stage two. `inputs` are the arguments with which its network is built in addition to its
+    options."""
     budget, spec = Budget.of(config, images), config["network"]
     given = {key: value for key, value in spec.items() if key != "class"}
     if spec.get("class") == AutoNetwork.__name__:
@@ -202,7 +203,7 @@ def _settle_batch_and_rate(
 
 
 def _forecast(budget: Budget, flops_of_image: float, batch: int, *, fewest: int, say: Say) -> None:
-    """Says how many steps fit into the time limit, or how long the given number of steps takes."""
+    """Prints how many steps fit into the time limit, or how long the given number of steps takes."""
     flops = flops_of_image * batch
     steps, machine = (
         budget.steps_in_time(flops),

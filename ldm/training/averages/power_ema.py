@@ -51,7 +51,7 @@ def update(averages: Sequence[nn.Module], lengths: Sequence[float], module: nn.M
 def combination(
     lengths: Sequence[float], steps: Sequence[int], target_length: float, target_step: int | None = None
 ) -> torch.Tensor:
-    """The weights (N,), float64, by which N stored averages, each with its own length and step, are combined into
+    """The weights (N,), float64, with which N stored averages, each of its own length and step, are combined into
     another one.
 
     They minimise the squared distance of the profiles (EDM2, eq. 139 to 142): with A_ij = <p_i, p_j> and
@@ -68,6 +68,7 @@ def combination(
 
 
 def _products(a: torch.Tensor, ta: torch.Tensor, b: torch.Tensor, tb: torch.Tensor) -> torch.Tensor:
-    """<p_a, p_b>, the integral of (a + 1) t^a / ta^(a+1) times the like of b, up to the earlier of ta and tb."""
+    """<p_a, p_b>, the integral of (a + 1) t^a / ta^(a+1) times (b + 1) t^b / tb^(b+1), up to the earlier of ta and
+    tb."""
     ratio = (ta / tb) ** torch.where(ta < tb, b, -a)
     return (a + 1) * (b + 1) * ratio / ((a + b + 1) * torch.maximum(ta, tb))

@@ -17,7 +17,8 @@ from ldm.training.trainer.sharded import is_sharded, whole
 
 
 def interval(step: int, most: int) -> int:
-    """Steps between stored averages: the smallest power of two that makes at most `most` of them up to `step`.
+    """The number of steps between stored averages: the smallest power of two with which at most `most` are stored up to
+    `step`.
 
     It doubles as the run goes on, and every other snapshot is then removed. So a run needn't know how long it will be,
     and a resumed run keeps the same snapshots as an uninterrupted one.
@@ -99,7 +100,8 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(folder: Path, length: float) -> Rebuilt:
-    """The average of that length at the last stored step: the stored ones, weighted by `combination`, added in float64.
+    """The average of that length at the last stored step: the sum, in float64, of the stored averages with the weights
+    of `combination`.
 
     Raises UserError if the folder holds none.
     """

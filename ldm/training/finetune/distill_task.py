@@ -87,8 +87,8 @@ class DistillTask(FinetuneTask):
         return loss, {"loss": loss, "loss_q": by_quarter(each, 1 - u)}
 
     def conditions(self, batch: dict[str, Any], network: Any, seed: int, training: bool) -> tuple[Cond, Cond]:
-        """The batch's conditions, some of them dropped in training; and the same without those that guidance acts
-        on."""
+        """The batch's conditions, some of them dropped in training; and the same with null values for those that
+        guidance acts on."""
         conditioner = network["conditioner"]
         batch = conditioner.prepare(batch, self.encode, seed)
         coins = batch["drop"] if "drop" in batch else conditioner.coins(seed, batch["position"])
@@ -101,7 +101,7 @@ class DistillTask(FinetuneTask):
     def stretch(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Three noise levels (B,) of the grid for each quantile of `u` (B,), where 0 is the noisiest.
 
-        They are sigma; s, which is `skip` levels below sigma but not below the segment's end; and that end.
+        They are: sigma; s, `skip` levels below sigma or at the segment's end if that is higher; and the segment's end.
         """
         i = (u * len(self.ends)).long()  # u < 1
         end = self.ends[i]
@@ -127,8 +127,8 @@ class DistillTask(FinetuneTask):
             ema.update(self.target, self.trained["denoiser"], decay)
 
     def frozen_names(self) -> set[str]:
-        """The frozen names of every fine-tuning, and those of the teacher, and those that the target shares with the
-        student.
+        """The names that are frozen in every fine-tuning, those of the teacher, and those that the target shares with
+        the student.
         """
         names = super().frozen_names() | {f"teacher.{name}" for name in frozen_parameters(self.teacher)}
         if self.target is not None:

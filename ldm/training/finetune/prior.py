@@ -35,8 +35,8 @@ def with_prior(
 ) -> Tables:
     """Training data with one more image for each line of the text file `path`; validation data stay the same.
 
-    The base generates the images on `device`, unless they are in the cache. In the columns `white`, masks of the loss,
-    they are white: the loss counts everywhere.
+    The base generates the images on `device`, unless they are in the cache. In the columns `white`, which are masks of
+    the loss, these images are white: their loss counts everywhere.
     """
     if path is None:
         return tables

@@ -137,7 +137,8 @@ def run_name(path: Path) -> str:
 
 
 def data_like_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
-    """The data's config, with the base's size, channels and other preprocessing for options that it leaves open."""
+    """The data's config, with options that it leaves open (size, channels and other preprocessing) taken from the
+    base."""
     known = inspect.signature(lookup(data["class"]).__init__).parameters
     own = {key: value for key, value in _preprocessing_options(preprocess).items() if key in known}
     if "size" in known:
@@ -147,7 +148,7 @@ def data_like_base(data: Mapping[str, Any], preprocess: Preprocess) -> dict[str,
 
 
 def _preprocessing_options(preprocess: Preprocess) -> dict[str, Any]:
-    """The options that the base's preprocessing was made with, without its size."""
+    """The options with which the base's preprocessing was made, except its size."""
     options = spec_of(preprocess).items()
     return {key: value for key, value in options if key not in ("class", "height", "width") and value is not None}
 

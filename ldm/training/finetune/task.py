@@ -56,7 +56,8 @@ class FinetuneTask(DiffusionTask):
         checkpoint["state_dict"] = own | checkpoint["state_dict"]
 
     def frozen_names(self) -> set[str]:
-        """The names in this task's state of the base's own weights, which never change and aren't put into checkpoints.
+        """The names that the base's own weights have in this task's state. These weights never change and aren't put
+        into checkpoints.
 
         Averages share frozen weights, which therefore have a name in each of them.
         """

@@ -108,7 +108,7 @@ class TimeBudget(pl.Callback):
         self._is_measured = state_dict.get("is_measured", True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Says when training will end; without a time limit it only sets the number of steps."""
+        """Prints when training will end; without a time limit, it only sets the number of steps."""
         if self.limit is None:
             if self.most:
                 trainer.fit_loop.epoch_loop.max_steps = self.most
@@ -147,8 +147,8 @@ class TimeBudget(pl.Callback):
     def _blind(self, step: int, left: float) -> int:
         """How many steps may pass before the next look while steps are still being measured.
 
-        They are at most as many as there have been, and take at most half of the `left` seconds. Looks are rare
-        because all processes wait for each other at one.
+        They are at most as many as there have been, and take at most half of the `left` seconds. Looks are rare because
+        at each one all processes wait for each other.
         """
         slowest = max((b - a for a, b in pairwise(self._ended)), default=math.inf)
         due = max(MEASURED_STEPS - step, FEWEST + 1 - len(self._ended))  # until steps have been measured

@@ -96,7 +96,7 @@ def _contiguous(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _as_made(fused: bool, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state of an optimizer, which may have been fused or not, changed to suit this one."""
+    """The state of another optimizer, fused or not, converted for this one."""
     return state | {"param_groups": [group | {"fused": fused, "foreach": None} for group in state["param_groups"]]}
 
 

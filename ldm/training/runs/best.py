@@ -103,7 +103,8 @@ def is_over(values: Mapping[int, float], mode: str, patience: int | None) -> boo
 
 
 def values_in(path: Path, figure: str, mode: str) -> dict[int, float]:
-    """The values by step that a best.json holds of this figure; none where it is of another, or can't be read."""
+    """The values by step that a best.json holds of this figure; none if the file is about another figure, or can't be
+    read."""
     try:
         read = json.loads(path.read_text("utf-8"))
         same = (read["figure"], read["mode"]) == (figure, mode)
@@ -113,7 +114,7 @@ def values_in(path: Path, figure: str, mode: str) -> dict[int, float]:
 
 
 def is_over_in(folder: RunFolder, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether patience has ended a run, and would end it again with the options of this `checkpoint` section."""
+    """Whether `patience` has ended a run, and would end it again with the options of this `checkpoint` section."""
     figure, patience = checkpoint.get("best"), checkpoint.get("patience")
     if not figure or not patience:
         return False

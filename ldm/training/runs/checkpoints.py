@@ -38,8 +38,9 @@ class Checkpoints(pl.Callback):
     The last `keep_last` checkpoints are kept, and all whose step is a multiple of `keep_every_n_steps`. A step is saved
     when the next one begins: everything that belongs to it, validation and logging included, is then done.
 
-    `begins` is the checkpoint that the run continues from. Only the first of several processes has read it to the end.
-    With `best`, the best step's checkpoint is kept too, and the model folder holds the best model instead of the last.
+    `begins` is the checkpoint from which the run continues; of several processes, only the first has read it to the
+    end. With `best`, the best step's checkpoint is kept too, and the model folder holds the best model instead of the
+    last.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the run is done.
 
-        One that starts again or is trained further isn't, though the first process may not have cleared its folder yet.
+        A run that starts again or is trained further isn't, even if the first process hasn't cleared its folder yet.
         """
         return not (self._fresh or self._goes_on) and (self.path / DONE).exists()
 
@@ -76,7 +76,7 @@ class RunFolder:
             (self.path / DONE).unlink(missing_ok=True)  # the mark of a run that is now trained further
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose bytes are those that were written, or None.
+        """The newest checkpoint that is undamaged, by its recorded size and hash; None if there is none.
 
         The first process hashes each checkpoint once. The others only compare sizes, and find out whether they took the
         same checkpoint when the processes meet (`Checkpoints`).
@@ -242,7 +242,7 @@ def _own_entries(path: Path) -> Iterator[Path]:
 
 
 def _is_worth_keeping(entry: Path) -> bool:
-    """Whether an entry is more than what a run leaves that ended before its first step."""
+    """Whether an entry is more than a run leaves if it ends before its first step."""
     return entry.name != "config.yaml" and not (entry.is_dir() and not any(entry.iterdir()))
 
 

@@ -100,7 +100,8 @@ class FiniteGuard(pl.Callback):
         trainer.print(f"{found}; update left out ({self.skipped} of at most {self.skip})", flush=True)
 
     def _describe(self, trainer: pl.Trainer, pl_module: Any, starts: list[int]) -> str:
-        """The samples whose loss alone isn't finite; if there are none, all samples of the step, on all processes."""
+        """Names the samples whose loss isn't finite when each is computed alone; if there are none, all samples of the
+        step, on all processes."""
         batches = [trainer.datamodule.train_batch(start) for start in starts]  # type: ignore[attr-defined]
         untried = is_sharded(pl_module)
         own_samples = [i for batch in batches for i in batch["index"].tolist()]
@@ -130,7 +131,7 @@ class FiniteGuard(pl.Callback):
 
 
 def not_finite_at_any_scale(losses: list[Tensor], norm: Tensor, scaler: Any) -> Tensor:
-    """Whether no smaller loss scale would help a step, on any process: a bool ()."""
+    """Whether, on any process, no smaller loss scale would make a step's gradient finite: a bool ()."""
     scale = scaler.scale(norm.new_ones(()))
     not_finite = ~torch.stack(losses).isfinite().all() | (~norm.isfinite() & (scale <= 1))
     if distributed.is_initialized():  # each process has losses of its own

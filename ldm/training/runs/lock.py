@@ -75,7 +75,8 @@ def _identity() -> dict[str, Any]:
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process of this host began, as the kernel counts it; "" if the system doesn't say; None if it doesn't run.
+    """When a process of this host began, as the kernel counts it; "" if the system doesn't report it; None if the
+    process doesn't run.
 
     A zombie, killed but not yet reaped by its parent, doesn't run.
     """

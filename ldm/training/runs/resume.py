@@ -98,7 +98,8 @@ def recorded(folder: RunFolder, start: Start) -> dict[str, Any]:
 
 
 def _mapped(path: Path) -> dict[str, Any]:
-    """A checkpoint without its weights. So far, only the first of several processes has checked that it is whole."""
+    """A checkpoint without its weights. Of several processes, only the first has checked so far that the file is
+    whole."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -221,7 +222,8 @@ def check(
 
 
 def _with_defaults(old: Any, new: Any) -> Any:
-    """The config `old`, with the options of `new` that its classes didn't have yet at their constructors' defaults."""
+    """The config `old`, with options that its classes didn't have yet, but have in `new`, at their constructors'
+    defaults."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return old
     filled = {key: _with_defaults(value, new.get(key)) for key, value in old.items()}

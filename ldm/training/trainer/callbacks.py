@@ -61,7 +61,7 @@ class Bar(TQDMProgressBar):
         self._rate, self._shown = Throughput(), 0.0
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, Any]:
-        """What stands behind the bar: loss, speed, figures and step."""
+        """The figures shown after the bar: loss, speed, other figures and step."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         if "loss" in pl_module.shown:
@@ -93,19 +93,19 @@ class SampleGrids(pl.Callback):
         self.every, self.at_start = every_n_steps, at_start
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A grid before the first step, if `at_start`."""
+        """Writes a grid before the first step, if `at_start`."""
         if self.at_start and trainer.global_step == 0:
             self._write(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """A grid every `every` steps, between two optimizer steps."""
+        """Writes a grid every `every` steps, between two optimizer steps."""
         if not self.every or trainer.global_step == 0 or batch_idx % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self.every == 0:
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """A grid after the last step."""
+        """Writes a grid after the last step."""
         self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: Any) -> None:

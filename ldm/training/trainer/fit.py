@@ -129,7 +129,7 @@ def _saving(folder: RunFolder, options: Mapping[str, Any], start: Start) -> list
 
 
 def float16_on_cpu() -> MixedPrecision:
-    """16-mixed, in whose place Lightning takes bf16-mixed on a CPU."""
+    """Float16 on a CPU: 16-mixed itself, which Lightning would replace by bf16-mixed there."""
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
 
 

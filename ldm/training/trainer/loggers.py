@@ -18,7 +18,7 @@ class MetricsCsv(Logger):
     """A row for each call, appended at once, with a column for each figure; a resumed run goes on in the same file.
 
     Rows from step `start` on, where the run resumes, are dropped, so the file is what an uninterrupted run would have
-    written. A new name rewrites the file with another column, which mostly happens once: at the first validation.
+    written. A new figure adds a column by rewriting the file, which mostly happens once, at the first validation.
 
     With `speed` it takes only the figures `speed/...`, which depend on the machine and differ from run to run;
     otherwise all but those.
@@ -31,20 +31,20 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the file lies in the run's folder itself."""
+        """Empty, so that the file lies in the run's folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty: a run has one file."""
+        """Empty, since a run has only one file."""
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml has them."""
+        """Does nothing: the run's config.yaml has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds a row at `step`; a new name rewrites the file with another column."""
+        """Adds a row at `step`. A new figure adds a column by rewriting the file."""
         own = {k: v for k, v in metrics.items() if k != "epoch" and k.startswith("speed/") == self.speed}
         row = {"step": str(step)} | {k: f"{v:.7g}" for k, v in own.items()}
         if self.speed and not own:

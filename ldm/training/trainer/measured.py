@@ -18,7 +18,7 @@ RISE = 0.05  # of the share of copies, from which it is worth a sentence
 
 class Measure(Protocol):
     """A function of a model that gives `fd`, and `memorised` where it is watched. `of_real` is the share of held-out
-    real images that would count as copies, and its text says what is measured."""
+    real images that would count as copies. As a string, it describes what is measured."""
 
     of_real: float
 
@@ -77,7 +77,7 @@ class Measured(pl.Callback):
         return {"figures": self.figures, "step": self.step, "said": self.said}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restores what `state_dict` gave."""
         self.figures, self.step, self.said = state_dict["figures"], state_dict["step"], state_dict["said"]
 
     def _of(self, trainer: pl.Trainer, pl_module: Any) -> dict[str, float]:
@@ -91,7 +91,7 @@ class Measured(pl.Callback):
             return {"fd": math.inf}
 
     def _rise(self) -> str:
-        """A warning if clearly more images are copies than was reported before; else nothing."""
+        """A warning if clearly more images are copies than were reported before, else ""."""
         share = self.figures.get("memorised", 0.0)
         if share < self.said + RISE:
             return ""

@@ -76,7 +76,7 @@ def _roots(network: nn.Module) -> Iterator[nn.Module]:
 
 @cache
 def _register_cond() -> None:
-    """Lets FSDP find the tensors inside a `Cond`: its hooks on them gather weights for the backward pass."""
+    """Lets FSDP find the tensors inside a `Cond`, on which it puts hooks that gather weights for the backward pass."""
     torch.export.register_dataclass(Cond)
 
 

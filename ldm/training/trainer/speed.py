@@ -68,7 +68,7 @@ def compiler_for(config: Mapping[str, Any], device: torch.device) -> Compiler | 
 
 def checkpoint_blocks(network: nn.Module) -> None:
     """Makes residual and Transformer blocks keep only their inputs and compute again in the backward pass (Chen et al.
-    2016): a third more time for a fraction of the memory. Dropout draws the same numbers again."""
+    2016): a third more time for a fraction of the memory. Dropout uses the same random numbers again."""
     for module in network.modules():
         if isinstance(module, BLOCKS):
             module.forward = _checkpointed(module.forward)  # type: ignore[method-assign]

@@ -174,7 +174,7 @@ def _initial_image(
 
 
 def _editor_images(editor: Any, read: Reader, uploaded: Any = None) -> "tuple[Image, Image]":
-    """Initial image and mask in the image editor, and what is white in the uploaded mask too."""
+    """Initial image and mask from the image editor; white areas of the uploaded mask are added to the mask."""
     editor = editor if isinstance(editor, Mapping) else {}
     ground = editor.get("background")
     if ground is None:
@@ -246,7 +246,7 @@ def _required_number(form: Mapping[str, Any], key: str) -> float:
 
 
 def _field_name(key: str) -> str:
-    """`lora_0_scale` as `scale of LoRA 1`."""
+    """A field's name in words: `scale of LoRA 1` for `lora_0_scale`."""
     match = re.fullmatch(r"(lora|control)_(\d)_(\w+)", key)
     kinds = {"lora": "LoRA", "control": "ControlNet"}
     return f"{match[3]} of {kinds[match[1]]} {int(match[2]) + 1}" if match else key.replace("_", " ")

@@ -208,7 +208,7 @@ def _to_pil(image: Tensor) -> "Image":
 
 
 def _per_image(settings: Settings) -> list[dict[str, Any]]:
-    """The changes that turn a request into one request per image: its seed and its label."""
+    """For each image, the changes that make a request for it alone: its seed and its label."""
     labels: tuple[Any, ...] = settings.labels or (None,)
     conditions = [label for label in labels for _ in range(settings.n)]
     return [

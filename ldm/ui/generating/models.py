@@ -209,7 +209,7 @@ def _parts(model: LatentDiffusion) -> list[Any]:
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Changes when the model at `path` is rewritten."""
+    """A value that changes when the model at `path` is rewritten."""
     manifest = next((p for p in (path / "model" / "manifest.json", path / "manifest.json") if p.is_file()), path)
     state = manifest.stat()
     return state.st_mtime_ns, state.st_size

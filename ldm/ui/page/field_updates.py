@@ -78,5 +78,5 @@ def _value(value: Any) -> Any:
 
 
 def _cleared(kept: bool, value: Any) -> dict[str, Any]:
-    """An update that empties a field which the model doesn't use."""
+    """An update that empties a field that the model doesn't use."""
     return {} if kept else {"value": value}

@@ -84,7 +84,8 @@ class Fields:
             tab.select(lambda mode=mode: mode, None, self.fields["mode"], queue=False, api_visibility="private")
 
     def _painting(self) -> None:
-        """What the area to regenerate is besides the painted one: a mask from a file, and new pixels at the edges."""
+        """Fields for areas to regenerate in addition to the painted one: a mask from a file, and new pixels at the
+        edges."""
         with gr.Accordion("Mask from a file", open=False):
             self._field("mask", _image("Mask, white where the image is regenerated", height=160))
         with gr.Accordion("Outpaint", open=False):

@@ -149,12 +149,13 @@ def post(webhook: str, alert: Alert, timeout: float = 5.0) -> None:
 
 
 def _identity(alert: Alert) -> tuple[str, ...]:
-    """Equal for the same alert: a threshold of a run remains the same whatever the current value."""
+    """A key that is equal for the same alert: for a run's threshold, it doesn't depend on the current value."""
     return (alert.kind, alert.run, alert.text.partition(":")[0] if alert.kind == "threshold" else "")
 
 
 def _threshold(line: str) -> Threshold:
-    """`METRIC SIGN NUMBER`, split at the sign: a single pattern would try every division of long blanks."""
+    """A threshold from `METRIC SIGN NUMBER`. It is split at the sign, because a single pattern would try every division
+    of long blanks."""
     sign = _SIGN.search(line)
     metric, value = (line[: sign.start()].strip(), line[sign.end() :]) if sign else ("", "")
     try:

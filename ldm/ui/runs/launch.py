@@ -115,7 +115,7 @@ class Launcher:
             self._keep(key, {"words": kept, "started": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def _open(self, line: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
-        """A process of its own, whose command line and output are appended to a log."""
+        """Starts a process of its own, whose command line and output are appended to a log."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
             out.write(f"$ {shlex.join(line)}\n".encode())
@@ -170,7 +170,8 @@ def words_of_config(config: Mapping[str, Any]) -> list[str]:
 
 
 def _group_choice(group: str, section: Any) -> str | None:
-    """The choice of a config group that a section may come from: of the same class, and without keys that it lacks."""
+    """The choice of a config group that a section may come from: it has the same class, and no key that the section
+    lacks."""
     if not isinstance(section, Mapping):
         return None
     for file in sorted((CONF / group).glob("*.yaml")):

@@ -195,8 +195,8 @@ def _planned(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """The text of a file. Raises OSError for what isn't one: a pipe or a device in a folder from elsewhere has no
-    end."""
+    """The text of a file. Raises OSError for anything that isn't a regular file: a pipe or a device in a folder from
+    elsewhere would never end."""
     if not path.is_file():
         raise FileNotFoundError(path)
     return path.read_text("utf-8")

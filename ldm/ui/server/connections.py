@@ -34,7 +34,8 @@ def limit_connections(config: Any, **given: Any) -> None:
 
 
 def _bounded_protocol(protocol: type, limits: Limits) -> type:
-    """uvicorn's protocol, h11's or httptools', with bounds in place of any it had. An instance is one connection."""
+    """uvicorn's protocol, h11's or httptools', with our bounds instead of any that it had. Each instance is one
+    connection."""
     unbounded = getattr(protocol, "unbounded", protocol)
     return type("BoundedProtocol", (_Bounds, unbounded), {"limits": limits, "unbounded": unbounded})
 
@@ -145,7 +146,7 @@ def make_room(new: Any, limits: Limits) -> None:
 
 
 def _is_idle(connection: Any) -> bool:
-    """Whether no request is being answered: the first lines of none have come whole, or all are answered."""
+    """Whether no request is being answered: none has arrived with all its headers, or all are answered."""
     return connection.cycle is None or connection.cycle.response_complete
 
 
@@ -155,7 +156,8 @@ def _awaits_client(connection: Any) -> bool:
 
 
 def _unread_bytes(connection: Any) -> int:
-    """Bytes of answers that the client hasn't read, with those in the system's queue if it tells (Windows doesn't)."""
+    """Bytes of answers that the client hasn't read, including those in the system's queue if the system reports it
+    (Windows doesn't)."""
     return connection.transport.get_write_buffer_size() + _queued(connection.transport.get_extra_info("socket"))
 
 
@@ -184,5 +186,6 @@ def _client_of(connection: Any) -> str:
 
 
 def _least_active(connections: Iterable[Any], new: Any) -> Any:
-    """The connection without progress for the longest, those first that await their client; `new` if there is none."""
+    """The connection that has made no progress for the longest time, preferably one that waits for its client; `new` if
+    there is none."""
     return min(connections, key=lambda one: (not _awaits_client(one), one.progress_at), default=new)

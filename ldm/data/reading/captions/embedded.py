@@ -67,7 +67,7 @@ def report_embedded(found: Sequence[Sample], store: Store, findings: Findings) -
 
 
 def check_embedded(found: Sequence[Sample], store: Store) -> None:
-    """Raises UserError if captions are to be read from the images and the few that are looked at hold none."""
+    """Raises UserError if captions are to be read from the images and a few of these, looked at first, hold none."""
     looked_at = evenly_spaced(found, _LOOKED_AT)
     if looked_at and not any(_peek(store, sample.image) for sample in looked_at):
         names = examples([sample.image for sample in looked_at])
@@ -115,7 +115,7 @@ def _is_graph(value: Any, name: str) -> bool:
 
 
 def _wide(value: Any) -> str:
-    """What Windows writes: UTF-16, its tags separated by semicolons."""
+    """The text that Windows writes into Exif: UTF-16, with tags separated by semicolons."""
     text = bytes(value).decode("utf-16-le", "replace") if isinstance(value, (bytes, tuple, list)) else str(value or "")
     return ", ".join(part.strip() for part in text.replace("\0", "").split(";") if part.strip())
 

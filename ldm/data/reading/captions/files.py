@@ -106,8 +106,8 @@ def _beside(samples: Sequence[Sample], kind: str, files: Sequence[str], store: S
 
 
 def _without_supplement(path: str) -> str:
-    """Google's `a.jpg.supplemental-metadata.json`, whose words may be cut off, as `a.jpg.json`; a copy's
-    `a.jpg.suppl(1).json` as `a(1).jpg.json`."""
+    """The usual name for a name of Google's: `a.jpg.json` for `a.jpg.supplemental-metadata.json`, whose words may be
+    cut off, and `a(1).jpg.json` for a copy's `a.jpg.suppl(1).json`."""
     match = _SUPPLEMENT.fullmatch(path)
     if not match or not "supplemental-metadata".startswith(match["word"]):
         return path
@@ -115,7 +115,7 @@ def _without_supplement(path: str) -> str:
 
 
 def _hold_captions(kind: str, paths: Sequence[str], store: Store, *, findings: Findings, name: str) -> bool:
-    """Whether files of the kind hold captions, to judge by a few of them; warns if they don't."""
+    """Whether files of the kind hold captions, judged by a few of them; warns if they don't."""
     if kind == JSON:
         return hold_captions(store, paths, name, findings)
     files = plural(len(paths), f"{kind} file")

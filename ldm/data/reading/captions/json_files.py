@@ -78,7 +78,7 @@ def _usual(row: Mapping[str, Any]) -> Text:
 
 
 def _text(value: Any) -> Text:
-    """A caption or alternatives. Tags in groups are one caption."""
+    """A value as a caption, or as a list of alternatives. Tags in groups are one caption."""
     if isinstance(value, Mapping):  # e621 groups tags by their kind
         value = [tag for tags in value.values() if isinstance(tags, list) for tag in tags]
         return join_tags(text_of(value)[0])

@@ -17,8 +17,8 @@ _SAMPLED = ("positive", "guider", "conditioning")
 
 
 def prompt_of(text: str) -> str:
-    """The prompt in a text that a generator wrote; any other text as it is. JSON isn't a caption: of it the prompt, or
-    nothing."""
+    """The prompt in a text that a generator wrote; any other text as it is. JSON is never a caption itself: the prompt
+    in it is returned, or nothing."""
     text = text.strip()
     if text[:1] in ("{", "["):
         try:
@@ -41,7 +41,7 @@ def _of_json(value: Any) -> str:
 
 
 def _named(value: Any, deep: int) -> str:
-    """The first text under a key for prompts in a mapping, or in mappings and lists inside it."""
+    """The first text under a prompt's key in a mapping, or in mappings and lists inside it."""
     within: Iterable[Any] = value if isinstance(value, list) else ()
     if isinstance(value, Mapping):
         if text := next((value[name] for name in _NAMES if isinstance(value.get(name), str) and value[name]), ""):

@@ -104,7 +104,8 @@ class GenerateTab:
         self.sending.wire(self.send_buttons, self.gallery, self.files)
 
     def _generate_events(self, values: list[Any]) -> None:
-        """`preprocess=False`: the fields come as they were sent, and `form` says what is wrong with them."""
+        """The events that generate. With `preprocess=False` the fields come as they were sent, and `form` reports what
+        is wrong with them."""
         quietly = quiet_event(self.status)
         outputs = [self.status, self.gallery, self.last_seed, self.about, self.files]
         self.go.click(None, None, self.status, js=WAITING, **quietly)
