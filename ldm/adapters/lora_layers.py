@@ -176,7 +176,7 @@ def _take_any_layout(module: nn.Module, name: str) -> None:
 @cache
 def _any_layout(cls: Any) -> Any:
     def get_lora_weight(self: Any, lora_A: Any, lora_B: Any, adapter_name: str | None = None) -> Tensor:
-        """B A as a matrix (out, in), of a convolution (out, in times its kernel)."""
+        """B A as a matrix: (out, in), or for a convolution (out, in * kernel height * kernel width)."""
         return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
 
     return type(cls.__name__, (cls,), {"get_lora_weight": get_lora_weight})

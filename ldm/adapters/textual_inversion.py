@@ -87,7 +87,7 @@ class WordEmbedding(Adapter):
 
 
 def text_parts(model: Any) -> list[AnyText]:
-    """The text encoders of a model that learn words: the built-in one, or all frozen ones of one condition.
+    """The text encoders of a model that can learn words: the built-in one, or all the frozen ones of a condition.
 
     Raises UserError if there are none.
     """

@@ -37,7 +37,7 @@ class HostPart(NamedTuple):
 
 
 class HostReader:
-    """Prepares conditions of a batch on the host, so that neither it nor the device waits for the other later.
+    """Prepares a batch's conditions on the host, so that later the host and the device don't wait for each other.
 
     It adds two entries, mappings by the names of `parts`. `drop` has the samples (B,) bool that drop a condition,
     decided by (seed, position). `ready` has captions as tensors, in which dropped ones are replaced already. It holds

@@ -42,9 +42,9 @@ def alike(a: Shape, b: Shape) -> bool:
 def check_alike(given: Mapping[str, Any], fits: Shape) -> None:
     """Raises UserError unless all images have the aspect ratio of the first.
 
-    `given` has images, lists of images or None, by their names for messages. Two lists are compared image by image; an
-    image of a shorter list belongs to several of the longer one. A tensor with the model's own shape `fits` is cropped
-    already, and isn't compared.
+    `given` maps names, which messages use, to an image, a list of images or None. Two lists are compared image by
+    image; an image of a shorter list belongs to several of the longer one. A tensor with the model's own shape `fits`
+    is cropped already, and isn't compared.
     """
     named = {name: _items(value) for name, value in given.items() if value is not None}
     first = next(iter(named), "")

@@ -1,5 +1,5 @@
 """Networks: tensors in, tensors out. They need only torch, because an export writes their source beside the weights,
-for diffusers to run where einops isn't installed."""
+for diffusers to run where einops isn't installed. `unet` and `dit` add the residuals that `controlnet` computes."""
 
 from ldm.networks.autoencoder import AutoencoderKL
 from ldm.networks.cond import Cond

@@ -164,7 +164,7 @@ def _report_merged(folders: Sequence[str], names: Sequence[str | None], findings
 
 
 def _within(paths: Sequence[str], base: str) -> list[str | None]:
-    """The folders one level further down, if every image lies in one and they aren't all the same."""
+    """The folder of each image one level further down; None for all unless each lies in one and not all in the same."""
     names = [first_folder(path, posixpath.join(base, str(first_folder(path, base)))) for path in paths]
     return names if None not in names and len({*names}) > 1 else [None] * len(paths)
 

@@ -179,7 +179,7 @@ class _Listing:
             sample.label = name
 
     def _drop_empty_captions(self, found: Sequence[Sample]) -> None:
-        """Empty captions count as none where there are no others."""
+        """If all captions are empty, removes them: the data then have none."""
         if any(sample.text == "" for sample in found) and not any(sample.text or sample.caption for sample in found):
             self.findings.warn("every caption is empty, so the images count as images without captions")
             for sample in found:

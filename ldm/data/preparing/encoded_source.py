@@ -155,7 +155,7 @@ class EncodedSource:
         return ()
 
     def _shaping_options(self) -> list[Any]:
-        """The options that change the tables, for the key."""
+        """The options on which the content of the tables depends; they are part of the key."""
         options: list[Any] = [READER, self.size, self.channels, self.bits, self.options, self.columns]
         options += [self.val_share, self.max_bad_share]
         return [*options, self.bucket_step, self.bucket_least] if self.bucket_step else options

@@ -252,7 +252,8 @@ class Folder(EncodedSource):
         return self._listed(candidates, folders, lambda path: inside(path, folders), known)
 
     def _report_files(self, found: Sequence[Sample], stores: Sequence[Store]) -> None:
-        """Reports the files that weren't read. Maps, masks and control images of samples aren't left out."""
+        """Reports the files that weren't read, and no longer counts maps, masks and control images of samples as left
+        out."""
         report_missing_images(found, self.findings)
         report_pairs(found, stores, self.folder_options.pairs, self.findings)
         for store in stores:

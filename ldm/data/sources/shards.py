@@ -114,7 +114,7 @@ class Shards:
         train_pieces, val_pieces = [pieces / name for name in train], [pieces / name for name in val]
 
         def join(folder: Path) -> tuple[Table, Table]:
-            """Both tables, joined from those of the shards into `folder`."""
+            """Joins the tables of the shards into two in `folder`, for training and validation."""
             return self._join(train_pieces, val_pieces, folder, key)
 
         try:

@@ -1,8 +1,8 @@
-"""Samplers: free functions from noise to an image, over any `denoise(x, sigma)`.
+"""Samplers: free functions from noise to an image, over any `denoise(x, sigma)`. DDIM is in `single_step`.
 
 All share one signature. `x` (B, C, H, W) is noise from N(0, sigmas[0]^2), float32 or float64. `sigmas` (N + 1,) falls
-strictly; its last value is 0 for a clean image. `noise(x)` draws the noise of a step, and `on_step(i, n, denoised)` is
-called after each of the n steps, with i from 0. The result is x at the last sigma; at 0 that is the denoised image.
+strictly; its last value is 0 for a clean image. `noise(x)` samples the noise of a step, and `on_step(i, n, denoised)`
+is called after each of the n steps, with i from 0. The result is x at the last sigma; at 0 that is the denoised image.
 
 Tensors stay on the device of x, and the host never waits for it: what depends on sigma alone is computed in Python's
 float64 from `sigmas`, which stays on the CPU. A step towards the denoised image is written as one `lerp`, which rounds

@@ -135,7 +135,8 @@ def indices(names: Iterable[str], prefix: str) -> list[int]:
 
 
 def unet_table(names: Mapping[str, Any], modules: Mapping[str, str]) -> dict[str, str]:
-    """{ours: CompVis's} for every weight of a U-Net or ControlNet. Only residual blocks have parts of other names."""
+    """{ours: CompVis's} for every weight of a U-Net or ControlNet. Inside modules, only the parts of residual blocks
+    have different names."""
     blocks = {name for name in names if ".resnets." in name}
     table = by_prefix(blocks, modules, UNET_RESNET)
     return table | by_prefix(set(names) - blocks, modules, {})

@@ -58,7 +58,7 @@ class _Bounds(asyncio.Protocol):
         make_room(self, self.limits)
 
     def data_received(self, data: bytes) -> None:
-        """What the client sends is progress while a request or an upload is being read."""
+        """Notes received data as progress, if a request or an upload is being read."""
         super().data_received(data)
         if not _awaits_client(self):
             self._note_progress()
