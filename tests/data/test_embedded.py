@@ -121,6 +121,17 @@ def test_one_prompt_of_all_images_is_reported_and_one_comment_is_not(tmp_path, c
     assert ("2 of 2 images that were looked at hold text" in caplog.text) == reported
 
 
+@pytest.mark.parametrize("key", ["workflow", "prompt"])
+def test_a_workflow_without_a_prompt_is_reported(tmp_path, capsys, key):
+    (tmp_path / "d").mkdir()
+    for i in range(2):
+        graph = {"nodes": [{"id": i, "type": "Load"}]} if key == "workflow" else {"1": {"class_type": f"Load{i}"}}
+        (tmp_path / "d" / f"{i}.png").write_bytes(png(**{key: json.dumps(graph)}))
+    tables(tmp_path / "d")
+    said = "2 of 2 images that were looked at hold a workflow of ComfyUI (0.png) in which no prompt is found"
+    assert said in capsys.readouterr().out
+
+
 def test_captions_inside_are_reported_and_read(tmp_path, caplog):
     root = lay_out(tmp_path / "d", "plain.png")
     for i in range(3):

@@ -126,11 +126,46 @@ def test_frames_of_one_clip_are_reported():
     [
         *("IMG_2023{}_{}.png", "cat{}/{}.png", "cat.{}{}.png", "{}{}.png", "suitcase{}{}.png", "1{}_name/{:03}.png"),
         *("DSC0{}{}.JPG", "100CANON/IMG_{}{}.JPG", "n0144076{0}/n0144076{0}_1{1}7{1}6.JPEG", "{:06}{:06}.jpg"),
-        *("images/{}{}.png", "{}_{:04}.png"),
+        *("images/{}{}.png", "{}_{:04}.png", "trip 202{}/IMG_{}.jpg", "session {}/{}.jpg", "flight {}/{}.jpg"),
     ],
 )
 def test_other_numbered_names_are_no_series(pattern):
     assert not series_of(*[pattern.format(i, j) for i in range(2) for j in range(5)])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_folders_whose_files_count_may_be_clips(tmp_path, first):
+    root = lay_out(tmp_path / "d", *[f"480p/{clip}/{i + first:05}.jpg" for clip in ("bear", "dog") for i in range(4)])
+    tables(root, classes="none")
+    (said,) = facts(root).asides
+    assert "2 folders are numbered like frames (480p/bear/, 480p/dog/)" in said and "data.group=folder keeps" in said
+    assert not facts(root).is_warning
+    train, val = sides(root, 8, classes="none", group="folder")
+    assert not train & val and val
+
+
+def test_classes_whose_files_count_are_half_a_line(tmp_path):
+    root = lay_out(tmp_path / "d", *[f"{clip}/{i:05}.jpg" for clip in ("bear", "dog") for i in range(4)])
+    assert tables(root)[0].classes == ("bear", "dog")
+    (line,) = [line for line in facts(root).lines() if line.startswith("2 classes: bear, dog (if they are clips, ")]
+    assert "data.group=folder data.classes=none" in line and not facts(root).notes + facts(root).asides
+
+
+@pytest.mark.parametrize("pattern", ["{}/{:05}7.png", "{}/{}.png", "{}/b{:05}.png", "{}/{:03}", "10_{}/{}001.png"])
+def test_other_folders_of_numbers_are_no_clips(pattern):
+    findings = Findings()
+    report_series([pattern.format(name, i) for name in "ab" for i in range(3 + ("03" not in pattern))], True, findings)
+    assert not findings.class_note
+
+
+def test_uids_as_names_are_remarked_on():
+    findings = Findings()
+    report_series([f"1.2.840.113619.2.{i}.png" for i in range(3)], False, findings)
+    assert "the names are DICOM UIDs (1.2.840.113619.2.0.png, ...)" in findings.remarks[0]
+
+
+def test_no_image_is_no_series():
+    assert not series_of()
 
 
 def test_the_expression_that_a_warning_names_keeps_series_together(tmp_path):

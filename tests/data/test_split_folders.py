@@ -83,7 +83,7 @@ def test_longer_names_of_splits(tmp_path):
     assert set(facts(root).left_out) == set(small)
     for folders in (("trainA", "trainB", "testA", "testB"), ("cats_train", "dogs_train", "cats_val", "dogs_val")):
         root = lay_out(tmp_path / folders[0], *numbered(*folders))
-        with pytest.raises(UserError, match=rf"{folders[0]}/ and {folders[1]}/ are both .* data.classes=true"):
+        with pytest.raises(UserError, match=rf"{folders[0]}/ and {folders[1]}/ both have .* data.classes=true"):
             tables(root)
         assert tables(root, classes=True)[0].classes == tuple(sorted(folders))
         assert [len(table) for table in tables(root, without=folders[1::2])] == [3, 3]

@@ -18,7 +18,7 @@ _AGAIN = 1.5  # groups that have the same number, on average, where numbers star
 _MOSTLY = 0.9  # the share of the files that have such names
 _SERIES = (
     r"(patients?|pat|pt|subjects?|subj?|cases?|clips?|videos?|vid|scenes?|sequences?|seq|series|episodes?|volumes?|vol"
-    r"|study|studies|movies?|slides?|wells?|plots?|takes?|person|speaker|drive|scan|sub|session|flight|trip)"
+    r"|study|studies|movies?|slides?|wells?|plots?|takes?|person|speaker|drive|scan|sub)"
 )
 _UID = r"\d+(\.\d+){4,}"  # DICOM's
 _STEP = r"(frames?|frm|slices?|slc|layers?|z|axial|coronal|sagittal)"
@@ -104,9 +104,11 @@ def report_series(paths: Sequence[str], labelled: bool, findings: Findings) -> N
 
     Names show a series by a word and a number (patient012, frame_0001), a DICOM UID, or by counting: they end in a
     number that starts over and has few gaps for each of several beginnings, which are numbered too
-    (BraTS20_Training_001_5).
+    (BraTS20_Training_001_5). What may be one is only remarked on: UIDs as names, and folders whose files count.
     """
     looked_at = evenly_spaced(paths, _LOOKED_AT)
+    if not looked_at:
+        return
     for kind, option in ((_of_folder, None), (_of_name, NAME), (_of_step_in_folder, FOLDER), (_of_count, NAME)):
         if sum(kind(path) is not None for path in looked_at) < _MOSTLY * len(looked_at):
             continue
@@ -117,6 +119,39 @@ def report_series(paths: Sequence[str], labelled: bool, findings: Findings) -> N
         if len(paths) >= _LEAST * len(groups) and (kind is not _of_count or _start_over(groups)):
             _warn(groups, option or _option_of_folders(groups), labelled, findings)
             return
+    _remark_uids(paths, findings)
+    _remark_counting_folders(paths, labelled, findings)
+
+
+def _remark_uids(paths: Sequence[str], findings: Findings) -> None:
+    """Remarks that names are DICOM UIDs, which don't say whose the images are."""
+    if len(paths) > 1 and all(re.fullmatch(_UID, posixpath.basename(stem(path))) for path in paths):
+        message = f"the names are DICOM UIDs ({examples(paths, 1)}), and don't say which images are of one patient"
+        findings.remark(f"{message}: data.group= names a column of metadata.csv that does (patient_id)")
+
+
+def _remark_counting_folders(paths: Sequence[str], labelled: bool, findings: Findings) -> None:
+    """Remarks that in each of several folders the files count from 0 or 1 without a gap, in numbers of as many digits,
+    as frames of clips do (bear/00000.jpg), and some programs' files of classes."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[posixpath.dirname(path)].append(posixpath.basename(stem(path)))
+    if len(groups) < 2 or len(paths) < _LEAST * len(groups) or not all(map(_counts, groups.values())):
+        return
+    folders = [f"{name}/" for name in sorted(groups)]
+    if labelled:
+        findings.class_note = "if they are clips, data.group=folder data.classes=none keeps each on one side of a split"
+    else:
+        message = f"the files of {len(folders)} folders are numbered like frames ({examples(folders)})"
+        findings.remark(f"{message}: if these are clips, data.group=folder keeps each on one side of the split")
+
+
+def _counts(names: Sequence[str]) -> bool:
+    """Whether the names are 0000, 0001, ... or 0001, 0002, ... without a gap."""
+    if not all(name.isdecimal() for name in names) or len(set(map(len, names))) > 1 or not min(names).startswith("00"):
+        return False
+    numbers = {*map(int, names)}
+    return min(numbers) < 2 and len(numbers) == max(numbers) - min(numbers) + 1
 
 
 def _start_over(groups: Mapping[str, Sequence[str]]) -> bool:

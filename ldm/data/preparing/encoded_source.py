@@ -135,6 +135,7 @@ class EncodedSource:
             unread=by_reason(self.findings.unread),
             notes=self.findings.warnings,
             asides=self.findings.remarks,
+            class_note=self.findings.class_note,
         )
         if now != facts and rank() == 0:
             now.save(home)

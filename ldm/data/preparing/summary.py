@@ -36,7 +36,8 @@ class Facts:
     - `several_lines`: caption files of several lines;
     - `counts`: what was done to images, in words, with the number of images;
     - `doubts`: warnings about pixels, None where an older version hasn't looked at them;
-    - `notes`, `asides`: the warnings and the remarks of `Findings`.
+    - `notes`, `asides`: the warnings and the remarks of `Findings`;
+    - `class_note`: what the line that lists the classes adds.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Facts:
     doubts: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     asides: list[str] = field(default_factory=list)
+    class_note: str = ""
 
     @property
     def is_warning(self) -> bool:
@@ -129,7 +131,8 @@ class Facts:
             return []
         count = "1 class" if len(self.classes) == 1 else f"{len(self.classes)} classes"
         more = ", ..." if len(self.classes) > _MOST_CLASSES else ""
-        return [f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}"]
+        note = f" ({self.class_note})" if self.class_note else ""
+        return [f"{count}: {', '.join(self.classes[:_MOST_CLASSES])}{more}{note}"]
 
 
 def facts_of(
@@ -159,6 +162,7 @@ def facts_of(
         counts=dict(tally.notes),
         notes=findings.warnings,
         asides=findings.remarks,
+        class_note=findings.class_note,
     )
 
 

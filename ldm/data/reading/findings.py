@@ -20,6 +20,7 @@ class Findings:
       file;
     - `group_column`: the column of metadata whose equal values mark images that belong together, if the user names one;
       `groups`: its value for each image;
+    - `class_note`: what the line that lists folders as classes adds;
     - `splits`: each image's word in the `split_column` of metadata, such as train.
     """
 
@@ -29,6 +30,7 @@ class Findings:
     read: set[str | None] = field(default_factory=set)
     unread: dict[str, str] = field(default_factory=dict)
     outside: dict[str, str] = field(default_factory=dict)
+    class_note: str = ""
     splits: dict[str, str] = field(default_factory=dict)
     split_column: str = ""
     group_column: str | None = None

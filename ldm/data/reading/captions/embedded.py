@@ -64,6 +64,9 @@ def report_embedded(found: Sequence[Sample], store: Store, findings: Findings) -
     if len({*texts.values()}) > 1 or len(texts) == len(looked_at) == 1 or text and _peek(store, path, _prompts):
         message = f"{len(texts)} of {len(looked_at)} images that were looked at hold text that may be a caption"
         findings.warn(f"{message} ({path}: {_shortened(text)}), which isn't read: data.captions=embedded reads it")
+    elif not texts and (graphs := [sample.image for sample in looked_at if _peek(store, sample.image, _workflows)]):
+        message = f"{len(graphs)} of {len(looked_at)} images that were looked at hold a workflow of ComfyUI"
+        findings.remark(f"{message} ({graphs[0]}) in which no prompt is found: it isn't read")
 
 
 def check_embedded(found: Sequence[Sample], store: Store) -> None:
@@ -108,6 +111,16 @@ def _prompts(image: Any) -> Iterator[Any]:
         graphs = [value for tag in (_MODEL, _MAKE) if _is_graph(value := exif.get(tag), name)]
         yield from (value.removeprefix(name) for value in graphs)
     yield image.info.get(_WORKFLOW)
+
+
+def _workflows(image: Any) -> Iterator[str]:
+    """A word for each graph of ComfyUI in the image, with or without a prompt."""
+    exif = image.getexif()
+    found = [image.info.get(name) for name in ("prompt", _WORKFLOW)]
+    for tag in (_MODEL, _MAKE):
+        value = exif.get(tag)
+        found += [value.removeprefix(f"{name}:") for name in ("prompt", _WORKFLOW) if _is_graph(value, f"{name}:")]
+    yield from ("graph" for value in found if str(value or "").lstrip().startswith("{"))
 
 
 def _is_graph(value: Any, name: str) -> bool:
