@@ -88,9 +88,20 @@ def test_tables_by_another_name_are_reported(tmp_path, content, is_table):
     (root / "captions.txt").write_text(content)
     tables(root)
     message = (
-        "captions.txt looks like a table of images (its columns: image, caption): to read it, rename it to metadata.csv"
+        "captions.txt looks like a table of images (columns: image, caption): to read it, rename it to metadata.csv"
     )
     assert (message in " ".join(facts(root).notes)) == is_table
+
+
+def test_tables_of_the_same_columns_are_one_line(tmp_path):
+    """Roboflow's export of images with several classes."""
+    root = lay_out(tmp_path / "d", "train/1.jpg", "train/2.jpg", "valid/3.jpg")
+    for split in ("train", "valid"):
+        (root / split / "_classes.csv").write_text("filename, cat, dog\n1.jpg, 1, 0\n")
+    tables(root)
+    (note,) = facts(root).notes
+    assert "train/_classes.csv, valid/_classes.csv look like tables of images (columns: filename, cat, dog)" in note
+    assert "metadata.csv" in note and facts(root).unread
 
 
 @pytest.mark.parametrize("line", ["images/0.png", "0.png 3", "0.jpg: a cat on a mat", "0.png,cat"])
