@@ -121,7 +121,7 @@ def test_dreambooths_images_of_the_class_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([f"train/{word}.{i}.jpg" for word in ("cat", "dog") for i in range(3)], "(3 cat, 3 dog), which aren't read"),
+        ([f"train/{word}.{i}.jpg" for word in ("cat", "dog") for i in range(3)], "(3 cat, 3 dog), and aren't read"),
         ([f"{word}{i}.png" for word in ("oak", "great_elm_") for i in range(2)], "(2 great_elm, 2 oak)"),
         ([f"IMG_{i}.jpg" for i in range(4)] + [f"DSC_{i}.jpg" for i in range(4)], None),
         ([f"hero_{i}.png" for i in range(6)], None),
