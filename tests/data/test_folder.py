@@ -377,7 +377,7 @@ def test_captions_that_would_be_lost_are_reported(tmp_path, caplog):
         save(root / f"{i}.png")
     (root / "captions.csv").write_text("file_name,text\n0.png,a\n")
     load(root)
-    assert "captions.csv isn't read: captions and labels come from metadata.jsonl or metadata.csv" in caplog.text
+    assert "captions.csv looks like a table of images (columns: file_name, text): to read it, rename it" in caplog.text
     (root / "captions.csv").rename(root / "metadata.csv")
     (root / "metadata.csv").write_text("picture,text\n0.png,a\n")
     with pytest.raises(UserError, match="no column file_name, .* its columns are picture, text"):
