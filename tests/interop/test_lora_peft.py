@@ -354,7 +354,7 @@ def test_kohyas_alphas_are_its_tensors_or_else_its_metadata(alphas, metadata, ex
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_in.dora_scale": torch.ones(4, 1)}, "DoRA"),
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_out.hada_w1_a": torch.ones(4, 1)}, "missing .*hada_w1_b"),
         (True, {}, {"lora_unet_mid_block_attentions_0_proj_in.lora_mid.weight": torch.ones(4, 1)}, "Tucker"),
-        (True, {"lora_adapter_metadata": '{"unet.lora_alpha": 16}'}, {}, "alpha of .* is 16 in its metadata, 2 in"),
+        (True, {"lora_adapter_metadata": '{"unet.lora_alpha": 16}'}, {}, "alpha of .* is 16 in its metadata, but 2 in"),
     ],
 )
 def test_what_kohyas_files_say_and_isnt_read_is_refused_by_name(alphas, metadata, changes, message, unet, tmp_path):
