@@ -32,6 +32,7 @@ from ldm.training.trainer.callbacks import SampleGrids
 from ldm.training.trainer.fit import cache_of, check_environment, device_for
 from ldm.training.trainer.measured import FIGURES, MeasureOf, settle_distance
 from ldm.training.vae_run import check_images
+from ldm.training.whitening import WHITENING, file_whitening
 
 FirstStage = Autoencoder | Identity
 Tables = tuple[Table, Table]
@@ -236,30 +237,6 @@ def build_denoiser(config: Mapping[str, Any], first_stage: FirstStage, condition
     options = {key: value for key, value in config["diffusion"].items() if key != "sampling"}
     built = {k: build(v, f"diffusion.{k}") if isinstance(v, Mapping) else v for k, v in options.items()}
     return Denoiser(network, built.pop("parameterization"), **built)
-
-
-def one_scale(mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """LDM's scale factor: all latents are divided by the std of all of them, and none is shifted (Rombach et al. 2022,
-    appendix G)."""
-    variance = std.square().mean() + mean.var(correction=0)
-    return torch.zeros_like(mean), variance.sqrt().expand_as(std).clone()
-
-
-WHITENING: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
-    "channels": lambda mean, std: (mean, std),
-    "scalar": one_scale,
-}
-
-
-def file_whitening(first_stage: Any) -> tuple[Tensor, Tensor]:
-    """Mean and std of each channel as the autoencoder's diffusers file gives them: z' = (z - shift) * scale."""
-    if first_stage.scaling is None:
-        raise UserError(
-            "whitening=file: only a diffusers folder declares its whitening, and the first stage "
-            "isn't one: use channels."
-        )
-    mean, std = first_stage.scaling
-    return torch.tensor(mean), torch.tensor(std)
 
 
 def latents(

@@ -5,7 +5,8 @@ import torch
 
 import ldm
 from ldm.common.errors import UserError
-from ldm.training.ldm_run import WHITENING, file_whitening, precheck
+from ldm.training.ldm_run import precheck
+from ldm.training.whitening import WHITENING, file_whitening
 
 
 def test_one_scale_is_the_std_of_all_latents() -> None:
