@@ -14,7 +14,7 @@
                 of a LoRA; the first that matches a weight counts
     lora        for one run: NAME:SCALE or [NAME:SCALE,...], merged into its weights
     name        of the new run
-    overwrite   true replaces a run of that name
+    overwrite   true replaces a merged run of that name
     runs_dir    the folder of the runs, by default runs
 
 The models have to agree in everything but their weights: networks, first stage, conditions, parameterization,
@@ -50,7 +50,10 @@ Blocks = Mapping[str, Sequence[float]]  # the models' factors by pattern
 
 def main(words: Sequence[str]) -> Path:
     """Merges the models that `words` name, KEY=VALUE each; returns the folder of the new run."""
-    options = dict(word.partition("=")[::2] for word in words)
+    pairs = [word.partition("=")[::2] for word in words]
+    options = dict(pairs)
+    if twice := [key for key, value in pairs if options[key] != value]:
+        raise UserError(f"merge: {twice[0]}= is given twice, with different values: give it once.")
     if unknown := [key for key in options if key not in OPTIONS]:
         raise UserError(f"merge has no option '{unknown[0]}'.{did_you_mean(unknown[0], OPTIONS)}")
     if not options.get("run") or not options.get("name"):
@@ -59,6 +62,10 @@ def main(words: Sequence[str]) -> Path:
     to = Path(runs_dir) / "ldm" / options["name"]
     if to.exists() and options.get("overwrite", "").lower() != "true":
         raise UserError(f"{to} exists: give overwrite=true to replace it, or another name=.")
+    if (to / "checkpoints").exists():
+        raise UserError(
+            f"{to} was trained, and its checkpoints would stay beside the merged model: give another name=."
+        )
     paths = [find_run("ldm", run.strip(), runs_dir) for run in options["run"].strip("[]").split(",")]
     wanted = loras(options.get("lora"))
     if bool(wanted) != (len(paths) == 1):

@@ -142,6 +142,7 @@ def test_models_that_differ_in_more_than_weights_are_refused_with_the_reason(run
     ("words", "reason"),
     [
         (["run=a,b", "weight=1,0"], "no option 'weight'. Did you mean 'weights'"),
+        (["run=a,b", "weights=1,0", "weights=0,1"], "weights= is given twice"),
         (["run=a"], "several runs, or one run and lora="),
         (["run=a,b", "lora=x"], "several runs, or one run and lora="),
         (["run=a,b", "weights=0.5,0.6"], "add up to 1.1"),
@@ -165,3 +166,9 @@ def test_options_that_make_no_sense_are_refused(words, reason, runs):
 def test_a_run_that_is_there_is_kept(runs):
     with pytest.raises(UserError, match="exists: give overwrite=true"):
         merge.main(["run=a,b", "name=c", f"runs_dir={runs}"])
+
+
+def test_a_trained_run_is_never_replaced_as_its_checkpoints_would_stay(runs):
+    (runs / "ldm" / "c" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="was trained.*another name="):
+        merged(runs, "run=a,b", name="c")
