@@ -146,7 +146,7 @@ def show(scores: Mapping[str, Mapping[str, Mapping[str, float]]], covered: Mappi
     _show_rows(scores[READ])
     print(f"\n{seconds:.0f} s in all. Look at {OUT / 'grid.png'}; its captions are in {OUT / 'captions.txt'}.")
     print("Next: python sample.py run=emoji prompt='a cat above a rocket on a blue background' n=4 out=cat.png")
-    print("Few steps: python train_ldm.py finetune=distill base=emoji data=emoji guidance=2")
+    print("Few steps: python train_ldm.py finetune=distill base=emoji data=emoji guidance=2.5")
 
 
 def _show_rows(rows: Mapping[str, Mapping[str, float]]) -> None:
