@@ -188,6 +188,9 @@ def test_files_that_hold_no_word_are_refused(text_folder, tmp_path):
     for name, content, reason in (
         ("two", {"<a>": rows(1, 16), "<b>": rows(1, 16)}, "its entries are <a>, <b>"),
         ("half", {"clip_l": rows(1, 16)}, "has no clip_g"),
+        ("onetrainer", {"emb_params": rows(1, 16), "emb_params_out": rows(1, 16)}, "holds emb_params_out too"),
+        ("onetrainer_xl", {name: rows(1, 16) for name in ("clip_l", "clip_g", "clip_l_out")}, "holds clip_l_out too"),
+        ("sd3", {name: rows(1, 16) for name in ("clip_l", "clip_g", "t5")}, "holds t5 too"),
         ("cube", {"<a>": torch.ones(1, 1, 16)}, r"holds \(1, 1, 16\), where \(vectors, width\) belongs"),
         ("whole", {"<a>": torch.ones(1, 16, dtype=torch.int64)}, "where .* belongs"),
         ("nan", {"<a>": torch.full((1, 16), float("nan"))}, "isn't finite"),

@@ -403,6 +403,27 @@ def test_a_deleted_image_is_moved_out_of_the_list_and_nothing_else_can_be(tmp_pa
     assert (tmp_path / "mine.png").is_file()
 
 
+def test_a_deleted_image_stays_when_the_next_of_its_seed_is_deleted(tmp_path: Path) -> None:
+    store = PageStore(tmp_path / "app")
+    kept = [store.delete(store.save_image(Image.new("RGB", (2, 2), (grey,) * 3), {}, seed=7)) for grey in (10, 20)]
+    assert [Image.open(path).getpixel((0, 0))[0] for path in kept] == [10, 20]  # type: ignore[index]
+
+
+def test_an_extended_image_is_no_larger_than_the_model_may_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from ldm.ui.generating import painting
+    from ldm.ui.page.sending import Sending
+
+    app: Any = SimpleNamespace(models=SimpleNamespace(traits=lambda run: SimpleNamespace(width=16, height=16)))
+    editor = {"background": Image.new("RGB", (16, 16)), "layers": []}
+    sending = Sending(app, {}, None, None)  # type: ignore[arg-type]
+    assert sending.extend("tiny", editor, None, None, 48, 0, 0, 48)[1:] == [64, 64]
+    monkeypatch.setattr(painting, "extended", lambda *_: pytest.fail("it was made before its size was checked"))
+    with pytest.raises(UserError, match="4112x16 is too large for a model of 16x16"):
+        sending.extend("tiny", editor, None, None, 4096, 0, 0, 0)
+
+
 def test_images_are_found_by_words_of_their_settings(generator: ImageGenerator) -> None:
     _, (cat, _) = finish(generator, Settings("tiny", prompt="a Cat", n=2, steps=1, sampler="heun"))
     assert "a cat" in searchable(cat.path) and "heun" in searchable(cat.path)

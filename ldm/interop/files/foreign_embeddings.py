@@ -76,18 +76,30 @@ def _embeddings(content: Mapping[str, Any], file: Path) -> tuple[str | None, lis
     if set(_PAIR) & set(content):
         if missing := [name for name in _PAIR if name not in content]:
             raise UserError(f"{file} has no {missing[0]}: it isn't whole; download it again.")
+        _refuse_unread(content, _PAIR, file)
         return None, [content[name] for name in _PAIR]
     if _PARAMS in content:
         params = content[_PARAMS]
         if not isinstance(params, Mapping) or len(params) != 1:
             raise UserError(f"{file}: {_PARAMS} holds no single embedding, and one word at a time is read.")
+        _refuse_unread(content, (_PARAMS,), file)
         return _name_in(content), list(params.values())
     if _ONE in content:
+        _refuse_unread(content, (_ONE,), file)
         return _name_in(content), [content[_ONE]]
     if len(content) != 1:
         shown = ", ".join(sorted(content)[:4])[:120]
         raise UserError(f"{file} isn't the embedding of a word: its entries are {shown}.")
     return next(iter(content)), list(content.values())
+
+
+def _refuse_unread(content: Mapping[str, Any], read: Sequence[str], file: Path) -> None:
+    """Raises UserError for tensors beside those that are read: OneTrainer's (`clip_l_out`), a T5's."""
+    if unread := [name for name, value in content.items() if isinstance(value, Tensor) and name not in read]:
+        raise UserError(
+            f"{file} holds {', '.join(unread)[:120]} too, which no text encoder here takes: train the word without "
+            "output embeddings, for CLIP alone."
+        )
 
 
 def _name_in(content: Mapping[str, Any]) -> str | None:

@@ -39,8 +39,11 @@ class PageStore:
     def save_image(self, image: "Image", chunks: Mapping[str, str], seed: int) -> Path:
         """Saves a generated image with its settings as PNG text `chunks`; returns its path."""
         with self._lock:
-            day = self.folder / "pictures" / time.strftime("%Y-%m-%d")
-            number = 1 + max((int(p.name[:5]) for p in day.glob("[0-9]" * 5 + "-*.png")), default=0)
+            date = time.strftime("%Y-%m-%d")
+            day, deleted = self.folder / "pictures" / date, self.folder / "deleted" / date
+            # Numbers of deleted images aren't given again: deleting the new one would replace the old one.
+            used = [path for folder in (day, deleted) for path in folder.glob("[0-9]" * 5 + "-*.png")]
+            number = 1 + max((int(path.name[:5]) for path in used), default=0)
             path = day / f"{number:05d}-{seed}.png"
             save_png(image, path, chunks)
         return path

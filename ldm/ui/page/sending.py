@@ -9,6 +9,7 @@ import gradio as gr
 from ldm.common.errors import UserError
 from ldm.ui.app import App
 from ldm.ui.generating import painting
+from ldm.ui.generating.settings import Settings, check_image_size
 from ldm.ui.page.messages import show_errors
 from ldm.ui.page.widgets import quiet_event, selected_file
 
@@ -59,8 +60,10 @@ class Sending:
         about = self.app.models.traits(run)
         size = int(width or about.width), int(height or about.height)
         image = painting.undo_enlarging(editor["background"].convert("RGB"), size)
-        mask = painting.painted_mask(layer for layer in editor["layers"] if layer is not None)
         added = dict(zip(SIDES, (int(edge or 0) for edge in edges), strict=True))
+        wide, high = image.width + added["left"] + added["right"], image.height + added["top"] + added["bottom"]
+        check_image_size(Settings(width=wide, height=high), about.width, about.height)
+        mask = painting.painted_mask(layer for layer in editor["layers"] if layer is not None)
         image, mask = painting.extended(image, mask, added)
         return [shown_canvas(painting.canvas(image, mask)), *image.size]
 
