@@ -55,7 +55,7 @@ def measure(
     mean_image_db = float(psnr(found.variance.clamp(min=0).mean()))
     db = float(psnr(found.errors.mean()))
     codebook = {} if found.codes is None else codebook_figures(found.codes)
-    verdict = judge(latents, db, mean_image_db, beta, codebook.get("codebook use"))
+    verdict = judge(latents, db, mean_image_db, beta, codebook_use=codebook.get("codebook use"))
     preprocess: Preprocess = getattr(vae, "preprocess", None) or val.preprocess
     decoded = ImageSet(found.decoded, spec_of(preprocess), "their reconstructions")
     refuse_unlike(decoded, real)

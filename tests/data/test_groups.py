@@ -6,8 +6,8 @@ import pytest
 
 from ldm.common.errors import UserError
 from ldm.data.folders.classes import classes_of
-from ldm.data.folders.groups import check_group, report_series
-from ldm.data.folders.tiles import report_tiles
+from ldm.data.folders.layouts.groups import check_group, report_series
+from ldm.data.folders.layouts.tiles import report_tiles
 from ldm.data.reading.findings import Findings
 from tests.data.folders import describe, facts, lay_out, names, tables
 

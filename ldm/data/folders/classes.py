@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from ldm.common.errors import UserError, did_you_mean
 from ldm.data.folders.common_names import are_albums
-from ldm.data.folders.tiles import are_tiles
+from ldm.data.folders.layouts.tiles import are_tiles
 from ldm.data.reading.findings import Findings, examples
 from ldm.data.reading.paths import common_folder, ending, first_folder, inside, stem
 from ldm.data.reading.split_folders import FIRST, LAST, PATH

@@ -12,9 +12,9 @@ from functools import lru_cache
 
 from ldm.data.folders.common_names import grids, previews, priors
 from ldm.data.folders.companion_arrays import arrays_beside
+from ldm.data.folders.layouts.tiles import report_tiles
 from ldm.data.folders.mask_pixels import NAMED, SAMPLED, Pair, mask_evidence, pixel_facts
 from ldm.data.folders.scene_names import companions_by_name, report_bands
-from ldm.data.folders.tiles import report_tiles
 from ldm.data.reading.findings import Findings
 from ldm.data.reading.paths import JUNK, evenly_spaced, first_folder, is_junk, join, stem
 from ldm.data.reading.split_folders import FIRST, FolderOptions, is_split

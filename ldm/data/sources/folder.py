@@ -10,7 +10,7 @@ from ldm.data.augmenting.options import Variants
 from ldm.data.folders.candidates import Candidates, check_without, shared_with_val_root
 from ldm.data.folders.classes import image_of, level_of, report_inner_folders
 from ldm.data.folders.edits import with_edits_as_one
-from ldm.data.folders.groups import check_group, column_of, grouped, report_series, report_shared_groups
+from ldm.data.folders.layouts.groups import check_group, column_of, grouped, report_series, report_shared_groups
 from ldm.data.folders.listing import samples
 from ldm.data.folders.pairs import check_pairs, report_pairs
 from ldm.data.folders.repeats import check_option, check_repeats, set_repeats

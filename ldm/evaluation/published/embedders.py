@@ -94,7 +94,7 @@ def inception(path: Path, resizing: str = "clean", device: str = "cpu") -> Embed
         "weights": weights_hash(network),
         "resizing": f"{resizing} ({chosen.note})",
     }
-    return Embedder(("FID", "sFID"), FEATURES, chosen.apply, network.to(device), protocol, device)
+    return Embedder(("FID", "sFID"), FEATURES, chosen.apply, network.to(device), protocol=protocol, device=device)
 
 
 def dinov2(folder: str, device: str = "cpu") -> Embedder:
@@ -111,7 +111,7 @@ def dinov2(folder: str, device: str = "cpu") -> Embedder:
         "resizing": f"Pillow's bicubic filter to {DINO_SIDE}x{DINO_SIDE}, in 8 bits",
     }
     model.to(device)
-    return Embedder(("FD on DINOv2",), model.config.hidden_size, _for_dino, features, protocol, device)
+    return Embedder(("FD on DINOv2",), model.config.hidden_size, _for_dino, features, protocol=protocol, device=device)
 
 
 def _for_dino(images: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def push_model(
     with tempfile.TemporaryDirectory() as temporary, _unmoved(model):
         folder = Path(temporary, "model")
         file = f"{address.repository.split('/')[1]}.safetensors"
-        report = export(model, folder / file if to == "single_file" else folder, to, about, dtype)
+        report = export(model, folder / file if to == "single_file" else folder, to, about=about, dtype=dtype)
         if to != "diffusers":
             notes = report if to == "single_file" else Report()
             (folder / CARD).write_text(folder_card(model, notes, about, file if to == "single_file" else ""), "utf-8")

@@ -110,7 +110,7 @@ def _codebook_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     codes, z = state["quantize.embedding.weight"].shape
     hidden = state["encoder.conv_out.weight"].shape[0]
     if hidden != state["decoder.conv_in.weight"].shape[1]:
-        raise UserError("the autoencoder can't be represented here: encoder and decoder have other z_channels.")
+        raise UserError("the autoencoder can't be represented here: encoder and decoder have different z_channels.")
     return {"latent_channels": z, "codes": codes, **({} if hidden == z else {"hidden": hidden})}
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-import ldm
 from ldm.commands.evaluate import SPLITS, Tables, data_of
+from ldm.commands.score.report import Reference, write_report
 from ldm.common.errors import UserError, did_you_mean
 from ldm.evaluation.generated import chosen_options
 from ldm.evaluation.measures.features import inception_file
@@ -17,7 +16,7 @@ from ldm.evaluation.published.embedders import Embedder, dinov2, inception
 from ldm.evaluation.published.images import Images
 from ldm.evaluation.published.sample_folder import SampleFolder
 from ldm.evaluation.published.statistics import Statistics, distances, holds_images_alone, read_statistics
-from ldm.evaluation.report import HtmlReport, plain, shown
+from ldm.evaluation.report import HtmlReport
 from ldm.evaluation.scoring import LEAST
 from ldm.model.computing import device
 from ldm.model.latent_diffusion import LatentDiffusion
@@ -25,11 +24,6 @@ from ldm.model.loading import load
 from ldm.training.ldm_run import class_names, number_labels
 from ldm.training.runs.folder import find_run
 from ldm.training.trainer.fit import cache_of
-
-USUAL = 50_000  # samples of a published FID
-SHOWN = 64
-_HIDDEN = ("protocols", "sampling", "versions")  # in the table and in what is printed
-Reference = Images | Statistics
 
 
 def main(config: dict[str, Any], job: str | None = None) -> dict[str, Any]:
@@ -46,7 +40,7 @@ def main(config: dict[str, Any], job: str | None = None) -> dict[str, Any]:
     figures = _measured(samples, reference, embedders, clip=clip, config=config)
     figures |= _clip_figures(samples, clip, config)
     report = HtmlReport(_report_folder(path, config, job), f"{samples.what} of {config['run'] or config['samples']}")
-    return _finish(figures, samples, reference, report=report, config=config)
+    return write_report(figures, samples, reference, report=report, config=config)
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -160,7 +154,7 @@ def _samples(config: Mapping[str, Any], path: Path | None, tables: Tables | None
         raise UserError("clip= needs captions, and this model isn't conditioned on text: leave clip= out.")
     table = number_labels(tables, class_names(model.conditioner), f"the model {path}")[SPLITS[config["conditions"]]]
     rows = np.random.default_rng(config["seed"]).permutation(table.originals)
-    folder = SampleFolder(path / "score", model, table, rows, config["seed"], chosen_options(config))
+    folder = SampleFolder(path / "score", model, table, rows, seed=config["seed"], options=chosen_options(config))
     return folder.fill(config["n"], config["batch_size"])
 
 
@@ -216,50 +210,3 @@ def _report_folder(path: Path | None, config: Mapping[str, Any], job: str | None
     if config["out"] or path is None:
         return Path(config["out"] or "score").expanduser() / (job or "")
     return path / (f"score-{job}" if job else "score")
-
-
-def _finish(
-    figures: dict[str, Any], samples: Images, reference: Reference, *, report: HtmlReport, config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Saves the report and prints the scores, with what keeps them from being comparable to a paper's."""
-    figures |= {"samples": samples.what, "sampling": dict(samples.about)}
-    figures["versions"] = {"ldm": ldm.__version__, "torch": torch.__version__}
-    report.heading("Scores")
-    report.table({key: value for key, value in figures.items() if key not in _HIDDEN})
-    notes = _notes(samples, reference)
-    for note in notes:
-        report.say(note, "note")
-    for name, protocol in figures["protocols"].items():
-        report.heading(f"Protocol of {name}")
-        report.table(protocol)
-    if samples.about:
-        report.heading("How the samples were generated")
-        report.table(samples.about)
-    first = samples.read(0, min(SHOWN, samples.count))
-    if len({image.shape for image in first}) == 1:
-        report.images("samples", torch.stack(list(first)).float() / 127.5 - 1, 16, "The first samples, unpicked.")
-    report.save(figures, "score.html", "score.json")
-    for name, value in figures.items():
-        if name not in _HIDDEN:
-            print(f"{name}: {shown(value)}")
-    print("\n".join([*notes, f"report: {report.folder / 'score.html'}"]), flush=True)
-    return plain(figures)
-
-
-def _notes(samples: Images, reference: Reference) -> list[str]:
-    """What readers of the figures have to know."""
-    notes = []
-    if samples.count != USUAL:
-        notes.append(
-            f"note: {samples.count} samples; papers take {USUAL}. A Frechet distance falls as the number grows: "
-            "compare at equal numbers only."
-        )
-    if isinstance(reference, Images) and (a := _size(samples)) != (b := _size(reference)):
-        notes.append(f"note: samples are {a}, and the reference {b}: the distance measures the resolution too.")
-    return notes
-
-
-def _size(images: Images) -> str:
-    """Height and width of the first image."""
-    height, width = images.read(0, 1)[0].shape[1:]
-    return f"{height}x{width}"
