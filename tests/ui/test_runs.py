@@ -17,6 +17,7 @@ from ldm.training.runs import lock
 from ldm.ui.runs import run_state as runs
 from ldm.ui.runs.alerts import Alerter, parse_rules
 from ldm.ui.runs.launch import Launcher, option_words, script_command, words_of_config
+from ldm.ui.runs.recipes import RECIPES, Recipe
 from ldm.ui.runs.watch import Watcher, read_record, steps_per_s
 
 
@@ -252,6 +253,40 @@ def test_runs_are_compared_by_curves_and_figures(tmp_path: Path) -> None:
     table = tab._report_html({"ldm/a": {"fid": 3.14159}, "ldm/<b>": {"kid": 2}})
     assert "<th>fid</th><td>3.142</td><td>–</td>" in table and "<th>ldm/&lt;b&gt;</th>" in table
     assert "press Evaluate" in tab._report_html({"ldm/a": {}})
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.title)
+def test_a_recipe_is_options_that_its_command_takes(recipe: Recipe) -> None:
+    from hydra import initialize_config_dir
+
+    from ldm.config import overrides
+    from ldm.config.checking import checked
+    from ldm.config.compose import CONF, compose, group_names
+
+    script = f"train_{recipe.stage}"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        _, words = overrides.prepare(option_words(recipe.filled("emoji")), group_names())
+        composed = checked(script, *compose(script, words))
+    assert composed["data"]["root"] == "FOLDER"
+    if "finetune" in recipe.options:
+        assert composed["base"] == "emoji" and composed["finetune"]["class"]
+
+
+def test_a_recipe_takes_the_run_that_is_open_or_else_a_trained_one(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    from ldm.ui.app import make_app
+    from ldm.ui.page.tabs.runs import RunsTab
+
+    tab, title = object.__new__(RunsTab), RECIPES[0].title
+    tab.app = make_app(tmp_path)
+    assert tab.fill_in(title, None)[1].startswith("finetune=lora base=RUN ")
+    for name in ("cats", "dogs"):
+        (model := make_run(tmp_path, f"ldm/{name}") / "model").mkdir()
+        (model / "manifest.json").write_text("{}")
+    bases = [tab.fill_in(title, key)[1].split()[1] for key in ("ldm/dogs", "vae/dogs", "ldm/gone", None)]
+    first = f"base={tab.app.models.names()[0]}"
+    assert bases == ["base=dogs", first, first, first]
+    tab.app.close()
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:

@@ -34,7 +34,9 @@ def build_page(app: App) -> gr.Blocks:
         page.load(show_errors(generate.start), generate.kept, list(generate.fields.values()), **quietly)
         results = [generate.gallery, generate.files, generate.last_seed, generate.about]
         page.load(show_errors(generate.start_results), generate.kept_results, results, **quietly)
-        page.load(generate.look, None, [generate.fields["run"], *generate.adapter_fields()], **quietly)
+        trained = [generate.fields["run"], *generate.adapter_fields()]
+        for opened in (page.load, generate_tab.select):  # a LoRA that has been trained meanwhile is in its list
+            opened(generate.look, None, trained, **quietly)
         page.load(None, js=LIVE, **quietly)
         page.load(show_errors(runs.recall), runs.kept, runs.form, **quietly)
         images_tab.select(images.look, None, images.outputs, **quietly)

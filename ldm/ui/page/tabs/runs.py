@@ -16,6 +16,7 @@ from ldm.ui.page.progress import bar
 from ldm.ui.page.widgets import browser_form, quiet_event
 from ldm.ui.runs import run_state as runs
 from ldm.ui.runs.launch import NAME_BYTES
+from ldm.ui.runs.recipes import RECIPES, recipe
 from ldm.ui.runs.watch import read_record, steps_per_s
 
 LIVE_SECONDS = 3.0
@@ -70,7 +71,12 @@ class RunsTab:
 
     def _form(self) -> None:
         self.kept = browser_form("start")
-        with gr.Accordion("Start a run", open=False, elem_id="start-box"):
+        with gr.Accordion("Start a run: train a LoRA or a new model", open=False, elem_id="start-box"):
+            self.recipe = gr.Dropdown(
+                [known.title for known in RECIPES], value=None, label="What to train", elem_id="recipe",
+                info="Fills in the options below. Replace the words in capitals, such as FOLDER by the path of a "
+                "folder or .zip of images on this machine.",
+            )  # fmt: skip
             with gr.Row():
                 stages = [("1: autoencoder", "vae"), ("2: diffusion", "ldm")]
                 self.stage = gr.Radio(stages, value="ldm", label="Stage")
@@ -103,6 +109,9 @@ class RunsTab:
         )  # fmt: skip
         self.look.click(show_errors(self.found), None, [self.run, self.others], **quietly)
         self.evaluate.click(show_errors(self.evaluate_run), self.run, self.status, **quietly)
+        self.recipe.input(
+            show_errors(self.fill_in), [self.recipe, self.run], [self.stage, self.options], queue=False, **quietly
+        )
         started = [self.run, self.status]
         self.go.click(lambda *form: form, self.form, self.kept, queue=False, **quietly)
         form, as_sent = [self.stage, self.name, self.options, self.overwrite], _AS_SENT
@@ -161,6 +170,13 @@ class RunsTab:
         _check_key(key)
         self.app.launcher.evaluate(key)
         return bar(f"{key} is being evaluated: its figures will be shown below")
+
+    def fill_in(self, title: str | None, key: str | None) -> list[Any]:
+        """Stage and options of a recipe, for the run that is open as the base if it can be one, else for another."""
+        names, (stage, _, name) = self.app.models.names(), (key or "").partition("/")
+        base = name if stage == "ldm" and name in names else next(iter(names), None)
+        known = recipe(title or "")
+        return [known.stage, known.filled(base)] if known else [gr.skip(), gr.skip()]
 
     def start(self, stage: str, name: str, options: str, overwrite: bool) -> tuple[Any, str]:
         """Starts a run in a process of its own."""
