@@ -36,7 +36,7 @@ def changed(path: Path, flags: int = 0, method: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("beside", [{"metadata.jsonl": ROWS}, {"0.txt": "a cat", "1.txt": "a dog"}])
-@pytest.mark.parametrize(("how", "message"), [({"flags": 1}, "is encrypted"), ({"method": 9}, "by Deflate64")])
+@pytest.mark.parametrize(("how", "message"), [({"flags": 1}, "is encrypted"), ({"method": 9}, "with Deflate64")])
 def test_what_cannot_be_unpacked_in_place(tmp_path, beside, how, message):
     path = changed(packed(tmp_path / "d.zip", beside), **how)
     with pytest.raises(UserError, match=f"{message}.*: unpack the .zip, and give the folder as data.root"):
@@ -120,7 +120,7 @@ def test_hidden_images_are_counted_and_junk_is_not(tmp_path):
     hidden = [".0.png", ".private/1.png", "a/.b/c/2.png"]
     junk = ["._0.png", ".git/3.png", ".cache/4.png", ".private/._1.png", "__MACOSX/._0.png"]
     root = lay_out(tmp_path / "d", *hidden, *junk)
-    with pytest.raises(UserError, match=r"too few images \(0\).*Hidden, as .* begins with a dot: .*\(3 files\)"):
+    with pytest.raises(UserError, match=r"too few images \(0\).*Hidden, since .* begins with a dot: .*\(3 files\)"):
         tables(root)
     lay_out(root, "0.png", "1.png")
     assert names(tables(root)) == ["0.png", "1.png"] and set(facts(root).left_out) == {*hidden}

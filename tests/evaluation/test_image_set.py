@@ -46,7 +46,7 @@ def test_a_folder_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_size_is_refused_or_resized_if_requested(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", 3, 24)
-    with pytest.raises(UserError, match="24x24 where 16x16.*prepared alike.*size="):
+    with pytest.raises(UserError, match="24x24 where 16x16.*prepared in the same way.*size="):
         ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=False, most=10)
     assert ImageSet.of_folder(folder, Preprocess(3, 16, 16), resize=True, most=2).images.shape == (2, 3, 16, 16)
 

@@ -42,7 +42,7 @@ def test_the_command_says_what_it_needs(monkeypatch):
     monkeypatch.delitem(sys.modules, "ldm.interop.export")  # as in a process that runs it first
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("ldm.interop.export", run_name="__main__")
-    assert isinstance(stopped.value.code, str) and "`ldm export` now" in stopped.value.code
+    assert isinstance(stopped.value.code, str) and "is now `ldm export`" in stopped.value.code
 
 
 def test_the_files_of_an_export_need_no_ldm():

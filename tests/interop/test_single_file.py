@@ -408,7 +408,7 @@ def test_an_autoencoder_beside_is_named(checkpoint, tmp_path, caplog):
     path = changed(checkpoint[0], tmp_path / "a.safetensors")
     path.with_name("a.vae.safetensors").write_bytes(b"")
     ldm.load(path)
-    assert "a.vae.safetensors, isn't used" in caplog.text
+    assert "own autoencoder is used, not the one beside it, a.vae.safetensors" in caplog.text
 
 
 @pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {"state_dict": [1]}, {"state_dict": None}, {"state_dict": 1}])

@@ -145,8 +145,8 @@ def test_a_factor_of_8_has_the_widths_of_stable_diffusion():
     [
         ({"channels": [8, 8]}, "levels"),
         ({"blocks": 2}, "levels"),
-        ({"context_dim": 7}, "context_dim 6"),
-        ({"vector_dim": None}, "vector_dim 5"),
+        ({"context_dim": 7}, "context_dim is 6"),
+        ({"vector_dim": None}, "vector_dim is 5"),
     ],
 )
 def test_what_doesnt_fit_is_named(other, message):
@@ -158,11 +158,11 @@ def test_what_doesnt_fit_is_named(other, message):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"channels": 16}, "channels 8"),
-        ({"patch": 2}, "patch 1"),
+        ({"channels": 16}, "channels is 8"),
+        ({"patch": 2}, "patch is 1"),
         ({"depth": 1}, "controls 2 blocks"),
-        ({"concat_channels": 2}, "concat_channels 0"),
-        ({"vector_dim": None}, "vector_dim 5"),
+        ({"concat_channels": 2}, "concat_channels is 0"),
+        ({"vector_dim": None}, "vector_dim is 5"),
     ],
 )
 def test_what_doesnt_fit_a_dit_is_named(other, message):
