@@ -154,6 +154,16 @@ def test_the_second_encoder_can_be_changed_alone_and_isnt_merged(model, adapter,
     assert torch.equal(model.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)}).vector, before.vector)
 
 
+def test_a_lora_of_a_copy_leaves_the_models_own_encoders_alone(model, adapter, tmp_path):
+    formats.write(tmp_path / "a.safetensors", adapter)
+    before = model.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)})
+    other = copy.deepcopy(model)
+    other.load_lora(tmp_path / "a.safetensors")
+    after = model.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)})
+    assert torch.equal(after.tokens, before.tokens) and torch.equal(after.vector, before.vector)
+    assert not torch.equal(other.conditioner({"text": [PROMPT], "frame": torch.ones(1, 6)}).tokens, before.tokens)
+
+
 def test_a_controlnet_steers_it_as_in_diffusers(model, folder, tmp_path):
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
     net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))

@@ -29,7 +29,7 @@ from ldm.conditioning.text.encoders import (
 from ldm.conditioning.text.frozen_files import FrozenFiles
 from ldm.conditioning.text.known import Known, Remember
 from ldm.conditioning.text.truncation import Cut, CutClip, cuts
-from ldm.conditioning.text.words import Shared, WithWords, expanded
+from ldm.conditioning.text.words import WithWords, expanded
 from ldm.networks import Cond
 
 
@@ -87,7 +87,7 @@ class FrozenText(FrozenFiles, WithWords, Part):
         self.suffix = ""  # of the folders' names if there are several encoders
         self.known: Known | None = None
         # (tokenizer, encoder); in a list, since a frozen encoder isn't part of the model
-        self._held: list[Any] = Shared()
+        self._held: list[Any] = []
         self._tokenizer_only: list[Any] = []
         self.start_words(words or {})
         # Shows the device. It is created on the CPU, so that a model built on the device "meta" has a real one too.
@@ -117,11 +117,11 @@ class FrozenText(FrozenFiles, WithWords, Part):
 
     def hold(self, tokenizer: Any, encoder: Any) -> None:
         """Uses a tokenizer and an encoder that are in memory already instead of reading those at `path`."""
-        self._held = Shared([tokenizer, encoder.eval().requires_grad_(False)])
+        self._held = [tokenizer, encoder.eval().requires_grad_(False)]
 
     def release(self) -> None:
         """Frees the memory of the encoder; it is read again if it is used again."""
-        self._held = Shared()
+        self._held = []
 
     @property
     def is_held(self) -> bool:

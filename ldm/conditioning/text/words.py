@@ -1,6 +1,6 @@
 """New words of a frozen text encoder (Gal et al. 2022, textual inversion): tokens beyond its vocabulary.
 
-The encoder itself isn't changed, since other models may share it: while a block of `embedded` runs, tokens beyond the
+The encoder itself isn't changed: while a block of `embedded` runs, tokens beyond the
 vocabulary have the embeddings that the block was given. A word of several vectors has a token for each, and stands for
 all of them in a caption, under the names that diffusers gives them.
 """
@@ -20,7 +20,7 @@ from ldm.common.errors import UserError
 
 
 class Shared(list[Any]):
-    """A list whose elements a deep copy shares: a frozen encoder, which copies of a model have in common."""
+    """A list whose elements a deep copy shares: tokenizers, which nothing changes."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
         return Shared(self)
