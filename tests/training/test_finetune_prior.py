@@ -12,6 +12,7 @@ from ldm.common.errors import UserError
 from ldm.common.registry import register
 from ldm.data import Table
 from ldm.images import Preprocess
+from ldm.training.finetune import run
 from ldm.training.finetune.prior import with_prior
 
 PROMPTS = ["a cat", "a dog on grass"]
@@ -83,3 +84,10 @@ def test_without_a_file_nothing_changes_and_a_wrong_one_is_reported(tmp_path):
     base.conditioner.inputs = ("label",)
     with pytest.raises(UserError, match="without captions"):
         with_prior(given, base, path=str(tmp_path / "full.txt"), cache=tmp_path, seed=0)
+
+
+def test_balance_beside_prompts_of_a_prior_is_refused(monkeypatch):
+    monkeypatch.setattr(run, "precheck", lambda config: "base")
+    config = {"finetune": {"class": "FullFinetune"}, "balance": "label", "prior_path": "prompts.txt"}
+    with pytest.raises(UserError, match="balance= can't be used with prior_path="):
+        run.main(config)

@@ -29,8 +29,8 @@ def read_metadata(
 ) -> list[Sample]:
     """The samples inside the folder `under` that metadata describe and `keep` accepts, in the order of the metadata.
 
-    They have all their paths, even of columns that the user doesn't want, so that maps can be told from images. Raises
-    UserError.
+    They have all their paths, even of columns that the user doesn't want, which tells maps from images.
+    Raises UserError.
     """
     found: dict[str, list[Sample]] = {}
     for path in store.entries:

@@ -81,13 +81,13 @@ def read_statistics(path: Path) -> Statistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = [_gaussian(file[mu], file[sigma], path) for mu, sigma in KEYS if mu in file and sigma in file]
-            told = {key: file[key].item() for key in ("images", "protocol", "what") if key in file}
+            declared = {key: file[key].item() for key in ("images", "protocol", "what") if key in file}
             names = ", ".join(file.files)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} can't be read as statistics ({error}); name a .npz file with mu and sigma.") from None
     if not found:
         raise UserError(f"{path} holds no statistics, mu and sigma, but {names or 'nothing'}; name another file.")
-    return Statistics(tuple(found), **told)
+    return Statistics(tuple(found), **declared)
 
 
 def holds_images_alone(path: Path) -> bool:

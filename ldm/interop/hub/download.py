@@ -60,7 +60,7 @@ def fetch(text: str | Path) -> Path:
 
 
 def _online(address: Address) -> Listing | None:
-    """The files as the hub lists them; None if it can't be asked and the cache may have them."""
+    """The files as the hub lists them; None if it can't be reached, when the cache may have them."""
     if is_offline():
         return None
     hub = client()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldm.common.errors import UserError
 from ldm.interop.files.name_tables import refuse, refuse_twice
+from ldm.interop.first_stages.conv_autoencoder import shared_config, shared_spec
 from ldm.interop.parts.unet_config import full_spec, signature_defaults
 from ldm.networks import AutoencoderKL
 
@@ -37,17 +38,10 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 def from_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
     """The spec of our AutoencoderKL that computes the same as diffusers' with `config`."""
     refuse(config, _KNOWN, _FIXED, "the autoencoder")
-    channels = config.get("in_channels", 3)
-    if config.get("out_channels", 3) != channels:
-        raise UserError(f"the autoencoder can't be represented here: out_channels={config.get('out_channels')}.")
     return {
         "class": "AutoencoderKL",
-        "in_channels": channels,
+        **shared_spec(config),
         "latent_channels": config.get("latent_channels", 4),
-        "channels": list(config.get("block_out_channels", (64,))),
-        "blocks": config.get("layers_per_block", 1),
-        "attention": bool(config.get("mid_block_add_attention", True)),
-        "groups": config.get("norm_num_groups", 32),
         **({} if any(_has_convs(config)) else {"quant_convs": False}),
     }
 
@@ -65,20 +59,11 @@ def to_diffusers(
     """
     if reasons := obstacles(vae):
         raise UserError(f"the autoencoder can't be a stock AutoencoderKL: {'; '.join(reasons)}.")
-    widths = [stage.resnets[0].conv1.out_channels for stage in vae.encoder.down_blocks]  # type: ignore[index,union-attr]
     convs = folded or full_spec(vae)["quant_convs"]
     return {
         "_class_name": "AutoencoderKL",
-        "in_channels": vae.in_channels,
-        "out_channels": vae.in_channels,
-        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
-        "block_out_channels": widths,
-        "layers_per_block": full_spec(vae)["blocks"],
+        **shared_config(vae, sample_size, scaling_factor),
         "latent_channels": vae.latent_channels,
-        "norm_num_groups": vae.encoder.conv_norm_out.num_groups,
-        "sample_size": sample_size,
-        "scaling_factor": scaling_factor,
         **({} if convs else {"use_quant_conv": False, "use_post_quant_conv": False}),
         "force_upcast": False,
         "mid_block_add_attention": vae.encoder.mid_block.attentions is not None,

@@ -53,6 +53,8 @@ def main(config: dict[str, Any], job: str | None = None, measure_of: MeasureOf |
         raise UserError(
             f"loss_mask= can't be used with {type(kind).__name__}, whose loss isn't computed per pixel: leave it out."
         )
+    if config.get("balance") and config.get("prior_path"):
+        raise UserError("balance= can't be used with prior_path=, whose images have no such column: leave one out.")
     with open_folder("ldm", f"{run_name(path)}-{kind.suffix}", config, job) as folder:
         if not folder.finished:
             complete(prepare(config, folder, kind, path), folder, config, clock, measure_of=measure_of)
